@@ -1,0 +1,57 @@
+# `make` alone lists the targets. Every target does its own set-up.
+
+BASE_PYTHON ?= python3
+VENV        := .venv
+PYTHON      := $(VENV)/bin/python
+SOURCES     := $(wildcard *.py) forecasting serving benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench real clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.run-packages ## create .venv and install what the three scripts need
+
+demo: $(VENV)/.run-packages ## simulate a fleet, train, serve live forecasts on 127.0.0.1:8000
+	@$(PYTHON) demo.py
+
+test: $(VENV)/.dev-packages ## run the tests
+	@$(PYTHON) -m pytest -q
+
+test-all: $(VENV)/.dev-packages ## run the tests, slow ones included
+	@$(PYTHON) -m pytest -q -m ""
+
+lint: $(VENV)/.dev-packages ## ruff and mypy
+	@$(VENV)/bin/ruff check $(SOURCES)
+	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/mypy
+
+bench: $(VENV)/.dev-packages ## measure speed and accuracy against stock and peers
+	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py)); do \
+		case $$benchmark in */__init__.py|*/real_servers.py) continue;; esac; \
+		echo "== $$benchmark" >&2; $(PYTHON) $$benchmark; done
+
+real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print README's tables
+	@$(PYTHON) benchmarks/real_servers.py
+
+clean: ## remove .venv, caches and the demo's folder (training/ and models/ stay)
+	@rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp per requirement file: packages are installed once per change of the pins.
+$(VENV)/bin/python:
+	@command -v $(BASE_PYTHON) > /dev/null || { echo "error: $(BASE_PYTHON) not found; install Python 3.11 or newer, or name one: make BASE_PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(BASE_PYTHON) is $$($(BASE_PYTHON) --version); Python 3.11 or newer is needed: make BASE_PYTHON=python3.12" >&2; exit 1; }
+	@$(BASE_PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.run-packages: requirements.txt | $(VENV)/bin/python
+	@echo "installing the packages of requirements.txt" >&2
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev-packages: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+	@echo "installing the packages of requirements-dev.txt" >&2
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/.run-packages
