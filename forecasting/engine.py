@@ -1,0 +1,203 @@
+"""The engine: history arrays in, quantile arrays out. It knows no names of servers, no HTTP, no files of metrics.
+
+On a CPU the network runs in ONNX Runtime and torch is never imported; on a GPU it runs in torch, on the same windows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forecasting.artifact import (
+    CANARY_FILE,
+    CANARY_TOLERANCE,
+    ONNX_FILE,
+    ModelConfig,
+    ModelError,
+    read_config,
+    verify,
+)
+from forecasting.windows import Calendar, Windows, build_windows
+
+CHUNK_WINDOWS = 256  # bounds memory: windows in flight at once
+Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
+
+
+class Engine:
+    """Forecasts with one model. Thread-safe: it keeps no state between calls."""
+
+    def __init__(self, config: ModelConfig, run: Run, model_dir: Path | None = None) -> None:
+        self.config = config
+        self.model_dir = model_dir
+        self._run = run
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model, as its directory is called."""
+        return self.config.model_id
+
+    @classmethod
+    def load(cls, model_dir: Path, device: str = "auto", threads: int | None = None) -> Engine:
+        """Verify a model directory (manifest, contract version, canary forecast) and load it.
+
+        device: auto, cpu or cuda; auto takes a GPU where torch finds one. threads: for ONNX Runtime, default all cores.
+        Raises ModelError if anything is not as it should be.
+        """
+        resolved = verify(Path(model_dir))
+        config = read_config(resolved)
+        run = _torch_run(resolved, config) if _wants_gpu(device) else _onnx_run(resolved / ONNX_FILE, threads)
+        engine = cls(config, run, resolved)
+        engine._check_canary(resolved / CANARY_FILE)
+        return engine
+
+    def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:
+        """Names among `profiles` that the model was not trained on: forecast as an unknown profile."""
+        return tuple(sorted({name for name in profiles if name is not None} - set(self.config.profiles)))
+
+    def forecast(
+        self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
+    ) -> np.ndarray:
+        """Forecast servers.
+
+        history: float32 [server, history_step, metric] in the contract's units, NaN = not measured; the last step is
+        the origin, any number of steps from 0 up. profiles: one per server, None = unknown. origins: datetime64 of
+        the last step, one or [server]. Returns float32 [server, horizon, metric, quantile].
+        """
+        spec, scaling = self.config.spec, self.config.scaling
+        history = _at_least_one_step(history[:, -spec.history_steps :])
+        origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
+        known_steps = _known_steps(history)
+        rows = scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles)
+        shape = (len(history), spec.horizon_steps, len(spec.metrics), len(self.config.quantiles))
+        quantiles = np.empty(shape, dtype=np.float32)
+        if not len(history):
+            return quantiles
+        calendar = Calendar.over(
+            int(origin_steps.min()) - spec.context_steps,
+            int(origin_steps.max()) + spec.horizon_steps,
+            spec.step_seconds,
+            spec.timezone,
+        )
+        lengths = np.array(spec.encoder_lengths)
+        length_of = lengths[np.searchsorted(lengths, np.clip(known_steps, 1, spec.context_steps))]
+        for length in np.unique(length_of):
+            servers = np.flatnonzero(length_of == length)
+            for chunk in np.array_split(servers, -(-len(servers) // CHUNK_WINDOWS)):
+                last_step = np.full(len(chunk), history.shape[1] - 1)
+                windows = build_windows(
+                    spec,
+                    scaling,
+                    calendar,
+                    scaling.to_link(history[chunk]),
+                    np.arange(len(chunk)),
+                    last_step,
+                    origin_steps[chunk],
+                    rows[chunk],
+                    int(length),
+                    known_steps[chunk],
+                )
+                quantiles[chunk] = self._run(windows)
+        return quantiles
+
+    def _check_canary(self, path: Path) -> None:
+        """Forecast the stored canary: a network that computes something else than at training time is refused."""
+        canary = read_canary(path)
+        forecast = self.forecast(canary["history"], canary["profiles"], canary["origins"])
+        expected = canary["quantiles"]
+        if not np.allclose(forecast, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+            worst = float(np.max(np.abs(forecast - expected)))
+            raise ModelError(
+                f"{path}: the model does not reproduce its canary forecast (off by up to {worst:.3g}); "
+                "use the package versions of requirements.txt or train again"
+            )
+
+
+def write_canary(path: Path, engine: Engine) -> None:
+    """Store a small made-up history with the forecast the engine gives for it now."""
+    config = engine.config
+    random = np.random.default_rng(0)
+    steps = config.context_steps // 2
+    usual, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
+    history = config.scaling.from_link(usual + spread * random.normal(size=(2, steps, len(config.targets))))
+    history[0, : steps // 2] = np.nan
+    profiles = [config.profiles[0] if config.profiles else None, None]
+    origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
+    quantiles = engine.forecast(history, profiles, origins)
+    canary = {
+        "history": [
+            [[None if np.isnan(value) else float(value) for value in step] for step in server] for server in history
+        ],
+        "profiles": profiles,
+        "origins": [str(origin) for origin in origins],
+        "quantiles": quantiles.tolist(),
+    }
+    path.write_text(json.dumps(canary), encoding="utf-8")
+
+
+def read_canary(path: Path) -> dict[str, Any]:
+    """The stored canary with arrays in place of lists (None -> NaN)."""
+    canary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    canary["history"] = np.array(canary["history"], dtype=np.float32)
+    canary["quantiles"] = np.array(canary["quantiles"], dtype=np.float32)
+    canary["origins"] = np.array(canary["origins"], dtype="datetime64[s]")
+    return canary
+
+
+def _wants_gpu(device: str) -> bool:
+    if device == "cpu":
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    available = bool(torch.cuda.is_available())
+    if device == "cuda" and not available:
+        raise ModelError("--device cuda: torch finds no GPU on this machine; use --device cpu")
+    return available
+
+
+def _onnx_run(path: Path, threads: int | None) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs = {node.name for node in session.get_inputs()}
+
+    def run(windows: Windows) -> np.ndarray:
+        fields = {name: field for name, field in windows._asdict().items() if name in inputs}
+        return np.asarray(session.run(None, fields)[0])
+
+    return run
+
+
+def _torch_run(model_dir: Path, config: ModelConfig) -> Run:
+    from forecasting.model import load_model, torch_run
+
+    return torch_run(load_model(model_dir, config).to("cuda"))
+
+
+def _at_least_one_step(history: np.ndarray) -> np.ndarray:
+    """A server without history is one whose only step was not measured."""
+    if history.shape[1]:
+        return history
+    return np.full((history.shape[0], 1, history.shape[2]), np.nan, dtype=np.float32)
+
+
+def _step_numbers(origins: np.ndarray | np.datetime64, servers: int, step_seconds: int) -> np.ndarray:
+    """Origins as step numbers since the epoch: int64 [server]."""
+    seconds = np.asarray(origins, dtype="datetime64[s]").astype(np.int64)
+    return np.broadcast_to(seconds // step_seconds, (servers,))
+
+
+def _known_steps(history: np.ndarray) -> np.ndarray:
+    """Steps from a server's first measurement to the origin: int64 [server], 0 without any."""
+    measured = ~np.isnan(history).all(axis=2)
+    first = np.argmax(measured, axis=1)
+    return np.where(measured.any(axis=1), history.shape[1] - first, 0).astype(np.int64)

@@ -1,0 +1,265 @@
+"""FleetTFT: the stock Temporal Fusion Transformer with a faster forward. Same weights, same numbers.
+
+What the stock forward spends its time on, and what is done instead (every identity below is exact without dropout):
+
+* One gated residual network per variable and time step. Most variables do not need one: a mask or a market-open flag is
+  0 or 1, so its network is evaluated at those two values and looked up; a calendar category has a few dozen values; the
+  relative time index is the same in every window of a batch. Only measured values are evaluated step by step, all
+  variables of a kind in one batched matrix product.
+* A scalar input x enters through a linear prescaler, so what follows up to the first non-linearity is linear in x: the
+  prescaler, the first layer of each network, the linear interpolation of the residual and the layer norm over it fold
+  into small matrices, and the concatenation of all embeddings that selects the variables is never built.
+* Attention without materialised scores (torch's scaled_dot_product_attention); the interpretable weights are computed
+  only on request (`interpretable = True`).
+* One encoder length per batch, so the LSTM runs on plain tensors rather than packed sequences.
+
+Dropout acts on the same activations as in the stock class; for looked-up variables one draw serves the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from pytorch_forecasting import TemporalFusionTransformer
+from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
+    GatedResidualNetwork,
+    ResampleNorm,
+    VariableSelectionNetwork,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+CLOCK = "relative_time_idx"  # the same in every window of a batch
+
+
+def is_flag(variable: str) -> bool:
+    """True for variables whose only values are 0 and 1."""
+    return variable.endswith("_mask") or variable == "market_open"
+
+
+class FleetTFT(TemporalFusionTransformer):
+    """TemporalFusionTransformer with `forward` overridden; all windows of a batch must have one encoder length."""
+
+    interpretable = False
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The stock class's inputs and outputs; attention weights only if `interpretable`."""
+        encoder_steps = x["encoder_cont"].shape[1]
+        static, static_weights = self._select_static(x)  # (B, h)
+        selection_context = self.static_context_variable_selection(static)
+        encoder, encoder_weights = self._select(
+            self.encoder_variable_selection, x["encoder_cat"], x["encoder_cont"], selection_context
+        )  # (B, E, h)
+        decoder, decoder_weights = self._select(
+            self.decoder_variable_selection, x["decoder_cat"], x["decoder_cont"], selection_context
+        )  # (B, H, h)
+        local = torch.cat(self._run_lstm(static, encoder, decoder), dim=1)  # (B, E + H, h)
+        enriched = self.static_enrichment(local, self.static_context_enrichment(static)[:, None])
+        attended, attention = self._attend(enriched, encoder_steps)
+        output = self.post_attn_gate_norm(attended, enriched[:, encoder_steps:])
+        output = self.pos_wise_ff(output)
+        output = self.pre_output_gate_norm(output, local[:, encoder_steps:])
+        prediction = [layer(output) for layer in self.output_layer] if self.n_targets > 1 else self.output_layer(output)
+        return self.to_network_output(
+            prediction=prediction,
+            encoder_attention=None if attention is None else attention[..., :encoder_steps],
+            decoder_attention=None if attention is None else attention[..., encoder_steps:],
+            static_variables=static_weights,
+            encoder_variables=encoder_weights,
+            decoder_variables=decoder_weights,
+            decoder_lengths=x["decoder_lengths"],
+            encoder_lengths=x["encoder_lengths"],
+        )
+
+    def _select_static(self, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Static variables are those of any step; (B, h) and weights (B, 1, variable)."""
+        categories, reals = x["decoder_cat"][:, :1], x["decoder_cont"][:, :1]
+        selected, weights = self._select(self.static_variable_selection, categories, reals, None)
+        return selected[:, 0], weights[:, 0]
+
+    def _select(
+        self, network: VariableSelectionNetwork, categories: Tensor, reals: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Categories (B, T, c), reals (B, T, r), context (B, h) -> selected (B, T, h), weights (B, T, 1, variable)."""
+        names = list(network.input_sizes)
+        tables = [name for name in names if name not in network.prescalers]
+        scalars = [name for name in names if name in network.prescalers]
+        codes = [categories[..., self.hparams.x_categoricals.index(name)] for name in tables]
+        values = reals[..., [self.hparams.x_reals.index(name) for name in scalars]]  # (B, T, scalar)
+        weights = self._selection_weights(network, tables, codes, scalars, values, context)  # (B, T, variable)
+        weight = dict(zip(names, weights.unbind(dim=-1), strict=True))
+        value = dict(zip(scalars, values.unbind(dim=-1), strict=True))
+        selected = torch.zeros_like(weights[..., :1])
+        for name, code in zip(tables, codes, strict=True):
+            table = network.single_variable_grns[name](self.input_embeddings[name].weight)  # (category, h)
+            selected = selected + weight[name][..., None] * functional.embedding(code, table)
+        flags = [name for name in scalars if is_flag(name)]
+        if flags:
+            selected = selected + _select_flags(network, flags, weight, value)
+        if CLOCK in scalars:
+            over_time = _scalar_networks(network, [CLOCK], value[CLOCK][None, 0])[0]  # (T, h)
+            selected = selected + weight[CLOCK][..., None] * over_time
+        free = [name for name in scalars if not is_flag(name) and name != CLOCK]
+        if free:
+            stacked = torch.stack([value[name] for name in free])  # (v, B, T)
+            chosen = torch.stack([weight[name] for name in free])
+            evaluated = _scalar_networks(network, free, stacked.flatten(1)).unflatten(1, values.shape[:2])
+            selected = selected + (evaluated * chosen[..., None]).sum(dim=0)
+        return selected, weights[..., None, :]
+
+    def _selection_weights(
+        self,
+        network: VariableSelectionNetwork,
+        tables: Sequence[str],
+        codes: Sequence[Tensor],
+        scalars: Sequence[str],
+        values: Tensor,
+        context: Tensor | None,
+    ) -> Tensor:
+        """Softmax weights of the variables (B, T, variable), without building the flattened embedding (B, T, sizes).
+
+        First layer and residual of the network are linear in the embedding: their matrices are applied to the embedding
+        tables and folded with the prescalers.
+        """
+        grn = network.flattened_grn
+        linear = torch.cat([grn.fc1.weight, _interpolation(grn.input_size, grn.output_size).to(values)])  # (o, sizes)
+        sizes = [network.input_sizes[name] for name in (*tables, *scalars)]
+        parts = dict(zip((*tables, *scalars), linear.split(sizes, dim=1), strict=True))
+        scale = torch.stack([parts[name] @ network.prescalers[name].weight[:, 0] for name in scalars])  # (scalar, o)
+        shift = torch.stack([parts[name] @ network.prescalers[name].bias for name in scalars]).sum(dim=0)
+        flat = functional.linear(values, scale.T, shift)  # (B, T, o)
+        for name, code in zip(tables, codes, strict=True):
+            flat = flat + functional.embedding(code, self.input_embeddings[name].weight @ parts[name].T)
+        hidden, residual = flat.split([grn.hidden_size, grn.output_size], dim=-1)
+        hidden = hidden + grn.fc1.bias
+        if context is not None:
+            hidden = hidden + grn.context(context)[:, None]
+        residual = _gated_norm(grn.resample_norm, residual)
+        hidden = grn.fc2(functional.elu(hidden))
+        return torch.softmax(grn.gate_norm(hidden, residual), dim=-1)
+
+    def _run_lstm(self, static: Tensor, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
+        """Local processing with gated skip connections: (B, E, h), (B, H, h)."""
+        layers = self.hparams.lstm_layers
+        state = (
+            self.static_context_initial_hidden_lstm(static).expand(layers, -1, -1).contiguous(),
+            self.static_context_initial_cell_lstm(static).expand(layers, -1, -1).contiguous(),
+        )
+        if (
+            encoder.shape[1] == 0
+        ):  # the stock LSTM starts from zeros, not from the static state, when nothing is encoded
+            state = (torch.zeros_like(state[0]), torch.zeros_like(state[1]))
+            encoded = encoder
+        else:
+            encoded, state = self.lstm_encoder(encoder, state)
+        decoded, _ = self.lstm_decoder(decoder, state)
+        gate, norm = self.post_lstm_gate_encoder, self.post_lstm_add_norm_encoder
+        return norm(gate(encoded), encoder), norm(gate(decoded), decoder)
+
+    def _attend(self, enriched: Tensor, encoder_steps: int) -> tuple[Tensor, Tensor | None]:
+        """Multi-head attention of the horizon over everything before: (B, H, h) and weights (B, H, head, T)."""
+        attention = self.multihead_attn
+        queries = enriched[:, encoder_steps:]
+        q, k = (
+            functional.linear(
+                rows, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+            ).unflatten(-1, (attention.n_head, attention.d_k))
+            for rows, layers in ((queries, attention.q_layers), (enriched, attention.k_layers))
+        )  # (B, H | T, head, d)
+        v = attention.v_layer(enriched)[:, None]  # (B, 1, T, d), shared by the heads
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, head, H | T, d)
+        mask = _causal_mask(queries.shape[1], encoder_steps, attention.mask_bias, enriched)
+        heads = functional.scaled_dot_product_attention(q, k, v.expand(-1, attention.n_head, -1, -1), mask)
+        output = attention.dropout(heads).mean(dim=1)  # (B, H, d)
+        output = attention.dropout(attention.w_h(output))
+        if not self.interpretable:
+            return output, None
+        scores = q @ k.transpose(-1, -2) / attention.d_k**0.5 + mask
+        return output, torch.softmax(scores, dim=-1).transpose(1, 2)
+
+
+def _select_flags(
+    network: VariableSelectionNetwork, flags: list[str], weight: dict[str, Tensor], value: dict[str, Tensor]
+) -> Tensor:
+    """Weighted sum of variables that are 0 or 1: their networks at 0 and 1, picked by one matrix product."""
+    zero_and_one = torch.arange(2).to(value[flags[0]]).expand(len(flags), 2)
+    off_and_on = _scalar_networks(network, flags, zero_and_one)  # (flag, 2, h)
+    chosen = torch.stack([weight[name] for name in flags], dim=-1)  # (B, T, flag)
+    on = chosen * torch.stack([value[name] for name in flags], dim=-1)
+    return torch.cat([chosen - on, on], dim=-1) @ off_and_on.transpose(0, 1).flatten(0, 1)
+
+
+def _scalar_networks(network: VariableSelectionNetwork, names: Sequence[str], values: Tensor) -> Tensor:
+    """Prescaler and gated residual network of several real variables at once: values (v, N) -> (v, N, h)."""
+    grns: list[GatedResidualNetwork] = [network.single_variable_grns[name] for name in names]
+    prescale = torch.stack([network.prescalers[name].weight[:, 0] for name in names])  # (v, i)
+    prebias = torch.stack([network.prescalers[name].bias for name in names])
+    first = torch.stack([grn.fc1.weight for grn in grns])  # (v, i, i)
+    scale = torch.einsum("voi,vi->vo", first, prescale)[:, None]
+    shift = (torch.einsum("voi,vi->vo", first, prebias) + _stack_biases([grn.fc1 for grn in grns]))[:, None]
+    x = values[..., None]  # (v, N, 1)
+    hidden = functional.elu(x * scale + shift)
+    hidden = _batched_linear(hidden, [grn.fc2 for grn in grns])
+    gates = [grn.gate_norm.glu for grn in grns]
+    if gates[0].dropout is not None:
+        hidden = gates[0].dropout(hidden)
+    gated = functional.glu(_batched_linear(hidden, [gate.fc for gate in gates]), dim=-1)  # (v, N, h)
+    if hasattr(grns[0], "resample_norm"):
+        gated = gated + _resampled_residual(x, [grn.resample_norm for grn in grns], prescale, prebias)
+    else:
+        gated = gated + x * prescale[:, None] + prebias[:, None]
+    norms = [grn.gate_norm.add_norm.norm for grn in grns]
+    normed = functional.layer_norm(gated, norms[0].normalized_shape, eps=norms[0].eps)
+    return normed * torch.stack([norm.weight for norm in norms])[:, None] + _stack_biases(norms)[:, None]
+
+
+def _resampled_residual(x: Tensor, norms: list[ResampleNorm], prescale: Tensor, prebias: Tensor) -> Tensor:
+    """Residual of scalars x (v, N, 1): prescaled, interpolated to h, gated and normed, all affine in x up to the norm.
+
+    With y = x a + c over the h outputs, the layer norm of y needs only the centred a and c and three of their moments.
+    """
+    resample = _interpolation(prescale.shape[1], norms[0].output_size).to(prescale)  # (h, i)
+    gate = torch.stack([torch.sigmoid(norm.mask) * 2.0 for norm in norms])
+    a, c = (prescale @ resample.T) * gate, (prebias @ resample.T) * gate  # (v, h)
+    a, c = a - a.mean(dim=1, keepdim=True), c - c.mean(dim=1, keepdim=True)
+    moments = ((a * a).mean(dim=1), (a * c).mean(dim=1), (c * c).mean(dim=1))
+    aa, ac, cc = (moment[:, None, None] for moment in moments)
+    inverse = torch.rsqrt((x * aa + 2 * ac) * x + cc + norms[0].norm.eps)  # (v, N, 1)
+    weight = torch.stack([norm.norm.weight for norm in norms])
+    directions = torch.stack([a * weight, c * weight], dim=1)  # (v, 2, h)
+    return torch.baddbmm(
+        _stack_biases([norm.norm for norm in norms])[:, None], torch.cat([x * inverse, inverse], dim=-1), directions
+    )
+
+
+def _gated_norm(norm: ResampleNorm, resampled: Tensor) -> Tensor:
+    """What ResampleNorm does after its interpolation."""
+    return norm.norm(resampled * torch.sigmoid(norm.mask) * 2.0)
+
+
+def _batched_linear(rows: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
+    """Layer v applied to rows[v]: (v, N, i) -> (v, N, o)."""
+    weight = torch.stack([layer.weight for layer in layers]).transpose(1, 2)
+    return torch.baddbmm(_stack_biases(layers)[:, None], rows, weight)
+
+
+def _stack_biases(layers: Sequence[nn.Linear | nn.LayerNorm]) -> Tensor:
+    return torch.stack([layer.bias for layer in layers])
+
+
+def _causal_mask(horizon_steps: int, encoder_steps: int, bias: float, like: Tensor) -> Tensor:
+    """Additive mask (H, E + H): all of the encoder, and of the horizon only the steps before."""
+    future = torch.ones(horizon_steps, horizon_steps, dtype=torch.bool, device=like.device).triu()
+    seen = torch.zeros(horizon_steps, encoder_steps, dtype=torch.bool, device=like.device)
+    return torch.cat([seen, future], dim=1).to(like.dtype) * bias
+
+
+@lru_cache
+def _interpolation(inputs: int, outputs: int) -> Tensor:
+    """Linear interpolation from `inputs` to `outputs` points (ends aligned) as a matrix (outputs, inputs)."""
+    position = np.linspace(0.0, inputs - 1.0, outputs)
+    matrix = np.stack([np.interp(position, np.arange(inputs), unit) for unit in np.eye(inputs)], axis=1)
+    return torch.from_numpy(matrix.astype(np.float32))

@@ -1,0 +1,256 @@
+"""The network: pytorch-forecasting's Temporal Fusion Transformer (Lim et al. 2021, arXiv:1912.09363), in stock weights.
+
+`build_network` goes the documented way (`TimeSeriesDataSet` -> `from_dataset`), on a small template frame that only
+states names and categories: windows.py cuts the actual batches and fleet_tft.py runs the network faster. ForecastModel
+turns the raw outputs into quantiles that cannot cross and cannot leave the metric's physical range.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
+from pytorch_forecasting.data import MultiNormalizer, NaNLabelEncoder, TorchNormalizer
+from pytorch_forecasting.metrics import MultiLoss, QuantileLoss
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from forecasting.artifact import WEIGHTS_FILE, ModelConfig
+from forecasting.fleet_tft import FleetTFT
+from forecasting.scaling import FleetScaling
+from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
+
+Item = TypeVar("Item")
+
+QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+MEDIAN = QUANTILES.index(0.5)
+
+
+def template_dataset(spec: WindowSpec, profiles: tuple[str, ...]) -> TimeSeriesDataSet:
+    """A TimeSeriesDataSet that states the variables and categories of `spec`: the network is built from it.
+
+    `NaNLabelEncoder(add_nan=True)` gives a profile outside `profiles`, and a hidden one, category 0. Without any
+    profile the variable is left out.
+    """
+    steps = max(3, *CALENDAR_SIZES.values())
+    names = profiles or ("any",)
+    frame = pd.DataFrame(
+        {
+            "server": np.repeat([f"server{i}" for i in range(len(names))], steps),
+            "step": np.tile(np.arange(steps), len(names)),
+            "profile": np.repeat(np.array(names, dtype=object), steps),
+        }
+    )
+    for name, size in CALENDAR_SIZES.items():
+        frame[name] = [f"{value % size:02d}" for value in frame["step"]]
+    inputs = (*spec.static_reals, *spec.encoder_reals, *spec.decoder_reals, "market_open")
+    frame = frame.assign(**dict.fromkeys((*spec.metrics, *inputs), 0.0))
+    identity = [TorchNormalizer(method="identity") for _ in spec.metrics]
+    return TimeSeriesDataSet(
+        frame,
+        time_idx="step",
+        target=_one_or_list(spec.metrics),
+        group_ids=["server"],
+        min_encoder_length=0,
+        max_encoder_length=spec.context_steps,
+        min_prediction_length=1,
+        max_prediction_length=spec.horizon_steps,
+        static_categoricals=["profile"] if profiles else [],
+        static_reals=list(spec.static_reals),
+        time_varying_known_categoricals=list(CALENDAR_SIZES),
+        time_varying_known_reals=[*spec.decoder_reals, "market_open"],
+        time_varying_unknown_reals=list(spec.encoder_reals),
+        categorical_encoders={"profile": NaNLabelEncoder(add_nan=True)} if profiles else {},
+        target_normalizer=MultiNormalizer(identity) if len(identity) > 1 else identity[0],
+        scalers=dict.fromkeys(inputs),
+        add_relative_time_idx=True,
+        add_encoder_length=False,
+    )
+
+
+def build_network(
+    spec: WindowSpec,
+    profiles: tuple[str, ...],
+    hidden_size: int,
+    network: type[TemporalFusionTransformer] = FleetTFT,
+) -> TemporalFusionTransformer:
+    """A freshly initialised network for `spec`; `network` is the stock class or FleetTFT (same weights)."""
+    losses = [QuantileLoss(list(QUANTILES)) for _ in spec.metrics]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the template is tiny on purpose
+        dataset = template_dataset(spec, profiles)
+        return network.from_dataset(
+            dataset,
+            allowed_encoder_known_variable_names=[*CALENDAR_SIZES, "market_open", "relative_time_idx"],
+            hidden_size=hidden_size,
+            hidden_continuous_size=8,
+            attention_head_size=4,
+            dropout=0.1,
+            output_size=_one_or_list([len(QUANTILES) for _ in spec.metrics]),
+            loss=losses[0] if len(losses) == 1 else MultiLoss(losses),
+        )
+
+
+def _one_or_list(items: Sequence[Item]) -> Item | list[Item]:
+    """pytorch-forecasting takes a single target bare and several as a list."""
+    return items[0] if len(items) == 1 else list(items)
+
+
+class ForecastModel(nn.Module):
+    """Network plus head: window tensors in, quantiles in physical units out.
+
+    The head reads a metric's seven raw outputs as the median and six positive distances, so quantiles cannot cross;
+    sinh undoes the asinh of the inputs, the window's centre and spread undo the scaling, and the link (scaling.py)
+    leads back into the metric's physical range.
+    """
+
+    def __init__(self, network: TemporalFusionTransformer, spec: WindowSpec, scaling: FleetScaling) -> None:
+        super().__init__()
+        self.network = network
+        self.context_steps = spec.context_steps
+        self.uses_profile = "profile" in network.hparams.x_categoricals
+        self.percent: torch.Tensor
+        self.typical: torch.Tensor
+        self.register_buffer("percent", torch.as_tensor(scaling.percent), persistent=False)
+        self.register_buffer("typical", torch.as_tensor(scaling.typical, dtype=torch.float32), persistent=False)
+
+    def forward(
+        self,
+        profile: torch.Tensor,
+        encoder_calendar: torch.Tensor,
+        decoder_calendar: torch.Tensor,
+        encoder_market: torch.Tensor,
+        decoder_market: torch.Tensor,
+        static: torch.Tensor,
+        encoder: torch.Tensor,
+        decoder: torch.Tensor,
+        centre: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> torch.Tensor:
+        """Fields of windows.Windows -> quantiles, physical units: [window, H, metric, quantile]."""
+        scaled = self.scaled_quantiles(
+            profile, encoder_calendar, decoder_calendar, encoder_market, decoder_market, static, encoder, decoder
+        )
+        units = (torch.exp(scaled) - torch.exp(-scaled)) / 2  # sinh, which the ONNX exporter does not know
+        linked = centre[:, None, :, None] + spread[:, None, :, None] * units
+        percent = 100.0 * torch.sigmoid(linked)
+        rate = self.typical[:, None] * functional.softplus(linked)
+        return torch.where(self.percent[:, None], percent, rate)
+
+    def scaled_quantiles(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Quantiles in the compressed window units the network works in: [window, H, metric, quantile]."""
+        raw = self.network(self.network_inputs(*inputs))["prediction"]
+        return ordered(torch.stack(raw if isinstance(raw, list) else [raw], dim=2))
+
+    def network_inputs(
+        self,
+        profile: torch.Tensor,
+        encoder_calendar: torch.Tensor,
+        decoder_calendar: torch.Tensor,
+        encoder_market: torch.Tensor,
+        decoder_market: torch.Tensor,
+        static: torch.Tensor,
+        encoder: torch.Tensor,
+        decoder: torch.Tensor,
+    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """The stock network's inputs, columns in the order of TimeSeriesDataSet.reals and .flat_categoricals."""
+        windows, encoder_steps, horizon_steps = static.shape[0], encoder.shape[1], decoder.shape[1]
+
+        def known(
+            steps: int, first: int, lags: torch.Tensor, market: torch.Tensor, measured: torch.Tensor
+        ) -> torch.Tensor:
+            position = torch.arange(first, first + steps, dtype=static.dtype, device=static.device) / self.context_steps
+            fixed = static[:, None, :].expand(windows, steps, static.shape[1])
+            return torch.cat([fixed, lags, market, position[None, :, None].expand(windows, steps, 1), measured], dim=2)
+
+        def categories(steps: int, calendar: torch.Tensor) -> torch.Tensor:
+            if not self.uses_profile:
+                return calendar
+            return torch.cat([profile[:, None, None].expand(windows, steps, 1), calendar], dim=2)
+
+        no_lags = decoder.new_zeros(windows, encoder_steps, decoder.shape[2])
+        not_yet_measured = encoder.new_zeros(windows, horizon_steps, encoder.shape[2])
+        identity = static.new_tensor([0.0, 1.0]).expand(windows, 2)
+        return {
+            "encoder_cat": categories(encoder_steps, encoder_calendar),
+            "decoder_cat": categories(horizon_steps, decoder_calendar),
+            "encoder_cont": known(encoder_steps, -encoder_steps, no_lags, encoder_market, encoder),
+            "decoder_cont": known(horizon_steps, 0, decoder, decoder_market, not_yet_measured),
+            "encoder_lengths": torch.full((windows,), encoder_steps, dtype=torch.int64, device=static.device),
+            "decoder_lengths": torch.full((windows,), horizon_steps, dtype=torch.int64, device=static.device),
+            "target_scale": _one_or_list([identity for _ in range(len(self.percent))]),
+        }
+
+
+def ordered(raw: torch.Tensor) -> torch.Tensor:
+    """Raw outputs [..., quantile] -> strictly increasing values: median first, softplus distances outward from it."""
+    median = raw[..., MEDIAN : MEDIAN + 1]
+    distance = functional.softplus(raw)
+    below = distance[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
+    above = distance[..., MEDIAN + 1 :].cumsum(-1)
+    return torch.cat([median - below, median, median + above], dim=-1)
+
+
+def window_tensors(windows: Windows, device: torch.device | str = "cpu") -> list[torch.Tensor]:
+    """Fields of `windows` as tensors, in the order ForecastModel.forward takes them."""
+    return [torch.from_numpy(field).to(device) for field in windows]
+
+
+def torch_run(model: ForecastModel) -> Callable[[Windows], np.ndarray]:
+    """Run windows through a torch model without gradients, for engine.Engine."""
+    device = next(model.parameters()).device
+
+    def run(windows: Windows) -> np.ndarray:
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode():
+            quantiles = model(*window_tensors(windows, device)).cpu().numpy()
+        model.train(was_training)
+        return quantiles
+
+    return run
+
+
+def load_model(model_dir: Path, config: ModelConfig) -> ForecastModel:
+    """Rebuild the torch model of a verified model directory."""
+    network = build_network(config.spec, config.network_profiles, config.hidden_size)
+    network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
+    return ForecastModel(network, config.spec, config.scaling).eval()
+
+
+def export_onnx(model: ForecastModel, windows: Windows, path: Path) -> None:
+    """Write the model as ONNX with free batch size and encoder length; `windows` is an example batch."""
+    free = {name: {0: "windows"} for name in Windows._fields}
+    for name in ("encoder_calendar", "encoder_market", "encoder"):
+        free[name][1] = "encoder_steps"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(),
+            tuple(window_tensors(windows)),
+            str(path),
+            input_names=list(Windows._fields),
+            output_names=["quantiles"],
+            dynamic_axes=free,
+            dynamo=False,
+            opset_version=17,
+        )
+
+
+def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean pinball loss over quantiles and measured targets (Koenker & Bassett 1978).
+
+    scaled: [window, H, metric, quantile]; targets: [window, H, metric] in the same units, NaN = not measured: left out.
+    """
+    levels = scaled.new_tensor(QUANTILES)
+    measured = ~torch.isnan(targets)
+    error = torch.where(measured, targets, 0.0)[..., None] - scaled
+    loss = torch.maximum(levels * error, (levels - 1.0) * error).mean(dim=-1)
+    return torch.where(measured, loss, 0.0).sum() / measured.sum().clamp(min=1)

@@ -1,0 +1,120 @@
+"""Which windows training visits, and under which handicaps: so that strangers are an ordinary case.
+
+An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour. Per
+batch one encoder length is drawn: mostly the whole context, else a short one, down to no history at all. For a share of
+the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its random start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from forecasting.grid import FleetGrid
+from forecasting.scaling import FleetScaling
+from forecasting.windows import Calendar, Windows, WindowSpec, build_windows, compress
+
+HOUR_SECONDS = 3_600
+SHORT_HISTORY_SHARE = 0.35  # of the batches
+ONE_DAY_SHARE = 0.2  # of the windows with a whole context: nothing older than the context is known
+HIDDEN_PROFILE_SHARE = 0.15  # of the windows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows with their targets: float32 [window, H, metric] in compressed window units, NaN = not measured."""
+
+    windows: Windows
+    targets: np.ndarray
+
+
+class WindowSource:
+    """Cuts batches of windows out of a fleet held in memory."""
+
+    def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling) -> None:
+        self.spec = spec
+        self.scaling = scaling
+        self._linked = scaling.to_link(grid.values)
+        self._profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
+        self._first_step = int(grid.start.astype("datetime64[s]").astype(np.int64)) // grid.step_seconds
+        self._calendar = Calendar.over(
+            self._first_step - spec.context_steps,
+            self._first_step + grid.steps + spec.horizon_steps,
+            grid.step_seconds,
+            spec.timezone,
+        )
+
+    def batch(
+        self,
+        rows: np.ndarray,
+        origins: np.ndarray,
+        encoder_steps: int,
+        known_steps: np.ndarray,
+        hidden: np.ndarray,
+    ) -> Batch:
+        """Windows of servers `rows` at grid steps `origins` (int64 [window]).
+
+        known_steps: how much history may be used; hidden: boolean, where the profile is not told. See build_windows.
+        """
+        windows = build_windows(
+            self.spec,
+            self.scaling,
+            self._calendar,
+            self._linked,
+            rows,
+            origins,
+            self._first_step + origins,
+            np.where(hidden, 0, self._profile_rows[rows]),
+            encoder_steps,
+            known_steps,
+        )
+        index = origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
+        future = self._linked[rows[:, None], index]
+        return Batch(windows, compress((future - windows.centre[:, None]) / windows.spread[:, None]))
+
+    def measured_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
+        """True for the windows with at least one measured target: boolean [window]."""
+        seen = ~np.isnan(self._linked).all(axis=2)
+        counts = np.concatenate([np.zeros((len(seen), 1), np.int64), np.cumsum(seen, axis=1)], axis=1)
+        return counts[rows, origins + 1 + self.spec.horizon_steps] > counts[rows, origins + 1]
+
+
+def epoch(
+    source: WindowSource, rows: np.ndarray, last_step: int, batch_size: int, random: np.random.Generator
+) -> Iterator[Batch]:
+    """One epoch over servers `rows` (int64): batches in random order, no target after grid step `last_step`."""
+    spec = source.spec
+    hour = max(1, HOUR_SECONDS // spec.step_seconds)
+    hours = np.arange(0, last_step - spec.horizon_steps + 1, hour)
+    server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
+    origin = np.minimum(origin + random.integers(0, hour, origin.shape), last_step - spec.horizon_steps)
+    kept = random.permutation(np.flatnonzero(source.measured_targets(server, origin)))
+    for first in range(0, len(kept), batch_size):
+        chosen = kept[first : first + batch_size]
+        encoder_steps, known_steps = draw_history(spec, len(chosen), random)
+        hidden = random.random(len(chosen)) < HIDDEN_PROFILE_SHARE
+        yield source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
+
+
+def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size: int) -> int:
+    """How many batches `epoch` yields if every window has a measured target."""
+    hour = max(1, HOUR_SECONDS // spec.step_seconds)
+    windows = servers * len(range(0, last_step - spec.horizon_steps + 1, hour))
+    return -(-windows // batch_size)
+
+
+def draw_history(spec: WindowSpec, windows: int, random: np.random.Generator) -> tuple[int, np.ndarray]:
+    """An encoder length for a batch, and for each window how many steps up to the origin are known: int64 [window]."""
+    unlimited = spec.history_steps
+    if random.random() >= SHORT_HISTORY_SHARE:
+        only_a_day = random.random(windows) < ONE_DAY_SHARE
+        return spec.context_steps, np.where(only_a_day, spec.context_steps, unlimited)
+    lengths = (0, *spec.encoder_lengths)
+    choice = int(random.integers(1, len(lengths)))
+    shortest, longest = lengths[choice - 1] + 1, lengths[choice]
+    known = random.integers(shortest, longest + 1, windows)
+    if longest == 1:
+        known = random.integers(0, 2, windows)  # no history at all, or the first sample only
+    return longest, known

@@ -1,0 +1,250 @@
+"""Windows: what the network sees of one server at one forecast origin.
+
+A window is cut from a linked history array (scaling.FleetScaling.to_link) by index. Everything in it is known at the
+origin: the context's scaled values with a mask beside each, the calendar of context and horizon, and for each decoder
+step the same time of earlier days. The trainer cuts windows out of the whole fleet's array, the engine out of the
+histories it is given; both use `build_windows`, so what is trained is what is served.
+
+Variable names and order are those of the TimeSeriesDataSet that model.py builds the network from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from forecasting.scaling import FleetScaling, WindowScale
+from server_profiles import business_time
+
+DAY_SECONDS = 86_400
+DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
+DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
+HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
+CATEGORICALS = ("profile", "half_hour", "day_kind")
+CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """Lengths of a window in steps, and the calendar's time zone."""
+
+    metrics: tuple[str, ...]
+    step_seconds: int
+    timezone: str
+    context_steps: int
+    horizon_steps: int
+
+    @property
+    def day_steps(self) -> int:
+        """Steps in 24 hours."""
+        return DAY_SECONDS // self.step_seconds
+
+    @property
+    def yesterday_steps(self) -> int:
+        """Distance from a decoder step to the latest earlier day that is known over the whole horizon."""
+        return self.day_steps * -(-self.horizon_steps // self.day_steps)
+
+    @property
+    def half_width_steps(self) -> int:
+        """Steps to either side that the mean over earlier days averages."""
+        return DAILY_MEAN_HALF_WIDTH_SECONDS // self.step_seconds
+
+    @property
+    def history_steps(self) -> int:
+        """How many past steps a window can use; older ones are ignored."""
+        oldest = self.yesterday_steps + (DAILY_MEAN_DAYS - 1) * self.day_steps + self.half_width_steps
+        return max(self.context_steps, oldest)
+
+    @property
+    def encoder_lengths(self) -> tuple[int, ...]:
+        """The encoder lengths in use, doubling from three steps to the context.
+
+        A server with less history than its length has unmeasured steps in front; one without any has a single one.
+        """
+        lengths = [1]
+        while (length := 3 * 2 ** (len(lengths) - 1)) < self.context_steps:
+            lengths.append(length)
+        return (*lengths, self.context_steps)
+
+    @property
+    def static_reals(self) -> tuple[str, ...]:
+        """Per window: where it lies relative to its profile, how wide it is, how much of it was measured."""
+        return (*(f"{m}_{part}" for m in self.metrics for part in ("centre", "spread")), "measured_share")
+
+    @property
+    def encoder_reals(self) -> tuple[str, ...]:
+        """Per context step: the scaled value and, beside it, whether it was measured."""
+        return tuple(f"{m}_{part}" for m in self.metrics for part in ("scaled", "mask"))
+
+    @property
+    def decoder_reals(self) -> tuple[str, ...]:
+        """Per horizon step: yesterday's value and the mean of earlier days at this time, with the share measured."""
+        lags = tuple(f"{m}_{part}" for m in self.metrics for part in ("yesterday", "daily_mean"))
+        return (*lags, "yesterday_share", "daily_mean_share")
+
+
+class Windows(NamedTuple):
+    """A batch of windows of one encoder length E; H is the horizon, M the number of metrics.
+
+    profile: int64 [window], row of the profile, 0 = unknown.
+    encoder_calendar, decoder_calendar: int64 [window, E | H, 2]: half_hour, day_kind.
+    encoder_market, decoder_market: float32 [window, E | H, 1]: market open.
+    static: float32 [window, 2 * M + 1]; encoder: float32 [window, E, 2 * M]; decoder: float32 [window, H, 2 * M + 2].
+    centre, spread: float32 [window, M], link space: how to undo the scaling.
+    """
+
+    profile: np.ndarray
+    encoder_calendar: np.ndarray
+    decoder_calendar: np.ndarray
+    encoder_market: np.ndarray
+    decoder_market: np.ndarray
+    static: np.ndarray
+    encoder: np.ndarray
+    decoder: np.ndarray
+    centre: np.ndarray
+    spread: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Business calendar of a run of steps; step numbers count from the Unix epoch."""
+
+    first_step: int
+    half_hour_and_day: np.ndarray  # int64 [step, 2]
+    market_open: np.ndarray  # float32 [step, 1]
+
+    @classmethod
+    def over(cls, first_step: int, last_step: int, step_seconds: int, timezone: str) -> Calendar:
+        """Calendar of steps first_step..last_step in `timezone` (ValueError if the zone is unknown)."""
+        seconds = np.arange(first_step, last_step + 1) * step_seconds
+        when = business_time(seconds.astype("datetime64[s]"), timezone)
+        half_hour = when.minute_of_day.astype(np.int64) // 30
+        day_kind = np.where(when.is_holiday, HOLIDAY, when.day_of_week).astype(np.int64)
+        market_open = when.market_open.astype(np.float32)[:, None]
+        return cls(first_step, np.stack([half_hour, day_kind], axis=1), market_open)
+
+
+def build_windows(
+    spec: WindowSpec,
+    scaling: FleetScaling,
+    calendar: Calendar,
+    linked: np.ndarray,
+    rows: np.ndarray,
+    origins: np.ndarray,
+    origin_steps: np.ndarray,
+    profile_rows: np.ndarray,
+    encoder_steps: int,
+    known_steps: np.ndarray,
+) -> Windows:
+    """Cut a batch of windows.
+
+    linked: float32 [server, step, metric] in link space, NaN = not measured. rows, origins: int64 [window], server and
+    index of the last known step. origin_steps: int64 [window], the same moment as a step number since the epoch.
+    profile_rows: int64 [window], 0 hides the profile. encoder_steps: E, at least 1.
+    known_steps: int64 [window], how many steps up to the origin the forecaster may use (0 = a server without history).
+    """
+    context = _take(linked, rows, origins, np.arange(1 - encoder_steps, 1), known_steps)  # [window, E, metric]
+    scale = scaling.window_scale(context, profile_rows)
+    encoder_at = origin_steps[:, None] + np.arange(1 - encoder_steps, 1)
+    decoder_at = origin_steps[:, None] + np.arange(1, spec.horizon_steps + 1)
+    return Windows(
+        profile=profile_rows,
+        encoder_calendar=calendar.half_hour_and_day[encoder_at - calendar.first_step],
+        decoder_calendar=calendar.half_hour_and_day[decoder_at - calendar.first_step],
+        encoder_market=calendar.market_open[encoder_at - calendar.first_step],
+        decoder_market=calendar.market_open[decoder_at - calendar.first_step],
+        static=_static_reals(spec, scaling, scale, profile_rows, context),
+        encoder=_value_and_mask(context, scale),
+        decoder=_earlier_days(spec, linked, rows, origins, known_steps, scale),
+        centre=scale.centre,
+        spread=scale.spread,
+    )
+
+
+def compress(units: np.ndarray) -> np.ndarray:
+    """asinh: about linear within one spread, logarithmic beyond, so that bursts stay readable for the network."""
+    return np.arcsinh(units)
+
+
+def _take(
+    linked: np.ndarray, rows: np.ndarray, origins: np.ndarray, offsets: np.ndarray, known_steps: np.ndarray
+) -> np.ndarray:
+    """Values at origin + offset: [window, offset, metric].
+
+    NaN before the array, before the window's known steps and, whatever the caller asks for, after the origin.
+    """
+    index = origins[:, None] + offsets
+    unknown = (index < 0) | (offsets <= -known_steps[:, None]) | (offsets > 0)
+    values = linked[rows[:, None], np.clip(index, 0, linked.shape[1] - 1)]
+    values[unknown] = np.nan
+    return values
+
+
+def _value_and_mask(context: np.ndarray, scale: WindowScale) -> np.ndarray:
+    """Interleaved scaled value (0 where not measured) and mask: float32 [window, E, 2 * metric]."""
+    measured = ~np.isnan(context)
+    units = (context - scale.centre[:, None]) / scale.spread[:, None]
+    scaled = compress(np.where(measured, units, 0.0))
+    return _interleave(scaled, measured)
+
+
+def _static_reals(
+    spec: WindowSpec, scaling: FleetScaling, scale: WindowScale, profile_rows: np.ndarray, context: np.ndarray
+) -> np.ndarray:
+    """Centre and log-spread in profile units; measured steps on a log scale: float32 [window, 2 * metric + 1]."""
+    relative = scaling.in_profile_units(scale, profile_rows)
+    measured_steps = (~np.isnan(context)).sum(axis=1).mean(axis=1, keepdims=True)
+    share = np.log1p(measured_steps) / np.log1p(spec.context_steps)
+    return np.concatenate([_interleave(compress(relative.centre), relative.spread), share], axis=1, dtype=np.float32)
+
+
+def _earlier_days(
+    spec: WindowSpec,
+    linked: np.ndarray,
+    rows: np.ndarray,
+    origins: np.ndarray,
+    known_steps: np.ndarray,
+    scale: WindowScale,
+) -> np.ndarray:
+    """Decoder reals: what this time of day looked like on earlier days, in window units.
+
+    float32 [window, H, 2 * metric + 2]; zeros where nothing was measured, as the two shares at the end tell.
+    """
+    half = spec.half_width_steps
+    around = np.arange(1 - half, spec.horizon_steps + half + 1)
+    total = np.zeros((len(rows), len(around), linked.shape[-1]), dtype=np.float32)
+    count = np.zeros_like(total)
+    for day in range(DAILY_MEAN_DAYS):
+        offsets = around - spec.yesterday_steps - day * spec.day_steps
+        values = _take(linked, rows, origins, offsets, known_steps)
+        measured = ~np.isnan(values)
+        if day == 0:
+            yesterday = values[:, half : half + spec.horizon_steps]
+        np.add(total, values, out=total, where=measured)
+        count += measured
+    total, count = _moving_sum(total, 2 * half + 1), _moving_sum(count, 2 * half + 1)
+    daily_mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    units = [_in_window_units(values, scale) for values in (yesterday, daily_mean)]
+    share = count.mean(axis=2, keepdims=True) / ((2 * half + 1) * DAILY_MEAN_DAYS)
+    yesterday_share = (~np.isnan(yesterday)).mean(axis=2, keepdims=True)
+    return np.concatenate([_interleave(*units), yesterday_share, share], axis=2, dtype=np.float32)
+
+
+def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
+    units = (values - scale.centre[:, None]) / scale.spread[:, None]
+    return compress(np.where(np.isnan(units), 0.0, units))
+
+
+def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
+    """Sum over `width` consecutive steps of axis 1; the result is width - 1 steps shorter."""
+    sums = np.cumsum(values, axis=1)
+    sums = np.concatenate([np.zeros_like(sums[:, :1]), sums], axis=1)
+    return sums[:, width:] - sums[:, :-width]
+
+
+def _interleave(*parts: np.ndarray) -> np.ndarray:
+    """Stack [..., metric] arrays metric by metric: float32 [..., metric * part]."""
+    stacked = np.stack(parts, axis=-1)
+    return stacked.reshape(*stacked.shape[:-2], -1).astype(np.float32, copy=False)

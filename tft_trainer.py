@@ -1,0 +1,625 @@
+"""Train a Temporal Fusion Transformer on a fleet's metrics, judge it on servers and days it never saw, publish it.
+
+    python tft_trainer.py --training-dir ./training/                          # the default job
+    python tft_trainer.py --training-dir ./training/ --epochs 1 --max-minutes 2   # a quick look
+    python tft_trainer.py --training-dir FLEET.parquet --holdout-servers ppdb003,ppweb007
+
+Reads what metrics_generator.py writes (DATA_CONTRACT.md), or any file in that form. Progress goes to stderr; tables
+and, as the last line, one JSON object go to stdout. Exit code 0: published, 1: failed, 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from data_contract import CONTRACT_VERSION, METRIC_SPECS, ContractData, ContractError, DataFileError, read_metrics
+from forecasting import evaluation
+from forecasting.artifact import (
+    CANARY_FILE,
+    CONFIG_FILE,
+    ONNX_FILE,
+    TRAINING_INFO_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    new_model_directory,
+    promote,
+)
+from forecasting.engine import Engine, write_canary
+from forecasting.grid import FleetGrid, GridError, infer_step_seconds
+from forecasting.model import (
+    QUANTILES,
+    ForecastModel,
+    build_network,
+    export_onnx,
+    pinball_loss,
+    torch_run,
+    window_tensors,
+)
+from forecasting.report import write_report
+from forecasting.sampling import Batch, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.windows import WindowSpec
+from server_profiles import BUILT_IN_RULES, ProfileFileError, load_profile_rules
+
+DEFAULT_TIMEZONE = "America/New_York"
+SHRINKAGE_STEPS = 3.0  # measured steps at which a window's own statistics count as much as its profile's
+WARM_UP = 0.05  # share of the run over which the learning rate rises
+WEIGHT_DECAY = 0.01
+GRADIENT_NORM = 1.0
+AVERAGING_DECAY = 0.995  # of the weights that are judged and published, per batch
+VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
+VALIDATION_WINDOWS = 768
+CHECKS_PER_EPOCH = 4  # validations
+PATIENCE_CHECKS = 12  # without improvement before training stops
+TEST_EVERY_HOURS = 8
+COLD_START_HOURS = (0.0, None, 1.0, 6.0, 24.0)  # None: a single step
+
+
+class TrainingError(ValueError):
+    """The data cannot be trained on; the message names the field, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
+
+    Training: servers `seen`, targets in [0, fit_end). Validation: `seen`, targets in [fit_end, train_end).
+    Test: `seen` and `unseen` apart, targets in [train_end, steps).
+    """
+
+    seen: np.ndarray
+    unseen: np.ndarray
+    fit_end: int
+    train_end: int
+
+
+@dataclass
+class Training:
+    """How a training run went."""
+
+    model: ForecastModel
+    windows: int = 0
+    seconds: float = 0.0
+    epochs: float = 0.0
+    best_validation_loss: float = float("inf")
+    stopped_by: str = "epochs"
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Flags; each may be written with hyphens or underscores."""
+    parser = argparse.ArgumentParser(
+        prog="tft_trainer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = _both_spellings(parser)
+    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
+    add("--models-dir", type=Path, default=Path("./models"), help="where the model directory goes (%(default)s)")
+    add("--profiles", type=Path, help="TOML file with your own host-name patterns and pinned servers")
+    add("--epochs", type=_positive_int, default=20, help="visits of every server-hour, at most (%(default)s)")
+    add("--max-minutes", type=_positive_float, help="stop training after this many minutes")
+    add("--batch-size", type=_positive_int, default=64, help="windows per step (%(default)s)")
+    add("--learning-rate", type=_positive_float, default=3e-3, help="peak learning rate (%(default)s)")
+    add("--hidden-size", type=_hidden_size, default=32, help="width of the network, a multiple of 4 (%(default)s)")
+    add("--context-hours", type=_positive_float, default=24.0, help="history the encoder reads (%(default)s)")
+    add("--horizon-hours", type=_positive_float, default=8.0, help="how far ahead to forecast (%(default)s)")
+    add("--train-fraction", type=_fraction, default=0.7, help="earlier share of time to train on (%(default)s)")
+    add(
+        "--holdout-servers",
+        default="0.1",
+        help="share of each profile's servers, or comma-separated names, kept out of training (%(default)s)",
+    )
+    add("--timezone", help=f"business time zone, if the data names none ({DEFAULT_TIMEZONE})")
+    add("--seed", type=int, default=42, help="of weights, windows and held-out servers (%(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (%(default)s)")
+    add("--no-profile", action="store_true", help="train without the profile feature, for comparison")
+    add("--no-promote", action="store_true", help="leave models/current as it is")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, train, evaluate, publish."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        torch.manual_seed(arguments.seed)
+        data = read(arguments)
+        grid, spec = lay_out(data, arguments)
+        split = split_fleet(grid, spec, arguments)
+        profiles = choose_profiles(data, grid, split, arguments)
+        scaling = fit_on_training_part(grid, spec, split)
+        training = train(grid, spec, scaling, split, profiles, arguments)
+        config = describe(spec, scaling, profiles, arguments)
+        scores, cold_start = evaluate(training.model, config, grid, split)
+        model_dir = publish(training, config, scores, cold_start, grid, split, arguments)
+    except (TrainingError, ContractError, DataFileError, GridError, ProfileFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_tables(scores, cold_start)
+    print(json.dumps(summary(model_dir, training, scores)))
+    return 0
+
+
+# --- read -----------------------------------------------------------------------------------------------------------
+
+
+def read(arguments: argparse.Namespace) -> ContractData:
+    """The training data, checked against the contract."""
+    rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
+    data = read_metrics(arguments.training_dir, rules)
+    for notice in data.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    missing = [name for name in METRIC_SPECS if name not in data.metrics]
+    if missing:
+        print(f"notice: no {', '.join(missing)} in the data; forecasting {', '.join(data.metrics)}", file=sys.stderr)
+    return data
+
+
+def lay_out(data: ContractData, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
+    """The data on its regular grid, and the window lengths in steps."""
+    step_seconds = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
+    timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
+    grid = FleetGrid.from_frame(data.frame, data.metrics, step_seconds)
+    spec = WindowSpec(
+        metrics=grid.metrics,
+        step_seconds=step_seconds,
+        timezone=timezone,
+        context_steps=_steps(arguments.context_hours, step_seconds, "--context-hours"),
+        horizon_steps=_steps(arguments.horizon_hours, step_seconds, "--horizon-hours"),
+    )
+    return grid, spec
+
+
+def _steps(hours: float, step_seconds: int, flag: str) -> int:
+    steps = round(hours * 3600 / step_seconds)
+    if steps < 1:
+        raise TrainingError(f"{flag} {hours}: shorter than the data's step of {step_seconds} s; give a longer time")
+    return steps
+
+
+def split_fleet(grid: FleetGrid, spec: WindowSpec, arguments: argparse.Namespace) -> Split:
+    """Hold out servers and the later days."""
+    train_end = int(grid.steps * arguments.train_fraction)
+    fit_end = int(train_end * (1 - VALIDATION_SHARE))
+    window = spec.context_steps + spec.horizon_steps
+    if fit_end < window or grid.steps - train_end < spec.horizon_steps:
+        hours = window * grid.step_seconds / 3600 / (arguments.train_fraction * (1 - VALIDATION_SHARE))
+        raise TrainingError(
+            f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
+            f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
+            "shorten --context-hours or --horizon-hours"
+        )
+    unseen = _holdout_rows(grid, arguments.holdout_servers, np.random.default_rng(arguments.seed))
+    seen = np.setdiff1d(np.arange(len(grid.servers)), unseen)
+    return Split(seen, unseen, fit_end, train_end)
+
+
+def _holdout_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:
+    """Rows of the held-out servers: named ones, or a share of each profile's (at least one of any that has three)."""
+    try:
+        share = float(wanted)
+    except ValueError:
+        return _named_rows(grid, wanted)
+    if not 0 <= share < 1:
+        raise TrainingError(f"--holdout-servers {wanted}: a share must be at least 0 and below 1")
+    owner = np.array([profile or "" for profile in grid.profiles])
+    rows = []
+    for profile in np.unique(owner):
+        of_profile = random.permutation(np.flatnonzero(owner == profile))
+        least = 1 if share > 0 and len(of_profile) >= 3 else 0
+        rows.append(of_profile[: max(least, round(share * len(of_profile)))])
+    return np.sort(np.concatenate(rows))
+
+
+def _named_rows(grid: FleetGrid, wanted: str) -> np.ndarray:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    unknown = [name for name in names if name not in grid.servers]
+    if unknown or not names:
+        raise TrainingError(
+            f"--holdout-servers {wanted}: no server named {', '.join(unknown) or '(nothing)'} in the data; "
+            "give a share such as 0.1 or names as in server_name"
+        )
+    if len(set(names)) == len(grid.servers):
+        raise TrainingError("--holdout-servers: every server is held out; leave some to train on")
+    return np.array(sorted(grid.servers.index(name) for name in set(names)))
+
+
+def choose_profiles(
+    data: ContractData, grid: FleetGrid, split: Split, arguments: argparse.Namespace
+) -> tuple[str, ...]:
+    """The profiles the network will know; says what that means for new servers. Empty: no profile feature."""
+    detected = tuple(sorted({profile for row in split.seen if (profile := grid.profiles[row]) is not None}))
+    if arguments.no_profile:
+        print("[TRANSFER] Profile feature not enabled: --no-profile was given")
+        return ()
+    if not data.has_profile_column:
+        print(
+            "[TRANSFER] Profile feature not enabled: the data has no profile column, only names to guess from. "
+            "Add a profile column (see DATA_CONTRACT.md) so that new servers can profit from their kind"
+        )
+        return ()
+    if len(detected) < 2:
+        print(
+            f"[TRANSFER] Profile feature not enabled: all training servers have the profile {detected[0]!r}; "
+            "nothing to tell profiles apart by. Train on servers of several profiles"
+        )
+        return ()
+    print("[TRANSFER] Profile feature enabled - model will learn per-profile patterns")
+    print(f"[TRANSFER] Profiles detected: {list(detected)}")
+    print("[TRANSFER] Model configured with profile-based transfer learning")
+    print("[TRANSFER] New servers will predict based on their profile patterns", flush=True)
+    return detected
+
+
+def fit_on_training_part(grid: FleetGrid, spec: WindowSpec, split: Split) -> FleetScaling:
+    """Scaling statistics of training servers and days only."""
+    return fit_scaling(
+        grid.values[split.seen, : split.train_end],
+        grid.metrics,
+        np.array([METRIC_SPECS[name].unit == "percent" for name in grid.metrics]),
+        tuple(grid.profiles[row] for row in split.seen),
+        spec.context_steps,
+        SHRINKAGE_STEPS,
+    )
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    grid: FleetGrid,
+    spec: WindowSpec,
+    scaling: FleetScaling,
+    split: Split,
+    profiles: tuple[str, ...],
+    arguments: argparse.Namespace,
+) -> Training:
+    """Fit the network; returns it with the averaged weights that were best on the validation days."""
+    device = _device(arguments.device)
+    random = np.random.default_rng(arguments.seed)
+    source = WindowSource(grid, spec, scaling)
+    model = ForecastModel(build_network(spec, profiles, arguments.hidden_size), spec, scaling).to(device)
+    average = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
+    best = average
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY)
+    validation = validation_batches(source, split, arguments.seed)
+    per_epoch = batches_per_epoch(spec, len(split.seen), split.fit_end, arguments.batch_size)
+    budget_seconds = arguments.max_minutes * 60 if arguments.max_minutes else float("inf")
+    run = Training(model)
+    checks_without_gain = done = 0
+    check_every = max(1, per_epoch // CHECKS_PER_EPOCH)
+    started = time.monotonic()
+    bar = tqdm(total=per_epoch * arguments.epochs, unit="batch", desc="training", dynamic_ncols=True, mininterval=1.0)
+    with bar, _interruptible() as interrupted:
+        for batch in _endless(source, split, arguments.batch_size, random):
+            progress = max(done / (per_epoch * arguments.epochs), (time.monotonic() - started) / budget_seconds)
+            if progress >= 1 or interrupted():
+                run.stopped_by = "ctrl-c" if interrupted() else "minutes" if budget_seconds < float("inf") else "epochs"
+                break
+            loss = _step(model, optimizer, batch, learning_rate_at(progress) * arguments.learning_rate, device)
+            done += 1
+            run.windows += len(batch.targets)
+            decay = min(AVERAGING_DECAY, (1 + done) / (10 + done))
+            for name, value in model.network.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+            bar.update()
+            if done % check_every == 0:
+                validation_loss = judge(model, average, validation, device)
+                run.history.append({"epoch": done / per_epoch, "loss": loss, "validation_loss": validation_loss})
+                bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
+                checks_without_gain += 1
+                if validation_loss < run.best_validation_loss:
+                    run.best_validation_loss, checks_without_gain = validation_loss, 0
+                    best = {name: value.clone() for name, value in average.items()}
+                if checks_without_gain >= PATIENCE_CHECKS:
+                    run.stopped_by = "no improvement"
+                    break
+    if judge(model, average, validation, device) < run.best_validation_loss:
+        best = average
+    model.network.load_state_dict(best)
+    run.seconds, run.epochs = time.monotonic() - started, done / per_epoch
+    return run
+
+
+def learning_rate_at(progress: float) -> float:
+    """Factor of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
+    if progress < WARM_UP:
+        return (progress + 1e-3) / (WARM_UP + 1e-3)
+    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP) / (1 - WARM_UP))))
+
+
+def _step(
+    model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, device: torch.device
+) -> float:
+    """One optimisation step; returns the loss."""
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss = _loss(model, batch, device)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    optimizer.step()
+    return loss.item()
+
+
+def _loss(model: ForecastModel, batch: Batch, device: torch.device) -> torch.Tensor:
+    inputs = window_tensors(batch.windows, device)[:-2]  # centre and spread only lead back to physical units
+    return pinball_loss(model.scaled_quantiles(*inputs), torch.from_numpy(batch.targets).to(device))
+
+
+def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Batch]:
+    """A fixed sample of windows from the validation days, with the histories training draws."""
+    random = np.random.default_rng([seed, 1])
+    spec = source.spec
+    batches = []
+    size = 64
+    first, last = split.fit_end - 1, split.train_end - spec.horizon_steps - 1
+    for _ in range(VALIDATION_WINDOWS // size):
+        rows = random.choice(split.seen, size)
+        origins = random.integers(min(first, last), last + 1, size)
+        batches.append(source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool)))
+    return batches
+
+
+def judge(model: ForecastModel, weights: dict[str, torch.Tensor], batches: list[Batch], device: torch.device) -> float:
+    """Mean pinball loss of `weights` on the validation batches; the model's own weights are put back."""
+    own = {name: value.clone() for name, value in model.network.state_dict().items()}
+    model.network.load_state_dict(weights)
+    model.eval()
+    with torch.inference_mode():
+        loss = float(np.mean([_loss(model, batch, device).item() for batch in batches]))
+    model.network.load_state_dict(own)
+    return loss
+
+
+def _endless(source: WindowSource, split: Split, batch_size: int, random: np.random.Generator) -> Iterator[Batch]:
+    while True:
+        yield from epoch(source, split.seen, split.fit_end - 1, batch_size, random)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """Ctrl-C once asks for an orderly end (the yielded function turns true), twice raises KeyboardInterrupt."""
+    asked: list[int] = []
+
+    def on_interrupt(number: int, _frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nstopping after this batch and keeping the best model; Ctrl-C again to abort", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # not in the main thread: somebody else handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+def describe(
+    spec: WindowSpec, scaling: FleetScaling, profiles: tuple[str, ...], arguments: argparse.Namespace
+) -> ModelConfig:
+    """The configuration the model is published with."""
+    return ModelConfig(
+        model_id=datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S"),
+        contract_version=CONTRACT_VERSION,
+        hidden_size=arguments.hidden_size,
+        quantiles=QUANTILES,
+        network_profiles=profiles,
+        spec=spec,
+        scaling=scaling,
+    )
+
+
+def evaluate(
+    model: ForecastModel, config: ModelConfig, grid: FleetGrid, split: Split
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Scores on the later days, servers seen and unseen apart, with baselines; and the cold-start table (unseen)."""
+    engine = Engine(config, torch_run(model))
+    spec = config.spec
+    origins = evaluation.rolling_origins(
+        split.train_end, grid.steps - 1, spec.horizon_steps, max(1, TEST_EVERY_HOURS * 3600 // grid.step_seconds)
+    )
+    scores = {}
+    for name, rows in (("seen", split.seen), ("unseen", split.unseen)):
+        if not len(rows):
+            continue
+        print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
+        past = evaluation.backtest(
+            grid, rows, origins, spec.horizon_steps, spec.history_steps, QUANTILES, engine.forecast
+        )
+        scores[name] = past.scores()
+    cold_start = pd.DataFrame()
+    if len(split.unseen):
+        print("evaluating unseen servers with little history", file=sys.stderr)
+        prior = evaluation.profile_quantiles(grid, split.seen, split.train_end, QUANTILES)
+        cold_start = evaluation.cold_start_table(
+            grid, split.unseen, origins, spec.horizon_steps, QUANTILES, engine.forecast, prior, bool(config.profiles)
+        )
+    return scores, cold_start
+
+
+def print_tables(scores: dict[str, pd.DataFrame], cold_start: pd.DataFrame) -> None:
+    """The tables people read, to stdout."""
+    for name, table in scores.items():
+        print(f"\nLater days, {name} servers (mean over metrics; WQL, MASE, WAPE: smaller is better)")
+        print(_rounded(table[table["metric"] == "mean"].drop(columns=["metric", "points"])))
+    if len(cold_start):
+        print("\nNew servers: accuracy and WQL by length of history (mean over metrics)")
+        print(_rounded(cold_start))
+    print()
+
+
+def _rounded(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.3f}")
+
+
+# --- publish --------------------------------------------------------------------------------------------------------
+
+
+def publish(
+    training: Training,
+    config: ModelConfig,
+    scores: dict[str, pd.DataFrame],
+    cold_start: pd.DataFrame,
+    grid: FleetGrid,
+    split: Split,
+    arguments: argparse.Namespace,
+) -> Path:
+    """Write the model directory in one atomic step, check that it loads, and make it the current one."""
+    model = training.model.to("cpu").eval()
+    models_dir: Path = arguments.models_dir
+    info = training_info(training, scores, grid, split, arguments)
+    with new_model_directory(models_dir, config.model_id) as directory:
+        # Cloned, as the stock class holds some weights under two names and safetensors stores no shared memory.
+        save_file({name: value.clone() for name, value in model.network.state_dict().items()}, directory / WEIGHTS_FILE)
+        example = WindowSource(grid, config.spec, config.scaling).batch(
+            np.zeros(2, np.int64),
+            np.full(2, config.context_steps),
+            config.context_steps,
+            np.full(2, config.history_steps),
+            np.zeros(2, dtype=bool),
+        )
+        export_onnx(model, example.windows, directory / ONNX_FILE)
+        (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
+        write_canary(directory / CANARY_FILE, Engine(config, torch_run(model)))
+        for name, table in scores.items():
+            table.to_parquet(directory / f"scores_{name}.parquet", index=False)
+        if len(cold_start):
+            cold_start.to_parquet(directory / "cold_start.parquet", index=False)
+        write_report(directory, config.model_id, info, scores, cold_start)
+    Engine.load(models_dir / config.model_id, device="cpu")  # ONNX Runtime reproduces torch's canary, or ModelError
+    if not arguments.no_promote:
+        promote(models_dir, config.model_id)
+    print(f"published {models_dir / config.model_id}", file=sys.stderr)
+    return models_dir / config.model_id
+
+
+def training_info(
+    training: Training,
+    scores: dict[str, pd.DataFrame],
+    grid: FleetGrid,
+    split: Split,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """training_info.json: data, settings, course and scores of the run."""
+    times = grid.timestamps()
+    return {
+        "data": str(arguments.training_dir),
+        "servers": len(grid.servers),
+        "holdout_servers": [grid.servers[row] for row in split.unseen],
+        "first_timestamp": f"{times[0]}Z",
+        "train_end": f"{times[split.train_end]}Z",
+        "last_timestamp": f"{times[-1]}Z",
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "course": training.history,
+        **_pace(training),
+        "scores": scores_as_json(scores),
+    }
+
+
+def _pace(training: Training) -> dict[str, Any]:
+    return {
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "windows": training.windows,
+        "epochs": round(training.epochs, 3),
+        "minutes": round(training.seconds / 60, 3),
+        "windows_per_second": round(training.windows / training.seconds, 1),
+        "stopped_by": training.stopped_by,
+        "best_validation_loss": training.best_validation_loss,
+    }
+
+
+def summary(model_dir: Path, training: Training, scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The last stdout line."""
+    return {"model_dir": str(model_dir), **_pace(training), "scores": scores_as_json(scores)}
+
+
+def scores_as_json(scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """{seen|unseen: {method: {metric: {wql, mase, ...}}}}; a score that does not exist is null."""
+    return {
+        name: {
+            str(method): {
+                str(row["metric"]): {
+                    key: None if not np.isfinite(row[key]) else round(float(row[key]), 5)
+                    for key in table.columns
+                    if key not in ("method", "metric")
+                }
+                for _, row in part.iterrows()
+            }
+            for method, part in table.groupby("method", sort=False)
+        }
+        for name, table in scores.items()
+    }
+
+
+# --- flags ----------------------------------------------------------------------------------------------------------
+
+
+def _both_spellings(parser: argparse.ArgumentParser) -> Any:
+    """add_argument that accepts --two-words and --two_words."""
+
+    def add(flag: str, **options: Any) -> None:
+        parser.add_argument(*dict.fromkeys((flag, "--" + flag[2:].replace("-", "_"))), **options)
+
+    return add
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1")
+    return value
+
+
+def _hidden_size(text: str) -> int:
+    value = _positive_int(text)
+    if value % 4:
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 4, the number of attention heads")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
