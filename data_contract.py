@@ -242,9 +242,7 @@ def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractDa
     path = Path(path)
     source = _find_source(path)
     metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
-    table, left_out = _read_table(source)
-    frame = _to_pandas(table)
-    del table
+    frame, left_out = _read_csv_files(source.files) if source.is_csv else _read_parquet(source)
     examined = _examine(frame)
     if examined.violations:
         raise ContractError(path, examined.violations)
@@ -383,19 +381,22 @@ def _is_csv(path: Path) -> bool:
     raise DataFileError(f"{path}: neither .parquet nor .csv; convert it, or rename it if it is one of them")
 
 
-def _read_table(source: _Source) -> tuple[pa.Table, list[str]]:
+def _read_csv_files(files: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
     """The contract's columns of all files, and the names of the columns left out."""
-    if source.is_csv:
-        tables, left_out = [], dict[str, None]()
-        for file in source.files:
-            table, others = _read_csv(file)
-            tables.append(table)
-            left_out.update(dict.fromkeys(others))
-        return pa.concat_tables(tables, promote_options="permissive"), list(left_out)
-    return _read_parquet(source)
+    tables, left_out = [], dict[str, None]()
+    for file in files:
+        table, others = _read_csv(file)
+        tables.append(table)
+        left_out.update(dict.fromkeys(others))
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    return pd.DataFrame({name: _to_pandas(whole, name) for name in whole.column_names}, copy=False), list(left_out)
 
 
-def _read_parquet(source: _Source) -> tuple[pa.Table, list[str]]:
+def _read_parquet(source: _Source) -> tuple[pd.DataFrame, list[str]]:
+    """The contract's columns of all files, and the names of the columns left out.
+
+    Read column by column, so that the peak of memory is the result and one column.
+    """
     options = pa_dataset.ParquetReadOptions(dictionary_columns=set(_TEXT_COLUMNS))
     file_format = pa_dataset.ParquetFileFormat(read_options=options)
     schemas = []
@@ -415,13 +416,18 @@ def _read_parquet(source: _Source) -> tuple[pa.Table, list[str]]:
         schema = pa.unify_schemas([*schemas, dataset.schema], promote_options="permissive")
         names = schema.names
         _refuse_repeated(source.root, names)
-        table = dataset.replace_schema(schema).to_table(columns=[name for name in COLUMNS if name in names])
+        dataset = dataset.replace_schema(schema)
+        columns = {
+            name: _to_pandas(dataset.to_table(columns=[name], memory_pool=_pool()), name)
+            for name in COLUMNS
+            if name in names
+        }
     except (pa.ArrowException, OSError) as problem:
         where = source.files[0] if len(source.files) == 1 else source.root
         raise DataFileError(
             f"{where}: not readable as parquet ({_first_line(problem)}); write it again with one schema"
         ) from None
-    return table, [name for name in names if name not in COLUMNS]
+    return pd.DataFrame(columns, copy=False), [name for name in names if name not in COLUMNS]
 
 
 def _read_csv(path: Path) -> tuple[pa.Table, list[str]]:
@@ -462,14 +468,19 @@ def _first_line(problem: Exception) -> str:
     return str(problem).splitlines()[0].rstrip(".") if str(problem) else type(problem).__name__
 
 
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    for index, column in enumerate(table.schema):
-        kind = column.type
-        number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
-        if column.name in METRICS and number and kind != pa.float32():
-            table = table.set_column(index, column.name, table.column(index).cast(pa.float32(), safe=False))
-    frame: pd.DataFrame = table.unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True)
-    return frame.reset_index(drop=True)
+def _to_pandas(table: pa.Table, name: str) -> pd.Series[Any]:
+    """One column; numbers of a metric as float32."""
+    column = table.select([name]).unify_dictionaries(memory_pool=_pool()).column(0)
+    kind = column.type
+    number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    if name in METRICS and number and kind != pa.float32():
+        column = column.cast(pa.float32(), safe=False, memory_pool=_pool())
+    series: pd.Series[Any] = column.to_pandas(memory_pool=_pool())
+    return series
+
+
+def _pool() -> pa.MemoryPool:
+    return pa.system_memory_pool()  # unlike Arrow's default one, it gives memory back at once
 
 
 # --- validation -----------------------------------------------------------------------------------------------------
@@ -522,33 +533,9 @@ def _examine(frame: pd.DataFrame) -> _Examined:
 
 
 def _examine_timestamps(frame: pd.DataFrame, examined: _Examined) -> None:
-    column = frame["timestamp"]
-    unzoned = "the time has no zone"
-    zone_remedy = "write UTC times with their zone, such as 2026-11-23T10:00:00Z"
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        instants = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
-    elif isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
-        everywhere = np.ones(len(frame), dtype=bool)
-        examined.violations.append(_violation(frame, "timestamp", everywhere, unzoned, zone_remedy))
+    instants = _instants(frame, examined)
+    if instants is None:
         return
-    elif (labels := _labels(column)) is not None:
-        parsed = pd.to_datetime(pd.Series(labels.values), utc=True, format="ISO8601", errors="coerce")
-        unreadable = parsed.isna().to_numpy()
-        no_zone = np.array([_ZONED_TEXT.search(text) is None for text in labels.values], dtype=bool) & ~unreadable
-        for flags, message in ((unreadable, "not a time in ISO 8601"), (no_zone, unzoned)):
-            if flags.any():
-                rows = labels.rows_where(flags)
-                examined.violations.append(_violation(frame, "timestamp", rows, message, zone_remedy))
-        if unreadable.any() or no_zone.any():
-            return
-        times = parsed.dt.tz_localize(None).to_numpy()
-        instants = np.append(times, np.datetime64("NaT"))[labels.codes]
-    else:
-        everywhere = np.ones(len(frame), dtype=bool)
-        message = f"not a time but {column.dtype}"
-        examined.violations.append(_violation(frame, "timestamp", everywhere, message, zone_remedy))
-        return
-
     null = np.isnat(instants)
     outside = ~null & ((instants < FIRST_TIMESTAMP) | (instants >= END_OF_TIMESTAMPS))
     if null.any():
@@ -559,6 +546,37 @@ def _examine_timestamps(frame: pd.DataFrame, examined: _Examined) -> None:
         examined.violations.append(_violation(frame, "timestamp", outside, message, remedy))
     if not null.any() and not outside.any():
         examined.timestamps = instants.astype("datetime64[ns]", copy=False)
+
+
+def _instants(frame: pd.DataFrame, examined: _Examined) -> npt.NDArray[np.datetime64] | None:
+    """UTC times [row], NaT where null; None if some are no times or have no zone."""
+    column = frame["timestamp"]
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        utc: npt.NDArray[np.datetime64] = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        return utc
+    unzoned, remedy = "the time has no zone", "write UTC times with their zone, such as 2026-11-23T10:00:00Z"
+    everywhere = np.ones(len(frame), dtype=bool)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
+        examined.violations.append(_violation(frame, "timestamp", everywhere, unzoned, remedy))
+        return None
+    labels = _labels(column)
+    if labels is None:
+        message = f"not a time but {column.dtype}"
+        examined.violations.append(_violation(frame, "timestamp", everywhere, message, remedy))
+        return None
+    parsed = pd.to_datetime(pd.Series(labels.values), utc=True, format="ISO8601", errors="coerce")
+    unreadable = parsed.isna().to_numpy()
+    no_zone = np.array([_ZONED_TEXT.search(text) is None for text in labels.values], dtype=bool) & ~unreadable
+    for flags, message in ((unreadable, "not a time in ISO 8601"), (no_zone, unzoned)):
+        if flags.any():
+            rows = labels.rows_where(flags)
+            examined.violations.append(_violation(frame, "timestamp", rows, message, remedy))
+    if unreadable.any() or no_zone.any():
+        return None
+    instants: npt.NDArray[np.datetime64] = np.append(
+        parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]"), np.datetime64("NaT", "ns")
+    )[labels.codes]
+    return instants
 
 
 def _examine_text(frame: pd.DataFrame, name: str, examined: _Examined) -> None:
@@ -651,19 +669,17 @@ def _examine_order(frame: pd.DataFrame, examined: _Examined) -> None:
     codes, times = examined.labels["server_name"].codes, examined.timestamps
     assert times is not None  # noqa: S101 - narrows the type; the caller checked
     instants = times.view(np.int64)
-    server_steps = np.diff(codes)
-    if bool(np.all((server_steps > 0) | ((server_steps == 0) & (np.diff(instants) > 0)))):
+    same_server = codes[1:] == codes[:-1]
+    if bool(np.all(np.where(same_server, instants[1:] > instants[:-1], codes[1:] > codes[:-1]))):
         return
     order = np.lexsort((instants, codes))
-    same = np.zeros(len(frame), dtype=bool)
-    same[1:] = (np.diff(codes[order]) == 0) & (np.diff(instants[order]) == 0)
+    later, earlier = order[1:], order[:-1]
+    same = (codes[later] == codes[earlier]) & (instants[later] == instants[earlier]) & (codes[later] != -1)
     if same.any():
         repeated = np.zeros(len(frame), dtype=bool)
-        repeated[order[same]] = True
-        repeated &= codes != -1
-        if repeated.any():
-            message, remedy = "the server has another row of the same time", "keep one row for each server and time"
-            examined.violations.append(_violation(frame, "server_name, timestamp", repeated, message, remedy))
+        repeated[later[same]] = True
+        message, remedy = "the server has another row of the same time", "keep one row for each server and time"
+        examined.violations.append(_violation(frame, "server_name, timestamp", repeated, message, remedy))
     examined.order = order
 
 
@@ -748,16 +764,19 @@ def _assemble(
     if unknown:
         notices.append(f"profile {', '.join(unknown)}: not one of the seven, forecast as an unknown profile")
 
-    columns: dict[str, Any] = {"timestamp": pd.DatetimeIndex(_required(examined.timestamps)[order]).tz_localize("UTC")}
-    for name in COLUMNS[1:]:
-        if name in examined.metrics:
-            columns[name] = examined.metrics[name][order]
+    has_profiles, metrics = "profile" in examined.labels, tuple(n for n in METRICS if n in examined.metrics)
+    times = _required(examined.timestamps)[order]
+    columns: dict[str, Any] = {"timestamp": pd.DatetimeIndex(times).tz_localize("UTC")}
+    for name in COLUMNS[1:]:  # each unsorted column is let go once it is sorted
+        if name in metrics:
+            columns[name] = examined.metrics.pop(name)[order]
         elif name == "profile" or name in examined.labels:
-            labels = profiles if name == "profile" else examined.labels[name]
+            labels = profiles if name == "profile" else examined.labels.pop(name)
             codes: Any = labels.codes[order]
             columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(labels.values))
-    metrics = tuple(name for name in METRICS if name in examined.metrics)
-    return ContractData(pd.DataFrame(columns), metadata, metrics, "profile" in examined.labels, tuple(notices))
+        if name in frame.columns:
+            del frame[name]
+    return ContractData(pd.DataFrame(columns, copy=False), metadata, metrics, has_profiles, tuple(notices))
 
 
 def _required(timestamps: npt.NDArray[np.datetime64] | None) -> npt.NDArray[np.datetime64]:
