@@ -474,7 +474,7 @@ def _to_pandas(table: pa.Table, name: str) -> pd.Series[Any]:
     kind = column.type
     number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
     if name in METRICS and number and kind != pa.float32():
-        column = column.cast(pa.float32(), safe=False, memory_pool=_pool())
+        column = column.cast(pa.float32(), safe=False)
     series: pd.Series[Any] = column.to_pandas(memory_pool=_pool())
     return series
 
