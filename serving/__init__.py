@@ -1,0 +1,1 @@
+"""What only the daemon needs: the durable store, the forecast cycle, alerts and HTTP."""

@@ -1,0 +1,444 @@
+"""The daemon's HTTP routes: parse, call, answer. What they call does the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from data_contract import CONTRACT_VERSION, METRICS
+from forecasting.engine import Engine
+from server_profiles import BUILT_IN_RULES, ProfileRules
+from serving import documents
+from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
+from serving.cycle import FleetForecasts, ServerForecast, forecast_servers, profile_of
+from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
+from serving.limits import RequestGuard
+from serving.model_slot import LoadEngine, ModelSlot
+from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
+from serving.settings import Settings
+
+EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
+LATEST_MS = 4_102_444_800_000  # the year 2100
+MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
+MAX_WAITING_FORECASTS = 8
+DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
+JSON = "application/json"
+
+
+@dataclass
+class Daemon:
+    """The parts the routes call."""
+
+    settings: Settings
+    rules: ProfileRules
+    store: HistoryStore
+    forecasts: FleetForecasts
+    model: ModelSlot
+    started_seconds: float
+    accepted: int = 0
+    rejected: int = 0
+    waiting_forecasts: int = 0
+
+
+def create_app(
+    settings: Settings,
+    load_engine: LoadEngine | None = None,
+    rules: ProfileRules = BUILT_IN_RULES,
+    token: bytes | None = None,
+    admin_token: bytes | None = None,
+) -> FastAPI:
+    """The application; the store is opened and the model loaded when it starts, not here."""
+
+    def load(path: Any) -> Engine:
+        return Engine.load(path, device=settings.device, threads=settings.threads)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = await asyncio.to_thread(
+            HistoryStore, settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers
+        )
+        forecasts = FleetForecasts(settings, store, rules)
+        model = ModelSlot(settings.model, load_engine or load, forecasts)
+        app.state.daemon = Daemon(settings, rules, store, forecasts, model, time.time())
+        tasks = [asyncio.create_task(model.watch()), asyncio.create_task(forecasts.run())]
+        _reload_on_hangup(model)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(forecasts.worker.shutdown, True, cancel_futures=True)
+            await asyncio.to_thread(store.close)
+
+    app = FastAPI(
+        title="Server fleet forecasts",
+        version=CONTRACT_VERSION,
+        description=documents.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from a third-party host
+        redoc_url=None,
+        exception_handlers={RequestValidationError: _invalid_query},
+    )
+    _add_probes(app)
+    _add_ingest(app)
+    _add_forecasts(app)
+    app.state.before_shutdown = lambda: None
+    app.add_middleware(RequestGuard, settings=settings, token=token, admin_token=admin_token)
+    return app
+
+
+def _reload_on_hangup(model: ModelSlot) -> None:
+    """Load the model again on SIGHUP; only where the loop runs in the main thread."""
+    running: set[asyncio.Task[Any]] = set()
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(model.load())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, as in some tests
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+async def _invalid_query(_request: Request, error: Exception) -> Response:
+    """422 that names the parameter and the reason, and never echoes the value (it may not be encodable)."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    detail = [{"field": ".".join(str(part) for part in p["loc"][1:]), "reason": p["msg"]} for p in problems]
+    return Response(to_json({"detail": detail}), 422, media_type=JSON)
+
+
+def _daemon(request: Request) -> Daemon:
+    daemon: Daemon = request.app.state.daemon
+    return daemon
+
+
+# --- probes and status ----------------------------------------------------------------------------------------------
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/healthz", tags=["probes"], summary="The process answers")
+    async def healthz() -> Response:
+        return Response(b"ok\n", media_type="text/plain")
+
+    @app.get("/readyz", tags=["probes"], summary="It can forecast", responses=documents.NOT_READY)
+    async def readyz(request: Request) -> Response:
+        model = _daemon(request).model
+        if model.ready:
+            return Response(b"ready\n", media_type="text/plain")
+        last = model.last_load
+        reason = last.problem if last and last.problem else "the model is still loading"
+        return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
+
+    @app.get("/status", tags=["probes"], summary="What the daemon does, for people", responses=documents.STATUS)
+    async def status(request: Request) -> Response:
+        return Response(to_json(_status(_daemon(request))), media_type=JSON)
+
+
+def _status(daemon: Daemon) -> dict[str, Any]:
+    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.figures, daemon.store
+    stale = [name for name, forecast in snapshot.forecasts.items() if daemon.forecasts.is_stale(forecast)]
+    unmatched = [name for name, forecast in snapshot.forecasts.items() if forecast.rule is None]
+    last = daemon.model.last_load
+    return {
+        "ready": daemon.model.ready,
+        "model": daemon.forecasts.engine.model_id if daemon.forecasts.engine else None,
+        "last_load_problem": last.problem if last else None,
+        "uptime_seconds": round(time.time() - daemon.started_seconds, 1),
+        "servers": {
+            "known": len(store.servers),
+            "forecast": len(snapshot.forecasts),
+            "stale": len(stale),
+            "unmatched_names": sorted(unmatched)[:100],
+        },
+        "cycle": {
+            "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
+            "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
+            "seconds": round(figures.last_seconds, 3),
+            "servers": figures.last_servers,
+            "cycles": figures.cycles,
+            "skipped_steps": figures.skipped,
+            "failed": figures.failed,
+        },
+        "records": {"accepted": daemon.accepted, "rejected": daemon.rejected, "waiting": store.waiting_records()},
+        "history": {
+            "file": str(store.path),
+            "bytes": store.size_bytes(),
+            "writable": store.failure is None,
+            "problem": store.failure,
+            "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
+        },
+    }
+
+
+# --- ingest ---------------------------------------------------------------------------------------------------------
+
+
+def _add_ingest(app: FastAPI) -> None:
+    @app.post("/feed/data", tags=["samples"], include_in_schema=False)
+    @app.post(
+        "/api/v1/metrics",
+        tags=["samples"],
+        summary="Store samples; answered when they are on disk",
+        responses=documents.INGEST,
+        openapi_extra=documents.RECORDS_BODY,
+    )
+    async def ingest(request: Request) -> Response:
+        daemon = _daemon(request)
+        body = await _body(request)
+        batch = await asyncio.to_thread(_checked_for_storage, daemon, body)
+        if batch.samples:
+            try:
+                await asyncio.wrap_future(daemon.store.append(batch.samples))
+            except (HistoryBusyError, HistoryUnavailableError) as problem:
+                return _try_again(f"not stored: {problem}")
+        daemon.accepted += len(batch.samples)
+        daemon.rejected += len(batch.rejected)
+        return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
+
+
+def _checked_for_storage(daemon: Daemon, body: bytes) -> CheckedBatch:
+    settings = daemon.settings
+    now_ms = time.time() * 1000
+    records = _records(body, settings.max_records)
+    earliest_ms = math.ceil(now_ms - settings.retention_hours * 3_600_000)
+    latest_ms = math.floor(now_ms + settings.future_minutes * 60_000)
+    return check_records(records, earliest_ms, latest_ms, daemon.store.may_add)
+
+
+def _records(body: bytes, most: int) -> list[Any]:
+    try:
+        return parse_records(body, most)
+    except BodyError as problem:
+        raise HTTPException(400, str(problem)) from None
+
+
+def _notes(batch: CheckedBatch) -> dict[str, Any]:
+    notes: dict[str, Any] = {"rejected": rejection_documents(batch.rejected)}
+    if batch.ignored_fields:
+        notes["ignored_fields"] = sorted(batch.ignored_fields)[:100]
+    return notes
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body; the guard bounds its size and time."""
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def _try_again(detail: str) -> Response:
+    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
+
+
+# --- forecasts ------------------------------------------------------------------------------------------------------
+
+
+def _add_forecasts(app: FastAPI) -> None:
+    @app.get(
+        "/api/v1/servers/{name}/forecast",
+        tags=["forecasts"],
+        summary="Forecast of one server, from the last cycle",
+        responses=documents.FORECAST,
+    )
+    async def server_forecast(
+        request: Request,
+        name: str,
+        metric: Annotated[list[str] | None, Query(description="only these metrics")] = None,
+        quantile: Annotated[list[float] | None, Query(description="only these quantiles, such as 0.5")] = None,
+        horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
+    ) -> Response:
+        daemon = _daemon(request)
+        selection = _selection(daemon, metric, quantile, horizon)
+        forecast = daemon.forecasts.snapshot.forecasts.get(name)
+        if forecast is None:
+            return _no_forecast(daemon, name)
+        return Response(_forecast_json(daemon, forecast, selection), media_type=JSON)
+
+    @app.get("/predictions/current", tags=["forecasts"], include_in_schema=False)
+    @app.get(
+        "/api/v1/forecasts",
+        tags=["forecasts"],
+        summary="Forecasts of the fleet, from the last cycle",
+        responses=documents.FORECASTS,
+    )
+    async def fleet_forecasts(
+        request: Request,
+        server: Annotated[list[str] | None, Query(description="only these servers")] = None,
+        profile: Annotated[list[str] | None, Query(description="only these profiles")] = None,
+        metric: Annotated[list[str] | None, Query(description="only these metrics")] = None,
+        quantile: Annotated[list[float] | None, Query(description="only these quantiles, such as 0.5")] = None,
+        horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
+        limit: Annotated[int, Query(ge=1, le=1_000, description="servers in one answer")] = 100,
+        after: Annotated[str, Query(description="the last answer's `next`, for the following page")] = "",
+    ) -> Response:
+        daemon = _daemon(request)
+        selection = _selection(daemon, metric, quantile, horizon)
+        body = await asyncio.to_thread(_page, daemon, server, profile, selection, limit, after)
+        return Response(body, media_type=JSON)
+
+    @app.post(
+        "/api/v1/forecast",
+        tags=["forecasts"],
+        summary="Forecast the history in the request; nothing is stored",
+        responses=documents.FORECAST_OF_HISTORY,
+        openapi_extra=documents.RECORDS_BODY,
+    )
+    async def forecast_of_history(request: Request) -> Response:
+        daemon = _daemon(request)
+        body = await _body(request)
+        engine = daemon.forecasts.engine
+        if engine is None:
+            return _try_again("no model is loaded; see /readyz")
+        records = await asyncio.to_thread(_records, body, daemon.settings.max_records)
+        batch = await asyncio.to_thread(check_records, records, EARLIEST_MS, LATEST_MS)
+        servers = {sample.server_name for sample in batch.samples}
+        if not servers or len(servers) > MAX_FORECAST_SERVERS:
+            reason = "no record was accepted" if not servers else f"{len(servers)} servers; send at most 256 at once"
+            return Response(to_json({"detail": reason, **_notes(batch)}), 422, media_type=JSON)
+        if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
+            return _try_again("other forecasts wait already")
+        daemon.waiting_forecasts += 1
+        try:
+            loop = asyncio.get_running_loop()
+            made = await loop.run_in_executor(
+                daemon.forecasts.worker, forecast_samples, engine, batch.samples, daemon.rules
+            )
+        finally:
+            daemon.waiting_forecasts -= 1
+        answer = await asyncio.to_thread(_own_forecasts_json, made, batch)
+        return Response(answer, media_type=JSON)
+
+
+def _forecast_json(daemon: Daemon, forecast: ServerForecast, selection: Selection) -> bytes:
+    age_seconds = time.time() - forecast.origin_seconds
+    return to_json(forecast_document(forecast, age_seconds, daemon.forecasts.is_stale(forecast), selection))
+
+
+def _page(
+    daemon: Daemon,
+    servers: list[str] | None,
+    profiles: list[str] | None,
+    selection: Selection,
+    limit: int,
+    after: str,
+) -> bytes:
+    """One page of the fleet's forecasts in the order of names; `next` names where the following one starts."""
+    snapshot = daemon.forecasts.snapshot
+    wanted = set(servers) if servers is not None else None
+    names = sorted(
+        name
+        for name, forecast in snapshot.forecasts.items()
+        if name > after and (wanted is None or name in wanted) and (profiles is None or forecast.profile in profiles)
+    )
+    page = names[:limit]
+    head = {
+        "model": snapshot.model.model_id if snapshot.model else None,
+        "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
+        "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
+        "servers": len(page),
+        "next": page[-1] if len(names) > limit else None,
+    }
+    return joined_list(
+        head, "forecasts", (_forecast_json(daemon, snapshot.forecasts[name], selection) for name in page)
+    )
+
+
+def _no_forecast(daemon: Daemon, name: str) -> Response:
+    if name not in daemon.store.servers:
+        return Response(
+            to_json({"detail": "no such server: no sample of this name was received"}), 404, media_type=JSON
+        )
+    if daemon.forecasts.engine is None:
+        return _try_again("no model is loaded; see /readyz")
+    server = daemon.store.servers[name]
+    last_step = daemon.store.last_step(server.server_id)
+    step_seconds = daemon.store.step_seconds
+    if (
+        last_step is not None
+        and last_step >= daemon.forecasts.complete_step(step_seconds) - daemon.settings.stale_steps
+    ):
+        return _try_again("the first forecast of this server is being made")
+    detail = "the server has been silent too long; it is forecast again with its next sample"
+    return Response(to_json({"detail": detail}), 404, media_type=JSON)
+
+
+def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules) -> list[ServerForecast | None]:
+    """Forecast each server of some samples from these alone; a server's origin is the step of its newest sample."""
+    step_seconds, length = engine.config.step_seconds, engine.config.history_steps
+    columns = [METRICS.index(metric) for metric in engine.config.targets]
+    by_server: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_server.setdefault(sample.server_name, []).append(sample)
+    names = sorted(by_server)
+    origin_steps = np.array([max(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names])
+    first_steps = [min(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names]
+    length = min(length, max(int(origin) - first + 1 for origin, first in zip(origin_steps, first_steps, strict=True)))
+    history = np.full((len(names), length, len(columns)), np.nan, dtype=np.float32)
+    profiles = []
+    for row, name in enumerate(names):
+        own = by_server[name]
+        history[row] = _step_means(own, int(origin_steps[row]), length, step_seconds)[:, columns]
+        sent = next((s.profile for s in sorted(own, key=lambda s: -s.timestamp_ms) if s.profile is not None), None)
+        profiles.append(profile_of(name, sent, rules))
+    return forecast_servers(engine, names, profiles, history, origin_steps * step_seconds)
+
+
+def _step_means(samples: list[Sample], origin_step: int, length: int, step_seconds: int) -> np.ndarray:
+    """float64 [length, METRICS]: means of one server's samples on the steps up to `origin_step`."""
+    values = np.array([sample.values for sample in samples], dtype=np.float64)  # None becomes NaN
+    column = np.array([s.timestamp_ms // (step_seconds * 1000) for s in samples]) - (origin_step - length + 1)
+    inside = column >= 0
+    values, column = values[inside], column[inside]
+    measured = ~np.isnan(values)
+    total, count = np.zeros((length, len(METRICS))), np.zeros((length, len(METRICS)))
+    np.add.at(total, column, np.where(measured, values, 0.0))
+    np.add.at(count, column, measured)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _own_forecasts_json(made: list[ServerForecast | None], batch: CheckedBatch) -> bytes:
+    good = [forecast for forecast in made if forecast is not None]
+    if not good:
+        raise HTTPException(503, "the model gave no finite forecast", headers={"Retry-After": "60"})
+    items = (to_json(forecast_document(f, f.made_at_seconds - f.origin_seconds, stale=False)) for f in good)
+    return joined_list({"model": good[0].model.model_id, **_notes(batch)}, "forecasts", items)
+
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _selection(
+    daemon: Daemon, metrics: list[str] | None, quantiles: list[float] | None, horizons: list[str] | None
+) -> Selection:
+    """Check the query against what is forecast; raises 422 naming the parameter."""
+    model = daemon.forecasts.snapshot.model
+    for metric in metrics or ():
+        if metric not in METRICS:
+            raise HTTPException(422, f"metric: {metric[:100]!r} is unknown; use {', '.join(METRICS)}")
+    for quantile in quantiles or ():
+        if model is not None and quantile not in model.quantiles:
+            raise HTTPException(
+                422, f"quantile: {quantile} is not forecast; use {', '.join(map(str, model.quantiles))}"
+            )
+    return Selection(
+        None if metrics is None else tuple(metrics),
+        None if quantiles is None else tuple(quantiles),
+        None if horizons is None else tuple(_horizon_seconds(text) for text in horizons),
+    )
+
+
+def _horizon_seconds(text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or not 0 < len(number) < 7:
+        raise HTTPException(422, f"horizon: {text[:20]!r} is no distance; write 15m, 1h or 8h")
+    return int(number) * _UNIT_SECONDS[unit]

@@ -1,0 +1,323 @@
+"""The forecast cycle: after each step the whole fleet is forecast, off the event loop; reads take the last result.
+
+Between two steps, servers that appeared and servers whose earlier samples arrived late are forecast as well. Blocking
+work runs in one worker thread, a chunk of servers at a time, so that other forecasts (POST /api/v1/forecast) get their
+turn in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_contract import METRICS
+from forecasting.engine import Engine
+from server_profiles import ProfileRules, match_profile
+from serving.history import HistoryStore, HistoryUnavailableError, KnownServer
+from serving.settings import Settings
+from serving.step_grid import NEVER, StepGrid
+
+LOG = logging.getLogger(__name__)
+SENT_WITH_SAMPLES = "sent with the samples"
+_POLL_SECONDS = 0.25
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What the numbers of a forecast mean: the model's name, metrics, quantiles and step."""
+
+    model_id: str
+    metrics: tuple[str, ...]
+    quantiles: tuple[float, ...]
+    step_seconds: int
+
+    @classmethod
+    def of(cls, engine: Engine) -> ModelView:
+        """The view of a loaded model."""
+        config = engine.config
+        return cls(engine.model_id, tuple(config.targets), tuple(config.quantiles), config.step_seconds)
+
+
+@dataclass(frozen=True)
+class ServerForecast:
+    """Forecast of one server.
+
+    origin_seconds: UTC time of the last step used; quantiles: float32 [metric, quantile, horizon step].
+    history_steps: measured steps the model was given; rule: what gave the profile, None where nothing matched.
+    """
+
+    server_name: str
+    model: ModelView
+    origin_seconds: int
+    made_at_seconds: float
+    profile: str
+    rule: str | None
+    history_steps: int
+    quantiles: np.ndarray
+    warnings: tuple[str, ...]
+    current: tuple[float | None, ...]  # step mean at the origin, per metric of the model
+
+    @property
+    def horizon_steps(self) -> int:
+        """Length of the forecast."""
+        return int(self.quantiles.shape[2])
+
+
+@dataclass(frozen=True)
+class FleetSnapshot:
+    """What the last cycle left: forecasts by server name. Replaced as a whole, never changed."""
+
+    forecasts: Mapping[str, ServerForecast] = field(default_factory=lambda: MappingProxyType({}))
+    origin_seconds: int | None = None  # last complete step the snapshot knows
+    made_at_seconds: float | None = None
+    model: ModelView | None = None
+
+
+@dataclass
+class CycleFigures:
+    """Counts and durations of the cycles since the start."""
+
+    cycles: int = 0
+    skipped: int = 0  # steps that passed while a cycle was still running
+    failed: int = 0
+    kept_for_bad_output: int = 0  # forecasts not replaced because the new one was not finite
+    last_seconds: float = 0.0
+    last_servers: int = 0
+    durations: list[float] = field(default_factory=list)  # since the last scrape took them
+
+
+def profile_of(name: str, sent: str | None, rules: ProfileRules) -> tuple[str, str | None]:
+    """Profile of a server and what gave it: a pinned name first, then what its samples say, then the patterns."""
+    match = match_profile(name, rules)
+    pinned = match.rule is not None and match.rule.startswith("pin ")
+    if sent is not None and not pinned:
+        return sent, SENT_WITH_SAMPLES
+    return str(match.profile), match.rule
+
+
+def forecast_servers(
+    engine: Engine,
+    names: Sequence[str],
+    profiles: Sequence[tuple[str, str | None]],
+    history: np.ndarray,
+    origin_seconds: np.ndarray,
+) -> list[ServerForecast | None]:
+    """Forecast servers; None stands for one whose forecast was not finite.
+
+    profiles: (profile, rule) per server. history: float32 [server, step, metric of the model], NaN = not measured, the
+    last step is the origin. origin_seconds: int64 [server].
+    """
+    model = ModelView.of(engine)
+    chosen = [profile for profile, _ in profiles]
+    quantiles = engine.forecast(history, chosen, origin_seconds.astype("datetime64[s]"))
+    arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
+    finite = np.isfinite(arranged).all(axis=(1, 2, 3))
+    measured_steps = (~np.isnan(history)).any(axis=2).sum(axis=1)
+    unknown = set(engine.unknown_profiles(chosen))
+    made_at = time.time()
+    forecasts: list[ServerForecast | None] = []
+    for row, (name, (profile, rule)) in enumerate(zip(names, profiles, strict=True)):
+        if not finite[row]:
+            forecasts.append(None)
+            continue
+        last = history[row, -1] if history.shape[1] else np.full(len(model.metrics), np.nan)
+        forecasts.append(
+            ServerForecast(
+                server_name=name,
+                model=model,
+                origin_seconds=int(origin_seconds[row]),
+                made_at_seconds=made_at,
+                profile=profile,
+                rule=rule,
+                history_steps=int(measured_steps[row]),
+                quantiles=arranged[row],
+                warnings=_warnings(name, profile, rule, profile in unknown, int(measured_steps[row])),
+                current=tuple(None if math.isnan(value) else float(value) for value in last),
+            )
+        )
+    return forecasts
+
+
+def _warnings(name: str, profile: str, rule: str | None, untrained: bool, history_steps: int) -> tuple[str, ...]:
+    warnings = []
+    if rule is None:
+        warnings.append(
+            f"no rule matches the name {name!r}: forecast as generic; "
+            "send a profile with the samples, or add a pattern or pin (--profiles)"
+        )
+    if untrained:
+        warnings.append(f"the model was not trained on profile {profile!r}: forecast as a server of unknown profile")
+    if history_steps == 0:
+        warnings.append("no complete step was measured yet: forecast from the profile alone")
+    return tuple(warnings)
+
+
+class FleetForecasts:
+    """Runs the cycle and holds its last result."""
+
+    def __init__(
+        self, settings: Settings, store: HistoryStore, rules: ProfileRules, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.snapshot = FleetSnapshot()
+        self.figures = CycleFigures()
+        self.engine: Engine | None = None
+        self.listeners: list[Callable[[FleetSnapshot], None]] = []  # called on the event loop after each cycle
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast")
+        self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
+        self._grid: StepGrid | None = None
+        self._grid_engine: Engine | None = None
+        self._columns: list[int] = []  # of METRICS, those the model forecasts
+        self._complete = NEVER
+        self._next_recheck = 0.0
+
+    def complete_step(self, step_seconds: int) -> int:
+        """Number (since 1970) of the last step that counts as complete now."""
+        return int((self._clock() - self._settings.grace_seconds) // step_seconds) - 1
+
+    def age_steps(self, forecast: ServerForecast) -> int:
+        """Complete steps that passed since the forecast's origin."""
+        step_seconds = forecast.model.step_seconds
+        return self.complete_step(step_seconds) - forecast.origin_seconds // step_seconds
+
+    def is_stale(self, forecast: ServerForecast) -> bool:
+        """Whether the forecast's server sent nothing for so long that its forecast no longer speaks of now."""
+        return self.age_steps(forecast) >= self._settings.stale_steps
+
+    async def run(self) -> None:
+        """Cycle for ever; a failing cycle is logged and counted, and the last forecasts stay."""
+        while True:
+            try:
+                await self.forecast_due()
+            except HistoryUnavailableError:
+                self.figures.failed += 1
+            except Exception:
+                self.figures.failed += 1
+                LOG.exception("forecast cycle failed")
+                await asyncio.sleep(self._settings.recheck_seconds)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def forecast_due(self) -> bool:
+        """Forecast what is due now, if anything; says whether something was forecast."""
+        engine = self.engine
+        if engine is None:
+            return False
+        complete = self.complete_step(engine.config.step_seconds)
+        new_model = engine is not self._grid_engine
+        whole_fleet = new_model or complete != self._complete
+        if not whole_fleet and time.monotonic() < self._next_recheck:
+            return False
+        started = time.perf_counter()
+        if new_model or complete < self._complete:  # the second: the clock was set back
+            await self._lay_grid(engine, complete)
+        elif self._complete != NEVER and complete > self._complete + 1:
+            self.figures.skipped += complete - self._complete - 1
+        changed = await self._take_changes(complete)
+        due = await self._on_worker(self._due, whole_fleet, changed, complete)
+        fresh = await self._forecast(engine, due)
+        self._complete, self._next_recheck = complete, time.monotonic() + self._settings.recheck_seconds
+        if not whole_fleet and not fresh:
+            return False
+        self._publish(engine, fresh, complete)
+        if whole_fleet:
+            self.figures.cycles += 1
+            self.figures.last_seconds, self.figures.last_servers = time.perf_counter() - started, len(fresh)
+            self.figures.durations.append(self.figures.last_seconds)
+            LOG.info("cycle", extra={"servers": len(fresh), "seconds": round(self.figures.last_seconds, 3)})
+            await self._expire(engine, complete)
+        return True
+
+    async def _on_worker(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.worker, work, *arguments)
+
+    async def _lay_grid(self, engine: Engine, complete: int) -> None:
+        """Fill the window in memory from the means on disk."""
+        config = engine.config
+        await asyncio.wrap_future(self._store.use_step(config.step_seconds))
+        grid = StepGrid(config.history_steps + self._settings.drop_steps, len(METRICS))
+        for first in range(complete - grid.steps + 1, complete + 1, 100):
+            last = min(first + 99, complete)
+            for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
+                await self._on_worker(grid.put, means)
+        self._grid, self._grid_engine = grid, engine
+        self._columns = [METRICS.index(metric) for metric in config.targets]
+
+    async def _take_changes(self, complete: int) -> dict[int, int]:
+        """Lay newly taken means on the grid; gives the last changed step of each server concerned, by id."""
+        assert self._grid is not None  # noqa: S101 - laid before
+        changed: dict[int, int] = {}
+        while taken := await asyncio.wrap_future(self._store.changed_step_means(complete)):
+            for means in taken:
+                await self._on_worker(self._grid.put, means)
+                changed.update(dict.fromkeys(means.server_ids.tolist(), means.step))
+        await self._on_worker(self._grid.advance, complete)
+        return changed
+
+    def _due(self, whole_fleet: bool, changed: Mapping[int, int], complete: int) -> list[tuple[KnownServer, int]]:
+        """Servers to forecast now, each with its origin's step."""
+        assert self._grid is not None  # noqa: S101 - laid before
+        forecasts = self.snapshot.forecasts
+        known = list(self._store.servers.values())
+        self._grid.drop(sorted(set(self._grid.servers()).difference(server.server_id for server in known)))
+        candidates = [s for s in known if whole_fleet or s.server_id in changed or s.name not in forecasts]
+        last = self._grid.last_measured([s.server_id for s in candidates], complete, self._settings.stale_steps)
+        due = []
+        for server, step in zip(candidates, last.tolist(), strict=True):
+            if step != NEVER:
+                due.append((server, step))
+            elif server.name not in forecasts and (self._store.last_step(server.server_id) or 0) > complete:
+                due.append((server, complete))  # first seen in the step that is still running: cold start
+        return due
+
+    async def _forecast(self, engine: Engine, due: list[tuple[KnownServer, int]]) -> dict[str, ServerForecast]:
+        fresh: dict[str, ServerForecast] = {}
+        for start in range(0, len(due), self._settings.chunk_servers):
+            chunk = due[start : start + self._settings.chunk_servers]
+            for forecast in await self._on_worker(self._forecast_chunk, engine, chunk):
+                if forecast is None:
+                    self.figures.kept_for_bad_output += 1
+                else:
+                    fresh[forecast.server_name] = forecast
+        return fresh
+
+    def _forecast_chunk(self, engine: Engine, due: list[tuple[KnownServer, int]]) -> list[ServerForecast | None]:
+        assert self._grid is not None  # noqa: S101 - laid before
+        steps = np.array([step for _, step in due], dtype=np.int64)
+        ids = [server.server_id for server, _ in due]
+        history = self._grid.history(ids, steps, engine.config.history_steps)[:, :, self._columns]
+        profiles = [profile_of(server.name, server.profile, self._rules) for server, _ in due]
+        names = [server.name for server, _ in due]
+        return forecast_servers(engine, names, profiles, history, steps * engine.config.step_seconds)
+
+    def _publish(self, engine: Engine, fresh: dict[str, ServerForecast], complete: int) -> None:
+        kept = {
+            name: forecast
+            for name, forecast in self.snapshot.forecasts.items()
+            if self.age_steps(forecast) < self._settings.drop_steps and name in self._store.servers
+        }
+        self.snapshot = FleetSnapshot(
+            forecasts=MappingProxyType(kept | fresh),
+            origin_seconds=complete * engine.config.step_seconds,
+            made_at_seconds=self._clock(),
+            model=ModelView.of(engine),
+        )
+        for listener in self.listeners:
+            listener(self.snapshot)
+
+    async def _expire(self, engine: Engine, complete: int) -> None:
+        """Delete what is older than the retention, counted from the newest data: a clock far ahead deletes nothing."""
+        newest = max((self._store.last_step(s.server_id) or 0 for s in self._store.servers.values()), default=complete)
+        now = min(complete, newest)
+        kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
+        means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)
+        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept)):
+            await asyncio.sleep(0)

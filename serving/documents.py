@@ -1,0 +1,176 @@
+"""What the OpenAPI document says of bodies and answers that routes write as bytes: schemas and examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_contract import METRIC_SPECS, METRICS, STATES
+from server_profiles import ServerProfile
+
+DESCRIPTION = (
+    "Receives server metrics and forecasts each server's next hours as quantiles. "
+    "All times are UTC; null means not measured."
+)
+_EXAMPLE_RECORD = {
+    "timestamp": "2026-11-23T10:00:00Z",
+    "server_name": "ppml0015",
+    **dict(zip(METRICS, (78.0, 82.5, 45.2, 8.5, 5.1, 22.0), strict=True)),
+}
+
+
+def _json(description: str, schema: dict[str, Any], example: Any = None) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": schema}
+    if example is not None:
+        content["example"] = example
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _object(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
+_WHOLE = {"type": "integer"}
+_OPTIONAL_TEXT = {"type": ["string", "null"]}
+_DETAIL = _object(("detail",), detail={"type": ["string", "array"]})
+
+
+def _error(description: str) -> dict[str, Any]:
+    return _json(description, _DETAIL)
+
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: _error("no or a wrong token"),
+    421: _error("unknown Host header"),
+}
+_BODY_REFUSALS = {
+    **_REFUSALS,
+    400: _error("the body is not JSON, or has no list of records, or too many of them"),
+    408: _error("the body did not arrive in time"),
+    413: _error("the body is too large"),
+    415: _error("the content type is not application/json"),
+}
+_BUSY = _error("busy, disk full or no model yet; try again after Retry-After seconds")
+
+
+def _metric_schema(name: str) -> dict[str, Any]:
+    spec = METRIC_SPECS[name]
+    schema: dict[str, Any] = {"type": ["number", "null"], "minimum": spec.lower, "description": f"{spec.unit}"}
+    return schema if spec.upper is None else {**schema, "maximum": spec.upper}
+
+
+_RECORD = _object(
+    ("timestamp", "server_name"),
+    timestamp={"type": "string", "format": "date-time"},
+    server_name={"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,253}$"},
+    profile={"type": ["string", "null"], "enum": [*map(str, ServerProfile), None]},
+    state={"type": ["string", "null"], "enum": [*map(str, STATES), None]},
+    **{name: _metric_schema(name) for name in METRICS},
+)
+_RECORDS_SCHEMA = _object(("records",), records={"type": "array", "items": _RECORD, "maxItems": 10_000})
+RECORDS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _RECORDS_SCHEMA, "example": {"records": [_EXAMPLE_RECORD]}}},
+    }
+}
+_REJECTIONS = {
+    "type": "array",
+    "items": _object(("index", "field", "reason"), index=_WHOLE, field=_TEXT, value={}, reason=_TEXT),
+}
+_INGEST_ANSWER = _object(
+    ("accepted", "rejected"), accepted=_WHOLE, rejected=_REJECTIONS, ignored_fields={"type": "array", "items": _TEXT}
+)
+INGEST: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "the good records are on disk; the others are listed",
+        _INGEST_ANSWER,
+        {
+            "accepted": 1,
+            "rejected": [{"index": 1, "field": "cpu_pct", "value": 180, "reason": "cpu_pct is a number from 0 to 100"}],
+        },
+    ),
+    **_BODY_REFUSALS,
+    503: _BUSY,
+}
+
+_FORECAST_SCHEMA = _object(
+    ("server_name", "profile", "profile_rule", "model", "origin", "step_seconds", "steps", "metrics", "warnings"),
+    server_name=_TEXT,
+    profile=_TEXT,
+    profile_rule=_OPTIONAL_TEXT,
+    model=_TEXT,
+    origin=_TEXT,
+    made_at=_TEXT,
+    age_seconds=_NUMBER,
+    stale={"type": "boolean"},
+    cold_start={"type": "boolean"},
+    history_steps=_WHOLE,
+    step_seconds=_WHOLE,
+    steps={"type": "array", "items": _WHOLE},
+    timestamps={"type": "array", "items": _TEXT},
+    warnings={"type": "array", "items": _TEXT},
+    metrics={"type": "object", "additionalProperties": {"type": "object"}},
+)
+_FORECAST_EXAMPLE = {
+    "server_name": "ppml0015",
+    "profile": "ml_compute",
+    "profile_rule": r"pattern ppml\d+ (built-in)",
+    "model": "tft_model_20261123T080000Z",
+    "origin": "2026-11-23T10:00:00Z",
+    "made_at": "2026-11-23T10:05:11Z",
+    "age_seconds": 320.4,
+    "stale": False,
+    "cold_start": False,
+    "history_steps": 288,
+    "step_seconds": 300,
+    "steps": [12],
+    "timestamps": ["2026-11-23T11:00:00Z"],
+    "warnings": [],
+    "metrics": {"cpu_pct": {"unit": "%", "current": 78.0, "q0.1": [70.1], "q0.5": [77.9], "q0.9": [85.3]}},
+}
+_INVALID = _error("a parameter is unknown or has a wrong value")
+FORECAST: dict[int | str, dict[str, Any]] = {
+    200: _json("the forecast", _FORECAST_SCHEMA, _FORECAST_EXAMPLE),
+    **_REFUSALS,
+    404: _error("no such server, or silent too long"),
+    422: _INVALID,
+    503: _BUSY,
+}
+FORECASTS: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "one page of forecasts",
+        _object(
+            ("forecasts", "servers", "next"),
+            model=_OPTIONAL_TEXT,
+            origin=_OPTIONAL_TEXT,
+            made_at=_OPTIONAL_TEXT,
+            servers=_WHOLE,
+            next=_OPTIONAL_TEXT,
+            forecasts={"type": "array", "items": _FORECAST_SCHEMA},
+        ),
+    ),
+    **_REFUSALS,
+    422: _INVALID,
+}
+FORECAST_OF_HISTORY: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "one forecast per server of the request",
+        _object(
+            ("model", "forecasts", "rejected"),
+            model=_TEXT,
+            rejected=_REJECTIONS,
+            forecasts={"type": "array", "items": _FORECAST_SCHEMA},
+        ),
+    ),
+    **_BODY_REFUSALS,
+    422: _error("no record was accepted, or too many servers"),
+    503: _BUSY,
+}
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    200: {"description": "a model is loaded and checked"},
+    421: _REFUSALS[421],
+    503: {"description": "no model yet, and why"},
+}
+STATUS: dict[int | str, dict[str, Any]] = {200: _json("the status", {"type": "object"}), **_REFUSALS}

@@ -1,0 +1,502 @@
+"""The durable store of received samples: one SQLite file, one connection, owned by one thread.
+
+A sample is kept as received (`samples`, for the retention), and every complete step's mean of each server beside it
+(`steps`, for as long as the model looks back). Steps whose samples changed since their mean was taken stand in
+`pending`, written in the same transaction as the samples, so that nothing is forgotten over a kill. Means are taken in
+the order of the timestamps from what is stored: late, repeated and out-of-order samples end in the same numbers.
+
+`append` returns a future that is done once the samples are on disk (WAL, synchronous=FULL). Whatever waits when the
+thread comes round is written in one commit, so fsync is shared under load and nobody waits when there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_contract import METRICS
+from serving.records import Sample
+
+LOG = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+ROWS_PER_COMMIT = 1_000
+CHECK_SECONDS = 3.0  # the integrity check at the start takes at most this long
+_COLUMNS = ", ".join(METRICS)
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS servers (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, profile TEXT);
+CREATE TABLE IF NOT EXISTS samples (
+    step INTEGER NOT NULL, server_id INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, state TEXT,
+    {", ".join(f"{metric} REAL" for metric in METRICS)},
+    PRIMARY KEY (step, server_id, timestamp_ms)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pending (step INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS steps (step INTEGER PRIMARY KEY, server_ids BLOB NOT NULL, means BLOB NOT NULL);
+"""
+# A repeated (server, timestamp) takes the later measurement of each metric; null is "not measured", it erases nothing.
+_UPSERT = (
+    f"INSERT INTO samples (step, server_id, timestamp_ms, state, {_COLUMNS}) "  # noqa: S608 - our own column names
+    f"VALUES ({', '.join('?' * (4 + len(METRICS)))}) ON CONFLICT DO UPDATE SET "
+    + ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in ("state", *METRICS))
+)
+_MEANS = (
+    f"SELECT server_id, {', '.join(f'avg({metric})' for metric in METRICS)} "  # noqa: S608
+    "FROM samples WHERE step = ? GROUP BY server_id ORDER BY server_id"
+)
+_RAW = (
+    f"SELECT timestamp_ms, state, {_COLUMNS} FROM samples "  # noqa: S608
+    "WHERE step = ? AND server_id = ? ORDER BY timestamp_ms"
+)
+
+Result = TypeVar("Result")
+
+
+class HistoryBusyError(RuntimeError):
+    """More samples wait for the disk than the limit allows; try again shortly."""
+
+
+class HistoryUnavailableError(RuntimeError):
+    """The samples could not be written (disk full, for example); reads go on, writing is tried again each time."""
+
+
+class HistoryLockedError(RuntimeError):
+    """Another process uses the history file."""
+
+
+@dataclass(frozen=True)
+class StepMeans:
+    """Mean of each server's samples in one step.
+
+    server_ids: int32 [server]; means: float32 [server, metric] in the order of METRICS, NaN where nothing was measured.
+    """
+
+    step: int
+    server_ids: np.ndarray
+    means: np.ndarray
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One stored sample; values in the order of METRICS."""
+
+    timestamp_ms: int
+    state: str | None
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class KnownServer:
+    """A server of the store; profile as its samples gave it, None where they did not."""
+
+    server_id: int
+    name: str
+    profile: str | None
+
+
+class HistoryStore:
+    """Samples on disk and the names of their servers. All methods may be called from any thread."""
+
+    def __init__(self, path: Path, step_seconds: int, max_waiting_records: int = 50_000, max_servers: int = 20_000):
+        """Open or create the store and start its thread; a damaged file is set aside and a new one begun.
+
+        Raises HistoryLockedError if another process has the file, OSError if it cannot be created.
+        """
+        self.path = path
+        self.step_seconds = step_seconds
+        self.max_servers = max_servers
+        self.set_aside: Path | None = None  # where a damaged file went
+        self.failure: str | None = None  # why the last write failed; None after one that succeeded
+        self.servers: dict[str, KnownServer] = {}
+        self._by_id: dict[int, KnownServer] = {}
+        self._max_waiting_records = max_waiting_records
+        self._waiting_records = 0
+        self._next_id = 1
+        self._unsaved: dict[int, KnownServer] = {}  # new names and changed profiles, not yet committed
+        self._pending: set[int] = set()
+        self._last_step: dict[int, int] = {}  # server id -> newest step it sent a measurement for
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._database = self._open()
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread.start()
+
+    # --- called from any thread -------------------------------------------------------------------------------------
+
+    def may_add(self, name: str) -> bool:
+        """Whether samples of this server can be kept: it is known, or the number of servers allows one more."""
+        if name in self.servers:
+            return True
+        with self._lock:
+            if name not in self.servers:
+                if len(self.servers) >= self.max_servers:
+                    return False
+                self._remember(KnownServer(self._next_id, name, None), unsaved=True)
+            return True
+
+    def append(self, samples: Sequence[Sample]) -> Future[None]:
+        """Store samples; the future is done when they are on disk.
+
+        Raises HistoryBusyError when too many wait. The future raises HistoryUnavailableError if writing failed, and
+        then none of these samples is stored.
+        """
+        with self._lock:
+            if self._waiting_records and self._waiting_records + len(samples) > self._max_waiting_records:
+                raise HistoryBusyError(f"{self._waiting_records} records wait for the disk")
+            self._waiting_records += len(samples)
+        task = _Task(None, samples)
+        self._queue.put(task)
+        return task.future
+
+    def changed_step_means(self, last_step: int, most: int = 12) -> Future[list[StepMeans]]:
+        """Take and store the means of up to `most` steps that changed since they were last taken, up to `last_step`.
+
+        Call again until the list is empty.
+        """
+        return self._ask(lambda: self._take_means(last_step, most))
+
+    def stored_step_means(self, first_step: int, last_step: int) -> Future[list[StepMeans]]:
+        """Means taken before, of the steps from `first_step` to `last_step`."""
+        return self._ask(lambda: self._stored_means(first_step, last_step))
+
+    def raw_samples(self, server_id: int, first_step: int, last_step: int) -> Future[list[RawSample]]:
+        """Samples of one server as received, sorted by time."""
+        return self._ask(lambda: self._raw(server_id, first_step, last_step))
+
+    def has_changes(self, last_step: int) -> bool:
+        """Whether a step up to `last_step` has samples its mean does not know."""
+        try:
+            return any(step <= last_step for step in self._pending)
+        except RuntimeError:  # the set grew while it was looked at: there are changes, of some step
+            return True
+
+    def last_step(self, server_id: int) -> int | None:
+        """Newest step the server sent a measurement for; None where it never did."""
+        return self._last_step.get(server_id)
+
+    def expire(self, first_sample_step: int, first_mean_step: int) -> Future[int]:
+        """Delete old samples (a dozen steps at a time), old means, and servers that sent nothing since.
+
+        Gives the number of steps whose samples were deleted; call again until it is 0.
+        """
+        return self._ask(lambda: self._expire(first_sample_step, first_mean_step))
+
+    def use_step(self, step_seconds: int) -> Future[None]:
+        """Lay all samples on another step; their means are taken anew."""
+        return self._ask(lambda: self._change_step(step_seconds))
+
+    def size_bytes(self) -> int:
+        """Size of the file and its write-ahead log."""
+        return sum(part.stat().st_size for part in _files(self.path) if part.exists())
+
+    def waiting_records(self) -> int:
+        """Records accepted and not yet on disk."""
+        return self._waiting_records
+
+    def close(self) -> None:
+        """Write what waits, close the file and end the thread. May be called twice."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as problem:
+            if "locked" in str(problem):
+                message = f"history {self.path}: another process uses it; stop that one or give --history another file"
+                raise HistoryLockedError(message) from None
+            if isinstance(problem, sqlite3.OperationalError) and "unable to open" in str(problem):
+                raise OSError(f"history {self.path}: cannot be opened or created; check the folder's rights") from None
+            self.set_aside = _set_aside(self.path)
+            LOG.error("history file damaged, set aside", extra={"file": str(self.path), "aside": str(self.set_aside)})
+            self._forget_all()
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=2.0)
+        try:
+            # Exclusive: a second daemon on the same file is refused, and no shared-memory file is needed.
+            for pragma in ("locking_mode=EXCLUSIVE", "auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL"):
+                database.execute(f"PRAGMA {pragma}").fetchall()
+            database.execute("PRAGMA cache_size=-65536")
+            _check_integrity(database)
+            database.executescript(_SCHEMA)
+            self._read_names(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _read_names(self, database: sqlite3.Connection) -> None:
+        meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
+        if meta.setdefault("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"schema version {meta['schema_version']}")
+        stored_step = meta.setdefault("step_seconds", self.step_seconds)
+        with _transaction(database):
+            database.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(meta.items()))
+        wanted, self.step_seconds = self.step_seconds, stored_step
+        for server_id, name, profile in database.execute("SELECT id, name, profile FROM servers"):
+            self._remember(KnownServer(server_id, name, profile), unsaved=False)
+        self._pending = {step for (step,) in database.execute("SELECT step FROM pending")}
+        self._last_step = dict.fromkeys(self._by_id, 0)
+        for step, server_ids in database.execute("SELECT step, server_ids FROM steps ORDER BY step"):
+            self._last_step.update(dict.fromkeys(np.frombuffer(server_ids, np.int32).tolist(), step))
+        for step in sorted(self._pending):
+            heard = database.execute("SELECT DISTINCT server_id FROM samples WHERE step = ?", (step,))
+            self._last_step.update((server_id, step) for (server_id,) in heard)
+        if wanted != stored_step:
+            self._database = database
+            self._change_step(wanted)
+
+    def _remember(self, server: KnownServer, unsaved: bool) -> None:
+        self.servers[server.name] = server
+        self._by_id[server.server_id] = server
+        self._next_id = max(self._next_id, server.server_id + 1)
+        if unsaved:
+            self._unsaved[server.server_id] = server
+
+    def _forget_all(self) -> None:
+        self.servers.clear()
+        self._by_id.clear()
+        self._pending.clear()
+        self._last_step.clear()
+        self._next_id = 1
+
+    # --- the thread that owns the connection ------------------------------------------------------------------------
+
+    def _ask(self, work: Callable[[], Result]) -> Future[Result]:
+        task = _Task(work, ())
+        self._queue.put(task)
+        return task.future
+
+    def _run(self) -> None:
+        carried: _Task | None = None
+        while True:
+            task = carried or self._queue.get()
+            carried = None
+            if task is None:
+                break
+            if task.work is not None:
+                self._answer(task)
+                continue
+            group, waiting = [task], len(task.samples)
+            while waiting < ROWS_PER_COMMIT:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None or following.work is not None:
+                    carried = following
+                    if following is None:
+                        self._queue.put(None)
+                    break
+                group.append(following)
+                waiting += len(following.samples)
+            self._commit(group)
+        self._database.close()
+
+    def _answer(self, task: _Task) -> None:
+        if not task.future.set_running_or_notify_cancel():
+            return
+        try:
+            task.future.set_result(task.work())  # type: ignore[misc]
+        except sqlite3.Error as problem:
+            LOG.error("history cannot be read", extra={"reason": str(problem)})
+            task.future.set_exception(HistoryUnavailableError(str(problem)))
+        except Exception as problem:
+            task.future.set_exception(problem)
+
+    def _commit(self, group: list[_Task]) -> None:
+        failure: Exception | None = None
+        rows = [row for task in group for row in self._rows(task.samples)]
+        steps = {row[0] for row in rows} - self._pending
+        unsaved = dict(self._unsaved)
+        try:
+            with _transaction(self._database):
+                self._save_servers(unsaved.values())
+                self._database.executemany(_UPSERT, rows)
+                self._database.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
+        except sqlite3.Error as problem:
+            failure = HistoryUnavailableError(str(problem))
+            if self.failure is None:
+                LOG.error("history cannot be written", extra={"reason": str(problem)})
+            self.failure = str(problem)
+        else:
+            self._pending |= steps
+            with self._lock:
+                for server_id, server in unsaved.items():
+                    if self._unsaved.get(server_id) == server:
+                        del self._unsaved[server_id]
+            if self.failure is not None:
+                LOG.info("history can be written again")
+            self.failure = None
+        with self._lock:
+            self._waiting_records -= sum(len(task.samples) for task in group)
+        for task in group:
+            if task.future.set_running_or_notify_cancel():
+                task.future.set_exception(failure) if failure else task.future.set_result(None)
+
+    def _rows(self, samples: Sequence[Sample]) -> Iterator[tuple[Any, ...]]:
+        """Samples as rows of the table; names and profiles not seen before are remembered."""
+        step_ms = self.step_seconds * 1000
+        for name, instant_ms, profile, state, values in samples:
+            server = self.servers.get(name)
+            if server is None or (profile is not None and profile != server.profile):
+                server = self._remember_profile(name, profile)
+            step = instant_ms // step_ms
+            if values.count(None) < len(values) or server.server_id not in self._last_step:
+                self._last_step[server.server_id] = max(step, self._last_step.get(server.server_id, step))
+            yield (step, server.server_id, instant_ms, state, *values)
+
+    def _remember_profile(self, name: str, profile: str | None) -> KnownServer:
+        with self._lock:
+            known = self.servers.get(name)
+            server = KnownServer(known.server_id if known else self._next_id, name, profile)
+            self._remember(server, unsaved=True)
+            return server
+
+    def _save_servers(self, servers: Iterable[KnownServer]) -> None:
+        self._database.executemany(
+            "INSERT INTO servers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET profile = excluded.profile",
+            [(server.server_id, server.name, server.profile) for server in servers],
+        )
+
+    def _take_means(self, last_step: int, most: int) -> list[StepMeans]:
+        steps = sorted(step for step in self._pending if step <= last_step)[:most]
+        taken = [self._means_of(step) for step in steps]
+        if taken:
+            # On a full disk they stay pending in the file, and are known in memory.
+            with contextlib.suppress(sqlite3.Error), _transaction(self._database):
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO steps VALUES (?, ?, ?)",
+                    [(means.step, means.server_ids.tobytes(), means.means.tobytes()) for means in taken],
+                )
+                self._database.executemany("DELETE FROM pending WHERE step = ?", [(step,) for step in steps])
+            self._pending.difference_update(steps)
+        return taken
+
+    def _means_of(self, step: int) -> StepMeans:
+        rows = self._database.execute(_MEANS, (step,)).fetchall()
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), 1 + len(METRICS))  # None becomes NaN
+        return StepMeans(step, table[:, 0].astype(np.int32), table[:, 1:].astype(np.float32))
+
+    def _stored_means(self, first_step: int, last_step: int) -> list[StepMeans]:
+        rows = self._database.execute(
+            "SELECT step, server_ids, means FROM steps WHERE step BETWEEN ? AND ? ORDER BY step",
+            (first_step, last_step),
+        )
+        return [
+            StepMeans(step, np.frombuffer(ids, np.int32), np.frombuffer(means, np.float32).reshape(-1, len(METRICS)))
+            for step, ids, means in rows
+        ]
+
+    def _raw(self, server_id: int, first_step: int, last_step: int) -> list[RawSample]:
+        return [
+            RawSample(row[0], row[1], row[2:])
+            for step in range(first_step, last_step + 1)
+            for row in self._database.execute(_RAW, (step, server_id))
+        ]
+
+    def _expire(self, first_sample_step: int, first_mean_step: int) -> int:
+        old = self._database.execute(
+            "SELECT DISTINCT step FROM samples WHERE step < ? ORDER BY step LIMIT 12", (first_sample_step,)
+        ).fetchall()
+        gone = [server_id for server_id, step in self._last_step.items() if step < first_sample_step]
+        with _transaction(self._database):
+            self._database.executemany("DELETE FROM samples WHERE step = ?", old)
+            self._database.execute("DELETE FROM pending WHERE step < ?", (first_sample_step,))
+            self._database.execute("DELETE FROM steps WHERE step < ?", (first_mean_step,))
+            self._database.executemany("DELETE FROM servers WHERE id = ?", [(server_id,) for server_id in gone])
+        self._pending = {step for step in self._pending if step >= first_sample_step}
+        with self._lock:
+            for server_id in gone:
+                del self._last_step[server_id]
+                if server := self._by_id.pop(server_id, None):
+                    del self.servers[server.name]
+        self._database.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+        return len(old)
+
+    def _change_step(self, step_seconds: int) -> None:
+        if step_seconds == self.step_seconds:
+            return
+        LOG.info("history is laid on another step", extra={"from_s": self.step_seconds, "to_s": step_seconds})
+        with _transaction(self._database):
+            self._database.execute("CREATE TEMP TABLE moved AS SELECT * FROM samples")
+            self._database.execute("DELETE FROM samples")
+            self._database.execute(
+                "INSERT INTO samples SELECT timestamp_ms / ?, server_id, timestamp_ms, state, "  # noqa: S608
+                f"{_COLUMNS} FROM moved",
+                (step_seconds * 1000,),
+            )
+            self._database.execute("DROP TABLE moved")
+            self._database.execute("DELETE FROM steps")
+            self._database.execute("DELETE FROM pending")
+            self._database.execute("INSERT INTO pending SELECT DISTINCT step FROM samples")
+            self._database.execute("UPDATE meta SET value = ? WHERE key = 'step_seconds'", (step_seconds,))
+        self.step_seconds = step_seconds
+        self._pending = {step for (step,) in self._database.execute("SELECT step FROM pending")}
+
+
+class _Task:
+    """Either samples to write or a question to the database, and the future of its answer."""
+
+    __slots__ = ("future", "samples", "work")
+
+    def __init__(self, work: Callable[[], Any] | None, samples: Sequence[Sample]) -> None:
+        self.work, self.samples = work, samples
+        self.future: Future[Any] = Future()
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def _check_integrity(database: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError if the file is damaged; a large file is checked for a few seconds only."""
+    deadline = time.monotonic() + CHECK_SECONDS
+    database.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    try:
+        findings = database.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.OperationalError as problem:
+        if "interrupted" not in str(problem):
+            raise
+    else:
+        if findings != [("ok",)]:
+            raise sqlite3.DatabaseError(str(findings))
+    finally:
+        database.set_progress_handler(None, 0)
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    return tuple(path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file and its log; gives the new name."""
+    stamp = f".damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.monotonic_ns() % 1_000_000:06d}"
+    for part, suffix in zip(_files(path), ("", "-wal", "-shm"), strict=True):
+        if part.exists():
+            part.rename(path.with_name(path.name + stamp + suffix))
+    return path.with_name(path.name + stamp)

@@ -1,0 +1,282 @@
+"""Script 3: forecast servers with a trained model, from a file or as a daemon.
+
+    python tft_inference.py --model models/current --input training/ --output forecasts.parquet --origins last
+    python tft_inference.py --input day.csv --output forecasts.parquet --origins every:8h --from 2026-11-20T00:00:00Z
+    python tft_inference.py --daemon --port 8000
+    curl -s localhost:8000/status
+
+The batch writes one row per server, origin, step and metric, with the quantiles as columns. An origin is the timestamp
+of the last row used. The daemon receives samples by HTTP, keeps them and serves the fleet's forecasts; its settings can
+also stand in a TOML file (--config).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_contract import ContractError, DataFileError, read_metrics
+from forecasting.artifact import ModelError
+from forecasting.engine import Engine
+from forecasting.grid import FleetGrid, GridError
+from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
+from serving import settings as daemon_settings
+from serving.cycle import profile_of
+from serving.settings import Settings, SettingsError, load_settings
+
+SERVERS_PER_CHUNK = 64  # forecast at once; bounds memory
+DONE, FAILED, USAGE = 0, 1, 2
+_USER_ERRORS = (ContractError, DataFileError, GridError, ModelError, ProfileFileError)
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be; the message names the flag and the remedy."""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags with hyphens or underscores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    batch = parser.add_argument_group("batch: forecasts of a file")
+    batch.add_argument("--input", type=Path, metavar="PATH", help="parquet or CSV file, or a folder of them")
+    batch.add_argument("--output", type=Path, metavar="FILE", help="parquet file to write")
+    batch.add_argument(
+        "--origins",
+        default="last",
+        metavar="WHEN",
+        help="last: each server's last row; every:8h: that often (default last)",
+    )
+    batch.add_argument("--from", dest="first_origin", metavar="TIME", help="first origin, such as 2026-11-20T00:00:00Z")
+    daemon = parser.add_argument_group("daemon: settings of the daemon, and of the batch where they make sense")
+    daemon.add_argument("--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
+    daemon.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these settings; flags overrule it")
+    daemon.add_argument("--check-config", action="store_true", help="check the settings, print them and end")
+    daemon_settings.add_flags(daemon)
+    return parser.parse_args([_hyphenated(argument) for argument in argv])
+
+
+def _hyphenated(argument: str) -> str:
+    """--max_servers=5 -> --max-servers=5."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if argument.startswith("--") else argument
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the batch or the daemon; gives the exit code."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        settings = load_settings(arguments.config, vars(arguments))
+        if arguments.check_config:
+            print(_settings_json(settings))
+            return DONE
+        rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
+        if arguments.daemon:
+            return run_daemon(settings, rules)
+        return run_batch(arguments, settings, rules)
+    except (SettingsError, UsageError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return USAGE
+    except _USER_ERRORS as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return FAILED
+
+
+# --- batch ----------------------------------------------------------------------------------------------------------
+
+
+def run_batch(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
+    """Read the file, forecast at each origin, write the table, say what was done."""
+    started = time.perf_counter()
+    every_seconds, first_origin = _check_batch_flags(arguments)
+    data = read_metrics(arguments.input, rules)
+    for notice in data.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    engine = Engine.load(settings.model, device=settings.device, threads=None)
+    frame = _with_missing_metrics(data.frame, engine.config.targets)
+    grid = FleetGrid.from_frame(frame, engine.config.targets, engine.config.step_seconds)
+    origins = choose_origins(grid, every_seconds, first_origin)
+    rows = write_forecasts(arguments.output, engine, grid, origins, rules)
+    summary = {
+        "output": str(arguments.output),
+        "model": engine.model_id,
+        "rows": rows,
+        "servers": len({server for server, _ in origins}),
+        "origins": len({step for _, step in origins}),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    print(json.dumps(summary))
+    return DONE
+
+
+def _check_batch_flags(arguments: argparse.Namespace) -> tuple[int | None, np.datetime64 | None]:
+    for flag in ("input", "output"):
+        if getattr(arguments, flag) is None:
+            raise UsageError(f"--{flag} is missing; a batch needs --input and --output, a daemon --daemon")
+    if not arguments.output.absolute().parent.is_dir():
+        raise UsageError(f"--output {arguments.output}: its folder does not exist; create it")
+    match = re.fullmatch(r"every:(\d{1,6})([mhd])", arguments.origins)
+    if arguments.origins != "last" and (match is None or int(match[1]) == 0):
+        raise UsageError(f"--origins {arguments.origins!r} is unknown; use last, or every:8h (m, h and d are known)")
+    every_seconds = int(match[1]) * {"m": 60, "h": 3_600, "d": 86_400}[match[2]] if match else None
+    if arguments.first_origin is None:
+        return every_seconds, None
+    if every_seconds is None:
+        raise UsageError("--from: the first of several origins; use it with --origins every:8h")
+    try:
+        moment = datetime.fromisoformat(arguments.first_origin)
+    except ValueError:
+        raise UsageError(f"--from {arguments.first_origin!r} is no time; write 2026-11-20T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"--from {arguments.first_origin!r} has no time zone; write UTC with a final Z")
+    return every_seconds, np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
+
+
+def _with_missing_metrics(frame: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """A metric the model forecasts and the data lacks is a column of missing values."""
+    missing = [metric for metric in targets if metric not in frame.columns]
+    if missing:
+        print(f"note: the data has no {', '.join(missing)}: forecast as not measured", file=sys.stderr)
+    return frame.assign(**dict.fromkeys(missing, np.float32(np.nan)))
+
+
+def choose_origins(
+    grid: FleetGrid, every_seconds: int | None, first_origin: np.datetime64 | None
+) -> list[tuple[int, int]]:
+    """(server, step) of each forecast. An origin is a step with a row of that server.
+
+    every_seconds None: each server's last step. Otherwise the given distance from the first origin on; the first one is
+    `first_origin`, or as far after the data's begin as the distance is. A server without a measurement at an origin is
+    left out there. Raises UsageError if nothing remains.
+    """
+    measured = ~np.isnan(grid.values).all(axis=2)  # (server, step)
+    if every_seconds is None:
+        last = grid.steps - 1 - np.argmax(measured[:, ::-1], axis=1)
+        return [(server, int(step)) for server, step in enumerate(last) if measured[server].any()]
+    distance = every_seconds // grid.step_seconds
+    if distance == 0 or every_seconds % grid.step_seconds:
+        raise UsageError(f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s")
+    first = distance if first_origin is None else grid.step_at(first_origin)
+    if not 0 <= first < grid.steps:
+        begin, end = grid.timestamps()[[0, -1]]
+        raise UsageError(f"--from {first_origin}: outside the data, which reaches from {begin}Z to {end}Z")
+    chosen = [(int(s), step) for step in range(first, grid.steps, distance) for s in np.flatnonzero(measured[:, step])]
+    if not chosen:
+        raise UsageError("--origins: no server has a row at any origin; choose another --from")
+    return chosen
+
+
+def write_forecasts(
+    path: Path, engine: Engine, grid: FleetGrid, origins: list[tuple[int, int]], rules: ProfileRules
+) -> int:
+    """Forecast and write chunk by chunk, to a file beside `path` that takes its place when whole; gives the rows."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    rows = 0
+    try:
+        with pq.ParquetWriter(beside, _schema(engine.config.quantiles), compression="zstd") as writer:
+            for chunk in tqdm(list(_chunks(origins)), desc="forecast", unit="chunk", file=sys.stderr, disable=None):
+                table = forecast_table(engine, grid, chunk, rules)
+                writer.write_table(table)
+                rows += table.num_rows
+        beside.replace(path)
+    except OSError as problem:
+        raise DataFileError(f"{path}: cannot be written ({problem.strerror or problem})") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return rows
+
+
+def _chunks(origins: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    return (origins[start : start + SERVERS_PER_CHUNK] for start in range(0, len(origins), SERVERS_PER_CHUNK))
+
+
+def _schema(quantiles: Sequence[float]) -> pa.Schema:
+    instant = pa.timestamp("ns", tz="UTC")
+    columns = [("server_name", pa.string()), ("origin", instant), ("step", pa.int16())]
+    columns += [("timestamp", instant), ("metric", pa.string())]
+    return pa.schema([*columns, *((f"q{quantile:g}", pa.float32()) for quantile in quantiles)])
+
+
+def forecast_table(
+    engine: Engine, grid: FleetGrid, origins: Sequence[tuple[int, int]], rules: ProfileRules
+) -> pa.Table:
+    """Forecasts at (server, step) origins, one row per server, origin, step and metric, in this order."""
+    config = engine.config
+    servers = np.array([server for server, _ in origins])
+    steps = np.array([step for _, step in origins])
+    length = min(config.history_steps, int(steps.max()) + 1)
+    columns = steps[:, None] - np.arange(length - 1, -1, -1)  # (origin, length)
+    history = grid.values[servers[:, None], np.maximum(columns, 0)]
+    history[columns < 0] = np.nan
+    profiles = [profile_of(grid.servers[server], grid.profiles[server], rules)[0] for server in servers]
+    origin_times = grid.timestamps()[steps]
+    quantiles = engine.forecast(history, profiles, origin_times)  # (origin, horizon, metric, quantile)
+
+    count, horizon, metrics = quantiles.shape[:3]
+    horizon_steps = np.arange(1, horizon + 1)
+    distances = (horizon_steps * config.step_seconds).astype("timedelta64[s]")
+    times = np.repeat((origin_times[:, None] + distances).reshape(-1), metrics)
+    per_origin = horizon * metrics
+    table: dict[str, object] = {
+        "server_name": np.repeat(np.array(grid.servers, dtype=object)[servers], per_origin),
+        "origin": np.repeat(origin_times, per_origin).astype("datetime64[ns]"),
+        "step": np.tile(np.repeat(horizon_steps, metrics), count).astype(np.int16),
+        "timestamp": times.astype("datetime64[ns]"),
+        "metric": np.tile(np.array(config.targets, dtype=object), count * horizon),
+    }
+    flat = quantiles.reshape(-1, len(config.quantiles))
+    table |= {f"q{quantile:g}": flat[:, index] for index, quantile in enumerate(config.quantiles)}
+    return pa.table(table, schema=_schema(config.quantiles))
+
+
+# --- daemon ---------------------------------------------------------------------------------------------------------
+
+
+def run_daemon(settings: Settings, rules: ProfileRules) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    from serving.app import create_app
+    from serving.log import log_as_json
+    from serving.server import serve
+
+    token = _token(settings)
+    admin_token = daemon_settings.read_token(settings.admin_token_file)
+    daemon_settings.require_token_beyond_loopback(settings, token)
+    if not settings.model.exists():
+        raise SettingsError(
+            f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
+        )
+    log_as_json()
+    # A thread that computes gives way this often, so that the event loop answers within milliseconds.
+    sys.setswitchinterval(0.0005)
+    logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
+    app = create_app(settings, rules=rules, token=token, admin_token=admin_token)
+    return DONE if serve(app, settings, before_shutdown=app.state.before_shutdown) else FAILED
+
+
+def _token(settings: Settings) -> bytes | None:
+    from_environment = os.environ.get(daemon_settings.TOKEN_VARIABLE, "").strip().encode()
+    return daemon_settings.read_token(settings.token_file) or from_environment or None
+
+
+def _settings_json(settings: Settings) -> str:
+    return json.dumps({key: _plain(value) for key, value in vars(settings).items()}, indent=2)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
