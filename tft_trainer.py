@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid, spec = lay_out(data, arguments)
         split = split_fleet(grid, spec, arguments)
         profiles = choose_profiles(data, grid, split, arguments)
-        scaling = fit_on_training_part(grid, spec, split)
+        scaling = fit_on_training_part(grid, spec, split, profiles)
         training = train(grid, spec, scaling, split, profiles, arguments)
         config = describe(spec, scaling, profiles, arguments)
         scores, cold_start = evaluate(training.model, config, grid, split)
@@ -265,13 +265,15 @@ def choose_profiles(
     return detected
 
 
-def fit_on_training_part(grid: FleetGrid, spec: WindowSpec, split: Split) -> FleetScaling:
-    """Scaling statistics of training servers and days only."""
+def fit_on_training_part(
+    grid: FleetGrid, spec: WindowSpec, split: Split, profiles: tuple[str, ...]
+) -> FleetScaling:
+    """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
     return fit_scaling(
         grid.values[split.seen, : split.train_end],
         grid.metrics,
         np.array([METRIC_SPECS[name].unit == "percent" for name in grid.metrics]),
-        tuple(grid.profiles[row] for row in split.seen),
+        tuple(grid.profiles[row] if profiles else None for row in split.seen),
         spec.context_steps,
         SHRINKAGE_STEPS,
     )

@@ -13,6 +13,9 @@ What the stock forward spends its time on, and what is done instead (every ident
   only on request (`interpretable = True`).
 * One encoder length per batch, so the LSTM runs on plain tensors rather than packed sequences.
 
+One thing differs on purpose: the stock class pads category 0 of a NaN-tolerant categorical, so the embedding of an
+unknown profile stays at its initial zero for ever; here it is trained like any other.
+
 Dropout acts on the same activations as in the stock class; for looked-up variables one draw serves the whole batch.
 """
 
@@ -219,17 +222,21 @@ def _scalar_networks(network: VariableSelectionNetwork, names: Sequence[str], va
 def _resampled_residual(x: Tensor, norms: list[ResampleNorm], prescale: Tensor, prebias: Tensor) -> Tensor:
     """Residual of scalars x (v, N, 1): prescaled, interpolated to h, gated and normed, all affine in x up to the norm.
 
-    With y = x a + c over the h outputs, the layer norm of y needs only the centred a and c and three of their moments.
+    With y = x a + c over the h outputs (both centred) and c split along a, c = shift a + rest, the variance of y is
+    (x + shift)^2 mean(a^2) + mean(rest^2): a sum of squares, so nothing cancels.
     """
     resample = _interpolation(prescale.shape[1], norms[0].output_size).to(prescale)  # (h, i)
     gate = torch.stack([torch.sigmoid(norm.mask) * 2.0 for norm in norms])
     a, c = (prescale @ resample.T) * gate, (prebias @ resample.T) * gate  # (v, h)
     a, c = a - a.mean(dim=1, keepdim=True), c - c.mean(dim=1, keepdim=True)
-    moments = ((a * a).mean(dim=1), (a * c).mean(dim=1), (c * c).mean(dim=1))
-    aa, ac, cc = (moment[:, None, None] for moment in moments)
-    inverse = torch.rsqrt((x * aa + 2 * ac) * x + cc + norms[0].norm.eps)  # (v, N, 1)
+    power = (a * a).mean(dim=1, keepdim=True)
+    shift = (a * c).mean(dim=1, keepdim=True) / power.clamp(min=1e-12)  # (v, 1)
+    rest = c - shift * a
+    x = x + shift[:, None]
+    variance = x * x * power[:, None] + (rest * rest).mean(dim=1, keepdim=True)[:, None]
+    inverse = torch.rsqrt(variance + norms[0].norm.eps)  # (v, N, 1)
     weight = torch.stack([norm.norm.weight for norm in norms])
-    directions = torch.stack([a * weight, c * weight], dim=1)  # (v, 2, h)
+    directions = torch.stack([a * weight, rest * weight], dim=1)  # (v, 2, h)
     return torch.baddbmm(
         _stack_biases([norm.norm for norm in norms])[:, None], torch.cat([x * inverse, inverse], dim=-1), directions
     )

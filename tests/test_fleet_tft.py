@@ -1,0 +1,122 @@
+"""FleetTFT against the stock class it replaces: same weights, same numbers, for every shape of batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pytorch_forecasting import TemporalFusionTransformer
+
+from forecasting.fleet_tft import FleetTFT
+from forecasting.model import ForecastModel, build_network
+from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.windows import WindowSpec
+
+PROFILES = ("database", "generic", "web_api")
+
+
+def spec_of(metrics: tuple[str, ...]) -> WindowSpec:
+    return WindowSpec(metrics, 300, "America/New_York", 288, 96)
+
+
+def scaling_of(spec: WindowSpec) -> FleetScaling:
+    values = np.random.default_rng(0).uniform(1, 90, (4, 600, len(spec.metrics))).astype(np.float32)
+    percent = np.array([name.endswith("_pct") for name in spec.metrics])
+    return fit_scaling(values, spec.metrics, percent, ("database", "generic", "web_api", None), 288, 3.0)
+
+
+def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: torch.Tensor) -> list[torch.Tensor]:
+    """What ForecastModel.scaled_quantiles takes, random but of the right kind (flags are 0 or 1)."""
+    draw = torch.Generator().manual_seed(encoder_steps)
+
+    def calendar(steps: int) -> torch.Tensor:
+        parts = [torch.randint(0, size, (windows, steps), generator=draw) for size in (48, 8)]
+        return torch.stack(parts, dim=-1)
+
+    def flags(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 2, shape, generator=draw).float()
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    metrics = len(spec.metrics)
+    measured = torch.stack([values(windows, encoder_steps, metrics), flags(windows, encoder_steps, metrics)], dim=-1)
+    return [
+        profile,
+        calendar(encoder_steps),
+        calendar(96),
+        flags(windows, encoder_steps, 1),
+        flags(windows, 96, 1),
+        values(windows, len(spec.static_reals)),
+        measured.flatten(2),
+        values(windows, 96, len(spec.decoder_reals)),
+    ]
+
+
+def both_networks(spec: WindowSpec) -> tuple[ForecastModel, ForecastModel]:
+    """Stock and fleet network with the same weights; biases, gates and norms are not at their initial zero or one."""
+    torch.manual_seed(1)
+    stock = build_network(spec, PROFILES, 32, TemporalFusionTransformer)
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    fleet = build_network(spec, PROFILES, 32, FleetTFT)
+    fleet.load_state_dict(stock.state_dict())
+    return tuple(ForecastModel(network, spec, scaling_of(spec)) for network in (stock, fleet))
+
+
+@pytest.mark.parametrize("encoder_steps", [0, 1, 7, 288])
+@pytest.mark.parametrize("hidden_profiles", ["none", "some", "all"])
+def test_output_and_interpretation_equal_the_stock_class(encoder_steps: int, hidden_profiles: str) -> None:
+    spec = spec_of(("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms"))
+    stock, fleet = (model.eval() for model in both_networks(spec))
+    fleet.network.interpretable = True
+    profile = {"none": [1, 2, 3, 1], "some": [0, 2, 0, 3], "all": [0, 0, 0, 0]}[hidden_profiles]
+    inputs = random_inputs(spec, 4, encoder_steps, torch.tensor(profile))
+    with torch.no_grad():
+        expected = stock.network(stock.network_inputs(*inputs))
+        actual = fleet.network(fleet.network_inputs(*inputs))
+    for metric, (ours, theirs) in enumerate(zip(actual["prediction"], expected["prediction"], strict=True)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=lambda text, m=metric: f"metric {m}: {text}")
+    for name in ("encoder_attention", "decoder_attention", "static_variables", "encoder_variables", "decoder_variables"):
+        torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_one_target_equals_the_stock_class() -> None:
+    spec = spec_of(("cpu_pct",))
+    stock, fleet = (model.eval() for model in both_networks(spec))
+    inputs = random_inputs(spec, 3, 48, torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fleet.scaled_quantiles(*inputs), stock.scaled_quantiles(*inputs), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() -> None:
+    """The stock class pads category 0 of a NaN-tolerant categorical, so that the unknown profile would never learn."""
+    spec = spec_of(("cpu_pct", "net_in_mb_s"))
+    stock, fleet = (model.eval() for model in both_networks(spec))
+    inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
+    for model in (stock, fleet):
+        model.scaled_quantiles(*inputs).square().mean().backward()
+    theirs = dict(stock.network.named_parameters())
+    for name, parameter in fleet.network.named_parameters():
+        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        expected = torch.zeros_like(parameter) if theirs[name].grad is None else theirs[name].grad
+        if name == "input_embeddings.embeddings.profile.weight":
+            assert ours[0].abs().max() > 0
+            assert expected[0].abs().max() == 0
+            ours, expected = ours[1:], expected[1:]
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_dropout_is_active_in_training_only() -> None:
+    spec = spec_of(("cpu_pct", "net_in_mb_s"))
+    _, fleet = both_networks(spec)
+    inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
+    with torch.no_grad():
+        fleet.train()
+        assert not torch.equal(fleet.scaled_quantiles(*inputs), fleet.scaled_quantiles(*inputs))
+        fleet.eval()
+        assert torch.equal(fleet.scaled_quantiles(*inputs), fleet.scaled_quantiles(*inputs))
