@@ -51,7 +51,18 @@ def tiny_models_dir(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFa
     """A models folder with `current`: 3 metrics, 2 profiles, 4 h of context, 1 h of horizon, 300 s steps."""
     models_dir = tmp_path_factory.mktemp("models")
     arguments = ["--training-dir", str(tiny_training_dir), "--models-dir", str(models_dir), "--device", "cpu"]
-    small = ["--epochs", "1", "--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--batch-size", "32"]
+    small = [
+        "--epochs",
+        "1",
+        "--hidden-size",
+        "8",
+        "--context-hours",
+        "4",
+        "--horizon-hours",
+        "1",
+        "--batch-size",
+        "32",
+    ]
     assert tft_trainer.main([*arguments, *small, "--holdout-servers", "ppdb007,ppweb006"]) == 0
     return models_dir
 
