@@ -1,0 +1,262 @@
+"""Script 3: batch forecasts with a real tiny model, its messages and exit codes; the daemon as a process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+import tft_inference
+from forecasting.engine import Engine
+from forecasting.grid import FleetGrid
+from tests.conftest import TINY_METRICS, tiny_fleet
+
+QUANTILE_COLUMNS = ["q0.02", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.98"]
+
+
+def run(*arguments):
+    return tft_inference.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def metrics_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("input") / "day.parquet"
+    tiny_fleet(hours=24, seed=3).to_parquet(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def forecasts(tiny_model_dir, metrics_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("output") / "forecasts.parquet"
+    assert run("--model", tiny_model_dir, "--input", metrics_file, "--output", path) == 0
+    return pd.read_parquet(path)
+
+
+def test_one_row_per_server_origin_step_and_metric(forecasts):
+    assert list(forecasts.columns) == ["server_name", "origin", "step", "timestamp", "metric", *QUANTILE_COLUMNS]
+    assert len(forecasts) == 8 * 12 * len(TINY_METRICS)
+    assert not forecasts.duplicated(["server_name", "origin", "step", "metric"]).any()
+    assert set(forecasts["step"]) == set(range(1, 13))
+    assert str(forecasts["timestamp"].dtype) == "datetime64[ns, UTC]"
+
+
+def test_a_forecasts_timestamps_continue_the_history(forecasts, metrics_file):
+    last = pd.read_parquet(metrics_file)["timestamp"].max()
+    assert (forecasts["origin"] == last).all()
+    assert (forecasts["timestamp"] == forecasts["origin"] + pd.to_timedelta(forecasts["step"] * 300, unit="s")).all()
+
+
+def test_quantiles_are_ordered(forecasts):
+    assert (np.diff(forecasts[QUANTILE_COLUMNS].to_numpy(), axis=1) >= 0).all()
+
+
+def test_the_file_holds_what_the_engine_says(forecasts, tiny_model_dir, metrics_file):
+    engine = Engine.load(tiny_model_dir, device="cpu")
+    grid = FleetGrid.from_frame(pd.read_parquet(metrics_file), TINY_METRICS, 300)
+    origins = np.full(8, grid.timestamps()[-1])
+    expected = engine.forecast(grid.values, grid.profiles, origins)
+    shaped = forecasts[QUANTILE_COLUMNS].to_numpy().reshape(expected.shape)
+    np.testing.assert_allclose(shaped, expected, rtol=1e-5)
+
+
+def test_origins_every_few_hours_use_nothing_after_the_origin(tiny_model_dir, metrics_file, tmp_path):
+    whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
+    flags = ["--model", tiny_model_dir, "--origins", "every:8h", "--from", "2026-03-02T04:00:00Z"]
+    assert run(*flags, "--input", metrics_file, "--output", whole) == 0
+    frame = pd.read_parquet(metrics_file)
+    changed = frame.assign(cpu_pct=frame["cpu_pct"].where(frame["timestamp"] <= "2026-03-02T12:00:00Z", 1.0))
+    changed.to_parquet(tmp_path / "changed.parquet")
+    assert run(*flags, "--input", tmp_path / "changed.parquet", "--output", cut) == 0
+    a, b = pd.read_parquet(whole), pd.read_parquet(cut)
+    hours = [f"2026-03-02T{hour:02d}:00:00Z" for hour in (4, 12, 20)]
+    assert sorted(a["origin"].unique()) == [pd.Timestamp(hour) for hour in hours]
+    known = a["origin"] <= pd.Timestamp("2026-03-02T12:00:00Z")
+    pd.testing.assert_frame_equal(a[known], b[known])
+    assert not a[~known].equals(b[~known])
+
+
+def test_one_row_of_an_unknown_server_is_enough(tiny_model_dir, tmp_path):
+    (tmp_path / "one.csv").write_text("timestamp,server_name,cpu_pct\n2026-03-02T00:00:00Z,stranger,40\n")
+    assert run("--model", tiny_model_dir, "--input", tmp_path / "one.csv", "--output", tmp_path / "o.parquet") == 0
+    forecast = pd.read_parquet(tmp_path / "o.parquet")
+    assert len(forecast) == 12 * len(TINY_METRICS)
+    assert np.isfinite(forecast[QUANTILE_COLUMNS]).all().all()
+
+
+def test_samples_finer_than_the_step_are_averaged(tiny_model_dir, metrics_file, tmp_path):
+    frame = pd.read_parquet(metrics_file)
+    later = frame.assign(timestamp=frame["timestamp"] + pd.Timedelta(60, "s"))
+    spread = (
+        frame.assign(**{m: frame[m] - 1 for m in TINY_METRICS}),
+        later.assign(**{m: frame[m] + 1 for m in TINY_METRICS}),
+    )
+    fine = pd.concat(spread)
+    fine = fine.assign(**{m: fine[m].clip(0) for m in TINY_METRICS})
+    fine.to_parquet(tmp_path / "fine.parquet", index=False)
+    assert run("--model", tiny_model_dir, "--input", tmp_path / "fine.parquet", "--output", tmp_path / "o.parquet") == 0
+    origin = pd.read_parquet(tmp_path / "o.parquet")["origin"].unique()
+    assert list(origin) == [frame["timestamp"].max()]
+
+
+def test_the_last_line_of_stdout_is_json(tiny_model_dir, metrics_file, tmp_path, capsys):
+    assert run("--model", tiny_model_dir, "--input", metrics_file, "--output", tmp_path / "o.parquet") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["servers"], summary["origins"], summary["rows"]) == (8, 1, 8 * 12 * 3)
+
+
+def test_both_spellings_of_a_flag(capsys):
+    assert run("--check_config", "--max_servers=7", "--allowed-hosts", "a_b") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["max_servers"], shown["allowed_hosts"]) == (7, ["a_b"])
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--output", "o.parquet"], 2, "--input is missing"),
+        (["--input", "{input}"], 2, "--output is missing"),
+        (["--input", "{input}", "--output", "nowhere/o.parquet"], 2, "its folder does not exist"),
+        (["--input", "{input}", "--output", "{out}", "--origins", "hourly"], 2, "--origins 'hourly' is unknown"),
+        (["--input", "{input}", "--output", "{out}", "--origins", "every:0h"], 2, "is unknown"),
+        (["--input", "{input}", "--output", "{out}", "--origins", "every:7m"], 2, "no multiple of the model's step"),
+        (["--input", "{input}", "--output", "{out}", "--from", "2026-03-02T04:00:00Z"], 2, "--origins every:8h"),
+        (["--input", "{input}", "--output", "{out}", "--origins", "every:8h", "--from", "noon"], 2, "is no time"),
+        (
+            ["--input", "{input}", "--output", "{out}", "--origins", "every:8h", "--from", "2026-03-02"],
+            2,
+            "no time zone",
+        ),
+        (
+            ["--input", "{input}", "--output", "{out}", "--origins", "every:8h", "--from", "2020-01-01T00:00Z"],
+            2,
+            "outside the data",
+        ),
+        (["--input", "missing.parquet", "--output", "{out}"], 1, "missing.parquet"),
+        (["--input", "{input}", "--output", "{out}", "--model", "no/model"], 1, "no/model"),
+        (["--check-config", "--port", "99999"], 2, "port: 99999"),
+        (["--daemon", "--host", "0.0.0.0"], 2, "can be reached from other machines"),
+        (["--daemon", "--model", "no/model"], 2, "train one with tft_trainer.py"),
+    ],
+)
+def test_bad_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir, metrics_file, tmp_path, capsys):
+    filled = [flag.format(input=metrics_file, out=tmp_path / "o.parquet") for flag in flags]
+    model = [] if "--model" in filled else ["--model", tiny_model_dir]
+    assert run(*model, *filled) == code
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert message in captured.err
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_an_unknown_flag_is_refused():
+    with pytest.raises(SystemExit) as ended:
+        run("--nonsense")
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense = 1", "unknown key 'nonsense'"),
+        ("port = 'x'", "port: 'x' is not a whole number"),
+        ("port = true", "port: True is not a whole number"),
+        ("stale_steps = 9\ndrop_steps = 2", "drop_steps: 2 is less than"),
+        ("port = ", "is not TOML"),
+        ("retention_hours = inf", "retention_hours: inf"),
+    ],
+)
+def test_a_bad_settings_file_is_refused_by_key(text, message, tmp_path, capsys):
+    path = tmp_path / "daemon.toml"
+    path.write_text(text)
+    assert run("--check-config", "--config", path) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_flag_overrules_the_file(tmp_path, capsys):
+    path = tmp_path / "daemon.toml"
+    path.write_text("port = 9001\nmax-servers = 5\nretention_hours = 24\n")
+    assert run("--check-config", "--config", path, "--port", 9002) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["port"], shown["max_servers"], shown["retention_hours"]) == (9002, 5, 24.0)
+
+
+# --- the daemon as a process ----------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_ready(process, url, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the daemon ended"
+        try:
+            if httpx.get(url + "/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("not ready in time")
+
+
+def test_the_daemon_serves_a_real_forecast_and_ends_cleanly(tiny_model_dir, tmp_path):
+    port = free_port()
+    command = [sys.executable, "tft_inference.py", "--daemon", "--model", tiny_model_dir]
+    command += ["--history", tmp_path / "h.sqlite", "--port", port, "--recheck-seconds", 0.1]
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([*map(str, command)], stderr=stderr, cwd=Path(tft_inference.__file__).parent)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process, url)
+        now = datetime.now(UTC)
+        records = [
+            {
+                "timestamp": (now - timedelta(minutes=5 * back)).isoformat(),
+                "server_name": "ppdb001",
+                "cpu_pct": 50.0 + back % 7,
+                "mem_pct": 80.0,
+            }
+            for back in range(40)
+        ]
+        assert httpx.post(url + "/api/v1/metrics", json={"records": records}).json()["accepted"] == 40
+        deadline = time.monotonic() + 20
+        while (got := httpx.get(url + "/api/v1/servers/ppdb001/forecast")).status_code != 200:
+            assert time.monotonic() < deadline, got.text
+            time.sleep(0.05)
+        forecast = got.json()
+        assert set(forecast["metrics"]) == set(TINY_METRICS)
+        assert len(forecast["metrics"]["cpu_pct"]["q0.5"]) == 12
+        assert forecast["history_steps"] >= 38
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"start", "model loaded", "cycle"} <= {event["event"] for event in events}
+    assert not [event for event in events if event["level"] == "error"]
+
+
+def test_the_daemon_never_imports_torch():
+    code = "import sys, tft_inference, serving.app, serving.server, serving.log; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": "."}
+    folder = Path(tft_inference.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=folder
+    )
+    assert done.stdout.strip() == "False", done.stderr
