@@ -1,6 +1,7 @@
 # `make` alone lists the targets. Every target does its own set-up.
 
 BASE_PYTHON ?= python3
+PORT        ?= 8000
 VENV        := .venv
 PYTHON      := $(VENV)/bin/python
 SOURCES     := $(wildcard *.py) forecasting serving benchmarks tests
@@ -15,7 +16,7 @@ help: ## list the targets
 install: $(VENV)/.run-packages ## create .venv and install what the three scripts need
 
 demo: $(VENV)/.run-packages ## simulate a fleet, train, serve live forecasts on 127.0.0.1:8000
-	@$(PYTHON) demo.py
+	@$(PYTHON) demo.py --port $(PORT)
 
 test: $(VENV)/.dev-packages ## run the tests
 	@$(PYTHON) -m pytest -q
@@ -37,7 +38,7 @@ real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and pr
 	@$(PYTHON) benchmarks/real_servers.py
 
 clean: ## remove .venv, caches and the demo's folder (training/ and models/ stay)
-	@rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) demo_files .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per requirement file: packages are installed once per change of the pins.

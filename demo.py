@@ -1,0 +1,372 @@
+"""The whole road on one machine: simulate a fleet, train on it, serve live forecasts. `make demo` runs it.
+
+    python demo.py                              # until Ctrl-C, which stops everything it started
+    python demo.py --port 8001 --minutes 5      # another port, longer training
+    python demo.py --once                       # end after the first served forecast
+
+Everything it writes goes to demo_files/, anew in each run. The live feed plays the same fleet on, with one server more
+than the model was trained on. Progress goes to stderr; the last line on stdout is JSON with the seconds each part took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+HOST = "127.0.0.1"
+FOLDER = Path("demo_files")
+TRAINING_DAYS = 14
+SERVERS = {  # per profile, in the training data
+    "ml_compute": 4,
+    "database": 3,
+    "web_api": 4,
+    "conductor_mgmt": 2,
+    "data_ingest": 3,
+    "risk_analytics": 2,
+    "generic": 2,
+}
+NEW_SERVER, NEW_SERVER_PROFILE = "ppweb005", "web_api"  # only in the live feed: the next number of its profile
+SEED = 42
+BACKFILL_HOURS = 25  # of history for the daemon to start with; the model looks back 24
+DAEMON_START_SECONDS = 60  # longest wait until it is ready
+FORECAST_SECONDS = 120  # longest wait for the first forecast
+STOP_SECONDS = 15  # for a child to end by itself, before it is killed
+
+
+class DemoError(RuntimeError):
+    """A part of the demo failed; the message says which and what to do."""
+
+
+class Stopped(Exception):  # noqa: N818 - the ordinary end
+    """Ctrl-C or a request to end."""
+
+
+class StopSignals:
+    """Ctrl-C, a closed terminal and a request to end all raise Stopped, once; not while `held`, but right after."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._asked = self._held = False
+        self._before = {number: signal.signal(number, self._on_signal) for number in self.NUMBERS}
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        if not self._held:
+            self.ignore()
+            raise Stopped
+
+    def ignore(self) -> None:
+        """From now on nothing interrupts: the way out."""
+        for number in self.NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def restore(self) -> None:
+        """As it was before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A part that is not to be interrupted half-way."""
+        self._held = True
+        yield
+        self._held = False
+        if self._asked:
+            self.ignore()
+            raise Stopped
+
+
+@dataclass
+class Children:
+    """The processes the demo started, each with its own process group, so that none outlives it."""
+
+    signals: StopSignals
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, arguments: Sequence[str], log: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start one of the project's scripts; what it prints goes to `log`, or to the terminal."""
+        with self.signals.held(), log.open("wb") if log else nullcontext() as output:
+            child = subprocess.Popen(  # noqa: S603 - our own scripts
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                start_new_session=True,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+            )
+            self.running.append(child)
+        return child
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Run a script to its end. Raises DemoError if it fails."""
+        child = self.start(arguments)
+        code = child.wait()
+        self.running.remove(child)
+        if code != 0:
+            raise DemoError(f"{arguments[0]} ended with exit code {code}; its message stands above")
+
+    def stop(self) -> None:
+        """End all that still run: ask first, kill what does not listen."""
+        for child in reversed(self.running):
+            _signal_group(child, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in reversed(self.running):
+            try:
+                child.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal_group(child, signal.SIGKILL)
+                child.wait()
+        self.running.clear()
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return
+
+
+# --- the road -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate, train, serve, feed; returns 0 when it was stopped or is done, 1 if a part failed."""
+    arguments = _parser().parse_args(argv)
+    url = f"http://{HOST}:{arguments.port}"
+    signals = StopSignals()
+    children = Children(signals)
+    seconds: dict[str, float] = {}
+    try:
+        _require_free_port(arguments.port)
+        folder = _empty_folder(ROOT / FOLDER)
+        end = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
+        with _step("1/4 simulating a fleet", seconds, "simulate"):
+            children.run(_generator_command(folder, end))
+        with _step(f"2/4 training on it, {arguments.minutes:g} minutes and an evaluation", seconds, "train"):
+            children.run(_trainer_command(folder, arguments.minutes))
+        with _step("3/4 starting the daemon", seconds, "start_daemon"):
+            daemon = children.start(_daemon_command(folder, arguments.port), folder / "daemon.log")
+            _wait_until_ready(url, daemon, folder)
+        with _step("4/4 feeding it live telemetry", seconds, "first_forecast"):
+            feed = children.start(_feed_command(url, end), folder / "feed.log")
+            forecast = _first_forecast(url, {"daemon": daemon, "feed": feed}, folder)
+        _say(_where_to_look(url, forecast))
+        if not arguments.once:
+            _watch({"daemon": daemon, "feed": feed}, folder)
+    except Stopped:
+        _say("\nstopping")
+    except DemoError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    finally:
+        signals.ignore()
+        children.stop()
+        signals.restore()
+    print(json.dumps({"url": url, "seconds": seconds, "total_seconds": round(sum(seconds.values()), 1)}))
+    return 0
+
+
+def _generator_command(folder: Path, end: datetime) -> list[str]:
+    hours = TRAINING_DAYS * 24
+    start = end - timedelta(hours=hours)
+    return [
+        "metrics_generator.py",
+        *_fleet_flags(SERVERS),
+        *("--hours", str(hours), "--start", _iso(start), "--out_dir", str(folder / "training")),
+    ]
+
+
+def _trainer_command(folder: Path, minutes: float) -> list[str]:
+    return [
+        "tft_trainer.py",
+        *("--training-dir", str(folder / "training"), "--models-dir", str(folder / "models")),
+        *("--max-minutes", f"{minutes:g}"),
+    ]
+
+
+def _daemon_command(folder: Path, port: int) -> list[str]:
+    return [
+        "tft_inference.py",
+        *("--daemon", "--host", HOST, "--port", str(port)),
+        *("--model", str(folder / "models" / "current"), "--history", str(folder / "history.sqlite")),
+    ]
+
+
+def _feed_command(url: str, end: datetime) -> list[str]:
+    fleet = {**SERVERS, NEW_SERVER_PROFILE: SERVERS[NEW_SERVER_PROFILE] + 1}
+    start = end - timedelta(hours=TRAINING_DAYS * 24)
+    return ["metrics_generator.py", *_fleet_flags(fleet), "--start", _iso(start), "--stream", url]
+
+
+def _fleet_flags(servers: dict[str, int]) -> list[str]:
+    counts = [text for profile, count in servers.items() for text in (f"--num_{profile}", str(count))]
+    return [*counts, "--seed", str(SEED)]
+
+
+def _iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# --- waiting --------------------------------------------------------------------------------------------------------
+
+
+def _wait_until_ready(url: str, daemon: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for /readyz. Raises DemoError if the daemon ends or takes too long."""
+    for _ in _ticks("waiting for the daemon", DAEMON_START_SECONDS):
+        _require_running({"daemon": daemon}, folder)
+        answer = _get(f"{url}/readyz")
+        if answer is not None and answer.status_code == httpx.codes.OK:
+            return
+    raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_shown(folder / 'daemon.log')}")
+
+
+def _first_forecast(url: str, children: dict[str, subprocess.Popen[bytes]], folder: Path) -> dict[str, Any]:
+    """The first forecast served for the server that was not in the training data."""
+    for _ in _ticks("waiting for the first forecast", FORECAST_SECONDS):
+        _require_running(children, folder)
+        answer = _get(f"{url}/api/v1/servers/{NEW_SERVER}/forecast")
+        if answer is not None and answer.status_code == httpx.codes.OK:
+            forecast: dict[str, Any] = answer.json()
+            return forecast
+    raise DemoError(f"no forecast within {FORECAST_SECONDS} s; see {_shown(folder / 'daemon.log')} and feed.log")
+
+
+def _watch(children: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
+    """Wait until Ctrl-C; raises DemoError if the daemon or the feed ends by itself."""
+    while True:
+        _require_running(children, folder)
+        time.sleep(0.5)
+
+
+def _require_running(children: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
+    for name, child in children.items():
+        if child.poll() is not None:
+            log = folder / f"{name}.log"
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            raise DemoError(f"the {name} ended with exit code {child.returncode}; the end of {_shown(log)}:\n{last}")
+
+
+def _ticks(what: str, most_seconds: int) -> Iterator[None]:
+    """Half a second each, with a progress bar, for at most so many seconds."""
+    with tqdm(total=most_seconds, desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
+        started = time.monotonic()
+        while (passed := time.monotonic() - started) < most_seconds:
+            yield
+            time.sleep(0.5)
+            bar.update(int(passed) - bar.n)
+
+
+def _get(url: str) -> httpx.Response | None:
+    try:
+        return httpx.get(url, timeout=5)
+    except httpx.TransportError:
+        return None
+
+
+# --- set-up and words -----------------------------------------------------------------------------------------------
+
+
+def _require_free_port(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as problem:
+            raise DemoError(
+                f"port {port} on {HOST} cannot be used ({problem.strerror}); "
+                f"stop what uses it, or take another one: make demo PORT={port + 1 if port < 65535 else 8001}"
+            ) from None
+
+
+def _empty_folder(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as problem:
+        raise DemoError(f"{_shown(folder)} cannot be written ({problem.strerror}); make it writable") from None
+    return folder
+
+
+@contextmanager
+def _step(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
+    _say(f"\n== {title}")
+    started = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - started, 1)
+
+
+def _where_to_look(url: str, forecast: dict[str, Any]) -> str:
+    cpu = forecast["metrics"]["cpu_pct"]
+    return f"""
+{NEW_SERVER} was not in the training data; its profile is {forecast["profile"]} by {forecast["profile_rule"]}.
+Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cases {cpu["q0.1"][-1]:.0f} to \
+{cpu["q0.9"][-1]:.0f} %.
+
+Where to look:
+  {url}/docs                       the API
+  {url}/status                     what the daemon does
+  {_shown(ROOT / FOLDER)}/models/current/report.html       how good the model is
+
+  curl -s '{url}/api/v1/servers/{NEW_SERVER}/forecast?metric=cpu_pct&horizon=8h'
+  curl -s '{url}/api/v1/forecasts?profile=database&quantile=0.5&horizon=1h'
+  curl -s {url}/api/v1/forecast -H 'Content-Type: application/json' \\
+       -d '{{"records": [{{"timestamp": "{forecast["origin"]}", "server_name": "some-new-box", "cpu_pct": 42}}]}}'
+
+A new forecast of the fleet every 5 minutes. Ctrl-C stops everything."""
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 to 65535")
+    return number
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1440:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1440")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=_port, default=8000, help="port of the daemon (%(default)s)")
+    parser.add_argument("--minutes", type=_minutes, default=2.5, help="minutes of training (%(default)s)")
+    parser.add_argument("--once", action="store_true", help="end after the first served forecast")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
