@@ -1,0 +1,255 @@
+"""Pulling a fleet from Prometheus: against a scripted one, and against the real program with made-up history."""
+
+import json
+import math
+import shutil
+import socket
+import subprocess
+import time
+from datetime import UTC, datetime
+from urllib.parse import parse_qs
+
+import httpx
+import numpy as np
+import pytest
+
+from data_contract import METRICS
+from serving import prometheus
+from serving.prometheus import (
+    NODE_EXPORTER,
+    PrometheusClient,
+    PrometheusError,
+    QueryFileError,
+    QuerySet,
+    load_query_set,
+    pull_range,
+)
+
+STEP = 300
+START = datetime(2026, 11, 20, tzinfo=UTC)
+CPU = QuerySet({"cpu_pct": "cpu[$window]"})
+
+
+def at(steps):
+    return datetime.fromtimestamp(START.timestamp() + steps * STEP, UTC)
+
+
+def scripted(answer):
+    """A client whose server answers with `answer(form) -> list of series` or an httpx.Response."""
+
+    def handle(request):
+        form = {key: values[0] for key, values in parse_qs(request.content.decode()).items()}
+        found = answer(form)
+        return found if isinstance(found, httpx.Response) else httpx.Response(200, json={"data": {"result": found}})
+
+    return PrometheusClient("http://p:9090", transport=httpx.MockTransport(handle), pause_seconds=0.0)
+
+
+def series(name, values, first=1):
+    points = [[START.timestamp() + (first + n) * STEP, value] for n, value in enumerate(values)]
+    return {"metric": {"instance": name}, "values": points}
+
+
+def test_a_value_belongs_to_the_step_before_it():
+    asked = []
+    client = scripted(lambda form: asked.append(form) or [series("a:9100", ["1", "2"])])
+    frame = pull_range(client, CPU, at(0), at(2), STEP)
+    assert (asked[0]["start"], asked[0]["end"]) == (str(int(at(1).timestamp())), str(int(at(2).timestamp())))
+    assert asked[0]["query"] == "cpu[300s]"
+    assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
+    assert list(frame["timestamp"]) == [at(0), at(1)]
+    assert list(frame["server_name"]) == ["a", "a"]
+    assert list(frame["cpu_pct"]) == [1.0, 2.0]
+
+
+def test_gaps_nan_and_inf_are_not_measured():
+    client = scripted(lambda _form: [series("a", ["1", "NaN", "+Inf", "4"]), series("b", ["5"], first=3)])
+    frame = pull_range(client, CPU, at(0), at(4), STEP)
+    assert [(row.server_name, row.timestamp, row.cpu_pct) for row in frame.itertuples()] == [
+        ("a", at(0), 1.0),
+        ("a", at(3), 4.0),
+        ("b", at(2), 5.0),
+    ]
+
+
+def test_a_metric_one_server_lacks_is_missing_there():
+    queries = QuerySet({"cpu_pct": "cpu", "mem_pct": "mem"})
+    client = scripted(
+        lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
+    )
+    frame = pull_range(client, queries, at(0), at(1), STEP)
+    assert frame["cpu_pct"].tolist() == [2.0, 3.0]
+    assert frame["mem_pct"].tolist()[0] == 1.0
+    assert math.isnan(frame["mem_pct"].tolist()[1])
+
+
+def test_long_ranges_are_cut_into_queries_and_progress_is_told(monkeypatch):
+    monkeypatch.setattr(prometheus, "STEPS_PER_QUERY", 4)
+
+    def answer(form):
+        begin, end = int(form["start"]), int(form["end"])
+        return [{"metric": {"instance": "a"}, "values": [[t, str(t % 97)] for t in range(begin, end + 1, STEP)]}]
+
+    told = []
+    frame = pull_range(scripted(answer), CPU, at(0), at(10), STEP, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert list(frame["timestamp"]) == [at(n) for n in range(10)]
+    assert frame["cpu_pct"].tolist() == [int(at(n + 1).timestamp()) % 97 for n in range(10)]
+
+
+def test_no_series_is_an_empty_frame_with_the_columns():
+    frame = pull_range(scripted(lambda _form: []), CPU, at(0), at(2), STEP)
+    assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
+    assert frame.empty
+
+
+def test_transient_failures_are_tried_again():
+    answers = iter([httpx.Response(503), httpx.Response(429), [series("a", ["1"])]])
+    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, at(0), at(1), STEP)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.Response(400, json={"error": "parse error: unexpected end"}), "parse error"),
+        (httpx.Response(503, text="starting"), "does not answer after 4 attempts: status 503"),
+        (httpx.Response(302, headers={"location": "http://elsewhere"}), "status 302"),
+        (httpx.Response(200, text="<html>"), "not JSON"),
+        (httpx.Response(200, json=[1]), "not an answer of Prometheus"),
+        ([series("a:1", ["1"]), series("a:2", ["2"])], "two series for server 'a'"),
+        ([{"metric": {"job": "x"}, "values": [[START.timestamp() + STEP, "1"]]}], "without the label 'instance'"),
+    ],
+)
+def test_failures_are_named(answer, message):
+    with pytest.raises(PrometheusError, match=message):
+        pull_range(scripted(lambda _form: answer), CPU, at(0), at(1), STEP)
+
+
+def test_an_unreachable_server_is_named():
+    client = PrometheusClient("http://127.0.0.1:1", pause_seconds=0.0)
+    with pytest.raises(PrometheusError, match=r"127.0.0.1:1.*does not answer"):
+        client.query_range("up", 0, 1, 1)
+    with pytest.raises(PrometheusError, match="is no address"):
+        PrometheusClient("prometheus:9090")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "is not TOML"),
+        ("", "no queries"),
+        ("queries = 3", "queries is 3"),
+        ("[queries]\ncpu = 'x'", "unknown metric 'cpu'"),
+        ("[queries]\ncpu_pct = ''", "cpu_pct is ''"),
+        ("extra = 1\n[queries]\ncpu_pct = 'x'", "unknown key 'extra'"),
+    ],
+)
+def test_a_bad_query_file_is_refused(tmp_path, text, message):
+    (tmp_path / "q.toml").write_text(text)
+    with pytest.raises(QueryFileError, match=message):
+        load_query_set(tmp_path / "q.toml")
+
+
+def test_a_query_file_is_read(tmp_path):
+    (tmp_path / "q.toml").write_text(
+        "server_label = 'node'\nstrip_port = false\n[queries]\nlatency_ms = 'p50[$window]'\n"
+    )
+    assert load_query_set(tmp_path / "q.toml") == QuerySet({"latency_ms": "p50[$window]"}, "node", strip_port=False)
+
+
+# --- the real program -----------------------------------------------------------------------------------------------
+
+SCRAPE = 15
+BOOT_AT = 30  # in this step the server was restarted: its counters begin again at 0
+SILENT = range(50, 54)  # in these steps nothing was scraped
+
+
+def node_exporter_history(steps):
+    """OpenMetrics text of one server: cpu 25 % busy, memory 60 % used, 3 MB/s disk, 2 MB/s in, 1 MB/s out."""
+    rates = {
+        'node_cpu_seconds_total{instance="ppml0001:9100",cpu="0",mode="idle"}': 0.75,
+        'node_cpu_seconds_total{instance="ppml0001:9100",cpu="0",mode="user"}': 0.25,
+        'node_disk_read_bytes_total{instance="ppml0001:9100",device="sda"}': 1e6,
+        'node_disk_written_bytes_total{instance="ppml0001:9100",device="sda"}': 2e6,
+        'node_disk_read_bytes_total{instance="ppml0001:9100",device="dm-0"}': 1e6,
+        'node_disk_read_time_seconds_total{instance="ppml0001:9100",device="sda"}': 0.2,
+        'node_disk_write_time_seconds_total{instance="ppml0001:9100",device="sda"}': 0.4,
+        'node_disk_reads_completed_total{instance="ppml0001:9100",device="sda"}': 50,
+        'node_disk_writes_completed_total{instance="ppml0001:9100",device="sda"}': 100,
+        'node_network_receive_bytes_total{instance="ppml0001:9100",device="eth0"}': 2e6,
+        'node_network_receive_bytes_total{instance="ppml0001:9100",device="lo"}': 9e6,
+        'node_network_transmit_bytes_total{instance="ppml0001:9100",device="eth0"}': 1e6,
+    }
+    gauges = {
+        'node_memory_MemAvailable_bytes{instance="ppml0001:9100"}': 4e9,
+        'node_memory_MemTotal_bytes{instance="ppml0001:9100"}': 10e9,
+    }
+    lines = []
+    begin, boot = int(START.timestamp()), int(at(BOOT_AT).timestamp()) + 100
+    times = [t for t in range(begin + 7, begin + steps * STEP + 1, SCRAPE) if (t - begin) // STEP not in SILENT]
+    for name, rate in rates.items():
+        lines += [f"{name} {rate * (t - (boot if t >= boot else begin - 10_000))} {t}" for t in times]
+    for name, value in gauges.items():
+        lines += [f"{name} {value} {t}" for t in times]
+    return "\n".join([*lines, "# EOF"]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def real_prometheus(tmp_path_factory):
+    if shutil.which("prometheus") is None:
+        pytest.skip("the program prometheus is not installed")
+    folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "history.om").write_text(node_exporter_history(100))
+    (folder / "prometheus.yml").write_text("scrape_configs: []\n")
+    create = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "history.om", "data"]
+    subprocess.run(create, cwd=folder, check=True, capture_output=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--storage.tsdb.retention.time=10y"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["prometheus", *flags, f"--web.listen-address={address}"], cwd=folder, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while not ready(f"http://{address}/-/ready"):
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def ready(url):
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_the_real_prometheus_gives_the_fleet_over_a_reset_and_a_gap(real_prometheus):
+    with PrometheusClient(real_prometheus) as client:
+        frame = pull_range(client, NODE_EXPORTER, at(0), at(100), STEP)
+    assert set(frame["server_name"]) == {"ppml0001"}
+    steps = ((frame["timestamp"].astype("int64") // 10**9 - int(START.timestamp())) // STEP).tolist()
+    assert not set(steps) & set(SILENT)
+    assert {1, BOOT_AT, BOOT_AT + 1, 49, 54, 99} <= set(steps)
+    whole = frame[[step != BOOT_AT for step in steps]]
+    for metric, value in dict(zip(METRICS, (25, 60, 3, 2, 1, 4), strict=True)).items():
+        np.testing.assert_allclose(whole[metric], value, rtol=0.02, err_msg=metric)
+    boot = frame[[step == BOOT_AT for step in steps]]
+    assert 0 < boot["net_in_mb_s"].item() < 2.2  # a reset is no negative rate and no spike
+
+
+def test_the_real_prometheus_names_a_bad_query(real_prometheus):
+    with PrometheusClient(real_prometheus) as client, pytest.raises(PrometheusError, match="parse error"):
+        pull_range(client, QuerySet({"cpu_pct": "rate("}), at(0), at(2), STEP)
+
+
+def test_query_ranges_survive_json_of_the_real_one(real_prometheus):
+    with PrometheusClient(real_prometheus) as client:
+        (found,) = client.query_range("vector(1)", 0, 600, 300)
+    assert json.dumps(dict(found.labels)) == "{}"
+    assert found.values.tolist() == [1.0, 1.0, 1.0]
