@@ -272,7 +272,7 @@ def fit_on_training_part(
     return fit_scaling(
         grid.values[split.seen, : split.train_end],
         grid.metrics,
-        np.array([METRIC_SPECS[name].unit == "percent" for name in grid.metrics]),
+        np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
         tuple(grid.profiles[row] if profiles else None for row in split.seen),
         spec.context_steps,
         SHRINKAGE_STEPS,
