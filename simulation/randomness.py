@@ -1,0 +1,57 @@
+"""Random numbers by key: the same key gives the same number, whatever was drawn before, wherever, in whatever order.
+
+That is why neither the number of workers nor the size of a chunk shows in the result, and why one server can be
+simulated without the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+Keys = npt.NDArray[np.int64] | int
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STEP = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, are spread evenly
+
+
+def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def uniform(*keys: Keys) -> npt.NDArray[np.float64]:
+    """Uniform numbers above 0 and below 1, one for each key; keys are broadcast against each other."""
+    state = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        state = _mix(state * _GOLDEN + np.asarray(key, dtype=np.int64).astype(np.uint64) + _GOLDEN)
+    fraction = ((state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    return fraction if np.broadcast(*[np.asarray(key) for key in keys]).shape else fraction[0]
+
+
+def normal(*keys: Keys) -> npt.NDArray[np.float64]:
+    """Standard normal numbers, one for each key."""
+    numbers: npt.NDArray[np.float64] = ndtri(uniform(*keys))
+    return numbers
+
+
+def even_uniform(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.float64]:
+    """Uniform numbers spread evenly over consecutive `numbers`."""
+    return (uniform(*keys) + numbers * _STEP) % 1.0
+
+
+def paired_normal(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.float64]:
+    """Normal numbers that average to about 0 even where there are few (antithetic sampling).
+
+    2 and 3 have opposite numbers, so have 4 and 5, and so on; number 1 stays close to 0.
+    """
+    sign = np.where(numbers == 1, 0.3, np.where(numbers % 2 == 0, 1.0, -1.0))
+    return normal(*keys, numbers // 2) * sign
+
+
+def noise_stream(seed: int, server_key: int) -> np.random.Generator:
+    """The stream of innovations of one server; SFC64 is NumPy's fastest source of normal numbers."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, server_key))))
