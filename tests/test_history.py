@@ -1,0 +1,353 @@
+"""The durable store: what was acknowledged stays, in any order; damage and a full disk never stop the daemon."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from data_contract import METRICS
+from serving.history import HistoryBusyError, HistoryLockedError, HistoryStore, HistoryUnavailableError, StepMeans
+from serving.records import Sample
+from serving.step_grid import NEVER, StepGrid
+
+STEP = 300
+REPOSITORY = Path(__file__).parent.parent
+
+
+def sample(name="a", second=0, cpu=50.0, profile=None, **values):
+    measured = {"cpu_pct": cpu} | values
+    return Sample(name, int(second * 1000), profile, None, tuple(measured.get(metric) for metric in METRICS))
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = HistoryStore(tmp_path / "h.sqlite", STEP)
+    yield opened
+    opened.close()
+
+
+def means_of(store, last_step=10**9):
+    """{(server, step): {metric: mean}} of everything stored, after all changes were taken."""
+    while store.changed_step_means(last_step).result(10):
+        pass
+    names = {server.server_id: name for name, server in store.servers.items()}
+    return {
+        (names[server_id], means.step): {
+            metric: value for metric, value in zip(METRICS, row, strict=True) if not np.isnan(value)
+        }
+        for means in store.stored_step_means(0, last_step).result(10)
+        for server_id, row in zip(means.server_ids.tolist(), means.means.tolist(), strict=True)
+    }
+
+
+def reference_means(samples):
+    """The same by a plain loop over the samples sorted by time."""
+    newest = {}
+    for each in samples:
+        known = newest.get((each.server_name, each.timestamp_ms), (None,) * len(METRICS))
+        merged = tuple(old if new is None else new for old, new in zip(known, each.values, strict=True))
+        newest[each.server_name, each.timestamp_ms] = merged
+    cells = {}
+    for (name, instant), values in sorted(newest.items()):
+        cell = cells.setdefault((name, instant // (STEP * 1000)), {})
+        for metric, value in zip(METRICS, values, strict=True):
+            if value is not None:
+                cell.setdefault(metric, []).append(value)
+    return {
+        cell: {metric: float(np.float32(sum(values) / len(values))) for metric, values in metrics.items()}
+        for cell, metrics in cells.items()
+    }
+
+
+SAMPLES = st.lists(
+    st.builds(
+        sample,
+        name=st.sampled_from("abc"),
+        second=st.integers(0, 4 * STEP - 1),
+        cpu=st.none() | st.floats(0, 100),
+        mem_pct=st.none() | st.floats(0, 100),
+    ),
+    min_size=1,
+    max_size=40,
+    unique_by=lambda each: (each.server_name, each.timestamp_ms),
+)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(samples=SAMPLES, repeats=st.integers(0, 10), seed=st.integers(0, 2**32))
+def test_late_repeated_and_unordered_samples_give_what_sorted_ones_give(tmp_path_factory, samples, repeats, seed):
+    shuffled = samples + samples[:repeats]
+    dice = random.Random(seed)
+    dice.shuffle(shuffled)
+    folder = tmp_path_factory.mktemp("h")
+    store = HistoryStore(folder / "h.sqlite", STEP)
+    while shuffled:
+        cut = dice.randint(1, len(shuffled))
+        store.append(shuffled[:cut])
+        shuffled = shuffled[cut:]
+        if dice.random() < 0.5:
+            store.changed_step_means(dice.randint(0, 4), most=2)
+    found = means_of(store)
+    store.close()
+    assert found == reference_means(samples)
+    again = HistoryStore(folder / "h.sqlite", STEP)
+    assert means_of(again) == found
+    again.close()
+    shutil.rmtree(folder)
+
+
+def test_a_later_measurement_wins_and_null_erases_nothing(store):
+    store.append([sample(cpu=1.0, mem_pct=2.0)])
+    store.append([sample(cpu=5.0)])
+    assert means_of(store) == {("a", 0): {"cpu_pct": 5.0, "mem_pct": 2.0}}
+
+
+def test_the_running_step_keeps_its_changes_for_later(store):
+    store.append([sample(second=0), sample(second=STEP)]).result(5)
+    assert [means.step for means in store.changed_step_means(0).result(5)] == [0]
+    assert not store.has_changes(0)
+    assert store.has_changes(1)
+
+
+def test_raw_samples_come_back_as_received_and_sorted(store):
+    store.append([sample(second=400, cpu=2.0), sample(second=10.5, cpu=1.0), sample("b", second=10)])
+    found = store.raw_samples(1, 0, 1).result(5)
+    assert [(each.timestamp_ms, each.values[0]) for each in found] == [(10_500, 1.0), (400_000, 2.0)]
+
+
+def test_profiles_sent_with_samples_are_kept(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample(profile="database")]).result(5)
+    store.append([sample(second=1)]).result(5)
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert store.servers["a"].profile == "database"
+    store.close()
+
+
+def test_too_many_waiting_records_are_refused_and_memory_stays_bounded(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_waiting_records=10)
+    gate = threading.Event()
+    blocked = store._ask(gate.wait)
+    store.append([sample(second=n) for n in range(10)])
+    with pytest.raises(HistoryBusyError):
+        store.append([sample(second=11)])
+    gate.set()
+    blocked.result(5)
+    for _ in range(100):
+        if store.waiting_records() == 0:
+            break
+        time.sleep(0.01)
+    store.append([sample(second=11)]).result(5)
+    store.close()
+
+
+def test_what_expires_goes_with_its_servers(store):
+    store.append([sample("old", second=0), sample("new", second=50 * STEP)]).result(5)
+    means_of(store)
+    while store.expire(10, 5).result(5):
+        pass
+    assert set(store.servers) == {"new"}
+    assert set(means_of(store)) == {("new", 50)}
+    store.append([sample("old", second=51 * STEP)]).result(5)
+    assert ("old", 51) in means_of(store)
+
+
+def test_an_expired_store_gives_its_space_back(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    for start in range(40):
+        store.append([sample(f"s{n}", second=start * STEP + n) for n in range(200)])
+    means_of(store)
+    store.close()
+    grown = store.path.stat().st_size
+    store = HistoryStore(store.path, STEP)
+    while store.expire(39, 39).result(5):
+        pass
+    store.close()
+    assert store.path.stat().st_size < grown / 2
+
+
+def test_another_step_takes_the_means_anew(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample(second=0, cpu=10.0), sample(second=STEP, cpu=20.0)])
+    means_of(store)
+    store.use_step(600).result(5)
+    assert means_of(store) == {("a", 0): {"cpu_pct": 15.0}}
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert means_of(store) == {("a", 0): {"cpu_pct": 10.0}, ("a", 1): {"cpu_pct": 20.0}}
+    store.close()
+
+
+def test_a_second_process_is_refused(store):
+    store.append([sample()]).result(5)
+    with pytest.raises(HistoryLockedError, match="another process uses it"):
+        HistoryStore(store.path, STEP)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "other schema"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path, damage):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    for start in range(20):
+        store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
+    means_of(store)
+    store.close()
+    content = path.read_bytes()
+    if damage == "garbage":
+        path.write_bytes(os.urandom(8192))
+    elif damage == "overwritten pages":
+        path.write_bytes(content[:4096] + b"\xa5" * 8192 + content[12288:])
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+        database.close()
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    assert store.set_aside.exists()
+    store.append([sample()]).result(5)
+    assert set(store.servers) == {"a"}
+    store.close()
+
+
+def test_a_full_disk_refuses_then_recovers_in_the_same_process(store):
+    store.append([sample()]).result(5)
+    pages = store._ask(lambda: store._database.execute("PRAGMA page_count").fetchone()[0]).result(5)
+    store._ask(lambda: store._database.execute(f"PRAGMA max_page_count={pages}").fetchall()).result(5)
+    with pytest.raises(HistoryUnavailableError, match="full"):
+        store.append([sample(f"s{n}", second=STEP) for n in range(5000)]).result(5)
+    assert "full" in store.failure
+    assert means_of(store) == {("a", 0): {"cpu_pct": 50.0}}
+    store._ask(lambda: store._database.execute("PRAGMA max_page_count=1000000").fetchall()).result(5)
+    store.append([sample(f"s{n}", second=STEP) for n in range(5000)]).result(5)
+    assert store.failure is None
+    assert len(means_of(store)) == 5001
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from serving.history import HistoryStore
+from tests.test_history import sample
+store = HistoryStore(Path(sys.argv[1]), 300)
+batch = int(sys.argv[2])
+while True:
+    store.append([sample(f"s{n}", second=batch, cpu=float(batch % 100)) for n in range(50)]).result()
+    sys.stdout.write(f"{batch}\\n")
+    sys.stdout.flush()
+    batch += 1
+"""
+
+
+def kill_while_writing(path, first_batch, delay_seconds):
+    """Write batches of 50 in another process and kill it; gives the batches that were acknowledged."""
+    command = [sys.executable, "-c", WRITER, str(path), str(first_batch)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": "."})
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline())]
+    time.sleep(delay_seconds)
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in process.stdout.read().splitlines()]
+    process.wait()
+    process.stdout.close()
+    return acknowledged
+
+
+def check_after_kill(path, acknowledged):
+    """Every acknowledged batch is there, and no batch is there in part."""
+    with sqlite3.connect(path) as database:
+        counts = dict(database.execute("SELECT timestamp_ms / 1000, count(*) FROM samples GROUP BY timestamp_ms"))
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        behind = database.execute(
+            "SELECT count(*) FROM samples WHERE step NOT IN (SELECT step FROM pending UNION SELECT step FROM steps)"
+        ).fetchone()
+    database.close()
+    assert set(acknowledged) <= set(counts)
+    assert set(counts.values()) == {50}
+    assert behind == (0,)
+
+
+def test_what_was_acknowledged_survives_kills(tmp_path):
+    acknowledged = []
+    for kill in range(3):
+        acknowledged += kill_while_writing(tmp_path / "h.sqlite", 1_000_000 * kill, 0.05 * kill)
+    check_after_kill(tmp_path / "h.sqlite", acknowledged)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_was_acknowledged_survives_200_kills(tmp_path):
+    dice = random.Random(1)
+    acknowledged = []
+    for kill in range(200):
+        acknowledged += kill_while_writing(tmp_path / "h.sqlite", 1_000_000 * kill, dice.random() * 0.2)
+    check_after_kill(tmp_path / "h.sqlite", acknowledged)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="the program strace is not installed")
+def test_the_acknowledgement_follows_the_fsync(tmp_path):
+    code = WRITER.replace("while True:", "for _ in range(5):")
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=fdatasync,fsync,write", "-o", str(trace), sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    subprocess.run([*command, str(tmp_path / "h.sqlite"), "0"], cwd=REPOSITORY, env=environment, check=True, timeout=60)
+    calls = [line for line in trace.read_text().splitlines() if "sync(" in line or "write(1," in line]
+    acknowledgements = [index for index, line in enumerate(calls) if "write(1," in line]
+    assert len(acknowledgements) == 5
+    for index in acknowledgements:
+        assert "sync(" in calls[index - 1]
+
+
+# --- the window in memory -------------------------------------------------------------------------------------------
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 30), st.sampled_from([1, 2, 70])), min_size=1, max_size=30),
+    asked=st.integers(0, 35),
+    length=st.integers(1, 12),
+)
+def test_the_rolling_window_holds_what_a_plain_table_holds(steps, asked, length):
+    grid, table = StepGrid(8, 1), {}
+    for value, (step, server) in enumerate(steps):
+        table = {cell: kept for cell, kept in table.items() if cell[1] != step} | {(server, step): float(value)}
+        grid.put(StepMeans(step, np.array([server], np.int32), np.array([[value]], np.float32)))
+    newest = max(step for step, _ in steps)
+    for server in (1, 2, 70):
+        history = grid.history([server], np.array([asked]), length)[0, :, 0]
+        expected = []
+        for step in range(asked - min(length, 8) + 1, asked + 1):
+            inside = newest - 8 < step <= newest
+            expected.append(table.get((server, step), np.nan) if inside else np.nan)
+        np.testing.assert_array_equal(history, np.array(expected, np.float32))
+
+
+def test_last_measured_looks_back_no_further_than_asked():
+    grid = StepGrid(10, 1)
+    grid.put(StepMeans(5, np.array([1, 2], np.int32), np.array([[1.0], [np.nan]], np.float32)))
+    grid.advance(8)
+    assert grid.last_measured([1, 2], 8, 4).tolist() == [5, NEVER]
+    assert grid.last_measured([1, 2], 8, 3).tolist() == [NEVER, NEVER]
+
+
+def test_the_memory_of_dropped_servers_is_used_again():
+    grid = StepGrid(4, 1)
+    for server in range(1000):
+        grid.put(StepMeans(server // 10, np.array([server], np.int32), np.ones((1, 1), np.float32)))
+        grid.drop([server])
+    assert grid._values.shape[0] == 64
+    assert np.isnan(grid.history([5000], np.array([99]), 4)).all()
