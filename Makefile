@@ -4,7 +4,6 @@ BASE_PYTHON ?= python3
 PORT        ?= 8000
 VENV        := .venv
 PYTHON      := $(VENV)/bin/python
-SOURCES     := $(wildcard *.py) forecasting serving benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint bench real clean
@@ -25,8 +24,8 @@ test-all: $(VENV)/.dev-packages ## run the tests, slow ones included
 	@$(PYTHON) -m pytest -q -m ""
 
 lint: $(VENV)/.dev-packages ## ruff and mypy
-	@$(VENV)/bin/ruff check $(SOURCES)
-	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev-packages ## measure speed and accuracy against stock and peers
