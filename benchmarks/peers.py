@@ -1,0 +1,365 @@
+"""What others reach on real servers they were not trained on: LightGBM with lags and calendar, and simple baselines.
+
+    python benchmarks/peers.py                                          # both data sets, four folds each
+    python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --folds 2
+    python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --model models/current
+
+Forecasts reach 8 hours, from an origin every 8 hours of the last 30 % of the time. In each fold another part of the
+servers is held out; all methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, by the functions that
+score the model (forecasting/evaluation.py). With --model, the held-out servers are that model's own (one fold), so that
+LightGBM and the model know the same servers and days. Tables go to stdout, the last line is JSON.
+
+LightGBM gets one model per metric and quantile. Values are scaled by the mean and deviation of the window's last day;
+the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
+week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
+from forecasting import evaluation  # noqa: E402
+from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
+from forecasting.engine import Engine  # noqa: E402
+from forecasting.grid import FleetGrid, infer_step_seconds  # noqa: E402
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+DATA = (ROOT / "../shared/data/bitbrains_public.parquet", ROOT / "../shared/data/smd_fleet.parquet")
+QUANTILES = evaluation.SCORED_QUANTILES
+HORIZON_HOURS = 8
+TRAIN_FRACTION = 0.7  # of the time
+VALIDATION_SHARE = 0.15  # of the training time, its end: when to stop adding trees
+ORIGIN_EVERY_HOURS = 8  # scored windows
+TRAIN_ORIGIN_EVERY_MINUTES = 55  # training windows; no divisor of a day, so that all hours occur
+STEPS_PER_WINDOW = 12  # horizon steps drawn from each training window
+MAX_TRAIN_ROWS = 250_000
+TREES = lightgbm.LGBMRegressor(
+    objective="quantile", n_estimators=600, learning_rate=0.04, num_leaves=31, min_child_samples=100,
+    subsample=0.8, subsample_freq=1, colsample_bytree=0.7, reg_lambda=1.0, random_state=0, verbose=-1,
+)  # fmt: skip
+PATIENCE_TREES = 40
+SEED = 0
+DAY_HOURS, WEEK_HOURS = 24, 168
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set on its grid with its lengths in steps."""
+
+    name: str
+    grid: FleetGrid
+    horizon: int
+    day: int
+    train_end: int  # grid step; targets before it are for training
+
+    @property
+    def week(self) -> int:
+        """Steps of a week."""
+        return 7 * self.day
+
+    @property
+    def history(self) -> int:
+        """Steps the features look back: a week, and an hour around its begin."""
+        return self.week + self.day // 24
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+def window_statistics(history: Floats, day: int) -> tuple[Floats, Floats, Floats]:
+    """Centre and scale of the last day, and the features that all steps of a window share, scaled.
+
+    history: [window, step], NaN = not measured -> [window], [window], [window, feature].
+    """
+    last_day = history[:, -day:].astype(np.float64)
+    centre = _masked(np.nanmean, last_day, 0.0)
+    spread = _masked(np.nanstd, last_day, 0.0)
+    scale = np.maximum(spread, 0.01 * np.abs(centre) + 0.05)
+    hour = day // 24
+    scaled = (last_day - centre[:, None]) / scale[:, None]
+    newest = scaled[:, [-1, -2, -3, -6, -12]]
+    means = [_masked(np.nanmean, scaled[:, -steps:], np.nan) for steps in (hour, 3 * hour, 6 * hour, 12 * hour)]
+    spreads = [_masked(np.nanstd, scaled[:, -steps:], np.nan) for steps in (hour, 6 * hour)]
+    quantiles = _masked(
+        lambda v, axis: np.nanquantile(v, (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98), axis=axis), scaled, 0
+    )
+    shared = np.column_stack([newest, *means, *spreads, quantiles.T, np.log(scale), centre])
+    return centre.astype(np.float32), scale.astype(np.float32), shared.astype(np.float32)
+
+
+def step_features(history: Floats, steps: npt.NDArray[np.int64], day: int, centre: Floats, scale: Floats) -> Floats:
+    """Features of single horizon steps: history [window, step], steps [window, chosen], 1 is the first.
+
+    The same hour of yesterday and of last week, and the means of the 2 hours around them, scaled; and the mean of the
+    same hour over the week's days -> [window, chosen, feature].
+    """
+    hour = day // 24
+    last = history.shape[1] - 1
+    around = np.arange(-hour, hour + 1)
+    columns = []
+    for lag in (day, 7 * day):
+        at = last + steps - lag
+        columns.append(_take(history, at))
+        columns.append(_masked(np.nanmean, _take(history, at[..., None] + around), np.nan))
+    days = last + steps[..., None] - day * np.arange(1, 8)
+    columns.append(_masked(np.nanmean, _take(history, days), np.nan))
+    stacked = np.stack(columns, axis=-1)
+    return ((stacked - centre[:, None, None]) / scale[:, None, None]).astype(np.float32)
+
+
+def calendar_features(origins: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], task: Task) -> Floats:
+    """Distance, minute of day and day of week (UTC, as the data has no zone): [window, chosen, feature]."""
+    seconds = task.grid.start.astype(np.int64) + (origins[:, None] + steps) * task.grid.step_seconds
+    weekday = (seconds // 86_400 + 3) % 7
+    return np.stack([steps, seconds % 86_400 // 60, weekday], axis=-1).astype(np.float32)
+
+
+def features(
+    history: Floats, origins: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], task: Task
+) -> tuple[Floats, Floats, Floats]:
+    """All features [window * chosen, feature], and centre and scale [window] to scale targets with."""
+    centre, scale, shared = window_statistics(history, task.day)
+    own = step_features(history, steps, task.day, centre, scale)
+    repeated = np.broadcast_to(shared[:, None], (*steps.shape, shared.shape[1]))
+    table = np.concatenate([repeated, own, calendar_features(origins, steps, task)], axis=-1)
+    return table.reshape(-1, table.shape[-1]), centre, scale
+
+
+def _take(history: Floats, index: npt.NDArray[np.int64]) -> Floats:
+    """history[window, index[window, ...]], NaN outside."""
+    inside = (index >= 0) & (index < history.shape[1])
+    rows = np.arange(len(history)).reshape(-1, *[1] * (index.ndim - 1))
+    taken: Floats = np.where(inside, history[rows, np.clip(index, 0, history.shape[1] - 1)], np.nan)
+    return taken
+
+
+def _masked(reduce: Any, values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
+    """`reduce` over the last axis, `empty` where nothing is measured."""
+    nothing = np.isnan(values).all(axis=-1)
+    filled = np.where(nothing[..., None], 0.0, values)
+    result: npt.NDArray[Any] = np.where(nothing, empty, reduce(filled, axis=-1))
+    return result
+
+
+# --- LightGBM -------------------------------------------------------------------------------------------------------
+
+
+class LightGBMPeer:
+    """Quantile regression of one data set, one model for each metric and quantile."""
+
+    def __init__(self, task: Task, rows: npt.NDArray[np.int64]) -> None:
+        started = time.monotonic()
+        self._task = task
+        self._models = [self._fit_metric(metric, rows) for metric in range(len(task.grid.metrics))]
+        self.fit_seconds = time.monotonic() - started
+
+    def _fit_metric(self, metric: int, rows: npt.NDArray[np.int64]) -> list[lightgbm.LGBMRegressor]:
+        task = self._task
+        fit_end = int(task.train_end * (1 - VALIDATION_SHARE))
+        learn = self._examples(metric, rows, task.day, fit_end)
+        judge = self._examples(metric, rows, fit_end, task.train_end)
+        models = []
+        for quantile in QUANTILES:
+            model = lightgbm.LGBMRegressor(**{**TREES.get_params(), "alpha": quantile})
+            model.fit(
+                learn[0],
+                learn[1],
+                sample_weight=learn[2],
+                eval_X=judge[0],
+                eval_y=judge[1],
+                eval_sample_weight=[judge[2]],
+                callbacks=[lightgbm.early_stopping(PATIENCE_TREES, verbose=False)],
+            )
+            models.append(model)
+        return models
+
+    def _examples(
+        self, metric: int, rows: npt.NDArray[np.int64], first: int, end: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Features, scaled targets and weights of windows whose targets lie in first..end-1."""
+        task, random = self._task, np.random.default_rng([SEED, metric, first])
+        every = max(1, TRAIN_ORIGIN_EVERY_MINUTES * 60 // task.grid.step_seconds)
+        origins = np.arange(first - 1, end - task.horizon, every)
+        windows, chosen = (part.ravel() for part in np.meshgrid(rows, origins, indexing="ij"))
+        most = MAX_TRAIN_ROWS // STEPS_PER_WINDOW
+        if len(windows) > most:
+            kept = random.choice(len(windows), most, replace=False)
+            windows, chosen = windows[kept], chosen[kept]
+        steps = random.integers(1, task.horizon + 1, (len(windows), STEPS_PER_WINDOW))
+        values = task.grid.values[:, :, metric]
+        history = evaluation.past(values[:, :, None], windows, chosen, task.history)[:, :, 0]
+        table, centre, scale = features(history, chosen, steps, task)
+        target = ((values[windows[:, None], chosen[:, None] + steps] - centre[:, None]) / scale[:, None]).ravel()
+        # Errors count in the metric's unit, as in the score; the floor keeps quiet servers in sight.
+        weight = np.repeat(scale / scale.mean() + 0.1, STEPS_PER_WINDOW)
+        known = ~np.isnan(target)
+        return table[known], target[known], weight[known]
+
+    def forecast(
+        self, history: Floats, _profiles: Sequence[str | None], origins: npt.NDArray[np.datetime64]
+    ) -> npt.NDArray[np.float32]:
+        """Quantiles [window, horizon, metric, quantile]; history [window, step, metric]."""
+        task = self._task
+        at = ((origins - task.grid.start) // np.timedelta64(task.grid.step_seconds, "s")).astype(np.int64)
+        steps = np.broadcast_to(np.arange(1, task.horizon + 1), (len(history), task.horizon))
+        result = np.empty((len(history), task.horizon, history.shape[2], len(QUANTILES)), dtype=np.float32)
+        for metric, models in enumerate(self._models):
+            table, centre, scale = features(history[:, :, metric], at, steps, task)
+            for index, model in enumerate(models):
+                scaled = np.asarray(model.predict(table)).reshape(steps.shape)
+                result[:, :, metric, index] = scaled * scale[:, None] + centre[:, None]
+            spec = METRIC_SPECS[task.grid.metrics[metric]]
+            np.clip(result[:, :, metric], spec.lower, spec.upper, out=result[:, :, metric])
+        result.sort(axis=3)
+        return result
+
+
+# --- the contest ----------------------------------------------------------------------------------------------------
+
+
+def load_task(path: Path) -> Task:
+    """A data set on its grid."""
+    data = read_metrics(path)
+    step_seconds = infer_step_seconds(data.frame)
+    grid = FleetGrid.from_frame(data.frame, data.metrics, step_seconds)
+    day = DAY_HOURS * 3600 // step_seconds
+    return Task(path.stem, grid, HORIZON_HOURS * 3600 // step_seconds, day, int(grid.steps * TRAIN_FRACTION))
+
+
+def held_out(task: Task, folds: int) -> list[npt.NDArray[np.int64]]:
+    """Rows held out in each fold; every server is held out once."""
+    shuffled = np.random.default_rng(SEED).permutation(len(task.grid.servers))
+    return [np.sort(part) for part in np.array_split(shuffled, folds)]
+
+
+def contest(task: Task, unseen: npt.NDArray[np.int64], engine: Engine | None) -> tuple[pd.DataFrame, float]:
+    """Scores of all methods on seen and unseen servers, and the seconds LightGBM was fitted for."""
+    seen = np.setdiff1d(np.arange(len(task.grid.servers)), unseen)
+    peer = LightGBMPeer(task, seen)
+    origins = evaluation.rolling_origins(
+        task.train_end, task.grid.steps - 1, task.horizon, ORIGIN_EVERY_HOURS * 3600 // task.grid.step_seconds
+    )
+    tables = []
+    for name, rows in (("seen", seen), ("unseen", unseen)):
+        past = evaluation.backtest(task.grid, rows, origins, task.horizon, task.history, QUANTILES, peer.forecast)
+        forecasts = {"lightgbm" if method == evaluation.MODEL else method: f for method, f in past.forecasts.items()}
+        past = evaluation.Backtest(**{**vars(past), "forecasts": forecasts})
+        if engine is not None:
+            past = past.beside(evaluation.MODEL, _model_forecast(engine, task, past))
+        scores = past.scores()
+        tables.append(scores[scores["metric"] == "mean"].assign(servers=name))
+    return pd.concat(tables, ignore_index=True), peer.fit_seconds
+
+
+def _model_forecast(engine: Engine, task: Task, past: evaluation.Backtest) -> npt.NDArray[np.float32]:
+    """The model's quantiles 0.1, 0.5 and 0.9 of the same windows."""
+    wanted = [engine.config.quantiles.index(quantile) for quantile in QUANTILES]
+    metrics = [engine.config.targets.index(metric) for metric in task.grid.metrics]
+    times = task.grid.timestamps()
+    parts = []
+    for chunk in np.array_split(np.arange(len(past.rows)), max(1, len(past.rows) // 256)):
+        rows, origins = past.rows[chunk], past.origins[chunk]
+        history = evaluation.past(task.grid.values, rows, origins, engine.config.history_steps)
+        profiles = [task.grid.profiles[row] for row in rows]
+        forecast = engine.forecast(_ordered(history, metrics), profiles, times[origins])
+        parts.append(forecast[:, :, metrics][..., wanted])
+    return np.concatenate(parts)
+
+
+def _ordered(history: Floats, metrics: list[int]) -> Floats:
+    """History with its metrics where the model has them."""
+    arranged = np.full((*history.shape[:2], max(metrics) + 1), np.nan, dtype=np.float32)
+    arranged[:, :, metrics] = history
+    return arranged
+
+
+def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean and deviation over the folds, and the ratio to the best baseline, for each method and group of servers."""
+    scores = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
+    baselines = scores[~scores["method"].isin(["lightgbm", evaluation.MODEL])]
+    means = baselines.groupby(["servers", "method"])["wql"].mean()
+    best = {servers: str(means[servers].idxmin()) for servers in ("seen", "unseen")}
+    keyed = scores.set_index(["fold", "servers", "method"])["wql"]
+    scores["ratio"] = [
+        wql / keyed[fold, servers, best[str(servers)]]
+        for fold, servers, wql in zip(scores["fold"], scores["servers"], scores["wql"], strict=True)
+    ]
+    table = scores.groupby(["servers", "method"], sort=False).agg(
+        wql=("wql", "mean"), ratio=("ratio", "mean"), ratio_spread=("ratio", "std"), accuracy=("accuracy", "mean"),
+        mase=("mase", "mean"), coverage_80=("coverage_80", "mean"),
+    )  # fmt: skip
+    return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
+
+
+def run(path: Path, folds: int, model: Path | None) -> dict[str, Any]:
+    """One data set; prints its table and returns it as a dictionary."""
+    task = load_task(path)
+    engine = None if model is None else Engine.load(model)
+    parts = held_out(task, folds) if model is None else [_held_out_by(model, task)]
+    tables, seconds = [], 0.0
+    for unseen in tqdm(parts, desc=task.name, unit="fold", file=sys.stderr):
+        table, fit_seconds = contest(task, unseen, engine)
+        tables.append(table)
+        seconds += fit_seconds / len(parts)
+    summary = summarise(tables)
+    print(
+        f"\n{task.name}: {len(parts)} fold(s), ratio = WQL / best baseline; LightGBM fitted in {seconds:.0f} s a fold"
+    )
+    print(summary.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.3f}"))
+    records = json.loads(summary.to_json(orient="records", double_precision=5))
+    return {"folds": len(parts), "lightgbm_fit_seconds": round(seconds, 1), "methods": records}
+
+
+def _held_out_by(model: Path, task: Task) -> npt.NDArray[np.int64]:
+    info = json.loads((model / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
+    rows = [task.grid.servers.index(name) for name in info["holdout_servers"] if name in task.grid.servers]
+    if not rows:
+        raise ModelError(f"{model}: held out no server of {task.name}; train it on this data with --holdout-servers")
+    return np.array(sorted(rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the contest; returns 0 when done, 1 if data or model cannot be used, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, action="append", help="file or folder; may be given again (both real sets)"
+    )
+    parser.add_argument("--folds", type=int, default=4, help="parts of the servers, held out in turn (%(default)s)")
+    parser.add_argument("--model", type=Path, help="model directory to score on the same windows; needs one --data")
+    arguments = parser.parse_args(argv)
+    paths = arguments.data or [path.resolve() for path in DATA]
+    if arguments.model is not None and len(paths) != 1:
+        parser.error("--model is scored on the data it was trained on: give that as --data")
+    if arguments.folds < 2:
+        parser.error(f"--folds {arguments.folds}: must be at least 2")
+    try:
+        result = {path.stem: run(path, arguments.folds, arguments.model) for path in paths}
+    except (ContractError, DataFileError, ModelError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(json.dumps({"quantiles": QUANTILES, "horizon_hours": HORIZON_HOURS, "data": result}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
