@@ -1,0 +1,142 @@
+"""A model directory is all there, unchanged and of this contract, or it is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forecasting.artifact import ModelConfig, ModelError, new_model_directory, promote, read_config, verify
+from forecasting.engine import Engine
+
+
+@pytest.fixture
+def copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to break."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+
+
+def test_a_published_model_holds_what_the_design_says_and_no_pickle(tiny_model_dir: Path) -> None:
+    names = {path.name for path in tiny_model_dir.iterdir()}
+    assert {
+        "model.safetensors",
+        "model.onnx",
+        "config.json",
+        "training_info.json",
+        "report.html",
+        "canary.json",
+        "manifest.json",
+        "cold_start.parquet",
+        "scores_seen.parquet",
+        "scores_unseen.parquet",
+    } == names
+    manifest = json.loads((tiny_model_dir / "manifest.json").read_text())
+    assert set(manifest["files"]) == names - {"manifest.json"}
+
+
+def test_current_is_a_relative_link_to_the_model(tiny_models_dir: Path, tiny_model_dir: Path) -> None:
+    assert os.readlink(tiny_models_dir / "current") == tiny_model_dir.name
+
+
+def test_config_survives_a_round_trip(tiny_model_dir: Path) -> None:
+    config = read_config(tiny_model_dir)
+    again = ModelConfig.from_json(config.to_json())
+    assert again.spec == config.spec
+    assert again.network_profiles == ("database", "web_api")
+    assert again.to_json() == config.to_json()
+    np.testing.assert_array_equal(again.scaling.centre, config.scaling.centre)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "config.json", "canary.json"])
+def test_one_flipped_bit_anywhere_is_refused(copy: Path, name: str) -> None:
+    flip_a_bit(copy / name)
+    with pytest.raises(ModelError, match=rf"{name}: is damaged .* copy it again or train again"):
+        Engine.load(copy, device="cpu")
+
+
+def test_a_truncated_file_is_refused(copy: Path) -> None:
+    path = copy / "model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="model.onnx: is damaged"):
+        verify(copy)
+
+
+def test_missing_additional_and_linked_files_are_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "extra.bin").write_text("x")
+    with pytest.raises(ModelError, match="extra.bin: does not belong"):
+        verify(copy)
+    (copy / "extra.bin").unlink()
+    moved = tmp_path / "config.json"
+    (copy / "config.json").rename(moved)
+    with pytest.raises(ModelError, match="config.json: is missing"):
+        verify(copy)
+    (copy / "config.json").symlink_to(moved)
+    with pytest.raises(ModelError, match="config.json: is not a plain file"):
+        verify(copy)
+
+
+def test_a_half_written_directory_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    with pytest.raises(ModelError, match=r"manifest.json: missing, so the model is not complete"):
+        verify(copy)
+    (copy / "manifest.json").write_text('{"files": 3}')
+    with pytest.raises(ModelError, match="not a manifest"):
+        verify(copy)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere: no such model directory; train one with tft_trainer.py"):
+        verify(tmp_path / "nowhere")
+
+
+def reseal(directory: Path) -> None:
+    """Write a manifest that fits the changed files, as an attacker or another version would."""
+    from forecasting.artifact import _seal
+
+    (directory / "manifest.json").unlink()
+    _seal(directory)
+
+
+def test_another_contract_version_is_refused_with_both_versions(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["contract_version"] = "9.9.9"
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy)
+    with pytest.raises(ModelError, match=r"contract_version is '9.9.9', this software speaks '1.0.0'; train again"):
+        Engine.load(copy, device="cpu")
+
+
+def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> None:
+    canary = json.loads((copy / "canary.json").read_text())
+    canary["quantiles"][0][0][0][3] += 0.5
+    (copy / "canary.json").write_text(json.dumps(canary))
+    reseal(copy)
+    with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
+        Engine.load(copy, device="cpu")
+
+
+def test_a_crash_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), new_model_directory(tmp_path, "model_a") as directory:
+        (directory / "config.json").write_text("{}")
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_promotion_switches_the_link_and_keeps_the_old_model(tmp_path: Path) -> None:
+    for name in ("model_a", "model_b"):
+        with new_model_directory(tmp_path, name) as directory:
+            (directory / "config.json").write_text(name)
+        promote(tmp_path, name)
+        assert (tmp_path / "current" / "config.json").read_text() == name
+    assert verify(tmp_path / "model_a").name == "model_a"
+    assert {path.name for path in tmp_path.iterdir()} == {"model_a", "model_b", "current"}

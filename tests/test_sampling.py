@@ -1,0 +1,90 @@
+"""Which windows training visits: each server-hour once, no held-out server, no target after the end, honest handicaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forecasting.grid import FleetGrid
+from forecasting.sampling import WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.scaling import fit_scaling
+from forecasting.windows import WindowSpec
+
+METRICS = ("cpu_pct", "mem_pct")
+SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=48, horizon_steps=12)
+LAST_STEP = 599
+
+
+class RecordingSource(WindowSource):
+    """Remembers which windows it was asked for."""
+
+    def batch(self, rows, origins, encoder_steps, known_steps, hidden):
+        self.asked = getattr(self, "asked", [])
+        self.asked.append((rows, origins, encoder_steps, known_steps, hidden))
+        return super().batch(rows, origins, encoder_steps, known_steps, hidden)
+
+
+@pytest.fixture
+def source() -> RecordingSource:
+    values = np.random.default_rng(0).uniform(5, 90, (4, 700, 2)).astype(np.float32)
+    values[3, 200:420] = np.nan
+    start = np.datetime64("2026-03-02T00:00:00", "s")
+    grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
+    scaling = fit_scaling(values, METRICS, np.array([True, True]), grid.profiles, 48, 3.0)
+    return RecordingSource(grid, SPEC, scaling)
+
+
+def test_an_epoch_visits_every_server_hour_with_a_target_once(source: RecordingSource) -> None:
+    batches = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0)))
+    hours = [
+        (int(row), int(origin) // 12)
+        for rows, origins, *_ in source.asked
+        for row, origin in zip(rows, origins, strict=True)
+    ]
+    assert sorted(hours) == [(row, hour) for row in (0, 1) for hour in range((LAST_STEP - 12) // 12 + 1)]
+    assert len(batches) == batches_per_epoch(SPEC, 2, LAST_STEP, 16)
+
+
+def test_other_servers_are_in_no_batch_and_no_target_lies_after_the_end(source: RecordingSource) -> None:
+    for _ in epoch(source, np.array([0, 2]), LAST_STEP, 16, np.random.default_rng(1)):
+        pass
+    rows = np.concatenate([rows for rows, *_ in source.asked])
+    origins = np.concatenate([origins for _, origins, *_ in source.asked])
+    assert set(rows) == {0, 2}
+    assert origins.max() + SPEC.horizon_steps <= LAST_STEP
+
+
+def test_windows_without_a_single_target_are_not_visited(source: RecordingSource) -> None:
+    batches = list(epoch(source, np.array([3]), LAST_STEP, 16, np.random.default_rng(2)))
+    assert all((~np.isnan(batch.targets)).any(axis=(1, 2)).all() for batch in batches)
+    visited = sum(len(batch.targets) for batch in batches)
+    assert 0 < visited < (LAST_STEP - 12) // 12 + 1
+
+
+def test_targets_are_the_future_in_window_units(source: RecordingSource) -> None:
+    origins = np.array([300, 301])
+    none = np.zeros(2, dtype=bool)
+    batch = source.batch(np.array([0, 1]), origins, 48, np.full(2, 1000), none)
+    scaling = source.scaling
+    linked = batch.windows.centre[:, None] + np.sinh(batch.targets) * batch.windows.spread[:, None]
+    for window in range(2):
+        expected = source._linked[window, origins[window] + 1 : origins[window] + 13]
+        np.testing.assert_allclose(linked[window], expected, rtol=1e-3, atol=1e-3)
+    assert scaling.from_link(linked).min() >= 0
+
+
+def test_hidden_profiles_become_category_zero(source: RecordingSource) -> None:
+    hidden = np.array([True, False])
+    windows = source.batch(np.array([0, 0]), np.array([300, 300]), 48, np.full(2, 1000), hidden).windows
+    assert windows.profile.tolist() == [0, 1]
+
+
+def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
+    random = np.random.default_rng(0)
+    draws = [draw_history(SPEC, 64, random) for _ in range(400)]
+    lengths = {encoder_steps for encoder_steps, _ in draws}
+    assert lengths == set(SPEC.encoder_lengths)
+    assert min(known.min() for _, known in draws) == 0
+    assert max(known.max() for _, known in draws) == SPEC.history_steps
+    for encoder_steps, known in draws:
+        assert encoder_steps == SPEC.context_steps or known.max() <= encoder_steps

@@ -1,0 +1,98 @@
+"""Scaling: bounds, round trips, and what shrinkage does at both ends of history."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecasting.scaling import FleetScaling, fit_scaling
+
+METRICS = ("cpu_pct", "latency_ms")
+PERCENT = np.array([True, False])
+
+
+@pytest.fixture(scope="module")
+def fleet() -> np.ndarray:
+    random = np.random.default_rng(3)
+    busy = random.normal([70, 40], [5, 6], (4, 2000, 2))
+    idle = random.normal([10, 5], [3, 1], (4, 2000, 2))
+    return np.clip(np.concatenate([busy, idle]), 0.1, 99).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scaling(fleet: np.ndarray) -> FleetScaling:
+    return fit_scaling(fleet, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288, 3.0)
+
+
+@given(st.floats(0, 100), st.floats(0, 1e6))
+def test_link_is_finite_and_its_inverse_stays_near_and_within_bounds(percent: float, latency_ms: float) -> None:
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2, 3.0)
+    value = np.array([percent, latency_ms], dtype=np.float32)
+    linked = scaling.to_link(value)
+    assert np.isfinite(linked).all()
+    back = scaling.from_link(linked)
+    assert 0 <= back[0] <= 100
+    assert back[1] >= 0
+    assert back[0] == pytest.approx(percent, abs=0.06)
+    assert back[1] == pytest.approx(latency_ms, rel=0.02, abs=0.25)
+
+
+@given(st.floats(-1e3, 1e3))
+def test_nothing_in_link_space_leaves_the_physical_range(linked: float) -> None:
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2, 3.0)
+    percent, latency_ms = scaling.from_link(np.array([linked, linked]))
+    assert 0 <= percent <= 100
+    assert latency_ms >= 0
+    assert np.isfinite(latency_ms)
+
+
+def test_missing_stays_missing(scaling: FleetScaling) -> None:
+    linked = scaling.to_link(np.array([[np.nan, 3.0], [50.0, np.nan]], dtype=np.float32))
+    assert np.isnan(linked).tolist() == [[True, False], [False, True]]
+
+
+def test_without_history_a_window_is_scaled_as_its_profile(scaling: FleetScaling) -> None:
+    nothing = np.full((3, 5, 2), np.nan, dtype=np.float32)
+    rows = scaling.profile_rows(np.array(["busy", "idle", None], dtype=object))
+    scale = scaling.window_scale(nothing, rows)
+    np.testing.assert_allclose(scale.centre, scaling.centre[rows], rtol=1e-6)
+    np.testing.assert_allclose(scale.spread, scaling.spread[rows], rtol=1e-6)
+
+
+def test_with_a_day_of_history_the_server_speaks_for_itself(scaling: FleetScaling, fleet: np.ndarray) -> None:
+    day = scaling.to_link(fleet[:1, :288])
+    told_wrongly = scaling.window_scale(day, scaling.profile_rows(np.array(["idle"], dtype=object)))
+    np.testing.assert_allclose(told_wrongly.centre[0], day[0].mean(axis=0), rtol=0.02)
+    np.testing.assert_allclose(told_wrongly.spread[0], day[0].std(axis=0), rtol=0.05)
+
+
+def test_shrinkage_follows_the_formula(scaling: FleetScaling, fleet: np.ndarray) -> None:
+    """Against a plain loop over metrics: centre n mean / (n + k), log-spread with the same weight."""
+    window = scaling.to_link(fleet[5:6, :7])
+    window[0, 2, 0] = np.nan
+    rows = scaling.profile_rows(np.array(["idle"], dtype=object))
+    scale = scaling.window_scale(window, rows)
+    for metric in range(2):
+        seen = [value for value in window[0, :, metric] if not np.isnan(value)]
+        centre, spread = scaling.centre[2, metric], scaling.spread[2, metric]
+        units = [(value - centre) / spread for value in seen]
+        n, mean = len(units), sum(units) / len(units)
+        prior = 2.0 * (scaling.spread_within[2, metric] / spread) ** 2
+        deviation = ((sum((unit - mean) ** 2 for unit in units) + prior) / (n + 2.0)) ** 0.5
+        weight = n / (n + 3.0)
+        assert scale.centre[0, metric] == pytest.approx(centre + spread * weight * mean, rel=1e-4)
+        assert scale.spread[0, metric] == pytest.approx(spread * deviation**weight, rel=1e-4)
+
+
+def test_unknown_profiles_share_the_fleet_row(scaling: FleetScaling) -> None:
+    assert scaling.profile_rows(np.array(["mainframe", None, "busy"], dtype=object)).tolist() == [0, 0, 1]
+
+
+def test_a_metric_a_profile_never_reports_takes_the_fleets_statistics(fleet: np.ndarray) -> None:
+    partly = fleet.copy()
+    partly[:4, :, 1] = np.nan
+    scaling = fit_scaling(partly, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288, 3.0)
+    assert scaling.centre[1, 1] == scaling.centre[0, 1]
+    assert np.isfinite(scaling.spread).all()

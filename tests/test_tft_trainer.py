@@ -1,0 +1,267 @@
+"""The trainer from the outside: what it prints, what it publishes, what it refuses, and that it peeks at nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pytorch_forecasting import TemporalFusionTransformer
+from safetensors.torch import load_file
+
+import tft_trainer
+from forecasting.artifact import read_config
+from forecasting.engine import Engine
+from forecasting.model import ForecastModel, build_network, pinball_loss, torch_run
+from tests.conftest import tiny_fleet
+
+SMALL = ["--epochs", "1", "--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--device", "cpu"]
+
+
+def run(folder: Path, models_dir: Path, *more: str) -> int:
+    return tft_trainer.main(["--training-dir", str(folder), "--models-dir", str(models_dir), *SMALL, *more])
+
+
+def write(folder: Path, frame: pd.DataFrame) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(folder / "server_metrics.parquet", index=False)
+    return folder
+
+
+def test_the_stock_class_loads_the_trained_weights_and_gives_the_same_forecast(tiny_model_dir: Path) -> None:
+    config = read_config(tiny_model_dir)
+    stock = build_network(config.spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    stock.load_state_dict(load_file(tiny_model_dir / "model.safetensors"))
+    by_stock = Engine(config, torch_run(ForecastModel(stock, config.spec, config.scaling)))
+    by_engine = Engine.load(tiny_model_dir, device="cpu")
+    history = np.random.default_rng(0).uniform(10, 60, (5, 60, 3)).astype(np.float32)
+    history[1, :57] = np.nan
+    profiles = ["database", "web_api", None, "database", "mainframe"]
+    origin = np.datetime64("2026-03-04T15:00:00", "s")
+    np.testing.assert_allclose(
+        by_engine.forecast(history, profiles, origin), by_stock.forecast(history, profiles, origin), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_training_dir, tmp_path, "--holdout_servers", "ppdb007,ppweb006") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "[TRANSFER] Profile feature enabled - model will learn per-profile patterns",
+        "[TRANSFER] Profiles detected: ['database', 'web_api']",
+        "[TRANSFER] Model configured with profile-based transfer learning",
+        "[TRANSFER] New servers will predict based on their profile patterns",
+    ):
+        assert line in out
+    last = json.loads(out.strip().splitlines()[-1])
+    assert Path(last["model_dir"]).is_dir()
+    assert last["parameters"] > 0
+    assert last["windows_per_second"] > 0
+    assert set(last["scores"]) == {"seen", "unseen"}
+    for part in last["scores"].values():
+        assert set(part) == {"model", "last_value", "yesterday", "flat_6h", "flat_24h"}
+        assert {"wql", "mase", "wape", "accuracy", "coverage_80"} <= set(part["model"]["cpu_pct"])
+
+
+def test_without_a_profile_column_it_says_why_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "data", tiny_fleet().drop(columns="profile")[["timestamp", "server_name", "cpu_pct"]])
+    assert run(folder, tmp_path / "models") == 0
+    captured = capsys.readouterr()
+    assert "Profile feature not enabled: the data has no profile column" in captured.out
+    assert "Add a profile column" in captured.out
+    assert "forecasting cpu_pct" in captured.err
+    assert read_config(tmp_path / "models" / "current").targets == ("cpu_pct",)
+
+
+def test_a_single_profile_is_said_to_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "data", tiny_fleet().assign(profile="database"))
+    assert run(folder, tmp_path / "models", "--no-promote") == 0
+    assert "all training servers have the profile 'database'" in capsys.readouterr().out
+    assert not (tmp_path / "models" / "current").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    tiny_training_dir: Path, tmp_path: Path
+) -> None:
+    weights = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert run(tiny_training_dir, tmp_path / name, "--seed", seed, "--holdout-servers", "ppdb007") == 0
+        weights.append(load_file(tmp_path / name / "current" / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_held_out_servers_and_later_days_leave_no_trace_in_the_weights(tmp_path: Path) -> None:
+    """Training again with other values there gives the same weights, bit for bit."""
+    original = tiny_fleet()
+    changed = original.copy()
+    later = changed["timestamp"] >= changed["timestamp"].min() + pd.Timedelta(hours=48 * 0.7)
+    secret = later | (changed["server_name"] == "ppdb007")
+    changed.loc[secret, ["cpu_pct", "mem_pct"]] = np.float32(99.0)
+    weights = []
+    for name, frame in (("original", original), ("changed", changed)):
+        folder = write(tmp_path / name, frame)
+        assert run(folder, tmp_path / f"models_{name}", "--holdout-servers", "ppdb007") == 0
+        weights.append(load_file(tmp_path / f"models_{name}" / "current" / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_share_holds_out_servers_of_every_profile(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", tiny_fleet())
+    assert run(folder, tmp_path / "models", "--holdout-servers", "0.25") == 0
+    info = json.loads((tmp_path / "models" / "current" / "training_info.json").read_text())
+    assert sorted(name[:4] for name in info["holdout_servers"]) == ["ppdb", "ppwe"]
+
+
+def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> None:
+    random = np.random.default_rng(0)
+    scaled, targets = random.normal(size=(2, 3, 2, 7)), random.normal(size=(2, 3, 2))
+    targets[0, 1, 1] = np.nan
+    losses = []
+    for index in np.ndindex(targets.shape):
+        if np.isnan(targets[index]):
+            continue
+        for column, level in enumerate((0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)):
+            error = targets[index] - scaled[index][column]
+            losses.append(level * error if error >= 0 else (level - 1) * error)
+    loss = pinball_loss(torch.from_numpy(scaled), torch.from_numpy(targets))
+    assert loss.item() == pytest.approx(np.mean(losses))
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    rates = [tft_trainer.learning_rate_at(progress) for progress in np.linspace(0, 1, 101)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(1.0, abs=0.01)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: 0: must be at least 1"),
+        (["--epoch_count", "3"], "unrecognized arguments: --epoch_count"),
+        (["--max-minutes", "-1"], "-1: must be above 0"),
+        (["--train_fraction", "1.5"], "1.5: must be above 0 and below 1"),
+        (["--hidden-size", "30"], "30: must be a multiple of 4"),
+        (["--learning-rate", "nan"], "nan: must be above 0"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_flag_and_value(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        tft_trainer.main(flags)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """Exit code 1, nothing published, no traceback; returns the message."""
+    assert run(folder, tmp_path / "models", *more) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ") or "error: " in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
+    return captured.err
+
+
+def test_a_missing_training_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(tmp_path / "nowhere") in refused(tmp_path / "nowhere", tmp_path, capsys)
+
+
+def test_an_empty_training_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in refused(tmp_path / "empty", tmp_path, capsys)
+
+
+def test_an_unreadable_parquet_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "server_metrics.parquet").write_bytes(b"PAR1 this is no parquet file")
+    assert "server_metrics.parquet" in refused(tmp_path / "data", tmp_path, capsys)
+
+
+def test_missing_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "data", tiny_fleet().drop(columns="timestamp"))
+    assert "timestamp" in refused(folder, tmp_path, capsys)
+
+
+def test_text_in_a_metric_column_is_named_with_an_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    frame["cpu_pct"] = frame["cpu_pct"].astype(str).where(frame.index != 5, "n/a")
+    message = refused(write(tmp_path / "data", frame), tmp_path, capsys)
+    assert "cpu_pct" in message
+
+
+def test_duplicate_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    message = refused(write(tmp_path / "data", pd.concat([frame, frame.head(3)])), tmp_path, capsys)
+    assert "server_name, timestamp" in message
+    assert "3" in message
+
+
+def test_timestamps_without_a_zone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    frame["timestamp"] = frame["timestamp"].dt.tz_localize(None)
+    message = refused(write(tmp_path / "data", frame), tmp_path, capsys)
+    assert "timestamp" in message
+    assert "zone" in message
+
+
+def test_fewer_rows_than_one_window_say_how_many_hours_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(write(tmp_path / "data", tiny_fleet(hours=5)), tmp_path, capsys)
+    assert "60 time steps are fewer than one window needs" in message
+    assert "provide at least 8 hours" in message
+
+
+def test_unknown_holdout_servers_are_named(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(tiny_training_dir, tmp_path, capsys, "--holdout-servers", "ppdb007,ppdb999")
+    assert "no server named ppdb999" in message
+    assert "must be at least 0 and below 1" in refused(tiny_training_dir, tmp_path, capsys, "--holdout-servers", "1.5")
+
+
+def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "tft_trainer.py", "--training-dir", str(tiny_training_dir), "--models-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, *SMALL, "--epochs", "500", "--holdout-servers", "0"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    seen = ""
+    while "batch/s" not in seen:  # training is under way
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    last = json.loads(out.strip().splitlines()[-1])
+    assert last["stopped_by"] == "ctrl-c"
+    assert Engine.load(tmp_path / "current", device="cpu").config.targets == ("cpu_pct", "mem_pct", "net_in_mb_s")

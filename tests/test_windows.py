@@ -1,0 +1,202 @@
+"""Windows: equal to TimeSeriesDataSet's, equal to a slow reference, blind to the future and to what is not known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pytorch_forecasting import TimeSeriesDataSet
+from pytorch_forecasting.data import MultiNormalizer, NaNLabelEncoder, TorchNormalizer
+
+from forecasting.model import ForecastModel, build_network, window_tensors
+from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.windows import CALENDAR_SIZES, DAILY_MEAN_DAYS, Calendar, Windows, WindowSpec, build_windows
+
+METRICS = ("cpu_pct", "net_in_mb_s")
+PROFILES = ("database", "web_api")
+STEP_SECONDS = 1800
+FIRST_STEP = int(np.datetime64("2026-03-02T00:00:00", "s").astype(np.int64)) // STEP_SECONDS
+
+
+@pytest.fixture(scope="module")
+def spec() -> WindowSpec:
+    return WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps=48, horizon_steps=16)
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    random = np.random.default_rng(1)
+    fleet = random.uniform(5, 80, (3, 600, 2)).astype(np.float32)
+    fleet[random.random(fleet.shape) < 0.1] = np.nan
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def scaling(values: np.ndarray) -> FleetScaling:
+    return fit_scaling(values, METRICS, np.array([True, False]), ("database", "web_api", None), 48, 3.0)
+
+
+def cut(
+    spec: WindowSpec,
+    scaling: FleetScaling,
+    values: np.ndarray,
+    origins: list[int],
+    encoder_steps: int = 48,
+    known_steps: int = 10_000,
+) -> Windows:
+    """Windows of servers 0, 1, 2, ... at `origins`."""
+    rows = np.arange(len(origins)) % len(values)
+    at = np.array(origins)
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    known = np.full(len(origins), known_steps)
+    profile_rows = np.array([1, 2, 0])[rows]
+    linked = scaling.to_link(values)
+    return build_windows(
+        spec, scaling, calendar, linked, rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known
+    )
+
+
+def test_lengths_follow_from_the_step() -> None:
+    five_minutes = WindowSpec(METRICS, 300, "UTC", 288, 96)
+    assert (five_minutes.day_steps, five_minutes.yesterday_steps, five_minutes.history_steps) == (288, 288, 2022)
+    assert five_minutes.encoder_lengths == (1, 3, 6, 12, 24, 48, 96, 192, 288)
+    assert WindowSpec(METRICS, 60, "UTC", 1440, 480).history_steps == 7 * 1440 + 30
+    assert WindowSpec(METRICS, 300, "UTC", 288, 300).yesterday_steps == 2 * 288
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 unknown classes")
+def test_windows_equal_those_of_timeseriesdataset(
+    spec: WindowSpec, scaling: FleetScaling, values: np.ndarray
+) -> None:
+    """Same columns, same order, same numbers, when the library is given the same variables (one series per window)."""
+    windows = cut(spec, scaling, values, [400, 450, 501])
+    model = ForecastModel(build_network(spec, PROFILES, 8), spec, scaling)
+    ours = model.network_inputs(*window_tensors(windows)[:-2])
+    theirs, _ = next(iter(library_dataset(spec, windows).to_dataloader(train=False, batch_size=3)))
+    assert theirs["encoder_lengths"].tolist() == [48, 48, 48]
+    assert theirs["decoder_lengths"].tolist() == [16, 16, 16]
+    for name in ("encoder_cont", "decoder_cont", "encoder_cat", "decoder_cat"):
+        expected = theirs[name]
+        if name.endswith("cont"):  # variables of one side only are not compared on the other, which never reads them
+            side = name.removesuffix("_cont")
+            unread = set(spec.decoder_reals if side == "encoder" else spec.encoder_reals)
+            kept = [i for i, real in enumerate(model.network.hparams.x_reals) if real not in unread]
+            torch.testing.assert_close(ours[name][..., kept], expected[..., kept], msg=name)
+        else:
+            assert torch.equal(ours[name], expected), name
+
+
+def library_dataset(spec: WindowSpec, windows: Windows) -> TimeSeriesDataSet:
+    """The windows' variables as a frame, one series per window, in pytorch-forecasting's own data set."""
+    steps = spec.context_steps + spec.horizon_steps
+    parts = []
+    for window in range(len(windows.profile)):
+        frame = pd.DataFrame({"server": f"w{window}", "step": np.arange(steps)})
+        frame["profile"] = ["mainframe", *PROFILES][windows.profile[window]]  # a profile it was not fitted on
+        calendar = np.concatenate([windows.encoder_calendar[window], windows.decoder_calendar[window]])
+        for column, name in enumerate(CALENDAR_SIZES):
+            frame[name] = [f"{code:02d}" for code in calendar[:, column]]
+        frame["market_open"] = np.concatenate([windows.encoder_market[window], windows.decoder_market[window]])[:, 0]
+        reals = dict(zip(spec.static_reals, windows.static[window], strict=True))
+        reals |= dict(zip(spec.encoder_reals, pad(windows.encoder[window], 0, spec.horizon_steps).T, strict=True))
+        reals |= dict(zip(spec.decoder_reals, pad(windows.decoder[window], spec.context_steps, 0).T, strict=True))
+        parts.append(frame.assign(**reals, **dict.fromkeys(spec.metrics, 0.0)))
+    calendar_encoders = {
+        name: NaNLabelEncoder().fit(pd.Series([f"{code:02d}" for code in range(size)]))
+        for name, size in CALENDAR_SIZES.items()
+    }
+    inputs = (*spec.static_reals, *spec.encoder_reals, *spec.decoder_reals, "market_open")
+    return TimeSeriesDataSet(
+        pd.concat(parts, ignore_index=True),
+        time_idx="step",
+        target=list(spec.metrics),
+        group_ids=["server"],
+        min_encoder_length=spec.context_steps,
+        max_encoder_length=spec.context_steps,
+        min_prediction_length=spec.horizon_steps,
+        max_prediction_length=spec.horizon_steps,
+        static_categoricals=["profile"],
+        static_reals=list(spec.static_reals),
+        time_varying_known_categoricals=list(CALENDAR_SIZES),
+        time_varying_known_reals=[*spec.decoder_reals, "market_open"],
+        time_varying_unknown_reals=list(spec.encoder_reals),
+        categorical_encoders={
+            "profile": NaNLabelEncoder(add_nan=True).fit(pd.Series([*PROFILES])),
+            **calendar_encoders,
+        },
+        target_normalizer=MultiNormalizer([TorchNormalizer(method="identity") for _ in spec.metrics]),
+        scalers=dict.fromkeys(inputs),
+        add_relative_time_idx=True,
+    )
+
+
+def pad(steps: np.ndarray, before: int, after: int) -> np.ndarray:
+    return np.pad(steps, ((before, after), (0, 0)))
+
+
+def test_earlier_days_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+    origin, server, half = 420, 1, spec.half_width_steps
+    windows = cut(spec, scaling, values, [100, origin])
+    linked = scaling.to_link(values)[server]
+    for horizon_step in (1, 7, 16):
+        at = origin + horizon_step
+        row = windows.decoder[1, horizon_step - 1]
+        shares = []
+        for metric in range(2):
+            centre, spread = windows.centre[1, metric], windows.spread[1, metric]
+            yesterday = linked[at - 48, metric]
+            expected = 0.0 if np.isnan(yesterday) else np.arcsinh((yesterday - centre) / spread)
+            assert row[2 * metric] == pytest.approx(expected, abs=1e-4)
+            around = [
+                linked[at - 48 * day + offset, metric]
+                for day in range(1, DAILY_MEAN_DAYS + 1)
+                for offset in range(-half, half + 1)
+            ]
+            measured = [value for value in around if not np.isnan(value)]
+            shares.append(len(measured) / len(around))
+            mean = np.arcsinh((np.mean(measured) - centre) / spread)
+            assert row[2 * metric + 1] == pytest.approx(mean, abs=1e-4)
+        assert row[-1] == pytest.approx(np.mean(shares), abs=1e-5)
+
+
+@pytest.mark.parametrize("horizon_steps", [16, 48, 60])
+def test_nothing_after_the_origin_changes_a_window(
+    scaling: FleetScaling, values: np.ndarray, horizon_steps: int
+) -> None:
+    spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", 48, horizon_steps)
+    origins = [400, 410, 420]
+    before = cut(spec, scaling, values, origins)
+    changed = values.copy()
+    for server, origin in enumerate(origins):
+        changed[server, origin + 1 :] = 1.0
+    for field, ours, theirs in zip(Windows._fields, before, cut(spec, scaling, changed, origins), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+
+
+def test_steps_that_are_not_known_do_not_exist(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+    """A window of a server with six known steps is that of a server whose older steps were never measured."""
+    origins, known = [400, 410, 420], 6
+    young = values.copy()
+    for server, origin in enumerate(origins):
+        young[server, : origin - known + 1] = np.nan
+    limited = cut(spec, scaling, values, origins, encoder_steps=12, known_steps=known)
+    for field, ours, theirs in zip(Windows._fields, limited, cut(spec, scaling, young, origins, 12), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+
+
+def test_masks_say_what_was_measured(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+    windows = cut(spec, scaling, values, [400])
+    measured = ~np.isnan(values[0, 400 - 47 : 401])
+    np.testing.assert_array_equal(windows.encoder[0, :, 1::2], measured)
+    assert (windows.encoder[0, :, 0::2][~measured] == 0).all()
+
+
+def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> None:
+    moments = ["2026-07-01T13:30", "2026-12-01T14:30", "2026-12-25T15:00", "2026-07-04T03:00"]
+    expected = [(19, 2, 1.0), (19, 1, 1.0), (20, 7, 0.0), (46, 7, 0.0)]  # half hour, kind of day, market open
+    for moment, (half_hour, day_kind, market_open) in zip(moments, expected, strict=True):
+        step = int(np.datetime64(moment, "s").astype(np.int64)) // 300
+        calendar = Calendar.over(step, step, 300, "America/New_York")
+        assert calendar.half_hour_and_day[0].tolist() == [half_hour, day_kind], moment
+        assert calendar.market_open[0, 0] == market_open, moment
