@@ -117,9 +117,9 @@ class ForecastModel(nn.Module):
         self.context_steps = spec.context_steps
         self.uses_profile = "profile" in network.hparams.x_categoricals
         self.percent: torch.Tensor
-        self.typical: torch.Tensor
+        self.strip: torch.Tensor
         self.register_buffer("percent", torch.as_tensor(scaling.percent), persistent=False)
-        self.register_buffer("typical", torch.as_tensor(scaling.typical, dtype=torch.float32), persistent=False)
+        self.register_buffer("strip", torch.as_tensor(scaling.strip, dtype=torch.float32), persistent=False)
 
     def forward(
         self,
@@ -140,9 +140,11 @@ class ForecastModel(nn.Module):
         )
         units = (torch.exp(scaled) - torch.exp(-scaled)) / 2  # sinh, which the ONNX exporter does not know
         linked = centre[:, None, :, None] + spread[:, None, :, None] * units
-        percent = 100.0 * torch.sigmoid(linked)
-        rate = self.typical[:, None] * functional.softplus(linked)
-        return torch.where(self.percent[:, None], percent, rate)
+        strip = self.strip[:, None]
+        above_zero = functional.softplus(linked / strip)
+        above_hundred = torch.where(self.percent[:, None], functional.softplus((linked - 100.0) / strip), 0.0)
+        values = strip * (above_zero - above_hundred)  # FleetScaling.from_link
+        return torch.where(self.percent[:, None], values.clamp(max=100.0), values)  # 100.00001 is rounding
 
     def scaled_quantiles(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Quantiles in the compressed window units the network works in: [window, H, metric, quantile]."""

@@ -1,8 +1,8 @@
 """Scaling that works for strangers: physical units -> link space -> profile units -> window units, and back.
 
-1. A *link* maps each metric's physical range onto the real line, strictly increasing: percentages through the logit,
-   rates and latencies through the inverse of softplus (logarithmic near zero, linear above the fleet's typical level).
-   Going back through the link keeps any forecast within physical bounds by construction.
+1. A *link* maps each metric's physical range onto the real line, strictly increasing: the identity but for a narrow
+   strip along each bound (0, and 100 for percentages), where it turns logarithmic. Going back through the link, a softplus
+   along each bound, keeps any forecast within the physical range by construction.
 2. *Profile statistics* (centre and spread of the profile's training servers in link space) standardise the metric, so
    that a server without any history is already on a sensible scale.
 3. The *window's own* centre and spread are shrunk toward the profile's: with n measured steps of the context the
@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-PERCENT_FLOOR = 0.05  # percentage points: how near to 0 and 100 % the logit resolves differences
-RATE_FLOOR = 0.01  # share of the metric's typical level: how near to zero the rate link resolves differences
+PERCENT_STRIP = 0.5  # percentage points: width of the strips along 0 and 100 %
+RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
+NEAREST_TO_BOUND = 0.05  # in strips: values nearer to a bound are seen as this near (the link has no value at the bound)
 SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
@@ -36,7 +37,7 @@ class FleetScaling:
     """Everything needed to scale any window of any server; fitted once on the training servers.
 
     metrics: names, in order. percent: True where the metric is a percentage [metric].
-    typical: the rate link's turning point in physical units [metric] (unused for percentages).
+    strip: width of the strip along each bound in physical units [metric].
     centre, spread, spread_within: link space, float32 [1 + profile, metric]; row 0 is the whole fleet, used for
         unknown and hidden profiles. spread is the total deviation, spread_within the usual one inside a window.
     profiles: names of the rows after row 0.
@@ -45,7 +46,7 @@ class FleetScaling:
 
     metrics: tuple[str, ...]
     percent: np.ndarray
-    typical: np.ndarray
+    strip: np.ndarray
     profiles: tuple[str, ...]
     centre: np.ndarray
     spread: np.ndarray
@@ -54,22 +55,19 @@ class FleetScaling:
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
-        linked = np.empty(values.shape, dtype=np.float32)
-        for index, is_percent in enumerate(self.percent):
-            column = values[..., index].astype(np.float64)
-            if is_percent:
-                share = (column + PERCENT_FLOOR) / (100.0 + 2 * PERCENT_FLOOR)
-                linked[..., index] = np.log(share) - np.log1p(-share)
-            else:
-                level = column / self.typical[index] + RATE_FLOOR
-                linked[..., index] = level + np.log(-np.expm1(-level))
-        return linked
+        strips = np.maximum(values.astype(np.float64) / self.strip, NEAREST_TO_BOUND)
+        to_upper = np.minimum(strips - 100.0 / self.strip, -NEAREST_TO_BOUND)
+        strips = np.where(self.percent, np.minimum(strips, 100.0 / self.strip - NEAREST_TO_BOUND), strips)
+        linked = strips + np.log(-np.expm1(-strips))
+        linked -= np.where(self.percent, np.log(-np.expm1(to_upper)), 0.0)
+        return (linked * self.strip).astype(np.float32)
 
     def from_link(self, linked: np.ndarray) -> np.ndarray:
-        """Link space [..., metric] -> physical units [..., metric], within (0, 100) or (0, inf)."""
-        percent = 100.0 / (1.0 + np.exp(-np.clip(linked, -60.0, 60.0)))
-        rate = self.typical * np.logaddexp(0.0, linked)
-        return np.where(self.percent, percent, rate).astype(np.float32)
+        """Link space [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
+        strips = linked / self.strip
+        upper = np.where(self.percent, np.logaddexp(0.0, strips - 100.0 / self.strip), 0.0)
+        values = self.strip * (np.logaddexp(0.0, strips) - upper)
+        return np.where(self.percent, np.minimum(values, 100.0), values).astype(np.float32)  # 100.00001 is rounding
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""
@@ -117,11 +115,12 @@ def fit_scaling(
     window_steps: length over which "the usual deviation inside a window" is taken (the context).
     """
     typical = np.array([_typical_level(values[..., index]) for index in range(len(metrics))])
+    strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical)
     names = tuple(sorted({name for name in profiles if name is not None}))
     width = len(metrics)
     shape = (1 + len(names), width)
     links_only = FleetScaling(
-        metrics, percent, typical, names, np.zeros(shape), np.ones(shape), np.ones(shape), shrinkage_steps
+        metrics, percent, strip, names, np.zeros(shape), np.ones(shape), np.ones(shape), shrinkage_steps
     )
     linked = links_only.to_link(values)
     fleet = _statistics(linked, window_steps)
@@ -130,11 +129,11 @@ def fit_scaling(
     table = np.stack([fleet, *own])  # [1 + profile, statistic, metric]
     # A profile whose servers never report a metric takes the fleet's word for it.
     centre, spread, within = np.where(np.isfinite(table), table, fleet).astype(np.float32).swapaxes(0, 1)
-    return FleetScaling(metrics, percent, typical, names, centre, spread, within, shrinkage_steps)
+    return FleetScaling(metrics, percent, strip, names, centre, spread, within, shrinkage_steps)
 
 
 def _typical_level(values: np.ndarray) -> float:
-    """Median of the positive measurements, 1.0 if there is none: the level where the rate link turns linear."""
+    """Median of the positive measurements, 1.0 if there is none."""
     positive = values[values > 0]
     return float(np.median(positive)) if positive.size else 1.0
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import tft_trainer
+
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
 TINY_METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 
