@@ -706,6 +706,8 @@ def _profile_of_server(servers: _Labels, profiles: _Labels) -> npt.NDArray[np.in
 def _labels(column: pd.Series[Any]) -> _Labels | None:
     """A text column by its distinct values, None if there is anything but text and null in it."""
     if isinstance(column.dtype, pd.CategoricalDtype):
+        if len(pd.unique(column.cat.codes[column.cat.codes >= 0])) < len(column.cat.categories):
+            column = column.cat.remove_unused_categories()
         codes, values = column.cat.codes.to_numpy(), column.cat.categories.to_numpy(dtype=object)
     elif pd.api.types.is_object_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype):
         try:

@@ -355,6 +355,15 @@ def test_profiles_are_inferred_only_for_servers_that_name_none(tmp_path):
     )
 
 
+def test_categories_that_no_row_uses_do_not_count(tmp_path):
+    frame = fleet(["a", "two words"]).astype({"server_name": "category"})
+    frame = frame.assign(timestamp=frame["timestamp"].astype(str).where(frame.index < 4, "never").astype("category"))
+    kept = frame[frame["server_name"] == "a"]
+    assert validate(kept) == []
+    kept.to_parquet(tmp_path / METRICS_FILE)
+    assert read_metrics(tmp_path).notices == ("profile of 1 of 1 servers inferred from the name",)
+
+
 def test_profiles_are_inferred_by_the_users_rules(tmp_path):
     (tmp_path / "profiles.toml").write_text("[patterns]\ndatabase = ['sql\\d+']\n")
     fleet(["sql1"], 2).to_csv(tmp_path / "m.csv", index=False)

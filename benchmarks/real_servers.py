@@ -1,0 +1,156 @@
+"""Train on real servers, forecast others of them that the model never saw, and print README's tables.
+
+    python benchmarks/real_servers.py                          # both real data sets, 15 minutes of training each
+    python benchmarks/real_servers.py --minutes 2              # a quick look
+    python benchmarks/real_servers.py --data my_fleet.parquet --folds 4
+
+Each data set is trained on by tft_trainer.py with a quarter of the servers held out (other ones in each fold), judged
+on the last 30 % of the time beside the baselines, and its held-out servers are forecast by tft_inference.py every 8
+hours from there on. Models and forecasts stay under models/real/. Tables (Markdown) go to stdout, the last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tft_inference  # noqa: E402
+import tft_trainer  # noqa: E402
+from data_contract import ContractError, DataFileError, read_metrics  # noqa: E402
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+DATA = (ROOT / "../shared/data/bitbrains_public.parquet", ROOT / "../shared/data/smd_fleet.parquet")
+HELD_OUT_SHARE = 0.25
+MODELS = Path("models/real")
+MODEL = "model"
+SEED = 0
+SHOWN = ("wql", "mase", "accuracy", "coverage_80")
+
+
+class FailedRunError(RuntimeError):
+    """One of the scripts ended with an error; its message stands above."""
+
+
+def held_out_names(path: Path, folds: int) -> list[list[str]]:
+    """Servers held out in each fold: a quarter of them, other ones in each fold as far as they reach."""
+    names = sorted(map(str, read_metrics(path).frame["server_name"].unique()))
+    if len(names) < 2:
+        raise DataFileError(f"{path}: holds {len(names)} server; holding some out needs at least two")
+    shuffled = list(np.random.default_rng(SEED).permutation(names))
+    count = max(1, round(HELD_OUT_SHARE * len(names)))
+    return [sorted((shuffled * (fold + 2))[fold * count : (fold + 1) * count]) for fold in range(folds)]
+
+
+def last_json_line(main: Callable[[Sequence[str]], int], flags: Sequence[str]) -> dict[str, Any]:
+    """Run one of the scripts; what it says last. Raises FailedRunError."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = main(flags)
+    if code != 0:
+        raise FailedRunError(f"{' '.join(flags)}: ended with exit code {code}")
+    result: dict[str, Any] = json.loads(output.getvalue().splitlines()[-1])
+    return result
+
+
+def one_fold(path: Path, held_out: Sequence[str], minutes: float, seed: int) -> dict[str, Any]:
+    """Train without some servers, forecast exactly those; scores, minutes and where the forecasts are."""
+    folder = ROOT / MODELS / path.stem
+    flags = ["--training-dir", str(path), "--models-dir", str(folder), "--max-minutes", f"{minutes:g}"]
+    trained = last_json_line(tft_trainer.main, [*flags, "--holdout-servers", ",".join(held_out), "--seed", str(seed)])
+    model_dir = Path(trained["model_dir"])
+    test_begin = json.loads((model_dir / "training_info.json").read_text(encoding="utf-8"))["train_end"]
+    strangers = folder / f"{model_dir.name}_held_out.parquet"
+    frame = read_metrics(path).frame
+    frame[frame["server_name"].isin(held_out)].to_parquet(strangers, index=False)
+    output = folder / f"{model_dir.name}_forecasts.parquet"
+    flags = ["--model", str(model_dir), "--input", str(strangers), "--output", str(output)]
+    made = last_json_line(tft_inference.main, [*flags, "--origins", "every:8h", "--from", test_begin])
+    return {"trained": trained, "forecasts": made}
+
+
+def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Mean over metrics and folds for each method, servers seen and unseen; ratio = WQL / best baseline."""
+    records = [
+        {"servers": servers, "method": method, "fold": number, **by_metric["mean"]}
+        for number, fold in enumerate(folds)
+        for servers, methods in fold["trained"]["scores"].items()
+        for method, by_metric in methods.items()
+    ]
+    scores = pd.DataFrame.from_records(records)
+    simple = scores[scores["method"] != MODEL].groupby(["servers", "method"])["wql"].mean()
+    best = {servers: str(simple[servers].idxmin()) for servers in scores["servers"].unique()}
+    keyed = scores.set_index(["fold", "servers", "method"])["wql"]
+    scores["ratio"] = [
+        wql / keyed[fold, servers, best[servers]]
+        for fold, servers, wql in zip(scores["fold"], scores["servers"], scores["wql"], strict=True)
+    ]
+    groups = scores.groupby(["servers", "method"], sort=False)
+    table = groups[[*SHOWN, "ratio"]].mean().assign(spread=groups["ratio"].std())
+    return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
+
+
+def markdown(title: str, table: pd.DataFrame) -> str:
+    """The table as it stands in README."""
+    lines = [title, "", "| servers | method | WQL ÷ best baseline | WQL | MASE | accuracy % | 80 % band covers % |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in table.to_dict("records"):
+        spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.2f}"
+        name = f"**{row['method']}**" if row["method"] == MODEL else row["method"]
+        lines.append(
+            f"| {'never seen' if row['servers'] == 'unseen' else 'trained on'} | {name} | {row['ratio']:.2f}{spread} | "
+            f"{row['wql']:.3f} | {row['mase']:.2f} | {row['accuracy']:.1f} | {row['coverage_80']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
+    """One data set, all folds; prints its table."""
+    runs = [one_fold(path, names, minutes, SEED + fold) for fold, names in enumerate(held_out_names(path, folds))]
+    table = table_of(runs)
+    spent = [run["trained"]["minutes"] for run in runs]
+    title = (
+        f"`{path.name}`, {runs[0]['trained']['parameters']:,} parameters, {np.mean(spent):.1f} minutes of training"
+        f"{f', {folds} folds' if folds > 1 else ''}"
+    )
+    print(f"\n{markdown(title, table)}")
+    records = json.loads(table.to_json(orient="records", double_precision=5))
+    return {"minutes": spent, "scores": records, "forecasts": [run["forecasts"]["output"] for run in runs]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and forecast; returns 0 when done, 1 if a part failed, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, action="append", help="file or folder; may be given again (both real sets)"
+    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="of training for each model (%(default)s)")
+    parser.add_argument("--folds", type=int, default=1, help="with other servers held out in each (%(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.folds < 1 or not arguments.minutes > 0:
+        parser.error("--folds and --minutes: give numbers above 0")
+    try:
+        paths = arguments.data or [path.resolve() for path in DATA]
+        result = {path.stem: run(path, arguments.folds, arguments.minutes) for path in paths}
+    except (ContractError, DataFileError, FailedRunError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
