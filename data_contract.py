@@ -246,7 +246,8 @@ def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractDa
     examined = _examine(frame)
     if examined.violations:
         raise ContractError(path, examined.violations)
-    notices = [f"column {name} is not in the contract: left out" for name in left_out]
+    others = [name for name in left_out if not re.fullmatch(r"__index_level_\d+__", name)]  # pandas' row numbers
+    notices = [f"column {name} is not in the contract: left out" for name in others]
     return _assemble(frame, examined, rules, metadata, notices)
 
 
