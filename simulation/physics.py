@@ -152,12 +152,10 @@ class World:
         grid = np.arange(first - lag, last).astype("datetime64[m]")
         when = business_time(grid, scenario.timezone)
         kept = BusinessTime(when[0][lag:], when[1][lag:], when[2][lag:], when[3][lag:])
-        used = np.unique(scenario.fleet.profile_codes)
         shape_ = (len(PROFILE_ORDER), grid.size - lag)
         log_demand, memory = np.zeros(shape_, dtype=np.float32), np.zeros(shape_, dtype=np.float32)
         spike, maintenance = np.zeros(shape_, dtype=np.bool_), np.zeros(shape_, dtype=np.bool_)
-        for code in used:
-            profile = PROFILE_ORDER[code]
+        for code, profile in enumerate(PROFILE_ORDER):
             curve = np.log(demand_multiplier(profile, when).astype(np.float64))
             log_demand[code] = curve[lag:]
             memory[code] = MEMORY_RESPONSE * smoothed(curve)[lag:]
@@ -165,6 +163,12 @@ class World:
             maintenance[code] = _maintenance(profile, kept)
         events, outages = _plan(scenario)
         return cls(scenario, first, kept.minute_of_day, log_demand, memory, spike, maintenance, events, outages)
+
+    def with_fleet(self, fleet: Fleet) -> World:
+        """The same time with other servers, and what goes wrong with them."""
+        scenario = replace(self.scenario, fleet=fleet)
+        events, outages = _plan(scenario)
+        return replace(self, scenario=scenario, events=events, outages=outages)
 
     def of_servers(self, servers: npt.NDArray[np.int64]) -> World:
         """The same world with the events and outages of some servers only."""
@@ -331,8 +335,8 @@ class Simulator:
         innovations = np.empty((steps, count, sources), dtype=np.float32)
         for position, stream in enumerate(self._streams):
             innovations[:, position] = stream.standard_normal((steps, sources), dtype=np.float32)
-        innovations = innovations.reshape(steps, count * sources)
-        noise = innovations * self._innovation
+        rows = innovations.reshape(steps, count * sources)
+        noise = rows * self._innovation
         previous, kept = self._noise, np.empty_like(self._noise)
         keep = self._parameters.keep
         for row in noise:  # x[t] = keep * x[t - 1] + innovation * e[t], all servers and sources at once
@@ -341,8 +345,8 @@ class Simulator:
             previous = row
         self._noise = previous.copy()
         noise *= self._smooth
-        innovations *= self._jitter
-        noise += innovations
+        rows *= self._jitter
+        noise += rows
         return np.ascontiguousarray(noise.reshape(steps, count, sources).transpose(2, 1, 0))
 
     def _observe(self, first: int, noise: Float32) -> Chunk:

@@ -6,9 +6,10 @@ simulated without the others.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 Keys = npt.NDArray[np.int64] | int
 
@@ -34,8 +35,9 @@ def uniform(*keys: Keys) -> npt.NDArray[np.float64]:
 
 def normal(*keys: Keys) -> npt.NDArray[np.float64]:
     """Standard normal numbers, one for each key."""
-    numbers: npt.NDArray[np.float64] = ndtri(uniform(*keys))
-    return numbers
+    fractions = uniform(*keys)
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile(fraction) for fraction in fractions.ravel().tolist()]).reshape(fractions.shape)
 
 
 def even_uniform(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.float64]:

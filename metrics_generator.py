@@ -1,0 +1,550 @@
+"""Script 1: metrics of a fleet of servers, simulated, streamed live, or pulled from a real Prometheus.
+
+    python metrics_generator.py                                     # 90 servers, 720 h at 5 min -> ./training/
+    python metrics_generator.py --hours 72 --num_web_api 4 --num_database 2 --out_dir /tmp/small
+    python metrics_generator.py --start now-72h --hours 72          # simulated history that ends now
+    python metrics_generator.py --stream http://127.0.0.1:8000      # live, tick by tick, to a running daemon
+    python metrics_generator.py --from_prometheus http://prometheus:9090 --hours 720
+    python metrics_generator.py --plot fleet.png                    # one week of one server per profile
+
+The same seed and start give the same files to the byte. Progress and a summary go to stderr, one JSON line is last on
+stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The data keeps DATA_CONTRACT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from data_contract import Metadata
+from server_profiles import BUILT_IN_RULES, ServerProfile, business_time, infer_profile_from_name, load_profile_rules
+from simulation.fleet import PROFILE_ORDER, Fleet
+from simulation.incidents import LABELS, injected_event
+from simulation.live import Feed, StreamPlan
+from simulation.live import stream as play
+from simulation.physics import STATE_NAMES, Scenario, World
+from simulation.writer import ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
+
+GENERATOR_VERSION = "1.0.0"
+
+# --- settings: flag, default, unit and effect -----------------------------------------------------------------------
+
+HOURS = 720.0
+TICK_SECONDS = 300
+START = "2026-09-14T00:00:00Z"  # a Monday before ten weeks without a market holiday
+SEED = 42
+TIMEZONE = "America/New_York"
+OUT_DIR = Path("training")
+SERVERS = {
+    ServerProfile.ML_COMPUTE: 20,
+    ServerProfile.DATABASE: 15,
+    ServerProfile.WEB_API: 25,
+    ServerProfile.CONDUCTOR_MGMT: 5,
+    ServerProfile.DATA_INGEST: 10,
+    ServerProfile.RISK_ANALYTICS: 8,
+    ServerProfile.GENERIC: 7,
+}
+INCIDENT_RATE = 1.0  # a server and month
+BACKFILL_HOURS = 25.0  # of a stream
+LONGEST_STREAM_HOURS = 366 * 24.0
+LONGEST_HOURS = 87_660.0
+
+
+class UsageError(ValueError):
+    """A flag's value cannot be used; the message names flag, value and remedy."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.from_prometheus:
+            result = pull(arguments)
+        elif arguments.stream:
+            result = stream(arguments)
+        elif arguments.plot:
+            result = plot(arguments)
+        else:
+            result = generate(arguments)
+    except UsageError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError, ValueError) as problem:
+        print(f"error: {_in_words(problem)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> dict[str, object]:
+    """Simulate a fleet into files."""
+    began = time.perf_counter()
+    for flag in ("speed", "new_server_every", "inject", "position_file"):
+        if getattr(arguments, flag):
+            raise _usage(f"--{flag}", getattr(arguments, flag), "it goes with --stream URL; add that, or leave it out")
+    if arguments.hours is None:
+        arguments.hours = HOURS
+    scenario = scenario_of(arguments)
+    rows = scenario.steps * len(scenario.fleet)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise _usage("--workers", arguments.workers, "give 1 or more")
+    workers = min(arguments.workers or os.cpu_count() or 1, 1 + rows // ROWS_WORTH_A_WORKER)
+    _refuse_unwritable(arguments.out_dir)
+    with tqdm(total=rows, unit="row", unit_scale=True, desc="simulating", disable=None, leave=False) as bar:
+        path, tally = write_scenario(
+            scenario,
+            arguments.out_dir,
+            lambda world, tally: metadata_of(world, tally, arguments.hours),
+            sparse=arguments.offline_mode == "sparse",
+            workers=workers,
+            progress=bar.update,
+        )
+    seconds = time.perf_counter() - began
+    print_summary(scenario, tally)
+    written = int(tally.rows.sum())
+    return {
+        "rows": written,
+        "servers": len(scenario.fleet),
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(written / seconds),
+        "path": str(path),
+    }
+
+
+def scenario_of(arguments: argparse.Namespace) -> Scenario:
+    """The scenario that the flags describe. Raises UsageError."""
+    hours, tick = arguments.hours, arguments.tick_seconds
+    _check_length(hours, tick)
+    if not 0 <= arguments.incident_rate <= 100:
+        raise _usage("--incident_rate", arguments.incident_rate, "give incidents a server and month, 0 to 100")
+    if arguments.seed < 0:
+        raise _usage("--seed", arguments.seed, "give 0 or more")
+    try:
+        fleet = Fleet.of({profile: getattr(arguments, f"num_{profile}") for profile in PROFILE_ORDER}, arguments.seed)
+        start = instant("--start", arguments.start or START, tick)
+        business_time(np.array([start]), arguments.timezone)
+    except UsageError:
+        raise
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    steps = int(hours * 3600 // tick)
+    return Scenario(
+        fleet,
+        start,
+        steps,
+        tick,
+        arguments.timezone,
+        incident_rate=arguments.incident_rate,
+        fork_step=_fork_step(arguments, start, steps),
+        fork_seed=arguments.fork_seed,
+    )
+
+
+def _check_length(hours: float, tick_seconds: int) -> None:
+    if tick_seconds <= 0:
+        raise _usage("--tick_seconds", tick_seconds, "give a whole number of seconds above 0")
+    if not 0 < hours <= LONGEST_HOURS:
+        raise _usage("--hours", hours, f"give a number above 0, at most {LONGEST_HOURS:g} (ten years)")
+    if tick_seconds > hours * 3600:
+        longest = f"{hours:g} h = {hours * 3600:g} s"
+        raise _usage("--tick_seconds", tick_seconds, f"give at most the length of the data, {longest}")
+
+
+def _fork_step(arguments: argparse.Namespace, start: np.datetime64, steps: int) -> int | None:
+    """The first step whose randomness is drawn anew, at or after --fork_at."""
+    if arguments.fork_at is None:
+        return None
+    fork = instant("--fork_at", arguments.fork_at, 1)
+    tick = arguments.tick_seconds
+    step = -int((start - fork).astype("timedelta64[s]").astype(np.int64) // tick)
+    if not 0 <= step < steps:
+        last = start + np.timedelta64((steps - 1) * tick, "s")
+        raise _usage("--fork_at", arguments.fork_at, f"give a time from {start}Z to {last}Z")
+    if arguments.fork_seed == arguments.seed:
+        raise _usage("--fork_seed", arguments.fork_seed, "give another number than --seed, or the future is no other")
+    return step
+
+
+_RELATIVE = re.compile(r"now(?:-(\d+(?:\.\d+)?)h)?")
+
+
+def instant(flag: str, text: str, tick_seconds: int) -> np.datetime64:
+    """UTC seconds of "2026-09-14T00:00:00Z", of a date, or of "now-72h" on a whole tick. Raises UsageError."""
+    relative = _RELATIVE.fullmatch(text)
+    if relative:
+        moment = datetime.now(UTC).timestamp() - 3600 * float(relative[1] or 0)
+        return np.datetime64(int(moment // tick_seconds * tick_seconds), "s")
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise _usage(flag, text, "give a UTC time such as 2026-09-14T00:00:00Z, a date, or now-72h") from None
+    utc = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    if not 1971 <= utc.year < 2199:
+        raise _usage(flag, text, "give a time from 1971 to 2198")
+    return np.datetime64(int(utc.timestamp()), "s")
+
+
+def metadata_of(world: World, tally: Tally, hours: float) -> Metadata:
+    """What stands beside the metrics."""
+    scenario, events = world.scenario, world.events
+    shown = np.flatnonzero(events.onset < scenario.seconds)
+
+    def at(seconds: float) -> str:
+        return f"{scenario.start + np.timedelta64(round(float(seconds)), 's')}Z"
+
+    incidents = [
+        {
+            "server_name": scenario.fleet.names[events.server[event]],
+            "incident": LABELS[events.kind[event]],
+            "onset": at(events.onset[event]),
+            "start": at(events.start[event]),
+            "peak": at(events.peak[event]),
+            "recovery": at(events.fade[event]),
+            "end": at(events.end[event]),
+        }
+        for event in shown
+    ]
+    states = tally.states.sum(axis=0)
+    return Metadata(
+        generator_version=GENERATOR_VERSION,
+        seed=scenario.fleet.seed,
+        start=at(0),
+        hours=hours,
+        step_seconds=scenario.step_seconds,
+        timezone=scenario.timezone,
+        fleet=scenario.fleet.composition(),
+        rows=int(tally.rows.sum()),
+        state_counts={name: int(count) for name, count in zip(STATE_NAMES, states, strict=True) if count},
+        incident_counts=dict(sorted(Counter(str(incident["incident"]) for incident in incidents).items())),
+        incidents=incidents,
+    )
+
+
+def print_summary(scenario: Scenario, tally: Tally) -> None:
+    """Means by profile and the share of each state, to stderr."""
+    short = ("CPU %", "mem %", "disk MB/s", "in MB/s", "out MB/s", "latency ms")
+    lines = [f"{'profile':<16}{'servers':>8}{'rows':>12}" + "".join(f"{name:>12}" for name in short)]
+    for code, profile in enumerate(PROFILE_ORDER):
+        if tally.rows[code]:
+            servers = int((scenario.fleet.profile_codes == code).sum())
+            means = tally.sums[code] / max(1, tally.measured[code])
+            lines.append(f"{profile:<16}{servers:>8}{tally.rows[code]:>12,}" + "".join(f"{m:>12.1f}" for m in means))
+    states = tally.states.sum(axis=0)
+    shares = ", ".join(
+        f"{name} {100 * count / states.sum():.2f} %" for name, count in zip(STATE_NAMES, states, strict=True) if count
+    )
+    print("\n".join([*lines, f"states: {shares}"]), file=sys.stderr)
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Find out before the work rather than after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        msg = f"folder {folder} cannot be written; choose another with --out_dir, or change its permissions"
+        raise OSError(msg)
+
+
+def _usage(flag: str, value: object, remedy: str) -> UsageError:
+    return UsageError(f"{flag} is {value}; {remedy}")
+
+
+def _in_words(problem: Exception) -> str:
+    if isinstance(problem, OSError) and problem.strerror:
+        where = f"{problem.filename}: " if problem.filename else ""
+        return f"{where}{problem.strerror}; choose another folder with --out_dir, or make room"
+    return str(problem)
+
+
+def stream(arguments: argparse.Namespace) -> dict[str, object]:
+    """Send a simulated fleet live to a daemon, until Ctrl-C, a request to end, or the end of --hours."""
+    now = time.time()
+    tick, endless = arguments.tick_seconds, arguments.hours is None
+    backfill = f"now-{arguments.backfill_hours}h"
+    if arguments.speed is not None and not 0 < arguments.speed < float("inf"):
+        raise _usage("--speed", arguments.speed, "give how many times faster than real, above 0")
+    if not 0 <= arguments.backfill_hours < float("inf"):
+        raise _usage("--backfill_hours", arguments.backfill_hours, "give 0 or more")
+    arguments.start = arguments.start or backfill
+    start = instant("--start", arguments.start, max(1, tick))
+    elapsed = now - float(start.astype(np.int64))
+    if elapsed < 0:
+        raise _usage("--start", arguments.start, "a stream cannot begin in the future; give an earlier time, or now")
+    first = max(0, -int((elapsed - arguments.backfill_hours * 3600) // -tick)) if tick > 0 else 0
+    length = LONGEST_STREAM_HOURS if endless else arguments.hours
+    arguments.hours = first * tick / 3600 + length
+    scenario = scenario_of(arguments)
+    every = _seconds("--new_server_every", arguments.new_server_every) if arguments.new_server_every else None
+    token = _token(arguments.token_file)
+    stopped = threading.Event()
+    with _until_asked_to_stop(stopped), tqdm(unit="tick", desc="streaming", disable=None, leave=False) as bar:
+        plan = StreamPlan(
+            scenario,
+            first,
+            scenario.steps,
+            arguments.speed,
+            new_server_every_steps=max(1, round(every / tick)) if every else None,
+            inject=tuple(_injections(scenario, arguments.inject)),
+            sparse=arguments.offline_mode == "sparse",
+            position_file=arguments.position_file,
+        )
+        feed = Feed(arguments.stream, lambda text: tqdm.write(text, file=sys.stderr), stopped, token)
+        try:
+            counts = play(plan, feed, lambda timestamp: _show_tick(bar, timestamp))
+        finally:
+            feed.close()
+    return {**counts, "url": arguments.stream}
+
+
+def _show_tick(bar: tqdm[NoReturn], timestamp: str) -> None:
+    bar.set_postfix_str(timestamp, refresh=False)
+    bar.update()
+
+
+@contextmanager
+def _until_asked_to_stop(stopped: threading.Event) -> Iterator[None]:
+    """Ctrl-C and a request to end let the tick under way be acknowledged; the old handlers come back afterwards."""
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _injections(scenario: Scenario, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        server_name, colon, label = text.partition(":")
+        if not colon:
+            raise _usage("--inject", text, "write SERVER:INCIDENT, such as ppdb003:lock_contention")
+        try:
+            injected_event(scenario.fleet, server_name, label, 0.0)
+        except ValueError as problem:
+            msg = f"--inject {text}: {problem}"
+            raise UsageError(msg) from None
+        yield server_name, label
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+
+
+def _seconds(flag: str, text: str) -> float:
+    """Seconds of "90s", "10m" or "1h"."""
+    parts = _DURATION.fullmatch(text)
+    if not parts or not float(parts[1]):
+        raise _usage(flag, text, "write a number above 0 with its unit, such as 90s, 10m or 1h")
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2]]
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise _usage("--token_file", path, f"it cannot be read ({problem}); give a file with the token") from None
+
+
+def pull(arguments: argparse.Namespace) -> dict[str, object]:
+    """Write metrics of a real fleet from Prometheus."""
+    from serving.prometheus import NODE_EXPORTER, PrometheusClient, QueryFileError, QuerySet, load_query_set, pull_range
+
+    began, tick = time.perf_counter(), arguments.tick_seconds
+    hours = HOURS if arguments.hours is None else arguments.hours
+    _check_length(hours, tick)
+    start = instant("--start", arguments.start or f"now-{hours}h", tick)
+    end = start + np.timedelta64(round(hours * 3600), "s")
+    queries = NODE_EXPORTER
+    try:
+        rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
+        business_time(np.array([start]), arguments.timezone)
+        if arguments.queries:
+            own = load_query_set(arguments.queries)
+            # Another label for the server's name means that the ready queries do not fit.
+            ready = NODE_EXPORTER.queries if own.server_label == NODE_EXPORTER.server_label else {}
+            queries = QuerySet({**ready, **own.queries}, own.server_label, own.strip_port)
+    except (QueryFileError, ValueError) as problem:
+        raise UsageError(str(problem)) from None
+    _refuse_unwritable(arguments.out_dir)
+    with (
+        PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file)) as client,
+        tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar,
+    ):
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        frame = pull_range(client, queries, _utc(start), _utc(end), tick, progress)
+    if frame.empty:
+        msg = (
+            f"{arguments.from_prometheus} has no values from {start}Z to {end}Z for any query; check the time range, "
+            "that node_exporter is scraped, or give your own queries with --queries"
+        )
+        raise RuntimeError(msg)
+    profiles = {name: infer_profile_from_name(name, rules) for name in frame["server_name"].unique()}
+    metadata = Metadata(
+        generator_version=GENERATOR_VERSION,
+        seed=None,
+        start=f"{start}Z",
+        hours=hours,
+        step_seconds=tick,
+        timezone=arguments.timezone,
+        fleet={str(profile): count for profile, count in sorted(Counter(profiles.values()).items())},
+        rows=len(frame),
+    )
+    path = write_measured(frame.assign(profile=frame["server_name"].map(profiles)), arguments.out_dir, metadata)
+    seconds = time.perf_counter() - began
+    return {
+        "rows": len(frame),
+        "servers": len(profiles),
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(len(frame) / seconds),
+        "path": str(path),
+    }
+
+
+def _utc(moment: np.datetime64) -> datetime:
+    return datetime.fromtimestamp(int(moment.astype("datetime64[s]").astype(np.int64)), UTC)
+
+
+def plot(arguments: argparse.Namespace) -> dict[str, object]:
+    """Draw a week of the fleet the flags describe."""
+    from simulation.plot import plot_week  # matplotlib is slow to import
+
+    if arguments.hours is None:
+        arguments.hours = 168.0
+    scenario = scenario_of(arguments)
+    try:
+        servers = plot_week(scenario, arguments.plot)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    return {"path": str(arguments.plot), "servers": servers}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag is understood with hyphens, too."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+    def add(group: argparse._ArgumentGroup, flag: str, **options: Any) -> None:
+        hyphens = "--" + flag.removeprefix("--").replace("_", "-")
+        group.add_argument(*dict.fromkeys((flag, hyphens)), **options)
+
+    what = result.add_argument_group("length and place")
+    add(what, "--hours", type=float, help=f"length of the data ({HOURS:g}); a stream goes on until stopped")
+    add(what, "--tick_seconds", type=int, default=TICK_SECONDS, help="distance of two rows of a server (%(default)s)")
+    add(
+        what,
+        "--start",
+        metavar="TIME",
+        help=f"first time, UTC ({START}); or now-72h. A stream goes on with the fleet that began then",
+    )
+    add(what, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
+    add(what, "--timezone", default=TIMEZONE, help="business time zone of the rhythms (%(default)s)")
+    add(what, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
+    add(
+        what,
+        "--offline_mode",
+        choices=("dense", "sparse"),
+        default="dense",
+        help="dense: rows of an offline server have state offline and null metrics; sparse: it has none (%(default)s)",
+    )
+    add(what, "--workers", type=int, help="processes (one for each core, less for few rows); no result depends on it")
+
+    fleet = result.add_argument_group("fleet")
+    for profile, count in SERVERS.items():
+        add(fleet, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
+
+    trouble = result.add_argument_group("trouble")
+    add(
+        trouble,
+        "--incident_rate",
+        type=float,
+        default=INCIDENT_RATE,
+        metavar="RATE",
+        help="incidents a server and month, more on the trouble-prone tenth (%(default)s)",
+    )
+    add(
+        trouble,
+        "--fork_at",
+        metavar="TIME",
+        help="keep every value before it, draw all randomness after it anew",
+    )
+    add(trouble, "--fork_seed", type=int, default=1, help="which other future --fork_at gives (%(default)s)")
+
+    live = result.add_argument_group("live")
+    add(live, "--stream", metavar="URL", help="send the fleet tick by tick to a running daemon")
+    add(
+        live,
+        "--backfill_hours",
+        type=float,
+        default=BACKFILL_HOURS,
+        metavar="H",
+        help="begin so long before now; the model looks back 24 h (%(default)s)",
+    )
+    add(
+        live,
+        "--speed",
+        type=float,
+        help="play the backfill so many times faster than real, such as 60 (at once); from now on in real time",
+    )
+    add(live, "--new_server_every", metavar="10m", help="rack a new server of a random profile so often")
+    add(
+        live,
+        "--inject",
+        action="append",
+        default=[],
+        metavar="SERVER:INCIDENT",
+        help="let an incident begin after the backfill, such as ppdb003:lock_contention; may be repeated",
+    )
+    add(
+        live,
+        "--position_file",
+        type=Path,
+        metavar="FILE",
+        help="remember the last acknowledged tick; a stream started again with it goes on from there",
+    )
+    add(live, "--token_file", type=Path, metavar="FILE", help="bearer token of the daemon or of Prometheus")
+
+    real = result.add_argument_group("a real fleet")
+    add(real, "--from_prometheus", metavar="URL", help="write metrics of real servers instead of simulated ones")
+    add(
+        real,
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="TOML: [queries] metric = 'PromQL' in place of the ready query of that metric; server_label, strip_port",
+    )
+    add(real, "--profiles", type=Path, metavar="FILE", help="TOML file of further name patterns and pinned servers")
+
+    picture = result.add_argument_group("a picture")
+    add(picture, "--plot", type=Path, metavar="FILE", help="draw one week of one server per profile, as .png or .svg")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

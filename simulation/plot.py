@@ -1,0 +1,93 @@
+"""A picture of a simulated fleet: one week of one server per profile, incidents shaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.dates import DateFormatter, DayLocator
+from matplotlib.figure import Figure
+
+from data_contract import METRICS
+from simulation.fleet import PROFILE_ORDER, Fleet
+from simulation.incidents import LABELS, Events
+from simulation.physics import MAINTENANCE, OFFLINE, Scenario, World, simulate
+
+WEEK_SECONDS = 7 * 86_400
+# Panels of a row: title and the metrics drawn in it, with colours that stay apart for colour-blind readers.
+PANELS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("%", {"cpu_pct": "#0072b2", "mem_pct": "#e69f00"}),
+    ("MB/s", {"disk_io_mb_s": "#009e73", "net_in_mb_s": "#56b4e9", "net_out_mb_s": "#cc79a7"}),
+    ("ms", {"latency_ms": "#444444"}),
+)
+
+
+def plot_week(scenario: Scenario, path: Path) -> list[str]:
+    """Draw the first week of a scenario (less if it is shorter) to a file; returns the servers drawn.
+
+    Of each profile the server with the most incidents in that week is shown. Raises ValueError for an unknown format.
+    """
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        msg = f"--plot is {path}; name a file that ends with one of .{', .'.join(sorted(formats))}"
+        raise ValueError(msg)
+    week = replace(scenario, steps=min(scenario.steps, WEEK_SECONDS // scenario.step_seconds))
+    trace, events = simulate(week), World.of(week).events
+    servers = _shown(week.fleet, events)
+    with mpl.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}):
+        figure = Figure(figsize=(13, 1.55 * len(servers) + 0.5), layout="constrained")
+        grid = figure.subplots(len(servers), len(PANELS), squeeze=False, sharex=True)
+        for row, server in zip(grid, servers, strict=True):
+            for axes, (unit, colours) in zip(row, PANELS, strict=True):
+                for name, colour in colours.items():
+                    values = trace.metrics[server, :, METRICS.index(name)]
+                    axes.plot(trace.timestamps, values, color=colour, linewidth=0.5, label=name)
+                _shade(axes, week, events, trace.states[server], server, labelled=unit == "%")
+                axes.set_ylabel(unit)
+                axes.set_ylim(0, 100 if unit == "%" else None)
+                axes.margins(x=0)
+            row[0].set_title(f"{week.fleet.names[server]} · {week.fleet.profile(server)}", loc="left", fontsize=8)
+        for axes in grid[0]:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=6)
+        for axes in grid[-1]:
+            axes.xaxis.set_major_formatter(DateFormatter("%a %d", tz=week.timezone))
+            axes.xaxis.set_major_locator(DayLocator(tz=week.timezone))
+            axes.set_xlabel(f"midnight, {week.timezone}")
+        figure.savefig(path, dpi=110)
+    return [week.fleet.names[server] for server in servers]
+
+
+def _shown(fleet: Fleet, events: Events) -> list[int]:
+    """One server of each profile there is: the one with the most incidents, the first one of equals."""
+    counts = np.bincount(events.server, minlength=len(fleet))
+    chosen = []
+    for code in range(len(PROFILE_ORDER)):
+        servers = np.flatnonzero(fleet.profile_codes == code)
+        if servers.size:
+            chosen.append(int(servers[np.argmax(counts[servers])]))
+    return chosen
+
+
+def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, labelled: bool) -> None:
+    """Precursor light, incident darker, maintenance blue, offline grey."""
+
+    def at(seconds: float) -> np.datetime64:
+        return week.start + np.timedelta64(int(min(seconds, week.seconds)), "s")
+
+    for event in np.flatnonzero(events.server == server):
+        onset, start, end = (float(times[event]) for times in (events.onset, events.start, events.end))
+        axes.axvspan(at(onset), at(start), color="#d55e00", alpha=0.12, linewidth=0)
+        axes.axvspan(at(start), at(end), color="#d55e00", alpha=0.35, linewidth=0)
+        if labelled:
+            axes.annotate(
+                LABELS[events.kind[event]], (at(end), 3), xytext=(2, 0), textcoords="offset points", fontsize=6
+            )
+    for state, colour in ((MAINTENANCE, "#56b4e9"), (OFFLINE, "#888888")):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], states == state, [0]]).astype(np.int8)))
+        for first, last in edges.reshape(-1, 2):
+            axes.axvspan(
+                at(first * week.step_seconds), at(last * week.step_seconds), color=colour, alpha=0.35, linewidth=0
+            )
