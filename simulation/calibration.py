@@ -22,7 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 METRIC_COUNT = 6
 CPU, MEM = 0, 1
-BETWEEN_SERVERS = 0.2  # share of the variance that is between the servers of a profile; the rest is in time
+# Share of the variance that is between the servers of a profile; the rest is in time. Memory is what a server holds: it
+# differs from server to server and moves little.
+BETWEEN_SERVERS = (0.2, 0.35, 0.2, 0.2, 0.2, 0.2)
 MEMORY_RESPONSE = 0.25  # memory follows the logarithm of demand this weakly ...
 MEMORY_LAG_MINUTES = 180  # ... and this slowly
 SOFT_LIMIT = 12.0  # a rate approaches this multiple of its typical value and never passes it
@@ -74,17 +76,17 @@ def calibrate(profile: ServerProfile) -> Calibration:
     memory_drive, memory_weight = _memory_week(profile)
     baselines = list(PROFILES[profile].baselines.values())
     centre, between, within = np.empty(METRIC_COUNT), np.empty(METRIC_COUNT), np.empty(METRIC_COUNT)
-    for metric, baseline in enumerate(baselines):
+    for metric, (baseline, share) in enumerate(zip(baselines, BETWEEN_SERVERS, strict=True)):
         if metric in (CPU, MEM):
             # Demand moves over ten minutes: every fifth minute says it all.
             cpu = np.log(demand[::5]), weight[::5] / weight[::5].sum()
             drive, weights = cpu if metric == CPU else (memory_drive, memory_weight)
             centre[metric], total = _solve_percentage(baseline.mean / 100, baseline.spread / 100, drive, weights)
-            between[metric], within[metric] = total * BETWEEN_SERVERS**0.5, total * (1 - BETWEEN_SERVERS) ** 0.5
+            between[metric], within[metric] = total * share**0.5, total * (1 - share) ** 0.5
         else:
             shape = demand / (demand @ weight)
             relative = baseline.spread / (baseline.mean * (shape**2 @ weight) ** 0.5)
-            between_cv2 = BETWEEN_SERVERS * relative**2
+            between_cv2 = share * relative**2
             between[metric] = np.log1p(between_cv2) ** 0.5
             within[metric] = _solve_rate(float((1 + relative**2) / (1 + between_cv2) - 1))
             centre[metric] = np.log(baseline.mean) - between[metric] ** 2 / 2

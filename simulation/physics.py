@@ -61,7 +61,7 @@ STATE_NAMES = (
 )
 
 # Correlation times in minutes: load slow and fast, then one for each metric's own noise.
-CORRELATION_MINUTES = np.array([300.0, 25.0, 12.0, 480.0, 15.0, 12.0, 12.0, 15.0])
+CORRELATION_MINUTES = np.array([300.0, 25.0, 12.0, 1440.0, 15.0, 12.0, 12.0, 15.0])
 # Share of a source's variance that is gone by the next sample: sampling noise.
 JITTER = np.array([0.0, 0.0, 0.12, 0.01, 0.2, 0.15, 0.15, 0.15])
 SLOW_SHARE = 0.6  # of the variance of load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
+from PIL import Image
 
 from data_contract import METRICS
 from simulation.fleet import PROFILE_ORDER, Fleet
@@ -56,8 +58,19 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
             axes.xaxis.set_major_formatter(DateFormatter("%a %d", tz=week.timezone))
             axes.xaxis.set_major_locator(DayLocator(tz=week.timezone))
             axes.set_xlabel(f"midnight, {week.timezone}")
-        figure.savefig(path, dpi=110)
+        _save(figure, path)
     return [week.fleet.names[server] for server in servers]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A PNG with a palette of 64 colours, a quarter of the size and the same to the eye; other formats as they are."""
+    if path.suffix != ".png":
+        figure.savefig(path)
+        return
+    canvas = io.BytesIO()
+    figure.savefig(canvas, format="png", dpi=100)
+    with Image.open(canvas) as image:
+        image.convert("RGB").quantize(64).save(path, optimize=True)
 
 
 def _shown(fleet: Fleet, events: Events) -> list[int]:
@@ -77,13 +90,17 @@ def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, 
     def at(seconds: float) -> np.datetime64:
         return week.start + np.timedelta64(int(min(seconds, week.seconds)), "s")
 
-    for event in np.flatnonzero(events.server == server):
+    for number, event in enumerate(np.flatnonzero(events.server == server)):
         onset, start, end = (float(times[event]) for times in (events.onset, events.start, events.end))
         axes.axvspan(at(onset), at(start), color="#d55e00", alpha=0.12, linewidth=0)
         axes.axvspan(at(start), at(end), color="#d55e00", alpha=0.35, linewidth=0)
         if labelled:
             axes.annotate(
-                LABELS[events.kind[event]], (at(end), 3), xytext=(2, 0), textcoords="offset points", fontsize=6
+                LABELS[events.kind[event]],
+                (at(end), 3 + 9 * (number % 2)),
+                xytext=(2, 0),
+                textcoords="offset points",
+                fontsize=6,
             )
     for state, colour in ((MAINTENANCE, "#56b4e9"), (OFFLINE, "#888888")):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], states == state, [0]]).astype(np.int8)))

@@ -46,12 +46,16 @@ def even_uniform(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.
 
 
 def paired_normal(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.float64]:
-    """Normal numbers that average to about 0 even where there are few (antithetic sampling).
+    """Normal numbers whose mean and deviation come out right even where there are few.
 
-    2 and 3 have opposite numbers, so have 4 and 5, and so on; number 1 stays close to 0.
+    2 and 3 have opposite numbers, so have 4 and 5, and so on (antithetic sampling); the sizes of the pairs are spread
+    evenly; number 1 stays close to 0.
     """
-    sign = np.where(numbers == 1, 0.3, np.where(numbers % 2 == 0, 1.0, -1.0))
-    return normal(*keys, numbers // 2) * sign
+    pair = numbers // 2
+    quantile = NormalDist().inv_cdf
+    size = np.array([quantile(0.5 + 0.5 * fraction) for fraction in even_uniform(pair, *keys).tolist()])
+    turn = np.where(uniform(*keys, pair, 1) < 0.5, -1.0, 1.0) * np.where(numbers % 2 == 0, 1.0, -1.0)
+    return size * turn * np.where(numbers == 1, 0.3, 1.0)
 
 
 def noise_stream(seed: int, server_key: int) -> np.random.Generator:
