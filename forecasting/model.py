@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from forecasting.artifact import WEIGHTS_FILE, ModelConfig
 from forecasting.fleet_tft import FleetTFT
-from forecasting.scaling import FleetScaling
+from forecasting.scaling import BOUND, FleetScaling
 from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
 
 Item = TypeVar("Item")
@@ -140,11 +140,16 @@ class ForecastModel(nn.Module):
         )
         units = (torch.exp(scaled) - torch.exp(-scaled)) / 2  # sinh, which the ONNX exporter does not know
         linked = centre[:, None, :, None] + spread[:, None, :, None] * units
-        strip = self.strip[:, None]
-        above_zero = functional.softplus(linked / strip)
-        above_hundred = torch.where(self.percent[:, None], functional.softplus((linked - 100.0) / strip), 0.0)
-        values = strip * (above_zero - above_hundred)  # FleetScaling.from_link
-        return torch.where(self.percent[:, None], values.clamp(max=100.0), values)  # 100.00001 is rounding
+        return self.from_link(linked)
+
+    def from_link(self, linked: torch.Tensor) -> torch.Tensor:
+        """FleetScaling.from_link on [window, H, metric, quantile]."""
+        percent, strip = self.percent[:, None], self.strip[:, None]
+        strips, hundred = linked / strip, 100.0 / strip
+        inside = functional.softplus(strips) - torch.where(percent, functional.softplus(strips - hundred), 0.0)
+        values = (inside - BOUND) / torch.where(percent, 1 - 2 * BOUND / hundred, 1.0)
+        values = torch.where(percent, torch.minimum(values, hundred), values)
+        return strip * torch.relu(values)
 
     def scaled_quantiles(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Quantiles in the compressed window units the network works in: [window, H, metric, quantile]."""

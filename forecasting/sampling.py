@@ -2,13 +2,14 @@
 
 An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour. Per
 batch one encoder length is drawn: mostly the whole context, else a short one, down to no history at all. For a share of
-the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its random start.
+the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its start. Noise
+on a window's position makes fictional servers of the known ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +21,9 @@ HOUR_SECONDS = 3_600
 SHORT_HISTORY_SHARE = 0.35  # of the batches
 ONE_DAY_SHARE = 0.2  # of the windows with a whole context: nothing older than the context is known
 HIDDEN_PROFILE_SHARE = 0.15  # of the windows
+POSITION_NOISE = (
+    0.5  # deviation of the noise on where a window lies relative to its profile, in compressed profile units
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,20 @@ def epoch(
         chosen = kept[first : first + batch_size]
         encoder_steps, known_steps = draw_history(spec, len(chosen), random)
         hidden = random.random(len(chosen)) < HIDDEN_PROFILE_SHARE
-        yield source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
+        batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
+        yield replace(batch, windows=blur_position(batch.windows, random))
+
+
+def blur_position(windows: Windows, random: np.random.Generator) -> Windows:
+    """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
+
+    Targets and inputs are in window units, so this is the same behaviour at another level: a fictional server. Without it
+    the level gives each training server away, and the network learns them by heart instead of their kind.
+    """
+    static = windows.static.copy()
+    position = static[:, :-1]  # the last one is the share measured
+    position += random.normal(0, POSITION_NOISE, position.shape).astype(np.float32)
+    return windows._replace(static=static)
 
 
 def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size: int) -> int:

@@ -1,8 +1,9 @@
 """Scaling that works for strangers: physical units -> link space -> profile units -> window units, and back.
 
 1. A *link* maps each metric's physical range onto the real line, strictly increasing: the identity but for a narrow
-   strip along each bound (0, and 100 for percentages), where it turns logarithmic. Going back through the link, a softplus
-   along each bound, keeps any forecast within the physical range by construction.
+   strip along each bound (0, and 100 for percentages), where it turns logarithmic. Metrics do sit at a bound exactly (an
+   idle disk writes 0 MB/s), so the bound is at a finite place of the link and all beyond it is the bound too: a censored
+   variable (Tobin 1958). Going back through the link keeps any forecast within the physical range by construction.
 2. *Profile statistics* (centre and spread of the profile's training servers in link space) standardise the metric, so
    that a server without any history is already on a sensible scale.
 3. The *window's own* centre and spread are shrunk toward the profile's: with n measured steps of the context the
@@ -20,7 +21,7 @@ import numpy as np
 
 PERCENT_STRIP = 0.5  # percentage points: width of the strips along 0 and 100 %
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
-NEAREST_TO_BOUND = 0.05  # in strips: values nearer to a bound are seen as this near (the link has no value at the bound)
+BOUND = 0.05  # in strips: how far inside the link's open range the bound itself is put
 SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
@@ -55,19 +56,20 @@ class FleetScaling:
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
-        strips = np.maximum(values.astype(np.float64) / self.strip, NEAREST_TO_BOUND)
-        to_upper = np.minimum(strips - 100.0 / self.strip, -NEAREST_TO_BOUND)
-        strips = np.where(self.percent, np.minimum(strips, 100.0 / self.strip - NEAREST_TO_BOUND), strips)
-        linked = strips + np.log(-np.expm1(-strips))
-        linked -= np.where(self.percent, np.log(-np.expm1(to_upper)), 0.0)
+        strips = values.astype(np.float64) / self.strip
+        hundred = 100.0 / self.strip
+        inside = np.where(self.percent, BOUND + strips * (1 - 2 * BOUND / hundred), strips + BOUND)
+        linked = inside + np.log(-np.expm1(-inside))
+        linked -= np.where(self.percent, np.log(-np.expm1(np.minimum(inside - hundred, -BOUND / 2))), 0.0)
         return (linked * self.strip).astype(np.float32)
 
     def from_link(self, linked: np.ndarray) -> np.ndarray:
         """Link space [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
         strips = linked / self.strip
-        upper = np.where(self.percent, np.logaddexp(0.0, strips - 100.0 / self.strip), 0.0)
-        values = self.strip * (np.logaddexp(0.0, strips) - upper)
-        return np.where(self.percent, np.minimum(values, 100.0), values).astype(np.float32)  # 100.00001 is rounding
+        hundred = 100.0 / self.strip
+        inside = np.logaddexp(0.0, strips) - np.where(self.percent, np.logaddexp(0.0, strips - hundred), 0.0)
+        values = (inside - BOUND) / np.where(self.percent, 1 - 2 * BOUND / hundred, 1.0)
+        return (self.strip * np.clip(values, 0.0, np.where(self.percent, hundred, np.inf))).astype(np.float32)
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""

@@ -31,9 +31,7 @@ def test_onnx_and_torch_give_the_same_forecast(engine: Engine, tiny_model_dir: P
     in_torch = Engine(config, torch_run(load_model(tiny_model_dir, config)))
     for steps in (0, 1, 5, 48, 700):
         history = history_of(3, steps)
-        ours, theirs = (
-            each.forecast(history, ["database", None, "web_api"], ORIGIN) for each in (engine, in_torch)
-        )
+        ours, theirs = (each.forecast(history, ["database", None, "web_api"], ORIGIN) for each in (engine, in_torch))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -63,7 +63,7 @@ def both_networks(spec: WindowSpec) -> tuple[ForecastModel, ForecastModel]:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     fleet = build_network(spec, PROFILES, 32, FleetTFT)
     fleet.load_state_dict(stock.state_dict())
-    return tuple(ForecastModel(network, spec, scaling_of(spec)) for network in (stock, fleet))
+    return ForecastModel(stock, spec, scaling_of(spec)), ForecastModel(fleet, spec, scaling_of(spec))
 
 
 def in_double_precision(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -118,7 +118,7 @@ def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() ->
             assert ours[0].abs().max() > 0
             assert expected[0].abs().max() == 0
             ours, expected = ours[1:], expected[1:]
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_dropout_is_active_in_training_only() -> None:

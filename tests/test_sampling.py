@@ -1,4 +1,4 @@
-"""Which windows training visits: each server-hour once, no held-out server, no target after the end, honest handicaps."""
+"""Which windows training visits: each server-hour once, no held-out server, no target after the end."""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ def test_the_stock_class_loads_the_trained_weights_and_gives_the_same_forecast(t
     profiles = ["database", "web_api", None, "database", "mainframe"]
     origin = np.datetime64("2026-03-04T15:00:00", "s")
     np.testing.assert_allclose(
-        by_engine.forecast(history, profiles, origin), by_stock.forecast(history, profiles, origin), rtol=1e-4, atol=1e-3
+        by_engine.forecast(history, profiles, origin),
+        by_stock.forecast(history, profiles, origin),
+        rtol=1e-4,
+        atol=1e-3,
     )
 
 
@@ -92,9 +95,7 @@ def test_a_single_profile_is_said_to_teach_nothing(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "models" / "current").exists()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    tiny_training_dir: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_training_dir: Path, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert run(tiny_training_dir, tmp_path / name, "--seed", seed, "--holdout-servers", "ppdb007") == 0
@@ -243,7 +244,14 @@ def test_unknown_holdout_servers_are_named(
 
 def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "tft_trainer.py", "--training-dir", str(tiny_training_dir), "--models-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "tft_trainer.py",
+        "--training-dir",
+        str(tiny_training_dir),
+        "--models-dir",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(
         [*command, *SMALL, "--epochs", "500", "--holdout-servers", "0"],
         cwd=root,

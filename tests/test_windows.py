@@ -52,9 +52,7 @@ def cut(
     known = np.full(len(origins), known_steps)
     profile_rows = np.array([1, 2, 0])[rows]
     linked = scaling.to_link(values)
-    return build_windows(
-        spec, scaling, calendar, linked, rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known
-    )
+    return build_windows(spec, scaling, calendar, linked, rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known)
 
 
 def test_lengths_follow_from_the_step() -> None:
@@ -66,9 +64,7 @@ def test_lengths_follow_from_the_step() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 unknown classes")
-def test_windows_equal_those_of_timeseriesdataset(
-    spec: WindowSpec, scaling: FleetScaling, values: np.ndarray
-) -> None:
+def test_windows_equal_those_of_timeseriesdataset(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     """Same columns, same order, same numbers, when the library is given the same variables (one series per window)."""
     windows = cut(spec, scaling, values, [400, 450, 501])
     model = ForecastModel(build_network(spec, PROFILES, 8), spec, scaling)
