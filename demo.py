@@ -20,12 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 from tqdm import tqdm
@@ -105,26 +105,32 @@ class Children:
     signals: StopSignals
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, arguments: Sequence[str], log: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start one of the project's scripts; what it prints goes to `log`, or to the terminal."""
-        with self.signals.held(), log.open("wb") if log else nullcontext() as output:
+    def start(self, arguments: Sequence[str], output: BinaryIO | int, errors: int | None) -> subprocess.Popen[bytes]:
+        """Start one of the project's scripts."""
+        with self.signals.held():
+            command = [sys.executable, *arguments]
             child = subprocess.Popen(  # noqa: S603 - our own scripts
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                start_new_session=True,
-                stdout=output,
-                stderr=subprocess.STDOUT if output else None,
+                command, cwd=ROOT, start_new_session=True, stdout=output, stderr=errors
             )
             self.running.append(child)
         return child
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run a script to its end. Raises DemoError if it fails."""
-        child = self.start(arguments)
+        """Run a script to its end and show what it prints, but for its last line, JSON. Raises DemoError if it fails."""
+        child = self.start(arguments, subprocess.PIPE, None)
+        assert child.stdout is not None  # noqa: S101 - a pipe was asked for
+        for line in child.stdout:
+            if not line.startswith(b"{"):
+                _say(line.decode(errors="replace").rstrip("\n"))
         code = child.wait()
         self.running.remove(child)
         if code != 0:
             raise DemoError(f"{arguments[0]} ended with exit code {code}; its message stands above")
+
+    def start_logged(self, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a script that goes on; what it prints goes to `log`."""
+        with log.open("wb") as output:
+            return self.start(arguments, output, subprocess.STDOUT)
 
     def stop(self) -> None:
         """End all that still run: ask first, kill what does not listen."""
@@ -160,16 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _require_free_port(arguments.port)
         folder = _empty_folder(ROOT / FOLDER)
-        end = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
+        end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         with _step("1/4 simulating a fleet", seconds, "simulate"):
             children.run(_generator_command(folder, end))
         with _step(f"2/4 training on it, {arguments.minutes:g} minutes and an evaluation", seconds, "train"):
             children.run(_trainer_command(folder, arguments.minutes))
         with _step("3/4 starting the daemon", seconds, "start_daemon"):
-            daemon = children.start(_daemon_command(folder, arguments.port), folder / "daemon.log")
+            daemon = children.start_logged(_daemon_command(folder, arguments.port), folder / "daemon.log")
             _wait_until_ready(url, daemon, folder)
         with _step("4/4 feeding it live telemetry", seconds, "first_forecast"):
-            feed = children.start(_feed_command(url, end), folder / "feed.log")
+            feed = children.start_logged(_feed_command(url, end), folder / "feed.log")
             forecast = _first_forecast(url, {"daemon": daemon, "feed": feed}, folder)
         _say(_where_to_look(url, forecast))
         if not arguments.once:
@@ -216,7 +222,8 @@ def _daemon_command(folder: Path, port: int) -> list[str]:
 def _feed_command(url: str, end: datetime) -> list[str]:
     fleet = {**SERVERS, NEW_SERVER_PROFILE: SERVERS[NEW_SERVER_PROFILE] + 1}
     start = end - timedelta(hours=TRAINING_DAYS * 24)
-    return ["metrics_generator.py", *_fleet_flags(fleet), "--start", _iso(start), "--stream", url]
+    flags = ["--start", _iso(start), "--stream", url, "--backfill_hours", str(BACKFILL_HOURS)]
+    return ["metrics_generator.py", *_fleet_flags(fleet), *flags]
 
 
 def _fleet_flags(servers: dict[str, int]) -> list[str]:
@@ -232,12 +239,14 @@ def _iso(moment: datetime) -> str:
 
 
 def _wait_until_ready(url: str, daemon: subprocess.Popen[bytes], folder: Path) -> None:
-    """Wait for /readyz. Raises DemoError if the daemon ends or takes too long."""
+    """Wait for /readyz. Raises DemoError if the daemon ends, cannot use the model or takes too long."""
     for _ in _ticks("waiting for the daemon", DAEMON_START_SECONDS):
         _require_running({"daemon": daemon}, folder)
         answer = _get(f"{url}/readyz")
         if answer is not None and answer.status_code == httpx.codes.OK:
             return
+        if answer is not None and "still loading" not in answer.text:
+            raise DemoError(f"the daemon is {answer.text.strip()}")
     raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_shown(folder / 'daemon.log')}")
 
 
@@ -319,7 +328,7 @@ def _step(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
 def _where_to_look(url: str, forecast: dict[str, Any]) -> str:
     cpu = forecast["metrics"]["cpu_pct"]
     return f"""
-{NEW_SERVER} was not in the training data; its profile is {forecast["profile"]} by {forecast["profile_rule"]}.
+{NEW_SERVER} was not in the training data; its profile is {forecast["profile"]} ({forecast["profile_rule"]}).
 Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cases {cpu["q0.1"][-1]:.0f} to \
 {cpu["q0.9"][-1]:.0f} %.
 
