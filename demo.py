@@ -116,7 +116,7 @@ class Children:
         return child
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run a script to its end and show what it prints, but for its last line, JSON. Raises DemoError if it fails."""
+        """Run a script to its end, showing what it prints but the last line, JSON. Raises DemoError if it failed."""
         child = self.start(arguments, subprocess.PIPE, None)
         assert child.stdout is not None  # noqa: S101 - a pipe was asked for
         for line in child.stdout:
