@@ -8,7 +8,6 @@ import math
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents
 from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
 from serving.cycle import FleetForecasts, ServerForecast, forecast_servers, profile_of
+from serving.daemon import JSON, Daemon, daemon_of, try_again
+from serving.fleet_routes import add_fleet_routes
 from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
 from serving.limits import RequestGuard
 from serving.model_slot import LoadEngine, ModelSlot
@@ -33,22 +34,6 @@ LATEST_MS = 4_102_444_800_000  # the year 2100
 MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
 MAX_WAITING_FORECASTS = 8
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
-JSON = "application/json"
-
-
-@dataclass
-class Daemon:
-    """The parts the routes call."""
-
-    settings: Settings
-    rules: ProfileRules
-    store: HistoryStore
-    forecasts: FleetForecasts
-    model: ModelSlot
-    started_seconds: float
-    accepted: int = 0
-    rejected: int = 0
-    waiting_forecasts: int = 0
 
 
 def create_app(
@@ -94,6 +79,7 @@ def create_app(
     _add_probes(app)
     _add_ingest(app)
     _add_forecasts(app)
+    add_fleet_routes(app)
     app.state.before_shutdown = lambda: None
     app.add_middleware(RequestGuard, settings=settings, token=token, admin_token=admin_token)
     return app
@@ -119,11 +105,6 @@ async def _invalid_query(_request: Request, error: Exception) -> Response:
     return Response(to_json({"detail": detail}), 422, media_type=JSON)
 
 
-def _daemon(request: Request) -> Daemon:
-    daemon: Daemon = request.app.state.daemon
-    return daemon
-
-
 # --- probes and status ----------------------------------------------------------------------------------------------
 
 
@@ -134,7 +115,7 @@ def _add_probes(app: FastAPI) -> None:
 
     @app.get("/readyz", tags=["probes"], summary="It can forecast", responses=documents.NOT_READY)
     async def readyz(request: Request) -> Response:
-        model = _daemon(request).model
+        model = daemon_of(request).model
         if model.ready:
             return Response(b"ready\n", media_type="text/plain")
         last = model.last_load
@@ -143,7 +124,7 @@ def _add_probes(app: FastAPI) -> None:
 
     @app.get("/status", tags=["probes"], summary="What the daemon does, for people", responses=documents.STATUS)
     async def status(request: Request) -> Response:
-        return Response(to_json(_status(_daemon(request))), media_type=JSON)
+        return Response(to_json(_status(daemon_of(request))), media_type=JSON)
 
 
 def _status(daemon: Daemon) -> dict[str, Any]:
@@ -195,14 +176,14 @@ def _add_ingest(app: FastAPI) -> None:
         openapi_extra=documents.RECORDS_BODY,
     )
     async def ingest(request: Request) -> Response:
-        daemon = _daemon(request)
+        daemon = daemon_of(request)
         body = await _body(request)
         batch = await asyncio.to_thread(_checked_for_storage, daemon, body)
         if batch.samples:
             try:
                 await asyncio.wrap_future(daemon.store.append(batch.samples))
             except (HistoryBusyError, HistoryUnavailableError) as problem:
-                return _try_again(f"not stored: {problem}")
+                return try_again(f"not stored: {problem}")
         daemon.accepted += len(batch.samples)
         daemon.rejected += len(batch.rejected)
         return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
@@ -236,10 +217,6 @@ async def _body(request: Request) -> bytes:
     return b"".join([chunk async for chunk in request.stream()])
 
 
-def _try_again(detail: str) -> Response:
-    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
-
-
 # --- forecasts ------------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +234,7 @@ def _add_forecasts(app: FastAPI) -> None:
         quantile: Annotated[list[float] | None, Query(description="only these quantiles, such as 0.5")] = None,
         horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
     ) -> Response:
-        daemon = _daemon(request)
+        daemon = daemon_of(request)
         selection = _selection(daemon, metric, quantile, horizon)
         forecast = daemon.forecasts.snapshot.forecasts.get(name)
         if forecast is None:
@@ -281,7 +258,7 @@ def _add_forecasts(app: FastAPI) -> None:
         limit: Annotated[int, Query(ge=1, le=1_000, description="servers in one answer")] = 100,
         after: Annotated[str, Query(description="the last answer's `next`, for the following page")] = "",
     ) -> Response:
-        daemon = _daemon(request)
+        daemon = daemon_of(request)
         selection = _selection(daemon, metric, quantile, horizon)
         body = await asyncio.to_thread(_page, daemon, server, profile, selection, limit, after)
         return Response(body, media_type=JSON)
@@ -294,11 +271,11 @@ def _add_forecasts(app: FastAPI) -> None:
         openapi_extra=documents.RECORDS_BODY,
     )
     async def forecast_of_history(request: Request) -> Response:
-        daemon = _daemon(request)
+        daemon = daemon_of(request)
         body = await _body(request)
         engine = daemon.forecasts.engine
         if engine is None:
-            return _try_again("no model is loaded; see /readyz")
+            return try_again("no model is loaded; see /readyz")
         records = await asyncio.to_thread(_records, body, daemon.settings.max_records)
         batch = await asyncio.to_thread(check_records, records, EARLIEST_MS, LATEST_MS)
         servers = {sample.server_name for sample in batch.samples}
@@ -306,7 +283,7 @@ def _add_forecasts(app: FastAPI) -> None:
             reason = "no record was accepted" if not servers else f"{len(servers)} servers; send at most 256 at once"
             return Response(to_json({"detail": reason, **_notes(batch)}), 422, media_type=JSON)
         if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
-            return _try_again("other forecasts wait already")
+            return try_again("other forecasts wait already")
         daemon.waiting_forecasts += 1
         try:
             loop = asyncio.get_running_loop()
@@ -359,7 +336,7 @@ def _no_forecast(daemon: Daemon, name: str) -> Response:
             to_json({"detail": "no such server: no sample of this name was received"}), 404, media_type=JSON
         )
     if daemon.forecasts.engine is None:
-        return _try_again("no model is loaded; see /readyz")
+        return try_again("no model is loaded; see /readyz")
     server = daemon.store.servers[name]
     last_step = daemon.store.last_step(server.server_id)
     step_seconds = daemon.store.step_seconds
@@ -367,7 +344,7 @@ def _no_forecast(daemon: Daemon, name: str) -> Response:
         last_step is not None
         and last_step >= daemon.forecasts.complete_step(step_seconds) - daemon.settings.stale_steps
     ):
-        return _try_again("the first forecast of this server is being made")
+        return try_again("the first forecast of this server is being made")
     detail = "the server has been silent too long; it is forecast again with its next sample"
     return Response(to_json({"detail": detail}), 404, media_type=JSON)
 

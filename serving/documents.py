@@ -174,3 +174,54 @@ NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "no model yet, and why"},
 }
 STATUS: dict[int | str, dict[str, Any]] = {200: _json("the status", {"type": "object"}), **_REFUSALS}
+
+_SERVER = _object(
+    ("server_name", "profile", "profile_rule"),
+    server_name=_TEXT,
+    profile=_TEXT,
+    profile_rule=_OPTIONAL_TEXT,
+    last_measured_step=_OPTIONAL_TEXT,
+    forecast_origin=_OPTIONAL_TEXT,
+    stale={"type": ["boolean", "null"]},
+)
+SERVERS: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "one page", _object(("servers", "next"), servers={"type": "array", "items": _SERVER}, next=_OPTIONAL_TEXT)
+    ),
+    **_REFUSALS,
+    422: _INVALID,
+}
+PROFILES: dict[int | str, dict[str, Any]] = {
+    200: _json("the profiles", _object(("profiles",), profiles={"type": "array", "items": {"type": "object"}})),
+    **_REFUSALS,
+}
+_VALUES = {"type": "array", "items": {"type": ["number", "null"]}}
+HISTORY: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "one value per timestamp and metric, null where not measured",
+        _object(
+            ("server_name", "timestamps", "metrics"),
+            server_name=_TEXT,
+            step_seconds=_WHOLE,
+            timestamps={"type": "array", "items": _TEXT},
+            states={"type": "array", "items": _OPTIONAL_TEXT},
+            metrics={"type": "object", "additionalProperties": _VALUES},
+        ),
+    ),
+    **_REFUSALS,
+    404: _error("no such server"),
+    422: _INVALID,
+    503: _error("the history cannot be read"),
+}
+MODEL: dict[int | str, dict[str, Any]] = {
+    200: _json("the model, null before one is loaded", _object(("model",), model=_OPTIONAL_TEXT)),
+    **_REFUSALS,
+}
+RELOAD: dict[int | str, dict[str, Any]] = {
+    200: _json("the model was loaded and is in use", _object(("loaded", "model"), loaded={"type": "boolean"})),
+    **_REFUSALS,
+    403: _error("no admin token is set"),
+    409: _json("the model was refused; the one before stays", _object(("loaded", "problem"), problem=_TEXT)),
+    413: _BODY_REFUSALS[413],
+    415: _BODY_REFUSALS[415],
+}

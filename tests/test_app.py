@@ -402,3 +402,99 @@ def test_the_bounds_of_time_hold(client):
     answers = post(client, record(seconds=time.time() + 700), record(seconds=time.time() - 49 * 3600), record()).json()
     assert answers["accepted"] == 1
     assert [r["reason"].split(";")[0] for r in answers["rejected"]] == ["too far ahead", "too old"]
+
+
+# --- fleet, history, model ------------------------------------------------------------------------------------------
+
+
+def test_servers_and_profiles_say_what_is_known(client):
+    post(client, record("ppdb001"), record("frontdoor"))
+    forecast_of(client, "ppdb001")
+    page = client.get("/api/v1/servers", params={"limit": 1}).json()
+    assert [server["server_name"] for server in page["servers"]] == ["frontdoor"]
+    page = client.get("/api/v1/servers", params={"after": page["next"]}).json()
+    assert [(server["server_name"], server["profile"]) for server in page["servers"]] == [("ppdb001", "database")]
+    assert page["next"] is None
+    assert page["servers"][0]["last_measured_step"] == iso(complete_start())
+    profiles = client.get("/api/v1/profiles").json()
+    counts = {profile["profile"]: profile["servers"] for profile in profiles["profiles"]}
+    assert counts["database"] == counts["generic"] == 1
+    assert profiles["unmatched_names"] == 1
+
+
+def test_history_on_the_step_and_as_received(client):
+    start = complete_start()
+    post(client, record(seconds=start - STEP, cpu_pct=5.0), record(seconds=start, cpu_pct=10.0))
+    post(client, record(seconds=start + 60, cpu_pct=20.0) | {"state": "idle"})
+    on_step = client.get("/api/v1/servers/ppml0001/history").json()
+    assert on_step["timestamps"] == [iso(start - STEP), iso(start)]
+    assert on_step["metrics"]["cpu_pct"] == [5.0, 15.0]
+    assert on_step["metrics"]["mem_pct"] == [None, None]
+    raw = client.get("/api/v1/servers/ppml0001/history", params={"raw": True, "hours": 1}).json()
+    assert raw["timestamps"] == [iso(start - STEP), iso(start), iso(start + 60)]
+    assert raw["states"] == [None, None, "idle"]
+    assert raw["metrics"]["cpu_pct"] == [5.0, 10.0, 20.0]
+    assert client.get("/api/v1/servers/nobody/history").status_code == 404
+
+
+def test_reload_needs_the_admin_token_and_a_bad_model_leaves_the_old_one(tmp_path):
+    models = [FakeEngine(model_id="first"), FakeEngine(model_id="second"), OSError("bad manifest")]
+
+    def load(_path):
+        model = models.pop(0)
+        if isinstance(model, OSError):
+            raise model
+        return model
+
+    with daemon(tmp_path, load=load, token=TOKEN, admin_token=ADMIN) as client:
+        as_admin = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+        as_client = {"authorization": "Bearer " + TOKEN.decode(), "content-type": "application/json"}
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/api/v1/reload", headers=as_client).status_code == 401
+        assert client.post("/api/v1/reload", headers=as_admin).json()["model"] == "second"
+        refused = client.post("/api/v1/reload", headers=as_admin)
+        assert (refused.status_code, refused.json()["problem"]) == (409, "bad manifest")
+        assert client.get("/api/v1/model", headers=as_client).json()["model"] == "second"
+        assert client.get("/readyz").status_code == 200
+
+
+def test_without_an_admin_token_reload_over_http_is_off(client):
+    assert client.post("/api/v1/reload", headers={"content-type": "application/json"}).status_code == 403
+
+
+def test_a_changed_link_is_loaded_and_the_fleet_forecast_anew(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    chosen = Settings(
+        model=link,
+        history=tmp_path / "h.sqlite",
+        grace_seconds=0.0,
+        recheck_seconds=0.05,
+        allowed_hosts=("testserver",),
+    )
+
+    def load(path) -> Any:
+        return FakeEngine(model_id=path.resolve().name)
+
+    with TestClient(create_app(chosen, load)) as client:
+        post(client, record())
+        assert forecast_of(client)["model"] == "one"
+        (tmp_path / "next").symlink_to("two")
+        (tmp_path / "next").rename(link)
+        wait_for(lambda: forecast_of(client)["model"] == "two")
+
+
+def test_a_model_of_another_step_lays_the_samples_on_it(tmp_path):
+    engines = [FakeEngine(model_id="first"), FakeEngine(FakeConfig(step_seconds=60), model_id="second")]
+    with daemon(tmp_path, load=lambda _path: engines.pop(0), admin_token=ADMIN) as client:
+        start = complete_start()
+        minutes = range(int((time.time() - start) // 60))
+        post(client, *(record(seconds=start + 60 * n, cpu_pct=10.0 * n) for n in minutes))
+        forecast_of(client)
+        headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+        client.post("/api/v1/reload", headers=headers)
+        got = wait_for(lambda: (found := forecast_of(client))["step_seconds"] == 60 and found)
+        assert got["metrics"]["cpu_pct"]["current"] == 10.0 * minutes[-1]

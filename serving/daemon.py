@@ -1,0 +1,51 @@
+"""The running daemon's parts in one place, for the routes; and the few answers all of them give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from server_profiles import ProfileRules
+from serving.answers import to_json
+from serving.cycle import FleetForecasts
+from serving.history import HistoryStore
+from serving.model_slot import ModelSlot
+from serving.settings import Settings
+
+JSON = "application/json"
+
+
+@dataclass
+class Daemon:
+    """The parts the routes call."""
+
+    settings: Settings
+    rules: ProfileRules
+    store: HistoryStore
+    forecasts: FleetForecasts
+    model: ModelSlot
+    started_seconds: float
+    accepted: int = 0
+    rejected: int = 0
+    waiting_forecasts: int = 0
+    clock: Callable[[], float] = time.time
+
+
+def daemon_of(request: Request) -> Daemon:
+    """The daemon that serves this request."""
+    daemon: Daemon = request.app.state.daemon
+    return daemon
+
+
+def json_answer(document: Any, status: int = 200) -> Response:
+    """An answer in JSON."""
+    return Response(to_json(document), status, media_type=JSON)
+
+
+def try_again(detail: str) -> Response:
+    """503: not now, but soon."""
+    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
