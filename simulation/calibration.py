@@ -27,8 +27,8 @@ CPU, MEM = 0, 1
 BETWEEN_SERVERS = (0.2, 0.35, 0.2, 0.2, 0.2, 0.2)
 MEMORY_RESPONSE = 0.25  # memory follows the logarithm of demand this weakly ...
 MEMORY_LAG_MINUTES = 180  # ... and this slowly
-SOFT_LIMIT = 12.0  # a rate approaches this multiple of its typical value and never passes it
-BURST_FROM, BURST_STRENGTH = 1.0, 0.12  # above one deviation the noise of rates grows faster: bursts
+SOFT_LIMIT = 25.0  # a rate approaches this multiple of its typical value and never passes it
+BURST_FROM, BURST_STRENGTH = 1.0, 0.3  # above one deviation the noise of rates grows faster: bursts
 NERVOUSNESS_SPREAD = 0.12  # of fleet.Habits.nervousness, logarithmic
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(61)

@@ -34,6 +34,7 @@ CALM_MINUTES = 120.0  # at least so long between two incidents of a server
 CASCADE_REACH = {ServerProfile.DATA_INGEST: 3, ServerProfile.DATABASE: 2}  # servers a backpressure cascade spreads to
 CASCADE_DELAY_MINUTES: Minutes = (3, 20)
 CASCADE_WEAKENING = 0.6
+RESTARTED_SECONDS = 90.0  # from the worst to the state after it, where an incident ends with a restart
 
 
 @dataclass(frozen=True)
@@ -342,8 +343,10 @@ def shape(events: Events, position: int, seconds: npt.NDArray[np.float64]) -> Sh
     onset, start, peak, fade, end = (float(array[position]) for array in events[2:7])
     before = _ramp(seconds, onset, start) ** 1.5 * (1 - _ramp(seconds, start, peak))
     fading = 1 - _ramp(seconds, fade, end)
-    worst = _ramp(seconds, start, peak) * fading**2
-    after = _ramp(seconds, fade, fade + 60.0) * fading
+    restarted = bool(KINDS[LABELS[events.kind[position]]].after)
+    easing = 1 - _ramp(seconds, fade, fade + RESTARTED_SECONDS) if restarted else fading**2
+    worst = _ramp(seconds, start, peak) * easing
+    after = _ramp(seconds, fade, fade + RESTARTED_SECONDS) * fading
     inside = (seconds >= onset) & (seconds < end)
     return Shape(*((array * inside).astype(np.float32) for array in (before, worst, after)))
 

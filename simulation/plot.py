@@ -95,13 +95,8 @@ def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, 
         axes.axvspan(at(onset), at(start), color="#d55e00", alpha=0.12, linewidth=0)
         axes.axvspan(at(start), at(end), color="#d55e00", alpha=0.35, linewidth=0)
         if labelled:
-            axes.annotate(
-                LABELS[events.kind[event]],
-                (at(end), 3 + 9 * (number % 2)),
-                xytext=(2, 0),
-                textcoords="offset points",
-                fontsize=6,
-            )
+            place = (at(end), 3 + 9 * (number % 2))
+            axes.annotate(LABELS[events.kind[event]], place, xytext=(2, 0), textcoords="offset points", fontsize=6)
     for state, colour in ((MAINTENANCE, "#56b4e9"), (OFFLINE, "#888888")):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], states == state, [0]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2):
