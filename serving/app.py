@@ -22,6 +22,7 @@ from serving import documents
 from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
 from serving.cycle import FleetForecasts, ServerForecast, forecast_servers, profile_of
 from serving.daemon import JSON, Daemon, daemon_of, try_again
+from serving.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
 from serving.fleet_routes import add_fleet_routes
 from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
 from serving.limits import RequestGuard
@@ -122,6 +123,15 @@ def _add_probes(app: FastAPI) -> None:
         reason = last.problem if last and last.problem else "the model is still loading"
         return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
 
+    exposition, rendering = Exposition(), asyncio.Lock()
+
+    @app.get("/metrics", tags=["probes"], summary="For Prometheus to scrape", responses=documents.METRICS_PAGE)
+    async def metrics(request: Request) -> Response:
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+        async with rendering:
+            page = await asyncio.to_thread(exposition.render, daemon_of(request), openmetrics)
+        return Response(page, headers={"content-type": OPENMETRICS if openmetrics else TEXT})
+
     @app.get("/status", tags=["probes"], summary="What the daemon does, for people", responses=documents.STATUS)
     async def status(request: Request) -> Response:
         return Response(to_json(_status(daemon_of(request))), media_type=JSON)
@@ -152,7 +162,11 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "skipped_steps": figures.skipped,
             "failed": figures.failed,
         },
-        "records": {"accepted": daemon.accepted, "rejected": daemon.rejected, "waiting": store.waiting_records()},
+        "records": {
+            "accepted": daemon.accepted,
+            "rejected": daemon.rejected.total(),
+            "waiting": store.waiting_records(),
+        },
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
@@ -185,7 +199,7 @@ def _add_ingest(app: FastAPI) -> None:
             except (HistoryBusyError, HistoryUnavailableError) as problem:
                 return try_again(f"not stored: {problem}")
         daemon.accepted += len(batch.samples)
-        daemon.rejected += len(batch.rejected)
+        daemon.rejected.update(rejection.field for rejection in batch.rejected)
         return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
 
 

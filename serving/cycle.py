@@ -22,6 +22,7 @@ import numpy as np
 from data_contract import METRICS
 from forecasting.engine import Engine
 from server_profiles import ProfileRules, match_profile
+from serving.histogram import Histogram
 from serving.history import HistoryStore, HistoryUnavailableError, KnownServer
 from serving.settings import Settings
 from serving.step_grid import NEVER, StepGrid
@@ -93,7 +94,7 @@ class CycleFigures:
     kept_for_bad_output: int = 0  # forecasts not replaced because the new one was not finite
     last_seconds: float = 0.0
     last_servers: int = 0
-    durations: list[float] = field(default_factory=list)  # since the last scrape took them
+    durations: Histogram = field(default_factory=Histogram)  # of the whole fleet's cycles
 
 
 def profile_of(name: str, sent: str | None, rules: ProfileRules) -> tuple[str, str | None]:
@@ -231,7 +232,7 @@ class FleetForecasts:
         if whole_fleet:
             self.figures.cycles += 1
             self.figures.last_seconds, self.figures.last_servers = time.perf_counter() - started, len(fresh)
-            self.figures.durations.append(self.figures.last_seconds)
+            self.figures.durations.observe(self.figures.last_seconds)
             LOG.info("cycle", extra={"servers": len(fresh), "seconds": round(self.figures.last_seconds, 3)})
             await self._expire(engine, complete)
         return True

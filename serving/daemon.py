@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
@@ -30,7 +31,7 @@ class Daemon:
     model: ModelSlot
     started_seconds: float
     accepted: int = 0
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
     waiting_forecasts: int = 0
     clock: Callable[[], float] = time.time
 

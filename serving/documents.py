@@ -225,3 +225,7 @@ RELOAD: dict[int | str, dict[str, Any]] = {
     413: _BODY_REFUSALS[413],
     415: _BODY_REFUSALS[415],
 }
+METRICS_PAGE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus text, or OpenMetrics by the Accept header", "content": {"text/plain": {}}},
+    **_REFUSALS,
+}
