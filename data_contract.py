@@ -734,12 +734,13 @@ def _violation(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.bool_], me
     row = int(np.argmax(rows))
     values = [frame[name].iloc[row] for name in column.split(", ")]
     example = " at ".join(_shown(value) for value in values)
-    where = [
-        f"{word} {_shown(frame[name].iloc[row])}"
-        for name, word in (("server_name", "server"), ("timestamp", "at"))
+    where = [f"row {row + 1:,}"]
+    where += [
+        _shown(frame[name].iloc[row])
+        for name in ("server_name", "timestamp")
         if name not in column and name in frame.columns
     ]
-    return Violation(column, int(rows.sum()), " ".join([example, f"in row {row + 1:,}", *where]), message, remedy)
+    return Violation(column, int(rows.sum()), f"{example} ({', '.join(where)})", message, remedy)
 
 
 def _shown(value: Any) -> str:

@@ -89,7 +89,7 @@ def test_text_in_a_metric_column_is_counted_and_shown_with_its_place():
     values = pd.Series([1.0, "n.a.", 3.0, "12", None, "broken", 7.0, 8.0], dtype=object)
     violation = only_violation(fleet(cpu_pct=values.map(lambda v: v if v is None else str(v))))
     assert (violation.column, violation.rows, violation.message) == ("cpu_pct", 2, "text in a metric column")
-    assert violation.example == "n.a. in row 2 server ppml0001 at 2026-11-23T10:05:00Z"
+    assert violation.example == "n.a. (row 2, ppml0001, 2026-11-23T10:05:00Z)"
 
 
 def test_numbers_written_as_text_are_refused():
@@ -114,7 +114,7 @@ def test_each_metric_is_refused_outside_its_range_and_taken_on_its_edges(metric)
     if spec.upper is not None:
         above = only_violation(fleet(**{metric: [*[1.0] * 7, spec.upper + 1]}))
         assert (above.column, above.rows) == (metric, 1)
-        assert above.example.startswith(f"{spec.upper + 1:g} in row 8")
+        assert above.example.startswith(f"{spec.upper + 1:g} (row 8,")
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300])
@@ -131,7 +131,7 @@ def test_duplicate_rows_are_counted_and_the_server_and_time_shown():
     frame = fleet()
     violation = only_violation(pd.concat([frame, frame.iloc[[2, 2, 5]]], ignore_index=True))
     assert (violation.column, violation.rows) == ("server_name, timestamp", 3)
-    assert violation.example.startswith("ppml0001 at 2026-11-23T10:10:00Z")
+    assert violation.example == "ppml0001 at 2026-11-23T10:10:00Z (row 9)"
 
 
 def test_the_same_instant_in_two_zones_is_a_duplicate():
@@ -377,7 +377,7 @@ def test_broken_rows_raise_with_every_violation_in_the_text(tmp_path):
     with pytest.raises(ContractError) as raised:
         read_metrics(path)
     assert {v.column: v.rows for v in raised.value.violations} == {"cpu_pct": 1, "latency_ms": 8}
-    assert "oops in row 1" in str(raised.value)
+    assert "oops (row 1, ppml0001, 2026-11-23" in str(raised.value)
     assert str(path) in str(raised.value)
 
 
@@ -506,7 +506,7 @@ def test_the_command_says_no_with_1_and_every_violation(tmp_path, capsys):
     assert data_contract.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert "cpu_pct: 8 rows: outside the range 0 to 100 %, for example 101 in row 1 server ppml0001" in captured.err
+    assert "cpu_pct: 8 rows: outside the range 0 to 100 %, for example 101 (row 1, ppml0001, 2026-11-23" in captured.err
     assert {v["column"] for v in json.loads(captured.out)["violations"]} == {"cpu_pct", "state"}
 
 
@@ -534,6 +534,15 @@ def test_the_document_holds_the_tables_of_the_code(capsys):
     assert data_contract.main(["--document"]) == 0
     assert capsys.readouterr().out.strip() in document
     assert f"version {CONTRACT_VERSION}" in document
+
+
+def test_the_document_shows_what_the_command_says(tmp_path, capsys, monkeypatch):
+    document = (Path(__file__).parent.parent / "DATA_CONTRACT.md").read_text()
+    times = pd.date_range("2026-11-23T10:00:00", periods=8, freq="5min").strftime("%Y-%m-%dT%H:%M:%S")
+    monkeypatch.chdir(tmp_path)
+    fleet(["web1"], 8, timestamp=times, cpu_pct=[*[50.0] * 4, 104.2, *[50.0] * 3]).to_csv("my_servers.csv", index=False)
+    assert data_contract.main(["my_servers.csv"]) == 1
+    assert capsys.readouterr().err in document
 
 
 def test_the_document_names_every_field_of_the_metadata():
