@@ -8,7 +8,7 @@ turns the raw outputs into quantiles that cannot cross and cannot leave the metr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,40 +39,53 @@ def template_dataset(spec: WindowSpec, profiles: tuple[str, ...]) -> TimeSeriesD
     `NaNLabelEncoder(add_nan=True)` gives a profile outside `profiles`, and a hidden one, category 0. Without any
     profile the variable is left out.
     """
-    steps = max(3, *CALENDAR_SIZES.values())
-    names = profiles or ("any",)
-    frame = pd.DataFrame(
-        {
-            "server": np.repeat([f"server{i}" for i in range(len(names))], steps),
-            "step": np.tile(np.arange(steps), len(names)),
-            "profile": np.repeat(np.array(names, dtype=object), steps),
-        }
-    )
-    for name, size in CALENDAR_SIZES.items():
-        frame[name] = [f"{value % size:02d}" for value in frame["step"]]
-    inputs = (*spec.static_reals, *spec.encoder_reals, *spec.decoder_reals, "market_open")
-    frame = frame.assign(**dict.fromkeys((*spec.metrics, *inputs), 0.0))
+    frame = pd.DataFrame({"server": "any", "step": range(3), "profile": profiles[0] if profiles else "any"})
+    frame = frame.assign(**{name: _codes(frame["step"], size) for name, size in CALENDAR_SIZES.items()})
+    return dataset_of(frame.assign(**dict.fromkeys((*spec.metrics, *_inputs(spec)), 0.0)), spec, profiles)
+
+
+def dataset_of(
+    frame: pd.DataFrame,
+    spec: WindowSpec,
+    profiles: tuple[str, ...],
+    shortest_encoder: int = 0,
+    shortest_horizon: int = 1,
+) -> TimeSeriesDataSet:
+    """pytorch-forecasting's data set over the variables of `spec`; `frame` has them, and `server` and `step`."""
     identity = [TorchNormalizer(method="identity") for _ in spec.metrics]
+    encoders = {name: NaNLabelEncoder().fit(_codes(range(size), size)) for name, size in CALENDAR_SIZES.items()}
+    if profiles:
+        encoders["profile"] = NaNLabelEncoder(add_nan=True).fit(pd.Series(profiles))
     return TimeSeriesDataSet(
         frame,
         time_idx="step",
         target=_one_or_list(spec.metrics),
         group_ids=["server"],
-        min_encoder_length=0,
+        min_encoder_length=shortest_encoder,
         max_encoder_length=spec.context_steps,
-        min_prediction_length=1,
+        min_prediction_length=shortest_horizon,
         max_prediction_length=spec.horizon_steps,
         static_categoricals=["profile"] if profiles else [],
         static_reals=list(spec.static_reals),
         time_varying_known_categoricals=list(CALENDAR_SIZES),
         time_varying_known_reals=[*spec.decoder_reals, "market_open"],
         time_varying_unknown_reals=list(spec.encoder_reals),
-        categorical_encoders={"profile": NaNLabelEncoder(add_nan=True)} if profiles else {},
+        categorical_encoders=encoders,
         target_normalizer=MultiNormalizer(identity) if len(identity) > 1 else identity[0],
-        scalers=dict.fromkeys(inputs),
+        scalers=dict.fromkeys(_inputs(spec)),
         add_relative_time_idx=True,
         add_encoder_length=False,
     )
+
+
+def _inputs(spec: WindowSpec) -> tuple[str, ...]:
+    """The real inputs but the relative time index, which the data set adds itself."""
+    return (*spec.static_reals, *spec.encoder_reals, *spec.decoder_reals, "market_open")
+
+
+def _codes(values: Iterable[int], size: int) -> pd.Series:
+    """Calendar codes as the strings the category encoder sorts like numbers."""
+    return pd.Series([f"{value % size:02d}" for value in values])
 
 
 def build_network(

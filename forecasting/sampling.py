@@ -106,8 +106,8 @@ def epoch(
 def blur_position(windows: Windows, random: np.random.Generator) -> Windows:
     """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
 
-    Targets and inputs are in window units, so this is the same behaviour at another level: a fictional server. Without it
-    the level gives each training server away, and the network learns them by heart instead of their kind.
+    Targets and inputs are in window units, so this is the same behaviour at another level: a fictional server. Without
+    it the level gives each training server away, and the network learns them by heart instead of their kind.
     """
     static = windows.static.copy()
     position = static[:, :-1]  # the last one is the share measured
@@ -123,7 +123,7 @@ def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size
 
 
 def draw_history(spec: WindowSpec, windows: int, random: np.random.Generator) -> tuple[int, np.ndarray]:
-    """An encoder length for a batch, and for each window how many steps up to the origin are known: int64 [window]."""
+    """An encoder length for a batch, and per window how many steps up to the origin are known: int64 [window]."""
     unlimited = spec.history_steps
     if random.random() >= SHORT_HISTORY_SHARE:
         only_a_day = random.random(windows) < ONE_DAY_SHARE

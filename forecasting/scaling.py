@@ -1,9 +1,9 @@
 """Scaling that works for strangers: physical units -> link space -> profile units -> window units, and back.
 
 1. A *link* maps each metric's physical range onto the real line, strictly increasing: the identity but for a narrow
-   strip along each bound (0, and 100 for percentages), where it turns logarithmic. Metrics do sit at a bound exactly (an
-   idle disk writes 0 MB/s), so the bound is at a finite place of the link and all beyond it is the bound too: a censored
-   variable (Tobin 1958). Going back through the link keeps any forecast within the physical range by construction.
+   strip along each bound (0, and 100 for percentages), where it turns logarithmic. Metrics do sit at a bound exactly
+   (an idle disk writes 0 MB/s), so the bound is at a finite place of the link and all beyond it is the bound too: a
+   censored variable (Tobin 1958). Going back keeps any forecast within the physical range by construction.
 2. *Profile statistics* (centre and spread of the profile's training servers in link space) standardise the metric, so
    that a server without any history is already on a sensible scale.
 3. The *window's own* centre and spread are shrunk toward the profile's: with n measured steps of the context the

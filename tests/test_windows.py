@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
-from pytorch_forecasting.data import MultiNormalizer, NaNLabelEncoder, TorchNormalizer
 
-from forecasting.model import ForecastModel, build_network, window_tensors
+from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.windows import CALENDAR_SIZES, DAILY_MEAN_DAYS, Calendar, Windows, WindowSpec, build_windows
 
@@ -98,33 +97,8 @@ def library_dataset(spec: WindowSpec, windows: Windows) -> TimeSeriesDataSet:
         reals |= dict(zip(spec.encoder_reals, pad(windows.encoder[window], 0, spec.horizon_steps).T, strict=True))
         reals |= dict(zip(spec.decoder_reals, pad(windows.decoder[window], spec.context_steps, 0).T, strict=True))
         parts.append(frame.assign(**reals, **dict.fromkeys(spec.metrics, 0.0)))
-    calendar_encoders = {
-        name: NaNLabelEncoder().fit(pd.Series([f"{code:02d}" for code in range(size)]))
-        for name, size in CALENDAR_SIZES.items()
-    }
-    inputs = (*spec.static_reals, *spec.encoder_reals, *spec.decoder_reals, "market_open")
-    return TimeSeriesDataSet(
-        pd.concat(parts, ignore_index=True),
-        time_idx="step",
-        target=list(spec.metrics),
-        group_ids=["server"],
-        min_encoder_length=spec.context_steps,
-        max_encoder_length=spec.context_steps,
-        min_prediction_length=spec.horizon_steps,
-        max_prediction_length=spec.horizon_steps,
-        static_categoricals=["profile"],
-        static_reals=list(spec.static_reals),
-        time_varying_known_categoricals=list(CALENDAR_SIZES),
-        time_varying_known_reals=[*spec.decoder_reals, "market_open"],
-        time_varying_unknown_reals=list(spec.encoder_reals),
-        categorical_encoders={
-            "profile": NaNLabelEncoder(add_nan=True).fit(pd.Series([*PROFILES])),
-            **calendar_encoders,
-        },
-        target_normalizer=MultiNormalizer([TorchNormalizer(method="identity") for _ in spec.metrics]),
-        scalers=dict.fromkeys(inputs),
-        add_relative_time_idx=True,
-    )
+    frame = pd.concat(parts, ignore_index=True)
+    return dataset_of(frame, spec, PROFILES, spec.context_steps, spec.horizon_steps)
 
 
 def pad(steps: np.ndarray, before: int, after: int) -> np.ndarray:
