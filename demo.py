@@ -333,9 +333,9 @@ Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cas
 {cpu["q0.9"][-1]:.0f} %.
 
 Where to look:
-  {url}/docs                       the API
-  {url}/status                     what the daemon does
-  {_shown(ROOT / FOLDER)}/models/current/report.html       how good the model is
+  {url}/status              what the daemon does
+  {url}/openapi.json        its API
+  {_shown(ROOT / FOLDER)}/models/current/report.html      how good the model is
 
   curl -s '{url}/api/v1/servers/{NEW_SERVER}/forecast?metric=cpu_pct&horizon=8h'
   curl -s '{url}/api/v1/forecasts?profile=database&quantile=0.5&horizon=1h'
