@@ -29,11 +29,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from forecasting.grid import FleetGrid  # noqa: E402
-from forecasting.model import ForecastModel, build_network, dataset_of, pinball_loss, window_tensors  # noqa: E402
-from forecasting.sampling import Batch, WindowSource  # noqa: E402
-from forecasting.scaling import fit_scaling  # noqa: E402
-from forecasting.windows import CALENDAR_SIZES, WindowSpec  # noqa: E402
+from forecasting.grid import FleetGrid
+from forecasting.model import ForecastModel, build_network, dataset_of, pinball_loss, window_tensors
+from forecasting.sampling import Batch, WindowSource
+from forecasting.scaling import fit_scaling
+from forecasting.windows import CALENDAR_SIZES, WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
