@@ -21,7 +21,7 @@ import numpy as np
 
 from data_contract import METRICS
 from simulation.fleet import PROFILE_ORDER, Fleet
-from simulation.incidents import injected_event
+from simulation.incidents import LABELS, injected_event
 from simulation.physics import OFFLINE, STATE_NAMES, Chunk, Scenario, Simulator, World, portions
 from simulation.randomness import uniform
 
@@ -179,7 +179,8 @@ class LiveFleet:
 
 
 def _records(fleet: Fleet, chunk: Chunk, stamp: str) -> Iterator[dict[str, Any]]:
-    for server, (name, state) in enumerate(zip(fleet.names, chunk.states[:, 0].tolist(), strict=True)):
+    codes = zip(fleet.names, chunk.states[:, 0].tolist(), chunk.incidents[:, 0].tolist(), strict=True)
+    for server, (name, state, incident) in enumerate(codes):
         values = (
             [None] * len(METRICS) if state == OFFLINE else [round(float(v), 2) for v in chunk.metrics[:, server, 0]]
         )
@@ -188,6 +189,7 @@ def _records(fleet: Fleet, chunk: Chunk, stamp: str) -> Iterator[dict[str, Any]]
             "server_name": name,
             "profile": str(fleet.profile(server)),
             "state": STATE_NAMES[state],
+            "incident": None if incident < 0 else LABELS[incident],
             **dict(zip(METRICS, values, strict=True)),
         }
 
