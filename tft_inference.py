@@ -36,6 +36,14 @@ from forecasting.grid import FleetGrid, GridError
 from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
 from serving import settings as daemon_settings
 from serving.cycle import profile_of
+from serving.prometheus import (
+    NODE_EXPORTER,
+    PrometheusClient,
+    PrometheusError,
+    QueryFileError,
+    QuerySet,
+    load_query_set,
+)
 from serving.settings import Settings, SettingsError, load_settings
 
 SERVERS_PER_CHUNK = 64  # forecast at once; bounds memory
@@ -86,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.daemon:
             return run_daemon(settings, rules)
         return run_batch(arguments, settings, rules)
-    except (SettingsError, UsageError) as problem:
+    except (SettingsError, UsageError, PrometheusError, QueryFileError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return USAGE
     except _USER_ERRORS as problem:
@@ -261,8 +269,16 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
     # A thread that computes gives way this often, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0005)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
-    app = create_app(settings, rules=rules, token=token, admin_token=admin_token)
+    app = create_app(settings, None, rules, token, admin_token, _pull_source(settings))
     return DONE if serve(app, settings, before_shutdown=app.state.before_shutdown) else FAILED
+
+
+def _pull_source(settings: Settings) -> tuple[PrometheusClient, QuerySet] | None:
+    if settings.prometheus is None:
+        return None
+    token = daemon_settings.read_token(settings.prometheus_token_file)
+    queries = load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER
+    return PrometheusClient(settings.prometheus, token.decode() if token else None), queries
 
 
 def _token(settings: Settings) -> bytes | None:

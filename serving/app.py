@@ -27,6 +27,8 @@ from serving.fleet_routes import add_fleet_routes
 from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
 from serving.limits import RequestGuard
 from serving.model_slot import LoadEngine, ModelSlot
+from serving.prometheus import PrometheusClient, QuerySet
+from serving.pull import Puller
 from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
 from serving.settings import Settings
 
@@ -43,6 +45,7 @@ def create_app(
     rules: ProfileRules = BUILT_IN_RULES,
     token: bytes | None = None,
     admin_token: bytes | None = None,
+    pull_from: tuple[PrometheusClient, QuerySet] | None = None,
 ) -> FastAPI:
     """The application; the store is opened and the model loaded when it starts, not here."""
 
@@ -58,6 +61,8 @@ def create_app(
         model = ModelSlot(settings.model, load_engine or load, forecasts)
         app.state.daemon = Daemon(settings, rules, store, forecasts, model, time.time())
         tasks = [asyncio.create_task(model.watch()), asyncio.create_task(forecasts.run())]
+        if pull_from is not None:
+            tasks.append(asyncio.create_task(Puller(app.state.daemon, *pull_from).run()))
         _reload_on_hangup(model)
         try:
             yield

@@ -32,6 +32,7 @@ class Daemon:
     started_seconds: float
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
+    pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
     waiting_forecasts: int = 0
     clock: Callable[[], float] = time.time
 

@@ -130,6 +130,8 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
         "Forecasts dropped because they were not finite.",
         ("", figures.kept_for_bad_output),
     )
+    pulls = ((f'{{result="{result}"}}', count) for result, count in sorted(daemon.pulls.items()))
+    yield from counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", *pulls)
     if snapshot.origin_seconds is not None:
         yield from gauge(
             "fleet_forecast_age_seconds",

@@ -37,6 +37,10 @@ class Settings:
     history: Path = _setting(Path("history/fleet.sqlite"), "file of the durable history of received samples")
     profiles: Path | None = _setting(None, "TOML file with further name patterns and pinned servers")
 
+    prometheus: str | None = _setting(None, "address of a Prometheus to pull the fleet from, http://host:9090")
+    prometheus_queries: Path | None = _setting(None, "TOML file with PromQL per metric (default: node_exporter's)")
+    prometheus_token_file: Path | None = _setting(None, "file with the token for that Prometheus")
+
     host: str = _setting("127.0.0.1", "address to listen on; one beyond this machine needs a token, or --insecure")
     port: int = _setting(8000, "port to listen on")
     allowed_hosts: tuple[str, ...] = _setting((), "further names clients may use in the Host header; * allows any")
@@ -122,13 +126,19 @@ def _converted(setting: dataclasses.Field[Any], value: Any) -> Any:
         return int(value)
     if kind == "float" and number:
         return float(value)
-    if kind == "str" and isinstance(value, str):
+    if kind.startswith("str") and isinstance(value, str):
         return value
     if kind.startswith("Path") and isinstance(value, str | Path) and str(value):
         return Path(value)
     if kind.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    wanted = {
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "str": "text",
+        "str | None": "text",
+    }
     expected = wanted.get(kind, "a list of texts" if kind.startswith("tuple") else "a path")
     raise SettingsError(f"{setting.name}: {value!r} is not {expected}")
 

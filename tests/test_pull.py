@@ -1,0 +1,80 @@
+"""The daemon fed by Prometheus instead of by agents."""
+
+import time
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from serving.app import create_app
+from serving.prometheus import PrometheusClient, QuerySet
+from serving.settings import Settings
+from tests.fake_engine import FakeEngine
+from tests.test_app import STEP, complete_start, forecast_of, iso, wait_for
+
+
+class ScriptedPrometheus:
+    """Says cpu = 40 for a good server and a bad name for another; down while `down` is set."""
+
+    def __init__(self):
+        self.down, self.asked = False, []
+
+    def __call__(self, request):
+        form = {key: values[0] for key, values in parse_qs(request.content.decode()).items()}
+        if self.down:
+            return httpx.Response(400, json={"error": "down"})
+        self.asked.append((int(form["start"]), int(form["end"])))
+        points = [[t, "40"] for t in range(int(form["start"]), int(form["end"]) + 1, STEP)]
+        names = ("ppml0001:9100", "bad name")
+        return httpx.Response(
+            200, json={"data": {"result": [{"metric": {"instance": n}, "values": points} for n in names]}}
+        )
+
+
+@pytest.fixture
+def scripted():
+    return ScriptedPrometheus()
+
+
+def running(folder, scripted):
+    settings = Settings(
+        model=folder,
+        history=folder / "h.sqlite",
+        grace_seconds=0.0,
+        recheck_seconds=0.05,
+        retention_hours=2.0,
+        allowed_hosts=("testserver",),
+    )
+    client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
+    return TestClient(
+        create_app(settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet({"cpu_pct": "cpu"})))
+    )
+
+
+def test_the_fleet_is_pulled_as_far_back_as_samples_are_kept_and_forecast(tmp_path, scripted):
+    with running(tmp_path, scripted) as client:
+        got = wait_for(lambda: (found := forecast_of(client))["history_steps"] > 20 and found)
+        assert got["origin"] == iso(complete_start())
+        assert got["metrics"]["cpu_pct"]["current"] == 40.0
+        status = client.get("/status").json()
+    assert scripted.asked[0][0] >= time.time() - 2 * 3600 - STEP
+    assert status["records"]["accepted"] == status["records"]["rejected"] > 20
+
+
+def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
+    with running(tmp_path, scripted) as client:
+        forecast_of(client)
+    first = len(scripted.asked)
+    with running(tmp_path, scripted) as client:
+        forecast_of(client)
+        time.sleep(0.3)
+    assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
+
+
+def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted):
+    scripted.down = True
+    with running(tmp_path, scripted) as client:
+        wait_for(lambda: 'fleet_prometheus_pulls_total{result="failure"} 1' in client.get("/metrics").text)
+        scripted.down = False
+        forecast_of(client)
