@@ -119,9 +119,10 @@ class Children:
         """Run a script to its end, showing what it prints but the last line, JSON. Raises DemoError if it failed."""
         child = self.start(arguments, subprocess.PIPE, None)
         assert child.stdout is not None  # noqa: S101 - a pipe was asked for
-        for line in child.stdout:
-            if not line.startswith(b"{"):
-                _say(line.decode(errors="replace").rstrip("\n"))
+        with child.stdout as lines:
+            for line in lines:
+                if not line.startswith(b"{"):
+                    _say(line.decode(errors="replace").rstrip("\n"))
         code = child.wait()
         self.running.remove(child)
         if code != 0:
@@ -346,7 +347,7 @@ A new forecast of the fleet every 5 minutes. Ctrl-C stops everything."""
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    return os.path.relpath(path, ROOT)
 
 
 def _say(text: str) -> None:
