@@ -36,7 +36,7 @@ from data_contract import Metadata
 from server_profiles import BUILT_IN_RULES, ServerProfile, business_time, infer_profile_from_name, load_profile_rules
 from simulation.fleet import PROFILE_ORDER, Fleet
 from simulation.incidents import LABELS, injected_event
-from simulation.live import Feed, StreamPlan
+from simulation.live import Feed, Position, StreamPlan
 from simulation.live import stream as play
 from simulation.physics import STATE_NAMES, Scenario, World
 from simulation.writer import ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
@@ -73,7 +73,9 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     arguments = parser().parse_args(argv)
+    asked_to_stop = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
+        _refuse_contradictions(arguments)
         if arguments.from_prometheus:
             result = pull(arguments)
         elif arguments.stream:
@@ -91,16 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was changed", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, asked_to_stop)
     print(json.dumps(result))
     return 0
+
+
+def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def generate(arguments: argparse.Namespace) -> dict[str, object]:
     """Simulate a fleet into files."""
     began = time.perf_counter()
-    for flag in ("speed", "new_server_every", "inject", "position_file"):
-        if getattr(arguments, flag):
-            raise _usage(f"--{flag}", getattr(arguments, flag), "it goes with --stream URL; add that, or leave it out")
     if arguments.hours is None:
         arguments.hours = HOURS
     scenario = scenario_of(arguments)
@@ -136,8 +141,9 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
     _check_length(hours, tick)
     if not 0 <= arguments.incident_rate <= 100:
         raise _usage("--incident_rate", arguments.incident_rate, "give incidents a server and month, 0 to 100")
-    if arguments.seed < 0:
-        raise _usage("--seed", arguments.seed, "give 0 or more")
+    for flag in ("seed", "fork_seed"):
+        if getattr(arguments, flag) < 0:
+            raise _usage(f"--{flag}", getattr(arguments, flag), "give 0 or more")
     try:
         fleet = Fleet.of({profile: getattr(arguments, f"num_{profile}") for profile in PROFILE_ORDER}, arguments.seed)
         start = instant("--start", arguments.start or START, tick)
@@ -146,7 +152,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         raise
     except ValueError as problem:
         raise UsageError(str(problem)) from None
-    steps = int(hours * 3600 // tick)
+    steps = int(hours * 3600 / tick + 1e-6)  # whole steps, whatever the rounding of hours
     return Scenario(
         fleet,
         start,
@@ -263,6 +269,21 @@ def _refuse_unwritable(folder: Path) -> None:
         raise OSError(msg)
 
 
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Flags that would be ignored are refused."""
+    chosen = [f"--{flag}" for flag in ("stream", "from_prometheus", "plot") if getattr(arguments, flag) is not None]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
+    for mode, flags in (
+        ("stream", ("speed", "new_server_every", "inject", "position_file")),
+        ("from_prometheus", ("queries", "profiles")),
+    ):
+        for flag in flags:
+            value = getattr(arguments, flag)
+            if value is not None and value != [] and getattr(arguments, mode) is None:
+                raise _usage(f"--{flag}", value, f"it goes with --{mode} URL; add that, or leave it out")
+
+
 def _usage(flag: str, value: object, remedy: str) -> UsageError:
     return UsageError(f"{flag} is {value}; {remedy}")
 
@@ -283,6 +304,8 @@ def stream(arguments: argparse.Namespace) -> dict[str, object]:
         raise _usage("--speed", arguments.speed, "give how many times faster than real, above 0")
     if not 0 <= arguments.backfill_hours < float("inf"):
         raise _usage("--backfill_hours", arguments.backfill_hours, "give 0 or more")
+    if arguments.start is None and arguments.position_file:
+        arguments.start = Position.start_of(arguments.position_file)
     arguments.start = arguments.start or backfill
     start = instant("--start", arguments.start, max(1, tick))
     elapsed = now - float(start.astype(np.int64))

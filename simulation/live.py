@@ -229,24 +229,34 @@ class Position:
         }
         if not path.exists():
             return cls(path, {"stream": own, "next_step": None, "racked": [], "injected": []})
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            stream, known = document["stream"], {"next_step", "racked", "injected"} <= document.keys()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            stream, known = None, False
-        if not known:
-            msg = f"position file {path} is not one; give another path, or remove it"
-            raise ValueError(msg)
-        if stream != own:
-            msg = f"position file {path} is of another stream ({stream}); start with the same flags, or remove it"
+        document = _position_document(path)
+        if document["stream"] != own:
+            msg = f"position file {path} is of another stream ({document['stream']}); use the same flags, or remove it"
             raise ValueError(msg)
         return cls(path, document)
+
+    @staticmethod
+    def start_of(path: Path) -> str | None:
+        """When the stream in the file began, None where there is no file. Raises ValueError if it is damaged."""
+        return str(_position_document(path)["stream"]["start"]) if path.exists() else None
 
     def write(self) -> None:
         """Replace the file."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self.document), encoding="utf-8")
         temporary.replace(self.path)
+
+
+def _position_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        known = {"stream", "next_step", "racked", "injected"} <= document.keys() and "start" in document["stream"]
+    except (ValueError, TypeError, AttributeError):
+        known = False
+    if not known:
+        msg = f"position file {path} is not one; give another path, or remove it"
+        raise ValueError(msg)
+    return dict(document)
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,8 @@ def stream(
         wait = pace.due(stamp) - clock()
         if live_from is None and (wait > 0 or plan.speed is not None):
             live_from = step
-            for server_name, label in plan.inject:
+            done = {(server_name, label) for server_name, label, _ in injected}
+            for server_name, label in (one for one in plan.inject if one not in done):
                 fleet.inject(server_name, label)
                 injected.append([server_name, label, step])
                 say(f"{stamp}Z: {label} begins on {server_name}")

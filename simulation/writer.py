@@ -137,13 +137,28 @@ def _run(world: World, work: Callable[[World, _Job], Result], jobs: list[_Job], 
     if workers <= 1:
         yield from (work(world, job) for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(world,)) as pool:
         try:
-            yield from pool.map(_work, [work] * len(jobs), jobs)
+            with _signals_held():  # interrupted half-way, a worker's start would end in a traceback of its own
+                results = pool.map(_work, [work] * len(jobs), jobs)
+            yield from results
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
             raise
+
+
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _world_of_worker: list[World] = []
@@ -151,6 +166,11 @@ _world_of_worker: list[World] = []
 
 def _start_worker(world: World) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)  # held while the worker was started
+    end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)
+    if end_with_parent is not None:  # Linux: no worker outlives a parent that was killed
+        parent_death_signal = 1
+        end_with_parent(parent_death_signal, signal.SIGKILL)
     _world_of_worker.append(world)
 
 
