@@ -35,6 +35,7 @@ from forecasting.engine import Engine
 from forecasting.grid import FleetGrid, GridError
 from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
 from serving import settings as daemon_settings
+from serving.alerts import AlertFileError, load_alert_rules
 from serving.cycle import profile_of
 from serving.prometheus import (
     NODE_EXPORTER,
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.daemon:
             return run_daemon(settings, rules)
         return run_batch(arguments, settings, rules)
-    except (SettingsError, UsageError, PrometheusError, QueryFileError) as problem:
+    except (SettingsError, UsageError, PrometheusError, QueryFileError, AlertFileError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return USAGE
     except _USER_ERRORS as problem:
@@ -265,11 +266,13 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
         raise SettingsError(
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
+    alert_rules = load_alert_rules(settings.alert_rules) if settings.alert_rules else None
+    pull_from = _pull_source(settings)
     log_as_json()
     # A thread that computes gives way this often, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0005)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
-    app = create_app(settings, None, rules, token, admin_token, _pull_source(settings))
+    app = create_app(settings, None, rules, token, admin_token, pull_from, alert_rules)
     return DONE if serve(app, settings, before_shutdown=app.state.before_shutdown) else FAILED
 
 

@@ -19,14 +19,19 @@ from data_contract import CONTRACT_VERSION, METRICS
 from forecasting.engine import Engine
 from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents
+from serving.alert_watch import AlertWatch
+from serving.alerts import AlertBook, AlertRules
 from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
-from serving.cycle import FleetForecasts, ServerForecast, forecast_servers, profile_of
+from serving.cycle import FleetForecasts, FleetSnapshot, ServerForecast, forecast_servers, profile_of
 from serving.daemon import JSON, Daemon, daemon_of, try_again
+from serving.delivery import AlertmanagerDelivery, Delivery
+from serving.events import EventHub
 from serving.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
 from serving.fleet_routes import add_fleet_routes
 from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
 from serving.limits import RequestGuard
-from serving.model_slot import LoadEngine, ModelSlot
+from serving.live_routes import add_live_routes
+from serving.model_slot import LoadEngine, LoadResult, ModelSlot
 from serving.prometheus import PrometheusClient, QuerySet
 from serving.pull import Puller
 from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
@@ -46,6 +51,7 @@ def create_app(
     token: bytes | None = None,
     admin_token: bytes | None = None,
     pull_from: tuple[PrometheusClient, QuerySet] | None = None,
+    alert_rules: AlertRules | None = None,
 ) -> FastAPI:
     """The application; the store is opened and the model loaded when it starts, not here."""
 
@@ -54,24 +60,26 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = await asyncio.to_thread(
-            HistoryStore, settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers
-        )
-        forecasts = FleetForecasts(settings, store, rules)
-        model = ModelSlot(settings.model, load_engine or load, forecasts)
-        app.state.daemon = Daemon(settings, rules, store, forecasts, model, time.time())
-        tasks = [asyncio.create_task(model.watch()), asyncio.create_task(forecasts.run())]
+        daemon = await asyncio.to_thread(_open, settings, rules, alert_rules, load_engine or load)
+        daemon.deliveries += _deliveries(daemon)
+        app.state.daemon = daemon
+        state_file = settings.history.with_name(settings.history.name + ".alerts.json")
+        watch = AlertWatch(daemon.alerts, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock)
+        _tell_events(daemon)
+        work = [daemon.model.watch(), daemon.forecasts.run(), watch.run(), *(d.run() for d in daemon.deliveries)]
         if pull_from is not None:
-            tasks.append(asyncio.create_task(Puller(app.state.daemon, *pull_from).run()))
-        _reload_on_hangup(model)
+            work.append(Puller(daemon, *pull_from).run())
+        tasks = [asyncio.create_task(each) for each in work]
+        _reload_on_hangup(daemon.model)
         try:
             yield
         finally:
+            daemon.events.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(forecasts.worker.shutdown, True, cancel_futures=True)
-            await asyncio.to_thread(store.close)
+            await asyncio.to_thread(daemon.forecasts.worker.shutdown, True, cancel_futures=True)
+            await asyncio.to_thread(daemon.store.close)
 
     app = FastAPI(
         title="Server fleet forecasts",
@@ -86,9 +94,48 @@ def create_app(
     _add_ingest(app)
     _add_forecasts(app)
     add_fleet_routes(app)
-    app.state.before_shutdown = lambda: None
+    add_live_routes(app)
+
+    def end_streams() -> None:
+        app.state.daemon.events.close()
+
+    app.state.before_shutdown = end_streams
     app.add_middleware(RequestGuard, settings=settings, token=token, admin_token=admin_token)
     return app
+
+
+def _open(settings: Settings, rules: ProfileRules, alert_rules: AlertRules | None, load: LoadEngine) -> Daemon:
+    """Open the store and put the parts together; a damaged store delays this by its check, at most."""
+    store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
+    forecasts = FleetForecasts(settings, store, rules)
+    model = ModelSlot(settings.model, load, forecasts)
+    book = AlertBook(alert_rules or AlertRules())
+    return Daemon(settings, rules, store, forecasts, model, book, EventHub(), [], time.time())
+
+
+def _deliveries(daemon: Daemon) -> list[Delivery]:
+    settings, book = daemon.settings, daemon.alerts
+    found: list[Delivery] = []
+    if settings.alertmanager is not None:
+        url, seconds = settings.alertmanager, settings.alert_seconds
+        found.append(AlertmanagerDelivery(url, lambda: list(book.firing.values()), seconds))
+    if settings.webhook is not None:
+        found.append(Delivery(settings.webhook))
+    return found
+
+
+def _tell_events(daemon: Daemon) -> None:
+    """Tell the event streams of cycles and of models."""
+
+    def on_cycle(snapshot: FleetSnapshot) -> None:
+        origin = None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds)
+        daemon.events.publish("cycle", {"origin": origin, "servers": len(snapshot.forecasts)})
+
+    def on_model(result: LoadResult) -> None:
+        daemon.events.publish("model", {"model": result.model_id, "problem": result.problem})
+
+    daemon.forecasts.listeners.append(on_cycle)
+    daemon.model.listeners.append(on_model)
 
 
 def _reload_on_hangup(model: ModelSlot) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 from fastapi import Request, Response
 
 from server_profiles import ProfileRules
+from serving.alerts import AlertBook
 from serving.answers import to_json
 from serving.cycle import FleetForecasts
+from serving.delivery import Delivery
+from serving.events import EventHub
 from serving.history import HistoryStore
 from serving.model_slot import ModelSlot
 from serving.settings import Settings
@@ -29,6 +32,9 @@ class Daemon:
     store: HistoryStore
     forecasts: FleetForecasts
     model: ModelSlot
+    alerts: AlertBook
+    events: EventHub
+    deliveries: list[Delivery]
     started_seconds: float
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault

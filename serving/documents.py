@@ -229,3 +229,30 @@ METRICS_PAGE: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text, or OpenMetrics by the Accept header", "content": {"text/plain": {}}},
     **_REFUSALS,
 }
+_ALERT = _object(
+    ("state", "server_name", "profile", "metric", "threshold", "probability", "sentence"),
+    state={"enum": ["firing", "resolved"]},
+    server_name=_TEXT,
+    profile=_TEXT,
+    metric=_TEXT,
+    threshold=_NUMBER,
+    probability=_NUMBER,
+    current={"type": ["number", "null"]},
+    sentence=_TEXT,
+    **{f"{name}_at": _OPTIONAL_TEXT for name in ("started", "ended", "expected", "earliest", "latest")},
+)
+ALERTS: dict[int | str, dict[str, Any]] = {
+    200: _json("firing alerts, most probable first", _object(("alerts",), alerts={"type": "array", "items": _ALERT})),
+    **_REFUSALS,
+    422: _INVALID,
+}
+RISKS: dict[int | str, dict[str, Any]] = {
+    200: _json("most probable breaches", _object(("risks",), risks={"type": "array", "items": {"type": "object"}})),
+    **_REFUSALS,
+    422: _INVALID,
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "events cycle, alert and model, as they happen", "content": {"text/event-stream": {}}},
+    **_REFUSALS,
+    503: _error("too many event streams"),
+}

@@ -49,7 +49,7 @@ class Exposition:
 
     def render(self, daemon: Daemon, openmetrics: bool) -> bytes:
         """The whole page. Safe to call from one worker thread at a time."""
-        lines = [*self._forecasts(daemon), *_own(daemon, openmetrics)]
+        lines = [*self._forecasts(daemon), *breach_lines(daemon), *_own(daemon, openmetrics)]
         if openmetrics:
             lines.append("# EOF")
         return ("\n".join(lines) + "\n").encode()
@@ -77,6 +77,20 @@ def forecast_lines(forecasts: Iterable[ServerForecast]) -> Iterator[str]:
             )
         for forecast in having:
             yield from _forecast_samples(forecast, metric, unit)
+
+
+def breach_lines(daemon: Daemon) -> Iterator[str]:
+    """Probability of crossing the threshold within each horizon, for the servers in view."""
+    name = "fleet_breach_probability"
+    yield from _header(name, "gauge", "Probability of crossing the alert threshold within the horizon.")
+    for server, probabilities in list(daemon.alerts.probabilities.items()):
+        forecast = daemon.forecasts.snapshot.forecasts.get(server)
+        if forecast is None or len(probabilities) != len(forecast.model.metrics) or daemon.forecasts.is_stale(forecast):
+            continue
+        labels = f'server="{server}",profile="{forecast.profile}"'
+        for metric, row in zip(forecast.model.metrics, probabilities.tolist(), strict=True):
+            for horizon, value in zip(HORIZONS, row, strict=True):
+                yield f'{name}{{{labels},metric="{metric}",horizon="{horizon}"}} {value:.4g}'
 
 
 def _forecast_samples(forecast: ServerForecast, metric: str, unit: BaseUnit) -> Iterator[str]:
@@ -130,6 +144,14 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
         "Forecasts dropped because they were not finite.",
         ("", figures.kept_for_bad_output),
     )
+    alerts = Counter(alert.metric for alert in list(daemon.alerts.firing.values()))
+    firing = ((f'{{metric="{metric}"}}', count) for metric, count in sorted(alerts.items()))
+    yield from gauge("fleet_alerts_firing", "Firing alerts, by metric.", *firing)
+    yield from counter("fleet_alerts_sent", "Alerts delivered.", ("", sum(d.sent for d in daemon.deliveries)))
+    failures = sum(delivery.failures for delivery in daemon.deliveries)
+    yield from counter("fleet_alert_delivery_failures", "Deliveries that failed and were tried again.", ("", failures))
+    yield from gauge("fleet_event_listeners", "Open event streams.", ("", daemon.events.listeners))
+    yield from counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", ("", daemon.events.dropped))
     pulls = ((f'{{result="{result}"}}', count) for result, count in sorted(daemon.pulls.items()))
     yield from counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", *pulls)
     if snapshot.origin_seconds is not None:

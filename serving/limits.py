@@ -82,6 +82,10 @@ class RequestGuard:
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise _Refused(415, "send Content-Type: application/json")
+        origin = headers.get(b"origin")
+        foreign = origin is not None and _host_name(origin.partition(b"://")[2]) not in self._hosts
+        if scope["type"] == "websocket" and foreign and not self._any_host:  # browsers let any page open a WebSocket
+            raise _Refused(403, "a page of another origin")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._max_body_bytes:
             raise _Refused(413, f"the body is larger than {self._max_body_bytes} bytes; send smaller batches")

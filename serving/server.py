@@ -103,6 +103,7 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None]) -> 
         host=settings.host,
         port=settings.port,
         http=make_protocol(settings.header_seconds, settings.max_connections),
+        ws="websockets-sansio",
         ws_max_size=64 * 1024,
         ws_max_queue=8,
         loop="asyncio",

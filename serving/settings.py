@@ -41,6 +41,11 @@ class Settings:
     prometheus_queries: Path | None = _setting(None, "TOML file with PromQL per metric (default: node_exporter's)")
     prometheus_token_file: Path | None = _setting(None, "file with the token for that Prometheus")
 
+    alert_rules: Path | None = _setting(None, "TOML file with thresholds and levels of alerts")
+    alertmanager: str | None = _setting(None, "address of an Alertmanager to send alerts to, http://host:9093")
+    webhook: str | None = _setting(None, "address that gets a JSON body when alerts begin or end")
+    alert_seconds: float = _setting(60.0, "firing alerts are sent to the Alertmanager this often")
+
     host: str = _setting("127.0.0.1", "address to listen on; one beyond this machine needs a token, or --insecure")
     port: int = _setting(8000, "port to listen on")
     allowed_hosts: tuple[str, ...] = _setting((), "further names clients may use in the Host header; * allows any")
@@ -161,6 +166,7 @@ _AT_LEAST = {
     "drop_steps": 1,
     "chunk_servers": 1,
     "recheck_seconds": 0.05,
+    "alert_seconds": 0.1,
 }
 
 

@@ -1,0 +1,353 @@
+"""From quantiles to alerts: how likely each server crosses a threshold, and when that is worth waking someone.
+
+The probability of a breach at a step is read off the forecast's quantiles. An alert fires when the highest one within
+the look-ahead stays above a level for several forecasts in a row, and resolves when it stayed below a lower level for
+several (hysteresis). Thresholds belong to profiles, because 87 % of memory is a database's normal day; a TOML file
+overrules them per profile and per server.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from data_contract import METRIC_SPECS, METRICS
+from server_profiles import PROFILES, ServerProfile
+from serving.answers import iso
+from serving.cycle import ServerForecast
+
+HORIZON_SECONDS = (900, 3_600, 14_400, 28_800)
+_SERVERS_AT_ONCE = 256
+_WORDS = {
+    "cpu_pct": "CPU",
+    "mem_pct": "memory",
+    "disk_io_mb_s": "disk traffic",
+    "net_in_mb_s": "incoming traffic",
+    "net_out_mb_s": "outgoing traffic",
+    "latency_ms": "latency",
+}
+Thresholds = Mapping[str, float | None]  # per metric; None: no alert
+
+
+class AlertFileError(ValueError):
+    """A file of alert rules is wrong; the message names the file, the key and the remedy."""
+
+
+def default_thresholds(profile: ServerProfile) -> Thresholds:
+    """From the profile's documented baseline: rare for a healthy server of it.
+
+    Percentages: mean and one and a half spreads, within 90 and 98. Others: mean and four spreads.
+    """
+    thresholds: dict[str, float | None] = {}
+    for metric, baseline in PROFILES[profile].baselines.items():
+        if METRIC_SPECS[metric].upper == 100:
+            thresholds[metric] = min(98.0, max(90.0, baseline.mean + 1.5 * baseline.spread))
+        else:
+            thresholds[metric] = baseline.mean + 4 * baseline.spread
+    return thresholds
+
+
+@dataclass(frozen=True)
+class AlertRules:
+    """When to alert.
+
+    fire_probability, fire_forecasts: fires when the probability is at least that for so many forecasts in a row.
+    resolve_probability, resolve_forecasts: resolves when it is below that for so many. lookahead_seconds: breaches
+    later than this raise no alert.
+    """
+
+    fire_probability: float = 0.6
+    fire_forecasts: int = 2
+    resolve_probability: float = 0.3
+    resolve_forecasts: int = 3
+    lookahead_seconds: int = 14_400
+    profiles: Mapping[str, Thresholds] = field(
+        default_factory=lambda: MappingProxyType({str(p): default_thresholds(p) for p in ServerProfile})
+    )
+    servers: Mapping[str, Thresholds] = field(default_factory=lambda: MappingProxyType({}))
+
+    def thresholds_of(self, server_name: str, profile: str) -> Thresholds:
+        """Thresholds of one server."""
+        return {**self.profiles[profile], **self.servers.get(server_name, {})}
+
+
+def load_alert_rules(path: Path) -> AlertRules:
+    """Rules of a TOML file: levels at the top, [profiles.database] and [servers.NAME] with metric = threshold or false.
+
+    Raises AlertFileError.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise AlertFileError(f"alert rules {path}: {problem.strerror}; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise AlertFileError(f"alert rules {path} is not TOML: {problem}") from None
+    rules = AlertRules()
+    levels: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in ("profiles", "servers"):
+            levels[key] = _level(path, key, value)
+    profiles = dict(rules.profiles)
+    for profile, changes in _table(path, document, "profiles").items():
+        if profile not in profiles:
+            raise AlertFileError(f"alert rules {path}: unknown profile {profile!r}; use {', '.join(ServerProfile)}")
+        profiles[profile] = {**profiles[profile], **_thresholds(path, profile, changes)}
+    servers = {name: _thresholds(path, name, changes) for name, changes in _table(path, document, "servers").items()}
+    rules = replace(rules, **levels, profiles=MappingProxyType(profiles), servers=MappingProxyType(servers))
+    if rules.resolve_probability >= rules.fire_probability:
+        raise AlertFileError(f"alert rules {path}: resolve_probability must be below fire_probability")
+    return rules
+
+
+def _level(path: Path, key: str, value: object) -> float | int:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if key in ("fire_probability", "resolve_probability") and number and 0 < value < 1:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    if key in ("fire_forecasts", "resolve_forecasts", "lookahead_seconds") and isinstance(value, int) and number:
+        if value >= 1:
+            return value
+    elif key not in AlertRules.__dataclass_fields__:
+        known = "fire_probability, fire_forecasts, resolve_probability, resolve_forecasts, lookahead_seconds"
+        raise AlertFileError(f"alert rules {path}: unknown key {key!r}; use {known}, [profiles.NAME], [servers.NAME]")
+    raise AlertFileError(
+        f"alert rules {path}: {key} is {value!r}; probabilities are between 0 and 1, counts whole from 1"
+    )
+
+
+def _table(path: Path, document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise AlertFileError(f"alert rules {path}: {key} is {table!r}; write [{key}.NAME] on a line of its own")
+    return table
+
+
+def _thresholds(path: Path, name: str, changes: object) -> Thresholds:
+    if not isinstance(changes, dict):
+        raise AlertFileError(f"alert rules {path}: {name} is {changes!r}; write metric = threshold below its heading")
+    thresholds: dict[str, float | None] = {}
+    for metric, value in changes.items():
+        if metric not in METRICS:
+            raise AlertFileError(f"alert rules {path}: {name}: unknown metric {metric!r}; use {', '.join(METRICS)}")
+        if value is False:
+            thresholds[metric] = None
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+            thresholds[metric] = float(value)
+        else:
+            raise AlertFileError(f"alert rules {path}: {name}: {metric} is {value!r}; give a number, or false for none")
+    return thresholds
+
+
+def breach_probability(quantiles: np.ndarray, levels: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
+    """Probability of a value above a threshold, by linear interpolation between the quantiles.
+
+    quantiles: [..., quantile, step], not decreasing along quantile; thresholds: [...], NaN gives probability 0.
+    Returns [..., step]. Beyond the outermost quantiles the tail falls off exponentially, at the pace of the last gap.
+    """
+    limit = thresholds[..., None]
+    lowest, highest = quantiles[..., 0, :], quantiles[..., -1, :]
+    tiny = 1e-6 + 1e-6 * np.abs(highest)
+    below_gap = np.maximum(quantiles[..., 1, :] - lowest, tiny)
+    above_gap = np.maximum(highest - quantiles[..., -2, :], tiny)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        below = levels[0] * np.exp(np.minimum(limit - lowest, 0) / below_gap)
+        above = 1 - (1 - levels[-1]) * np.exp(-np.maximum(limit - highest, 0) / above_gap)
+        cumulative = np.where(limit < lowest, below, above)
+        for index in range(len(levels) - 1):
+            left, right = quantiles[..., index, :], quantiles[..., index + 1, :]
+            share = np.clip((limit - left) / np.maximum(right - left, tiny), 0, 1)
+            inside = (limit >= left) & (limit < right)
+            cumulative = np.where(inside, levels[index] + share * (levels[index + 1] - levels[index]), cumulative)
+    return np.where(np.isnan(limit), 0.0, 1 - cumulative)
+
+
+@dataclass(frozen=True)
+class Breach:
+    """When a forecast crosses a threshold, in seconds after its origin; None where it does not within its horizon.
+
+    expected: the median crosses; earliest, latest: the quantiles 0.9 and 0.1 do.
+    """
+
+    expected_seconds: int | None
+    earliest_seconds: int | None
+    latest_seconds: int | None
+
+
+def time_to_breach(forecast: ServerForecast, metric: str, threshold: float) -> Breach:
+    """The first steps at which the median and the two quantiles of the band lie above the threshold."""
+    rows = forecast.quantiles[forecast.model.metrics.index(metric)]
+
+    def first(quantile: float) -> int | None:
+        above = rows[forecast.model.quantiles.index(quantile)] > threshold
+        return (int(np.argmax(above)) + 1) * forecast.model.step_seconds if above.any() else None
+
+    return Breach(first(0.5), first(0.9), first(0.1))
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert; times are seconds since 1970, UTC. ended_seconds is None while it fires."""
+
+    server_name: str
+    profile: str
+    metric: str
+    threshold: float
+    probability: float
+    current: float | None
+    started_seconds: float
+    ended_seconds: float | None
+    expected_seconds: float | None
+    earliest_seconds: float | None
+    latest_seconds: float | None
+    sentence: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is about: server and metric."""
+        return self.server_name, self.metric
+
+
+@dataclass
+class _Streak:
+    """How the last forecasts of a server and metric judged."""
+
+    origin_seconds: int = 0
+    above: int = 0
+    below: int = 0
+
+
+class AlertBook:
+    """Firing alerts and the breach probabilities behind them. Fed with forecasts, from one thread at a time."""
+
+    def __init__(self, rules: AlertRules) -> None:
+        self.rules = rules
+        self.firing: dict[tuple[str, str], Alert] = {}
+        self.probabilities: dict[str, np.ndarray] = {}  # server -> float32 [metric of the model, HORIZON_SECONDS]
+        self._streaks: dict[tuple[str, str], _Streak] = {}
+
+    def judge(self, forecasts: Iterable[ServerForecast], now_seconds: float) -> list[Alert]:
+        """Take in forecasts, each origin once; gives the alerts that changed (began or ended)."""
+        changed: list[Alert] = []
+        fresh = [f for f in forecasts if f.origin_seconds > self._judged_origin(f)]
+        for start in range(0, len(fresh), _SERVERS_AT_ONCE):
+            part = fresh[start : start + _SERVERS_AT_ONCE]
+            by_step = self._by_step(part)
+            for forecast, probability in zip(part, by_step, strict=True):
+                changed += self._judge_server(forecast, probability, now_seconds)
+        return changed
+
+    def keep_only(self, server_names: Iterable[str], now_seconds: float) -> list[Alert]:
+        """Forget servers that left the fleet's view; their alerts end."""
+        gone = self.probabilities.keys() - set(server_names)
+        ended = []
+        for key in [key for key in self._streaks if key[0] in gone]:
+            del self._streaks[key]
+        for key in [key for key in self.firing if key[0] in gone]:
+            alert = self.firing.pop(key)
+            sentence = f"{alert.server_name} ({alert.profile}) fell silent; the alert on {_WORDS[alert.metric]} ends."
+            ended.append(replace(alert, ended_seconds=now_seconds, sentence=sentence))
+        for name in gone:
+            del self.probabilities[name]
+        return ended
+
+    def restore(self, alerts: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the alerts that fired before a restart."""
+        for fields in alerts:
+            alert = Alert(**fields)
+            self.firing[alert.key] = alert
+            self.probabilities.setdefault(alert.server_name, np.zeros((0, len(HORIZON_SECONDS)), np.float32))
+
+    def as_documents(self) -> list[dict[str, Any]]:
+        """Firing alerts as plain fields, for `restore`."""
+        return [asdict(alert) for alert in self.firing.values()]
+
+    def _judged_origin(self, forecast: ServerForecast) -> int:
+        streak = self._streaks.get((forecast.server_name, forecast.model.metrics[0]))
+        return streak.origin_seconds if streak else -1
+
+    def _by_step(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
+        """Float [server, metric, step] for forecasts of one model."""
+        model = forecasts[0].model
+        thresholds = np.full((len(forecasts), len(model.metrics)), np.nan)
+        for row, forecast in enumerate(forecasts):
+            own = self.rules.thresholds_of(forecast.server_name, forecast.profile)
+            thresholds[row] = [np.nan if own.get(m) is None else own[m] for m in model.metrics]
+        quantiles = np.stack([forecast.quantiles for forecast in forecasts])  # (server, metric, quantile, step)
+        return breach_probability(quantiles, model.quantiles, thresholds)
+
+    def _judge_server(self, forecast: ServerForecast, by_step: np.ndarray, now_seconds: float) -> list[Alert]:
+        steps = [min(seconds // forecast.model.step_seconds, by_step.shape[1]) for seconds in HORIZON_SECONDS]
+        highest = np.maximum.accumulate(by_step, axis=1)  # (metric, step): highest up to and with each step
+        self.probabilities[forecast.server_name] = highest[:, [max(step, 1) - 1 for step in steps]].astype(np.float32)
+        last = max(1, min(self.rules.lookahead_seconds // forecast.model.step_seconds, by_step.shape[1])) - 1
+        changed = []
+        for index, metric in enumerate(forecast.model.metrics):
+            alert = self._judge_metric(forecast, metric, float(highest[index, last]), now_seconds)
+            if alert is not None:
+                changed.append(alert)
+        return changed
+
+    def _judge_metric(
+        self, forecast: ServerForecast, metric: str, probability: float, now_seconds: float
+    ) -> Alert | None:
+        rules, key = self.rules, (forecast.server_name, metric)
+        streak = self._streaks.setdefault(key, _Streak())
+        streak.origin_seconds = forecast.origin_seconds
+        measured = forecast.current[forecast.model.metrics.index(metric)] is not None
+        # What is not measured is forecast from the profile and the other metrics: a guess wakes nobody.
+        streak.above = streak.above + 1 if measured and probability >= rules.fire_probability else 0
+        streak.below = streak.below + 1 if probability < rules.resolve_probability else 0
+        firing = self.firing.get(key)
+        if firing is None and streak.above < rules.fire_forecasts:
+            return None
+        threshold = rules.thresholds_of(forecast.server_name, forecast.profile)[metric]
+        if firing is not None and (threshold is None or streak.below >= rules.resolve_forecasts):
+            del self.firing[key]
+            words = f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} no longer threatens its threshold."
+            return replace(firing, probability=probability, ended_seconds=now_seconds, sentence=words)
+        if threshold is None:
+            return None
+        started = now_seconds if firing is None else firing.started_seconds
+        self.firing[key] = describe(forecast, metric, threshold, probability, started)
+        return self.firing[key] if firing is None else None
+
+
+def describe(
+    forecast: ServerForecast, metric: str, threshold: float, probability: float, started_seconds: float
+) -> Alert:
+    """The alert in numbers and in a sentence."""
+    breach = time_to_breach(forecast, metric, threshold)
+    current = forecast.current[forecast.model.metrics.index(metric)]
+
+    def moment(seconds: int | None) -> float | None:
+        return None if seconds is None else float(forecast.origin_seconds + seconds)
+
+    unit = METRIC_SPECS[metric].unit
+    now = "was not measured lately" if current is None else f"is at {current:.0f} {unit}"
+    text = f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} {now} and "
+    text += f"exceeds {threshold:.0f} {unit} with a probability of {100 * probability:.0f} %"
+    if breach.expected_seconds is not None:
+        text += f", expected at {iso(forecast.origin_seconds + breach.expected_seconds)}"
+    if breach.earliest_seconds is not None:
+        text += f", at the earliest {iso(forecast.origin_seconds + breach.earliest_seconds)}"
+    if breach.latest_seconds is not None:
+        text += f", almost surely by {iso(forecast.origin_seconds + breach.latest_seconds)}"
+    return Alert(
+        server_name=forecast.server_name,
+        profile=forecast.profile,
+        metric=metric,
+        threshold=threshold,
+        probability=probability,
+        current=current,
+        started_seconds=started_seconds,
+        ended_seconds=None,
+        expected_seconds=moment(breach.expected_seconds),
+        earliest_seconds=moment(breach.earliest_seconds),
+        latest_seconds=moment(breach.latest_seconds),
+        sentence=text + ".",
+    )
