@@ -126,12 +126,11 @@ class ModelConfig:
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
-    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("centre", "spread", "spread_within")}
+    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("strip", "centre", "spread", "spread_within")}
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
-        strip=np.array(fields["strip"], dtype=np.float64),
-        profiles=tuple(fields["profiles"]),
+                profiles=tuple(fields["profiles"]),
         shrinkage_steps=float(fields["shrinkage_steps"]),
         **floats,
     )

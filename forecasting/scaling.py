@@ -56,20 +56,29 @@ class FleetScaling:
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
-        strips = values.astype(np.float64) / self.strip
-        hundred = 100.0 / self.strip
-        inside = np.where(self.percent, BOUND + strips * (1 - 2 * BOUND / hundred), strips + BOUND)
-        linked = inside + np.log(-np.expm1(-inside))
-        linked -= np.where(self.percent, np.log(-np.expm1(np.minimum(inside - hundred, -BOUND / 2))), 0.0)
-        return (linked * self.strip).astype(np.float32)
+        hundred = self._hundred
+        inside = BOUND + values * (self._inside / self.strip)
+        to_upper = np.maximum(hundred - inside, BOUND / 2)  # never below but by rounding; inf for a rate
+        # Single precision on purpose: this runs over every step of every history.
+        linked = inside + np.log1p(-np.exp(-inside)) - np.log1p(-np.exp(-to_upper))
+        return (linked * self.strip).astype(np.float32, copy=False)
 
     def from_link(self, linked: np.ndarray) -> np.ndarray:
         """Link space [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
         strips = linked / self.strip
-        hundred = 100.0 / self.strip
-        inside = np.logaddexp(0.0, strips) - np.where(self.percent, np.logaddexp(0.0, strips - hundred), 0.0)
-        values = (inside - BOUND) / np.where(self.percent, 1 - 2 * BOUND / hundred, 1.0)
-        return (self.strip * np.clip(values, 0.0, np.where(self.percent, hundred, np.inf))).astype(np.float32)
+        inside = np.logaddexp(0.0, strips) - np.logaddexp(0.0, strips - self._hundred)
+        values = np.clip((inside - BOUND) / self._inside, 0.0, self._hundred)
+        return (self.strip * values).astype(np.float32, copy=False)
+
+    @property
+    def _hundred(self) -> np.ndarray:
+        """The upper bound in strips, inf where there is none: float32 [metric]."""
+        return np.where(self.percent, 100.0 / self.strip, np.inf).astype(np.float32)
+
+    @property
+    def _inside(self) -> np.ndarray:
+        """How much the range shrinks to leave room for the bounds inside the link's open range: float32 [metric]."""
+        return np.where(self.percent, 1.0 - 2.0 * BOUND * self.strip / 100.0, 1.0).astype(np.float32)
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""
@@ -117,7 +126,7 @@ def fit_scaling(
     window_steps: length over which "the usual deviation inside a window" is taken (the context).
     """
     typical = np.array([_typical_level(values[..., index]) for index in range(len(metrics))])
-    strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical)
+    strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical).astype(np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
     width = len(metrics)
     shape = (1 + len(names), width)
