@@ -234,11 +234,12 @@ class AlertBook:
         """Take in forecasts, each origin once; gives the alerts that changed (began or ended)."""
         changed: list[Alert] = []
         fresh = [f for f in forecasts if f.origin_seconds > self._judged_origin(f)]
-        for start in range(0, len(fresh), _SERVERS_AT_ONCE):
-            part = fresh[start : start + _SERVERS_AT_ONCE]
-            by_step = self._by_step(part)
-            for forecast, probability in zip(part, by_step, strict=True):
-                changed += self._judge_server(forecast, probability, now_seconds)
+        for model in {forecast.model for forecast in fresh}:  # two while the fleet passes from one to the next
+            of_model = [forecast for forecast in fresh if forecast.model == model]
+            for start in range(0, len(of_model), _SERVERS_AT_ONCE):
+                part = of_model[start : start + _SERVERS_AT_ONCE]
+                for forecast, probability in zip(part, self._by_step(part), strict=True):
+                    changed += self._judge_server(forecast, probability, now_seconds)
         return changed
 
     def keep_only(self, server_names: Iterable[str], now_seconds: float) -> list[Alert]:
@@ -271,12 +272,18 @@ class AlertBook:
         return streak.origin_seconds if streak else -1
 
     def _by_step(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
-        """Float [server, metric, step] for forecasts of one model."""
+        """Float [server, metric, step] for forecasts of one model.
+
+        What is not measured is forecast from the profile and the other metrics: a guess is no risk, and wakes nobody.
+        """
         model = forecasts[0].model
         thresholds = np.full((len(forecasts), len(model.metrics)), np.nan)
         for row, forecast in enumerate(forecasts):
             own = self.rules.thresholds_of(forecast.server_name, forecast.profile)
-            thresholds[row] = [np.nan if own.get(m) is None else own[m] for m in model.metrics]
+            for column, metric in enumerate(model.metrics):
+                threshold = own.get(metric)
+                if threshold is not None and forecast.current[column] is not None:
+                    thresholds[row, column] = threshold
         quantiles = np.stack([forecast.quantiles for forecast in forecasts])  # (server, metric, quantile, step)
         return breach_probability(quantiles, model.quantiles, thresholds)
 
@@ -298,9 +305,7 @@ class AlertBook:
         rules, key = self.rules, (forecast.server_name, metric)
         streak = self._streaks.setdefault(key, _Streak())
         streak.origin_seconds = forecast.origin_seconds
-        measured = forecast.current[forecast.model.metrics.index(metric)] is not None
-        # What is not measured is forecast from the profile and the other metrics: a guess wakes nobody.
-        streak.above = streak.above + 1 if measured and probability >= rules.fire_probability else 0
+        streak.above = streak.above + 1 if probability >= rules.fire_probability else 0
         streak.below = streak.below + 1 if probability < rules.resolve_probability else 0
         firing = self.firing.get(key)
         if firing is None and streak.above < rules.fire_forecasts:
