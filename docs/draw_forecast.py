@@ -84,8 +84,8 @@ def draw(
             raise DataFileError(f"--origin {origin}: no forecast of {server} was made then; leave it out, or choose")
         spec = METRIC_SPECS[metric]
         draw_panel(axes, measured, forecast, f"{server}: {spec.description}", spec.unit)
-    panels[0, 0].legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
-    figure.tight_layout()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", fontsize=9, frameon=False, ncols=4)
+    figure.tight_layout(rect=(0, 0.25 / (height * len(servers)), 1, 1))
     figure.savefig(output, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
