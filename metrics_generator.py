@@ -39,7 +39,7 @@ from simulation.incidents import LABELS, injected_event
 from simulation.live import Feed, Position, StreamPlan
 from simulation.live import stream as play
 from simulation.physics import STATE_NAMES, Scenario, World
-from simulation.writer import ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
+from simulation.writer import MOST_WORKERS, ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
 
 GENERATOR_VERSION = "1.0.0"
 
@@ -112,7 +112,8 @@ def generate(arguments: argparse.Namespace) -> dict[str, object]:
     rows = scenario.steps * len(scenario.fleet)
     if arguments.workers is not None and arguments.workers < 1:
         raise _usage("--workers", arguments.workers, "give 1 or more")
-    workers = min(arguments.workers or os.cpu_count() or 1, 1 + rows // ROWS_WORTH_A_WORKER)
+    cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    workers = min(arguments.workers or cores, 1 + rows // ROWS_WORTH_A_WORKER)
     _refuse_unwritable(arguments.out_dir)
     with tqdm(total=rows, unit="row", unit_scale=True, desc="simulating", disable=None, leave=False) as bar:
         path, tally = write_scenario(
@@ -496,7 +497,12 @@ def parser() -> argparse.ArgumentParser:
         default="dense",
         help="dense: rows of an offline server have state offline and null metrics; sparse: it has none (%(default)s)",
     )
-    add(what, "--workers", type=int, help="processes (one for each core, less for few rows); no result depends on it")
+    add(
+        what,
+        "--workers",
+        type=int,
+        help="processes (one a core, at most 4, fewer for few rows); no result depends on it",
+    )
 
     fleet = result.add_argument_group("fleet")
     for profile, count in SERVERS.items():

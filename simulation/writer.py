@@ -31,11 +31,12 @@ from simulation.incidents import LABELS
 from simulation.physics import OFFLINE, STATE_NAMES, Scenario, Simulator, World, portions
 
 ROWS_IN_ONE_FILE = 8_000_000
-ROWS_IN_ONE_PART = 2_000_000
+ROWS_IN_ONE_PART = 1_000_000
 ROWS_IN_ONE_GROUP = 131_072  # small scenarios: servers are grouped up to about so many rows
 SERVERS_IN_ONE_GROUP = 16  # at least
 ROW_GROUP_ROWS = 262_144
 ROWS_WORTH_A_WORKER = 3_000_000  # starting one takes as long as simulating so many rows
+MOST_WORKERS = 4  # unless asked for: each takes about 200 MB
 
 Result = TypeVar("Result")
 Progress = Callable[[int], object]  # rows since the last call
@@ -63,7 +64,7 @@ class Tally:
 class Rows(NamedTuple):
     """Rows of a group, by server and time: arrays [row]."""
 
-    step: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int32]
     server: npt.NDArray[np.int32]  # position in the group
     states: npt.NDArray[np.int8]
     incidents: npt.NDArray[np.int8]
@@ -96,7 +97,7 @@ def write_scenario(
             with pq.ParquetWriter(target, arrow_schema(), **_PARQUET) as file:
                 for group, part in zip(_groups(scenario), _run(world, _simulate_group, jobs, workers), strict=True):
                     tally.add(_count(scenario, group, part))
-                    file.write_table(_table(scenario, group, part, names), row_group_size=ROW_GROUP_ROWS)
+                    _write(file, scenario, group, part, names, group)
                     progress(group.size * scenario.steps)
         else:
             target.mkdir()
@@ -189,8 +190,8 @@ def _write_group(world: World, job: _Job) -> Tally:
     days = max(1, ROWS_IN_ONE_PART // (day_steps * len(job.servers)))
     for number, rows in enumerate(_parts(world, job, days * day_steps)):
         tally.add(_count(scenario, job.servers, rows))
-        table = _table(scenario, job.servers - job.servers[0], rows, names, job.servers)
-        pq.write_table(table, f"{job.target}-{number:05d}.parquet", row_group_size=ROW_GROUP_ROWS, **_PARQUET)
+        with pq.ParquetWriter(f"{job.target}-{number:05d}.parquet", arrow_schema(), **_PARQUET) as file:
+            _write(file, scenario, job.servers, rows, names, job.servers - job.servers[0])
     return tally
 
 
@@ -206,7 +207,7 @@ def _parts(world: World, job: _Job, part_steps: int) -> Iterator[Rows]:
             at = slice(chunk.first_step - first, chunk.first_step - first + portion)
             metrics[:, :, at], states[:, at], incidents[:, at] = chunk.metrics, chunk.states, chunk.incidents
         rows = Rows(
-            np.tile(np.arange(first, first + length), count),
+            np.tile(np.arange(first, first + length, dtype=np.int32), count),
             np.repeat(np.arange(count, dtype=np.int32), length),
             states.ravel(),
             incidents.ravel(),
@@ -222,24 +223,39 @@ def _without_offline(rows: Rows) -> Rows:
     return Rows(rows.step[there], rows.server[there], rows.states[there], rows.incidents[there], rows.metrics[:, there])
 
 
+def _write(
+    file: pq.ParquetWriter,
+    scenario: Scenario,
+    group: npt.NDArray[np.int64],
+    rows: Rows,
+    names: list[str],
+    positions: npt.NDArray[np.int64],
+) -> None:
+    """Write a group's rows, a row group at a time; `positions` are the places of its servers in `names`."""
+    for first in range(0, rows.step.size, ROW_GROUP_ROWS):
+        at = slice(first, first + ROW_GROUP_ROWS)
+        few = Rows(rows.step[at], rows.server[at], rows.states[at], rows.incidents[at], rows.metrics[:, at])
+        file.write_table(_table(scenario, group, few, names, positions))
+
+
 def _table(
     scenario: Scenario,
     group: npt.NDArray[np.int64],
     rows: Rows,
     names: list[str],
-    servers: npt.NDArray[np.int64] | None = None,
+    positions: npt.NDArray[np.int64],
 ) -> pa.Table:
-    """Rows as the contract has them; `group` are the positions of its servers in `names`."""
+    """Rows as the contract has them."""
     schema = arrow_schema()
-    codes = scenario.fleet.profile_codes[group if servers is None else servers].astype(np.int32)
-    instants = scenario.start.astype("datetime64[ns]") + rows.step * np.timedelta64(scenario.step_seconds, "s")
+    codes = scenario.fleet.profile_codes[group].astype(np.int32)
+    instants = scenario.start + rows.step * np.timedelta64(scenario.step_seconds, "s")
 
     def labels(positions: npt.NDArray[np.int32], values: list[str]) -> pa.Array:
         return pa.DictionaryArray.from_arrays(pa.array(positions, mask=positions < 0), pa.array(values, pa.string()))
 
     columns = {
         "timestamp": pa.array(instants.astype("datetime64[ns]"), schema.field("timestamp").type),
-        "server_name": labels(group.astype(np.int32)[rows.server], names),
+        "server_name": labels(positions.astype(np.int32)[rows.server], names),
         "profile": labels(codes[rows.server], [str(profile) for profile in PROFILE_ORDER]),
         "state": labels(rows.states.astype(np.int32), list(STATE_NAMES)),
         **{name: pa.array(values, from_pandas=True) for name, values in zip(METRICS, rows.metrics, strict=True)},
