@@ -37,6 +37,7 @@ from forecasting.artifact import (
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
     ModelConfig,
+    ModelError,
     new_model_directory,
     promote,
 )
@@ -54,10 +55,11 @@ from forecasting.model import (
 from forecasting.report import write_report
 from forecasting.sampling import Batch, WindowSource, batches_per_epoch, draw_history, epoch
 from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.windows import WindowSpec
-from server_profiles import BUILT_IN_RULES, ProfileFileError, load_profile_rules
+from forecasting.windows import DAY_SECONDS, WindowSpec
+from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
 
 DEFAULT_TIMEZONE = "America/New_York"
+SHORTEST_DEFAULT_STEP = 300  # seconds: a day of context in finer steps is more than a network should read
 SHRINKAGE_STEPS = 3.0  # measured steps at which a window's own statistics count as much as its profile's
 WARM_UP = 0.05  # share of the run over which the learning rate rises
 WEIGHT_DECAY = 0.01
@@ -124,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="0.1",
         help="share of each profile's servers, or comma-separated names, kept out of training (%(default)s)",
     )
+    add(
+        "--step-seconds",
+        type=_positive_int,
+        help=f"step of the model; finer data are averaged onto it (the data's own, at least {SHORTEST_DEFAULT_STEP})",
+    )
     add("--timezone", help=f"business time zone, if the data names none ({DEFAULT_TIMEZONE})")
     add("--seed", type=int, default=42, help="of weights, windows and held-out servers (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (%(default)s)")
@@ -137,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         torch.manual_seed(arguments.seed)
+        arguments.models_dir.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
         data = read(arguments)
         grid, spec = lay_out(data, arguments)
         split = split_fleet(grid, spec, arguments)
@@ -146,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = describe(spec, scaling, profiles, arguments)
         scores, cold_start = evaluate(training.model, config, grid, split)
         model_dir = publish(training, config, scores, cold_start, grid, split, arguments)
-    except (TrainingError, ContractError, DataFileError, GridError, ProfileFileError) as error:
+    except (TrainingError, ContractError, DataFileError, GridError, ProfileFileError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_tables(scores, cold_start)
@@ -171,8 +179,9 @@ def read(arguments: argparse.Namespace) -> ContractData:
 
 def lay_out(data: ContractData, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
     """The data on its regular grid, and the window lengths in steps."""
-    step_seconds = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
+    step_seconds = choose_step(data, arguments)
     timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
+    check_timezone(timezone)
     grid = FleetGrid.from_frame(data.frame, data.metrics, step_seconds)
     spec = WindowSpec(
         metrics=grid.metrics,
@@ -182,6 +191,28 @@ def lay_out(data: ContractData, arguments: argparse.Namespace) -> tuple[FleetGri
         horizon_steps=_steps(arguments.horizon_hours, step_seconds, "--horizon-hours"),
     )
     return grid, spec
+
+
+def choose_step(data: ContractData, arguments: argparse.Namespace) -> int:
+    """Seconds per step of the model: the flag's, else the data's own but not finer than SHORTEST_DEFAULT_STEP."""
+    of_data = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
+    step_seconds: int = arguments.step_seconds or max(of_data, SHORTEST_DEFAULT_STEP)
+    if step_seconds < of_data or DAY_SECONDS % step_seconds:
+        raise TrainingError(
+            f"--step-seconds {step_seconds}: must divide a day and not be finer than the data's {of_data} s; "
+            "choose one such as 300, 600 or 3600"
+        )
+    if step_seconds != of_data:
+        print(f"notice: averaging samples every {of_data} s onto steps of {step_seconds} s", file=sys.stderr)
+    return step_seconds
+
+
+def check_timezone(timezone: str) -> None:
+    """Raises TrainingError if the zone is unknown."""
+    try:
+        business_time(np.zeros(1, dtype="datetime64[s]"), timezone)
+    except ValueError as error:
+        raise TrainingError(f"--timezone {timezone}: {error}") from error
 
 
 def _steps(hours: float, step_seconds: int, flag: str) -> int:
@@ -265,9 +296,7 @@ def choose_profiles(
     return detected
 
 
-def fit_on_training_part(
-    grid: FleetGrid, spec: WindowSpec, split: Split, profiles: tuple[str, ...]
-) -> FleetScaling:
+def fit_on_training_part(grid: FleetGrid, spec: WindowSpec, split: Split, profiles: tuple[str, ...]) -> FleetScaling:
     """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
     return fit_scaling(
         grid.values[split.seen, : split.train_end],
@@ -430,7 +459,7 @@ def describe(
 ) -> ModelConfig:
     """The configuration the model is published with."""
     return ModelConfig(
-        model_id=datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S"),
+        model_id=free_model_id(arguments.models_dir),
         contract_version=CONTRACT_VERSION,
         hidden_size=arguments.hidden_size,
         quantiles=QUANTILES,
@@ -438,6 +467,13 @@ def describe(
         spec=spec,
         scaling=scaling,
     )
+
+
+def free_model_id(models_dir: Path) -> str:
+    """tft_model_<UTC time>, with a number behind it if two models are made within a second."""
+    name = datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S")
+    taken = sum(1 for path in models_dir.glob(f"{name}*"))
+    return f"{name}_{taken + 1}" if taken else name
 
 
 def evaluate(

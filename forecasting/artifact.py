@@ -130,7 +130,7 @@ def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
-                profiles=tuple(fields["profiles"]),
+        profiles=tuple(fields["profiles"]),
         shrinkage_steps=float(fields["shrinkage_steps"]),
         **floats,
     )

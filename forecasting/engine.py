@@ -165,6 +165,8 @@ def _onnx_run(path: Path, threads: int | None) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Idle threads sleep instead of spinning: the processors belong to ingest and requests between two forecasts.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -66,7 +66,7 @@ class WindowSpec:
         lengths = [1]
         while (length := 3 * 2 ** (len(lengths) - 1)) < self.context_steps:
             lengths.append(length)
-        return (*lengths, self.context_steps)
+        return tuple(sorted({*lengths, self.context_steps}))
 
     @property
     def static_reals(self) -> tuple[str, ...]:

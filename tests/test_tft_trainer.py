@@ -242,6 +242,31 @@ def test_unknown_holdout_servers_are_named(
     assert "must be at least 0 and below 1" in refused(tiny_training_dir, tmp_path, capsys, "--holdout-servers", "1.5")
 
 
+def test_unknown_zones_and_unfit_steps_are_named(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Mars/Olympus" in refused(tiny_training_dir, tmp_path, capsys, "--timezone", "Mars/Olympus")
+    message = refused(tiny_training_dir, tmp_path, capsys, "--step-seconds", "70")
+    assert "--step-seconds 70: must divide a day and not be finer than the data's 300 s" in message
+
+
+def test_a_models_folder_that_cannot_be_written_is_named(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert run(tiny_training_dir, tmp_path / "file" / "models") == 1
+    captured = capsys.readouterr()
+    assert f"{tmp_path / 'file'}" in captured.err
+    assert "[TRANSFER]" not in captured.out, "refused before the data is read and trained on"
+
+
+def test_finer_samples_are_averaged_onto_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "data", tiny_fleet(hours=12, step_seconds=60))
+    assert run(folder, tmp_path / "models") == 0
+    assert "averaging samples every 60 s onto steps of 300 s" in capsys.readouterr().err
+    assert read_config(tmp_path / "models" / "current").step_seconds == 300
+
+
 def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     command = [
