@@ -14,6 +14,7 @@ stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The data k
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError, ValueError) as problem:
-        print(f"error: {_in_words(problem)}", file=sys.stderr)
+        print(f"error: {_in_words(problem, arguments.out_dir)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was changed", file=sys.stderr)
@@ -289,11 +290,15 @@ def _usage(flag: str, value: object, remedy: str) -> UsageError:
     return UsageError(f"{flag} is {value}; {remedy}")
 
 
-def _in_words(problem: Exception) -> str:
-    if isinstance(problem, OSError) and problem.strerror:
-        where = f"{problem.filename}: " if problem.filename else ""
-        return f"{where}{problem.strerror}; choose another folder with --out_dir, or make room"
-    return str(problem)
+def _in_words(problem: Exception, out_dir: Path) -> str:
+    if not isinstance(problem, OSError) or not problem.strerror:
+        return str(problem)
+    if problem.errno == errno.ENOSPC:
+        return f"{problem.strerror} in {out_dir}; make room, or choose another folder with --out_dir"
+    remedy = "check the path and its permissions"
+    if str(problem.filename).startswith(str(out_dir)):
+        remedy = "choose another folder with --out_dir, or change its permissions"
+    return f"{problem.filename}: {problem.strerror}; {remedy}"
 
 
 def stream(arguments: argparse.Namespace) -> dict[str, object]:

@@ -176,6 +176,25 @@ LABELS = tuple(KINDS)  # the code of an incident is its position here
 METRIC_POSITIONS = {name: position for position, name in enumerate(PROFILES[ServerProfile.GENERIC].baselines)}
 
 
+def incident_table() -> str:
+    """Markdown table of all incidents; docs/incidents.md holds it."""
+
+    def span(minutes: Minutes) -> str:
+        low, high = minutes
+        return "none" if high == 0 else f"{low:g}-{high:g} min" if high < 120 else f"{low / 60:g}-{high / 60:g} h"
+
+    lines = [
+        "| profile | incident | warning | at its worst | recovery | signs before it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for profile, spec in PROFILES.items():
+        for label in spec.incidents:
+            kind = KINDS[label]
+            spans = " | ".join(span(phase) for phase in (kind.warning, kind.peak, kind.recovery))
+            lines.append(f"| {profile} | `{label}` | {spans} | {kind.signs} |")
+    return "\n".join(lines)
+
+
 class Events(NamedTuple):
     """Incidents of a fleet, ordered by server and onset: arrays [event], times in seconds after the start of it all."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -101,7 +102,7 @@ def write_scenario(
                     progress(group.size * scenario.steps)
         else:
             target.mkdir()
-            jobs = [job._replace(target=target / f"{number:05d}") for number, job in enumerate(jobs)]
+            jobs = [job._replace(target=target) for job in jobs]
             for group, part_tally in zip(_groups(scenario), _run(world, _write_group, jobs, workers), strict=True):
                 tally.add(part_tally)
                 progress(group.size * scenario.steps)
@@ -123,7 +124,7 @@ _PARQUET = {
 class _Job(NamedTuple):
     servers: npt.NDArray[np.int64]
     sparse: bool
-    target: Path | None  # beginning of the names of part files
+    target: Path | None  # folder of the part files
 
 
 def _groups(scenario: Scenario) -> list[npt.NDArray[np.int64]]:
@@ -184,13 +185,16 @@ def _simulate_group(world: World, job: _Job) -> Rows:
 
 
 def _write_group(world: World, job: _Job) -> Tally:
+    """Part files named by the first time and the first server in them."""
     scenario, tally = world.scenario, Tally()
     names = [scenario.fleet.names[server] for server in job.servers]
     day_steps = max(1, 86_400 // scenario.step_seconds)
     days = max(1, ROWS_IN_ONE_PART // (day_steps * len(job.servers)))
     for number, rows in enumerate(_parts(world, job, days * day_steps)):
+        begin = scenario.timestamps(number * days * day_steps, 1)[0].astype(datetime)
+        part = f"{begin:%Y%m%dT%H%M%SZ}-{job.servers[0]:06d}.parquet"
         tally.add(_count(scenario, job.servers, rows))
-        with pq.ParquetWriter(f"{job.target}-{number:05d}.parquet", arrow_schema(), **_PARQUET) as file:
+        with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(), **_PARQUET) as file:
             _write(file, scenario, job.servers, rows, names, job.servers - job.servers[0])
     return tally
 

@@ -1,5 +1,7 @@
 """Incidents: documented, visible, labelled, as frequent as asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from simulation.incidents import (
     CALM_MINUTES,
     KINDS,
     LABELS,
+    incident_table,
     injected_event,
     schedule_events,
     schedule_outages,
@@ -149,3 +152,7 @@ def test_outages_last_minutes_to_hours():
 def test_an_incident_that_cannot_be_is_refused_with_the_remedy(server, label, message):
     with pytest.raises(ValueError, match=message):
         injected_event(Fleet.of({"database": 2, "generic": 1}, 1), server, label, 0.0)
+
+
+def test_the_documents_table_is_that_of_the_code():
+    assert incident_table() in (Path(__file__).parent.parent / "docs" / "incidents.md").read_text(encoding="utf-8")
