@@ -23,7 +23,7 @@ from forecasting.artifact import (
 )
 from forecasting.windows import Calendar, Windows, build_windows
 
-CHUNK_WINDOWS = 256  # bounds memory: windows in flight at once
+CHUNK_WINDOWS = 24  # windows in flight at once: their tensors stay in the cache, and memory stays small
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
 
 
