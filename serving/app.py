@@ -24,6 +24,7 @@ from serving.alerts import AlertBook, AlertRules
 from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
 from serving.cycle import FleetForecasts, FleetSnapshot, ServerForecast, forecast_servers, profile_of
 from serving.daemon import JSON, Daemon, daemon_of, try_again
+from serving.dashboard_routes import add_dashboard_routes
 from serving.delivery import AlertmanagerDelivery, Delivery
 from serving.events import EventHub
 from serving.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
@@ -95,6 +96,7 @@ def create_app(
     _add_forecasts(app)
     add_fleet_routes(app)
     add_live_routes(app)
+    add_dashboard_routes(app)
 
     def end_streams() -> None:
         app.state.daemon.events.close()

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from serving.answers import to_json
+from serving.dashboard_routes import FILES
 from serving.settings import LOOPBACK_HOSTS, Settings
 
 Message = MutableMapping[str, Any]
@@ -22,7 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger(__name__)
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes carry no token, and say nothing
+# Probes carry no token and say nothing; the dashboard's files hold no data, its requests do and carry the token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _SECURITY_HEADERS = (
