@@ -1,0 +1,95 @@
+"""What is shipped for operators fits what the daemon exposes, and passes the tools that read it."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tft_inference
+from serving.settings import load_settings
+from tests.test_app import daemon, forecast_of, post, record, wait_for
+
+DEPLOY = Path(tft_inference.__file__).parent / "deploy"
+NAMES = re.compile(r"\bfleet_[a-z_]+\b")
+
+
+@pytest.fixture(scope="module")
+def exposed(tmp_path_factory):
+    values = dict.fromkeys(("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms"), 50.0)
+    with daemon(tmp_path_factory.mktemp("daemon")) as client:
+        post(client, record(**values))
+        forecast_of(client)
+        wait_for(lambda: "fleet_breach_probability{" in client.get("/metrics").text)
+        return set(NAMES.findall(client.get("/metrics").text))
+
+
+@pytest.mark.parametrize("name", ["fleet-forecast.rules.yml", "grafana/fleet-forecast.json"])
+def test_rules_and_dashboard_use_only_what_is_exposed(exposed, name):
+    used = set(NAMES.findall((DEPLOY / name).read_text()))
+    assert len(used) > 3
+    assert used <= exposed
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="the program promtool is not installed")
+def test_promtool_accepts_scrape_configuration_and_rules(tmp_path):
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus-scrape.yml"],
+        cwd=tmp_path / "deploy",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "7 rules found" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="the program promtool is not installed")
+def test_the_dashboards_queries_are_promql(tmp_path):
+    panels = json.loads((DEPLOY / "grafana/fleet-forecast.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    rules = [{"record": f"check:{n}", "expr": query} for n, query in enumerate(queries)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "check", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(queries) > 20
+
+
+def test_the_sample_settings_are_settings():
+    path = DEPLOY / "daemon.toml"
+    assert load_settings(path, {}).port == 8000
+    commented = re.sub(r"^# (\w+ = )", r"\1", path.read_text(), flags=re.M)
+    assert len(tomllib.loads(commented)) > 8
+
+
+def test_the_sample_settings_name_only_settings_in_their_comments(tmp_path):
+    commented = re.sub(r"^# (\w+ = )", r"\1", (DEPLOY / "daemon.toml").read_text(), flags=re.M)
+    (tmp_path / "all.toml").write_text(commented)
+    assert load_settings(tmp_path / "all.toml", {}).alertmanager == "http://127.0.0.1:9093"
+
+
+@pytest.mark.parametrize("name", ["fleet-forecast.service", "Dockerfile"])
+def test_units_and_images_start_the_daemon_with_known_flags(name):
+    text = (DEPLOY / name).read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith(("ExecStart=", "ENTRYPOINT "))]
+    flags = re.findall(r"--[a-z-]+", line)
+    assert "--daemon" in flags
+    known = tft_inference.parse_arguments([]).__dict__
+    assert {flag[2:].replace("-", "_") for flag in flags} <= set(known)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="the program systemd-analyze is not installed")
+def test_the_unit_is_hardened():
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(DEPLOY / "fleet-forecast.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-500:]
