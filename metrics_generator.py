@@ -337,15 +337,15 @@ def stream(arguments: argparse.Namespace) -> dict[str, object]:
         )
         feed = Feed(arguments.stream, lambda text: tqdm.write(text, file=sys.stderr), stopped, token)
         try:
-            counts = play(plan, feed, lambda timestamp: _show_tick(bar, timestamp))
+            counts = play(plan, feed, lambda timestamp, ticks: _show_ticks(bar, timestamp, ticks))
         finally:
             feed.close()
     return {**counts, "url": arguments.stream}
 
 
-def _show_tick(bar: tqdm[NoReturn], timestamp: str) -> None:
+def _show_ticks(bar: tqdm[NoReturn], timestamp: str, ticks: int) -> None:
     bar.set_postfix_str(timestamp, refresh=False)
-    bar.update()
+    bar.update(ticks)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from simulation.physics import OFFLINE, STATE_NAMES, Chunk, Scenario, Simulator,
 from simulation.randomness import uniform
 
 RECORDS_IN_ONE_REQUEST = 10_000
+RECORDS_IN_ONE_BACKFILL = 2_000  # overdue ticks are sent together up to about so many records
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 PATIENCE_AT_FIRST_SECONDS = 10.0  # a wrong address should not keep anyone waiting
 PATIENCE_SECONDS = 3600.0  # a daemon that has answered before may be away for so long
@@ -274,55 +275,19 @@ class StreamPlan:
 
 
 def stream(
-    plan: StreamPlan, feed: Feed, on_tick: Callable[[str], None], clock: Callable[[], float] = time.time
+    plan: StreamPlan, feed: Feed, on_ticks: Callable[[str, int], None], clock: Callable[[], float] = time.time
 ) -> dict[str, Any]:
     """Send tick by tick until the plan's last step or until the feed is stopped; returns counts for the report.
 
-    on_tick is called with the time of each acknowledged tick.
-
-    Raises FeedError if the daemon is lost, ValueError if the position file or an incident does not fit.
+    Ticks that are overdue go together in larger requests. on_ticks is called with the newest acknowledged time and the
+    number of ticks since the last call. Raises FeedError if the daemon is lost, ValueError if the position file or an
+    incident does not fit.
     """
-    scenario, say, began = plan.scenario, feed.say, time.monotonic()
-    position = Position.read(plan.position_file, scenario) if plan.position_file else None
-    resumed = position is not None and position.document["next_step"] is not None
-    first = position.document["next_step"] if position is not None and resumed else plan.first_step
-    fleet = LiveFleet(scenario, first)
-    if position is not None and resumed:
-        for profile, number in position.document["racked"]:
-            fleet.rack(profile, number)
-        for server_name, label, step in position.document["injected"]:
-            fleet.inject(server_name, label, step)
-        say(f"going on after {scenario.timestamps(first - 1, 1)[0]}Z")
-    pace = Pace(scenario.timestamps(first, 1)[0], plan.speed, clock())
-    injected = list(position.document["injected"]) if position is not None else []
-    ticks, live_from = 0, None
-    while fleet.step < plan.last_step and not feed.stopped.is_set():
-        step, stamp = fleet.step, scenario.timestamps(fleet.step, 1)[0]
-        wait = pace.due(stamp) - clock()
-        if live_from is None and (wait > 0 or plan.speed is not None):
-            live_from = step
-            done = {(server_name, label) for server_name, label, _ in injected}
-            for server_name, label in (one for one in plan.inject if one not in done):
-                fleet.inject(server_name, label)
-                injected.append([server_name, label, step])
-                say(f"{stamp}Z: {label} begins on {server_name}")
-        elif live_from is not None and _is_due(step - live_from, plan.new_server_every_steps):
-            say(f"{stamp}Z: racked {fleet.rack()}")
-        if wait > 0 and feed.stopped.wait(wait):
-            break
-        records = fleet.tick()
-        if plan.sparse:
-            records = [record for record in records if record["state"] != STATE_NAMES[OFFLINE]]
-        if not feed.send(records):
-            break
-        ticks += 1
-        on_tick(f"{stamp}Z")
-        if position is not None:
-            position.document |= {"next_step": step + 1, "racked": fleet.racked, "injected": injected}
-            position.write()
+    began, playback = time.monotonic(), _Playback(plan, feed, clock)
+    ticks = playback.run(on_ticks)
     return {
         "ticks": ticks,
-        "servers": len(fleet.names),
+        "servers": len(playback.fleet.names),
         "records": feed.accepted + feed.rejected,
         "accepted": feed.accepted,
         "rejected": feed.rejected,
@@ -331,5 +296,75 @@ def stream(
     }
 
 
-def _is_due(steps: int, every: int | None) -> bool:
-    return every is not None and steps > 0 and steps % every == 0
+class _Playback:
+    """A stream under way."""
+
+    def __init__(self, plan: StreamPlan, feed: Feed, clock: Callable[[], float]) -> None:
+        self.plan, self.feed, self.clock = plan, feed, clock
+        self.position = Position.read(plan.position_file, plan.scenario) if plan.position_file else None
+        done = self.position.document if self.position else {"next_step": None, "racked": [], "injected": []}
+        first = plan.first_step if done["next_step"] is None else done["next_step"]
+        self.fleet = LiveFleet(plan.scenario, first)
+        for profile, number in done["racked"]:
+            self.fleet.rack(profile, number)
+        for server_name, label, step in done["injected"]:
+            self.fleet.inject(server_name, label, step)
+        if done["next_step"] is not None:
+            feed.say(f"going on after {self._time(first - 1)}")
+        self.injected = list(done["injected"])
+        self.pace = Pace(plan.scenario.timestamps(first, 1)[0], plan.speed, clock())
+        self.live_from: int | None = None  # first step after the backfill
+
+    def run(self, on_ticks: Callable[[str, int], None]) -> int:
+        """Play to the end; returns the number of acknowledged ticks."""
+        fleet, ticks, waiting = self.fleet, 0, 0
+        records: list[dict[str, Any]] = []
+        while fleet.step < self.plan.last_step and not self.feed.stopped.is_set():
+            wait = self._wait()
+            self._change_fleet(live=wait > 0 or self.plan.speed is not None)
+            if wait > 0 and self.feed.stopped.wait(wait):
+                break
+            records += self._tick()
+            waiting += 1
+            if self._is_behind() and len(records) < RECORDS_IN_ONE_BACKFILL:
+                continue
+            if not self.feed.send(records):
+                break
+            self._remember()
+            on_ticks(self._time(fleet.step - 1), waiting)
+            ticks += waiting
+            records, waiting = [], 0
+        return ticks
+
+    def _wait(self) -> float:
+        return self.pace.due(self.plan.scenario.timestamps(self.fleet.step, 1)[0]) - self.clock()
+
+    def _is_behind(self) -> bool:
+        return self.plan.speed is None and self.fleet.step < self.plan.last_step and self._wait() <= 0
+
+    def _tick(self) -> list[dict[str, Any]]:
+        records = self.fleet.tick()
+        return [record for record in records if not self.plan.sparse or record["state"] != STATE_NAMES[OFFLINE]]
+
+    def _change_fleet(self, live: bool) -> None:
+        """Incidents asked for begin with the first live tick; servers are racked from then on."""
+        step, every = self.fleet.step, self.plan.new_server_every_steps
+        if self.live_from is None and live:
+            self.live_from = step
+            begun = {(server_name, label) for server_name, label, _ in self.injected}
+            for server_name, label in self.plan.inject:
+                if (server_name, label) not in begun:
+                    self.fleet.inject(server_name, label)
+                    self.injected.append([server_name, label, step])
+                    self.feed.say(f"{self._time(step)}: {label} begins on {server_name}")
+        elif self.live_from is not None and every is not None and (step - self.live_from) % every == 0:
+            self.feed.say(f"{self._time(step)}: racked {self.fleet.rack()}")
+
+    def _remember(self) -> None:
+        if self.position is not None:
+            position = {"next_step": self.fleet.step, "racked": self.fleet.racked, "injected": self.injected}
+            self.position.document |= position
+            self.position.write()
+
+    def _time(self, step: int) -> str:
+        return f"{self.plan.scenario.timestamps(step, 1)[0]}Z"

@@ -67,9 +67,9 @@ def feed_to(daemon, **options):
     return feed, said, stopped
 
 
-def play(daemon, plan=None, feed=None, on_tick=lambda _: None, clock=lambda: LONG_AGO):
+def play(daemon, plan=None, feed=None, on_ticks=lambda *_: None, clock=lambda: LONG_AGO):
     feed = feed or feed_to(daemon)[0]
-    return stream(plan or StreamPlan(scenario(), 0, 40, None), feed, on_tick, clock)
+    return stream(plan or StreamPlan(scenario(), 0, 40, 1e9), feed, on_ticks, clock)
 
 
 def expected_rows(simulated, first=0):
@@ -122,8 +122,9 @@ def test_nothing_is_lost_and_nothing_is_stored_twice_when_the_daemon_falters(ans
 def test_pauses_grow_and_the_daemons_own_wish_is_kept():
     daemon = Daemon("ok", *[httpx.Response(500)] * 9, httpx.Response(503, headers={"retry-after": "7"}))
     feed, said, stopped = feed_to(daemon)
-    play(daemon, StreamPlan(scenario(), 0, 2, None), feed)
-    assert stopped.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 7]
+    play(daemon, StreamPlan(scenario(), 0, 2, 1e9), feed)
+    pauses = [seconds for seconds in stopped.waits if seconds > 0.1]  # the rest is the pace of the ticks
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 7]
     assert "status 500; trying again in 0.5 s" in said[0]
 
 
@@ -160,10 +161,21 @@ def test_rejected_records_are_counted_and_the_first_reason_is_shown():
     assert "too old" in said[0]
 
 
+def test_overdue_ticks_go_together_and_what_is_sent_is_the_same(monkeypatch):
+    together, one_by_one, told = Daemon(), Daemon(), []
+    play(one_by_one)
+    monkeypatch.setattr(live, "RECORDS_IN_ONE_BACKFILL", 50)
+    counts = play(together, StreamPlan(scenario(), 0, 40, None), on_ticks=lambda *ticks: told.append(ticks))
+    assert (one_by_one.requests, together.requests) == (40, 4)
+    assert (together.rows, together.order, counts["ticks"]) == (one_by_one.rows, one_by_one.order, 40)
+    assert [ticks for _, ticks in told] == [13, 13, 13, 1]
+    assert told[-1][0] == max(stamp for _, stamp in together.rows)
+
+
 def test_large_fleets_are_sent_in_requests_of_bounded_size(monkeypatch):
     monkeypatch.setattr(live, "RECORDS_IN_ONE_REQUEST", 3)
     daemon = Daemon()
-    play(daemon, StreamPlan(scenario(), 0, 5, None))
+    play(daemon, StreamPlan(scenario(), 0, 5, 1e9))
     assert daemon.requests == 10
     assert len(daemon.rows) == 20
 
@@ -198,7 +210,7 @@ def test_a_stopped_stream_goes_on_where_it_was_without_loss_or_doubles(tmp_path,
     play(whole, StreamPlan(scenario(), 0, 40, 1e9, new_server_every_steps=every))
     feed, _, stopped = feed_to(daemon)
     ticks = []
-    play(daemon, plan, feed, lambda stamp: (ticks.append(stamp), len(ticks) == stop_after and stopped.set()))
+    play(daemon, plan, feed, lambda stamp, _: (ticks.append(stamp), len(ticks) == stop_after and stopped.set()))
     assert len(ticks) == stop_after
     play(daemon, plan)
     assert daemon.doubles == 0
@@ -225,7 +237,7 @@ def test_an_injected_incident_goes_on_after_a_stop(tmp_path):
     whole, daemon = Daemon(), Daemon()
     play(whole, StreamPlan(plan.scenario, 0, 40, 1e9, inject=plan.inject))
     feed, _, stopped = feed_to(daemon)
-    play(daemon, plan, feed, lambda stamp: stamp.startswith("2026-09-14T04:15") and stopped.set())
+    play(daemon, plan, feed, lambda stamp, _: stamp.startswith("2026-09-14T04:15") and stopped.set())
     play(daemon, StreamPlan(plan.scenario, 0, 40, 1e9, position_file=position))
     assert daemon.rows == whole.rows
     assert any(row["incident"] == "lock_contention" for row in whole.rows.values())
@@ -279,7 +291,7 @@ def test_a_stream_waits_for_each_tick_of_the_future():
     now = float(START.astype(np.int64)) + 900.0
     daemon = Daemon()
     feed, _, stopped = feed_to(daemon)
-    stream(StreamPlan(scenario(), 0, 6, None), feed, lambda _: None, clock=lambda: now)
+    stream(StreamPlan(scenario(), 0, 6, None), feed, lambda *_: None, clock=lambda: now)
     assert stopped.waits == [300, 600]
     assert len(daemon.rows) == 24
 
@@ -311,7 +323,7 @@ def test_new_servers_and_incidents_wait_until_the_backfill_is_over():
     plan = StreamPlan(
         scenario(incident_rate=0), 0, 20, None, new_server_every_steps=2, inject=(("ppdb002", "lock_contention"),)
     )
-    stream(plan, feed, lambda _: None, clock=lambda: now)
+    stream(plan, feed, lambda *_: None, clock=lambda: now)
     assert "2026-09-14T04:55:00Z: lock_contention begins on ppdb002" in said[0]
     assert all(stamp >= "2026-09-14T05:05" for name, stamp in daemon.rows if name not in scenario().fleet.names)
     labelled = [stamp for (_, stamp), row in daemon.rows.items() if row["incident"]]
