@@ -1,4 +1,4 @@
-"""Judges every new forecast, remembers what fires over a restart, and tells events and deliveries."""
+"""Looks at every new cycle: scores earlier forecasts, judges alerts, remembers them, tells events and deliveries."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from serving.alerts import Alert, AlertBook
 from serving.cycle import FleetForecasts, FleetSnapshot
 from serving.delivery import Delivery, as_document
 from serving.events import EventHub
+from serving.scores import ForecastScores
 
 LOG = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class AlertWatch:
     def __init__(
         self,
         book: AlertBook,
+        scores: ForecastScores,
         forecasts: FleetForecasts,
         events: EventHub,
         deliveries: Sequence[Delivery],
@@ -31,7 +33,7 @@ class AlertWatch:
         clock: Callable[[], float],
     ) -> None:
         self._book, self._forecasts, self._events, self._deliveries = book, forecasts, events, deliveries
-        self._state_file, self._clock = state_file, clock
+        self._scores, self._state_file, self._clock = scores, state_file, clock
         self._wake = asyncio.Event()
         self._saved: list[dict[str, Any]] = []
         forecasts.listeners.append(self._on_cycle)
@@ -63,6 +65,7 @@ class AlertWatch:
             delivery.take(changed)
 
     def _judge_snapshot(self, snapshot: FleetSnapshot) -> list[Alert]:
+        self._scores.take(snapshot)
         now = self._clock()
         changed = self._book.judge(snapshot.forecasts.values(), now)
         return changed + self._book.keep_only(snapshot.forecasts, now)

@@ -36,6 +36,7 @@ from serving.model_slot import LoadEngine, LoadResult, ModelSlot
 from serving.prometheus import PrometheusClient, QuerySet
 from serving.pull import Puller
 from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
+from serving.scores import ForecastScores
 from serving.settings import Settings
 
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
@@ -65,7 +66,9 @@ def create_app(
         daemon.deliveries += _deliveries(daemon)
         app.state.daemon = daemon
         state_file = settings.history.with_name(settings.history.name + ".alerts.json")
-        watch = AlertWatch(daemon.alerts, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock)
+        watch = AlertWatch(
+            daemon.alerts, daemon.scores, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock
+        )
         _tell_events(daemon)
         work = [daemon.model.watch(), daemon.forecasts.run(), watch.run(), *(d.run() for d in daemon.deliveries)]
         if pull_from is not None:
@@ -112,7 +115,7 @@ def _open(settings: Settings, rules: ProfileRules, alert_rules: AlertRules | Non
     forecasts = FleetForecasts(settings, store, rules)
     model = ModelSlot(settings.model, load, forecasts)
     book = AlertBook(alert_rules or AlertRules())
-    return Daemon(settings, rules, store, forecasts, model, book, EventHub(), [], time.time())
+    return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], time.time())
 
 
 def _deliveries(daemon: Daemon) -> list[Delivery]:

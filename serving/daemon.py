@@ -18,6 +18,7 @@ from serving.delivery import Delivery
 from serving.events import EventHub
 from serving.history import HistoryStore
 from serving.model_slot import ModelSlot
+from serving.scores import ForecastScores
 from serving.settings import Settings
 
 JSON = "application/json"
@@ -33,6 +34,7 @@ class Daemon:
     forecasts: FleetForecasts
     model: ModelSlot
     alerts: AlertBook
+    scores: ForecastScores
     events: EventHub
     deliveries: list[Delivery]
     started_seconds: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from data_contract import CONTRACT_VERSION
@@ -144,6 +144,7 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
         "Forecasts dropped because they were not finite.",
         ("", figures.kept_for_bad_output),
     )
+    yield from _scores(daemon, counter)
     alerts = Counter(alert.metric for alert in list(daemon.alerts.firing.values()))
     firing = ((f'{{metric="{metric}"}}', count) for metric, count in sorted(alerts.items()))
     yield from gauge("fleet_alerts_firing", "Firing alerts, by metric.", *firing)
@@ -187,6 +188,18 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     yield from gauge("fleet_servers_unmatched", "Servers whose name no rule matches.", ("", unmatched))
     stale = sum(forecasts.is_stale(forecast) for forecast in snapshot.forecasts.values())
     yield from gauge("fleet_servers_stale", "Servers that fell silent.", ("", stale))
+
+
+def _scores(daemon: Daemon, counter: Callable[..., Iterator[str]]) -> Iterator[str]:
+    """What became of earlier forecasts; values in the contract's units."""
+    tallies = [(f'{{metric="{m}",horizon="{h}"}}', tally) for (m, h), tally in sorted(daemon.scores.tallies.items())]
+    for name, description, field in (
+        ("fleet_forecast_scored", "Forecast values compared with what was then measured.", "scored"),
+        ("fleet_forecast_covered", "Of these, within the 80 % band.", "covered_80"),
+        ("fleet_forecast_pinball_loss", "Twice their pinball loss; divided by the next: the WQL.", "pinball"),
+        ("fleet_forecast_measured_magnitude", "Sum of the measured magnitudes.", "absolute"),
+    ):
+        yield from counter(name, description, *((labels, getattr(tally, field)) for labels, tally in tallies))
 
 
 def wants_openmetrics(accept: str) -> bool:
