@@ -204,7 +204,7 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         ticks = int(arguments.hours * 3600 / STEP_SECONDS)
         history = batches(names, now - ticks * STEP_SECONDS, ticks, STEP_SECONDS)
         figures["backfill"] = asyncio.run(ingest(daemon.url, history, None))
-        daemon.wait_until(lambda client: forecast_count(client) == len(names))
+        daemon.wait_until(lambda client: forecast_count(client) == len(names), seconds=300.0)
 
         print("ingest", file=sys.stderr)
         live = batches(names, now, max(2, 50_000 // len(names)), 1)
@@ -218,7 +218,7 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         daemon.wait_until(lambda client: client.get("/readyz").status_code == 200)
         # The cycle of the restarted daemon is under way now: reads during it are what the promise is about.
         print("reads", file=sys.stderr)
-        daemon.wait_until(lambda client: forecast_count(client) == len(names))
+        daemon.wait_until(lambda client: forecast_count(client) == len(names), seconds=300.0)
         figures["restart_to_all_forecast_seconds"] = round(time.perf_counter() - restarted, 2)
         with httpx.Client(base_url=daemon.url) as client:
             figures["cycle"] = client.get("/status").json()["cycle"]
