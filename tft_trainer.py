@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, ContractData, ContractError, DataFileError, read_metrics
 from forecasting import evaluation
@@ -42,18 +37,17 @@ from forecasting.artifact import (
     promote,
 )
 from forecasting.engine import Engine, write_canary
+from forecasting.fitting import Fit, FitSettings, Split, fit
 from forecasting.grid import FleetGrid, GridError, infer_step_seconds
 from forecasting.model import (
     QUANTILES,
     ForecastModel,
     build_network,
     export_onnx,
-    pinball_loss,
     torch_run,
-    window_tensors,
 )
 from forecasting.report import write_report
-from forecasting.sampling import Batch, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.sampling import WindowSource
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.windows import DAY_SECONDS, WindowSpec
 from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
@@ -61,47 +55,12 @@ from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, loa
 DEFAULT_TIMEZONE = "America/New_York"
 SHORTEST_DEFAULT_STEP = 300  # seconds: a day of context in finer steps is more than a network should read
 SHRINKAGE_STEPS = 3.0  # measured steps at which a window's own statistics count as much as its profile's
-WARM_UP = 0.05  # share of the run over which the learning rate rises
-WEIGHT_DECAY = 0.01
-GRADIENT_NORM = 1.0
-AVERAGING_DECAY = 0.995  # of the weights that are judged and published, per batch
 VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
-VALIDATION_WINDOWS = 768
-CHECKS_PER_EPOCH = 4  # validations
-PATIENCE_CHECKS = 12  # without improvement before training stops
 TEST_EVERY_HOURS = 8
-COLD_START_HOURS = (0.0, None, 1.0, 6.0, 24.0)  # None: a single step
 
 
 class TrainingError(ValueError):
     """The data cannot be trained on; the message names the field, the value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
-
-    Training: servers `seen`, targets in [0, fit_end). Validation: `seen`, targets in [fit_end, train_end).
-    Test: `seen` and `unseen` apart, targets in [train_end, steps).
-    """
-
-    seen: np.ndarray
-    unseen: np.ndarray
-    fit_end: int
-    train_end: int
-
-
-@dataclass
-class Training:
-    """How a training run went."""
-
-    model: ForecastModel
-    windows: int = 0
-    seconds: float = 0.0
-    epochs: float = 0.0
-    best_validation_loss: float = float("inf")
-    stopped_by: str = "epochs"
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -154,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = describe(spec, scaling, profiles, arguments)
         scores, cold_start = evaluate(training.model, config, grid, split)
         model_dir = publish(training, config, scores, cold_start, grid, split, arguments)
+    except KeyboardInterrupt:
+        print("error: aborted; nothing was published", file=sys.stderr)
+        return 1
     except (TrainingError, ContractError, DataFileError, GridError, ProfileFileError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -318,137 +280,24 @@ def train(
     split: Split,
     profiles: tuple[str, ...],
     arguments: argparse.Namespace,
-) -> Training:
-    """Fit the network; returns it with the averaged weights that were best on the validation days."""
-    device = _device(arguments.device)
-    random = np.random.default_rng(arguments.seed)
+) -> Fit:
+    """Fit a fresh network on the training part."""
+    network = build_network(spec, profiles, arguments.hidden_size)
+    settings = FitSettings(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
+        seed=arguments.seed,
+    )
     source = WindowSource(grid, spec, scaling)
-    model = ForecastModel(build_network(spec, profiles, arguments.hidden_size), spec, scaling).to(device)
-    average = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
-    best = average
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY)
-    validation = validation_batches(source, split, arguments.seed)
-    per_epoch = batches_per_epoch(spec, len(split.seen), split.fit_end, arguments.batch_size)
-    budget_seconds = arguments.max_minutes * 60 if arguments.max_minutes else float("inf")
-    run = Training(model)
-    checks_without_gain = done = 0
-    check_every = max(1, per_epoch // CHECKS_PER_EPOCH)
-    started = time.monotonic()
-    bar = tqdm(total=per_epoch * arguments.epochs, unit="batch", desc="training", dynamic_ncols=True, mininterval=1.0)
-    with bar, _interruptible() as interrupted:
-        for batch in _endless(source, split, arguments.batch_size, random):
-            progress = max(done / (per_epoch * arguments.epochs), (time.monotonic() - started) / budget_seconds)
-            if progress >= 1 or interrupted():
-                run.stopped_by = "ctrl-c" if interrupted() else "minutes" if budget_seconds < float("inf") else "epochs"
-                break
-            loss = _step(model, optimizer, batch, learning_rate_at(progress) * arguments.learning_rate, device)
-            done += 1
-            run.windows += len(batch.targets)
-            decay = min(AVERAGING_DECAY, (1 + done) / (10 + done))
-            for name, value in model.network.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
-            bar.update()
-            if done % check_every == 0:
-                validation_loss = judge(model, average, validation, device)
-                run.history.append({"epoch": done / per_epoch, "loss": loss, "validation_loss": validation_loss})
-                bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
-                checks_without_gain += 1
-                if validation_loss < run.best_validation_loss:
-                    run.best_validation_loss, checks_without_gain = validation_loss, 0
-                    best = {name: value.clone() for name, value in average.items()}
-                if checks_without_gain >= PATIENCE_CHECKS:
-                    run.stopped_by = "no improvement"
-                    break
-    if judge(model, average, validation, device) < run.best_validation_loss:
-        best = average
-    model.network.load_state_dict(best)
-    run.seconds, run.epochs = time.monotonic() - started, done / per_epoch
-    return run
-
-
-def learning_rate_at(progress: float) -> float:
-    """Factor of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
-    if progress < WARM_UP:
-        return (progress + 1e-3) / (WARM_UP + 1e-3)
-    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP) / (1 - WARM_UP))))
-
-
-def _step(
-    model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, device: torch.device
-) -> float:
-    """One optimisation step; returns the loss."""
-    model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    loss = _loss(model, batch, device)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-    optimizer.step()
-    return loss.item()
-
-
-def _loss(model: ForecastModel, batch: Batch, device: torch.device) -> torch.Tensor:
-    inputs = window_tensors(batch.windows, device)[:-2]  # centre and spread only lead back to physical units
-    return pinball_loss(model.scaled_quantiles(*inputs), torch.from_numpy(batch.targets).to(device))
-
-
-def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Batch]:
-    """A fixed sample of windows from the validation days, with the histories training draws."""
-    random = np.random.default_rng([seed, 1])
-    spec = source.spec
-    batches = []
-    size = 64
-    first, last = split.fit_end - 1, split.train_end - spec.horizon_steps - 1
-    for _ in range(VALIDATION_WINDOWS // size):
-        rows = random.choice(split.seen, size)
-        origins = random.integers(min(first, last), last + 1, size)
-        batches.append(source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool)))
-    return batches
-
-
-def judge(model: ForecastModel, weights: dict[str, torch.Tensor], batches: list[Batch], device: torch.device) -> float:
-    """Mean pinball loss of `weights` on the validation batches; the model's own weights are put back."""
-    own = {name: value.clone() for name, value in model.network.state_dict().items()}
-    model.network.load_state_dict(weights)
-    model.eval()
-    with torch.inference_mode():
-        loss = float(np.mean([_loss(model, batch, device).item() for batch in batches]))
-    model.network.load_state_dict(own)
-    return loss
-
-
-def _endless(source: WindowSource, split: Split, batch_size: int, random: np.random.Generator) -> Iterator[Batch]:
-    while True:
-        yield from epoch(source, split.seen, split.fit_end - 1, batch_size, random)
+    return fit(ForecastModel(network, spec, scaling).to(_device(arguments.device)), source, split, settings)
 
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Any]:
-    """Ctrl-C once asks for an orderly end (the yielded function turns true), twice raises KeyboardInterrupt."""
-    asked: list[int] = []
-
-    def on_interrupt(number: int, _frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping after this batch and keeping the best model; Ctrl-C again to abort", file=sys.stderr)
-
-    try:
-        before = signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # not in the main thread: somebody else handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------
@@ -523,7 +372,7 @@ def _rounded(table: pd.DataFrame) -> str:
 
 
 def publish(
-    training: Training,
+    training: Fit,
     config: ModelConfig,
     scores: dict[str, pd.DataFrame],
     cold_start: pd.DataFrame,
@@ -562,7 +411,7 @@ def publish(
 
 
 def training_info(
-    training: Training,
+    training: Fit,
     scores: dict[str, pd.DataFrame],
     grid: FleetGrid,
     split: Split,
@@ -578,13 +427,13 @@ def training_info(
         "train_end": f"{times[split.train_end]}Z",
         "last_timestamp": f"{times[-1]}Z",
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
-        "course": training.history,
+        "course": training.course,
         **_pace(training),
         "scores": scores_as_json(scores),
     }
 
 
-def _pace(training: Training) -> dict[str, Any]:
+def _pace(training: Fit) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "windows": training.windows,
@@ -596,7 +445,7 @@ def _pace(training: Training) -> dict[str, Any]:
     }
 
 
-def summary(model_dir: Path, training: Training, scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def summary(model_dir: Path, training: Fit, scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """The last stdout line."""
     return {"model_dir": str(model_dir), **_pace(training), "scores": scores_as_json(scores)}
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import tft_trainer
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
+from forecasting.fitting import learning_rate_at
 from forecasting.model import ForecastModel, build_network, pinball_loss, torch_run
 from tests.conftest import tiny_fleet
 
@@ -142,7 +143,7 @@ def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> 
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    rates = [tft_trainer.learning_rate_at(progress) for progress in np.linspace(0, 1, 101)]
+    rates = [learning_rate_at(progress) for progress in np.linspace(0, 1, 101)]
     peak = int(np.argmax(rates))
     assert rates[peak] == pytest.approx(1.0, abs=0.01)
     assert (np.diff(rates[: peak + 1]) > 0).all()
