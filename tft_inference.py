@@ -46,6 +46,7 @@ from serving.prometheus import (
     load_query_set,
 )
 from serving.settings import Settings, SettingsError, load_settings
+from serving.tables import long_table, schema
 
 SERVERS_PER_CHUNK = 64  # forecast at once; bounds memory
 DONE, FAILED, USAGE = 0, 1, 2
@@ -194,7 +195,7 @@ def write_forecasts(
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     rows = 0
     try:
-        with pq.ParquetWriter(beside, _schema(engine.config.quantiles), compression="zstd") as writer:
+        with pq.ParquetWriter(beside, schema(engine.config.quantiles), compression="zstd") as writer:
             for chunk in tqdm(list(_chunks(origins)), desc="forecast", unit="chunk", file=sys.stderr, disable=None):
                 table = forecast_table(engine, grid, chunk, rules)
                 writer.write_table(table)
@@ -209,13 +210,6 @@ def write_forecasts(
 
 def _chunks(origins: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     return (origins[start : start + SERVERS_PER_CHUNK] for start in range(0, len(origins), SERVERS_PER_CHUNK))
-
-
-def _schema(quantiles: Sequence[float]) -> pa.Schema:
-    instant = pa.timestamp("ns", tz="UTC")
-    columns = [("server_name", pa.string()), ("origin", instant), ("step", pa.int16())]
-    columns += [("timestamp", instant), ("metric", pa.string())]
-    return pa.schema([*columns, *((f"q{quantile:g}", pa.float32()) for quantile in quantiles)])
 
 
 def forecast_table(
@@ -233,21 +227,11 @@ def forecast_table(
     origin_times = grid.timestamps()[steps]
     quantiles = engine.forecast(history, profiles, origin_times)  # (origin, horizon, metric, quantile)
 
-    count, horizon, metrics = quantiles.shape[:3]
-    horizon_steps = np.arange(1, horizon + 1)
-    distances = (horizon_steps * config.step_seconds).astype("timedelta64[s]")
-    times = np.repeat((origin_times[:, None] + distances).reshape(-1), metrics)
-    per_origin = horizon * metrics
-    table: dict[str, object] = {
-        "server_name": np.repeat(np.array(grid.servers, dtype=object)[servers], per_origin),
-        "origin": np.repeat(origin_times, per_origin).astype("datetime64[ns]"),
-        "step": np.tile(np.repeat(horizon_steps, metrics), count).astype(np.int16),
-        "timestamp": times.astype("datetime64[ns]"),
-        "metric": np.tile(np.array(config.targets, dtype=object), count * horizon),
-    }
-    flat = quantiles.reshape(-1, len(config.quantiles))
-    table |= {f"q{quantile:g}": flat[:, index] for index, quantile in enumerate(config.quantiles)}
-    return pa.table(table, schema=_schema(config.quantiles))
+    names = [grid.servers[server] for server in servers]
+    horizon_steps = range(1, config.horizon_steps + 1)
+    return long_table(
+        names, origin_times, horizon_steps, config.step_seconds, config.targets, config.quantiles, quantiles
+    )
 
 
 # --- daemon ---------------------------------------------------------------------------------------------------------

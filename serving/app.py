@@ -38,6 +38,7 @@ from serving.pull import Puller
 from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
 from serving.scores import ForecastScores
 from serving.settings import Settings
+from serving.tables import encoded, fleet_table, wanted_table
 
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
 LATEST_MS = 4_102_444_800_000  # the year 2100
@@ -331,8 +332,15 @@ def _add_forecasts(app: FastAPI) -> None:
     ) -> Response:
         daemon = daemon_of(request)
         selection = _selection(daemon, metric, quantile, horizon)
-        body = await asyncio.to_thread(_page, daemon, server, profile, selection, limit, after)
-        return Response(body, media_type=JSON)
+        page, following = await asyncio.to_thread(_chosen, daemon, server, profile, limit, after)
+        media_type = wanted_table(request.headers.get("accept", ""))
+        if media_type is None:
+            body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
+            return Response(body, media_type=JSON)
+        if not page:
+            return Response(status_code=204)
+        body = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
+        return Response(body, headers={"x-next": following or ""}, media_type=media_type)
 
     @app.post(
         "/api/v1/forecast",
@@ -372,33 +380,37 @@ def _forecast_json(daemon: Daemon, forecast: ServerForecast, selection: Selectio
     return to_json(forecast_document(forecast, age_seconds, daemon.forecasts.is_stale(forecast), selection))
 
 
-def _page(
-    daemon: Daemon,
-    servers: list[str] | None,
-    profiles: list[str] | None,
-    selection: Selection,
-    limit: int,
-    after: str,
-) -> bytes:
-    """One page of the fleet's forecasts in the order of names; `next` names where the following one starts."""
-    snapshot = daemon.forecasts.snapshot
+def _chosen(
+    daemon: Daemon, servers: list[str] | None, profiles: list[str] | None, limit: int, after: str
+) -> tuple[list[ServerForecast], str | None]:
+    """One page of the fleet's forecasts in the order of names, and where the following one starts."""
+    forecasts = daemon.forecasts.snapshot.forecasts
     wanted = set(servers) if servers is not None else None
     names = sorted(
         name
-        for name, forecast in snapshot.forecasts.items()
+        for name, forecast in forecasts.items()
         if name > after and (wanted is None or name in wanted) and (profiles is None or forecast.profile in profiles)
     )
     page = names[:limit]
+    return [forecasts[name] for name in page], page[-1] if len(names) > limit else None
+
+
+def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection) -> bytes:
+    snapshot = daemon.forecasts.snapshot
     head = {
         "model": snapshot.model.model_id if snapshot.model else None,
         "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
         "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
         "servers": len(page),
-        "next": page[-1] if len(names) > limit else None,
+        "next": following,
     }
-    return joined_list(
-        head, "forecasts", (_forecast_json(daemon, snapshot.forecasts[name], selection) for name in page)
-    )
+    return joined_list(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
+
+
+def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes:
+    """Forecasts of the model in use; those another model made are left to the next cycle."""
+    model = daemon.forecasts.snapshot.model
+    return encoded(fleet_table([forecast for forecast in page if forecast.model == model], selection), media_type)
 
 
 def _no_forecast(daemon: Daemon, name: str) -> Response:

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_contract import METRIC_SPECS, METRICS, STATES
 from server_profiles import ServerProfile
+from serving.records import LARGEST
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
@@ -57,7 +58,7 @@ _BUSY = _error("busy, disk full or no model yet; try again after Retry-After sec
 def _metric_schema(name: str) -> dict[str, Any]:
     spec = METRIC_SPECS[name]
     schema: dict[str, Any] = {"type": ["number", "null"], "minimum": spec.lower, "description": f"{spec.unit}"}
-    return schema if spec.upper is None else {**schema, "maximum": spec.upper}
+    return {**schema, "maximum": LARGEST if spec.upper is None else spec.upper}
 
 
 _RECORD = _object(
@@ -151,9 +152,13 @@ FORECASTS: dict[int | str, dict[str, Any]] = {
             forecasts={"type": "array", "items": _FORECAST_SCHEMA},
         ),
     ),
+    204: {"description": "a table was asked for and there is no forecast"},
     **_REFUSALS,
     422: _INVALID,
 }
+# By the Accept header, as a table like the batch's; the following page's `after` is in the header X-Next.
+for _kind in ("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"):
+    FORECASTS[200]["content"][_kind] = {"schema": {"type": "string", "format": "binary"}}
 FORECAST_OF_HISTORY: dict[int | str, dict[str, Any]] = {
     200: _json(
         "one forecast per server of the request",

@@ -25,9 +25,12 @@ _PROFILES = frozenset(str(profile) for profile in ServerProfile)
 _STATES = frozenset(str(state) for state in STATES)
 
 
+LARGEST = 1e9  # of a metric without an upper bound: far beyond any server, and safe in float32
+
+
 def _bounds(name: str) -> tuple[str, float, float]:
     spec = METRIC_SPECS[name]
-    return name, -math.inf if spec.lower is None else spec.lower, math.inf if spec.upper is None else spec.upper
+    return name, -LARGEST if spec.lower is None else spec.lower, LARGEST if spec.upper is None else spec.upper
 
 
 _BOUNDS = tuple(_bounds(name) for name in METRICS)
@@ -149,7 +152,7 @@ def _measurements(record: dict[str, Any]) -> tuple[float | None, ...]:
         elif (type(value) is float or type(value) is int) and lower <= value <= upper:
             named = True
         else:
-            limits = f"a number of at least {lower:g}" if upper == math.inf else f"a number from {lower:g} to {upper:g}"
+            limits = f"a number from {lower:g} to {upper:g}"
             raise _Rejected(metric, value, f"{metric} is {limits}, or null where it was not measured")
         values.append(value)
     if not named:

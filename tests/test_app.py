@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -148,6 +150,12 @@ def test_a_bad_record_is_rejected_by_name_and_the_good_ones_are_kept(client):
         (2, "server_name", "x y"),
         (3, "record", 7),
     ]
+
+
+@pytest.mark.parametrize("value", [1e300, 4e38, -1.0, True, "5", [5], {}])
+def test_a_value_that_cannot_be_a_measurement_is_rejected(client, value):
+    answer = post(client, record(disk_io_mb_s=value)).json()
+    assert [rejection["field"] for rejection in answer["rejected"]] == ["disk_io_mb_s"]
 
 
 def test_fields_the_contract_does_not_know_are_named(client):
@@ -498,3 +506,24 @@ def test_a_model_of_another_step_lays_the_samples_on_it(tmp_path):
         client.post("/api/v1/reload", headers=headers)
         got = wait_for(lambda: (found := forecast_of(client))["step_seconds"] == 60 and found)
         assert got["metrics"]["cpu_pct"]["current"] == 10.0 * minutes[-1]
+
+
+@pytest.mark.parametrize("kind", ["application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"])
+def test_tables_say_what_the_json_says(client, kind):
+    assert client.get("/api/v1/forecasts", headers={"accept": kind}).status_code == 204
+    post(client, record("ppml0001", cpu_pct=60.0), record("ppdb002", cpu_pct=30.0))
+    wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 2)
+    query = {"metric": ["cpu_pct", "mem_pct"], "quantile": [0.1, 0.9], "horizon": ["15m", "1h"]}
+    answer = client.get("/api/v1/forecasts", params=query, headers={"accept": kind})
+    assert answer.headers["content-type"] == kind
+    read = pq.read_table if "parquet" in kind else lambda source: pa.ipc.open_stream(source).read_all()
+    rows = read(pa.BufferReader(answer.content)).to_pylist()
+    said = {f["server_name"]: f for f in client.get("/api/v1/forecasts", params=query).json()["forecasts"]}
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        forecast = said[row["server_name"]]
+        place = forecast["steps"].index(row["step"])
+        assert row["timestamp"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["timestamps"][place]
+        assert row["origin"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["origin"]
+        assert row["q0.9"] == forecast["metrics"][row["metric"]]["q0.9"][place]
+        assert "q0.5" not in row
