@@ -54,7 +54,6 @@ from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, loa
 
 DEFAULT_TIMEZONE = "America/New_York"
 SHORTEST_DEFAULT_STEP = 300  # seconds: a day of context in finer steps is more than a network should read
-SHRINKAGE_STEPS = 3.0  # measured steps at which a window's own statistics count as much as its profile's
 VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
 TEST_EVERY_HOURS = 8
 
@@ -266,7 +265,6 @@ def fit_on_training_part(grid: FleetGrid, spec: WindowSpec, split: Split, profil
         np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
         tuple(grid.profiles[row] if profiles else None for row in split.seen),
         spec.context_steps,
-        SHRINKAGE_STEPS,
     )
 
 

@@ -126,12 +126,14 @@ class ModelConfig:
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
-    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("strip", "centre", "spread", "spread_within")}
+    floats = {
+        name: np.array(fields[name], dtype=np.float32)
+        for name in ("strip", "centre", "spread", "spread_within", "shrinkage_steps")
+    }
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
         profiles=tuple(fields["profiles"]),
-        shrinkage_steps=float(fields["shrinkage_steps"]),
         **floats,
     )
 

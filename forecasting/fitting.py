@@ -1,8 +1,8 @@
 """The training loop: AdamW with warm-up and cosine decay, averaged weights, the best of them on later days kept.
 
-More training is not always better: a network learns the month it is shown by heart. The weights that are judged and
-kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018), judged on days after those
-trained on, and training ends when these no longer improve.
+More training is not always better: a network learns the month it is shown by heart. So the weights that are judged
+and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018), judged on days after
+those trained on, and training ends when these no longer improve.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@
 3. The *window's own* centre and spread are shrunk toward the profile's: with n measured steps of the context the
    window's own mean has weight n / (n + k), and its deviation enters with the same weight on a log scale (a geometric
    mean, so that a very quiet server keeps its small scale). With no history the profile speaks alone; with a day of it
-   the server does. This is the shrinkage of a random-effects model (Efron & Morris 1975) with a fixed k.
+   mostly the server. k is estimated per profile and metric as in a random-effects model (Efron & Morris 1975): it is
+   the history at which a window's mean tells as much about the server as its profile does. Where servers differ little
+   and swing a lot over the day, a few hours prove nothing and k is large; where they differ a lot it is small.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ PERCENT_STRIP = 0.5  # percentage points: width of the strips along 0 and 100 %
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
 BOUND = 0.05  # in strips: how far inside the link's open range the bound itself is put
 SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
+LEAST_SHRINKAGE = 3.0  # steps
+MOST_SHRINKAGE_CONTEXTS = 1.0  # of the context: a whole context counts at least half
+SHRINKAGE_WINDOWS = 4  # parts of the context over which k is estimated
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
 
@@ -42,7 +47,7 @@ class FleetScaling:
     centre, spread, spread_within: link space, float32 [1 + profile, metric]; row 0 is the whole fleet, used for
         unknown and hidden profiles. spread is the total deviation, spread_within the usual one inside a window.
     profiles: names of the rows after row 0.
-    shrinkage_steps: the k above, in measured steps.
+    shrinkage_steps: the k above, in measured steps, float32 [1 + profile, metric].
     """
 
     metrics: tuple[str, ...]
@@ -52,7 +57,7 @@ class FleetScaling:
     centre: np.ndarray
     spread: np.ndarray
     spread_within: np.ndarray
-    shrinkage_steps: float
+    shrinkage_steps: np.ndarray
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
@@ -99,7 +104,7 @@ class FleetScaling:
         within = self.spread_within[profile_rows] / spread
         k = PRIOR_STEPS_OF_SPREAD
         deviation = np.sqrt((squares.sum(axis=1) + k * within**2) / (n + k))
-        weight = n / (n + self.shrinkage_steps)
+        weight = n / (n + self.shrinkage_steps[profile_rows])
         width = np.exp(weight * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
         return WindowScale(
             (centre + spread * weight * mean).astype(np.float32),
@@ -118,29 +123,34 @@ def fit_scaling(
     percent: np.ndarray,
     profiles: tuple[str | None, ...],
     window_steps: int,
-    shrinkage_steps: float,
+    shrinkage_steps: float | None = None,
 ) -> FleetScaling:
     """Fit links and profile statistics on training servers.
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
     window_steps: length over which "the usual deviation inside a window" is taken (the context).
+    shrinkage_steps: one k for all profiles and metrics instead of the estimated ones.
     """
     typical = np.array([_typical_level(values[..., index]) for index in range(len(metrics))])
     strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical).astype(np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
     width = len(metrics)
-    shape = (1 + len(names), width)
-    links_only = FleetScaling(
-        metrics, percent, strip, names, np.zeros(shape), np.ones(shape), np.ones(shape), shrinkage_steps
-    )
+    unit = np.ones((1 + len(names), width))
+    links_only = FleetScaling(metrics, percent, strip, names, 0 * unit, unit, unit, unit)
     linked = links_only.to_link(values)
     fleet = _statistics(linked, window_steps)
     owner = np.array([name if name is not None else "" for name in profiles])
     own = [_statistics(linked[owner == name], window_steps) for name in names]
     table = np.stack([fleet, *own])  # [1 + profile, statistic, metric]
-    # A profile whose servers never report a metric takes the fleet's word for it.
-    centre, spread, within = np.where(np.isfinite(table), table, fleet).astype(np.float32).swapaxes(0, 1)
-    return FleetScaling(metrics, percent, strip, names, centre, spread, within, shrinkage_steps)
+    # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
+    table = np.where(np.isfinite(table), table, fleet).astype(np.float32)
+    centre, spread, within, k = table.swapaxes(0, 1)
+    k = (
+        np.full_like(k, shrinkage_steps)
+        if shrinkage_steps is not None
+        else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
+    )
+    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k)
 
 
 def _typical_level(values: np.ndarray) -> float:
@@ -150,9 +160,9 @@ def _typical_level(values: np.ndarray) -> float:
 
 
 def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
-    """Centre, total deviation, usual deviation inside a window over [server, step, metric]: [3, metric]."""
+    """Centre, total deviation, usual deviation inside a window, k over [server, step, metric]: [4, metric]."""
     width = linked.shape[-1]
-    centre, spread, within = (np.full(width, np.nan) for _ in range(3))
+    centre, spread, within, shrinkage = (np.full(width, np.nan) for _ in range(4))
     for index in range(width):
         column = linked[..., index].astype(np.float64)
         column = column[~np.isnan(column).all(axis=1)]
@@ -168,7 +178,28 @@ def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
             if np.count_nonzero(~np.isnan(part)) > 1
         ]
         within[index] = max(float(np.median(deviations)) if deviations else spread[index], SMALLEST_SPREAD)
-    return np.stack([centre, spread, within])
+        shrinkage[index] = _shrinkage_steps(column, window_steps)
+    return np.stack([centre, spread, within, shrinkage])
+
+
+def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
+    """The k of one metric over [server, step], NaN if fewer than two servers can be compared.
+
+    Over windows of n steps (a quarter of the context), with B the variance between servers' long-run means and W the
+    variance of a server's window means around its own, the best weight of a window's mean is B / (B + W) = n / (n + k).
+    """
+    n = max(1, window_steps // SHRINKAGE_WINDOWS)
+    windows = column[:, : column.shape[1] // n * n].reshape(len(column), -1, n)
+    count = (~np.isnan(windows)).sum(axis=2)
+    means = np.where(count > n // 2, np.nansum(windows, axis=2) / np.maximum(count, 1), np.nan)
+    means = means[(~np.isnan(means)).sum(axis=1) > 1]
+    if len(means) < 2:
+        return float("nan")
+    own_windows = (~np.isnan(means)).sum(axis=1)
+    within = float(np.mean(np.nanvar(means, axis=1, ddof=1)))
+    between = float(np.var(np.nanmean(means, axis=1), ddof=1) - within / own_windows.mean())
+    most = float(MOST_SHRINKAGE_CONTEXTS * window_steps)
+    return min(max(n * within / between, LEAST_SHRINKAGE), most) if between > 0 else most
 
 
 def _deviation(values: np.ndarray) -> float:

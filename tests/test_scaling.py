@@ -96,3 +96,28 @@ def test_a_metric_a_profile_never_reports_takes_the_fleets_statistics(fleet: np.
     scaling = fit_scaling(partly, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288, 3.0)
     assert scaling.centre[1, 1] == scaling.centre[0, 1]
     assert np.isfinite(scaling.spread).all()
+
+
+def test_k_follows_how_much_servers_differ_and_swing() -> None:
+    """Servers alike with a strong daily rhythm: a few hours prove little. Far apart and steady: they prove all."""
+    random = np.random.default_rng(0)
+    rhythm = 20 * np.sin(2 * np.pi * np.arange(2880) / 288)
+    levels = np.linspace(20, 80, 6)[:, None]
+    alike = 50 + random.normal(0, 1, (6, 1)) + rhythm + random.normal(0, 1, (6, 2880))
+    apart = levels + random.normal(0, 1, (6, 2880))
+    values = np.stack([alike, apart], axis=-1).astype(np.float32)
+    scaling = fit_scaling(values, ("mem_pct", "cpu_pct"), np.array([True, True]), (None,) * 6, 288)
+    assert scaling.shrinkage_steps[0, 0] > 100
+    assert scaling.shrinkage_steps[0, 1] == 3
+
+
+def test_the_estimated_k_gives_the_best_weight_of_a_windows_mean() -> None:
+    """Against least squares over many servers: regress a server's long-run mean on the mean of one of its windows."""
+    random = np.random.default_rng(1)
+    own = random.normal(50, 4, (400, 1))
+    windows = own[..., None] + random.normal(0, 6, (400, 12, 1))  # means of 72 steps around the server's own
+    values = np.repeat(windows, 72, axis=2).reshape(400, -1, 1).astype(np.float32)
+    k = fit_scaling(values, ("cpu_pct",), np.array([True]), (None,) * 400, 288).shrinkage_steps[0, 0]
+    centred = windows[:, 0, 0] - windows.mean()
+    slope = float((centred * (own[:, 0] - own.mean())).sum() / (centred**2).sum())
+    assert 72 / (72 + k) == pytest.approx(slope, abs=0.06)
