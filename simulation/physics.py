@@ -16,19 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from server_profiles import PROFILES, BusinessTime, ServerProfile, business_time, demand_multiplier, minutes
 from simulation.calibration import (
     BURST_FROM,
     BURST_STRENGTH,
     CPU,
     MEM,
-    MEMORY_RESPONSE,
     METRIC_COUNT,
     SOFT_LIMIT,
     Calibration,
     calibrate,
     noise_mean,
-    smoothed,
 )
 from simulation.fleet import PROFILE_ORDER, Fleet
 from simulation.incidents import (
@@ -44,6 +41,7 @@ from simulation.incidents import (
     shape,
 )
 from simulation.randomness import noise_stream
+from simulation.rhythm import DAY_MINUTES, Calendar, tables
 
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -70,7 +68,6 @@ NET_TOGETHER = np.float32(0.6)  # correlation of what goes out with what comes i
 
 HEAVY_FROM, HEAVY_UNTIL = 1.75, 1.0  # slow load, in deviations: hysteresis, so that states last
 IDLE_FROM, IDLE_UNTIL = -1.7, -1.0
-SPIKE_FROM, SPIKE_UNTIL, SPIKE_DEMAND = 9 * 60, 10 * 60, 1.15
 
 # Effects of maintenance and of the time after an outage, on the scales of incidents.py.
 MAINTENANCE_EFFECTS = {
@@ -83,7 +80,7 @@ MAINTENANCE_EFFECTS = {
 RESTART_EFFECTS = {"mem_pct": -1.2, "disk_io_mb_s": 0.5, "latency_ms": 0.5}
 
 _DECIMALS = np.float32(100)  # metrics are rounded to hundredths, as agents report them
-_LEAD_MINUTES = 60  # curves reach this far beyond the scenario on both sides, more than any server's phase
+_LEAD_MINUTES = 60  # the calendar reaches this far beyond the scenario, more than any server's phase
 
 
 @dataclass(frozen=True)
@@ -131,38 +128,19 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """What the servers of a scenario share: curves by minute and the plan of what goes wrong."""
+    """What the servers of a scenario share: the calendar and the plan of what goes wrong."""
 
     scenario: Scenario
-    first_minute: int  # of the curves, minutes since 1970
-    minute_of_day: npt.NDArray[np.int16]  # [minute] business time
-    log_demand: Float32  # [profile, minute]
-    memory_drive: Float32  # [profile, minute]
-    spike: npt.NDArray[np.bool_]  # [profile, minute] morning spike
-    maintenance: npt.NDArray[np.bool_]  # [profile, minute]
+    calendar: Calendar
     events: Events
     outages: Outages
 
     @classmethod
     def of(cls, scenario: Scenario) -> World:
-        """Lay out the curves and draw the plan. Raises ValueError for an unknown time zone."""
-        lag = 2 * 24 * 60  # memory looks back; earlier than this it has forgotten
+        """Lay out the calendar and draw the plan. Raises ValueError for an unknown time zone."""
         first = int(scenario.start.astype("datetime64[m]").astype(np.int64)) - _LEAD_MINUTES
         last = first + 2 * _LEAD_MINUTES + int(scenario.seconds // 60) + 1
-        grid = np.arange(first - lag, last).astype("datetime64[m]")
-        when = business_time(grid, scenario.timezone)
-        kept = BusinessTime(when[0][lag:], when[1][lag:], when[2][lag:], when[3][lag:])
-        shape_ = (len(PROFILE_ORDER), grid.size - lag)
-        log_demand, memory = np.zeros(shape_, dtype=np.float32), np.zeros(shape_, dtype=np.float32)
-        spike, maintenance = np.zeros(shape_, dtype=np.bool_), np.zeros(shape_, dtype=np.bool_)
-        for code, profile in enumerate(PROFILE_ORDER):
-            curve = np.log(demand_multiplier(profile, when).astype(np.float64))
-            log_demand[code] = curve[lag:]
-            memory[code] = MEMORY_RESPONSE * smoothed(curve)[lag:]
-            spike[code] = _morning_spike(kept, log_demand[code])
-            maintenance[code] = _maintenance(profile, kept)
-        events, outages = _plan(scenario)
-        return cls(scenario, first, kept.minute_of_day, log_demand, memory, spike, maintenance, events, outages)
+        return cls(scenario, Calendar.between(first, last, scenario.timezone), *_plan(scenario))
 
     def with_fleet(self, fleet: Fleet) -> World:
         """The same time with other servers, and what goes wrong with them."""
@@ -174,19 +152,6 @@ class World:
         """The same world with the events and outages of some servers only."""
         events = self.events.where(np.isin(self.events.server, servers))
         return replace(self, events=events, outages=self.outages.where(np.isin(self.outages.server, servers)))
-
-
-def _morning_spike(when: BusinessTime, log_demand: Float32) -> npt.NDArray[np.bool_]:
-    hours = (when.minute_of_day >= SPIKE_FROM) & (when.minute_of_day < SPIKE_UNTIL) & (when.day_of_week < 5)
-    return hours & ~when.is_holiday & (log_demand >= np.float32(np.log(SPIKE_DEMAND)))
-
-
-def _maintenance(profile: ServerProfile, when: BusinessTime) -> npt.NDArray[np.bool_]:
-    window = PROFILES[profile].rhythm.maintenance
-    if window is None:
-        return np.zeros(when.minute_of_day.shape, dtype=np.bool_)
-    since = when.minute_of_day - minutes(window.start)
-    return (when.day_of_week == window.day_of_week) & (since >= 0) & (since < window.minutes)
 
 
 def _plan(scenario: Scenario) -> tuple[Events, Outages]:
@@ -353,7 +318,7 @@ class Simulator:
         scenario = self.world.scenario
         steps = noise.shape[2]
         clock = scenario.timestamps(first, steps)
-        curves = self._curves(clock.astype("datetime64[m]").astype(np.int64) - self.world.first_minute)
+        curves = self._curves(clock.astype("datetime64[m]").astype(np.int64) - self.world.calendar.first_minute)
         states = self._load_states(noise[0])
         states[curves.spike] = MORNING_SPIKE
         incidents = np.full(states.shape, -1, dtype=np.int8)
@@ -368,21 +333,27 @@ class Simulator:
         return chunk
 
     def _curves(self, minute: npt.NDArray[np.int64]) -> _Curves:
-        """The shared curves at each server's own clock."""
-        world, parameters = self.world, self._parameters
-        codes = world.scenario.fleet.profile_codes[self.servers]
+        """What the rhythms ask for at each server's own clock."""
+        calendar, parameters, table = self.world.calendar, self._parameters, tables()
         # Where several steps fall into a minute, the arithmetic is done once a minute.
         per_minute = np.arange(minute[0], minute[-1] + 1) if minute[-1] - minute[0] + 1 < minute.size else minute
-        where = per_minute + parameters.phase[:, None]  # [server, minute]
-        code = codes[:, None].astype(np.int64)
-        log_demand = world.log_demand[code, where] * parameters.rhythm
-        memory = world.memory_drive[code, where]
-        since_backup = (world.minute_of_day[where].astype(np.int64) - parameters.backup_start[:, None]) % (24 * 60)
-        backup = np.where(since_backup < parameters.backup_minutes[:, None], parameters.backup_gain, np.float32(0))
-        curves = _Curves(log_demand, memory, backup, world.spike[code, where], world.maintenance[code, per_minute])
+        code = self.world.scenario.fleet.profile_codes[self.servers, None].astype(np.int64)
+        case = calendar.case[per_minute + parameters.phase[:, None]].astype(np.int64)  # [server, minute]
+        since_backup = (case - parameters.backup_start[:, None]) % DAY_MINUTES
+        # Maintenance is the operators' business and keeps to the clock.
+        clock = (
+            calendar.day_of_week[per_minute].astype(np.int64) * DAY_MINUTES + calendar.case[per_minute] % DAY_MINUTES
+        )
+        curves = _Curves(
+            table.log_demand[code, case] * parameters.rhythm,
+            table.memory_drive[code, case],
+            np.where(since_backup < parameters.backup_minutes[:, None], parameters.backup_gain, np.float32(0)),
+            table.spike[code, case],
+            table.maintenance[code, clock],
+        )
         if per_minute is minute:
             return curves
-        return _Curves(*(np.take(curve, minute - minute[0], axis=1) for curve in curves))
+        return _Curves._make(np.take(curve, minute - minute[0], axis=1) for curve in curves)
 
     def _metrics(self, noise: Float32, curves: _Curves) -> Float32:
         """[metric, server, step] before anything goes wrong; uses up `noise`."""
@@ -470,7 +441,7 @@ class Simulator:
 
 
 class _Curves(NamedTuple):
-    """The world's curves at each server's clock, [server, step]."""
+    """What the rhythms ask for, [server, step]."""
 
     log_demand: Float32
     memory: Float32
