@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from forecasting.engine import Engine
 from forecasting.grid import FleetGrid, GridError
 from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
 from serving import settings as daemon_settings
-from serving.alerts import AlertFileError, load_alert_rules
+from serving.alerts import AlertFileError, AlertRules, load_alert_rules
 from serving.cycle import profile_of
 from serving.prometheus import (
     NODE_EXPORTER,
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(arguments.config, vars(arguments))
         if arguments.check_config:
+            read_referenced_files(settings)
             print(_settings_json(settings))
             return DONE
         rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
@@ -243,29 +245,51 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
     from serving.log import log_as_json
     from serving.server import serve
 
-    token = _token(settings)
-    admin_token = daemon_settings.read_token(settings.admin_token_file)
-    daemon_settings.require_token_beyond_loopback(settings, token)
+    files = read_referenced_files(settings)
     if not settings.model.exists():
         raise SettingsError(
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
-    alert_rules = load_alert_rules(settings.alert_rules) if settings.alert_rules else None
-    pull_from = _pull_source(settings)
     log_as_json()
     # A thread that computes gives way this often, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0005)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
-    app = create_app(settings, None, rules, token, admin_token, pull_from, alert_rules)
+    pull_from = _pull_source(settings, files)
+    app = create_app(settings, None, rules, files.token, files.admin_token, pull_from, files.alert_rules)
     return DONE if serve(app, settings, before_shutdown=app.state.before_shutdown) else FAILED
 
 
-def _pull_source(settings: Settings) -> tuple[PrometheusClient, QuerySet] | None:
+@dataclass(frozen=True)
+class ReferencedFiles:
+    """What the settings only name."""
+
+    token: bytes | None
+    admin_token: bytes | None
+    prometheus_token: bytes | None
+    alert_rules: AlertRules | None
+    queries: QuerySet
+
+
+def read_referenced_files(settings: Settings) -> ReferencedFiles:
+    """Read and check the files that settings name (the model apart); raises what their readers raise."""
+    if settings.profiles is not None:
+        load_profile_rules(settings.profiles)
+    files = ReferencedFiles(
+        token=_token(settings),
+        admin_token=daemon_settings.read_token(settings.admin_token_file),
+        prometheus_token=daemon_settings.read_token(settings.prometheus_token_file),
+        alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else None,
+        queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
+    )
+    daemon_settings.require_token_beyond_loopback(settings, files.token)
+    return files
+
+
+def _pull_source(settings: Settings, files: ReferencedFiles) -> tuple[PrometheusClient, QuerySet] | None:
     if settings.prometheus is None:
         return None
-    token = daemon_settings.read_token(settings.prometheus_token_file)
-    queries = load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER
-    return PrometheusClient(settings.prometheus, token.decode() if token else None), queries
+    token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
+    return PrometheusClient(settings.prometheus, token), files.queries
 
 
 def _token(settings: Settings) -> bytes | None:

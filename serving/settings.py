@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -179,6 +180,10 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"port: {settings.port} is above 65535")
     if settings.drop_steps < settings.stale_steps:
         raise SettingsError(f"drop_steps: {settings.drop_steps} is less than stale_steps ({settings.stale_steps})")
+    for name in ("prometheus", "alertmanager", "webhook"):
+        address = getattr(settings, name)
+        if address is not None and not re.fullmatch(r"https?://[^/\s]+\S*", address):
+            raise SettingsError(f"{name}: {address!r} is no address; write http://host:port")
     if settings.device not in ("cpu", "cuda", "auto"):
         raise SettingsError(f"device: {settings.device!r} is unknown; use cpu, cuda or auto")
 
