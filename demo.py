@@ -334,6 +334,7 @@ Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cas
 {cpu["q0.9"][-1]:.0f} %.
 
 Where to look:
+  {url}/                    the dashboard
   {url}/status              what the daemon does
   {url}/openapi.json        its API
   {_shown(ROOT / FOLDER)}/models/current/report.html      how good the model is

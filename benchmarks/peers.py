@@ -56,6 +56,7 @@ TREES = lightgbm.LGBMRegressor(
     subsample=0.8, subsample_freq=1, colsample_bytree=0.7, reg_lambda=1.0, random_state=0, verbose=-1,
 )  # fmt: skip
 PATIENCE_TREES = 40
+WINDOW_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the last day, as features
 SEED = 0
 DAY_HOURS, WEEK_HOURS = 24, 168
 
@@ -100,10 +101,9 @@ def window_statistics(history: Floats, day: int) -> tuple[Floats, Floats, Floats
     newest = scaled[:, [-1, -2, -3, -6, -12]]
     means = [_masked(np.nanmean, scaled[:, -steps:], np.nan) for steps in (hour, 3 * hour, 6 * hour, 12 * hour)]
     spreads = [_masked(np.nanstd, scaled[:, -steps:], np.nan) for steps in (hour, 6 * hour)]
-    quantiles = _masked(
-        lambda v, axis: np.nanquantile(v, (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98), axis=axis), scaled, 0
-    )
-    shared = np.column_stack([newest, *means, *spreads, quantiles.T, np.log(scale), centre])
+    flat = evaluation.baselines(scaled[:, :, None].astype(np.float32), 1, day, WINDOW_QUANTILES)["flat_24h"]
+    quantiles = flat[:, 0, 0]  # [window, quantile]
+    shared = np.column_stack([newest, *means, *spreads, quantiles, np.log(scale), centre])
     return centre.astype(np.float32), scale.astype(np.float32), shared.astype(np.float32)
 
 

@@ -64,7 +64,7 @@ def readme():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_readme_has_every_flag_with_its_effect(script):
     table = flag_table(script)
-    assert table in readme(), f"README's table of flags should read:\n\n{table}"
+    assert table in readme(), f"run python tests/test_docs.py; README's table of flags should read:\n\n{table}"
 
 
 def shell_commands():
@@ -136,6 +136,13 @@ def test_continuous_integration_runs_the_tests():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
+def write_flag_tables():
+    text = readme()
+    for script in SCRIPTS:
+        old = re.search(re.escape(f"| `{script}.py` | effect |\n") + r"(?:\|.*\n)*", text)
+        text = text.replace(old[0], flag_table(script) + "\n")
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    for name in SCRIPTS:
-        print(flag_table(name), end="\n\n")
+    write_flag_tables()
