@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_contract import METRICS, ContractError, DataFileError, read_metrics
-from forecasting.artifact import ModelError
-from forecasting.engine import Engine
-from forecasting.grid import FleetGrid
-from serving.alerts import AlertBook, AlertRules
-from serving.cycle import forecast_servers
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_contract import METRICS, ContractError, DataFileError, read_metrics  # noqa: E402 - found beside this folder
+from forecasting.artifact import ModelError  # noqa: E402
+from forecasting.engine import Engine  # noqa: E402
+from forecasting.grid import FleetGrid  # noqa: E402
+from serving.alerts import AlertBook, AlertRules  # noqa: E402
+from serving.cycle import forecast_servers  # noqa: E402
 
 LINE_STEPS = 12  # the straight line goes through the last hour of 5-minute steps
 LONG_PRECURSOR_SECONDS = 3_600  # incidents that announce themselves this long before can be foreseen
