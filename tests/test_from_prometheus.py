@@ -17,7 +17,7 @@ from data_contract import METADATA_FILE, METRICS_FILE, read_metadata, read_metri
 from metrics_generator import main
 
 PROGRAMS = ("prometheus", "prometheus-node-exporter")
-SCRAPED_SECONDS = 10
+SCRAPES = 16  # eight seconds
 
 
 def free_port():
@@ -40,9 +40,14 @@ def answers(url):
         return False
 
 
+def scrapes(url):
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": "count_over_time(node_load1[1m])"}).json()
+    return max((int(series["value"][1]) for series in answer["data"]["result"]), default=0)
+
+
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory):
-    """Address of a Prometheus that has scraped a node_exporter twice a second for ten seconds."""
+    """Address of a Prometheus that has scraped a node_exporter twice a second for some seconds."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)} (apt-get install {' '.join(PROGRAMS)})")
@@ -65,7 +70,7 @@ def prometheus(tmp_path_factory):
         processes = [subprocess.Popen(command, cwd=folder, stdout=output, stderr=output) for command in commands]
     try:
         wait_for(lambda: answers(f"http://{exporter}/metrics") and answers(f"http://{own}/-/ready"), 30, log)
-        time.sleep(SCRAPED_SECONDS)
+        wait_for(lambda: scrapes(f"http://{own}") >= SCRAPES, 60, log)
         yield f"http://{own}"
     finally:
         for process in processes:
