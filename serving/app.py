@@ -23,7 +23,7 @@ from serving.alert_watch import AlertWatch
 from serving.alerts import AlertBook, AlertRules
 from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
 from serving.cycle import FleetForecasts, FleetSnapshot, ServerForecast, forecast_servers, profile_of
-from serving.daemon import JSON, Daemon, daemon_of, try_again
+from serving.daemon import JSON, Daemon, daemon_of, json_answer, try_again
 from serving.dashboard_routes import add_dashboard_routes
 from serving.delivery import AlertmanagerDelivery, Delivery
 from serving.events import EventHub
@@ -192,7 +192,7 @@ def _add_probes(app: FastAPI) -> None:
 
     @app.get("/status", tags=["probes"], summary="What the daemon does, for people", responses=documents.STATUS)
     async def status(request: Request) -> Response:
-        return Response(to_json(_status(daemon_of(request))), media_type=JSON)
+        return json_answer(await asyncio.to_thread(_status, daemon_of(request)))
 
 
 def _status(daemon: Daemon) -> dict[str, Any]:

@@ -228,7 +228,9 @@ class FleetForecasts:
         self._complete, self._next_recheck = complete, time.monotonic() + self._settings.recheck_seconds
         if not whole_fleet and not fresh:
             return False
-        self._publish(engine, fresh, complete)
+        self.snapshot = await self._on_worker(self._next_snapshot, engine, fresh, complete)
+        for listener in self.listeners:
+            listener(self.snapshot)
         if whole_fleet:
             self.figures.cycles += 1
             self.figures.last_seconds, self.figures.last_servers = time.perf_counter() - started, len(fresh)
@@ -244,7 +246,9 @@ class FleetForecasts:
         """Fill the window in memory from the means on disk."""
         config = engine.config
         await asyncio.wrap_future(self._store.use_step(config.step_seconds))
-        grid = StepGrid(config.history_steps + self._settings.drop_steps, len(METRICS))
+        grid = await self._on_worker(
+            StepGrid, config.history_steps + self._settings.drop_steps, len(METRICS), len(self._store.servers)
+        )
         for first in range(complete - grid.steps + 1, complete + 1, 100):
             last = min(first + 99, complete)
             for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
@@ -299,20 +303,18 @@ class FleetForecasts:
         names = [server.name for server, _ in due]
         return forecast_servers(engine, names, profiles, history, steps * engine.config.step_seconds)
 
-    def _publish(self, engine: Engine, fresh: dict[str, ServerForecast], complete: int) -> None:
+    def _next_snapshot(self, engine: Engine, fresh: dict[str, ServerForecast], complete: int) -> FleetSnapshot:
         kept = {
             name: forecast
             for name, forecast in self.snapshot.forecasts.items()
             if self.age_steps(forecast) < self._settings.drop_steps and name in self._store.servers
         }
-        self.snapshot = FleetSnapshot(
+        return FleetSnapshot(
             forecasts=MappingProxyType(kept | fresh),
             origin_seconds=complete * engine.config.step_seconds,
             made_at_seconds=self._clock(),
             model=ModelView.of(engine),
         )
-        for listener in self.listeners:
-            listener(self.snapshot)
 
     async def _expire(self, engine: Engine, complete: int) -> None:
         """Delete what is older than the retention, counted from the newest data: a clock far ahead deletes nothing."""

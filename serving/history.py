@@ -173,13 +173,6 @@ class HistoryStore:
         """Samples of one server as received, sorted by time."""
         return self._ask(lambda: self._raw(server_id, first_step, last_step))
 
-    def has_changes(self, last_step: int) -> bool:
-        """Whether a step up to `last_step` has samples its mean does not know."""
-        try:
-            return any(step <= last_step for step in self._pending)
-        except RuntimeError:  # the set grew while it was looked at: there are changes, of some step
-            return True
-
     def last_step(self, server_id: int) -> int | None:
         """Newest step the server sent a measurement for; None where it never did."""
         return self._last_step.get(server_id)

@@ -17,12 +17,12 @@ NEVER = -1  # the step of a server that was never measured
 class StepGrid:
     """Rolling window of float32 [server row, step, metric]; step s lies in column s modulo the window's length."""
 
-    def __init__(self, steps: int, metrics: int) -> None:
+    def __init__(self, steps: int, metrics: int, servers: int = 0) -> None:
         self.steps = steps
         self.newest_step = NEVER  # newest step that was laid down or advanced to
-        self._values = np.full((0, steps, metrics), np.nan, dtype=np.float32)
+        self._values = np.full((servers, steps, metrics), np.nan, dtype=np.float32)
         self._row_of: dict[int, int] = {}
-        self._free: list[int] = []
+        self._free = list(range(servers - 1, -1, -1))
 
     def put(self, means: StepMeans) -> None:
         """Lay down the means of one step, replacing what stood there; steps older than the window are ignored."""
@@ -80,7 +80,7 @@ class StepGrid:
 
     def _grow(self) -> None:
         rows, steps, metrics = self._values.shape
-        added = max(64, rows // 2)
+        added = max(64, rows // 8)  # little more than is needed: this is most of the process's memory
         empty = np.full((added, steps, metrics), np.nan, dtype=np.float32)
         self._values = np.concatenate([self._values, empty])
         self._free.extend(range(rows + added - 1, rows - 1, -1))

@@ -117,8 +117,8 @@ def test_a_later_measurement_wins_and_null_erases_nothing(store):
 def test_the_running_step_keeps_its_changes_for_later(store):
     store.append([sample(second=0), sample(second=STEP)]).result(5)
     assert [means.step for means in store.changed_step_means(0).result(5)] == [0]
-    assert not store.has_changes(0)
-    assert store.has_changes(1)
+    assert store.changed_step_means(0).result(5) == []
+    assert [means.step for means in store.changed_step_means(1).result(5)] == [1]
 
 
 def test_raw_samples_come_back_as_received_and_sorted(store):
