@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -77,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked_to_stop = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         _refuse_contradictions(arguments)
-        if arguments.from_prometheus:
+        if arguments.from_prometheus is not None:
             result = pull(arguments)
-        elif arguments.stream:
+        elif arguments.stream is not None:
             result = stream(arguments)
-        elif arguments.plot:
+        elif arguments.plot is not None:
             result = plot(arguments)
         else:
             result = generate(arguments)
@@ -303,44 +304,47 @@ def _in_words(problem: Exception, out_dir: Path) -> str:
 
 def stream(arguments: argparse.Namespace) -> dict[str, object]:
     """Send a simulated fleet live to a daemon, until Ctrl-C, a request to end, or the end of --hours."""
-    now = time.time()
-    tick, endless = arguments.tick_seconds, arguments.hours is None
-    backfill = f"now-{arguments.backfill_hours}h"
-    if arguments.speed is not None and not 0 < arguments.speed < float("inf"):
-        raise _usage("--speed", arguments.speed, "give how many times faster than real, above 0")
-    if not 0 <= arguments.backfill_hours < float("inf"):
-        raise _usage("--backfill_hours", arguments.backfill_hours, "give 0 or more")
-    if arguments.start is None and arguments.position_file:
-        arguments.start = Position.start_of(arguments.position_file)
-    arguments.start = arguments.start or backfill
-    start = instant("--start", arguments.start, max(1, tick))
-    elapsed = now - float(start.astype(np.int64))
-    if elapsed < 0:
-        raise _usage("--start", arguments.start, "a stream cannot begin in the future; give an earlier time, or now")
-    first = max(0, -int((elapsed - arguments.backfill_hours * 3600) // -tick)) if tick > 0 else 0
-    length = LONGEST_STREAM_HOURS if endless else arguments.hours
-    arguments.hours = first * tick / 3600 + length
-    scenario = scenario_of(arguments)
-    every = _seconds("--new_server_every", arguments.new_server_every) if arguments.new_server_every else None
-    token = _token(arguments.token_file)
-    stopped = threading.Event()
+    plan = stream_plan(arguments)
+    token, stopped = _token(arguments.token_file), threading.Event()
     with _until_asked_to_stop(stopped), tqdm(unit="tick", desc="streaming", disable=None, leave=False) as bar:
-        plan = StreamPlan(
-            scenario,
-            first,
-            scenario.steps,
-            arguments.speed,
-            new_server_every_steps=max(1, round(every / tick)) if every else None,
-            inject=tuple(_injections(scenario, arguments.inject)),
-            sparse=arguments.offline_mode == "sparse",
-            position_file=arguments.position_file,
-        )
         feed = Feed(arguments.stream, lambda text: tqdm.write(text, file=sys.stderr), stopped, token)
         try:
             counts = play(plan, feed, lambda timestamp, ticks: _show_ticks(bar, timestamp, ticks))
         finally:
             feed.close()
     return {**counts, "url": arguments.stream}
+
+
+def stream_plan(arguments: argparse.Namespace) -> StreamPlan:
+    """What the flags ask to stream. Raises UsageError, and ValueError for a damaged position file."""
+    tick, position_file = arguments.tick_seconds, arguments.position_file
+    hours = LONGEST_STREAM_HOURS if arguments.hours is None else arguments.hours
+    _check_length(hours, tick)
+    if arguments.speed is not None and not 0 < arguments.speed < float("inf"):
+        raise _usage("--speed", arguments.speed, "give how many times faster than real, above 0")
+    if not 0 <= arguments.backfill_hours < float("inf"):
+        raise _usage("--backfill_hours", arguments.backfill_hours, "give 0 or more")
+    if arguments.start is None and position_file:
+        arguments.start = Position.start_of(position_file)
+    if arguments.start is None:
+        arguments.start = f"now-{arguments.backfill_hours:f}h"
+    elapsed = time.time() - float(instant("--start", arguments.start, tick).astype(np.int64))
+    if elapsed < 0:
+        raise _usage("--start", arguments.start, "a stream cannot begin in the future; give an earlier time, or now")
+    first = max(0, math.ceil((elapsed - arguments.backfill_hours * 3600) / tick))
+    arguments.hours = first * tick / 3600 + hours
+    scenario = scenario_of(arguments)
+    every = _seconds("--new_server_every", arguments.new_server_every) if arguments.new_server_every else None
+    return StreamPlan(
+        scenario,
+        first,
+        scenario.steps,
+        arguments.speed,
+        new_server_every_steps=max(1, round(every / tick)) if every else None,
+        inject=tuple(_injections(scenario, arguments.inject)),
+        sparse=arguments.offline_mode == "sparse",
+        position_file=position_file,
+    )
 
 
 def _show_ticks(bar: tqdm[NoReturn], timestamp: str, ticks: int) -> None:

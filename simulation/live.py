@@ -96,7 +96,7 @@ class Feed:
         try:
             response = self._client.post(address, json={"records": records})
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as problem:
-            raise FeedError(f"{self.url} is no address ({problem}); write http://host:port") from None
+            raise FeedError(f"{self.url!r} is no address ({problem}); write http://host:port") from None
         except httpx.TransportError as problem:
             return f"{type(problem).__name__}: {problem}", None
         status = response.status_code

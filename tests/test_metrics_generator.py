@@ -154,6 +154,8 @@ BAD = [
         "server such as ppdb001 has no incident",
     ),
     (["--stream", "http://127.0.0.1:9", "--inject", "ppdb001"], "--inject is ppdb001; write SERVER:INCIDENT"),
+    (["--stream", "http://127.0.0.1:9", "--hours", "0"], "--hours is 0.0; give a number above 0"),
+    (["--stream", "http://127.0.0.1:9", "--tick_seconds", "0"], "--tick_seconds is 0"),
     (["--stream", "http://127.0.0.1:9", "--speed", "0"], "--speed is 0.0; give how many times faster"),
     (["--stream", "http://127.0.0.1:9", "--start", "2190-01-01"], "a stream cannot begin in the future"),
     (["--stream", "http://127.0.0.1:9", "--backfill_hours", "-1"], "--backfill_hours is -1.0; give 0 or more"),
@@ -180,8 +182,8 @@ def test_wrong_usage_is_answered_with_flag_value_and_remedy_and_nothing_is_writt
 
 
 FAILURES = [
-    (["--stream", "nonsense"], "nonsense is no address"),
-    (["--stream", "ftp://127.0.0.1"], "ftp://127.0.0.1 is no address"),
+    (["--stream", "nonsense"], "'nonsense' is no address"),
+    (["--stream", "ftp://127.0.0.1"], "'ftp://127.0.0.1' is no address"),
     (["--from_prometheus", "nonsense"], "'nonsense' is no address; write http://host:9090"),
 ]
 
