@@ -256,18 +256,17 @@ class FleetForecasts:
         self._grid, self._grid_engine = grid, engine
         self._columns = [METRICS.index(metric) for metric in config.targets]
 
-    async def _take_changes(self, complete: int) -> dict[int, int]:
-        """Lay newly taken means on the grid; gives the last changed step of each server concerned, by id."""
+    async def _take_changes(self, complete: int) -> set[int]:
+        """Lay newly taken means on the grid; gives the ids of the servers whose history changed."""
         assert self._grid is not None  # noqa: S101 - laid before
-        changed: dict[int, int] = {}
+        changed: set[int] = set()
         while taken := await asyncio.wrap_future(self._store.changed_step_means(complete)):
             for means in taken:
-                await self._on_worker(self._grid.put, means)
-                changed.update(dict.fromkeys(means.server_ids.tolist(), means.step))
+                changed.update(await self._on_worker(self._grid.put, means))
         await self._on_worker(self._grid.advance, complete)
         return changed
 
-    def _due(self, whole_fleet: bool, changed: Mapping[int, int], complete: int) -> list[tuple[KnownServer, int]]:
+    def _due(self, whole_fleet: bool, changed: set[int], complete: int) -> list[tuple[KnownServer, int]]:
         """Servers to forecast now, each with its origin's step."""
         assert self._grid is not None  # noqa: S101 - laid before
         forecasts = self.snapshot.forecasts

@@ -89,11 +89,15 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
             parser.add_argument(flag, nargs="*", default=None, metavar="NAME", help=described)
         else:
             kind = {"int": int, "float": float}.get(str(setting.type), str)
-            parser.add_argument(flag, type=kind, default=None, metavar=_metavar(setting.name), help=described)
+            parser.add_argument(flag, type=kind, default=None, metavar=_metavar(setting), help=described)
 
 
-def _metavar(name: str) -> str:
-    return "N" if name.startswith("max_") or name == "threads" else name.rpartition("_")[2].upper()
+def _metavar(setting: dataclasses.Field[Any]) -> str:
+    if str(setting.type).startswith("Path"):
+        return "DIR" if setting.name == "model" else "FILE"
+    if setting.name in ("prometheus", "alertmanager", "webhook"):
+        return "URL"
+    return "N" if setting.name.startswith("max_") or setting.name == "threads" else setting.name.split("_")[-1].upper()
 
 
 def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:

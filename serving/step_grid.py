@@ -24,15 +24,21 @@ class StepGrid:
         self._row_of: dict[int, int] = {}
         self._free = list(range(servers - 1, -1, -1))
 
-    def put(self, means: StepMeans) -> None:
-        """Lay down the means of one step, replacing what stood there; steps older than the window are ignored."""
+    def put(self, means: StepMeans) -> list[int]:
+        """Lay down the means of one step, replacing what stood there; gives the ids of the servers that changed.
+
+        Steps older than the window are ignored.
+        """
         self.advance(means.step)
         if means.step <= self.newest_step - self.steps:
-            return
+            return []
         rows = [self._row(int(server_id)) for server_id in means.server_ids]
         column = means.step % self.steps
+        before = self._values[rows, column]
         self._values[:, column] = np.nan
         self._values[rows, column] = means.means
+        changed = ~np.isclose(before, means.means, rtol=0, atol=0, equal_nan=True).all(axis=1)
+        return [int(server_id) for server_id in means.server_ids[changed]]
 
     def advance(self, step: int) -> None:
         """Move the window's end to `step` (never back); columns that enter it are empty."""

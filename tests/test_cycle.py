@@ -1,0 +1,172 @@
+"""The forecast cycle under a clock of its own: what is forecast, from what, and when."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from data_contract import METRICS
+from server_profiles import BUILT_IN_RULES
+from serving.cycle import FleetForecasts
+from serving.history import HistoryStore
+from serving.records import Sample
+from serving.settings import Settings
+from tests.fake_engine import FakeEngine
+
+STEP = 300
+NOON = 1_800_000_000 // STEP * STEP
+CPU = METRICS.index("cpu_pct")
+
+
+class Scene:
+    """A store, a cycle and a clock that stands until it is set."""
+
+    def __init__(self, folder, engine=None, **changes):
+        self.now = float(NOON)
+        settings = Settings(history=folder / "h.sqlite", grace_seconds=0.0, **{"recheck_seconds": 0.05, **changes})
+        self.store = HistoryStore(settings.history, STEP)
+        self.forecasts = FleetForecasts(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
+        self.engine = engine or FakeEngine()
+        self.forecasts.engine = self.engine
+
+    def measure(self, name, steps_ago, cpu=50.0, seconds_in=0):
+        """A sample `steps_ago` steps before the running one."""
+        instant = (int(self.now) // STEP - steps_ago) * STEP + seconds_in
+        values = tuple(cpu if index == CPU else None for index in range(len(METRICS)))
+        self.store.append([Sample(name, instant * 1000, None, None, values)]).result(5)
+
+    def cycle(self, step=0):
+        """Move the clock by so many steps and forecast what is due."""
+        self.now += step * STEP
+        self.forecasts._next_recheck = 0.0
+        asyncio.run(self.forecasts.forecast_due())
+        return self.forecasts.snapshot.forecasts
+
+    def close(self):
+        self.forecasts.worker.shutdown()
+        self.store.close()
+
+
+@pytest.fixture
+def scene(tmp_path):
+    made = Scene(tmp_path)
+    yield made
+    made.close()
+
+
+def test_the_origin_is_the_last_complete_step_of_each_server(scene):
+    scene.measure("a", 1)
+    scene.measure("b", 2)
+    scene.measure("b", 0)  # the running step does not count yet
+    found = scene.cycle()
+    assert found["a"].origin_seconds == NOON - STEP
+    assert found["b"].origin_seconds == NOON - 2 * STEP
+    found = scene.cycle(step=1)
+    assert found["b"].origin_seconds == NOON
+
+
+def test_the_engine_sees_the_history_with_its_gaps(scene):
+    for steps_ago, cpu in ((5, 10.0), (4, 20.0), (1, 50.0)):
+        scene.measure("a", steps_ago, cpu)
+    scene.measure("a", 1, 70.0, seconds_in=60)
+    scene.cycle()
+    (call,) = scene.engine.calls
+    np.testing.assert_array_equal(call["history"][0, -6:, CPU], [np.nan, 10.0, 20.0, np.nan, np.nan, 60.0])
+    assert call["origins"][0] == np.datetime64(NOON - STEP, "s")
+
+
+def test_a_silent_server_is_marked_then_dropped_and_never_forecast_as_if_fresh(scene):
+    scene.measure("a", 1)
+    scene.measure("b", 1)
+    scene.cycle()
+    for step in range(1, 13):
+        scene.measure("b", 0)
+        found = scene.cycle(step=1)
+        assert found["b"].origin_seconds == NOON + (step - 1) * STEP
+        if step < 12:
+            assert found["a"].origin_seconds == NOON - STEP
+            assert scene.forecasts.is_stale(found["a"]) == (step >= 3)
+    assert "a" not in found
+
+
+def test_only_what_changed_is_forecast_between_two_steps(scene):
+    for name in "abc":
+        scene.measure(name, 1)
+    scene.cycle()
+    scene.measure("b", 1, 90.0, seconds_in=100)
+    scene.measure("new", 0)
+    scene.cycle()
+    assert len(scene.engine.calls) == 2
+    assert scene.engine.calls[1]["history"].shape[0] == 2
+    scene.cycle()
+    assert len(scene.engine.calls) == 2
+    assert scene.forecasts.figures.cycles == 1
+
+
+def test_steps_that_passed_during_a_cycle_are_counted(scene):
+    scene.measure("a", 1)
+    scene.cycle()
+    scene.cycle(step=4)
+    assert scene.forecasts.figures.skipped == 3
+
+
+def test_a_clock_set_far_ahead_and_back_loses_nothing(scene):
+    for steps_ago in range(1, 20):
+        scene.measure("a", steps_ago, float(steps_ago))
+    before = scene.cycle()["a"]
+    scene.cycle(step=100_000)
+    assert scene.forecasts.snapshot.forecasts == {}
+    scene.now = float(NOON)
+    scene.measure("a", 1, 1.0, seconds_in=1)
+    again = scene.cycle()["a"]
+    assert again.origin_seconds == before.origin_seconds
+    assert again.history_steps == before.history_steps == 19
+
+
+def test_a_cycle_that_fails_keeps_the_last_forecasts(scene):
+    scene.measure("a", 1)
+    before = scene.cycle()["a"]
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    scene.engine.forecast = broken
+    scene.measure("a", 0)
+    with pytest.raises(RuntimeError):
+        scene.cycle(step=1)
+    assert scene.forecasts.snapshot.forecasts["a"] is before
+
+
+def test_chunks_cover_the_fleet(tmp_path):
+    scene = Scene(tmp_path, chunk_servers=3)
+    for number in range(10):
+        scene.measure(f"s{number}", 1, float(number))
+    found = scene.cycle()
+    assert sorted(len(call["profiles"]) for call in scene.engine.calls) == [1, 3, 3, 3]
+    assert {name: forecast.current[CPU] for name, forecast in found.items()} == {f"s{n}": float(n) for n in range(10)}
+    scene.close()
+
+
+@pytest.mark.slow
+def test_ten_thousand_servers_leave_the_event_loop_free(tmp_path):
+    scene = Scene(tmp_path)
+    values = (50.0,) * len(METRICS)
+    for step in (1, 2):
+        instant = (NOON - step * STEP) * 1000
+        scene.store.append([Sample(f"s{n}", instant, None, None, values) for n in range(10_000)]).result(60)
+
+    async def cycle_and_probe():
+        done = asyncio.create_task(scene.forecasts.forecast_due())
+        longest = 0.0
+        while not done.done():
+            begun = time.perf_counter()
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.perf_counter() - begun)
+        return await done, longest
+
+    forecast, longest = asyncio.run(cycle_and_probe())
+    assert forecast
+    assert len(scene.forecasts.snapshot.forecasts) == 10_000
+    assert longest < 1.0
+    scene.close()
