@@ -42,14 +42,15 @@ class AlertFileError(ValueError):
 def default_thresholds(profile: ServerProfile) -> Thresholds:
     """From the profile's documented baseline: rare for a healthy server of it.
 
-    Percentages: mean and one and a half spreads, within 90 and 98. Others: mean and four spreads.
+    Percentages: mean and one and a half spreads, within 90 and 98. Others: mean and six spreads, since a daily peak
+    reaches four.
     """
     thresholds: dict[str, float | None] = {}
     for metric, baseline in PROFILES[profile].baselines.items():
         if METRIC_SPECS[metric].upper == 100:
             thresholds[metric] = min(98.0, max(90.0, baseline.mean + 1.5 * baseline.spread))
         else:
-            thresholds[metric] = baseline.mean + 4 * baseline.spread
+            thresholds[metric] = baseline.mean + 6 * baseline.spread
     return thresholds
 
 
@@ -62,9 +63,9 @@ class AlertRules:
     later than this raise no alert.
     """
 
-    fire_probability: float = 0.6
+    fire_probability: float = 0.4
     fire_forecasts: int = 2
-    resolve_probability: float = 0.3
+    resolve_probability: float = 0.2
     resolve_forecasts: int = 3
     lookahead_seconds: int = 14_400
     profiles: Mapping[str, Thresholds] = field(
