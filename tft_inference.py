@@ -256,7 +256,14 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
     pull_from = _pull_source(settings, files)
     app = create_app(settings, None, rules, files.token, files.admin_token, pull_from, files.alert_rules)
-    return DONE if serve(app, settings, before_shutdown=app.state.before_shutdown) else FAILED
+    if serve(app, settings, before_shutdown=app.state.before_shutdown):
+        return DONE
+    print(
+        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above says why. "
+        "If the address is in use, stop what listens there or give another --port",
+        file=sys.stderr,
+    )
+    return FAILED
 
 
 @dataclass(frozen=True)

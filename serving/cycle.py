@@ -106,6 +106,11 @@ def profile_of(name: str, sent: str | None, rules: ProfileRules) -> tuple[str, s
     return str(match.profile), match.rule
 
 
+def _shortest(value: np.float32) -> float | None:
+    """A single-precision number as it was sent: 31.32, not 31.31999969; None if it was not measured."""
+    return None if math.isnan(value) else float(str(value))
+
+
 def forecast_servers(
     engine: Engine,
     names: Sequence[str],
@@ -143,7 +148,7 @@ def forecast_servers(
                 history_steps=int(measured_steps[row]),
                 quantiles=arranged[row],
                 warnings=_warnings(name, profile, rule, profile in unknown, int(measured_steps[row])),
-                current=tuple(None if math.isnan(value) else float(value) for value in last),
+                current=tuple(_shortest(value) for value in last),
             )
         )
     return forecasts
