@@ -134,6 +134,7 @@ def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
         profiles=tuple(fields["profiles"]),
+        context_steps=int(fields["context_steps"]),
         **floats,
     )
 

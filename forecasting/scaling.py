@@ -11,7 +11,8 @@
    mean, so that a very quiet server keeps its small scale). With no history the profile speaks alone; with a day of it
    mostly the server. k is estimated per profile and metric as in a random-effects model (Efron & Morris 1975): it is
    the history at which a window's mean tells as much about the server as its profile does. Where servers differ little
-   and swing a lot over the day, a few hours prove nothing and k is large; where they differ a lot it is small.
+   and swing a lot over the day, a few hours prove nothing and k is large; where they differ a lot it is small. It falls
+   to almost nothing as the history fills the context, a day, over which the daily swing averages out.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ PERCENT_STRIP = 20.0  # percentage points: width of the strips along 0 and 100 %
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
 BOUND = 0.05  # in strips: how far inside the link's open range the bound itself is put
 SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
-LEAST_SHRINKAGE = 3.0  # steps
-MOST_SHRINKAGE_CONTEXTS = 1.0  # of the context: a whole context counts at least half
+LEAST_SHRINKAGE = 3.0  # steps, with a whole context measured
+MOST_SHRINKAGE_CONTEXTS = 2.0  # of the context
 SHRINKAGE_WINDOWS = 4  # parts of the context over which k is estimated
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
@@ -47,7 +48,8 @@ class FleetScaling:
     centre, spread, spread_within: link space, float32 [1 + profile, metric]; row 0 is the whole fleet, used for
         unknown and hidden profiles. spread is the total deviation, spread_within the usual one inside a window.
     profiles: names of the rows after row 0.
-    shrinkage_steps: the k above, in measured steps, float32 [1 + profile, metric].
+    shrinkage_steps: the k above for short histories, in measured steps, float32 [1 + profile, metric].
+    context_steps: measured steps from which on k is LEAST_SHRINKAGE.
     """
 
     metrics: tuple[str, ...]
@@ -58,6 +60,7 @@ class FleetScaling:
     spread: np.ndarray
     spread_within: np.ndarray
     shrinkage_steps: np.ndarray
+    context_steps: int
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
@@ -104,7 +107,8 @@ class FleetScaling:
         within = self.spread_within[profile_rows] / spread
         k = PRIOR_STEPS_OF_SPREAD
         deviation = np.sqrt((squares.sum(axis=1) + k * within**2) / (n + k))
-        weight = n / (n + self.shrinkage_steps[profile_rows])
+        missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
+        weight = n / (n + LEAST_SHRINKAGE + (self.shrinkage_steps[profile_rows] - LEAST_SHRINKAGE) * missing_share)
         width = np.exp(weight * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
         return WindowScale(
             (centre + spread * weight * mean).astype(np.float32),
@@ -136,7 +140,7 @@ def fit_scaling(
     names = tuple(sorted({name for name in profiles if name is not None}))
     width = len(metrics)
     unit = np.ones((1 + len(names), width))
-    links_only = FleetScaling(metrics, percent, strip, names, 0 * unit, unit, unit, unit)
+    links_only = FleetScaling(metrics, percent, strip, names, 0 * unit, unit, unit, unit, window_steps)
     linked = links_only.to_link(values)
     fleet = _statistics(linked, window_steps)
     owner = np.array([name if name is not None else "" for name in profiles])
@@ -150,7 +154,7 @@ def fit_scaling(
         if shrinkage_steps is not None
         else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
     )
-    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k)
+    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k, window_steps)
 
 
 def _typical_level(values: np.ndarray) -> float:
@@ -186,7 +190,8 @@ def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
     """The k of one metric over [server, step], NaN if fewer than two servers can be compared.
 
     Over windows of n steps (a quarter of the context), with B the variance between servers' long-run means and W the
-    variance of a server's window means around its own, the best weight of a window's mean is B / (B + W) = n / (n + k).
+    variance of a server's window means around its own, the best weight of a window's mean is B / (B + W): what
+    window_scale gives it with the k returned.
     """
     n = max(1, window_steps // SHRINKAGE_WINDOWS)
     windows = column[:, : column.shape[1] // n * n].reshape(len(column), -1, n)
@@ -198,8 +203,12 @@ def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
     own_windows = (~np.isnan(means)).sum(axis=1)
     within = float(np.mean(np.nanvar(means, axis=1, ddof=1)))
     between = float(np.var(np.nanmean(means, axis=1), ddof=1) - within / own_windows.mean())
-    most = float(MOST_SHRINKAGE_CONTEXTS * window_steps)
-    return min(max(n * within / between, LEAST_SHRINKAGE), most) if between > 0 else most
+    most = MOST_SHRINKAGE_CONTEXTS * window_steps
+    if between <= 0:
+        return most
+    missing_share = 1.0 - n / window_steps if window_steps > n else 1.0
+    k = LEAST_SHRINKAGE + (n * within / between - LEAST_SHRINKAGE) / missing_share
+    return min(max(k, LEAST_SHRINKAGE), most)
 
 
 def _deviation(values: np.ndarray) -> float:
