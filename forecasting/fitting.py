@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from forecasting.model import ForecastModel, pinball_loss, window_tensors
-from forecasting.sampling import Batch, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource, batches_per_epoch, draw_history, epoch
 
 WARM_UP = 0.05  # share of the run over which the learning rate rises
 WEIGHT_DECAY = 0.01
@@ -49,13 +49,15 @@ class Split:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how to train; see the trainer's flags."""
+    """How long and how to train; see the trainer's flags. The last two are options of benchmarks/ablations.py."""
 
     epochs: int
     batch_size: int
     learning_rate: float
     max_seconds: float
     seed: int
+    averaging_decay: float = AVERAGING_DECAY
+    handicaps: Handicaps = HANDICAPS
 
 
 @dataclass
@@ -87,7 +89,7 @@ def fit(model: ForecastModel, source: WindowSource, split: Split, settings: FitS
     best, checks_without_gain, done, started = average, 0, 0, time.monotonic()
     bar = tqdm(total=per_epoch * settings.epochs, unit="batch", desc="training", dynamic_ncols=True, mininterval=1.0)
     with bar, _interruptible() as interrupted:
-        for batch in _endless(source, split, settings.batch_size, random):
+        for batch in _endless(source, split, settings, random):
             shares = {
                 "epochs": done / (per_epoch * settings.epochs),
                 "minutes": (time.monotonic() - started) / settings.max_seconds,
@@ -99,7 +101,7 @@ def fit(model: ForecastModel, source: WindowSource, split: Split, settings: FitS
             loss = _step(model, optimizer, batch, settings.learning_rate * learning_rate_at(max(shares.values())))
             done += 1
             run.windows += len(batch.targets)
-            _average(average, model, decay=min(AVERAGING_DECAY, (1 + done) / (10 + done)))
+            _average(average, model, decay=min(settings.averaging_decay, (1 + done) / (10 + done)))
             bar.update()
             if done % check_every:
                 continue
@@ -191,9 +193,11 @@ def _copy(weights: Weights) -> Weights:
     return {name: value.clone() for name, value in weights.items()}
 
 
-def _endless(source: WindowSource, split: Split, batch_size: int, random: np.random.Generator) -> Iterator[Batch]:
+def _endless(source: WindowSource, split: Split, settings: FitSettings, random: np.random.Generator) -> Iterator[Batch]:
     while True:
-        yield from epoch(source, split.seen, split.fit_end - 1, batch_size, random)
+        yield from epoch(
+            source, split.seen, split.fit_end - 1, settings.batch_size, random, handicaps=settings.handicaps
+        )
 
 
 @contextmanager

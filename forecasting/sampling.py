@@ -18,12 +18,24 @@ from forecasting.scaling import FleetScaling
 from forecasting.windows import Calendar, Windows, WindowSpec, build_windows, compress
 
 HOUR_SECONDS = 3_600
-SHORT_HISTORY_SHARE = 0.35  # of the batches
-ONE_DAY_SHARE = 0.2  # of the windows with a whole context: nothing older than the context is known
-HIDDEN_PROFILE_SHARE = 0.15  # of the windows
-POSITION_NOISE = (
-    0.5  # deviation of the noise on where a window lies relative to its profile, in compressed profile units
-)
+
+
+@dataclass(frozen=True)
+class Handicaps:
+    """What training withholds, and how often; benchmarks/ablations.md shows what each is worth.
+
+    short_history_share: of the batches, less than the whole context is known. one_day_share: of the windows with a
+    whole context, nothing older than the context is known. hidden_profile_share: of the windows. position_noise:
+    deviation of the noise on where a window lies relative to its profile, in compressed profile units.
+    """
+
+    short_history_share: float = 0.35
+    one_day_share: float = 0.2
+    hidden_profile_share: float = 0.15
+    position_noise: float = 0.5
+
+
+HANDICAPS = Handicaps()
 
 
 @dataclass(frozen=True)
@@ -86,24 +98,36 @@ class WindowSource:
 
 
 def epoch(
-    source: WindowSource, rows: np.ndarray, last_step: int, batch_size: int, random: np.random.Generator
+    source: WindowSource,
+    rows: np.ndarray,
+    last_step: int,
+    batch_size: int,
+    random: np.random.Generator,
+    handicaps: Handicaps = HANDICAPS,
+    first_batch: int = 0,
 ) -> Iterator[Batch]:
-    """One epoch over servers `rows` (int64): batches in random order, no target after grid step `last_step`."""
+    """One epoch over servers `rows` (int64): batches in random order, no target after grid step `last_step`.
+
+    Each batch has random numbers of its own, so that an epoch can be entered at `first_batch` without cutting those
+    before it.
+    """
     spec = source.spec
     hour = max(1, HOUR_SECONDS // spec.step_seconds)
     hours = np.arange(0, last_step - spec.horizon_steps + 1, hour)
     server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
     origin = np.minimum(origin + random.integers(0, hour, origin.shape), last_step - spec.horizon_steps)
     kept = random.permutation(np.flatnonzero(source.measured_targets(server, origin)))
-    for first in range(0, len(kept), batch_size):
-        chosen = kept[first : first + batch_size]
-        encoder_steps, known_steps = draw_history(spec, len(chosen), random)
-        hidden = random.random(len(chosen)) < HIDDEN_PROFILE_SHARE
+    seed = int(random.integers(2**63))
+    for number in range(first_batch, -(-len(kept) // batch_size)):
+        random = np.random.default_rng([seed, number])
+        chosen = kept[number * batch_size : (number + 1) * batch_size]
+        encoder_steps, known_steps = draw_history(spec, len(chosen), random, handicaps)
+        hidden = random.random(len(chosen)) < handicaps.hidden_profile_share
         batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
-        yield replace(batch, windows=blur_position(batch.windows, random))
+        yield replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
 
 
-def blur_position(windows: Windows, random: np.random.Generator) -> Windows:
+def blur_position(windows: Windows, random: np.random.Generator, deviation: float) -> Windows:
     """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
 
     Targets and inputs are in window units, so this is the same behaviour at another level: a fictional server. Without
@@ -111,7 +135,7 @@ def blur_position(windows: Windows, random: np.random.Generator) -> Windows:
     """
     static = windows.static.copy()
     position = static[:, :-1]  # the last one is the share measured
-    position += random.normal(0, POSITION_NOISE, position.shape).astype(np.float32)
+    position += random.normal(0, deviation, position.shape).astype(np.float32)
     return windows._replace(static=static)
 
 
@@ -122,11 +146,13 @@ def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size
     return -(-windows // batch_size)
 
 
-def draw_history(spec: WindowSpec, windows: int, random: np.random.Generator) -> tuple[int, np.ndarray]:
+def draw_history(
+    spec: WindowSpec, windows: int, random: np.random.Generator, handicaps: Handicaps = HANDICAPS
+) -> tuple[int, np.ndarray]:
     """An encoder length for a batch, and per window how many steps up to the origin are known: int64 [window]."""
     unlimited = spec.history_steps
-    if random.random() >= SHORT_HISTORY_SHARE:
-        only_a_day = random.random(windows) < ONE_DAY_SHARE
+    if random.random() >= handicaps.short_history_share:
+        only_a_day = random.random(windows) < handicaps.one_day_share
         return spec.context_steps, np.where(only_a_day, spec.context_steps, unlimited)
     lengths = (0, *spec.encoder_lengths)
     choice = int(random.integers(1, len(lengths)))
