@@ -34,6 +34,8 @@ from forecasting.model import ForecastModel, build_network, dataset_of, pinball_
 from forecasting.sampling import Batch, WindowSource
 from forecasting.scaling import fit_scaling
 from forecasting.windows import CALENDAR_SIZES, WindowSpec
+from simulation.fleet import Fleet
+from simulation.physics import Scenario, simulate
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    grid = random_fleet()
+    grid = simulated_fleet()
     sides: dict[str, Callable[[], float]] = {}
     for batch_size in STOCK_BATCH_SIZES:
         sides[f"stock_{batch_size}"] = steps_of(*stock_side(batch_size))
@@ -77,16 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def random_fleet() -> FleetGrid:
-    """A fleet of every profile with a week of random values: speed does not depend on what they are."""
-    random = np.random.default_rng(0)
-    values = random.uniform(5, 95, (2 * len(PROFILES), 7 * 288, len(METRICS))).astype(np.float32)
-    names = tuple(f"server{row:02d}" for row in range(len(values)))
-    return FleetGrid(names, PROFILES * 2, METRICS, np.datetime64("2026-03-02T00:00:00", "s"), 300, values)
+def simulated_fleet() -> FleetGrid:
+    """Two servers of every profile over a week: our speed depends on how many different values there are."""
+    fleet = Fleet.of(dict.fromkeys(PROFILES, 2), seed=0)
+    start = np.datetime64("2026-03-02T00:00:00", "s")
+    metrics = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
+    profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
+    return FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, metrics)
 
 
 def scaling_of(grid: FleetGrid) -> Any:
-    """The trainer's scaling on the random fleet."""
+    """The trainer's scaling on the simulated fleet."""
     percent = np.array([name.endswith("_pct") for name in METRICS])
     return fit_scaling(grid.values, METRICS, percent, grid.profiles, SPEC.context_steps, 3.0)
 
@@ -151,7 +154,10 @@ def stock_side(batch_size: int) -> tuple[Callable[[], int], torch.optim.Optimize
 
 
 def stock_dataset() -> TimeSeriesDataSet:
-    """A week of random values for as many series, with the variables of SPEC, at fixed lengths."""
+    """A week of random values for as many series, with the variables of SPEC, at fixed lengths.
+
+    Stock's speed does not depend on what the values are.
+    """
     random = np.random.default_rng(0)
     steps, names = 7 * 288, [f"server{row:02d}" for row in range(2 * len(PROFILES))]
     frame = pd.DataFrame({"server": np.repeat(names, steps), "step": np.tile(np.arange(steps), len(names))})

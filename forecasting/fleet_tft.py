@@ -1,28 +1,32 @@
 """FleetTFT: the stock Temporal Fusion Transformer with a faster forward. Same weights, same numbers.
 
-What the stock forward spends its time on, and what is done instead (every identity below is exact without dropout):
+The stock forward spends most of its time on one gated residual network per variable and time step. Each of these reads
+a single scalar or category, and few different values occur: a mask is 0 or 1, a calendar category has a few dozen
+values, the relative time index is the same in every window, and measured values are multiples of 1 / INPUT_GRID
+(windows.py rounds them), so that a batch of a hundred thousand values has about a thousand different ones. Hence
 
-* One gated residual network per variable and time step. Most variables do not need one: a mask or a market-open flag is
-  0 or 1, so its network is evaluated at those two values and looked up; a calendar category has a few dozen values; the
-  relative time index is the same in every window of a batch. Only measured values are evaluated step by step, all
-  variables of a kind in one batched matrix product.
-* A scalar input x enters through a linear prescaler, so what follows up to the first non-linearity is linear in x: the
+* each network is evaluated once per value that can occur, all variables of a kind in one batched matrix product, and
+  the results are looked up, weighted and summed in one pass over the batch;
+* a scalar input x enters through a linear prescaler, so what follows up to the first non-linearity is linear in x: the
   prescaler, the first layer of each network, the linear interpolation of the residual and the layer norm over it fold
-  into small matrices, and the concatenation of all embeddings that selects the variables is never built.
-* Attention without materialised scores (torch's scaled_dot_product_attention); the interpretable weights are computed
-  only on request (`interpretable = True`).
-* One encoder length per batch, so the LSTM runs on plain tensors rather than packed sequences.
+  into small matrices, and the concatenation of all embeddings that selects the variables is never built;
+* attention needs no materialised scores (torch's scaled_dot_product_attention); the interpretable weights are computed
+  only on request (`interpretable = True`);
+* one encoder length per batch lets the LSTM run on plain tensors rather than packed sequences.
+
+All of it is exact without dropout. Dropout acts on the same activations as in the stock class; within the networks of
+single variables one draw serves all places with the same value, and a mask costs a byte of randomness an activation.
 
 One thing differs on purpose: the stock class pads category 0 of a NaN-tolerant categorical, so the embedding of an
 unknown profile stays at its initial zero for ever; here it is trained like any other.
-
-Dropout acts on the same activations as in the stock class; for looked-up variables one draw serves the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,21 +36,42 @@ from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
     ResampleNorm,
     VariableSelectionNetwork,
 )
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional
 
-CLOCK = "relative_time_idx"  # the same in every window of a batch
+from forecasting.windows import INPUT_GRID
 
 
-def is_flag(variable: str) -> bool:
-    """True for variables whose only values are 0 and 1."""
-    return variable.endswith("_mask") or variable == "market_open"
+class _Kind(Enum):
+    """What is known of a real variable's values."""
+
+    FLAG = "0 or 1"
+    CLOCK = "the same in every window of a batch"
+    GRID = "multiples of 1 / INPUT_GRID"
+    FREE = "anything"
+
+
+def _kind_of(variable: str) -> _Kind:
+    if variable.endswith("_mask") or variable == "market_open":
+        return _Kind.FLAG
+    if variable.endswith(("_scaled", "_yesterday", "_daily_mean", "daily_mean_share", "yesterday_share")):
+        return _Kind.GRID
+    return _Kind.CLOCK if variable == "relative_time_idx" else _Kind.FREE
 
 
 class FleetTFT(TemporalFusionTransformer):
     """TemporalFusionTransformer with `forward` overridden; all windows of a batch must have one encoder length."""
 
     interpretable = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """As the stock class; its dropout layers, which hold no weights, are replaced by cheaper ones."""
+        super().__init__(*arguments, **options)
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(module, name, _Dropout(child.p))
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """The stock class's inputs and outputs; attention weights only if `interpretable`."""
@@ -93,24 +118,18 @@ class FleetTFT(TemporalFusionTransformer):
         codes = [categories[..., self.hparams.x_categoricals.index(name)] for name in tables]
         values = reals[..., [self.hparams.x_reals.index(name) for name in scalars]]  # (B, T, scalar)
         weights = self._selection_weights(network, tables, codes, scalars, values, context)  # (B, T, variable)
-        weight = dict(zip(names, weights.unbind(dim=-1), strict=True))
         value = dict(zip(scalars, values.unbind(dim=-1), strict=True))
-        selected = torch.zeros_like(weights[..., :1])
-        for name, code in zip(tables, codes, strict=True):
-            table = network.single_variable_grns[name](self.input_embeddings[name].weight)  # (category, h)
-            selected = selected + weight[name][..., None] * functional.embedding(code, table)
-        flags = [name for name in scalars if is_flag(name)]
-        if flags:
-            selected = selected + _select_flags(network, flags, weight, value)
-        if CLOCK in scalars:
-            over_time = _scalar_networks(network, [CLOCK], value[CLOCK][None, 0])[0]  # (T, h)
-            selected = selected + weight[CLOCK][..., None] * over_time
-        free = [name for name in scalars if not is_flag(name) and name != CLOCK]
-        if free:
-            stacked = torch.stack([value[name] for name in free])  # (v, B, T)
-            chosen = torch.stack([weight[name] for name in free])
-            evaluated = _scalar_networks(network, free, stacked.flatten(1)).unflatten(1, values.shape[:2])
-            selected = selected + (evaluated * chosen[..., None]).sum(dim=0)
+        found = {
+            name: (network.single_variable_grns[name](self.input_embeddings[name].weight), code)
+            for name, code in zip(tables, codes, strict=True)
+        }
+        for kind in _Kind:
+            of_kind = [name for name in scalars if _kind_of(name) is kind]
+            if of_kind:
+                points, places = _evaluation_points(kind, torch.stack([value[name] for name in of_kind]))
+                evaluated = _scalar_networks(network, of_kind, points)
+                found.update(zip(of_kind, zip(evaluated, places, strict=True), strict=True))
+        selected = _weighted_rows([found[name][0] for name in names], [found[name][1] for name in names], weights)
         return selected, weights[..., None, :]
 
     def _selection_weights(
@@ -184,15 +203,104 @@ class FleetTFT(TemporalFusionTransformer):
         return output, torch.softmax(scores, dim=-1).transpose(1, 2)
 
 
-def _select_flags(
-    network: VariableSelectionNetwork, flags: list[str], weight: dict[str, Tensor], value: dict[str, Tensor]
-) -> Tensor:
-    """Weighted sum of variables that are 0 or 1: their networks at 0 and 1, picked by one matrix product."""
-    zero_and_one = torch.arange(2).to(value[flags[0]]).expand(len(flags), 2)
-    off_and_on = _scalar_networks(network, flags, zero_and_one)  # (flag, 2, h)
-    chosen = torch.stack([weight[name] for name in flags], dim=-1)  # (B, T, flag)
-    on = chosen * torch.stack([value[name] for name in flags], dim=-1)
-    return torch.cat([chosen - on, on], dim=-1) @ off_and_on.transpose(0, 1).flatten(0, 1)
+def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where to evaluate the networks of scalar variables with `values` (v, B, T), and which point each value is.
+
+    Returns points (v, n) and places (v, B, T) with points[v, places[v]] == values[v].
+    """
+    variables, windows, steps = values.shape
+    if kind is _Kind.FLAG:
+        return torch.arange(2).to(values).expand(variables, 2), values.long()
+    if kind is _Kind.CLOCK:
+        return values[:, 0], torch.arange(steps, device=values.device).expand(values.shape)
+    if kind is _Kind.FREE or (not _exporting() and _few(values)):
+        count = torch.arange(windows * steps, device=values.device)
+        return values.flatten(1), count.view(1, windows, steps).expand(values.shape)
+    places = torch.round(values * INPUT_GRID).long()
+    first, last = places.min(), places.max()
+    grid = torch.arange(first, last + 1, device=values.device)  # type: ignore[call-overload]  # takes tensors as well
+    return (grid / INPUT_GRID).to(values).expand(variables, -1), places - first
+
+
+def _few(values: Tensor) -> bool:
+    """True if a variable has fewer values (v, B, T) than the grid they span has points."""
+    here = values[0].numel()
+    return here == 0 or here <= float(values.max() - values.min()) * INPUT_GRID
+
+
+def _weighted_rows(tables: Sequence[Tensor], places: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Sum over variables of weight times row: tables (n_v, h), places (B, T), weights (B, T, v) -> (B, T, h).
+
+    One gathering sum for all variables: nothing of size (B, T, v, h) is ever built.
+    """
+    if _exporting():  # ONNX has no such sum
+        chosen = [functional.embedding(place, table) for table, place in zip(tables, places, strict=True)]
+        return sum(
+            (weight[..., None] * rows for weight, rows in zip(weights.unbind(dim=-1), chosen, strict=True)),
+            start=torch.zeros_like(chosen[0]),
+        )
+    ends = np.cumsum([len(table) for table in tables])
+    index = torch.stack(
+        [place + int(end) - len(table) for table, place, end in zip(tables, places, ends, strict=True)], dim=-1
+    )
+    rows = torch.cat(list(tables))
+    flat, flat_weights = index.flatten(0, 1), weights.flatten(0, 1)
+    if rows.is_cuda:
+        selected = functional.embedding_bag(flat, rows, mode="sum", per_sample_weights=flat_weights)
+    else:
+        selected = _GatheringSum.apply(rows, flat, flat_weights)
+    return selected.unflatten(0, weights.shape[:2])
+
+
+class _GatheringSum(torch.autograd.Function):
+    """torch's embedding_bag with weights, with a backward that sorts nothing: five times as fast on a CPU.
+
+    The gradient of the rows is the transposed sparse matrix of weights times the gradient, which is what scipy's
+    sparse product computes.
+    """
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Rows (R, h), index and weights (N, v) -> (N, h)."""
+        context.save_for_backward(rows, index, weights)
+        return functional.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Gradient (N, h) -> those of rows and weights."""
+        rows, index, weights = context.saved_tensors
+        gradient = gradients[0].contiguous()
+        bags, width = index.shape
+        starts = torch.arange(0, bags * width, width)
+        by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            gradient, rows, index.flatten(), starts, torch.arange(bags).repeat_interleave(width), 0
+        )
+        ends = np.arange(0, bags * width + 1, width, dtype=np.int32)
+        picked = index.flatten().to(torch.int32).numpy()
+        matrix = csr_matrix((weights.flatten().numpy(), picked, ends), shape=(bags, len(rows)))
+        by_row = torch.from_numpy(matrix.T @ gradient.numpy())
+        return by_row, None, by_weight.view_as(weights)
+
+
+class _Dropout(nn.Dropout):
+    """Dropout whose mask costs a random byte per activation instead of a random double.
+
+    The probability is rounded to 1/256 and the kept activations are scaled by what it then is.
+    """
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Any shape; the stock module on a GPU, where drawing is cheap."""
+        dropped = round(self.p * 256)
+        if not self.training or dropped == 0 or activations.is_cuda:
+            return super().forward(activations)
+        count = activations.numel()
+        words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[:count].view(activations.shape) >= dropped
+        return activations * kept.to(activations.dtype).mul_(256 / (256 - dropped))
+
+
+def _exporting() -> bool:
+    return torch.onnx.is_in_onnx_export()
 
 
 def _scalar_networks(network: VariableSelectionNetwork, names: Sequence[str], values: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
 CATEGORICALS = ("profile", "half_hour", "day_kind")
+INPUT_GRID = 128  # scaled values are rounded to this fraction of a spread: the network evaluates each of them once
 CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
 
 
@@ -168,6 +169,11 @@ def compress(units: np.ndarray) -> np.ndarray:
     return np.arcsinh(units)
 
 
+def on_grid(scaled: np.ndarray) -> np.ndarray:
+    """Rounded to multiples of 1 / INPUT_GRID, far finer than telemetry repeats; fleet_tft.py says what it buys."""
+    return np.round(scaled * INPUT_GRID) / INPUT_GRID
+
+
 def _take(
     linked: np.ndarray, rows: np.ndarray, origins: np.ndarray, offsets: np.ndarray, known_steps: np.ndarray
 ) -> np.ndarray:
@@ -187,7 +193,7 @@ def _value_and_mask(context: np.ndarray, scale: WindowScale) -> np.ndarray:
     measured = ~np.isnan(context)
     units = (context - scale.centre[:, None]) / scale.spread[:, None]
     scaled = compress(np.where(measured, units, 0.0))
-    return _interleave(scaled, measured)
+    return _interleave(on_grid(scaled), measured)
 
 
 def _static_reals(
@@ -229,7 +235,7 @@ def _earlier_days(
     units = [_in_window_units(values, scale) for values in (yesterday, daily_mean)]
     share = count.mean(axis=2, keepdims=True) / ((2 * half + 1) * DAILY_MEAN_DAYS)
     yesterday_share = (~np.isnan(yesterday)).mean(axis=2, keepdims=True)
-    return np.concatenate([_interleave(*units), yesterday_share, share], axis=2, dtype=np.float32)
+    return on_grid(np.concatenate([_interleave(*units), yesterday_share, share], axis=2, dtype=np.float32))
 
 
 def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:

@@ -10,7 +10,7 @@ from pytorch_forecasting import TemporalFusionTransformer
 from forecasting.fleet_tft import FleetTFT
 from forecasting.model import ForecastModel, build_network
 from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.windows import WindowSpec
+from forecasting.windows import INPUT_GRID, WindowSpec
 
 PROFILES = ("database", "generic", "web_api")
 
@@ -37,7 +37,7 @@ def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: t
         return torch.randint(0, 2, shape, generator=draw).float()
 
     def values(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw)
+        return torch.round(torch.randn(*shape, generator=draw) * INPUT_GRID) / INPUT_GRID
 
     metrics = len(spec.metrics)
     measured = torch.stack([values(windows, encoder_steps, metrics), flags(windows, encoder_steps, metrics)], dim=-1)
