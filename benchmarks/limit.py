@@ -1,0 +1,210 @@
+"""How close the model comes to what can be known at all: the true predictive distribution of the simulator.
+
+    python benchmarks/limit.py --model models/current     # about two minutes; JSON is the last line
+    python benchmarks/limit.py --model models/current --origins 3 --servers 14
+
+The model is one trained on a simulated fleet. Servers it never saw (another seed) run without incidents or outages. At
+each origin the simulator is forked 200 times: the same present, independent futures. Their quantiles are the best
+forecast there is: they know the server's habits and the state of its noise, where the model has 24 hours of
+measurements. Both, and simple baselines, are scored at the same quantiles on the same points: a further future, drawn
+independently of the forks. Origins lie 37 hours apart, so all hours and kinds of day occur.
+
+Quantiles of a sample are a little worse than those of the distribution, by an amount that is inversely proportional to
+its size. Scoring half the forks, too, shows how much: the excess is printed, and the ratio without it as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from forecasting import evaluation  # noqa: E402
+from forecasting.artifact import ModelError  # noqa: E402
+from forecasting.engine import Engine  # noqa: E402
+from server_profiles import ServerProfile  # noqa: E402
+from simulation.fleet import Fleet  # noqa: E402
+from simulation.incidents import METRIC_POSITIONS  # noqa: E402
+from simulation.physics import Scenario, Simulator, World  # noqa: E402
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+FORKS = 200
+HISTORY_HOURS = 24
+ORIGIN_EVERY_HOURS = 37
+START = np.datetime64("2026-10-05T00:00:00", "s")  # a Monday; no market holiday in the weeks after it
+FLEET_SEED, FIRST_NUMBER = 20_261_005, 501  # servers no other fleet of the simulator has
+LIMIT, HALF = "limit", ("half of the forks", "other half")
+TARGET_RATIO = 1.15
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One moment: what was known and what came; arrays in the model's order of metrics, NaN nowhere.
+
+    history, future: float32 [server, step, metric]. forks: float32 [fork, server, step, metric].
+    """
+
+    time: np.datetime64
+    history: np.ndarray
+    future: np.ndarray
+    forks: np.ndarray
+
+
+def strangers(servers: int) -> Fleet:
+    """A fleet of all seven profiles in equal parts."""
+    share, rest = divmod(servers, len(ServerProfile))
+    counts = {str(profile): share + (position < rest) for position, profile in enumerate(ServerProfile)}
+    return Fleet.of(counts, FLEET_SEED, dict.fromkeys(counts, FIRST_NUMBER))
+
+
+def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
+    """Run the fleet from START on, stop at each origin, fork, go on."""
+    config = engine.config
+    hour = 3600 // config.step_seconds
+    known, horizon, every = HISTORY_HOURS * hour, config.horizon_steps, ORIGIN_EVERY_HOURS * hour
+    steps = known + (count - 1) * every + horizon
+    scenario = Scenario(fleet, START, steps, config.step_seconds, config.timezone, incident_rate=0.0, outage_rate=0.0)
+    metrics = [METRIC_POSITIONS[name] for name in config.targets]
+    simulator = Simulator(World.of(scenario))
+    seen = simulator.advance(known).metrics  # [metric, server, step]
+    for number in range(count):
+        forks = simulator.forks(horizon, range(number * FORKS, (number + 1) * FORKS))[..., metrics]
+        history = seen[:, :, -known:]
+        seen = np.concatenate([history, simulator.advance(min(every, steps - simulator.step)).metrics], axis=2)
+        future = seen[:, :, known : known + horizon]
+        time = scenario.timestamps(known + number * every - 1, 1)[0]
+        yield Origin(time, history[metrics].transpose(1, 2, 0), future[metrics].transpose(1, 2, 0), forks)
+
+
+def forecasts_at(origin: Origin, engine: Engine, profiles: Sequence[str]) -> dict[str, np.ndarray]:
+    """Every method's quantiles at one origin: [server, horizon, metric, quantile]."""
+    quantiles, horizon = engine.config.quantiles, engine.config.horizon_steps
+    day_steps = engine.config.spec.day_steps
+    samples = (origin.forks, origin.forks[: FORKS // 2], origin.forks[FORKS // 2 :])
+    drawn = {
+        name: np.moveaxis(np.quantile(forks, quantiles, axis=0), 0, -1).astype(np.float32)
+        for name, forks in zip((LIMIT, *HALF), samples, strict=True)
+    }
+    model = engine.forecast(origin.history, profiles, origin.time)
+    return {evaluation.MODEL: model, **drawn} | evaluation.baselines(origin.history, horizon, day_steps, quantiles)
+
+
+def run(engine: Engine, servers: int, count: int) -> tuple[evaluation.Backtest, list[np.datetime64]]:
+    """All forecasts beside what then happened, and the origins' times; rows are servers, origins are numbered."""
+    fleet = strangers(servers)
+    profiles = [str(fleet.profile(server)) for server in range(len(fleet))]
+    parts: dict[str, list[np.ndarray]] = {}
+    actual, times, changes = [], [], []
+    for origin in tqdm(origins_of(fleet, engine, count), total=count, unit="origin", file=sys.stderr):
+        for name, values in forecasts_at(origin, engine, profiles).items():
+            parts.setdefault(name, []).append(values)
+        actual.append(origin.future)
+        times.append(origin.time)
+        # A day before the horizon's steps lies the beginning of the known day.
+        changes.append(np.abs(origin.future - origin.history[:, : origin.future.shape[1]]).mean(axis=1))
+    past = evaluation.Backtest(
+        metrics=engine.config.targets,
+        quantiles=engine.config.quantiles,
+        rows=np.tile(np.arange(len(fleet)), count),
+        origins=np.repeat(np.arange(count), len(fleet)),
+        actual=np.concatenate(actual),
+        naive_error=np.mean(changes, axis=0),
+        forecasts={name: np.concatenate(values) for name, values in parts.items()},
+    )
+    return past, times
+
+
+def table_of(scores: pd.DataFrame, best: str) -> pd.DataFrame:
+    """A row per metric and the mean: WQL of limit, model and the best baseline, their ratios, coverage of all."""
+    by_method = scores.set_index(["method", "metric"])
+    shown = {LIMIT: LIMIT, evaluation.MODEL: evaluation.MODEL, best: best}
+    table = pd.DataFrame({name: by_method.loc[name]["wql"] for name in shown})
+    table["model/limit"] = table[evaluation.MODEL] / table[LIMIT]
+    table[f"{best}/limit"] = table[best] / table[LIMIT]
+    for band in (80, 96):
+        for name in shown:
+            table[f"{name} covers {band} %"] = by_method.loc[name][f"coverage_{band}"]
+    return table
+
+
+def by_origin(past: evaluation.Backtest, times: Sequence[np.datetime64], timezone: str) -> pd.DataFrame:
+    """A row per origin, in business time: mean WQL of limit and model and their ratio."""
+    records = []
+    for number, time in enumerate(times):
+        means = _means(past.scores(past.origins == number))
+        local = pd.Timestamp(time).tz_localize("UTC").tz_convert(timezone)
+        limit, model = means[LIMIT], means[evaluation.MODEL]
+        records.append({"origin": f"{local:%a %H:%M}", "limit": limit, "model": model, "model/limit": model / limit})
+    return pd.DataFrame(records)
+
+
+def _means(scores: pd.DataFrame) -> dict[str, float]:
+    means = scores[scores["metric"] == "mean"]
+    return {str(method): float(wql) for method, wql in zip(means["method"], means["wql"], strict=True)}
+
+
+def result_of(past: evaluation.Backtest, times: Sequence[np.datetime64], engine: Engine) -> dict[str, Any]:
+    """Print the tables; returns what the last line says."""
+    scores = past.scores()
+    means = _means(scores)
+    baselines = scores[~scores["method"].isin([LIMIT, *HALF])]
+    best = evaluation.best_baseline(baselines)
+    table, origins = table_of(scores, best), by_origin(past, times, engine.config.timezone)
+    limit, model = means[LIMIT], means[evaluation.MODEL]
+    excess = float(np.mean([means[name] for name in HALF])) - limit
+    print(f"Unseen servers, {HISTORY_HOURS} h of history: WQL beside the true distribution ({FORKS} forks)")
+    print(table.to_string(float_format=lambda value: f"{value:.3f}"))
+    print("\nBy origin (mean over metrics)")
+    print(origins.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"\nexcess of {FORKS} draws over the distribution itself: {100 * excess / limit:.2f} % of the limit")
+    ratios = origins["model/limit"]
+    return {
+        "model": engine.model_id,
+        "servers": int(past.rows.max()) + 1,
+        "origins": len(times),
+        "wql": {name: round(value, 5) for name, value in means.items() if name not in HALF},
+        "model_over_limit": round(model / limit, 4),
+        "model_over_limit_standard_error": round(float(ratios.std() / len(ratios) ** 0.5), 4)
+        if len(ratios) > 1
+        else None,
+        "model_over_limit_without_excess": round(model / (limit - excess), 4),
+        "target": TARGET_RATIO,
+        "best_baseline": best,
+        "best_baseline_over_limit": round(means[best] / limit, 4),
+        "by_metric": json.loads(table.drop(index="mean").to_json(orient="index", double_precision=4)),
+        "limit_excess_percent": round(100 * excess / limit, 3),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns 0 when done, 1 if the model cannot be used, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "models/current", help="model directory (models/current)")
+    parser.add_argument("--origins", type=int, default=14, help="moments to forecast from (%(default)s)")
+    parser.add_argument("--servers", type=int, default=91, help="servers, of all profiles (%(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.origins < 1 or arguments.servers < len(ServerProfile):
+        parser.error(f"give at least 1 as --origins and {len(ServerProfile)}, one of each profile, as --servers")
+    try:
+        engine = Engine.load(arguments.model, device="cpu")
+    except ModelError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(json.dumps(result_of(*run(engine, arguments.servers, arguments.origins), engine)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
