@@ -208,7 +208,7 @@ def _trainer_command(folder: Path, minutes: float) -> list[str]:
     return [
         "tft_trainer.py",
         *("--training-dir", str(folder / "training"), "--models-dir", str(folder / "models")),
-        *("--max-minutes", f"{minutes:g}"),
+        *("--max-minutes", f"{minutes:g}", "--no-comparison"),
     ]
 
 

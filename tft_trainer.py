@@ -3,6 +3,7 @@
     python tft_trainer.py --training-dir ./training/                          # the default job
     python tft_trainer.py --training-dir ./training/ --epochs 1 --max-minutes 2   # a quick look
     python tft_trainer.py --training-dir FLEET.parquet --holdout-servers ppdb003,ppweb007
+    python tft_trainer.py --training-dir ./training/ --resume                 # go on with an interrupted run
 
 Reads what metrics_generator.py writes (DATA_CONTRACT.md), or any file in that form. Progress goes to stderr; tables
 and, as the last line, one JSON object go to stdout. Exit code 0: published, 1: failed, 2: wrong usage.
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,42 +26,66 @@ import torch
 from safetensors.torch import save_file
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, ContractData, ContractError, DataFileError, read_metrics
-from forecasting import evaluation
 from forecasting.artifact import (
     CANARY_FILE,
     CONFIG_FILE,
     ONNX_FILE,
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
-    ModelConfig,
     ModelError,
     new_model_directory,
+    only_writer,
     promote,
 )
+from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
+from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
 from forecasting.engine import Engine, write_canary
-from forecasting.fitting import Fit, FitSettings, Split, fit
+from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.grid import FleetGrid, GridError, infer_step_seconds
-from forecasting.model import (
-    QUANTILES,
-    ForecastModel,
-    build_network,
-    export_onnx,
-    torch_run,
-)
+from forecasting.job import Job
+from forecasting.model import ForecastModel, export_onnx, torch_run
 from forecasting.report import write_report
-from forecasting.sampling import WindowSource
-from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.run_state import Fit, Keeper
+from forecasting.split import Split, SplitError, split_fleet
+from forecasting.tensorboard_log import LogError, TensorBoardLog
+from forecasting.warm_start import earlier_model, start_from
 from forecasting.windows import DAY_SECONDS, WindowSpec
 from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
 
 DEFAULT_TIMEZONE = "America/New_York"
 SHORTEST_DEFAULT_STEP = 300  # seconds: a day of context in finer steps is more than a network should read
-VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
-TEST_EVERY_HOURS = 8
+# The flags that decide how training goes; what follows from them and the data is compared as it is (open_checkpoint).
+SETTINGS_OF_A_RUN = (
+    "epochs",
+    "max_minutes",
+    "batch_size",
+    "learning_rate",
+    "hidden_size",
+    "context_hours",
+    "horizon_hours",
+    "train_fraction",
+    "holdout_servers",
+    "seed",
+)
 
 
 class TrainingError(ValueError):
     """The data cannot be trained on; the message names the field, the value and the remedy."""
+
+
+EXPECTED_ERRORS = (
+    TrainingError,
+    ContractError,
+    DataFileError,
+    GridError,
+    ProfileFileError,
+    SplitError,
+    CheckpointError,
+    FitError,
+    LogError,
+    ModelError,
+    OSError,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--models-dir", type=Path, default=Path("./models"), help="where the model directory goes (%(default)s)")
     add("--profiles", type=Path, help="TOML file with your own host-name patterns and pinned servers")
     add("--epochs", type=_positive_int, default=20, help="visits of every server-hour, at most (%(default)s)")
-    add("--max-minutes", type=_positive_float, help="stop training after this many minutes")
+    add(
+        "--max-minutes",
+        type=_positive_float,
+        help="stop training after this many minutes, its checks and the comparison included; reading before it and "
+        "the final evaluation come on top",
+    )
     add("--batch-size", type=_positive_int, default=64, help="windows per step (%(default)s)")
     add("--learning-rate", type=_positive_float, default=3e-3, help="peak learning rate (%(default)s)")
     add("--hidden-size", type=_hidden_size, default=32, help="width of the network, a multiple of 4 (%(default)s)")
@@ -92,7 +123,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--timezone", help=f"business time zone, if the data names none ({DEFAULT_TIMEZONE})")
     add("--seed", type=int, default=42, help="of weights, windows and held-out servers (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (%(default)s)")
-    add("--no-profile", action="store_true", help="train without the profile feature, for comparison")
+    add("--no-profile", action="store_true", help="train without the profile feature")
+    add(
+        "--no-comparison",
+        action="store_true",
+        help="do not train a second model, without profiles and with a quarter of the steps, to show what they bring",
+    )
+    add("--resume", action="store_true", help="go on with the interrupted run in --models-dir, same data and flags")
+    add("--warm-start", type=Path, metavar="DIR", help="start from the weights of this model directory")
+    add("--tensorboard", type=Path, metavar="DIR", help="write the course of the training there for TensorBoard")
     add("--no-promote", action="store_true", help="leave models/current as it is")
     return parser
 
@@ -101,25 +140,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read, train, evaluate, publish."""
     arguments = build_parser().parse_args(argv)
     try:
-        torch.manual_seed(arguments.seed)
-        arguments.models_dir.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
-        data = read(arguments)
-        grid, spec = lay_out(data, arguments)
-        split = split_fleet(grid, spec, arguments)
-        profiles = choose_profiles(data, grid, split, arguments)
-        scaling = fit_on_training_part(grid, spec, split, profiles)
-        training = train(grid, spec, scaling, split, profiles, arguments)
-        config = describe(spec, scaling, profiles, arguments)
-        scores, cold_start = evaluate(training.model, config, grid, split)
-        model_dir = publish(training, config, scores, cold_start, grid, split, arguments)
+        with only_writer(arguments.models_dir):  # found unusable before hours of training, not after
+            data = read(arguments)
+            grid, spec = lay_out(data, arguments)
+            split = split_fleet(grid, spec, arguments.train_fraction, arguments.holdout_servers, arguments.seed)
+            profiles = choose_profiles(data, grid, split, arguments)
+            job = plan(grid, spec, split, profiles, arguments)
+            checkpoint = open_checkpoint(job, arguments)
+            training = train(job, checkpoint, arguments)
+            comparison = train_comparison(job, training, checkpoint, arguments)
+            scores, cold_start = evaluate(job, training, comparison)
+            model_dir = publish(job, training, comparison, scores, cold_start, arguments)
+            checkpoint.remove()
     except KeyboardInterrupt:
-        print("error: aborted; nothing was published", file=sys.stderr)
+        print("error: aborted; nothing was published, --resume goes on from the last saved state", file=sys.stderr)
         return 1
-    except (TrainingError, ContractError, DataFileError, GridError, ProfileFileError, ModelError, OSError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_tables(scores, cold_start)
-    print(json.dumps(summary(model_dir, training, scores)))
+    if comparison:
+        print(in_words(training, comparison, cold_start), end="\n\n")
+    print(json.dumps({"model_dir": str(model_dir), **outcome(training, comparison, scores)}))
     return 0
 
 
@@ -131,10 +173,10 @@ def read(arguments: argparse.Namespace) -> ContractData:
     rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
     data = read_metrics(arguments.training_dir, rules)
     for notice in data.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+        print(f"note: {notice}", file=sys.stderr)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]
     if missing:
-        print(f"notice: no {', '.join(missing)} in the data; forecasting {', '.join(data.metrics)}", file=sys.stderr)
+        print(f"note: no {', '.join(missing)} in the data; forecasting {', '.join(data.metrics)}", file=sys.stderr)
     return data
 
 
@@ -164,7 +206,7 @@ def choose_step(data: ContractData, arguments: argparse.Namespace) -> int:
             "choose one such as 300, 600 or 3600"
         )
     if step_seconds != of_data:
-        print(f"notice: averaging samples every {of_data} s onto steps of {step_seconds} s", file=sys.stderr)
+        print(f"note: averaging samples every {of_data} s onto steps of {step_seconds} s", file=sys.stderr)
     return step_seconds
 
 
@@ -181,53 +223,6 @@ def _steps(hours: float, step_seconds: int, flag: str) -> int:
     if steps < 1:
         raise TrainingError(f"{flag} {hours}: shorter than the data's step of {step_seconds} s; give a longer time")
     return steps
-
-
-def split_fleet(grid: FleetGrid, spec: WindowSpec, arguments: argparse.Namespace) -> Split:
-    """Hold out servers and the later days."""
-    train_end = int(grid.steps * arguments.train_fraction)
-    fit_end = int(train_end * (1 - VALIDATION_SHARE))
-    window = spec.context_steps + spec.horizon_steps
-    if fit_end < window or grid.steps - train_end < spec.horizon_steps:
-        hours = window * grid.step_seconds / 3600 / (arguments.train_fraction * (1 - VALIDATION_SHARE))
-        raise TrainingError(
-            f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
-            f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
-            "shorten --context-hours or --horizon-hours"
-        )
-    unseen = _holdout_rows(grid, arguments.holdout_servers, np.random.default_rng(arguments.seed))
-    seen = np.setdiff1d(np.arange(len(grid.servers)), unseen)
-    return Split(seen, unseen, fit_end, train_end)
-
-
-def _holdout_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:
-    """Rows of the held-out servers: named ones, or a share of each profile's (at least one of any that has three)."""
-    try:
-        share = float(wanted)
-    except ValueError:
-        return _named_rows(grid, wanted)
-    if not 0 <= share < 1:
-        raise TrainingError(f"--holdout-servers {wanted}: a share must be at least 0 and below 1")
-    owner = np.array([profile or "" for profile in grid.profiles])
-    rows = []
-    for profile in np.unique(owner):
-        of_profile = random.permutation(np.flatnonzero(owner == profile))
-        least = 1 if share > 0 and len(of_profile) >= 3 else 0
-        rows.append(of_profile[: max(least, round(share * len(of_profile)))])
-    return np.sort(np.concatenate(rows))
-
-
-def _named_rows(grid: FleetGrid, wanted: str) -> np.ndarray:
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    unknown = [name for name in names if name not in grid.servers]
-    if unknown or not names:
-        raise TrainingError(
-            f"--holdout-servers {wanted}: no server named {', '.join(unknown) or '(nothing)'} in the data; "
-            "give a share such as 0.1 or names as in server_name"
-        )
-    if len(set(names)) == len(grid.servers):
-        raise TrainingError("--holdout-servers: every server is held out; leave some to train on")
-    return np.array(sorted(grid.servers.index(name) for name in set(names)))
 
 
 def choose_profiles(
@@ -257,30 +252,13 @@ def choose_profiles(
     return detected
 
 
-def fit_on_training_part(grid: FleetGrid, spec: WindowSpec, split: Split, profiles: tuple[str, ...]) -> FleetScaling:
-    """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
-    return fit_scaling(
-        grid.values[split.seen, : split.train_end],
-        grid.metrics,
-        np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
-        tuple(grid.profiles[row] if profiles else None for row in split.seen),
-        spec.context_steps,
-    )
-
-
 # --- train ----------------------------------------------------------------------------------------------------------
 
 
-def train(
-    grid: FleetGrid,
-    spec: WindowSpec,
-    scaling: FleetScaling,
-    split: Split,
-    profiles: tuple[str, ...],
-    arguments: argparse.Namespace,
-) -> Fit:
-    """Fit a fresh network on the training part."""
-    network = build_network(spec, profiles, arguments.hidden_size)
+def plan(
+    grid: FleetGrid, spec: WindowSpec, split: Split, profiles: tuple[str, ...], arguments: argparse.Namespace
+) -> Job:
+    """The job as the flags say."""
     settings = FitSettings(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
@@ -288,8 +266,7 @@ def train(
         max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
         seed=arguments.seed,
     )
-    source = WindowSource(grid, spec, scaling)
-    return fit(ForecastModel(network, spec, scaling).to(_device(arguments.device)), source, split, settings)
+    return Job(grid, spec, split, profiles, arguments.hidden_size, _device(arguments.device), settings)
 
 
 def _device(wanted: str) -> torch.device:
@@ -298,57 +275,98 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
+    """Where the run is saved while it is unfinished: the interrupted one's with --resume, else a new one."""
+    identity = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in SETTINGS_OF_A_RUN}
+    identity |= {
+        "--warm-start": arguments.warm_start and arguments.warm_start.resolve().name,
+        "device": str(job.device),
+        "contract_version": CONTRACT_VERSION,
+        "step_seconds": job.spec.step_seconds,
+        "timezone": job.spec.timezone,
+        "profiles": job.profiles,
+        "sha256 of the data": fingerprint(job.grid),
+    }
+    if arguments.resume:
+        checkpoint = Checkpoint.resume(arguments.models_dir, identity)
+        print(f"note: going on with the interrupted run in {checkpoint.path}", file=sys.stderr)
+        return checkpoint
+    checkpoint = Checkpoint.new(arguments.models_dir, identity)
+    if checkpoint.path.exists():
+        print(
+            f"note: {checkpoint.path} holds an interrupted run; starting afresh, which overwrites it within a minute "
+            "(--resume goes on with it instead)",
+            file=sys.stderr,
+        )
+    return checkpoint
+
+
+def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fit:
+    """Fit the network on the training part, from fresh or earlier weights, or from where it was interrupted."""
+    model = job.fresh_model()
+    if arguments.warm_start:
+        earlier = earlier_model(arguments.warm_start, job.spec, job.profiles, job.hidden_size)
+        say_what_profiles_become(earlier.network_profiles, job.profiles)
+        start_from(model.network, job.profiles, arguments.warm_start, earlier)
+    if wants_comparison(job, arguments):
+        job = replace(job, settings=replace(job.settings, max_seconds=time_for_the_model(job.settings.max_seconds)))
+    return fit_part("training", job, model, checkpoint, arguments)
+
+
+def say_what_profiles_become(earlier: tuple[str, ...], profiles: tuple[str, ...]) -> None:
+    """Profiles that only one of the two models knows, to stderr."""
+    if new := sorted(set(profiles) - set(earlier)):
+        print(f"note: profiles new to the earlier model start as the unknown one: {', '.join(new)}", file=sys.stderr)
+    if gone := sorted(set(earlier) - set(profiles)):
+        print(f"note: profiles without a training server are forgotten: {', '.join(gone)}", file=sys.stderr)
+
+
+def fit_part(part: str, job: Job, model: ForecastModel, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fit:
+    """Fit one of the run's two models, saved as `part` of the checkpoint and logged by that name."""
+    log = TensorBoardLog(arguments.tensorboard / part) if arguments.tensorboard else None
+    try:
+        return fit(model, job.source, job.split, job.settings, Keeper(part, checkpoint), log)
+    finally:
+        if log:
+            log.close()
+
+
+def wants_comparison(job: Job, arguments: argparse.Namespace) -> bool:
+    """Is there something to compare: a profile feature, and servers to show its worth on?"""
+    return bool(job.profiles) and len(job.split.unseen) > 0 and not arguments.no_comparison
+
+
+def train_comparison(job: Job, training: Fit, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fit | None:
+    """The same without the profile feature and with fewer steps (comparison.py), None if there is none.
+
+    It costs the model nothing: that one is saved already, and is published whatever happens here.
+    """
+    if not wants_comparison(job, arguments):
+        return None
+    if training.stopped_by == "ctrl-c":
+        print("note: stopped by Ctrl-C, so no comparison without profiles is trained", file=sys.stderr)
+        return None
+    job = comparison_job(job, training, job.settings.max_seconds)
+    try:
+        comparison = fit_part("comparison", job, job.fresh_model(), checkpoint, arguments)
+    except Exception as error:
+        print(f"note: the comparison without profiles failed ({error}); the model is not affected", file=sys.stderr)
+        return None
+    if comparison.stopped_by == "ctrl-c":
+        print("note: the comparison without profiles was stopped by Ctrl-C and is left out", file=sys.stderr)
+        return None
+    return comparison
+
+
 # --- evaluate -------------------------------------------------------------------------------------------------------
 
 
-def describe(
-    spec: WindowSpec, scaling: FleetScaling, profiles: tuple[str, ...], arguments: argparse.Namespace
-) -> ModelConfig:
-    """The configuration the model is published with."""
-    return ModelConfig(
-        model_id=free_model_id(arguments.models_dir),
-        contract_version=CONTRACT_VERSION,
-        hidden_size=arguments.hidden_size,
-        quantiles=QUANTILES,
-        network_profiles=profiles,
-        spec=spec,
-        scaling=scaling,
-    )
-
-
-def free_model_id(models_dir: Path) -> str:
-    """tft_model_<UTC time>, with a number behind it if two models are made within a second."""
-    name = datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S")
-    taken = sum(1 for path in models_dir.glob(f"{name}*"))
-    return f"{name}_{taken + 1}" if taken else name
-
-
-def evaluate(
-    model: ForecastModel, config: ModelConfig, grid: FleetGrid, split: Split
-) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+def evaluate(job: Job, training: Fit, comparison: Fit | None) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Scores on the later days, servers seen and unseen apart, with baselines; and the cold-start table (unseen)."""
-    engine = Engine(config, torch_run(model))
-    spec = config.spec
-    origins = evaluation.rolling_origins(
-        split.train_end, grid.steps - 1, spec.horizon_steps, max(1, TEST_EVERY_HOURS * 3600 // grid.step_seconds)
-    )
-    scores = {}
-    for name, rows in (("seen", split.seen), ("unseen", split.unseen)):
-        if not len(rows):
-            continue
-        print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
-        past = evaluation.backtest(
-            grid, rows, origins, spec.horizon_steps, spec.history_steps, QUANTILES, engine.forecast
-        )
-        scores[name] = past.scores()
-    cold_start = pd.DataFrame()
-    if len(split.unseen):
-        print("evaluating unseen servers with little history", file=sys.stderr)
-        prior = evaluation.profile_quantiles(grid, split.seen, split.train_end, QUANTILES)
-        cold_start = evaluation.cold_start_table(
-            grid, split.unseen, origins, spec.horizon_steps, QUANTILES, engine.forecast, prior, bool(config.profiles)
-        )
-    return scores, cold_start
+    cold_start = job.cold_start(training.model)
+    if comparison:
+        cold_start = beside(cold_start, job.without_profiles().cold_start(comparison.model))
+    return job.scores(training.model), cold_start
 
 
 def print_tables(scores: dict[str, pd.DataFrame], cold_start: pd.DataFrame) -> None:
@@ -369,23 +387,30 @@ def _rounded(table: pd.DataFrame) -> str:
 # --- publish --------------------------------------------------------------------------------------------------------
 
 
+def free_model_id(models_dir: Path) -> str:
+    """tft_model_<UTC time>, with a number behind it if two models are made within a second."""
+    name = datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S")
+    taken = sum(1 for path in models_dir.glob(f"{name}*"))
+    return f"{name}_{taken + 1}" if taken else name
+
+
 def publish(
+    job: Job,
     training: Fit,
-    config: ModelConfig,
+    comparison: Fit | None,
     scores: dict[str, pd.DataFrame],
     cold_start: pd.DataFrame,
-    grid: FleetGrid,
-    split: Split,
     arguments: argparse.Namespace,
 ) -> Path:
     """Write the model directory in one atomic step, check that it loads, and make it the current one."""
     model = training.model.to("cpu").eval()
     models_dir: Path = arguments.models_dir
-    info = training_info(training, scores, grid, split, arguments)
+    config = job.config(free_model_id(models_dir))
+    info = training_info(job, training, comparison, scores, arguments)
     with new_model_directory(models_dir, config.model_id) as directory:
         # Cloned, as the stock class holds some weights under two names and safetensors stores no shared memory.
         save_file({name: value.clone() for name, value in model.network.state_dict().items()}, directory / WEIGHTS_FILE)
-        example = WindowSource(grid, config.spec, config.scaling).batch(
+        example = job.source.batch(
             np.zeros(2, np.int64),
             np.full(2, config.context_steps),
             config.context_steps,
@@ -409,43 +434,38 @@ def publish(
 
 
 def training_info(
+    job: Job,
     training: Fit,
+    comparison: Fit | None,
     scores: dict[str, pd.DataFrame],
-    grid: FleetGrid,
-    split: Split,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """training_info.json: data, settings, course and scores of the run."""
-    times = grid.timestamps()
+    times = job.grid.timestamps()
     return {
         "data": str(arguments.training_dir),
-        "servers": len(grid.servers),
-        "holdout_servers": [grid.servers[row] for row in split.unseen],
+        "servers": len(job.grid.servers),
+        "holdout_servers": [job.grid.servers[row] for row in job.split.unseen],
         "first_timestamp": f"{times[0]}Z",
-        "train_end": f"{times[split.train_end]}Z",
+        "train_end": f"{times[job.split.train_end]}Z",
         "last_timestamp": f"{times[-1]}Z",
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
         "course": training.course,
-        **_pace(training),
+        **outcome(training, comparison, scores),
+    }
+
+
+def outcome(training: Fit, comparison: Fit | None, scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """How the run went and how its model scored; comparison is null if none was trained."""
+    return {
+        **price(training),
+        "epochs": round(training.epochs, 3),
+        "stopped_by": training.stopped_by,
+        "first_validation_loss": training.first_validation_loss,
+        "best_validation_loss": training.best_validation_loss,
+        "comparison": price(comparison) if comparison else None,
         "scores": scores_as_json(scores),
     }
-
-
-def _pace(training: Fit) -> dict[str, Any]:
-    return {
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "windows": training.windows,
-        "epochs": round(training.epochs, 3),
-        "minutes": round(training.seconds / 60, 3),
-        "windows_per_second": round(training.windows / training.seconds, 1),
-        "stopped_by": training.stopped_by,
-        "best_validation_loss": training.best_validation_loss,
-    }
-
-
-def summary(model_dir: Path, training: Fit, scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """The last stdout line."""
-    return {"model_dir": str(model_dir), **_pace(training), "scores": scores_as_json(scores)}
 
 
 def scores_as_json(scores: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 models/tft_model_<UTC time>/
     model.safetensors      weights of the stock network
     model.onnx             the same network with its head, for ONNX Runtime
+    explain.onnx           the same with the weights of variables and attention as further outputs
     config.json            architecture, encoders, scaling, step, time zone, targets, quantiles, contract version
     training_info.json     how it was trained and how it scored
     report.html, *.parquet the same for people, and the tables behind it
@@ -15,6 +16,7 @@ sha256 is what tells a flipped bit from a good model.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -33,11 +35,13 @@ from forecasting.windows import WindowSpec
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
+EXPLAIN_FILE = "explain.onnx"  # loaded when an explanation is asked for; models of before 0.2 have none
 CONFIG_FILE = "config.json"
 CANARY_FILE = "canary.json"
 TRAINING_INFO_FILE = "training_info.json"
 MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
+TEMPORARY_PREFIX = ".tmp-"  # of what is being written; left behind only by a run that was killed
 CANARY_TOLERANCE = 1e-3  # relative to the canary's quantiles: float32 sums differ a little between processors
 
 
@@ -140,20 +144,45 @@ def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
 
 
 @contextmanager
+def only_writer(models_dir: Path) -> Iterator[None]:
+    """Hold a models folder: one training at a time writes there; what a killed one left half-written is removed.
+
+    Raises ModelError if another process holds it. The hold ends with the process, however it ends.
+    """
+    models_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(models_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ModelError(
+                f"{models_dir}: another training writes there; wait until it has ended or give another --models-dir"
+            ) from error
+        for path in models_dir.glob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def new_model_directory(models_dir: Path, model_id: str) -> Iterator[Path]:
     """A temporary directory to write a model into; on success it is sealed and becomes models_dir/model_id.
 
     Everything is on disk before the name appears; a crash or an exception at any point leaves no `model_id`.
     """
     models_dir.mkdir(parents=True, exist_ok=True)
-    temporary = models_dir / f".tmp-{model_id}-{os.getpid()}"
+    temporary = models_dir / f"{TEMPORARY_PREFIX}{model_id}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         _seal(temporary)
         temporary.rename(models_dir / model_id)
-        _sync(models_dir)
+        sync(models_dir)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -161,11 +190,11 @@ def new_model_directory(models_dir: Path, model_id: str) -> Iterator[Path]:
 
 def promote(models_dir: Path, model_id: str) -> None:
     """Point models_dir/current at model_id: one rename, so a reader sees the old model or the new one."""
-    temporary = models_dir / f".tmp-{CURRENT_LINK}-{os.getpid()}"
+    temporary = models_dir / f"{TEMPORARY_PREFIX}{CURRENT_LINK}-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(model_id)
     temporary.replace(models_dir / CURRENT_LINK)
-    _sync(models_dir)
+    sync(models_dir)
 
 
 def verify(model_dir: Path) -> Path:
@@ -213,11 +242,11 @@ def _seal(directory: Path) -> None:
     files = {}
     for path in sorted(directory.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _sync(path)
+        sync(path)
     manifest = directory / MANIFEST_FILE
     manifest.write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
-    _sync(manifest)
-    _sync(directory)
+    sync(manifest)
+    sync(directory)
 
 
 def _sha256(path: Path) -> str:
@@ -225,7 +254,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

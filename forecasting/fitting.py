@@ -3,24 +3,31 @@
 More training is not always better: a network learns the month it is shown by heart. So the weights that are judged
 and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018), judged on days after
 those trained on, and training ends when these no longer improve.
+
+All that decides how a run goes on is in its counters and tensors (run_state.py), and those are saved now and then: an
+interrupted run goes on bit for bit on the same machine and number of threads, unless its learning rate follows the
+clock (`max_seconds`).
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from time import monotonic
 from types import FrameType
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from forecasting.model import ForecastModel, pinball_loss, window_tensors
+from forecasting.progress import ProgressDisplay
+from forecasting.run_state import Fit, Keeper, State, Weights, copy_of, device_of, put_weights, weights_of
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.split import Split
+from forecasting.tensorboard_log import TensorBoardLog
 
 WARM_UP = 0.05  # share of the run over which the learning rate rises
 WEIGHT_DECAY = 0.01
@@ -28,98 +35,183 @@ GRADIENT_NORM = 1.0
 AVERAGING_DECAY = 0.995  # per step, of the weights that are judged and kept
 VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 12, 64
 CHECKS_PER_EPOCH = 4
+FEWEST_STEPS, MOST_STEPS = 100, 250  # between two checks, which take as long as about four steps
 PATIENCE_CHECKS = 12  # checks without improvement before training ends
+CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes some milliseconds
+UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
 
-Weights = dict[str, torch.Tensor]
 
-
-@dataclass(frozen=True)
-class Split:
-    """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
-
-    Training: servers `seen`, targets in [0, fit_end). Validation: `seen`, targets in [fit_end, train_end).
-    Test: `seen` and `unseen` apart, targets in [train_end, steps).
-    """
-
-    seen: np.ndarray
-    unseen: np.ndarray
-    fit_end: int
-    train_end: int
+class FitError(ValueError):
+    """There is nothing to learn from; the message says what is missing and what to do."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how to train; see the trainer's flags. The last two are options of benchmarks/ablations.py."""
+    """How long and how to train; see the trainer's flags. The last two are options of benchmarks/ablations.py.
+
+    steps: optimisation steps at most; None: as many as `epochs` have.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     max_seconds: float
     seed: int
+    steps: int | None = None
     averaging_decay: float = AVERAGING_DECAY
     handicaps: Handicaps = HANDICAPS
 
 
-@dataclass
-class Fit:
-    """How a training run went; `model` has the kept weights. `course` has a point per check on the validation days."""
+def fit(
+    model: ForecastModel,
+    source: WindowSource,
+    split: Split,
+    settings: FitSettings,
+    keeper: Keeper | None = None,
+    log: TensorBoardLog | None = None,
+) -> Fit:
+    """Train `model` in place on the split's training part, with a progress display on stderr.
 
-    model: ForecastModel
-    windows: int = 0
-    seconds: float = 0.0
-    epochs: float = 0.0
-    best_validation_loss: float = float("inf")
-    stopped_by: str = "epochs"
-    course: list[dict[str, float]] = field(default_factory=list)
-
-
-def fit(model: ForecastModel, source: WindowSource, split: Split, settings: FitSettings) -> Fit:
-    """Train `model` in place on the split's training part, with a progress bar on stderr.
-
-    The learning rate follows the share of the run that is over, in epochs or in minutes, whichever is further. Ctrl-C
-    ends training in good order, a second one raises KeyboardInterrupt.
+    The learning rate follows the share of the run that is over, in steps or in seconds, whichever is further; the
+    seconds count the checks, too, the last one included. Ctrl-C ends training in good order, a second one raises
+    KeyboardInterrupt. keeper: where the run is saved, and found if it was interrupted.
     """
-    run = Fit(model)
-    random = np.random.default_rng(settings.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-    validation = validation_batches(source, split, settings.seed)
-    per_epoch = batches_per_epoch(source.spec, len(split.seen), split.fit_end - 1, settings.batch_size)
-    check_every = max(1, per_epoch // CHECKS_PER_EPOCH)
-    average = weights_of(model)
-    best, checks_without_gain, done, started = average, 0, 0, time.monotonic()
-    bar = tqdm(total=per_epoch * settings.epochs, unit="batch", desc="training", dynamic_ncols=True, mininterval=1.0)
-    with bar, _interruptible() as interrupted:
-        for batch in _endless(source, split, settings, random):
-            shares = {
-                "epochs": done / (per_epoch * settings.epochs),
-                "minutes": (time.monotonic() - started) / settings.max_seconds,
-                "ctrl-c": float(interrupted()),
-            }
-            run.stopped_by = max(shares, key=lambda name: shares[name])
-            if shares[run.stopped_by] >= 1:
-                break
-            loss = _step(model, optimizer, batch, settings.learning_rate * learning_rate_at(max(shares.values())))
-            done += 1
-            run.windows += len(batch.targets)
-            _average(average, model, decay=min(settings.averaging_decay, (1 + done) / (10 + done)))
-            bar.update()
-            if done % check_every:
-                continue
-            validation_loss = judge(model, average, validation)
-            run.course.append({"epoch": done / per_epoch, "loss": loss, "validation_loss": validation_loss})
-            bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
-            checks_without_gain += 1
-            if validation_loss < run.best_validation_loss:
-                run.best_validation_loss, best, checks_without_gain = validation_loss, _copy(average), 0
-            if checks_without_gain >= PATIENCE_CHECKS:
-                run.stopped_by = "no improvement"
-                break
-    last_loss = judge(model, average, validation)
-    if last_loss < run.best_validation_loss:
-        run.best_validation_loss, best = last_loss, average
-    _put(model, best)
-    run.seconds, run.epochs = time.monotonic() - started, done / per_epoch
+    run, state = Fit(model), State(model, settings.learning_rate, WEIGHT_DECAY)
+    run.steps_per_epoch = batches_per_epoch(source.spec, len(split.seen), split.fit_end - 1, settings.batch_size)
+    keeper = keeper or Keeper("training")
+    keeper.restore(run, state)
+    if not run.stopped_by:
+        validation = validation_batches(source, split, settings.seed)
+        sitting = _Sitting(run, state, settings, validation, keeper, log)
+        with ProgressDisplay(keeper.part) as display, _interruptible() as interrupted:
+            sitting.train(_batches(source, split, settings, run), display, interrupted)
+    put_weights(model, state.best)
     return run
+
+
+class _Sitting:
+    """A run from its start, or from where it was interrupted, to its end or the next interruption."""
+
+    def __init__(
+        self,
+        run: Fit,
+        state: State,
+        settings: FitSettings,
+        validation: list[Batch],
+        keeper: Keeper,
+        log: TensorBoardLog | None,
+    ) -> None:
+        self.run, self.state, self.settings, self.validation = run, state, settings, validation
+        self.keeper, self.log = keeper, log
+        self.total_steps = settings.steps or run.steps_per_epoch * settings.epochs
+        self.check_every = steps_between_checks(run.steps_per_epoch, self.total_steps)
+        self.first_step = run.steps
+        self.learning_rate = 0.0
+        self.zero = monotonic() - run.seconds  # on the clock of a run that was never interrupted
+
+    def train(self, batches: Iterator[Batch], display: ProgressDisplay, interrupted: Callable[[], bool]) -> None:
+        """Step until a limit is reached, checking, saving and showing in between; sets `run.stopped_by`."""
+        run, saved_at = self.run, self.run.seconds
+        if not run.steps:
+            self.check()
+        for batch in batches:
+            share = self.share_over()
+            run.stopped_by = self.reason_to_stop(interrupted())
+            if run.stopped_by:
+                break
+            self.step(batch, share)
+            if run.steps % self.check_every == 0:
+                self.check()
+            run.seconds = self.now()
+            display.update(share, run.seconds, self.facts)
+            if run.seconds - saved_at >= CHECKPOINT_SECONDS:
+                self.keeper.save(run, self.state)
+                saved_at = run.seconds
+        if self.steps_since_check():
+            self.check()
+        run.seconds = self.now()
+        display.update(1.0, run.seconds, self.facts, last=True)
+        self.keeper.save(run, self.state)
+
+    def now(self) -> float:
+        """Seconds of the run so far, those of its earlier sittings included."""
+        return monotonic() - self.zero
+
+    def share_over(self) -> float:
+        """How much of the run is over: 1 and more when a limit is reached."""
+        return max(self.shares().values())
+
+    def shares(self) -> dict[str, float]:
+        """The same by limit. What the check after the last step takes is kept back."""
+        seconds = max(self.settings.max_seconds - self.run.check_seconds, 1e-9)
+        return {"epochs": self.run.steps / self.total_steps, "minutes": self.now() / seconds}
+
+    def reason_to_stop(self, interrupted: bool) -> str:
+        """Empty: go on."""
+        if interrupted:
+            return "ctrl-c"
+        for limit, share in self.shares().items():
+            if share >= 1:
+                return limit
+        return "no improvement" if self.run.checks_without_gain >= PATIENCE_CHECKS else ""
+
+    def step(self, batch: Batch, share: float) -> None:
+        """One optimisation step, at the learning rate for this share of the run."""
+        run, state, settings = self.run, self.state, self.settings
+        self.learning_rate = settings.learning_rate * learning_rate_at(share)
+        state.loss_sum += _step(run.model, state.optimizer, batch, self.learning_rate)
+        run.steps, run.batch, run.windows = run.steps + 1, run.batch + 1, run.windows + len(batch.targets)
+        _average(state.average, run.model, min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
+        if run.steps - self.first_step > UNTIMED_STEPS:
+            run.paced_windows += len(batch.targets)
+            run.paced_seconds += self.now() - run.seconds  # since the step before, loading included
+
+    def check(self) -> None:
+        """Judge the averaged weights, keep them if they are the best so far, note the point of the course."""
+        run, state, started = self.run, self.state, self.now()
+        point = {
+            "step": run.steps,
+            "epoch": run.epochs,
+            "validation_loss": judge(run.model, state.average, self.validation),
+        }
+        run.check_seconds = max(run.check_seconds, self.now() - started)
+        if run.steps:
+            point |= {"loss": self.mean_loss(), "learning_rate": self.learning_rate}
+            run.course.append(point)
+            state.loss_sum.zero_()
+            run.checks_without_gain += 1
+        else:
+            run.first_validation_loss = point["validation_loss"]
+        if point["validation_loss"] < run.best_validation_loss:
+            run.best_validation_loss, state.best = point["validation_loss"], copy_of(state.average)
+            run.checks_without_gain = 0
+        if self.log:
+            self.log.write(run.steps, {**point, "windows_per_second": run.windows_per_second})
+
+    def steps_since_check(self) -> int:
+        """Steps not judged yet."""
+        return self.run.steps - int(self.run.course[-1]["step"] if self.run.course else 0)
+
+    def mean_loss(self) -> float:
+        """Of the training batches since the last check; of those before it if there is none."""
+        if steps := self.steps_since_check():
+            return float(self.state.loss_sum) / steps
+        return self.run.course[-1]["loss"] if self.run.course else float("nan")
+
+    def facts(self) -> str:
+        """What the progress display says of the run."""
+        run = self.run
+        validation = run.course[-1]["validation_loss"] if run.course else run.first_validation_loss
+        return (
+            f"epoch {run.epochs:.2f}, {run.windows_per_second:.0f} windows/s, loss {self.mean_loss():.4f}, "
+            f"validation {validation:.4f} (best {run.best_validation_loss:.4f})"
+        )
+
+
+def steps_between_checks(steps_per_epoch: int, total_steps: int) -> int:
+    """Four checks an epoch, within FEWEST_STEPS and MOST_STEPS between two; and four in a short run."""
+    quarter = min(max(steps_per_epoch // CHECKS_PER_EPOCH, FEWEST_STEPS), MOST_STEPS)
+    return max(1, min(quarter, total_steps // CHECKS_PER_EPOCH))
 
 
 def learning_rate_at(progress: float) -> float:
@@ -145,20 +237,15 @@ def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Ba
 def judge(model: ForecastModel, weights: Weights, batches: list[Batch]) -> float:
     """Mean pinball loss of `weights` on the batches; the model's own weights are put back."""
     own = weights_of(model)
-    _put(model, weights)
+    put_weights(model, weights)
     model.eval()
     with torch.inference_mode():
         loss = float(np.mean([_loss(model, batch).item() for batch in batches]))
-    _put(model, own)
+    put_weights(model, own)
     return loss
 
 
-def weights_of(model: ForecastModel) -> Weights:
-    """A copy of the model's weights, each once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def _step(model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float) -> float:
+def _step(model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float) -> torch.Tensor:
     """One optimisation step; returns the loss."""
     model.train()
     for group in optimizer.param_groups:
@@ -168,11 +255,11 @@ def _step(model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, 
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
     optimizer.step()
-    return loss.item()
+    return loss.detach()
 
 
 def _loss(model: ForecastModel, batch: Batch) -> torch.Tensor:
-    device = next(model.parameters()).device
+    device = device_of(model)
     inputs = window_tensors(batch.windows, device)[:-2]  # centre and spread only lead back to physical units
     return pinball_loss(model.scaled_quantiles(*inputs), torch.from_numpy(batch.targets).to(device))
 
@@ -183,21 +270,15 @@ def _average(average: Weights, model: ForecastModel, decay: float) -> None:
             average[name].lerp_(parameter, 1 - decay)
 
 
-def _put(model: ForecastModel, weights: Weights) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-
-
-def _copy(weights: Weights) -> Weights:
-    return {name: value.clone() for name, value in weights.items()}
-
-
-def _endless(source: WindowSource, split: Split, settings: FitSettings, random: np.random.Generator) -> Iterator[Batch]:
+def _batches(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Batch]:
+    """Batches without end, from where the run stands; each epoch's order follows from the seed and its number."""
     while True:
-        yield from epoch(
-            source, split.seen, split.fit_end - 1, settings.batch_size, random, handicaps=settings.handicaps
-        )
+        random = np.random.default_rng([settings.seed, 2, run.epoch])
+        last_step = split.fit_end - 1
+        yield from epoch(source, split.seen, last_step, settings.batch_size, random, settings.handicaps, run.batch)
+        if not run.batch:
+            raise FitError("values: no server has a measurement in the training part; provide more data")
+        run.epoch, run.batch = run.epoch + 1, 0
 
 
 @contextmanager

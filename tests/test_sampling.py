@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forecasting.grid import FleetGrid
-from forecasting.sampling import WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.sampling import Handicaps, WindowSource, batches_per_epoch, draw_history, epoch
 from forecasting.scaling import fit_scaling
 from forecasting.windows import WindowSpec
 
@@ -43,6 +43,16 @@ def test_an_epoch_visits_every_server_hour_with_a_target_once(source: RecordingS
     ]
     assert sorted(hours) == [(row, hour) for row in (0, 1) for hour in range((LAST_STEP - 12) // 12 + 1)]
     assert len(batches) == batches_per_epoch(SPEC, 2, LAST_STEP, 16)
+
+
+def test_an_epoch_entered_later_goes_on_with_the_same_batches(source: RecordingSource) -> None:
+    whole = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0)))
+    rest = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0), first_batch=3))
+    assert len(rest) == len(whole) - 3
+    for one, other in zip(whole[3:], rest, strict=True):
+        np.testing.assert_array_equal(one.targets, other.targets)
+        for field, same in zip(one.windows, other.windows, strict=True):
+            np.testing.assert_array_equal(field, same)
 
 
 def test_other_servers_are_in_no_batch_and_no_target_lies_after_the_end(source: RecordingSource) -> None:
@@ -88,3 +98,14 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
     assert max(known.max() for _, known in draws) == SPEC.history_steps
     for encoder_steps, known in draws:
         assert encoder_steps == SPEC.context_steps or known.max() <= encoder_steps
+
+
+def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
+    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0)
+    batches = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(4), handicaps=off))
+    for (rows, origins, encoder_steps, known_steps, hidden), batch in zip(source.asked, batches, strict=True):
+        assert encoder_steps == SPEC.context_steps
+        assert (known_steps == SPEC.history_steps).all()
+        assert not hidden.any()
+        as_cut = WindowSource.batch(source, rows, origins, encoder_steps, known_steps, hidden).windows.static
+        np.testing.assert_array_equal(batch.windows.static, as_cut)

@@ -288,7 +288,7 @@ def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path,
     )
     assert process.stderr is not None
     seen = ""
-    while "batch/s" not in seen:  # training is under way
+    while "windows/s" not in seen:  # training is under way
         character = process.stderr.read(1)
         assert character, seen
         seen += character

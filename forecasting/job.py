@@ -1,0 +1,112 @@
+"""One training job: a fleet, how it is split and cut into windows, the network to fit, and how its model is judged."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data_contract import CONTRACT_VERSION, METRIC_SPECS
+from forecasting import evaluation
+from forecasting.artifact import ModelConfig
+from forecasting.engine import Engine
+from forecasting.fitting import FitSettings
+from forecasting.grid import FleetGrid
+from forecasting.model import QUANTILES, ForecastModel, build_network, torch_run
+from forecasting.sampling import WindowSource
+from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.split import Split
+from forecasting.windows import WindowSpec
+
+TEST_EVERY_HOURS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on and how. profiles: those the network will know; empty: no profile feature."""
+
+    grid: FleetGrid
+    spec: WindowSpec
+    split: Split
+    profiles: tuple[str, ...]
+    hidden_size: int
+    device: torch.device
+    settings: FitSettings
+
+    def without_profiles(self) -> Job:
+        """The same with the profile feature off."""
+        return replace(self, profiles=())
+
+    @cached_property
+    def scaling(self) -> FleetScaling:
+        """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
+        grid, seen = self.grid, self.split.seen
+        return fit_scaling(
+            grid.values[seen, : self.split.train_end],
+            grid.metrics,
+            np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
+            tuple(grid.profiles[row] if self.profiles else None for row in seen),
+            self.spec.context_steps,
+        )
+
+    @cached_property
+    def source(self) -> WindowSource:
+        """Windows of the fleet."""
+        return WindowSource(self.grid, self.spec, self.scaling)
+
+    def fresh_model(self) -> ForecastModel:
+        """A network with the seed's weights, on the device to train on."""
+        torch.manual_seed(self.settings.seed)
+        network = build_network(self.spec, self.profiles, self.hidden_size)
+        return ForecastModel(network, self.spec, self.scaling).to(self.device)
+
+    def config(self, model_id: str) -> ModelConfig:
+        """The configuration the job's model is published with."""
+        return ModelConfig(
+            model_id=model_id,
+            contract_version=CONTRACT_VERSION,
+            hidden_size=self.hidden_size,
+            quantiles=QUANTILES,
+            network_profiles=self.profiles,
+            spec=self.spec,
+            scaling=self.scaling,
+        )
+
+    def test_origins(self) -> np.ndarray:
+        """Grid steps of the later days from which forecasts are judged: int64 [origin]."""
+        every = max(1, TEST_EVERY_HOURS * 3600 // self.grid.step_seconds)
+        return evaluation.rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
+
+    def scores(self, model: ForecastModel) -> dict[str, pd.DataFrame]:
+        """Scores on the later days with baselines, servers `seen` and `unseen` apart."""
+        engine, origins = Engine(self.config("being judged"), torch_run(model)), self.test_origins()
+        tables = {}
+        for name, rows in (("seen", self.split.seen), ("unseen", self.split.unseen)):
+            if not len(rows):
+                continue
+            print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
+            past = evaluation.backtest(
+                self.grid, rows, origins, self.spec.horizon_steps, self.spec.history_steps, QUANTILES, engine.forecast
+            )
+            tables[name] = past.scores()
+        return tables
+
+    def cold_start(self, model: ForecastModel) -> pd.DataFrame:
+        """evaluation.cold_start_table of the servers never seen; empty if there are none."""
+        if not len(self.split.unseen):
+            return pd.DataFrame()
+        print("evaluating unseen servers with little history", file=sys.stderr)
+        return evaluation.cold_start_table(
+            self.grid,
+            self.split.unseen,
+            self.test_origins(),
+            self.spec.horizon_steps,
+            QUANTILES,
+            Engine(self.config("being judged"), torch_run(model)).forecast,
+            evaluation.profile_quantiles(self.grid, self.split.seen, self.split.train_end, QUANTILES),
+            bool(self.profiles),
+        )

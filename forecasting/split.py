@@ -1,0 +1,81 @@
+"""Who and what is trained on, and what is kept from the training to judge it: some servers, and the later days."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forecasting.grid import FleetGrid
+from forecasting.windows import WindowSpec
+
+VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
+
+
+class SplitError(ValueError):
+    """The fleet cannot be split as asked for; the message names the field, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
+
+    Training: servers `seen`, targets in [0, fit_end). Validation: `seen`, targets in [fit_end, train_end).
+    Test: `seen` and `unseen` apart, targets in [train_end, steps).
+    """
+
+    seen: np.ndarray
+    unseen: np.ndarray
+    fit_end: int
+    train_end: int
+
+
+def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdout: str, seed: int) -> Split:
+    """Hold out servers and the later days.
+
+    holdout: a share of each profile's servers such as "0.1", or server names, comma-separated.
+    Raises SplitError if the data are too short, a name is unknown or nothing would be left to train on.
+    """
+    train_end = int(grid.steps * train_fraction)
+    fit_end = int(train_end * (1 - VALIDATION_SHARE))
+    window = spec.context_steps + spec.horizon_steps
+    if fit_end < window or grid.steps - train_end < spec.horizon_steps:
+        hours = window * grid.step_seconds / 3600 / (train_fraction * (1 - VALIDATION_SHARE))
+        raise SplitError(
+            f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
+            f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
+            "shorten --context-hours or --horizon-hours"
+        )
+    unseen = _holdout_rows(grid, holdout, np.random.default_rng(seed))
+    seen = np.setdiff1d(np.arange(len(grid.servers)), unseen)
+    return Split(seen, unseen, fit_end, train_end)
+
+
+def _holdout_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:
+    """Rows of the held-out servers: named ones, or a share of each profile's (at least one of any that has three)."""
+    try:
+        share = float(wanted)
+    except ValueError:
+        return _named_rows(grid, wanted)
+    if not 0 <= share < 1:
+        raise SplitError(f"--holdout-servers {wanted}: a share must be at least 0 and below 1")
+    owner = np.array([profile or "" for profile in grid.profiles])
+    rows = []
+    for profile in np.unique(owner):
+        of_profile = random.permutation(np.flatnonzero(owner == profile))
+        least = 1 if share > 0 and len(of_profile) >= 3 else 0
+        rows.append(of_profile[: max(least, round(share * len(of_profile)))])
+    return np.sort(np.concatenate(rows))
+
+
+def _named_rows(grid: FleetGrid, wanted: str) -> np.ndarray:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    unknown = [name for name in names if name not in grid.servers]
+    if unknown or not names:
+        raise SplitError(
+            f"--holdout-servers {wanted}: no server named {', '.join(unknown) or '(nothing)'} in the data; "
+            "give a share such as 0.1 or names as in server_name"
+        )
+    if len(set(names)) == len(grid.servers):
+        raise SplitError("--holdout-servers: every server is held out; leave some to train on")
+    return np.array(sorted(grid.servers.index(name) for name in set(names)))
