@@ -65,7 +65,7 @@ class FleetGrid:
         """
         if frame.empty:
             raise GridError("the data has no rows: nothing to lay on a time grid; provide at least one row")
-        servers, server_of_row = np.unique(frame["server_name"].astype(str).to_numpy(), return_inverse=True)
+        server_of_row, servers = pd.factorize(frame["server_name"].astype(str).to_numpy(dtype=object), sort=True)
         seconds = frame["timestamp"].to_numpy(dtype="datetime64[s]").astype(np.int64)
         step_of_row = seconds // step_seconds
         first_step = int(step_of_row.min())
@@ -119,9 +119,9 @@ def _profile_of_each_server(
         return (None,) * len(servers)
     codes, labels = pd.factorize(frame["profile"].astype("object"), use_na_sentinel=True)
     named = codes >= 0
-    pairs = np.unique(np.stack([server_of_row[named], codes[named]]), axis=1)
+    pairs = np.sort(pd.unique(server_of_row[named] * len(labels) + codes[named]))
     profiles: list[str | None] = [None] * len(servers)
-    for server, code in pairs.T:
+    for server, code in zip(*np.divmod(pairs, len(labels)), strict=True):
         if profiles[server] is not None:
             raise GridError(
                 f"profile: server {servers[server]!r} has rows of two profiles, {profiles[server]!r} and "
