@@ -6,7 +6,8 @@ On a CPU the network runs in ONNX Runtime and torch is never imported; on a GPU 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,42 @@ import numpy as np
 from forecasting.artifact import (
     CANARY_FILE,
     CANARY_TOLERANCE,
+    EXPLAIN_FILE,
     ONNX_FILE,
     ModelConfig,
     ModelError,
     read_config,
     verify,
 )
+from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
 from forecasting.windows import Calendar, Windows, build_windows
 
 CHUNK_WINDOWS = 24  # windows in flight at once: their tensors stay in the cache, and memory stays small
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
+Explain = Callable[[Windows], NetworkWeights]
+
+
+class NoExplanationError(ModelError):
+    """A model was made without the network that explains its forecasts; the message names it and the remedy."""
 
 
 class Engine:
-    """Forecasts with one model. Thread-safe: it keeps no state between calls."""
+    """Forecasts with one model. Thread-safe: between calls it keeps nothing but the network that explains, once loaded.
 
-    def __init__(self, config: ModelConfig, run: Run, model_dir: Path | None = None) -> None:
+    load_explain loads that network when the first explanation is asked for.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        run: Run,
+        model_dir: Path | None = None,
+        load_explain: Callable[[], Explain] | None = None,
+    ) -> None:
         self.config = config
         self.model_dir = model_dir
         self._run = run
+        self._load_explain = load_explain
 
     @property
     def model_id(self) -> str:
@@ -49,9 +67,11 @@ class Engine:
         """
         resolved = verify(Path(model_dir))
         config = read_config(resolved)
+        explain_file = resolved / EXPLAIN_FILE
+        load_explain = partial(_onnx_explain, explain_file, threads) if explain_file.exists() else None
         run = _torch_run(resolved, config) if _wants_gpu(device) else _onnx_run(resolved / ONNX_FILE, threads)
-        engine = cls(config, run, resolved)
-        engine._check_canary(resolved / CANARY_FILE)
+        engine = cls(config, run, resolved, load_explain)
+        engine._check_canary(run)
         return engine
 
     def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:
@@ -67,15 +87,66 @@ class Engine:
         the origin, any number of steps from 0 up. profiles: one per server, None = unknown. origins: datetime64 of
         the last step, one or [server]. Returns float32 [server, horizon, metric, quantile].
         """
+        return self._forecast(self._run, history, profiles, origins)
+
+    def explain(
+        self,
+        history: np.ndarray,
+        profiles: Sequence[str | None],
+        origins: np.ndarray | np.datetime64,
+        horizon_steps: Sequence[int] | None = None,
+    ) -> Interpretation:
+        """What the forecasts of some servers rest on; the first three arguments as for `forecast`.
+
+        horizon_steps: the steps of the horizon to explain (1 is the first after the origin), None for all of them.
+        `variables` names the columns. Raises NoExplanationError if the model has no explain.onnx, and ModelError if
+        that does not reproduce the canary forecast.
+        """
+        config = self.config
+        found = blank(len(history), self.variables, config.spec, len(config.quantiles))
+        for servers, windows in self._windows(history, profiles, origins):
+            part = interpret(windows, self._explain(windows), config.context_steps, horizon_steps)
+            for whole, of_chunk in zip(found, part, strict=True):
+                whole[servers] = of_chunk
+        return found
+
+    @property
+    def variables(self) -> Variables:
+        """Names of the variables that `explain` weighs."""
+        return variables_of(self.config.spec, bool(self.config.profiles))
+
+    @cached_property
+    def _explain(self) -> Explain:
+        if self._load_explain is None:
+            raise NoExplanationError(
+                f"{self.model_id}: this model has no explanations ({EXPLAIN_FILE}); train again with this version"
+            )
+        explain = self._load_explain()
+        if self.model_dir is not None:
+            self._check_canary(lambda windows: explain(windows).quantiles)
+        return explain
+
+    def _forecast(
+        self, run: Run, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
+    ) -> np.ndarray:
+        spec = self.config.spec
+        shape = (len(history), spec.horizon_steps, len(spec.metrics), len(self.config.quantiles))
+        quantiles = np.empty(shape, dtype=np.float32)
+        for servers, windows in self._windows(history, profiles, origins):
+            quantiles[servers] = run(windows)
+        return quantiles
+
+    def _windows(
+        self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
+    ) -> Iterator[tuple[np.ndarray, Windows]]:
+        """Cut the servers' windows, chunk by chunk: rows of `history` and the windows, of one encoder length each."""
         spec, scaling = self.config.spec, self.config.scaling
+        if not len(history):
+            return
         history = _at_least_one_step(history[:, -spec.history_steps :])
         origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
         known_steps = _known_steps(history)
         rows = scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles)
-        shape = (len(history), spec.horizon_steps, len(spec.metrics), len(self.config.quantiles))
-        quantiles = np.empty(shape, dtype=np.float32)
-        if not len(history):
-            return quantiles
         calendar = Calendar.over(
             int(origin_steps.min()) - spec.context_steps,
             int(origin_steps.max()) + spec.horizon_steps,
@@ -88,28 +159,31 @@ class Engine:
             servers = np.flatnonzero(length_of == length)
             for chunk in np.array_split(servers, -(-len(servers) // CHUNK_WINDOWS)):
                 last_step = np.full(len(chunk), history.shape[1] - 1)
-                windows = build_windows(
-                    spec,
-                    scaling,
-                    calendar,
-                    scaling.to_link(history[chunk]),
-                    np.arange(len(chunk)),
-                    last_step,
-                    origin_steps[chunk],
-                    rows[chunk],
-                    int(length),
-                    known_steps[chunk],
+                yield (
+                    chunk,
+                    build_windows(
+                        spec,
+                        scaling,
+                        calendar,
+                        scaling.to_link(history[chunk]),
+                        np.arange(len(chunk)),
+                        last_step,
+                        origin_steps[chunk],
+                        rows[chunk],
+                        int(length),
+                        known_steps[chunk],
+                    ),
                 )
-                quantiles[chunk] = self._run(windows)
-        return quantiles
 
-    def _check_canary(self, path: Path) -> None:
+    def _check_canary(self, run: Run) -> None:
         """Forecast the stored canary: a network that computes something else than at training time is refused."""
+        assert self.model_dir is not None  # noqa: S101 - it was loaded from there
+        path = self.model_dir / CANARY_FILE
         canary = read_canary(path)
-        forecast = self.forecast(canary["history"], canary["profiles"], canary["origins"])
+        made = self._forecast(run, canary["history"], canary["profiles"], canary["origins"])
         expected = canary["quantiles"]
-        if not np.allclose(forecast, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
-            worst = float(np.max(np.abs(forecast - expected)))
+        if not np.allclose(made, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+            worst = float(np.max(np.abs(made - expected)))
             raise ModelError(
                 f"{path}: the model does not reproduce its canary forecast (off by up to {worst:.3g}); "
                 "use the package versions of requirements.txt or train again"
@@ -161,6 +235,25 @@ def _wants_gpu(device: str) -> bool:
 
 
 def _onnx_run(path: Path, threads: int | None) -> Run:
+    run_all = _onnx_session(path, threads)
+
+    def run(windows: Windows) -> np.ndarray:
+        return run_all(windows)[0]
+
+    return run
+
+
+def _onnx_explain(path: Path, threads: int | None) -> Explain:
+    run_all = _onnx_session(path, threads)
+
+    def explain(windows: Windows) -> NetworkWeights:
+        return NetworkWeights(*run_all(windows))
+
+    return explain
+
+
+def _onnx_session(path: Path, threads: int | None) -> Callable[[Windows], list[np.ndarray]]:
+    """Load a network into ONNX Runtime: windows in, its outputs in their order out."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -172,9 +265,9 @@ def _onnx_run(path: Path, threads: int | None) -> Run:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {node.name for node in session.get_inputs()}
 
-    def run(windows: Windows) -> np.ndarray:
+    def run(windows: Windows) -> list[np.ndarray]:
         fields = {name: field for name, field in windows._asdict().items() if name in inputs}
-        return np.asarray(session.run(None, fields)[0])
+        return [np.asarray(output) for output in session.run(None, fields)]
 
     return run
 

@@ -191,7 +191,7 @@ class ForecastModel(nn.Module):
         return ordered(torch.stack(raw if isinstance(raw, list) else [raw], dim=2))
 
     def explained(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `forward`, with the network's weights beside the quantiles: the fields of interpretation.NetworkWeights."""
+        """As `forward`, with the network's weights beside the quantiles: fields of interpretation.NetworkWeights."""
         *seen, centre, spread = inputs
         with _interpretable(self.network):
             output = self.network(self.network_inputs(*seen))
