@@ -119,6 +119,7 @@ def run_batch(arguments: argparse.Namespace, settings: Settings, rules: ProfileR
     engine = Engine.load(settings.model, device=settings.device, threads=None)
     frame = _with_missing_metrics(data.frame, engine.config.targets)
     grid = FleetGrid.from_frame(frame, engine.config.targets, engine.config.step_seconds)
+    _note_unknown_profiles(engine, grid, rules)
     origins = choose_origins(grid, every_seconds, first_origin)
     rows = write_forecasts(arguments.output, engine, grid, origins, rules)
     summary = {
@@ -162,6 +163,19 @@ def _with_missing_metrics(frame: pd.DataFrame, targets: Sequence[str]) -> pd.Dat
     if missing:
         print(f"note: the data has no {', '.join(missing)}: forecast as not measured", file=sys.stderr)
     return frame.assign(**dict.fromkeys(missing, np.float32(np.nan)))
+
+
+def _note_unknown_profiles(engine: Engine, grid: FleetGrid, rules: ProfileRules) -> None:
+    """Say which profiles the model never saw, so that their servers are forecast without."""
+    if not engine.config.profiles:
+        return
+    profiles = [profile_of(name, sent, rules)[0] for name, sent in zip(grid.servers, grid.profiles, strict=True)]
+    for profile in engine.unknown_profiles(profiles):
+        print(
+            f"note: the model was not trained on profile {profile!r}: its {profiles.count(profile)} server(s) are "
+            "forecast as of unknown profile; train on servers of it",
+            file=sys.stderr,
+        )
 
 
 def choose_origins(
@@ -252,7 +266,7 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
         )
     log_as_json()
     # A thread that computes gives way this often, so that the event loop answers within milliseconds.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.0001)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
     pull_from = _pull_source(settings, files)
     app = create_app(settings, None, rules, files.token, files.admin_token, pull_from, files.alert_rules)

@@ -7,7 +7,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -55,15 +55,19 @@ def create_app(
     admin_token: bytes | None = None,
     pull_from: tuple[PrometheusClient, QuerySet] | None = None,
     alert_rules: AlertRules | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """The application; the store is opened and the model loaded when it starts, not here."""
+    """The application; the store is opened and the model loaded when it starts, not here.
+
+    clock gives the seconds since 1970 that samples, steps and ages are judged by.
+    """
 
     def load(path: Any) -> Engine:
         return Engine.load(path, device=settings.device, threads=settings.threads)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        daemon = await asyncio.to_thread(_open, settings, rules, alert_rules, load_engine or load)
+        daemon = await asyncio.to_thread(_open, settings, rules, alert_rules, load_engine or load, clock)
         daemon.deliveries += _deliveries(daemon)
         app.state.daemon = daemon
         state_file = settings.history.with_name(settings.history.name + ".alerts.json")
@@ -83,7 +87,8 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(daemon.forecasts.worker.shutdown, True, cancel_futures=True)
+            for worker in (daemon.judge, daemon.forecasts.worker):
+                await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
             await asyncio.to_thread(daemon.store.close)
 
     app = FastAPI(
@@ -110,13 +115,19 @@ def create_app(
     return app
 
 
-def _open(settings: Settings, rules: ProfileRules, alert_rules: AlertRules | None, load: LoadEngine) -> Daemon:
+def _open(
+    settings: Settings,
+    rules: ProfileRules,
+    alert_rules: AlertRules | None,
+    load: LoadEngine,
+    clock: Callable[[], float],
+) -> Daemon:
     """Open the store and put the parts together; a damaged store delays this by its check, at most."""
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = FleetForecasts(settings, store, rules)
+    forecasts = FleetForecasts(settings, store, rules, clock)
     model = ModelSlot(settings.model, load, forecasts)
     book = AlertBook(alert_rules or AlertRules())
-    return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], time.time())
+    return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
 
 
 def _deliveries(daemon: Daemon) -> list[Delivery]:
@@ -204,7 +215,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         "ready": daemon.model.ready,
         "model": daemon.forecasts.engine.model_id if daemon.forecasts.engine else None,
         "last_load_problem": last.problem if last else None,
-        "uptime_seconds": round(time.time() - daemon.started_seconds, 1),
+        "uptime_seconds": round(time.monotonic() - daemon.started_monotonic, 1),
         "servers": {
             "known": len(store.servers),
             "forecast": len(snapshot.forecasts),
@@ -250,7 +261,8 @@ def _add_ingest(app: FastAPI) -> None:
     async def ingest(request: Request) -> Response:
         daemon = daemon_of(request)
         body = await _body(request)
-        batch = await asyncio.to_thread(_checked_for_storage, daemon, body)
+        judging = asyncio.get_running_loop().run_in_executor(daemon.judge, _checked_for_storage, daemon, body)
+        batch = await judging
         if batch.samples:
             try:
                 await asyncio.wrap_future(daemon.store.append(batch.samples))
@@ -263,7 +275,7 @@ def _add_ingest(app: FastAPI) -> None:
 
 def _checked_for_storage(daemon: Daemon, body: bytes) -> CheckedBatch:
     settings = daemon.settings
-    now_ms = time.time() * 1000
+    now_ms = daemon.clock() * 1000
     records = _records(body, settings.max_records)
     earliest_ms = math.ceil(now_ms - settings.retention_hours * 3_600_000)
     latest_ms = math.floor(now_ms + settings.future_minutes * 60_000)
@@ -337,10 +349,10 @@ def _add_forecasts(app: FastAPI) -> None:
         if media_type is None:
             body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
             return Response(body, media_type=JSON)
-        if not page:
-            return Response(status_code=204)
-        body = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
-        return Response(body, headers={"x-next": following or ""}, media_type=media_type)
+        table = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
+        if table is None:
+            return Response(status_code=204, headers={"x-next": following or ""})
+        return Response(table, headers={"x-next": following or ""}, media_type=media_type)
 
     @app.post(
         "/api/v1/forecast",
@@ -376,7 +388,7 @@ def _add_forecasts(app: FastAPI) -> None:
 
 
 def _forecast_json(daemon: Daemon, forecast: ServerForecast, selection: Selection) -> bytes:
-    age_seconds = time.time() - forecast.origin_seconds
+    age_seconds = daemon.clock() - forecast.origin_seconds
     return to_json(forecast_document(forecast, age_seconds, daemon.forecasts.is_stale(forecast), selection))
 
 
@@ -407,10 +419,11 @@ def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None
     return joined_list(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
 
 
-def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes:
-    """Forecasts of the model in use; those another model made are left to the next cycle."""
+def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes | None:
+    """Forecasts of the model in use; those another model made are left to the next cycle. None: no row is left."""
     model = daemon.forecasts.snapshot.model
-    return encoded(fleet_table([forecast for forecast in page if forecast.model == model], selection), media_type)
+    forecasts = [forecast for forecast in page if forecast.model == model]
+    return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
 
 
 def _no_forecast(daemon: Daemon, name: str) -> Response:

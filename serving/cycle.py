@@ -92,7 +92,7 @@ class CycleFigures:
     skipped: int = 0  # steps that passed while a cycle was still running
     failed: int = 0
     kept_for_bad_output: int = 0  # forecasts not replaced because the new one was not finite
-    last_seconds: float = 0.0
+    last_seconds: float = 0.0  # of the last cycle that had something to forecast, and how much
     last_servers: int = 0
     durations: Histogram = field(default_factory=Histogram)  # of the whole fleet's cycles
 
@@ -236,11 +236,13 @@ class FleetForecasts:
         self.snapshot = await self._on_worker(self._next_snapshot, engine, fresh, complete)
         for listener in self.listeners:
             listener(self.snapshot)
+        seconds = time.perf_counter() - started
+        if fresh:
+            self.figures.last_seconds, self.figures.last_servers = seconds, len(fresh)
         if whole_fleet:
             self.figures.cycles += 1
-            self.figures.last_seconds, self.figures.last_servers = time.perf_counter() - started, len(fresh)
-            self.figures.durations.observe(self.figures.last_seconds)
-            LOG.info("cycle", extra={"servers": len(fresh), "seconds": round(self.figures.last_seconds, 3)})
+            self.figures.durations.observe(seconds)
+            LOG.info("cycle", extra={"servers": len(fresh), "seconds": round(seconds, 3)})
             await self._expire(engine, complete)
         return True
 

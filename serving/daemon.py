@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +38,15 @@ class Daemon:
     scores: ForecastScores
     events: EventHub
     deliveries: list[Delivery]
-    started_seconds: float
+    clock: Callable[[], float]  # seconds since 1970
+    started_monotonic: float = field(default_factory=time.monotonic)
+    # Batches are judged apart from other blocking work and one at a time, so that a flood of them delays nothing else:
+    # the interpreter runs one thread at a time, and each more that wants it makes the event loop wait longer.
+    judge: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="judge"))
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
     pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
     waiting_forecasts: int = 0
-    clock: Callable[[], float] = time.time
 
 
 def daemon_of(request: Request) -> Daemon:

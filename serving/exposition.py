@@ -7,7 +7,6 @@ samples are quantiles, and promtool's linter keeps the label `quantile` for that
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -159,7 +158,7 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
         yield from gauge(
             "fleet_forecast_age_seconds",
             "Time since the end of the last step the forecasts know.",
-            ("", round(time.time() - snapshot.origin_seconds - store.step_seconds, 3)),
+            ("", round(daemon.clock() - snapshot.origin_seconds - store.step_seconds, 3)),
         )
     if snapshot.model is not None:
         info = f'{{model="{snapshot.model.model_id}"}}'

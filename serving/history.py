@@ -7,6 +7,9 @@ the order of the timestamps from what is stored: late, repeated and out-of-order
 
 `append` returns a future that is done once the samples are on disk (WAL, synchronous=FULL). Whatever waits when the
 thread comes round is written in one commit, so fsync is shared under load and nobody waits when there is none.
+
+A damaged file is set aside and a new one begun, at the start or whenever the damage shows: receiving and forecasting go
+on, with what is in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ from serving.records import Sample
 LOG = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 ROWS_PER_COMMIT = 1_000
+OPEN_ATTEMPTS, OPEN_PAUSE_SECONDS = 5, 0.2
 CHECK_SECONDS = 3.0  # the integrity check at the start takes at most this long
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _COLUMNS = ", ".join(METRICS)
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -68,6 +73,10 @@ class HistoryBusyError(RuntimeError):
 
 class HistoryUnavailableError(RuntimeError):
     """The samples could not be written (disk full, for example); reads go on, writing is tried again each time."""
+
+
+class _DamagedError(sqlite3.DatabaseError):
+    """The file can be read and holds something else than it should."""
 
 
 class HistoryLockedError(RuntimeError):
@@ -110,6 +119,7 @@ class HistoryStore:
     def __init__(self, path: Path, step_seconds: int, max_waiting_records: int = 50_000, max_servers: int = 20_000):
         """Open or create the store and start its thread; a damaged file is set aside and a new one begun.
 
+        step_seconds is the step of a new file; one that exists keeps its own until `use_step`.
         Raises HistoryLockedError if another process has the file, OSError if it cannot be created.
         """
         self.path = path
@@ -125,6 +135,7 @@ class HistoryStore:
         self._unsaved: dict[int, KnownServer] = {}  # new names and changed profiles, not yet committed
         self._pending: set[int] = set()
         self._last_step: dict[int, int] = {}  # server id -> newest step it sent a measurement for
+        self._damaged = False  # found while in use; a new file is begun before the next task
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._database = self._open()
@@ -206,20 +217,33 @@ class HistoryStore:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as problem:
-            if "locked" in str(problem):
-                message = f"history {self.path}: another process uses it; stop that one or give --history another file"
-                raise HistoryLockedError(message) from None
-            if isinstance(problem, sqlite3.OperationalError) and "unable to open" in str(problem):
-                raise OSError(f"history {self.path}: cannot be opened or created; check the folder's rights") from None
-            self.set_aside = _set_aside(self.path)
-            LOG.error("history file damaged, set aside", extra={"file": str(self.path), "aside": str(self.set_aside)})
-            self._forget_all()
-            return self._connect()
+        for _ in range(OPEN_ATTEMPTS):
+            try:
+                return self._connect()
+            except sqlite3.DatabaseError as problem:
+                self._forget_all()
+                self._raise_if_not_ours_to_mend(problem)
+                if _is_damage(problem):
+                    break
+            time.sleep(OPEN_PAUSE_SECONDS)  # the disk failed; perhaps not the next time
+        self._put_aside()
+        return self._connect()
+
+    def _raise_if_not_ours_to_mend(self, problem: sqlite3.DatabaseError) -> None:
+        code = _code(problem)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            message = f"history {self.path}: another process uses it; stop that one or give --history another file"
+            raise HistoryLockedError(message) from None
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
+            remedy = "check the folder's rights and the free space"
+            raise OSError(f"history {self.path}: cannot be opened or created ({problem}); {remedy}") from None
+
+    def _put_aside(self) -> None:
+        self.set_aside = _set_aside(self.path)
+        LOG.error("history file damaged, set aside", extra={"file": str(self.path), "aside": str(self.set_aside)})
 
     def _connect(self) -> sqlite3.Connection:
+        """Open the file, check it and take what it knows of servers and steps into memory."""
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=2.0)
         try:
             # Exclusive: a second daemon on the same file is refused, and no shared-memory file is needed.
@@ -228,32 +252,32 @@ class HistoryStore:
             database.execute("PRAGMA cache_size=-65536")
             _check_integrity(database)
             database.executescript(_SCHEMA)
+            self._read_meta(database)
             self._read_names(database)
         except BaseException:
             database.close()
             raise
         return database
 
-    def _read_names(self, database: sqlite3.Connection) -> None:
+    def _read_meta(self, database: sqlite3.Connection) -> None:
         meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
         if meta.setdefault("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"schema version {meta['schema_version']}")
-        stored_step = meta.setdefault("step_seconds", self.step_seconds)
+            raise _DamagedError(f"schema version {meta['schema_version']}")
+        self.step_seconds = meta.setdefault("step_seconds", self.step_seconds)
         with _transaction(database):
             database.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(meta.items()))
-        wanted, self.step_seconds = self.step_seconds, stored_step
+
+    def _read_names(self, database: sqlite3.Connection) -> None:
         for server_id, name, profile in database.execute("SELECT id, name, profile FROM servers"):
             self._remember(KnownServer(server_id, name, profile), unsaved=False)
         self._pending = {step for (step,) in database.execute("SELECT step FROM pending")}
-        self._last_step = dict.fromkeys(self._by_id, 0)
+        newest = dict.fromkeys(self._by_id, 0)
         for step, server_ids in database.execute("SELECT step, server_ids FROM steps ORDER BY step"):
-            self._last_step.update(dict.fromkeys(np.frombuffer(server_ids, np.int32).tolist(), step))
+            newest.update(dict.fromkeys(np.frombuffer(server_ids, np.int32).tolist(), step))
         for step in sorted(self._pending):
             heard = database.execute("SELECT DISTINCT server_id FROM samples WHERE step = ?", (step,))
-            self._last_step.update((server_id, step) for (server_id,) in heard)
-        if wanted != stored_step:
-            self._database = database
-            self._change_step(wanted)
+            newest.update((server_id, step) for (server_id,) in heard)
+        self._last_step = newest | self._last_step
 
     def _remember(self, server: KnownServer, unsaved: bool) -> None:
         self.servers[server.name] = server
@@ -283,6 +307,8 @@ class HistoryStore:
             carried = None
             if task is None:
                 break
+            if self._damaged:
+                self._begin_anew()
             if task.work is not None:
                 self._answer(task)
                 continue
@@ -302,6 +328,20 @@ class HistoryStore:
             self._commit(group)
         self._database.close()
 
+    def _begin_anew(self) -> None:
+        """Replace a file that showed its damage in use. Servers keep their ids: others know them by these."""
+        try:
+            self._database.close()
+            self._put_aside()
+            self._pending.clear()
+            with self._lock:
+                self._unsaved = dict(self._by_id)
+            self._database = self._connect()
+        except (sqlite3.Error, OSError) as problem:  # tried again before the next task
+            LOG.error("no new history could be begun", extra={"reason": str(problem)})
+        else:
+            self._damaged = False
+
     def _answer(self, task: _Task) -> None:
         if not task.future.set_running_or_notify_cancel():
             return
@@ -309,21 +349,23 @@ class HistoryStore:
             task.future.set_result(task.work())  # type: ignore[misc]
         except sqlite3.Error as problem:
             LOG.error("history cannot be read", extra={"reason": str(problem)})
+            self._damaged = self._damaged or _is_damage(problem)
             task.future.set_exception(HistoryUnavailableError(str(problem)))
         except Exception as problem:
             task.future.set_exception(problem)
 
     def _commit(self, group: list[_Task]) -> None:
         failure: Exception | None = None
-        rows = [row for task in group for row in self._rows(task.samples)]
-        steps = {row[0] for row in rows} - self._pending
-        unsaved = dict(self._unsaved)
         try:
+            rows = [row for task in group for row in self._rows(task.samples)]
+            steps = {row[0] for row in rows} - self._pending
+            unsaved = dict(self._unsaved)
             with _transaction(self._database):
                 self._save_servers(unsaved.values())
                 self._database.executemany(_UPSERT, rows)
                 self._database.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
-        except sqlite3.Error as problem:
+        except Exception as problem:  # whatever it is, this thread must go on
+            self._damaged = self._damaged or _is_damage(problem)
             failure = HistoryUnavailableError(str(problem))
             if self.failure is None:
                 LOG.error("history cannot be written", extra={"reason": str(problem)})
@@ -466,8 +508,18 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _code(problem: Exception) -> int | None:
+    """SQLite's primary error code; None where it gave none."""
+    code: int | None = getattr(problem, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _is_damage(problem: Exception) -> bool:
+    return isinstance(problem, _DamagedError) or _code(problem) in _DAMAGE
+
+
 def _check_integrity(database: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError if the file is damaged; a large file is checked for a few seconds only."""
+    """Raise _DamagedError if the file is damaged; a large file is checked for a few seconds only."""
     deadline = time.monotonic() + CHECK_SECONDS
     database.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
     try:
@@ -477,7 +529,7 @@ def _check_integrity(database: sqlite3.Connection) -> None:
             raise
     else:
         if findings != [("ok",)]:
-            raise sqlite3.DatabaseError(str(findings))
+            raise _DamagedError(str(findings))
     finally:
         database.set_progress_handler(None, 0)
 

@@ -48,6 +48,7 @@ class RequestGuard:
         self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)}
         self._max_body_bytes = int(settings.max_body_mib * 1024 * 1024)
         self._seconds = settings.body_seconds
+        self._waiting = _Waiting(int(settings.max_waiting_mib * 1024 * 1024))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -64,8 +65,14 @@ class RequestGuard:
         try:
             headers = dict(scope["headers"])
             self._check(scope, headers)
-            guarded = receive if scope["type"] == "websocket" else self._receive_in_time(receive)
-            await self._app(scope, guarded, send_in_time)
+            if scope["type"] == "websocket":
+                await self._app(scope, receive, send_in_time)
+                return
+            body = _Body(receive, self._seconds, self._max_body_bytes, self._waiting)
+            try:
+                await self._app(scope, body, send_in_time)
+            finally:
+                body.release()
         except _Refused as refused:
             await _refuse(scope, send, refused)
         except TimeoutError:
@@ -99,27 +106,57 @@ class RequestGuard:
         if scheme.lower() != b"bearer" or not secrets.compare_digest(sent.strip(), token):
             raise _Refused(401, f"send Authorization: Bearer with the {name}")
 
-    def _receive_in_time(self, receive: Receive) -> Receive:
-        """Receive the body within the deadline and the size; after it, wait for the disconnect without either."""
-        received_bytes, complete = 0, False
-        deadline = asyncio.get_running_loop().time() + self._seconds
 
-        async def bounded() -> Message:
-            nonlocal received_bytes, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise _cut_off(408, f"the body did not arrive within {self._seconds:g} s") from None
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > self._max_body_bytes:
-                raise _cut_off(413, f"the body is larger than {self._max_body_bytes} bytes; send smaller batches")
-            complete = not message.get("more_body", False)
-            return message
+class _Waiting:
+    """Bytes of all bodies that were received and whose requests are not answered yet."""
 
-        return bounded
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.held_bytes = most_bytes, 0
+
+
+class _Body:
+    """Receives one body within its deadline and size, and within what all bodies may hold together.
+
+    A body that finds no room is read to its end and dropped, so that its sender gets the answer and keeps
+    the connection. After the body it waits for the disconnect, without limits.
+    """
+
+    def __init__(self, receive: Receive, seconds: float, most_bytes: int, waiting: _Waiting) -> None:
+        self._receive, self._seconds, self._most_bytes, self._waiting = receive, seconds, most_bytes, waiting
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._received_bytes = self._held_bytes = 0
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        message = await self._next()
+        size = len(message.get("body", b""))
+        if self._waiting.held_bytes + size > self._waiting.most_bytes and self._waiting.held_bytes > self._held_bytes:
+            self.release()
+            while not self._complete:
+                await self._next()
+            raise HTTPException(503, "too many bodies wait to be judged; try again", headers={"Retry-After": "1"})
+        self._held_bytes += size
+        self._waiting.held_bytes += size
+        return message
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise _cut_off(408, f"the body did not arrive within {self._seconds:g} s") from None
+        self._received_bytes += len(message.get("body", b""))
+        if self._received_bytes > self._most_bytes:
+            raise _cut_off(413, f"the body is larger than {self._most_bytes} bytes; send smaller batches")
+        self._complete = not message.get("more_body", False)
+        return message
+
+    def release(self) -> None:
+        """The request is answered, or its body dropped."""
+        self._waiting.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
 
 def _cut_off(status: int, detail: str) -> HTTPException:

@@ -56,12 +56,13 @@ class Settings:
     )
     insecure: bool = _setting(False, "allow an address beyond this machine without a token")
 
-    retention_hours: float = _setting(48.0, "received samples are kept this long; older ones are rejected")
+    retention_hours: float = _setting(192.0, "received samples are kept this long; older ones are rejected")
     future_minutes: float = _setting(10.0, "samples further ahead than this are rejected")
     max_servers: int = _setting(20_000, "servers beyond this number are rejected")
     max_records: int = _setting(10_000, "records in one request")
     max_body_mib: float = _setting(8.0, "size of one request's body")
     max_waiting_records: int = _setting(50_000, "records accepted but not yet on disk; beyond this the answer is 503")
+    max_waiting_mib: float = _setting(32.0, "bodies received and not yet judged; beyond this the answer is 503")
     max_connections: int = _setting(1_000, "open connections; further ones are closed")
     header_seconds: float = _setting(10.0, "a request's headers must have arrived within this")
     body_seconds: float = _setting(30.0, "a request's body must have arrived within this, an answer been taken")
@@ -161,6 +162,7 @@ _AT_LEAST = {
     "max_records": 1,
     "max_body_mib": 0.001,
     "max_waiting_records": 1,
+    "max_waiting_mib": 0.001,
     "max_connections": 1,
     "header_seconds": 0.1,
     "body_seconds": 0.1,

@@ -1,4 +1,4 @@
-"""The daemon as a process, on the fake engine: `python -m tests.fake_daemon FLAGS`, and a handle for tests."""
+"""The daemon as a process, and a handle for tests: on the fake engine (`python -m tests.fake_daemon FLAGS`) or real."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -15,37 +16,54 @@ import httpx
 REPOSITORY = Path(__file__).parent.parent
 
 
-class FakeDaemon:
-    """A running daemon; use it as a context manager."""
+class DaemonProcess:
+    """A daemon of a model directory, its history in `folder`; use it as a context manager.
 
-    def __init__(self, folder: Path, *flags: object, seconds_per_call: float = 0.0):
+    prefix: a command to run it under, such as strace; it must end in the daemon's own process (exec).
+    """
+
+    program: tuple[str, ...] = ("tft_inference.py", "--daemon")
+
+    def __init__(self, folder: Path, *flags: object, model: Path, history: Path | None = None):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        fixed = ["--model", folder, "--history", folder / "h.sqlite", "--port", self.port]
+        self.history = history or folder / "h.sqlite"
+        fixed = ["--model", model, "--history", self.history, "--port", self.port]
         fixed += ["--grace-seconds", 0, "--recheck-seconds", 0.1]
-        self.command = [sys.executable, "-m", "tests.fake_daemon", *map(str, [*fixed, *flags])]
+        self.command = [sys.executable, *self.program, *map(str, [*fixed, *flags])]
+        self.prefix: Sequence[str] = ()
         self.log = folder / "daemon.log"
-        self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "FAKE_SECONDS": str(seconds_per_call)}
+        self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
     def __enter__(self):
         self.start()
         return self
 
-    def start(self):
+    def launch(self):
+        """Start the process and wait for nothing."""
+        command = [*self.prefix, *self.command]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stderr=log, cwd=REPOSITORY, env=self.environment)
-        deadline = time.monotonic() + 30
+            self.process = subprocess.Popen(command, stderr=log, cwd=REPOSITORY, env=self.environment)
+
+    def start(self):
+        """Start it and wait until it can forecast."""
+        self.launch()
+        self.wait_for("/readyz")
+
+    def wait_for(self, path, seconds=60.0):
+        """Wait until `path` answers 200; gives the seconds it took."""
+        started = time.monotonic()
         while True:
             try:
-                if httpx.get(self.url + "/readyz").status_code == 200:
-                    return
+                if httpx.get(self.url + path).status_code == 200:
+                    return time.monotonic() - started
             except httpx.TransportError:
                 pass
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+            assert time.monotonic() - started < seconds, self.log.read_text()
+            time.sleep(0.02)
 
     def memory_mib(self):
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -62,13 +80,26 @@ class FakeDaemon:
         self.process.wait()
 
 
+class FakeDaemon(DaemonProcess):
+    """The same on the fake engine; each forecast of a chunk takes `seconds_per_call`, each load `seconds_per_load`."""
+
+    program = ("-m", "tests.fake_daemon")
+
+    def __init__(self, folder: Path, *flags: object, seconds_per_call=0.0, seconds_per_load=0.0, history=None):
+        super().__init__(folder, *flags, model=folder, history=history)
+        self.environment |= {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
+
+
 def main() -> int:
     import tft_inference
     from forecasting.engine import Engine
     from tests.fake_engine import FakeEngine
 
-    engine = FakeEngine(seconds_per_call=float(os.environ["FAKE_SECONDS"]))
-    Engine.load = classmethod(lambda *_args, **_flags: engine)  # type: ignore[assignment]
+    def load(*_arguments, **_flags):
+        time.sleep(float(os.environ["FAKE_LOAD_SECONDS"]))
+        return FakeEngine(seconds_per_call=float(os.environ["FAKE_SECONDS"]))
+
+    Engine.load = load  # type: ignore[assignment]
     return tft_inference.main(["--daemon", *sys.argv[1:]])
 
 

@@ -186,7 +186,9 @@ def test_another_step_takes_the_means_anew(tmp_path):
     store.use_step(600).result(5)
     assert means_of(store) == {("a", 0): {"cpu_pct": 15.0}}
     store.close()
-    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)  # an existing file keeps its step, and the means taken on it
+    assert means_of(store) == {("a", 0): {"cpu_pct": 15.0}}
+    store.use_step(STEP).result(5)
     assert means_of(store) == {("a", 0): {"cpu_pct": 10.0}, ("a", 1): {"cpu_pct": 20.0}}
     store.close()
 
