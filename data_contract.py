@@ -766,7 +766,7 @@ def _assemble(
         notices.append(f"profile of {inferred:,} of {len(servers.values):,} servers inferred from the name")
     unknown = sorted(set(profiles.values) - set(ServerProfile))
     if unknown:
-        notices.append(f"profile {', '.join(unknown)}: not one of the seven, forecast as an unknown profile")
+        notices.append(f"profile {', '.join(unknown)}: not one of the seven, unknown to a model not trained on it")
 
     has_profiles, metrics = "profile" in examined.labels, tuple(n for n in METRICS if n in examined.metrics)
     times = _required(examined.timestamps)[order]
