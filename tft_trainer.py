@@ -29,6 +29,7 @@ from data_contract import CONTRACT_VERSION, METRIC_SPECS, ContractData, Contract
 from forecasting.artifact import (
     CANARY_FILE,
     CONFIG_FILE,
+    EXPLAIN_FILE,
     ONNX_FILE,
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
@@ -43,7 +44,7 @@ from forecasting.engine import Engine, write_canary
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.grid import FleetGrid, GridError, infer_step_seconds
 from forecasting.job import Job
-from forecasting.model import ForecastModel, export_onnx, torch_run
+from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.report import write_report
 from forecasting.run_state import Fit, Keeper
 from forecasting.split import Split, SplitError, split_fleet
@@ -249,6 +250,13 @@ def choose_profiles(
     print(f"[TRANSFER] Profiles detected: {list(detected)}")
     print("[TRANSFER] Model configured with profile-based transfer learning")
     print("[TRANSFER] New servers will predict based on their profile patterns", flush=True)
+    held_out = {profile for row in split.unseen if (profile := grid.profiles[row]) is not None}
+    if strange := sorted(held_out - set(detected)):
+        print(
+            f"notice: no server to train on has profile {', '.join(strange)}: the held-out ones are forecast as of "
+            "unknown profile",
+            file=sys.stderr,
+        )
     return detected
 
 
@@ -418,6 +426,7 @@ def publish(
             np.zeros(2, dtype=bool),
         )
         export_onnx(model, example.windows, directory / ONNX_FILE)
+        export_explanation(model, example.windows, directory / EXPLAIN_FILE)
         (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
         write_canary(directory / CANARY_FILE, Engine(config, torch_run(model)))
@@ -425,7 +434,10 @@ def publish(
             table.to_parquet(directory / f"scores_{name}.parquet", index=False)
         if len(cold_start):
             cold_start.to_parquet(directory / "cold_start.parquet", index=False)
-        write_report(directory, config.model_id, info, scores, cold_start)
+        weights = job.mean_weights(model)
+        weights.variables.to_parquet(directory / "variable_weights.parquet", index=False)
+        weights.attention.to_parquet(directory / "attention.parquet", index=False)
+        write_report(directory, config.model_id, info, scores, cold_start, weights)
     Engine.load(models_dir / config.model_id, device="cpu")  # ONNX Runtime reproduces torch's canary, or ModelError
     if not arguments.no_promote:
         promote(models_dir, config.model_id)

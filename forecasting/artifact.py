@@ -6,7 +6,7 @@ models/tft_model_<UTC time>/
     explain.onnx           the same with the weights of variables and attention as further outputs
     config.json            architecture, encoders, scaling, step, time zone, targets, quantiles, contract version
     training_info.json     how it was trained and how it scored
-    report.html, *.parquet the same for people, and the tables behind it
+    report.html, *.parquet the same for people, and the tables behind it (scores, cold start, mean weights by profile)
     manifest.json          written last: size and sha256 of every other file
 models/current             relative symbolic link to the model in use, switched by rename
 

@@ -83,6 +83,18 @@ class Interpretation(NamedTuple):
     quantiles: np.ndarray
 
 
+class WeightTables(NamedTuple):
+    """Mean weights by profile, as people and notebooks read them; within a profile each group sums to 1.
+
+    variables: profile, group, variable, weight. attention: profile, on, lag_hours, weight, where `on` is "context" for
+    the parts of the context (each begins lag_hours before the origin and reaches back) and "horizon" for the earlier
+    steps of the horizon itself.
+    """
+
+    variables: pd.DataFrame
+    attention: pd.DataFrame
+
+
 def variables_of(spec: WindowSpec, with_profile: bool) -> Variables:
     """The variables of a network over `spec`."""
     calendar = tuple(CALENDAR_SIZES)
@@ -147,12 +159,8 @@ def in_lag_bins(attention: np.ndarray) -> np.ndarray:
 
 def weight_tables(
     found: Interpretation, variables: Variables, profiles: Sequence[str | None], step_seconds: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means by profile: profile, group, variable, weight; and, for attention, profile, on, lag_hours, weight.
-
-    profiles: of each window. Attention is on parts of the context, lag_hours telling where each begins before the
-    origin, and on the horizon's own earlier steps. Within a profile each group, and the attention, sums to 1.
-    """
+) -> WeightTables:
+    """Means by profile; `profiles` are those of the windows, None = unknown."""
     names = np.array([profile or UNKNOWN_PROFILE for profile in profiles])
     bin_hours = lag_bin_steps(found.attention.shape[1]) * step_seconds / 3600
     weights, attention = [], []
@@ -168,4 +176,4 @@ def weight_tables(
             pd.DataFrame({"profile": profile, "on": "context", "lag_hours": lags, "weight": by_lag}),
             pd.DataFrame({"profile": profile, "on": "horizon", "weight": [found.attention_ahead[own].mean()]}),
         ]
-    return pd.concat(weights, ignore_index=True), pd.concat(attention, ignore_index=True)
+    return WeightTables(pd.concat(weights, ignore_index=True), pd.concat(attention, ignore_index=True))

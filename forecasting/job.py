@@ -16,13 +16,15 @@ from forecasting.artifact import ModelConfig
 from forecasting.engine import Engine
 from forecasting.fitting import FitSettings
 from forecasting.grid import FleetGrid
-from forecasting.model import QUANTILES, ForecastModel, build_network, torch_run
+from forecasting.interpretation import WeightTables, weight_tables
+from forecasting.model import QUANTILES, ForecastModel, build_network, torch_explain, torch_run
 from forecasting.sampling import WindowSource
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.split import Split
 from forecasting.windows import WindowSpec
 
 TEST_EVERY_HOURS = 8
+EXPLAINED_WINDOWS = 48  # of each profile, at most: a mean over more of them hardly differs
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,23 @@ class Job:
             evaluation.profile_quantiles(self.grid, self.split.seen, self.split.train_end, QUANTILES),
             bool(self.profiles),
         )
+
+    def mean_weights(self, model: ForecastModel) -> WeightTables:
+        """What forecasts of the later days rest on, by profile: means over a sample of windows."""
+        grid, origins = self.grid, self.test_origins()
+        random = np.random.default_rng(self.settings.seed)
+        rows, steps = (part.ravel() for part in np.meshgrid(np.arange(len(grid.servers)), origins, indexing="ij"))
+        owner = np.array([profile or "" for profile in grid.profiles])[rows]
+        measured = ~np.isnan(grid.values[rows, steps]).all(axis=1)
+        chosen = np.concatenate(
+            [
+                random.permutation(np.flatnonzero(measured & (owner == profile)))[:EXPLAINED_WINDOWS]
+                for profile in np.unique(owner)
+            ]
+        )
+        rows, steps = rows[chosen], steps[chosen]
+        profiles = [grid.profiles[row] for row in rows]
+        engine = Engine(self.config("being explained"), torch_run(model), load_explain=lambda: torch_explain(model))
+        history = evaluation.past(grid.values, rows, steps, self.spec.history_steps)
+        found = engine.explain(history, profiles, grid.timestamps()[steps])
+        return weight_tables(found, engine.variables, profiles, grid.step_seconds)

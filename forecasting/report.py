@@ -9,19 +9,39 @@ from typing import Any
 
 import pandas as pd
 
+from forecasting.interpretation import WeightTables, label_of
+
 REPORT_FILE = "report.html"
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
     "table{border-collapse:collapse;margin:1rem 0}"
     "td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #dde}"
     "td:first-child,th:first-child{text-align:left}svg{border:1px solid #dde}"
+    ".charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}figcaption{font-size:13px}"
+    ".charts svg{border:0;display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
 )
+WEIGHTS_EXPLAINED = (
+    "Mean weights of the network on windows of the later days, in percent. In each group and profile all variables "
+    "together have 100; the heaviest are shown. They say where the network looked, not what would happen if a value "
+    "were another."
+)
+SHOWN_VARIABLES = 12  # of each group, the heaviest
+GROUPS = {
+    "static": "What the server is (static variables)",
+    "encoder": "The context's measurements (encoder variables)",
+    "decoder": "What is known of the hours to come (decoder variables)",
+}
 
 
 def write_report(
-    directory: Path, title: str, info: Mapping[str, Any], scores: Mapping[str, pd.DataFrame], cold_start: pd.DataFrame
+    directory: Path,
+    title: str,
+    info: Mapping[str, Any],
+    scores: Mapping[str, pd.DataFrame],
+    cold_start: pd.DataFrame,
+    weights: WeightTables,
 ) -> None:
-    """Write report.html into a model directory: data, course of the training, scores with baselines, cold start."""
+    """Write report.html into a model directory: data, course of the training, scores, cold start, mean weights."""
     facts = {
         "data": info["data"],
         "servers": info["servers"],
@@ -37,6 +57,7 @@ def write_report(
         parts += [f"<h2>Later days, {html.escape(name)} servers</h2>", _table(table)]
     if len(cold_start):
         parts += ["<h2>New servers, by length of history</h2>", _table(cold_start)]
+    parts += ["<h2>What the forecasts rest on</h2>", *_weights(weights.variables), _attention(weights.attention)]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     (directory / REPORT_FILE).write_text(page + "".join(parts) + "</html>\n", encoding="utf-8")
 
@@ -69,3 +90,57 @@ def _course(course: list[dict[str, float]]) -> str:
     lines = line("loss", "#9bb") + line("validation_loss", "#c40")
     legend = f"<p>grey: training loss, red: validation loss, {low:.4f} to {high:.4f}, over {last:.2f} epochs</p>"
     return f'<svg viewBox="-5 -5 {width + 10} {height + 10}" width="{width}">{lines}</svg>{legend}'
+
+
+def _weights(variables: pd.DataFrame) -> list[str]:
+    """For each group a table of the heaviest variables by profile, in percent, shaded by weight."""
+    parts = [f"<p>{WEIGHTS_EXPLAINED}</p>"]
+    for group, title in GROUPS.items():
+        own = variables[variables["group"] == group]
+        table = own.pivot_table(index="variable", columns="profile", values="weight", observed=True)
+        heaviest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
+        head = "".join(f"<th>{html.escape(str(profile))}" for profile in heaviest.columns)
+        rows = "".join(
+            f"<tr><td>{html.escape(label_of(str(variable)))}{''.join(_shaded(weight) for weight in row)}"
+            for variable, row in zip(heaviest.index, heaviest.to_numpy(), strict=True)
+        )
+        parts.append(f"<h3>{title}</h3><table><tr><th>variable{head}{rows}</table>")
+    return parts
+
+
+def _shaded(weight: float) -> str:
+    return f'<td style="background:rgba(11,107,203,{min(weight, 0.5):.3f})">{100 * weight:.1f}'
+
+
+def _attention(attention: pd.DataFrame) -> str:
+    """For each profile, attention on the parts of the context as a bar chart; all on one scale."""
+    highest = float(attention.loc[attention["on"] == "context", "weight"].max())
+    charts = "".join(_attention_of(str(profile), own, highest) for profile, own in attention.groupby("profile"))
+    return (
+        "<h3>Attention by lag</h3><p>From all steps of the horizon, mean over the heads, to the context (left: its "
+        f'begin, right: the origin) and to earlier steps of the horizon itself.</p><div class="charts">{charts}</div>'
+    )
+
+
+def _attention_of(profile: str, attention: pd.DataFrame, highest: float) -> str:
+    width, height, foot = 260.0, 90.0, 16.0
+    of_context = attention[attention["on"] == "context"].sort_values("lag_hours", ascending=False)
+    ahead = float(attention.loc[attention["on"] == "horizon", "weight"].sum())
+    weights, lags = of_context["weight"].to_numpy(), of_context["lag_hours"].to_numpy()
+    bar = width / len(weights)
+    bars = "".join(
+        f'<rect x="{place * bar:.1f}" y="{height * (1 - weight / highest):.1f}" width="{bar - 1:.1f}" '
+        f'height="{height * weight / highest:.1f}" fill="#0b6bcb"><title>{lag:g} h before: {100 * weight:.1f} %</title>'
+        "</rect>"
+        for place, (lag, weight) in enumerate(zip(lags, weights, strict=True))
+    )
+    longest = lags[0] + (lags[0] - lags[1] if len(lags) > 1 else 0)
+    axis = (
+        f'<line x1="0" x2="{width}" y1="{height}" y2="{height}" stroke="#aab"/>'
+        f'<text x="0" y="{height + foot - 3}">{longest:g} h before</text>'
+        f'<text x="{width}" y="{height + foot - 3}" text-anchor="end">origin</text>'
+        f'<text x="2" y="10">{100 * highest:.1f} %</text>'
+    )
+    caption = f"<b>{html.escape(profile)}</b> {100 * ahead:.0f} % on the horizon itself"
+    svg = f'<svg viewBox="0 0 {width} {height + foot}" width="{width}">{bars}{axis}</svg>'
+    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"

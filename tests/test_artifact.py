@@ -24,6 +24,9 @@ def test_a_published_model_holds_what_the_design_says_and_no_pickle(tiny_model_d
     assert {
         "model.safetensors",
         "model.onnx",
+        "explain.onnx",
+        "variable_weights.parquet",
+        "attention.parquet",
         "config.json",
         "training_info.json",
         "report.html",
@@ -56,7 +59,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "config.json", "canary.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "explain.onnx", "config.json", "canary.json"])
 def test_one_flipped_bit_anywhere_is_refused(copy: Path, name: str) -> None:
     flip_a_bit(copy / name)
     with pytest.raises(ModelError, match=rf"{name}: is damaged .* copy it again or train again"):
