@@ -377,4 +377,5 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
     """Linear interpolation from `inputs` to `outputs` points (ends aligned) as a matrix (outputs, inputs)."""
     position = np.linspace(0.0, inputs - 1.0, outputs)
     matrix = np.stack([np.interp(position, np.arange(inputs), unit) for unit in np.eye(inputs)], axis=1)
-    return torch.from_numpy(matrix.astype(np.float32))
+    with torch.inference_mode(mode=False):  # kept for training, too, whoever asks first
+        return torch.from_numpy(matrix.astype(np.float32))

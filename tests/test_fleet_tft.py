@@ -121,6 +121,18 @@ def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() ->
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_a_network_that_was_judged_first_can_still_be_trained() -> None:
+    """What is computed once and kept, such as the interpolation, must not be kept as inference tensors."""
+    width = 20  # of no other test, so that nothing is kept yet
+    spec = spec_of(("cpu_pct", "net_in_mb_s"))
+    model = ForecastModel(build_network(spec, PROFILES, width), spec, scaling_of(spec))
+    inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
+    with torch.inference_mode():
+        model.scaled_quantiles(*inputs)
+    model.scaled_quantiles(*inputs).square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_dropout_is_active_in_training_only() -> None:
     spec = spec_of(("cpu_pct", "net_in_mb_s"))
     _, fleet = both_networks(spec)
