@@ -1,0 +1,96 @@
+"""What is saved comes back as it was; what does not fit the run is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forecasting import checkpoint as module
+from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
+from forecasting.grid import FleetGrid
+
+IDENTITY = {"--epochs": 20, "profiles": ("database", "web_api"), "--max-minutes": None}
+STATE = PartState({"weights.a": torch.randn(3, 2), "random.cpu": torch.get_rng_state()}, {"steps": 7, "loss": 0.1})
+
+
+def grid(**changes) -> FleetGrid:
+    values = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    fields = {
+        "servers": ("a", "b"),
+        "profiles": ("database", None),
+        "metrics": ("cpu_pct", "mem_pct", "latency_ms"),
+        "start": np.datetime64("2026-03-02T00:00:00", "s"),
+        "step_seconds": 300,
+        "values": values,
+    }
+    return FleetGrid(**{**fields, **changes})
+
+
+def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
+    saved = Checkpoint.new(tmp_path, IDENTITY)
+    saved.save("training", STATE)
+    saved.save("comparison", PartState({"weights.a": torch.zeros(1)}, {"steps": 1}))
+    parts = Checkpoint.resume(tmp_path, IDENTITY).parts
+    assert parts["training"].counters == STATE.counters
+    assert parts["comparison"].counters == {"steps": 1}
+    assert set(parts["training"].tensors) == set(STATE.tensors)
+    for name, value in STATE.tensors.items():
+        assert torch.equal(parts["training"].tensors[name], value)
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist, so there is nothing to resume"):
+        Checkpoint.resume(tmp_path, IDENTITY)
+
+
+def test_every_setting_that_differs_is_named_with_both_values(tmp_path: Path) -> None:
+    Checkpoint.new(tmp_path, IDENTITY).save("training", STATE)
+    with pytest.raises(CheckpointError) as refused:
+        Checkpoint.resume(tmp_path, {**IDENTITY, "--epochs": 30, "--max-minutes": 5.0})
+    assert "--epochs (was 20, is 30)" in str(refused.value)
+    assert "--max-minutes (was None, is 5.0)" in str(refused.value)
+    assert "profiles" not in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"x" * len(raw)])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage) -> None:
+    saved = Checkpoint.new(tmp_path, IDENTITY)
+    saved.save("training", STATE)
+    saved.path.write_bytes(damage(saved.path.read_bytes()))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Checkpoint.resume(tmp_path, IDENTITY)
+
+
+def test_a_save_that_fails_leaves_the_one_before_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = Checkpoint.new(tmp_path, IDENTITY)
+    saved.save("training", STATE)
+
+    def full(_path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    saved.save("training", PartState({}, {"steps": 8}))
+    assert "No space left on device" in capsys.readouterr().err
+    assert Checkpoint.resume(tmp_path, IDENTITY).parts["training"].counters["steps"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == [saved.path.name]
+
+
+def test_the_fingerprint_tells_any_change_of_the_data() -> None:
+    changed = grid().values.copy()
+    changed[1, 2, 0] = np.nan
+    others = [
+        grid(servers=("a", "c")),
+        grid(profiles=("database", "web_api")),
+        grid(start=np.datetime64("2026-03-02T00:05:00", "s")),
+        grid(step_seconds=600),
+        grid(values=changed),
+        grid(values=grid().values.reshape(2, 4, 3)[:, ::-1]),
+    ]
+    prints = [fingerprint(one) for one in (grid(), *others)]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(grid()) == prints[0]

@@ -1,0 +1,248 @@
+"""The training loop: what it keeps, when it stops, that it keeps its time, and that it goes on where it was cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forecasting import fitting
+from forecasting.checkpoint import Checkpoint
+from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
+from forecasting.grid import FleetGrid
+from forecasting.job import Job
+from forecasting.run_state import Keeper, weights_of
+from forecasting.split import Split
+from forecasting.windows import WindowSpec
+
+SPEC = WindowSpec(("cpu_pct", "mem_pct"), 300, "UTC", context_steps=24, horizon_steps=12)
+SETTINGS = FitSettings(epochs=2, batch_size=16, learning_rate=3e-3, max_seconds=float("inf"), seed=3)
+PER_EPOCH = 9  # batches: 4 servers, 36 hours
+
+
+class Clock:
+    """A clock that stands still unless it is moved, or moves by `tick` seconds each time it is read."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.seconds, self.tick = 1000.0, tick
+
+    def __call__(self) -> float:
+        self.seconds += self.tick
+        return self.seconds
+
+
+class PowerCut(BaseException):
+    """Ends a run like a power cut: nothing gets the chance to tidy up."""
+
+
+def job_with(settings: FitSettings = SETTINGS, share_measured: float = 1.0) -> Job:
+    random = np.random.default_rng(0)
+    values = random.uniform(5, 90, (5, 600, 2)).astype(np.float32)
+    values[random.random(values.shape[:2]) > share_measured] = np.nan
+    profiles = ("database", "web_api", "database", "web_api", "database")
+    grid = FleetGrid(tuple("abcde"), profiles, SPEC.metrics, np.datetime64("2026-03-02T00:00:00", "s"), 300, values)
+    split = Split(np.arange(4), np.array([4]), fit_end=440, train_end=500)
+    return Job(grid, SPEC, split, ("database", "web_api"), 8, torch.device("cpu"), settings)
+
+
+def train(job: Job, checkpoint: Checkpoint | None = None) -> fitting.Fit:
+    return fit(job.fresh_model(), job.source, job.split, job.settings, Keeper("training", checkpoint))
+
+
+def assert_same(one: fitting.Fit, other: fitting.Fit) -> None:
+    for (name, weight), same in zip(weights_of(one.model).items(), weights_of(other.model).values(), strict=True):
+        assert torch.equal(weight, same), name
+    assert one.course == other.course
+    assert (one.steps, one.windows, one.epoch) == (other.steps, other.windows, other.epoch)
+    assert one.best_validation_loss == other.best_validation_loss
+
+
+# --- interrupted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> fitting.Fit:
+    return train(job_with())
+
+
+def cut_power(monkeypatch: pytest.MonkeyPatch, name: str, at_call: int) -> None:
+    """The at_call-th call of fitting.<name> does not come back."""
+    real, calls = getattr(fitting, name), []
+
+    def cut(*arguments, **options):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise PowerCut
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fitting, name, cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_call", "seconds_between_saves"),
+    [
+        ("_step", 2, 0.0),
+        ("_step", PER_EPOCH + 1, 0.0),  # the first step of an epoch
+        ("_step", PER_EPOCH + 4, 20.0),  # the clock goes on a few seconds a step: the last save lies some steps back
+        ("judge", 3, 0.0),
+        ("judge", 5, 20.0),  # the last check
+    ],
+)
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
+    name: str,
+    at_call: int,
+    seconds_between_saves: float,
+    uninterrupted: fitting.Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", seconds_between_saves)
+    monkeypatch.setattr(fitting, "monotonic", Clock(tick=1.0))
+    with monkeypatch.context() as patch:
+        cut_power(patch, name, at_call)
+        with pytest.raises(PowerCut):
+            train(job_with(), Checkpoint.new(tmp_path, {}))
+    torch.manual_seed(99)  # another process has another random state
+    assert_same(train(job_with(), Checkpoint.resume(tmp_path, {})), uninterrupted)
+
+
+def test_a_run_cut_off_again_and_again_ends_the_same(
+    uninterrupted: fitting.Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    checkpoint, sittings = Checkpoint.new(tmp_path, {}), 1
+    while True:
+        try:
+            with monkeypatch.context() as patch:
+                cut_power(patch, "_step", at_call=5)
+                ended = train(job_with(), checkpoint)
+            break
+        except PowerCut:
+            checkpoint, sittings = Checkpoint.resume(tmp_path, {}), sittings + 1
+    assert sittings == 1 + (2 * PER_EPOCH - 1) // 4
+    assert_same(ended, uninterrupted)
+
+
+def test_a_run_that_had_ended_is_not_trained_further(
+    uninterrupted: fitting.Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(job_with(), Checkpoint.new(tmp_path, {}))
+    cut_power(monkeypatch, "_step", at_call=1)
+    assert_same(train(job_with(), Checkpoint.resume(tmp_path, {})), uninterrupted)
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit_seconds", [60.0, 300.0])
+def test_the_time_limit_holds_with_its_checks_and_the_last_of_them(
+    limit_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+
+    def step(model, optimizer, batch, learning_rate):
+        clock.seconds += 0.3
+        return torch.tensor(0.1)
+
+    def judge(model, weights, batches):
+        clock.seconds += 4.0
+        return 1000.0 - clock.seconds  # better each time
+
+    monkeypatch.setattr(fitting, "monotonic", clock)
+    monkeypatch.setattr(fitting, "_step", step)
+    monkeypatch.setattr(fitting, "judge", judge)
+    run = train(job_with(replace(SETTINGS, epochs=10_000, max_seconds=limit_seconds)))
+    assert run.stopped_by == "minutes"
+    assert 0.95 * limit_seconds <= run.seconds <= 1.05 * limit_seconds
+    assert run.seconds == pytest.approx(clock.seconds - 1000.0)
+    assert run.windows_per_second == pytest.approx(16 / 0.3, rel=0.05)
+
+
+def test_checks_are_a_small_part_of_the_work_whatever_the_fleet_size() -> None:
+    for per_epoch in (9, 250, 530, 80_000):
+        every = steps_between_checks(per_epoch, 20 * per_epoch)
+        assert 1 <= every <= 250
+        assert 20 * per_epoch // every >= 4
+        assert every >= min(100, 20 * per_epoch // 4)
+
+
+# --- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_kept_are_those_of_the_best_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [5.0, 3.0, 1.0, 2.0, 4.0, *[4.0] * 20]
+    judged = []
+
+    def judge(model, weights, batches):
+        judged.append({name: weight.clone() for name, weight in weights.items()})
+        return losses[len(judged) - 1]
+
+    monkeypatch.setattr(fitting, "judge", judge)
+    run = train(job_with())
+    assert run.best_validation_loss == 1.0
+    assert all(torch.equal(weight, judged[2][name]) for name, weight in weights_of(run.model).items())
+
+
+def test_training_ends_when_nothing_gets_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 3.0])
+    monkeypatch.setattr(fitting, "judge", lambda model, weights, batches: next(losses))
+    monkeypatch.setattr(fitting, "_step", lambda *arguments: torch.tensor(0.1))
+    monkeypatch.setattr(fitting, "PATIENCE_CHECKS", 3)
+    run = train(job_with(replace(SETTINGS, epochs=50)))
+    assert run.stopped_by == "no improvement"
+    assert [point["validation_loss"] for point in run.course] == [4.0, 4.5, 4.0, 4.2]
+
+
+def test_a_point_of_the_course_has_the_mean_loss_since_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, losses = fitting._step, []
+
+    def step(*arguments, **options):
+        losses.append(float(real(*arguments, **options)))
+        return torch.tensor(losses[-1])
+
+    monkeypatch.setattr(fitting, "_step", step)
+    run = train(job_with())
+    before = 0
+    for point in run.course:
+        assert point["loss"] == pytest.approx(np.mean(losses[before : point["step"]]), rel=1e-5)
+        before = point["step"]
+    assert before == run.steps == len(losses)
+
+
+def test_ctrl_c_once_ends_the_run_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = fitting._step, []
+
+    def step(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fitting, "_step", step)
+    run = train(job_with())
+    assert (run.stopped_by, run.steps) == ("ctrl-c", 4)
+
+
+def test_ctrl_c_twice_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return torch.tensor(0.1)
+
+    monkeypatch.setattr(fitting, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(job_with())
+
+
+def test_gaps_in_the_data_shorten_an_epoch_and_nothing_measured_is_said() -> None:
+    run = train(job_with(share_measured=0.5))
+    assert run.steps == 2 * PER_EPOCH
+    nothing = job_with()
+    nothing.grid.values[:, :440] = np.nan
+    with pytest.raises(FitError, match="no server has a measurement"):
+        train(nothing)
