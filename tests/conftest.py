@@ -41,6 +41,22 @@ def tiny_fleet(hours: int = 48, step_seconds: int = 300, seed: int = 0) -> pd.Da
     return pd.concat(parts, ignore_index=True).astype(dict.fromkeys(TINY_METRICS, "float32"))
 
 
+def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
+    """The trainer's flags for a tiny model: six steps, and two of the comparison without profiles."""
+    flags = {
+        "--training-dir": training_dir,
+        "--models-dir": models_dir,
+        "--device": "cpu",
+        "--epochs": 1,
+        "--hidden-size": 8,
+        "--context-hours": 4,
+        "--horizon-hours": 1,
+        "--batch-size": 32,
+        "--holdout-servers": "ppdb007,ppweb006",
+    }
+    return [str(text) for pair in flags.items() for text in pair]
+
+
 @pytest.fixture(scope="session")
 def tiny_training_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training folder with the tiny fleet."""
@@ -53,20 +69,7 @@ def tiny_training_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_models_dir(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with `current`: 3 metrics, 2 profiles, 4 h of context, 1 h of horizon, 300 s steps."""
     models_dir = tmp_path_factory.mktemp("models")
-    arguments = ["--training-dir", str(tiny_training_dir), "--models-dir", str(models_dir), "--device", "cpu"]
-    small = [
-        "--epochs",
-        "1",
-        "--hidden-size",
-        "8",
-        "--context-hours",
-        "4",
-        "--horizon-hours",
-        "1",
-        "--batch-size",
-        "32",
-    ]
-    assert tft_trainer.main([*arguments, *small, "--holdout-servers", "ppdb007,ppweb006"]) == 0
+    assert tft_trainer.main(tiny_flags(tiny_training_dir, models_dir)) == 0
     return models_dir
 
 

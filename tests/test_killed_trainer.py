@@ -1,0 +1,160 @@
+"""kill -9 at any point of a training leaves the old model or the new one; --resume ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tft_trainer
+from forecasting.artifact import TEMPORARY_PREFIX, verify
+from forecasting.engine import Engine
+from tests.conftest import tiny_flags
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The trainer, saving its state after each step, that kills itself instead of its n-th call that changes the disk.
+KILLED = """
+import os, signal, sys
+import forecasting.fitting, tft_trainer
+
+forecasting.fitting.CHECKPOINT_SECONDS = 0.0
+calls, last = 0, int(sys.argv[1])
+
+def deadly(real):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+    return call
+
+for name in ("fsync", "replace", "rename", "symlink"):
+    setattr(os, name, deadly(getattr(os, name)))
+sys.exit(tft_trainer.main(sys.argv[2:]))
+"""
+CALLS_PER_SAVE = 3  # flush the file, rename it, flush the folder
+
+
+def run_and_kill(at_call: int, flags: Sequence[str]) -> int:
+    """Exit code of a training killed at a call of that number; 0 = never."""
+    command = [sys.executable, "-c", KILLED, str(at_call), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
+
+
+def weights(models_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(models_dir / "current" / "model.safetensors")
+
+
+def assert_same_model(models_dir: Path, other: Path) -> None:
+    one, same = weights(models_dir), weights(other)
+    assert all(torch.equal(one[name], same[name]) for name in same)
+    tables = [pd.read_parquet(folder / "current" / "cold_start.parquet") for folder in (models_dir, other)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def assert_current_can_forecast(models_dir: Path) -> None:
+    verify(models_dir / "current")
+    engine = Engine.load(models_dir / "current", device="cpu")
+    history = np.full((1, 48, 3), 30.0, dtype=np.float32)
+    assert np.isfinite(engine.forecast(history, ["database"], np.datetime64("2026-03-04T15:00:00", "s"))).all()
+
+
+def test_a_run_killed_in_training_and_resumed_publishes_what_it_would_have(
+    tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = tiny_flags(tiny_training_dir, tmp_path)
+    assert run_and_kill(3 * CALLS_PER_SAVE + 1, flags) == -signal.SIGKILL
+    assert not (tmp_path / "current").exists()
+    assert list(tmp_path.glob(f"{TEMPORARY_PREFIX}*")), "killed while a file was being written"
+    assert tft_trainer.main([*flags, "--seed", "1", "--resume"]) == 1
+    assert "--seed (was 42, is 1)" in capsys.readouterr().err
+    assert tft_trainer.main([*flags, "--resume"]) == 0
+    assert_same_model(tmp_path, tiny_models_dir)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", (tmp_path / "current").readlink().name]
+    assert tft_trainer.main([*flags, "--resume"]) == 1
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_new_run_says_that_it_forgets_an_interrupted_one(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aborted(*_arguments) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / ".unfinished.safetensors").write_bytes(b"of another run")
+    monkeypatch.setattr(tft_trainer, "train", aborted)
+    assert tft_trainer.main(tiny_flags(tiny_training_dir, tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert "holds an interrupted run; starting afresh" in err
+    assert "aborted; nothing was published" in err
+
+
+def test_two_trainings_do_not_write_into_one_folder(
+    tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tft_trainer.only_writer(tmp_path):
+        assert tft_trainer.main(tiny_flags(tiny_training_dir, tmp_path)) == 1
+    assert f"{tmp_path}: another training writes there" in capsys.readouterr().err
+    with tft_trainer.only_writer(tmp_path):
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_every_change_of_the_disk_the_current_model_is_whole(
+    tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    """First in the midst of training and of the comparison, then while publishing, one call further each time."""
+    shutil.copytree(tiny_models_dir, tmp_path / "models", symlinks=True)
+    models_dir = tmp_path / "models"
+    old = (models_dir / "current").readlink()
+    flags = tiny_flags(tiny_training_dir, models_dir)
+    assert run_and_kill(4 * CALLS_PER_SAVE + 2, flags) == -signal.SIGKILL
+    assert (models_dir / "current").readlink() == old
+    assert run_and_kill(4 * CALLS_PER_SAVE, [*flags, "--resume"]) == -signal.SIGKILL  # in the comparison
+    at_call, killed = 0, 0
+    while (models_dir / ".unfinished.safetensors").exists():
+        at_call += 1
+        code = run_and_kill(at_call, [*flags, "--resume"])
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        assert_current_can_forecast(models_dir)
+    assert killed >= 15
+    assert (models_dir / "current").readlink() != old
+    assert_same_model(models_dir, tiny_models_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_times_the_current_model_is_whole(
+    tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_models_dir, tmp_path / "models", symlinks=True)
+    flags = tiny_flags(tiny_training_dir, tmp_path / "models")
+    started = time.monotonic()
+    assert run_and_kill(0, flags) == 0
+    whole_run_seconds = time.monotonic() - started
+    for _ in range(12):
+        command = [sys.executable, "-c", KILLED, "0", *flags]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.3, 1.0) * whole_run_seconds)
+        process.kill()
+        process.wait()
+        assert_current_can_forecast(tmp_path / "models")
+    assert run_and_kill(0, flags) == 0
+    assert not list((tmp_path / "models").glob(f"{TEMPORARY_PREFIX}*"))
+    assert json.loads((tmp_path / "models" / "current" / "manifest.json").read_text())["files"]
