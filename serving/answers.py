@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from starlette.exceptions import HTTPException
 
 from data_contract import METRIC_SPECS
 from serving.cycle import ServerForecast
@@ -25,6 +26,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def iso(seconds: float) -> str:
@@ -73,6 +75,14 @@ def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
         return list(range(1, forecast.horizon_steps + 1))
     wanted = {-(-seconds // forecast.model.step_seconds) for seconds in selection.horizon_seconds}
     return sorted(step for step in wanted if 1 <= step <= forecast.horizon_steps)
+
+
+def horizon_seconds(text: str) -> int:
+    """A distance as clients write it: 15m -> 900; raises 422 naming the parameter if it is none."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or not 0 < len(number) < 7:
+        raise HTTPException(422, f"horizon: {text[:20]!r} is no distance; write 15m, 1h or 8h")
+    return int(number) * _UNIT_SECONDS[unit]
 
 
 def _chosen(row: np.ndarray, steps: Sequence[int], forecast: ServerForecast) -> np.ndarray:

@@ -21,12 +21,21 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents
 from serving.alert_watch import AlertWatch
 from serving.alerts import AlertBook, AlertRules
-from serving.answers import Selection, forecast_document, iso, joined_list, rejection_documents, to_json
+from serving.answers import (
+    Selection,
+    forecast_document,
+    horizon_seconds,
+    iso,
+    joined_list,
+    rejection_documents,
+    to_json,
+)
 from serving.cycle import FleetForecasts, FleetSnapshot, ServerForecast, forecast_servers, profile_of
-from serving.daemon import JSON, Daemon, daemon_of, json_answer, try_again
+from serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
 from serving.dashboard_routes import add_dashboard_routes
 from serving.delivery import AlertmanagerDelivery, Delivery
 from serving.events import EventHub
+from serving.explain_routes import add_explain_routes
 from serving.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
 from serving.fleet_routes import add_fleet_routes
 from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableError
@@ -103,6 +112,7 @@ def create_app(
     _add_probes(app)
     _add_ingest(app)
     _add_forecasts(app)
+    add_explain_routes(app)
     add_fleet_routes(app)
     add_live_routes(app)
     add_dashboard_routes(app)
@@ -322,7 +332,7 @@ def _add_forecasts(app: FastAPI) -> None:
         selection = _selection(daemon, metric, quantile, horizon)
         forecast = daemon.forecasts.snapshot.forecasts.get(name)
         if forecast is None:
-            return _no_forecast(daemon, name)
+            return no_forecast(daemon, name)
         return Response(_forecast_json(daemon, forecast, selection), media_type=JSON)
 
     @app.get("/predictions/current", tags=["forecasts"], include_in_schema=False)
@@ -426,25 +436,6 @@ def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection
     return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
 
 
-def _no_forecast(daemon: Daemon, name: str) -> Response:
-    if name not in daemon.store.servers:
-        return Response(
-            to_json({"detail": "no such server: no sample of this name was received"}), 404, media_type=JSON
-        )
-    if daemon.forecasts.engine is None:
-        return try_again("no model is loaded; see /readyz")
-    server = daemon.store.servers[name]
-    last_step = daemon.store.last_step(server.server_id)
-    step_seconds = daemon.store.step_seconds
-    if (
-        last_step is not None
-        and last_step >= daemon.forecasts.complete_step(step_seconds) - daemon.settings.stale_steps
-    ):
-        return try_again("the first forecast of this server is being made")
-    detail = "the server has been silent too long; it is forecast again with its next sample"
-    return Response(to_json({"detail": detail}), 404, media_type=JSON)
-
-
 def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules) -> list[ServerForecast | None]:
     """Forecast each server of some samples from these alone; a server's origin is the step of its newest sample."""
     step_seconds, length = engine.config.step_seconds, engine.config.history_steps
@@ -487,9 +478,6 @@ def _own_forecasts_json(made: list[ServerForecast | None], batch: CheckedBatch) 
     return joined_list({"model": good[0].model.model_id, **_notes(batch)}, "forecasts", items)
 
 
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
 def _selection(
     daemon: Daemon, metrics: list[str] | None, quantiles: list[float] | None, horizons: list[str] | None
 ) -> Selection:
@@ -506,12 +494,5 @@ def _selection(
     return Selection(
         None if metrics is None else tuple(metrics),
         None if quantiles is None else tuple(quantiles),
-        None if horizons is None else tuple(_horizon_seconds(text) for text in horizons),
+        None if horizons is None else tuple(horizon_seconds(text) for text in horizons),
     )
-
-
-def _horizon_seconds(text: str) -> int:
-    number, unit = text[:-1], text[-1:]
-    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or not 0 < len(number) < 7:
-        raise HTTPException(422, f"horizon: {text[:20]!r} is no distance; write 15m, 1h or 8h")
-    return int(number) * _UNIT_SECONDS[unit]

@@ -260,8 +260,12 @@ class FleetForecasts:
             last = min(first + 99, complete)
             for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
                 await self._on_worker(grid.put, means)
+        await self._on_worker(self._use, engine, grid)
+
+    def _use(self, engine: Engine, grid: StepGrid) -> None:
+        """Set on the worker, where they are read together."""
         self._grid, self._grid_engine = grid, engine
-        self._columns = [METRICS.index(metric) for metric in config.targets]
+        self._columns = [METRICS.index(metric) for metric in engine.config.targets]
 
     async def _take_changes(self, complete: int) -> set[int]:
         """Lay newly taken means on the grid; gives the ids of the servers whose history changed."""
@@ -301,13 +305,28 @@ class FleetForecasts:
         return fresh
 
     def _forecast_chunk(self, engine: Engine, due: list[tuple[KnownServer, int]]) -> list[ServerForecast | None]:
-        assert self._grid is not None  # noqa: S101 - laid before
         steps = np.array([step for _, step in due], dtype=np.int64)
-        ids = [server.server_id for server, _ in due]
-        history = self._grid.history(ids, steps, engine.config.history_steps)[:, :, self._columns]
+        history = self._history(engine, [server.server_id for server, _ in due], steps)
         profiles = [profile_of(server.name, server.profile, self._rules) for server, _ in due]
         names = [server.name for server, _ in due]
         return forecast_servers(engine, names, profiles, history, steps * engine.config.step_seconds)
+
+    def _history(self, engine: Engine, ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
+        """What the engine is given: float32 [server, step, metric of the model]."""
+        assert self._grid is not None  # noqa: S101 - laid before
+        return self._grid.history(ids, last_steps, engine.config.history_steps)[:, :, self._columns]
+
+    def history_behind(self, forecast: ServerForecast) -> tuple[Engine, np.ndarray] | None:
+        """The engine and the history up to the origin that a forecast was made from: float32 [1, step, metric].
+
+        None if its model is no longer in use or its server gone. Samples that arrived since may have changed the
+        history. To be called on `worker`.
+        """
+        engine, server = self._grid_engine, self._store.servers.get(forecast.server_name)
+        if engine is None or engine.model_id != forecast.model.model_id or server is None:
+            return None
+        last_step = np.array([forecast.origin_seconds // forecast.model.step_seconds])
+        return engine, self._history(engine, [server.server_id], last_step)
 
     def _next_snapshot(self, engine: Engine, fresh: dict[str, ServerForecast], complete: int) -> FleetSnapshot:
         kept = {

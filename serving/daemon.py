@@ -63,3 +63,21 @@ def json_answer(document: Any, status: int = 200) -> Response:
 def try_again(detail: str) -> Response:
     """503: not now, but soon."""
     return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
+
+
+def no_forecast(daemon: Daemon, name: str) -> Response:
+    """Why a server has no forecast: 404 if it will have none, 503 if soon."""
+    if name not in daemon.store.servers:
+        return json_answer({"detail": "no such server: no sample of this name was received"}, 404)
+    if daemon.forecasts.engine is None:
+        return try_again("no model is loaded; see /readyz")
+    server = daemon.store.servers[name]
+    last_step = daemon.store.last_step(server.server_id)
+    step_seconds = daemon.store.step_seconds
+    if (
+        last_step is not None
+        and last_step >= daemon.forecasts.complete_step(step_seconds) - daemon.settings.stale_steps
+    ):
+        return try_again("the first forecast of this server is being made")
+    detail = "the server has been silent too long; it is forecast again with its next sample"
+    return json_answer({"detail": detail}, 404)

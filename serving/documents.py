@@ -131,11 +131,69 @@ _FORECAST_EXAMPLE = {
     "warnings": [],
     "metrics": {"cpu_pct": {"unit": "%", "current": 78.0, "q0.1": [70.1], "q0.5": [77.9], "q0.9": [85.3]}},
 }
+_OF_BOTH = (  # what a forecast and its explanation say alike
+    "server_name",
+    "profile",
+    "profile_rule",
+    "model",
+    "origin",
+    "history_steps",
+    "step_seconds",
+    "steps",
+    "warnings",
+)
 _INVALID = _error("a parameter is unknown or has a wrong value")
 FORECAST: dict[int | str, dict[str, Any]] = {
     200: _json("the forecast", _FORECAST_SCHEMA, _FORECAST_EXAMPLE),
     **_REFUSALS,
     404: _error("no such server, or silent too long"),
+    422: _INVALID,
+    503: _BUSY,
+}
+_WEIGHT = _object(("variable", "label", "weight"), variable=_TEXT, label=_TEXT, weight=_NUMBER)
+_WEIGHTS = {"type": "array", "items": _WEIGHT}
+_ATTENTION = _object(
+    ("bin_hours", "lag_hours", "weights", "horizon_weight"),
+    bin_hours={**_NUMBER, "description": "each weight is that of so many hours of the context"},
+    lag_hours={"type": "array", "items": _NUMBER, "description": "hours before the origin at which they begin"},
+    weights={"type": "array", "items": _NUMBER, "description": "with horizon_weight they sum to 1"},
+    horizon_weight={**_NUMBER, "description": "attention to earlier steps of the horizon itself"},
+)
+EXPLANATION: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "mean weights over the horizon's steps asked for; those of each group of variables sum to 1, heaviest first",
+        _object(
+            (*_OF_BOTH, "variables", "attention"),
+            server_name=_TEXT,
+            profile=_TEXT,
+            profile_rule=_OPTIONAL_TEXT,
+            model=_TEXT,
+            origin=_TEXT,
+            history_steps=_WHOLE,
+            step_seconds=_WHOLE,
+            steps={"type": "array", "items": _WHOLE},
+            warnings={"type": "array", "items": _TEXT},
+            variables=_object(("static", "encoder", "decoder"), static=_WEIGHTS, encoder=_WEIGHTS, decoder=_WEIGHTS),
+            attention=_ATTENTION,
+        ),
+        {
+            **{key: value for key, value in _FORECAST_EXAMPLE.items() if key in _OF_BOTH},
+            "variables": {
+                "static": [{"variable": "profile", "label": "profile", "weight": 1.0}],
+                "encoder": [
+                    {"variable": "cpu_pct_scaled", "label": "cpu_pct, value", "weight": 0.81},
+                    {"variable": "half_hour", "label": "time of day", "weight": 0.19},
+                ],
+                "decoder": [
+                    {"variable": "cpu_pct_daily_mean", "label": "cpu_pct, usual at this time of day", "weight": 1.0}
+                ],
+            },
+            "attention": {"bin_hours": 1.0, "lag_hours": [0.0, 1.0], "weights": [0.5, 0.2], "horizon_weight": 0.3},
+        },
+    ),
+    **_REFUSALS,
+    404: _error("no such server, or silent too long"),
+    409: _error("the model in use has no explanations"),
     422: _INVALID,
     503: _BUSY,
 }
