@@ -1,0 +1,98 @@
+"""Going on from an earlier model: same start, new kinds of server, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import tft_trainer
+from forecasting.model import build_network
+from forecasting.warm_start import PROFILE_EMBEDDING, profile_rows
+from forecasting.windows import WindowSpec
+from tests.conftest import tiny_flags, tiny_fleet
+
+
+def run(training_dir: Path, models_dir: Path, *more: str) -> int:
+    return tft_trainer.main([*tiny_flags(training_dir, models_dir), "--no-comparison", *more])
+
+
+def info(model_dir: Path) -> dict:
+    return json.loads((model_dir / "training_info.json").read_text())
+
+
+def test_it_starts_at_the_earlier_models_validation_loss(
+    tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    assert run(tiny_training_dir, tmp_path, "--warm-start", str(tiny_model_dir)) == 0
+    warm, earlier = info(tmp_path / "current"), info(tiny_model_dir)
+    assert warm["first_validation_loss"] == pytest.approx(earlier["best_validation_loss"], rel=1e-5)
+    assert warm["first_validation_loss"] < earlier["first_validation_loss"]
+    assert warm["best_validation_loss"] <= warm["first_validation_loss"]
+    assert earlier["comparison"]
+    assert not warm["comparison"], "--no-comparison"
+
+
+def test_new_kinds_of_server_join_and_old_ones_leave(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tiny_fleet()
+    fleet.loc[fleet["server_name"].isin(["ppdb001", "ppdb003"]), "profile"] = "ml_compute"
+    fleet.loc[fleet["profile"] == "web_api", "profile"] = "generic"
+    (tmp_path / "data").mkdir()
+    fleet.to_parquet(tmp_path / "data" / "server_metrics.parquet", index=False)
+    assert run(tmp_path / "data", tmp_path / "models", "--warm-start", str(tiny_model_dir)) == 0
+    err = capsys.readouterr().err
+    assert "start as the unknown one: generic, ml_compute" in err
+    assert "profiles without a training server are forgotten: web_api" in err
+
+
+def test_a_known_profile_keeps_its_row_and_a_new_one_gets_the_unknown_ones() -> None:
+    rows = torch.arange(6.0).reshape(3, 2)  # unknown, database, web_api
+    moved = profile_rows(rows, ("database", "web_api"), ("generic", "web_api"))
+    assert moved.tolist() == [[0.0, 1.0], [0.0, 1.0], [4.0, 5.0]]
+
+
+def test_a_network_keeps_its_shape_whatever_profiles_it_knows() -> None:
+    """But for the rows of the embedding."""
+    spec = WindowSpec(("cpu_pct",), 300, "UTC", 24, 12)
+    few, many = (build_network(spec, profiles, 8).state_dict() for profiles in (("a", "b"), tuple("abcdefgh")))
+    differing = [name for name in few if few[name].shape != many[name].shape]
+    assert differing == [PROFILE_EMBEDDING]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--hidden-size", "12"], "hidden size (there 8, here 12)"),
+        (["--context-hours", "5", "--horizon-hours", "2"], "horizon in steps (there 12, here 24)"),
+        (["--step-seconds", "600"], "step in seconds (there 300, here 600)"),
+        (["--no-profile"], "profile feature (there True, here False)"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(
+    tiny_training_dir: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    flags: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(tiny_training_dir, tmp_path, "--warm-start", str(tiny_model_dir), *flags) == 1
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_metrics_and_a_folder_without_a_model_are_refused(
+    tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    columns = ["timestamp", "server_name", "profile", "cpu_pct"]
+    pd.DataFrame(tiny_fleet()[columns]).to_parquet(tmp_path / "data" / "server_metrics.parquet", index=False)
+    assert run(tmp_path / "data", tmp_path / "models", "--warm-start", str(tiny_model_dir)) == 1
+    assert "metrics (there ('cpu_pct', 'mem_pct', 'net_in_mb_s'), here ('cpu_pct',))" in capsys.readouterr().err
+    assert run(tiny_training_dir, tmp_path / "models", "--warm-start", str(tmp_path / "nothing")) == 1
+    assert "nothing: no such model directory" in capsys.readouterr().err
