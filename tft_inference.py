@@ -2,6 +2,7 @@
 
     python tft_inference.py --model models/current --input training/ --output forecasts.parquet --origins last
     python tft_inference.py --input day.csv --output forecasts.parquet --origins every:8h --from 2026-11-20T00:00:00Z
+    python tft_inference.py --input training/ --explain ppdb003     # what that server's forecast rests on
     python tft_inference.py --daemon --port 8000
     curl -s localhost:8000/status
 
@@ -38,6 +39,7 @@ from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load
 from serving import settings as daemon_settings
 from serving.alerts import AlertFileError, AlertRules, load_alert_rules
 from serving.cycle import profile_of
+from serving.explanations import as_text, weights_document
 from serving.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
@@ -71,6 +73,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="last: each server's last row; every:8h: that often (default last)",
     )
     batch.add_argument("--from", dest="first_origin", metavar="TIME", help="first origin, such as 2026-11-20T00:00:00Z")
+    batch.add_argument(
+        "--explain", metavar="NAME", help="print what the forecast of this server rests on; --output is not needed"
+    )
     daemon = parser.add_argument_group("daemon: settings of the daemon, and of the batch where they make sense")
     daemon.add_argument("--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
     daemon.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these settings; flags overrule it")
@@ -97,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
         if arguments.daemon:
             return run_daemon(settings, rules)
+        if arguments.explain is not None:
+            return run_explain(arguments, settings, rules)
         return run_batch(arguments, settings, rules)
     except (SettingsError, UsageError, PrometheusError, QueryFileError, AlertFileError) as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -113,13 +120,7 @@ def run_batch(arguments: argparse.Namespace, settings: Settings, rules: ProfileR
     """Read the file, forecast at each origin, write the table, say what was done."""
     started = time.perf_counter()
     every_seconds, first_origin = _check_batch_flags(arguments)
-    data = read_metrics(arguments.input, rules)
-    for notice in data.notices:
-        print(f"note: {notice}", file=sys.stderr)
-    engine = Engine.load(settings.model, device=settings.device, threads=None)
-    frame = _with_missing_metrics(data.frame, engine.config.targets)
-    grid = FleetGrid.from_frame(frame, engine.config.targets, engine.config.step_seconds)
-    _note_unknown_profiles(engine, grid, rules)
+    engine, grid = _load(arguments, settings, rules)
     origins = choose_origins(grid, every_seconds, first_origin)
     rows = write_forecasts(arguments.output, engine, grid, origins, rules)
     summary = {
@@ -129,6 +130,45 @@ def run_batch(arguments: argparse.Namespace, settings: Settings, rules: ProfileR
         "servers": len({server for server, _ in origins}),
         "origins": len({step for _, step in origins}),
         "seconds": round(time.perf_counter() - started, 3),
+    }
+    print(json.dumps(summary))
+    return DONE
+
+
+def _load(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
+    """The model, and the input on the model's grid."""
+    data = read_metrics(arguments.input, rules)
+    for notice in data.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    engine = Engine.load(settings.model, device=settings.device, threads=None)
+    frame = _with_missing_metrics(data.frame, engine.config.targets)
+    grid = FleetGrid.from_frame(frame, engine.config.targets, engine.config.step_seconds)
+    _note_unknown_profiles(engine, grid, rules)
+    return engine, grid
+
+
+def run_explain(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
+    """Say what the forecast of one server from its last row rests on."""
+    if arguments.input is None:
+        raise UsageError("--input is missing; --explain needs the server's metrics")
+    for flag, given in (("output", arguments.output), ("from", arguments.first_origin)):
+        if given is not None:
+            raise UsageError(f"--{flag}: --explain speaks of the forecast from the last row and writes no file")
+    if arguments.origins != "last":
+        raise UsageError(f"--origins {arguments.origins!r}: --explain speaks of the forecast from the last row")
+    engine, grid = _load(arguments, settings, rules)
+    of_server = [origin for origin in choose_origins(grid, None, None) if grid.servers[origin[0]] == arguments.explain]
+    if not of_server:
+        raise UsageError(f"--explain {arguments.explain}: the data has no measurement of a server of this name")
+    history, profiles, origins = forecast_inputs(engine, grid, of_server, rules)
+    weights = weights_document(engine.explain(history, profiles, origins), engine.variables, grid.step_seconds)
+    print(as_text(weights))
+    summary = {
+        "server_name": arguments.explain,
+        "model": engine.model_id,
+        "profile": profiles[0],
+        "origin": f"{origins[0]}Z",
+        **weights,
     }
     print(json.dumps(summary))
     return DONE
@@ -233,21 +273,27 @@ def forecast_table(
 ) -> pa.Table:
     """Forecasts at (server, step) origins, one row per server, origin, step and metric, in this order."""
     config = engine.config
-    servers = np.array([server for server, _ in origins])
-    steps = np.array([step for _, step in origins])
-    length = min(config.history_steps, int(steps.max()) + 1)
-    columns = steps[:, None] - np.arange(length - 1, -1, -1)  # (origin, length)
-    history = grid.values[servers[:, None], np.maximum(columns, 0)]
-    history[columns < 0] = np.nan
-    profiles = [profile_of(grid.servers[server], grid.profiles[server], rules)[0] for server in servers]
-    origin_times = grid.timestamps()[steps]
+    history, profiles, origin_times = forecast_inputs(engine, grid, origins, rules)
     quantiles = engine.forecast(history, profiles, origin_times)  # (origin, horizon, metric, quantile)
-
-    names = [grid.servers[server] for server in servers]
+    names = [grid.servers[server] for server, _ in origins]
     horizon_steps = range(1, config.horizon_steps + 1)
     return long_table(
         names, origin_times, horizon_steps, config.step_seconds, config.targets, config.quantiles, quantiles
     )
+
+
+def forecast_inputs(
+    engine: Engine, grid: FleetGrid, origins: Sequence[tuple[int, int]], rules: ProfileRules
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """What the engine is given at (server, step) origins: history, profiles, and the origins' times."""
+    servers = np.array([server for server, _ in origins])
+    steps = np.array([step for _, step in origins])
+    length = min(engine.config.history_steps, int(steps.max()) + 1)
+    columns = steps[:, None] - np.arange(length - 1, -1, -1)  # (origin, length)
+    history = grid.values[servers[:, None], np.maximum(columns, 0)]
+    history[columns < 0] = np.nan
+    profiles = [profile_of(grid.servers[server], grid.profiles[server], rules)[0] for server in servers]
+    return history, profiles, grid.timestamps()[steps]
 
 
 # --- daemon ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ the weights is held against the one that was served: an explanation of anything 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,6 @@ def explain_forecast(
     served = forecast.quantiles.transpose(2, 0, 1)  # (step, metric, quantile)
     if not np.allclose(found.quantiles[0], served, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
         raise ForecastReplacedError
-    return _document(forecast, found, engine.variables, horizon_steps)
-
-
-def _document(
-    forecast: ServerForecast, found: Interpretation, variables: Variables, horizon_steps: Sequence[int]
-) -> dict[str, Any]:
-    step_seconds = forecast.model.step_seconds
-    bin_steps = lag_bin_steps(found.attention.shape[1])
-    bin_hours = bin_steps * step_seconds / 3600
-    of_context = in_lag_bins(found.attention[0])[: -(-int(found.encoder_steps[0]) // bin_steps)]
     return {
         "server_name": forecast.server_name,
         "profile": forecast.profile,
@@ -54,19 +44,43 @@ def _document(
         "model": forecast.model.model_id,
         "origin": iso(forecast.origin_seconds),
         "history_steps": forecast.history_steps,
-        "step_seconds": step_seconds,
+        "step_seconds": forecast.model.step_seconds,
         "steps": list(horizon_steps),
         "warnings": forecast.warnings,
+        **weights_document(found, engine.variables, forecast.model.step_seconds),
+    }
+
+
+def weights_document(found: Interpretation, variables: Variables, step_seconds: int) -> dict[str, Any]:
+    """The weights of one server: its variables by group, heaviest first, and its attention by lag."""
+    bin_steps = lag_bin_steps(found.attention.shape[1])
+    bin_hours = bin_steps * step_seconds / 3600
+    of_context = in_lag_bins(found.attention[0])[: -(-int(found.encoder_steps[0]) // bin_steps)]
+    return {
         "variables": {
             group: _heaviest_first(names, getattr(found, group)[0]) for group, names in variables._asdict().items()
         },
         "attention": {
-            "bin_hours": bin_hours,
+            "bin_hours": round(bin_hours, 4),
             "lag_hours": [round(index * bin_hours, 4) for index in range(len(of_context))],
             "weights": [_rounded(weight) for weight in of_context],
             "horizon_weight": _rounded(found.attention_ahead[0]),
         },
     }
+
+
+def as_text(weights: Mapping[str, Any]) -> str:
+    """A weights_document as tables in percent."""
+    lines = []
+    for group, entries in weights["variables"].items():
+        lines += [f"{group} variables", *(f"{100 * e['weight']:8.1f} %  {e['label']}" for e in entries), ""]
+    attention = weights["attention"]
+    lines += ["attention", f"{100 * attention['horizon_weight']:8.1f} %  earlier steps of the horizon"]
+    lines += [
+        f"{100 * weight:8.1f} %  {lag:g} to {round(lag + attention['bin_hours'], 4):g} h before the origin"
+        for lag, weight in zip(attention["lag_hours"], attention["weights"], strict=True)
+    ]
+    return "\n".join(lines)
 
 
 def _heaviest_first(names: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:

@@ -113,6 +113,24 @@ def test_the_last_line_of_stdout_is_json(tiny_model_dir, metrics_file, tmp_path,
     assert (summary["servers"], summary["origins"], summary["rows"]) == (8, 1, 8 * 12 * 3)
 
 
+def test_explain_prints_what_the_engine_says_of_the_last_row(tiny_model_dir, metrics_file, capsys):
+    assert run("--model", tiny_model_dir, "--input", metrics_file, "--explain", "ppdb003") == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    summary = json.loads(last)
+    assert (summary["server_name"], summary["profile"]) == ("ppdb003", "database")
+    engine = Engine.load(tiny_model_dir, device="cpu")
+    frame = pd.read_parquet(metrics_file).query("server_name == 'ppdb003'")
+    history = frame[list(TINY_METRICS)].to_numpy()[None]
+    origin = np.datetime64(frame["timestamp"].max().tz_localize(None), "s")
+    assert summary["origin"] == f"{origin}Z"
+    expected = engine.explain(history, ["database"], origin)
+    for group, names in engine.variables._asdict().items():
+        weights = {entry["variable"]: entry["weight"] for entry in summary["variables"][group]}
+        np.testing.assert_allclose([weights[n] for n in names], getattr(expected, group)[0], atol=2e-5)
+    assert sum(line.endswith("before the origin") for line in table) == 24
+    assert f"{100 * expected.attention_ahead[0]:8.1f} %  earlier steps of the horizon" in table
+
+
 def test_both_spellings_of_a_flag(capsys):
     assert run("--check_config", "--max_servers=7", "--allowed-hosts", "a_b") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -143,6 +161,10 @@ def test_both_spellings_of_a_flag(capsys):
             2,
             "outside the data",
         ),
+        (["--explain", "ppdb003"], 2, "--input is missing"),
+        (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server of this name"),
+        (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),
+        (["--input", "{input}", "--explain", "ppdb003", "--origins", "every:8h"], 2, "--origins 'every:8h': --explain"),
         (["--input", "missing.parquet", "--output", "{out}"], 1, "missing.parquet"),
         (["--input", "{input}", "--output", "{out}", "--model", "no/model"], 1, "no/model"),
         (["--check-config", "--port", "99999"], 2, "port: 99999"),
