@@ -1,13 +1,20 @@
 """How good the alerts are: simulated weeks with labelled incidents are replayed, and every alarm is judged.
 
-    python metrics_generator.py --hours 336 --seed 7 --out_dir weeks --incident_rate 3
-    python benchmarks/alerts.py --model models/current --data weeks
-    python benchmarks/alerts.py --model models/current --data weeks --every-steps 1   # every step, as the daemon
+    python benchmarks/alerts.py --model models/current                  # JSON is the last line
+    python benchmarks/alerts.py --seeds 301,302 --hours 336 --servers 45
+    python benchmarks/alerts.py --choose --seeds 101,102                # how the defaults were chosen
 
-Three ways to raise an alarm stand side by side, with the same thresholds and the same persistence: the forecast's
-breach probability, the current value over the threshold, and a straight line through the last hour (predict_linear).
-An alarm is a stretch of time in which anything fires on a server. It is right if an incident of that server is under
-way between its begin and its end, or begins within the look-ahead. Prints a table to stderr and one JSON line.
+The model is one trained on a simulated fleet; other seeds are other fleets. Each fleet runs eight days to fill the
+history, then every step is forecast and judged by the daemon's own code with its default rules. An alarm is a stretch
+of time in which anything fires on a server. It is right if it begins between the onset of an incident's precursor and
+the incident's end on that server; more alarms of one incident count once, all other alarms are false. An incident is
+found if such an alarm exists, and found ahead if it begins before the harm does. Precision depends on how often things
+go wrong: it is given at the replay's rate (--incident-rate, raised so that a week has enough of them) and at the
+simulator's usual rate of one incident a server and month, with the false alarms as measured.
+
+Beside the forecasts stand the current value over the threshold and a straight line through the last hour extended over
+the look-ahead (predict_linear), each with the same thresholds and persistence, and once more with thresholds that were
+chosen for it by --choose: those that find most at a precision of at least 0.8 at the usual rate.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +33,31 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_contract import METRICS, ContractError, DataFileError, read_metrics  # noqa: E402 - found beside this folder
+from data_contract import METRIC_SPECS  # noqa: E402 - found beside this folder
 from forecasting.artifact import ModelError  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
-from forecasting.grid import FleetGrid  # noqa: E402
-from serving.alerts import AlertBook, AlertRules  # noqa: E402
-from serving.cycle import forecast_servers  # noqa: E402
+from metrics_generator import SERVERS  # noqa: E402
+from server_profiles import PROFILES, ServerProfile  # noqa: E402
+from serving.alerts import DEPARTURE, AlertBook, AlertRules  # noqa: E402
+from serving.crossing import breach_probability  # noqa: E402
+from serving.cycle import ModelView, ServerForecast, forecast_servers  # noqa: E402
+from serving.departures import Departures, distance, shares_of_distance  # noqa: E402
+from simulation.fleet import Fleet  # noqa: E402
+from simulation.incidents import METRIC_POSITIONS  # noqa: E402
+from simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
 
+# --- settings -------------------------------------------------------------------------------------------------------
+
+START = np.datetime64("2026-09-14T00:00:00", "s")  # a Monday
+HISTORY_HOURS = 192  # the model looks back a week at the same time of day
 LINE_STEPS = 12  # the straight line goes through the last hour of 5-minute steps
 LONG_PRECURSOR_SECONDS = 3_600  # incidents that announce themselves this long before can be foreseen
-SERVERS_AT_ONCE = 128
+USUAL_RATE = 1.0
+TARGET_PRECISION = 0.8
+STRICTNESS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)  # spreads above the mean, tried for the baselines
+CURRENT_VALUE_SPREADS, PREDICT_LINEAR_SPREADS = 8.0, 16.0  # what --choose found for them
+FIRE_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CALM_MINUTES_AFTER = 120  # after an incident, before its server's scores count as those of ordinary times
 
 
 @dataclass(frozen=True)
@@ -47,102 +69,106 @@ class Incident:
     start: float
     end: float
 
+    @property
+    def announced(self) -> bool:
+        """Whether its precursor is long."""
+        return self.start - self.onset >= LONG_PRECURSOR_SECONDS
+
 
 @dataclass(frozen=True)
-class Alarm:
-    """One stretch of time in which something fires on a server; seconds since 1970."""
+class Weeks:
+    """A simulated fleet: values float32 [server, step, metric of the model], NaN = not measured; times [step], seconds.
 
-    server: int
-    begin: float
-    end: float
+    Steps before `first` are history only.
+    """
 
+    names: tuple[str, ...]
+    profiles: tuple[str, ...]
+    times: np.ndarray
+    values: np.ndarray
+    incidents: tuple[Incident, ...]
+    first: int
 
-def read_incidents(documents: Iterable[dict[str, Any]], grid: FleetGrid) -> list[Incident]:
-    """Incidents of the metadata that lie within the data."""
-
-    def seconds(text: str) -> float:
-        return float(np.datetime64(text.rstrip("Z"), "s").astype(np.int64))
-
-    row_of = {name: row for row, name in enumerate(grid.servers)}
-    return [
-        Incident(row_of[d["server_name"]], seconds(d["onset"]), seconds(d["start"]), seconds(d["end"]))
-        for d in documents
-        if d["server_name"] in row_of
-    ]
+    @property
+    def server_weeks(self) -> float:
+        """Judged time of all servers."""
+        step_seconds = float(self.times[1] - self.times[0])
+        return len(self.names) * (len(self.times) - self.first) * step_seconds / (7 * 86_400)
 
 
-def thresholds_of(grid: FleetGrid, rules: AlertRules) -> np.ndarray:
-    """[server, metric], NaN where there is none."""
-    found = np.full((len(grid.servers), len(grid.metrics)), np.nan)
-    for row, (name, profile) in enumerate(zip(grid.servers, grid.profiles, strict=True)):
-        own = rules.thresholds_of(name, profile or "generic")
-        found[row] = [np.nan if own.get(metric) is None else own[metric] for metric in grid.metrics]
-    return found
+def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float) -> Weeks:
+    """A fleet that runs HISTORY_HOURS and then `hours`."""
+    step_seconds = engine.config.step_seconds
+    first = HISTORY_HOURS * 3600 // step_seconds
+    steps = first + int(hours * 3600 / step_seconds)
+    fleet = Fleet.of(_counts(servers), seed)
+    world = World.of(Scenario(fleet, START, steps, step_seconds, engine.config.timezone, incident_rate=rate))
+    simulator = Simulator(world)
+    metrics = np.concatenate([simulator.advance(n).metrics for n in portions(steps, len(fleet))], axis=2)
+    chosen = [METRIC_POSITIONS[name] for name in engine.config.targets]
+    began, events = float(START.astype(np.int64)), world.events
+    incidents = tuple(
+        Incident(int(server), began + onset, began + start, began + end)
+        for server, onset, start, end in zip(events.server, events.onset, events.start, events.end, strict=True)
+        if first * step_seconds <= onset and end <= steps * step_seconds
+    )
+    times = world.scenario.timestamps().astype(np.int64)
+    profiles = tuple(str(fleet.profile(server)) for server in range(len(fleet)))
+    return Weeks(fleet.names, profiles, times, metrics[chosen].transpose(1, 2, 0), incidents, first)
 
 
-def merged(begun: dict[tuple[int, str], float], spans: list[Alarm], last: float) -> list[Alarm]:
-    """Alarms per server from spans per metric; what still fires ends with the data."""
-    spans = spans + [Alarm(server, begin, last) for (server, _), begin in begun.items()]
-    joined: list[Alarm] = []
-    for span in sorted(spans, key=lambda each: (each.server, each.begin)):
-        if joined and joined[-1].server == span.server and span.begin <= joined[-1].end:
-            joined[-1] = Alarm(span.server, joined[-1].begin, max(joined[-1].end, span.end))
-        else:
-            joined.append(span)
-    return joined
+def _counts(servers: int) -> dict[str, int]:
+    """So many servers in the shares of the generator's default fleet, by largest remainder."""
+    exact = {str(profile): servers * share / sum(SERVERS.values()) for profile, share in SERVERS.items()}
+    counts: dict[str, int] = {profile: int(value) for profile, value in exact.items()}
+    for profile in sorted(exact, key=lambda each: counts[each] - exact[each])[: servers - sum(counts.values())]:
+        counts[profile] += 1
+    return counts
 
 
-def forecast_alarms(engine: Engine, grid: FleetGrid, rules: AlertRules, steps: range) -> list[Alarm]:
-    """Replay the daemon's cycle."""
-    book, row_of = AlertBook(rules), {name: row for row, name in enumerate(grid.servers)}
-    times = grid.timestamps().astype(np.int64)
-    begun: dict[tuple[int, str], float] = {}
-    spans: list[Alarm] = []
-    profiles = [(profile or "generic", "data") for profile in grid.profiles]
+def replay(engine: Engine, weeks: Weeks) -> Iterator[tuple[int, list[ServerForecast]]]:
+    """The daemon's cycles: each judged step with the forecasts of all servers that were measured at it."""
+    steps = range(weeks.first, len(weeks.times))
     for step in tqdm(steps, desc="forecast", unit="step", file=sys.stderr, disable=None):
-        first = max(0, step + 1 - engine.config.history_steps)
-        history = grid.values[:, first : step + 1]
+        history = weeks.values[:, max(0, step + 1 - engine.config.history_steps) : step + 1]
         present = np.flatnonzero(~np.isnan(history[:, -1]).all(axis=1))
-        now = float(times[step] + grid.step_seconds)
-        for start in range(0, len(present), SERVERS_AT_ONCE):
-            rows = present[start : start + SERVERS_AT_ONCE]
-            made = forecast_servers(
-                engine,
-                [grid.servers[row] for row in rows],
-                [profiles[row] for row in rows],
-                history[rows],
-                np.full(len(rows), times[step]),
-            )
-            for alert in book.judge([forecast for forecast in made if forecast is not None], now):
-                key = row_of[alert.server_name], alert.metric
-                if alert.ended_seconds is None:
-                    begun[key] = now
-                else:
-                    spans.append(Alarm(key[0], begun.pop(key), now))
-    return merged(begun, spans, float(times[-1] + grid.step_seconds))
+        made = forecast_servers(
+            engine,
+            [weeks.names[server] for server in present],
+            [(weeks.profiles[server], "simulated") for server in present],
+            history[present],
+            np.full(len(present), weeks.times[step]),
+        )
+        yield step, [forecast for forecast in made if forecast is not None]
 
 
-def simple_alarms(
-    value: np.ndarray, thresholds: np.ndarray, grid: FleetGrid, rules: AlertRules, steps: range
-) -> list[Alarm]:
-    """Alarms where `value` [server, step, metric] is above its threshold, with the forecasts' persistence."""
-    times = grid.timestamps().astype(np.int64)
-    begun: dict[tuple[int, str], float] = {}
-    spans: list[Alarm] = []
-    above_count = np.zeros(thresholds.shape, dtype=int)
-    below_count = np.zeros(thresholds.shape, dtype=int)
-    for step in steps:
-        now = float(times[step] + grid.step_seconds)
-        above = value[:, step] > thresholds
-        above_count = np.where(above, above_count + 1, 0)
-        below_count = np.where(above, 0, below_count + 1)
-        for server, metric in np.argwhere(above_count == rules.fire_forecasts):
-            begun.setdefault((int(server), grid.metrics[metric]), now)
-        for server, metric in np.argwhere(below_count == rules.resolve_forecasts):
-            begin = begun.pop((int(server), grid.metrics[metric]), None)
-            if begin is not None:
-                spans.append(Alarm(int(server), begin, now))
-    return merged(begun, spans, float(times[-1] + grid.step_seconds))
+def forecast_firing(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, int, int]:
+    """When anything fires by the daemon's code: bool [server, judged step]; how many departures and breaches began."""
+    book, row_of = AlertBook(rules), {name: row for row, name in enumerate(weeks.names)}
+    step_seconds = int(weeks.times[1] - weeks.times[0])
+    firing = np.zeros((len(weeks.names), len(weeks.times) - weeks.first), dtype=bool)
+    departures = breaches = 0
+    for step, forecasts in replay(engine, weeks):
+        changed = book.judge(forecasts, float(weeks.times[step] + step_seconds))
+        begun = [alert for alert in changed if alert.ended_seconds is None]
+        departures += sum(alert.reason == DEPARTURE for alert in begun)
+        breaches += sum(alert.reason != DEPARTURE for alert in begun)
+        for name, _ in book.firing:
+            firing[row_of[name], step - weeks.first] = True
+    return firing, departures, breaches
+
+
+def persistent(above: np.ndarray, below: np.ndarray, rules: AlertRules) -> np.ndarray:
+    """The rules' persistence and hysteresis: when a switch is on. above, below, result: bool [server, step, metric]."""
+    on = np.zeros(above.shape, dtype=bool)
+    state = np.zeros((above.shape[0], above.shape[2]), dtype=bool)
+    ups, downs = np.zeros(state.shape, dtype=int), np.zeros(state.shape, dtype=int)
+    for step in range(above.shape[1]):
+        ups = np.where(above[:, step], ups + 1, 0)
+        downs = np.where(below[:, step], downs + 1, 0)
+        state = (state & (downs < rules.resolve_forecasts)) | (ups >= rules.fire_forecasts)
+        on[:, step] = state
+    return on
 
 
 def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
@@ -156,94 +182,218 @@ def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
     return line
 
 
-def judge(
-    alarms: Sequence[Alarm], incidents: Sequence[Incident], lookahead_seconds: float, first: float
-) -> dict[str, Any]:
-    """Precision, recall and lead time."""
-    incidents = [incident for incident in incidents if incident.start >= first]
+def thresholds_of(weeks: Weeks, metrics: Sequence[str], rules: AlertRules) -> np.ndarray:
+    """The rules' thresholds, [server, metric], NaN where there is none."""
+    found = np.full((len(weeks.names), len(metrics)), np.nan)
+    for row, (name, profile) in enumerate(zip(weeks.names, weeks.profiles, strict=True)):
+        own = rules.thresholds_of(name, profile)
+        found[row] = [np.nan if own.get(metric) is None else own[metric] for metric in metrics]
+    return found
 
-    def about(alarm: Alarm, incident: Incident) -> bool:
-        same = alarm.server == incident.server
-        return (
-            same and alarm.begin <= incident.end and incident.start <= max(alarm.end, alarm.begin + lookahead_seconds)
-        )
 
-    right = sum(any(about(alarm, incident) for incident in incidents) for alarm in alarms)
-    leads: list[float] = []
+def strict_thresholds(weeks: Weeks, metrics: Sequence[str], spreads: float) -> np.ndarray:
+    """So many spreads above the profile's mean, [server, metric]; for percentages on the scale of log odds."""
+
+    def one(profile: str, metric: str) -> float:
+        baseline = PROFILES[ServerProfile(profile)].baselines[metric]
+        if METRIC_SPECS[metric].upper != 100:
+            return baseline.mean + spreads * baseline.spread
+        share = baseline.mean / 100
+        odds = np.log(share / (1 - share)) + spreads * baseline.spread / 100 / (share * (1 - share))
+        return float(100 / (1 + np.exp(-odds)))
+
+    return np.array([[one(profile, metric) for metric in metrics] for profile in weeks.profiles])
+
+
+def over(values: np.ndarray, thresholds: np.ndarray, weeks: Weeks, rules: AlertRules) -> np.ndarray:
+    """When a value [server, step, metric] is persistently above its threshold in any metric: bool [server, step]."""
+    judged = values[:, weeks.first :]
+    above = judged > thresholds[:, None]
+    return np.asarray(persistent(above, ~above & ~np.isnan(judged), rules).any(axis=2))
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def judge(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
+    """Precision, recall and lead time over all fleets. firing: bool [server, judged step] per fleet."""
+    false, leads = 0, []
     found: dict[bool, list[bool]] = {True: [], False: []}  # by whether the precursor is long
-    for incident in incidents:
-        hits = [alarm.begin for alarm in alarms if about(alarm, incident)]
-        found[incident.start - incident.onset >= LONG_PRECURSOR_SECONDS].append(bool(hits))
-        if hits:
-            leads.append((incident.start - min(hits)) / 60)
+    ahead: dict[bool, list[bool]] = {True: [], False: []}
+    for on, weeks in zip(firing, fleets, strict=True):
+        step_seconds = float(weeks.times[1] - weeks.times[0])
+        begins = on & ~np.concatenate([np.zeros((len(on), 1), dtype=bool), on[:, :-1]], axis=1)
+        alarm_at = weeks.times[weeks.first :] + step_seconds  # a step is judged when it is over
+        explained = np.zeros(on.shape, dtype=bool)
+        for incident in weeks.incidents:
+            during = (alarm_at >= incident.onset) & (alarm_at <= incident.end)
+            explained[incident.server] |= during
+            hits = alarm_at[during & begins[incident.server]]
+            found[incident.announced].append(bool(hits.size))
+            ahead[incident.announced].append(bool(hits.size) and hits[0] < incident.start)
+            if hits.size and incident.announced:
+                leads.append((incident.start - hits[0]) / 60)
+        false += int((begins & ~explained).sum())
+    right = sum(found[True]) + sum(found[False])
+    months = sum(weeks.server_weeks for weeks in fleets) / (30 / 7)
 
-    def share(hits: list[bool]) -> float | None:
-        return round(sum(hits) / len(hits), 3) if hits else None
+    def share(part: float, whole: float) -> float | None:
+        return round(part / whole, 3) if whole else None
 
+    usual = right * USUAL_RATE / rate
     return {
-        "alarms": len(alarms),
-        "precision": round(right / len(alarms), 3) if alarms else None,
-        "recall_long_precursor": share(found[True]),
-        "recall_other": share(found[False]),
-        "median_lead_minutes": round(float(np.median(leads)), 1) if leads else None,
+        "false_alarms": false,
+        "false_alarms_per_server_month": round(false / months, 3),
+        "precision": share(right, right + false),
+        "precision_at_usual_rate": share(usual, usual + false),
+        "recall_long_precursor": share(sum(found[True]), len(found[True])),
+        "ahead_long_precursor": share(sum(ahead[True]), len(ahead[True])),
+        "recall_other": share(sum(found[False]), len(found[False])),
+        "lead_minutes_long_precursor": [round(float(x), 1) for x in np.percentile(leads, (25, 50, 75))]
+        if leads
+        else None,
     }
+
+
+def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, dict[str, Any]]:
+    """All methods on the same fleets."""
+    rules, metrics = AlertRules(), engine.config.targets
+    shipped = [thresholds_of(weeks, metrics, rules) for weeks in fleets]
+    ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
+    lines = [straight_line(weeks.values, ahead_steps) for weeks in fleets]
+    made = [forecast_firing(engine, weeks, rules) for weeks in fleets]
+    results = {"forecast": judge([firing for firing, _, _ in made], fleets, rate)}
+    results["forecast"] |= {"departures": sum(n for _, n, _ in made), "breaches": sum(n for _, _, n in made)}
+
+    def simple(values: Sequence[np.ndarray], thresholds: Sequence[np.ndarray]) -> dict[str, Any]:
+        return judge([over(*case, rules) for case in zip(values, thresholds, fleets, strict=True)], fleets, rate)
+
+    measured = [weeks.values for weeks in fleets]
+    results["current_value"] = simple(measured, shipped)
+    results["predict_linear"] = simple(lines, shipped)
+    strict = [strict_thresholds(weeks, metrics, CURRENT_VALUE_SPREADS) for weeks in fleets]
+    results["current_value_tuned"] = simple(measured, strict)
+    strict = [strict_thresholds(weeks, metrics, PREDICT_LINEAR_SPREADS) for weeks in fleets]
+    results["predict_linear_tuned"] = simple(lines, strict)
+    return results
+
+
+# --- choosing the defaults ------------------------------------------------------------------------------------------
+
+
+def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
+    """The constants of serving/departures.py, the level of AlertRules, and the baselines' own best thresholds."""
+    rules, metrics = AlertRules(), engine.config.targets
+    parts = [_scored(engine, weeks, rules) for weeks in fleets]
+    averages = np.concatenate([scored.reshape(-1, len(metrics)) for scored, _ in parts])
+    trouble = np.concatenate([_trouble(weeks).ravel() for weeks in fleets])
+    known = ~np.isnan(averages).any(axis=1)
+    scatter = np.cov(averages[known & (trouble == 0)].T)
+    t = [distance(shares_of_distance(scored.reshape(-1, len(metrics)), scatter)) for scored, _ in parts]
+    service = averages[:, metrics.index("latency_ms")] > 0
+    use = known & service & (trouble >= 0)
+    weight = np.where(trouble == 1, USUAL_RATE / rate, 1.0)
+    intercept, slope = _logistic(np.concatenate(t)[use], trouble[use] == 1, weight[use])
+    print(f"SCATTER = np.array({np.round(scatter, 3).tolist()})\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
+    results: dict[str, Any] = {"scatter": np.round(scatter, 3).tolist(), "intercept": intercept, "slope": slope}
+    for level in FIRE_PROBABILITIES:
+        firing = []
+        for (scored, breaches), distances in zip(parts, t, strict=True):
+            probability = 1 / (1 + np.exp(-(intercept + slope * distances.reshape(scored.shape[:2]))))
+            probability[~(scored[..., metrics.index("latency_ms")] > 0)] = 0.0
+            both = np.maximum(np.nan_to_num(probability), breaches)[..., None]
+            firing.append(persistent(both >= level, both < level / 2, rules)[..., 0])
+        results[f"fire_probability {level}"] = judge(firing, fleets, rate)
+    ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
+    values = {
+        "current_value": [weeks.values for weeks in fleets],
+        "predict_linear": [straight_line(weeks.values, ahead_steps) for weeks in fleets],
+    }
+    for name, series in values.items():
+        for spreads in STRICTNESS:
+            limits = [strict_thresholds(weeks, metrics, spreads) for weeks in fleets]
+            firing = [over(*case, rules) for case in zip(series, limits, fleets, strict=True)]
+            results[f"{name} {spreads:g} spreads"] = judge(firing, fleets, rate)
+    return results
+
+
+def _scored(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, np.ndarray]:
+    """Departure scores [server, judged step, metric] and the highest breach probability [server, judged step]."""
+    metrics = engine.config.targets
+    row_of = {name: row for row, name in enumerate(weeks.names)}
+    thresholds, model = thresholds_of(weeks, metrics, rules), ModelView.of(engine)
+    departures = Departures(model)
+    shape = (len(weeks.names), len(weeks.times) - weeks.first)
+    scored, breaches = np.full((*shape, len(metrics)), np.nan), np.zeros(shape)
+    ahead = rules.lookahead_seconds // model.step_seconds
+    for step, forecasts in replay(engine, weeks):
+        rows = [row_of[forecast.server_name] for forecast in forecasts]
+        scored[rows, step - weeks.first], _ = departures.averages(forecasts)
+        quantiles = np.stack([forecast.quantiles[..., :ahead] for forecast in forecasts])
+        by_step = breach_probability(quantiles, model.quantiles, thresholds[rows])  # (server, metric, step)
+        breaches[rows, step - weeks.first] = by_step.max(axis=(1, 2))
+    return scored, breaches
+
+
+def _trouble(weeks: Weeks) -> np.ndarray:
+    """[server, judged step]: 1 from the start of harm to the end, 0 in ordinary times, -1 before and after harm."""
+    times = weeks.times[weeks.first :]
+    found = np.zeros((len(weeks.names), len(times)), dtype=int)
+    for incident in weeks.incidents:
+        around = (times >= incident.onset) & (times <= incident.end + 60 * CALM_MINUTES_AFTER)
+        found[incident.server, around] = -1
+        found[incident.server, (times >= incident.start) & (times <= incident.end)] = 1
+    return found
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Weighted logistic regression on one variable by Newton's method: intercept and slope."""
+    design = np.stack([np.ones_like(x), x - x.mean()], axis=1)
+    beta = np.zeros(2)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ beta))
+        curvature = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, design.T @ (weight * (y - p)))
+        beta += np.clip(step, -2, 2)
+    return float(beta[0] - beta[1] * x.mean()), float(beta[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replay, judge, print."""
+    """Simulate, replay, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("models/current"), help="model directory")
-    parser.add_argument("--data", type=Path, default=Path("training"), help="folder of simulated metrics with metadata")
-    parser.add_argument(
-        "--every-steps", "--every_steps", type=int, default=3, help="forecast at every so many steps (3)"
-    )
-    parser.add_argument("--days", type=float, default=7.0, help="judge the last so many days of the data (7)")
+    add = parser.add_argument
+    add("--model", type=Path, default=Path("models/current"), help="model directory (%(default)s)")
+    add("--seeds", type=lambda text: [int(each) for each in text.split(",")], default=[201], help="fleets (201)")
+    add("--servers", type=int, default=90, help="of each fleet (%(default)s)")
+    add("--hours", type=float, default=168.0, help="judged hours of each fleet (%(default)s)")
+    add("--incident-rate", "--incident_rate", type=float, default=4.0, help="a server and month (%(default)s)")
+    add("--choose", action="store_true", help="fit the defaults on these fleets instead of judging them")
+    add("--threads", type=int, help="for the forecasts (all cores)")
     arguments = parser.parse_args(argv)
     try:
-        engine = Engine.load(arguments.model)
-        data = read_metrics(arguments.data)
-    except (ModelError, ContractError, DataFileError) as problem:
+        engine = Engine.load(arguments.model, threads=arguments.threads)
+    except ModelError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
-    if data.metadata is None or not data.metadata.incidents:
-        print(f"error: {arguments.data} has no labelled incidents; simulate with metrics_generator.py", file=sys.stderr)
-        return 1
-    targets = [metric for metric in METRICS if metric in engine.config.targets]
-    grid = FleetGrid.from_frame(data.frame, targets, engine.config.step_seconds)
-    results = compare(engine, grid, read_incidents(data.metadata.incidents, grid), arguments)
-    for name, result in results["methods"].items():
-        print(f"{name:>14}  " + "  ".join(f"{key} {value}" for key, value in result.items()), file=sys.stderr)
-    print(json.dumps(results))
-    return 0
-
-
-def compare(
-    engine: Engine, grid: FleetGrid, incidents: list[Incident], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """All three methods over the same steps and incidents."""
-    rules = AlertRules()
-    day_steps = 86_400 // grid.step_seconds
-    first = max(min(day_steps, grid.steps // 2), grid.steps - int(arguments.days * day_steps))
-    steps = range(first, grid.steps, arguments.every_steps)
-    first_second = float(grid.timestamps()[first].astype(np.int64))
-    thresholds = thresholds_of(grid, rules)
-    line = straight_line(grid.values, rules.lookahead_seconds // grid.step_seconds)
-    alarms = {
-        "forecast": forecast_alarms(engine, grid, rules, steps),
-        "current_value": simple_alarms(grid.values, thresholds, grid, rules, steps),
-        "predict_linear": simple_alarms(line, thresholds, grid, rules, steps),
-    }
-    counted = [incident for incident in incidents if incident.start >= first_second]
-    return {
+    rate = arguments.incident_rate
+    fleets = [simulate(engine, seed, arguments.servers, arguments.hours, rate) for seed in arguments.seeds]
+    methods = (choose if arguments.choose else compare)(engine, fleets, rate)
+    for name, result in methods.items():
+        if isinstance(result, dict):
+            print(f"{name:>26}  " + "  ".join(f"{key} {value}" for key, value in result.items()), file=sys.stderr)
+    incidents = [incident for weeks in fleets for incident in weeks.incidents]
+    summary = {
         "model": engine.model_id,
-        "servers": len(grid.servers),
-        "days": round(len(steps) * arguments.every_steps / day_steps, 1),
-        "incidents": len(counted),
-        "with_long_precursor": sum(i.start - i.onset >= LONG_PRECURSOR_SECONDS for i in counted),
-        "methods": {
-            name: judge(found, incidents, rules.lookahead_seconds, first_second) for name, found in alarms.items()
-        },
+        "seeds": arguments.seeds,
+        "servers": arguments.servers,
+        "hours": arguments.hours,
+        "incident_rate": rate,
+        "incidents": len(incidents),
+        "with_long_precursor": sum(incident.announced for incident in incidents),
+        "methods": methods,
     }
+    print(json.dumps(summary))
+    return 0
 
 
 if __name__ == "__main__":

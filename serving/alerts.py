@@ -1,9 +1,11 @@
 """From quantiles to alerts: how likely each server crosses a threshold, and when that is worth waking someone.
 
-The probability of a breach at a step is read off the forecast's quantiles. An alert fires when the highest one within
-the look-ahead stays above a level for several forecasts in a row, and resolves when it stayed below a lower level for
-several (hysteresis). Thresholds belong to profiles, because 87 % of memory is a database's normal day; a TOML file
-overrules them per profile and per server.
+Two things raise an alert. A breach: the probability of crossing a threshold at a step is read off the forecast's
+quantiles, and the highest one within the look-ahead counts. A departure: the server left what was forecast for it an
+hour ago (departures.py); it is told under the metric that departs most. An alert fires when its probability stays above
+a level for several forecasts in a row, and resolves when it stayed below a lower level for several (hysteresis).
+Thresholds belong to profiles, because 87 % of memory is a database's normal day; a TOML file overrules them per profile
+and per server.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ import numpy as np
 from data_contract import METRIC_SPECS, METRICS
 from server_profiles import PROFILES, ServerProfile
 from serving.answers import iso
+from serving.crossing import breach_probability
 from serving.cycle import ServerForecast
+from serving.departures import Departure, Departures
 
+BREACH, DEPARTURE = "breach", "departure"
 HORIZON_SECONDS = (900, 3_600, 14_400, 28_800)
 _SERVERS_AT_ONCE = 256
+TELLING_SHARE = 0.15  # of the distance: a metric with less is not named beside the one that departs most
 _WORDS = {
     "cpu_pct": "CPU",
     "mem_pct": "memory",
@@ -60,7 +66,7 @@ class AlertRules:
 
     fire_probability, fire_forecasts: fires when the probability is at least that for so many forecasts in a row.
     resolve_probability, resolve_forecasts: resolves when it is below that for so many. lookahead_seconds: breaches
-    later than this raise no alert.
+    later than this raise no alert. departures: whether a departure from the forecast raises an alert.
     """
 
     fire_probability: float = 0.4
@@ -68,6 +74,7 @@ class AlertRules:
     resolve_probability: float = 0.2
     resolve_forecasts: int = 3
     lookahead_seconds: int = 14_400
+    departures: bool = True
     profiles: Mapping[str, Thresholds] = field(
         default_factory=lambda: MappingProxyType({str(p): default_thresholds(p) for p in ServerProfile})
     )
@@ -107,6 +114,8 @@ def load_alert_rules(path: Path) -> AlertRules:
 
 
 def _level(path: Path, key: str, value: object) -> float | int:
+    if key == "departures" and isinstance(value, bool):
+        return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in ("fire_probability", "resolve_probability") and number and 0 < value < 1:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
@@ -114,10 +123,11 @@ def _level(path: Path, key: str, value: object) -> float | int:
         if value >= 1:
             return value
     elif key not in AlertRules.__dataclass_fields__:
-        known = "fire_probability, fire_forecasts, resolve_probability, resolve_forecasts, lookahead_seconds"
+        known = ", ".join(each for each in AlertRules.__dataclass_fields__ if each not in ("profiles", "servers"))
         raise AlertFileError(f"alert rules {path}: unknown key {key!r}; use {known}, [profiles.NAME], [servers.NAME]")
     raise AlertFileError(
-        f"alert rules {path}: {key} is {value!r}; probabilities are between 0 and 1, counts whole from 1"
+        f"alert rules {path}: {key} is {value!r}; probabilities are between 0 and 1, counts whole from 1, "
+        "departures is true or false"
     )
 
 
@@ -142,29 +152,6 @@ def _thresholds(path: Path, name: str, changes: object) -> Thresholds:
         else:
             raise AlertFileError(f"alert rules {path}: {name}: {metric} is {value!r}; give a number, or false for none")
     return thresholds
-
-
-def breach_probability(quantiles: np.ndarray, levels: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
-    """Probability of a value above a threshold, by linear interpolation between the quantiles.
-
-    quantiles: [..., quantile, step], not decreasing along quantile; thresholds: [...], NaN gives probability 0.
-    Returns [..., step]. Beyond the outermost quantiles the tail falls off exponentially, at the pace of the last gap.
-    """
-    limit = thresholds[..., None]
-    lowest, highest = quantiles[..., 0, :], quantiles[..., -1, :]
-    tiny = 1e-6 + 1e-6 * np.abs(highest)
-    below_gap = np.maximum(quantiles[..., 1, :] - lowest, tiny)
-    above_gap = np.maximum(highest - quantiles[..., -2, :], tiny)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        below = levels[0] * np.exp(np.minimum(limit - lowest, 0) / below_gap)
-        above = 1 - (1 - levels[-1]) * np.exp(-np.maximum(limit - highest, 0) / above_gap)
-        cumulative = np.where(limit < lowest, below, above)
-        for index in range(len(levels) - 1):
-            left, right = quantiles[..., index, :], quantiles[..., index + 1, :]
-            share = np.clip((limit - left) / np.maximum(right - left, tiny), 0, 1)
-            inside = (limit >= left) & (limit < right)
-            cumulative = np.where(inside, levels[index] + share * (levels[index + 1] - levels[index]), cumulative)
-    return np.where(np.isnan(limit), 0.0, 1 - cumulative)
 
 
 @dataclass(frozen=True)
@@ -192,7 +179,10 @@ def time_to_breach(forecast: ServerForecast, metric: str, threshold: float) -> B
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert; times are seconds since 1970, UTC. ended_seconds is None while it fires."""
+    """One alert; times are seconds since 1970, UTC. ended_seconds is None while it fires.
+
+    probability: of a breach of the threshold, or of trouble, as `reason` says: breach or departure.
+    """
 
     server_name: str
     profile: str
@@ -206,6 +196,7 @@ class Alert:
     earliest_seconds: float | None
     latest_seconds: float | None
     sentence: str
+    reason: str = BREACH
 
     @property
     def key(self) -> tuple[str, str]:
@@ -230,6 +221,8 @@ class AlertBook:
         self.firing: dict[tuple[str, str], Alert] = {}
         self.probabilities: dict[str, np.ndarray] = {}  # server -> float32 [metric of the model, HORIZON_SECONDS]
         self._streaks: dict[tuple[str, str], _Streak] = {}
+        self._departures: Departures | None = None
+        self._leading: dict[str, str] = {}  # server -> metric its departure is told under, while it lasts
 
     def judge(self, forecasts: Iterable[ServerForecast], now_seconds: float) -> list[Alert]:
         """Take in forecasts, each origin once; gives the alerts that changed (began or ended)."""
@@ -237,15 +230,20 @@ class AlertBook:
         fresh = [f for f in forecasts if f.origin_seconds > self._judged_origin(f)]
         for model in {forecast.model for forecast in fresh}:  # two while the fleet passes from one to the next
             of_model = [forecast for forecast in fresh if forecast.model == model]
+            departures = self._depart(of_model)
             for start in range(0, len(of_model), _SERVERS_AT_ONCE):
-                part = of_model[start : start + _SERVERS_AT_ONCE]
-                for forecast, probability in zip(part, self._by_step(part), strict=True):
-                    changed += self._judge_server(forecast, probability, now_seconds)
+                part = slice(start, start + _SERVERS_AT_ONCE)
+                by_step = self._by_step(of_model[part])
+                for case in zip(of_model[part], by_step, departures[part], strict=True):
+                    changed += self._judge_server(*case, now_seconds)
         return changed
 
     def keep_only(self, server_names: Iterable[str], now_seconds: float) -> list[Alert]:
         """Forget servers that left the fleet's view; their alerts end."""
-        gone = self.probabilities.keys() - set(server_names)
+        kept = set(server_names)
+        gone = self.probabilities.keys() - kept
+        if self._departures is not None:
+            self._departures.keep_only(kept)
         ended = []
         for key in [key for key in self._streaks if key[0] in gone]:
             del self._streaks[key]
@@ -255,6 +253,7 @@ class AlertBook:
             ended.append(replace(alert, ended_seconds=now_seconds, sentence=sentence))
         for name in gone:
             del self.probabilities[name]
+            self._leading.pop(name, None)
         return ended
 
     def restore(self, alerts: Iterable[Mapping[str, Any]]) -> None:
@@ -263,6 +262,8 @@ class AlertBook:
             alert = Alert(**fields)
             self.firing[alert.key] = alert
             self.probabilities.setdefault(alert.server_name, np.zeros((0, len(HORIZON_SECONDS)), np.float32))
+            if alert.reason == DEPARTURE:
+                self._leading[alert.server_name] = alert.metric
 
     def as_documents(self) -> list[dict[str, Any]]:
         """Firing alerts as plain fields, for `restore`."""
@@ -273,7 +274,7 @@ class AlertBook:
         return streak.origin_seconds if streak else -1
 
     def _by_step(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
-        """Float [server, metric, step] for forecasts of one model.
+        """Probability of a breach, float [server, metric, step], for forecasts of one model.
 
         What is not measured is forecast from the profile and the other metrics: a guess is no risk, and wakes nobody.
         """
@@ -288,72 +289,142 @@ class AlertBook:
         quantiles = np.stack([forecast.quantiles for forecast in forecasts])  # (server, metric, quantile, step)
         return breach_probability(quantiles, model.quantiles, thresholds)
 
-    def _judge_server(self, forecast: ServerForecast, by_step: np.ndarray, now_seconds: float) -> list[Alert]:
+    def _depart(self, forecasts: Sequence[ServerForecast]) -> Sequence[Departure | None]:
+        """Departures of forecasts of one model; None where unknown."""
+        if not self.rules.departures:
+            return [None] * len(forecasts)
+        if self._departures is None or not self._departures.fits(forecasts[0].model):
+            self._departures = Departures(forecasts[0].model)
+        return self._departures.take(forecasts)
+
+    def _judge_server(
+        self, forecast: ServerForecast, by_step: np.ndarray, departure: Departure | None, now_seconds: float
+    ) -> list[Alert]:
         steps = [min(seconds // forecast.model.step_seconds, by_step.shape[1]) for seconds in HORIZON_SECONDS]
         highest = np.maximum.accumulate(by_step, axis=1)  # (metric, step): highest up to and with each step
         self.probabilities[forecast.server_name] = highest[:, [max(step, 1) - 1 for step in steps]].astype(np.float32)
         last = max(1, min(self.rules.lookahead_seconds // forecast.model.step_seconds, by_step.shape[1])) - 1
+        leading = self._leading_metric(forecast, departure)
         changed = []
         for index, metric in enumerate(forecast.model.metrics):
-            alert = self._judge_metric(forecast, metric, float(highest[index, last]), now_seconds)
+            own = departure if metric == leading else None
+            alert = self._judge_metric(forecast, metric, float(highest[index, last]), own, now_seconds)
             if alert is not None:
                 changed.append(alert)
         return changed
 
+    def _leading_metric(self, forecast: ServerForecast, departure: Departure | None) -> str | None:
+        """The metric a departure is told under: the one that departs most when it begins, the same until it ends."""
+        name = forecast.server_name
+        if departure is None:
+            return None
+        leading = self._leading.get(name)
+        if departure.probability >= self.rules.resolve_probability:
+            thresholds = self.rules.thresholds_of(name, forecast.profile)
+            open_to = [
+                (share, metric)
+                for share, metric in zip(departure.shares.tolist(), forecast.model.metrics, strict=True)
+                if not np.isnan(share) and thresholds[metric] is not None
+            ]
+            if leading is None and open_to:
+                leading = self._leading[name] = max(open_to)[1]
+        elif leading is not None and (name, leading) not in self.firing:
+            del self._leading[name]
+        return leading
+
     def _judge_metric(
-        self, forecast: ServerForecast, metric: str, probability: float, now_seconds: float
+        self, forecast: ServerForecast, metric: str, breach: float, departure: Departure | None, now_seconds: float
     ) -> Alert | None:
         rules, key = self.rules, (forecast.server_name, metric)
         streak = self._streaks.setdefault(key, _Streak())
         streak.origin_seconds = forecast.origin_seconds
+        probability = breach if departure is None else max(breach, departure.probability)
         streak.above = streak.above + 1 if probability >= rules.fire_probability else 0
-        streak.below = streak.below + 1 if probability < rules.resolve_probability else 0
         firing = self.firing.get(key)
+        if firing is not None and firing.reason == DEPARTURE and departure is None and rules.departures:
+            return None  # what was forecast an hour ago is not known, after a restart say: no reason to think it ended
+        streak.below = streak.below + 1 if probability < rules.resolve_probability else 0
         if firing is None and streak.above < rules.fire_forecasts:
             return None
         threshold = rules.thresholds_of(forecast.server_name, forecast.profile)[metric]
         if firing is not None and (threshold is None or streak.below >= rules.resolve_forecasts):
             del self.firing[key]
-            words = f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} no longer threatens its threshold."
+            over = "no longer threatens its threshold" if firing.reason == BREACH else "is back at what was forecast"
+            words = f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} {over}."
             return replace(firing, probability=probability, ended_seconds=now_seconds, sentence=words)
         if threshold is None:
             return None
         started = now_seconds if firing is None else firing.started_seconds
-        self.firing[key] = describe(forecast, metric, threshold, probability, started)
+        self.firing[key] = describe(forecast, metric, threshold, breach, departure, started)
         return self.firing[key] if firing is None else None
 
 
 def describe(
-    forecast: ServerForecast, metric: str, threshold: float, probability: float, started_seconds: float
+    forecast: ServerForecast,
+    metric: str,
+    threshold: float,
+    breach: float,
+    departure: Departure | None,
+    started_seconds: float,
 ) -> Alert:
-    """The alert in numbers and in a sentence."""
-    breach = time_to_breach(forecast, metric, threshold)
-    current = forecast.current[forecast.model.metrics.index(metric)]
+    """The alert in numbers and in a sentence; `breach` is the probability of one."""
+    when = time_to_breach(forecast, metric, threshold)
+    departed = departure is not None and departure.probability > breach
 
     def moment(seconds: int | None) -> float | None:
         return None if seconds is None else float(forecast.origin_seconds + seconds)
 
-    unit = METRIC_SPECS[metric].unit
-    now = "was not measured lately" if current is None else f"is at {current:.0f} {unit}"
-    text = f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} {now} and "
-    text += f"exceeds {threshold:.0f} {unit} with a probability of {100 * probability:.0f} %"
-    if breach.expected_seconds is not None:
-        text += f", expected at {iso(forecast.origin_seconds + breach.expected_seconds)}"
-    if breach.earliest_seconds is not None:
-        text += f", at the earliest {iso(forecast.origin_seconds + breach.earliest_seconds)}"
-    if breach.latest_seconds is not None:
-        text += f", almost surely by {iso(forecast.origin_seconds + breach.latest_seconds)}"
     return Alert(
         server_name=forecast.server_name,
         profile=forecast.profile,
         metric=metric,
         threshold=threshold,
-        probability=probability,
-        current=current,
+        probability=departure.probability if departure is not None and departed else breach,
+        current=forecast.current[forecast.model.metrics.index(metric)],
         started_seconds=started_seconds,
         ended_seconds=None,
-        expected_seconds=moment(breach.expected_seconds),
-        earliest_seconds=moment(breach.earliest_seconds),
-        latest_seconds=moment(breach.latest_seconds),
-        sentence=text + ".",
+        expected_seconds=moment(when.expected_seconds),
+        earliest_seconds=moment(when.earliest_seconds),
+        latest_seconds=moment(when.latest_seconds),
+        sentence=(
+            _departure_sentence(forecast, metric, departure)
+            if departure is not None and departed
+            else _breach_sentence(forecast, metric, threshold, breach, when)
+        ),
+        reason=DEPARTURE if departed else BREACH,
     )
+
+
+def _now(forecast: ServerForecast, metric: str) -> str:
+    current = forecast.current[forecast.model.metrics.index(metric)]
+    now = "was not measured lately" if current is None else f"is at {current:.0f} {METRIC_SPECS[metric].unit}"
+    return f"{forecast.server_name} ({forecast.profile}): {_WORDS[metric]} {now}"
+
+
+def _breach_sentence(forecast: ServerForecast, metric: str, threshold: float, probability: float, when: Breach) -> str:
+    text = f"{_now(forecast, metric)} and exceeds {threshold:.0f} {METRIC_SPECS[metric].unit}"
+    text += f" with a probability of {100 * probability:.0f} %"
+    if when.expected_seconds is not None:
+        text += f", expected at {iso(forecast.origin_seconds + when.expected_seconds)}"
+    if when.earliest_seconds is not None:
+        text += f", at the earliest {iso(forecast.origin_seconds + when.earliest_seconds)}"
+    if when.latest_seconds is not None:
+        text += f", almost surely by {iso(forecast.origin_seconds + when.latest_seconds)}"
+    return text + "."
+
+
+def _departure_sentence(forecast: ServerForecast, metric: str, departure: Departure) -> str:
+    index = forecast.model.metrics.index(metric)
+    text = _now(forecast, metric)
+    if not np.isnan(departure.low[index]):
+        text += f" where {departure.low[index]:.0f} to {departure.high[index]:.0f} {METRIC_SPECS[metric].unit} "
+        text += "was forecast an hour ago"
+    total = float(np.nansum(departure.shares))
+    others = [
+        _WORDS[other]
+        for other, share in zip(forecast.model.metrics, departure.shares.tolist(), strict=True)
+        if other != metric and share >= TELLING_SHARE * total
+    ]
+    if others:
+        text += f", {' and '.join(others)} depart{'s' if len(others) == 1 else ''} with it"
+    return text + f"; with a probability of {100 * departure.probability:.0f} % the server is in trouble."

@@ -138,6 +138,7 @@ class AlertmanagerDelivery(Delivery):
             },
             "annotations": {
                 "summary": alert.sentence,
+                "reason": alert.reason,
                 "probability": f"{alert.probability:.2f}",
                 "threshold": f"{alert.threshold:g}",
                 "current": "not measured" if alert.current is None else f"{alert.current:.4g}",

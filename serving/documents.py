@@ -293,8 +293,9 @@ METRICS_PAGE: dict[int | str, dict[str, Any]] = {
     **_REFUSALS,
 }
 _ALERT = _object(
-    ("state", "server_name", "profile", "metric", "threshold", "probability", "sentence"),
+    ("state", "server_name", "profile", "metric", "threshold", "probability", "sentence", "reason"),
     state={"enum": ["firing", "resolved"]},
+    reason={"enum": ["breach", "departure"]},
     server_name=_TEXT,
     profile=_TEXT,
     metric=_TEXT,

@@ -1,4 +1,4 @@
-"""From quantiles to alerts."""
+"""Thresholds, breaches, persistence: from quantiles to alerts."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from data_contract import METRICS
 from server_profiles import ServerProfile
-from serving.alerts import AlertBook, AlertFileError, AlertRules, breach_probability, load_alert_rules, time_to_breach
+from serving.alerts import AlertBook, AlertFileError, AlertRules, load_alert_rules, time_to_breach
+from serving.crossing import breach_probability
 from serving.cycle import ModelView, ServerForecast
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -137,11 +138,12 @@ def test_alerts_survive_a_restart():
 
 def test_rules_per_profile_and_server(tmp_path):
     (tmp_path / "a.toml").write_text(
-        "fire_probability = 0.8\nlookahead_seconds = 3600\n"
+        "fire_probability = 0.8\nlookahead_seconds = 3600\ndepartures = false\n"
         "[profiles.database]\nmem_pct = 95\ncpu_pct = false\n[servers.ppdb007]\nmem_pct = 97.5\n"
     )
     rules = load_alert_rules(tmp_path / "a.toml")
     assert rules.fire_probability == 0.8
+    assert not rules.departures
     assert rules.thresholds_of("ppdb001", "database")["mem_pct"] == 95
     assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
     assert rules.thresholds_of("ppdb007", "database")["cpu_pct"] is None
@@ -156,6 +158,7 @@ def test_rules_per_profile_and_server(tmp_path):
         ("fire_probability = 1.5", "fire_probability is 1.5"),
         ("fire_forecasts = true", "fire_forecasts is True"),
         ("fire_forecasts = 0", "fire_forecasts is 0"),
+        ("departures = 1", "departures is 1; .* true or false"),
         ("resolve_probability = 0.9", "must be below"),
         ("profiles = 1", "profiles is 1"),
         ("[profiles]\ndatabase = 1", "database is 1"),
