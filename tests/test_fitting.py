@@ -16,7 +16,7 @@ from forecasting.checkpoint import Checkpoint
 from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
 from forecasting.grid import FleetGrid
 from forecasting.job import Job
-from forecasting.run_state import Keeper, weights_of
+from forecasting.run_state import Fit, Keeper, weights_of
 from forecasting.split import Split
 from forecasting.windows import WindowSpec
 
@@ -50,11 +50,11 @@ def job_with(settings: FitSettings = SETTINGS, share_measured: float = 1.0) -> J
     return Job(grid, SPEC, split, ("database", "web_api"), 8, torch.device("cpu"), settings)
 
 
-def train(job: Job, checkpoint: Checkpoint | None = None) -> fitting.Fit:
+def train(job: Job, checkpoint: Checkpoint | None = None) -> Fit:
     return fit(job.fresh_model(), job.source, job.split, job.settings, Keeper("training", checkpoint))
 
 
-def assert_same(one: fitting.Fit, other: fitting.Fit) -> None:
+def assert_same(one: Fit, other: Fit) -> None:
     for (name, weight), same in zip(weights_of(one.model).items(), weights_of(other.model).values(), strict=True):
         assert torch.equal(weight, same), name
     assert one.course == other.course
@@ -66,7 +66,7 @@ def assert_same(one: fitting.Fit, other: fitting.Fit) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> fitting.Fit:
+def uninterrupted() -> Fit:
     return train(job_with())
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
     name: str,
     at_call: int,
     seconds_between_saves: float,
-    uninterrupted: fitting.Fit,
+    uninterrupted: Fit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
 
 
 def test_a_run_cut_off_again_and_again_ends_the_same(
-    uninterrupted: fitting.Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     checkpoint, sittings = Checkpoint.new(tmp_path, {}), 1
@@ -129,7 +129,7 @@ def test_a_run_cut_off_again_and_again_ends_the_same(
 
 
 def test_a_run_that_had_ended_is_not_trained_further(
-    uninterrupted: fitting.Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(job_with(), Checkpoint.new(tmp_path, {}))
     cut_power(monkeypatch, "_step", at_call=1)
@@ -207,7 +207,7 @@ def test_a_point_of_the_course_has_the_mean_loss_since_the_one_before(monkeypatc
 
     monkeypatch.setattr(fitting, "_step", step)
     run = train(job_with())
-    before = 0
+    before = 0.0
     for point in run.course:
         assert point["loss"] == pytest.approx(np.mean(losses[before : point["step"]]), rel=1e-5)
         before = point["step"]

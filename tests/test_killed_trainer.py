@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import tft_trainer
-from forecasting.artifact import TEMPORARY_PREFIX, verify
+from forecasting.artifact import TEMPORARY_PREFIX, only_writer, verify
 from forecasting.engine import Engine
 from tests.conftest import tiny_flags
 
@@ -106,10 +106,10 @@ def test_a_new_run_says_that_it_forgets_an_interrupted_one(
 def test_two_trainings_do_not_write_into_one_folder(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with tft_trainer.only_writer(tmp_path):
+    with only_writer(tmp_path):
         assert tft_trainer.main(tiny_flags(tiny_training_dir, tmp_path)) == 1
     assert f"{tmp_path}: another training writes there" in capsys.readouterr().err
-    with tft_trainer.only_writer(tmp_path):
+    with only_writer(tmp_path):
         assert not list(tmp_path.iterdir())
 
 

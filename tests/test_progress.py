@@ -27,11 +27,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_file_gets_a_line_now_and_then(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
-    asked = []
+    asked: list[float] = []
+
+    def facts() -> str:
+        asked.append(clock[0])
+        return f"fact {clock[0]:.0f}"
+
     with ProgressDisplay("training") as display:
         for second in range(101):
             clock[0] = float(second)
-            display.update(second / 200, float(second), lambda second=second: asked.append(second) or f"fact {second}")
+            display.update(second / 200, float(second), facts)
         display.update(1.0, 3700.0, lambda: "the end", last=True)
     assert written.getvalue().splitlines() == [
         "training   0 %: fact 0, ETA unknown",
