@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model_dir = publish(job, training, comparison, scores, cold_start, arguments)
             checkpoint.remove()
     except KeyboardInterrupt:
-        print("error: aborted; nothing was published, --resume goes on from the last saved state", file=sys.stderr)
+        print("error: aborted; nothing was published; --resume goes on with what was saved", file=sys.stderr)
         return 1
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

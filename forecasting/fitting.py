@@ -115,8 +115,10 @@ class _Sitting:
         if not run.steps:
             self.check()
         for batch in batches:
-            share = self.share_over()
-            run.stopped_by = self.reason_to_stop(interrupted())
+            share, asked_to_stop = self.share_over(), interrupted()
+            if asked_to_stop:
+                self.keeper.save(run, self.state)  # as under way: should it not be published, --resume trains on
+            run.stopped_by = self.reason_to_stop(asked_to_stop)
             if run.stopped_by:
                 break
             self.step(batch, share)
@@ -131,7 +133,8 @@ class _Sitting:
             self.check()
         run.seconds = self.now()
         display.update(1.0, run.seconds, self.facts, last=True)
-        self.keeper.save(run, self.state)
+        if run.stopped_by != "ctrl-c":
+            self.keeper.save(run, self.state)
 
     def now(self) -> float:
         """Seconds of the run so far, those of its earlier sittings included."""

@@ -207,14 +207,18 @@ def test_a_point_of_the_course_has_the_mean_loss_since_the_one_before(monkeypatc
 
     monkeypatch.setattr(fitting, "_step", step)
     run = train(job_with())
-    before = 0.0
+    before = 0
     for point in run.course:
-        assert point["loss"] == pytest.approx(np.mean(losses[before : point["step"]]), rel=1e-5)
-        before = point["step"]
+        step_number = int(point["step"])
+        assert point["loss"] == pytest.approx(np.mean(losses[before:step_number]), rel=1e-5)
+        before = step_number
     assert before == run.steps == len(losses)
 
 
-def test_ctrl_c_once_ends_the_run_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_once_ends_the_run_with_what_it_has_and_it_may_be_gone_on_with(
+    uninterrupted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it is never published, that is: whoever publishes removes the checkpoint."""
     real, calls = fitting._step, []
 
     def step(*arguments, **options):
@@ -224,8 +228,9 @@ def test_ctrl_c_once_ends_the_run_with_what_it_has(monkeypatch: pytest.MonkeyPat
         return real(*arguments, **options)
 
     monkeypatch.setattr(fitting, "_step", step)
-    run = train(job_with())
+    run = train(job_with(), Checkpoint.new(tmp_path, {}))
     assert (run.stopped_by, run.steps) == ("ctrl-c", 4)
+    assert_same(train(job_with(), Checkpoint.resume(tmp_path, {})), uninterrupted)
 
 
 def test_ctrl_c_twice_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
