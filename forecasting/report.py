@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from forecasting.interpretation import WeightTables, label_of
 
 REPORT_FILE = "report.html"
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
-    "table{border-collapse:collapse;margin:1rem 0}"
-    "td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #dde}"
-    "td:first-child,th:first-child{text-align:left}svg{border:1px solid #dde}"
-    ".charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}figcaption{font-size:13px}"
-    ".charts svg{border:0;display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
+    "td,th{padding:.2rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid #dde}"
+    ".number{text-align:right}.weights td:first-child{white-space:nowrap}summary{color:#5d6b78}"
+    ".charts{display:grid;grid-template-columns:repeat(auto-fill,20rem);gap:1.2rem}figure{margin:0}figcaption{font-size:13px}"
+    "svg{display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
 )
 WEIGHTS_EXPLAINED = (
     "Mean weights of the network on windows of the later days, in percent. In each group and profile all variables "
@@ -42,19 +43,14 @@ def write_report(
     weights: WeightTables,
 ) -> None:
     """Write report.html into a model directory: data, course of the training, scores, cold start, mean weights."""
-    facts = {
-        "data": info["data"],
-        "servers": info["servers"],
-        "held-out servers": ", ".join(info["holdout_servers"]) or "none",
-        "trained on": f"{info['first_timestamp']} to {info['train_end']}",
-        "judged on": f"{info['train_end']} to {info['last_timestamp']}",
-        "parameters": info["parameters"],
-        "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
-        f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",
-    }
-    parts = [f"<h1>{html.escape(title)}</h1>", _facts(facts), "<h2>Course</h2>", _course(info["course"])]
+    parts = [f"<h1>{html.escape(title)}</h1>", _facts(info), "<h2>Course</h2>", _course(info["course"])]
     for name, table in scores.items():
-        parts += [f"<h2>Later days, {html.escape(name)} servers</h2>", _table(table)]
+        of_all = table["metric"] == "mean"
+        parts += [
+            f"<h2>Later days, {html.escape(name)} servers</h2>",
+            _table(table[of_all].drop(columns=["metric", "points"])),
+            f"<details><summary>by metric</summary>{_table(table[~of_all])}</details>",
+        ]
     if len(cold_start):
         parts += ["<h2>New servers, by length of history</h2>", _table(cold_start)]
     parts += ["<h2>What the forecasts rest on</h2>", *_weights(weights.variables), _attention(weights.attention)]
@@ -62,13 +58,36 @@ def write_report(
     (directory / REPORT_FILE).write_text(page + "".join(parts) + "</html>\n", encoding="utf-8")
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _facts(info: Mapping[str, Any]) -> str:
+    facts = {
+        "data": info["data"],
+        "servers": info["servers"],
+        "held-out servers": ", ".join(info["holdout_servers"]) or "none",
+        "trained on": f"{info['first_timestamp']} to {info['train_end']}",
+        "judged on": f"{info['train_end']} to {info['last_timestamp']}",
+        "parameters": f"{info['parameters']:,}",
+        "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
+        f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",
+    }
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in facts.items())
     return f"<table>{rows}</table>"
 
 
 def _table(table: pd.DataFrame) -> str:
-    return table.to_html(index=False, border=0, na_rep="-", float_format=lambda value: f"{value:.3f}")
+    """Numbers to the right, with three digits where they are fractions; - where there is none."""
+    right = [' class="number"' if is_numeric_dtype(kind) else "" for kind in table.dtypes]
+    head = "".join(f"<th{place}>{html.escape(str(name))}" for place, name in zip(right, table.columns, strict=True))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{place}>{html.escape(_shown(cell))}" for place, cell in zip(right, row, strict=True))
+        for row in table.itertuples(index=False)
+    )
+    return f"<table><tr>{head}{rows}</table>"
+
+
+def _shown(cell: Any) -> str:
+    if not isinstance(cell, float):
+        return str(cell)
+    return "-" if pd.isna(cell) else f"{cell:.0f}" if cell.is_integer() else f"{cell:.3f}"
 
 
 def _course(course: list[dict[str, float]]) -> str:
@@ -99,17 +118,17 @@ def _weights(variables: pd.DataFrame) -> list[str]:
         own = variables[variables["group"] == group]
         table = own.pivot_table(index="variable", columns="profile", values="weight", observed=True)
         heaviest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
-        head = "".join(f"<th>{html.escape(str(profile))}" for profile in heaviest.columns)
+        head = "".join(f'<th class="number">{html.escape(str(profile))}' for profile in heaviest.columns)
         rows = "".join(
             f"<tr><td>{html.escape(label_of(str(variable)))}{''.join(_shaded(weight) for weight in row)}"
             for variable, row in zip(heaviest.index, heaviest.to_numpy(), strict=True)
         )
-        parts.append(f"<h3>{title}</h3><table><tr><th>variable{head}{rows}</table>")
+        parts.append(f"<h3>{title}</h3><table class=weights><tr><th>variable{head}{rows}</table>")
     return parts
 
 
 def _shaded(weight: float) -> str:
-    return f'<td style="background:rgba(11,107,203,{min(weight, 0.5):.3f})">{100 * weight:.1f}'
+    return f'<td class="number" style="background:rgba(11,107,203,{min(weight, 0.5):.3f})">{100 * weight:.1f}'
 
 
 def _attention(attention: pd.DataFrame) -> str:
@@ -123,24 +142,25 @@ def _attention(attention: pd.DataFrame) -> str:
 
 
 def _attention_of(profile: str, attention: pd.DataFrame, highest: float) -> str:
-    width, height, foot = 260.0, 90.0, 16.0
+    left, width, height, foot = 38.0, 260.0, 90.0, 16.0
     of_context = attention[attention["on"] == "context"].sort_values("lag_hours", ascending=False)
     ahead = float(attention.loc[attention["on"] == "horizon", "weight"].sum())
-    weights, lags = of_context["weight"].to_numpy(), of_context["lag_hours"].to_numpy()
-    bar = width / len(weights)
+    lags = of_context["lag_hours"].to_numpy()
+    bar = width / len(lags)
     bars = "".join(
-        f'<rect x="{place * bar:.1f}" y="{height * (1 - weight / highest):.1f}" width="{bar - 1:.1f}" '
+        f'<rect x="{left + place * bar:.1f}" y="{height * (1 - weight / highest):.1f}" width="{bar - 1:.1f}" '
         f'height="{height * weight / highest:.1f}" fill="#0b6bcb"><title>{lag:g} h before: {100 * weight:.1f} %</title>'
         "</rect>"
-        for place, (lag, weight) in enumerate(zip(lags, weights, strict=True))
+        for place, (lag, weight) in enumerate(zip(lags, of_context["weight"], strict=True))
     )
     longest = lags[0] + (lags[0] - lags[1] if len(lags) > 1 else 0)
-    axis = (
-        f'<line x1="0" x2="{width}" y1="{height}" y2="{height}" stroke="#aab"/>'
-        f'<text x="0" y="{height + foot - 3}">{longest:g} h before</text>'
-        f'<text x="{width}" y="{height + foot - 3}" text-anchor="end">origin</text>'
-        f'<text x="2" y="10">{100 * highest:.1f} %</text>'
+    axes = (
+        f'<line x1="{left}" x2="{left + width}" y1="{height}" y2="{height}" stroke="#aab"/>'
+        f'<text x="{left - 4}" y="10" text-anchor="end">{100 * highest:.1f} %</text>'
+        f'<text x="{left - 4}" y="{height}" text-anchor="end">0</text>'
+        f'<text x="{left}" y="{height + foot - 3}">{longest:g} h before</text>'
+        f'<text x="{left + width}" y="{height + foot - 3}" text-anchor="end">origin</text>'
     )
-    caption = f"<b>{html.escape(profile)}</b> {100 * ahead:.0f} % on the horizon itself"
-    svg = f'<svg viewBox="0 0 {width} {height + foot}" width="{width}">{bars}{axis}</svg>'
-    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
+    caption = f"<b>{html.escape(profile)}</b>, {100 * ahead:.0f} % on the horizon itself"
+    size = f'viewBox="0 0 {left + width} {height + foot}" width="{left + width}"'
+    return f"<figure><figcaption>{caption}</figcaption><svg {size}>{bars}{axes}</svg></figure>"
