@@ -37,7 +37,7 @@ VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 12, 64
 CHECKS_PER_EPOCH = 4
 FEWEST_STEPS, MOST_STEPS = 100, 250  # between two checks, which take as long as about four steps
 PATIENCE_CHECKS = 12  # checks without improvement before training ends
-CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes some milliseconds
+CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes a tenth of a second
 UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
 
 
