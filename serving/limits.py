@@ -56,7 +56,11 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
 
+        answering = False
+
         async def send_in_time(message: Message) -> None:
+            nonlocal answering
+            answering = True
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_SECURITY_HEADERS]
             async with asyncio.timeout(self._seconds):  # a client that takes nothing is let go
@@ -75,6 +79,10 @@ class RequestGuard:
                 body.release()
         except _Refused as refused:
             await _refuse(scope, send, refused)
+        except asyncio.CancelledError:  # the daemon ends, and this request did not in time
+            if answering or scope["type"] == "websocket":
+                raise
+            await _refuse(scope, send, _Refused(503, "the daemon is shutting down"))
         except TimeoutError:
             LOG.warning("answer not taken", extra={"path": scope["path"], "seconds": self._seconds})
 

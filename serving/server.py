@@ -123,4 +123,7 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None]) -> 
         server.run()
     except SystemExit:  # the address is in use, or the start failed; uvicorn has logged why
         return False
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # all is closed: nothing is left that a signal could end
+            signal.signal(number, signal.SIG_IGN)
     return server.started

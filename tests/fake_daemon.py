@@ -99,7 +99,7 @@ def main() -> int:
         time.sleep(float(os.environ["FAKE_LOAD_SECONDS"]))
         return FakeEngine(seconds_per_call=float(os.environ["FAKE_SECONDS"]))
 
-    Engine.load = load  # type: ignore[assignment]
+    Engine.load = load  # type: ignore[method-assign]
     return tft_inference.main(["--daemon", *sys.argv[1:]])
 
 

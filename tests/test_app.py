@@ -1,5 +1,6 @@
 """The daemon's HTTP interface, on a fake engine."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
 from serving.app import create_app
+from serving.limits import _Body, _Waiting
 from serving.settings import Settings
 from tests.fake_engine import FakeConfig, FakeEngine
 
@@ -42,7 +45,7 @@ def record(name="ppml0001", seconds=None, **values):
 
 
 @contextlib.contextmanager
-def daemon(folder, engine=None, token=None, admin_token=None, load=None, raise_errors=True, **changes):
+def daemon(folder, engine=None, token=None, admin_token=None, load=None, raise_errors=True, clock=time.time, **changes):
     chosen = Settings(
         model=Path(folder),
         history=Path(folder) / "history.sqlite",
@@ -55,7 +58,7 @@ def daemon(folder, engine=None, token=None, admin_token=None, load=None, raise_e
     def load_fake(_path) -> Any:
         return engine or FakeEngine()
 
-    app = create_app(chosen, load or load_fake, token=token, admin_token=admin_token)
+    app = create_app(chosen, load or load_fake, token=token, admin_token=admin_token, clock=clock)
     with TestClient(app, raise_server_exceptions=raise_errors) as client:
         yield client
 
@@ -367,6 +370,36 @@ def test_a_body_beyond_the_limit_is_413(tmp_path):
         assert client.post("/api/v1/metrics", content=chunks, headers=headers).status_code == 413
 
 
+def test_bodies_that_wait_are_bounded_together_and_make_room_again(tmp_path):
+    async def one_waits_while_another_comes():
+        waiting, small = _Waiting(100), b"x" * 60
+        parts = asyncio.Queue()
+
+        async def slowly():
+            return await parts.get()
+
+        first = _Body(slowly, 5.0, 1000, waiting)
+        parts.put_nowait({"type": "http.request", "body": small, "more_body": True})
+        await first()
+
+        async def at_once():
+            return {"type": "http.request", "body": small, "more_body": False}
+
+        second = _Body(at_once, 5.0, 1000, waiting)
+        with pytest.raises(HTTPException) as refused:
+            await second()
+        first.release()
+        third = _Body(at_once, 5.0, 1000, waiting)
+        await third()
+        held = waiting.held_bytes
+        third.release()
+        return refused.value.status_code, refused.value.headers, held, waiting.held_bytes
+
+    assert asyncio.run(one_waits_while_another_comes()) == (503, {"Retry-After": "1"}, 60, 0)
+    with daemon(tmp_path, max_waiting_mib=0.001) as client:  # one body alone always finds room
+        assert post(client, *(record(f"ppml{n:04d}") for n in range(100))).json()["accepted"] == 100
+
+
 def test_too_many_records_are_refused(tmp_path):
     with daemon(tmp_path, max_records=2) as client:
         assert post(client, record(), record(), record()).status_code == 400
@@ -506,6 +539,28 @@ def test_a_model_of_another_step_lays_the_samples_on_it(tmp_path):
         client.post("/api/v1/reload", headers=headers)
         got = wait_for(lambda: (found := forecast_of(client))["step_seconds"] == 60 and found)
         assert got["metrics"]["cpu_pct"]["current"] == 10.0 * minutes[-1]
+
+
+def test_a_table_of_servers_only_an_earlier_model_forecast_is_empty(tmp_path):
+    engines = [FakeEngine(model_id="first"), FakeEngine(model_id="second")]
+    now = [time.time()]
+    with daemon(tmp_path, load=lambda _path: engines.pop(0), admin_token=ADMIN, clock=lambda: now[0]) as client:
+        post(client, record())
+        assert forecast_of(client)["model"] == "first"
+        now[0] += 4 * STEP  # the server fell silent: its forecast is stale, and the new model makes none
+        headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+        client.post("/api/v1/reload", headers=headers)
+        wait_for(lambda: client.get("/api/v1/forecasts").json()["model"] == "second")
+        assert forecast_of(client)["model"] == "first"
+        answer = client.get("/api/v1/forecasts", headers={"accept": "application/vnd.apache.parquet"})
+        assert (answer.status_code, answer.headers["x-next"]) == (204, "")
+
+
+def test_the_status_shows_the_last_cycle_that_had_something_to_forecast(client):
+    post(client, record(), record("ppdb001"))
+    wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 2)
+    time.sleep(0.2)  # a few re-checks with nothing to do
+    assert client.get("/status").json()["cycle"]["servers"] == 2
 
 
 @pytest.mark.parametrize("kind", ["application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"])

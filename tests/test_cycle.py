@@ -1,7 +1,6 @@
 """The forecast cycle under a clock of its own: what is forecast, from what, and when."""
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -145,28 +144,4 @@ def test_chunks_cover_the_fleet(tmp_path):
     found = scene.cycle()
     assert sorted(len(call["profiles"]) for call in scene.engine.calls) == [1, 3, 3, 3]
     assert {name: forecast.current[CPU] for name, forecast in found.items()} == {f"s{n}": float(n) for n in range(10)}
-    scene.close()
-
-
-@pytest.mark.slow
-def test_ten_thousand_servers_leave_the_event_loop_free(tmp_path):
-    scene = Scene(tmp_path)
-    values = (50.0,) * len(METRICS)
-    for step in (1, 2):
-        instant = (NOON - step * STEP) * 1000
-        scene.store.append([Sample(f"s{n}", instant, None, None, values) for n in range(10_000)]).result(60)
-
-    async def cycle_and_probe():
-        done = asyncio.create_task(scene.forecasts.forecast_due())
-        longest = 0.0
-        while not done.done():
-            begun = time.perf_counter()
-            await asyncio.sleep(0.005)
-            longest = max(longest, time.perf_counter() - begun)
-        return await done, longest
-
-    forecast, longest = asyncio.run(cycle_and_probe())
-    assert forecast
-    assert len(scene.forecasts.snapshot.forecasts) == 10_000
-    assert longest < 1.0
     scene.close()

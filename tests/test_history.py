@@ -3,10 +3,7 @@
 import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import serving.history
 from data_contract import METRICS
 from serving.history import HistoryBusyError, HistoryLockedError, HistoryStore, HistoryUnavailableError, StepMeans
 from serving.records import Sample
@@ -226,6 +224,65 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path, damage):
     store.close()
 
 
+def test_damage_that_shows_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    for start in range(20):
+        store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
+    means_of(store)
+    store.close()
+    content = path.read_bytes()
+    first, last = len(content) // 4096 // 4 * 4096, len(content) // 4096 // 2 * 4096
+    path.write_bytes(content[:first] + b"\xa5" * (last - first) + content[last:])
+    monkeypatch.setattr("serving.history._check_integrity", lambda _database: None)  # as in a file too large to check
+    store = HistoryStore(path, STEP)
+    known = dict(store.servers)
+    assert store.set_aside is None
+    everywhere = [sample(f"s{n}", second=step * STEP + 1) for n in range(100) for step in range(20)]
+    with pytest.raises(HistoryUnavailableError, match="malformed"):
+        store.append(everywhere).result(5)
+    store.append([sample("s7", second=21 * STEP, cpu=7.0), sample("new", second=21 * STEP)]).result(5)
+    assert store.set_aside is not None
+    assert store.failure is None
+    assert {name: store.servers[name] for name in known} == known
+    assert set(means_of(store)) == {("s7", 21), ("new", 21)}
+    store.close()
+    again = HistoryStore(path, STEP)
+    assert {name: again.servers[name] for name in known} == known
+    again.close()
+
+
+@pytest.mark.parametrize("failures", [1, 10_000])
+def test_a_disk_that_fails_at_the_start_is_asked_again_before_its_file_is_set_aside(tmp_path, monkeypatch, failures):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample()]).result(5)
+    store.close()
+    monkeypatch.setattr("serving.history.OPEN_PAUSE_SECONDS", 0.0)
+    check, calls = serving.history._check_integrity, []
+
+    def failing(database):
+        calls.append(database)
+        if len(calls) <= failures and len(calls) <= serving.history.OPEN_ATTEMPTS:
+            problem = sqlite3.OperationalError("disk I/O error")
+            problem.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise problem
+        check(database)
+
+    monkeypatch.setattr("serving.history._check_integrity", failing)
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert (set(store.servers), store.set_aside is None) == (({"a"}, True) if failures == 1 else (set(), False))
+    store.close()
+
+
+def test_means_outlive_the_samples_they_were_taken_from(store):
+    store.append([sample(second=step * STEP, cpu=float(step)) for step in range(20)]).result(5)
+    means_of(store)
+    while store.expire(15, 5).result(5):
+        pass
+    assert [each.values[0] for each in store.raw_samples(1, 0, 30).result(5)] == [15.0, 16.0, 17.0, 18.0, 19.0]
+    assert means_of(store) == {("a", step): {"cpu_pct": float(step)} for step in range(5, 20)}
+
+
 def test_a_full_disk_refuses_then_recovers_in_the_same_process(store):
     store.append([sample()]).result(5)
     pages = store._ask(lambda: store._database.execute("PRAGMA page_count").fetchone()[0]).result(5)
@@ -238,80 +295,6 @@ def test_a_full_disk_refuses_then_recovers_in_the_same_process(store):
     store.append([sample(f"s{n}", second=STEP) for n in range(5000)]).result(5)
     assert store.failure is None
     assert len(means_of(store)) == 5001
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from serving.history import HistoryStore
-from tests.test_history import sample
-store = HistoryStore(Path(sys.argv[1]), 300)
-batch = int(sys.argv[2])
-while True:
-    store.append([sample(f"s{n}", second=batch, cpu=float(batch % 100)) for n in range(50)]).result()
-    sys.stdout.write(f"{batch}\\n")
-    sys.stdout.flush()
-    batch += 1
-"""
-
-
-def kill_while_writing(path, first_batch, delay_seconds):
-    """Write batches of 50 in another process and kill it; gives the batches that were acknowledged."""
-    command = [sys.executable, "-c", WRITER, str(path), str(first_batch)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": "."})
-    assert process.stdout is not None
-    acknowledged = [int(process.stdout.readline())]
-    time.sleep(delay_seconds)
-    process.send_signal(signal.SIGKILL)
-    acknowledged += [int(line) for line in process.stdout.read().splitlines()]
-    process.wait()
-    process.stdout.close()
-    return acknowledged
-
-
-def check_after_kill(path, acknowledged):
-    """Every acknowledged batch is there, and no batch is there in part."""
-    with sqlite3.connect(path) as database:
-        counts = dict(database.execute("SELECT timestamp_ms / 1000, count(*) FROM samples GROUP BY timestamp_ms"))
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        behind = database.execute(
-            "SELECT count(*) FROM samples WHERE step NOT IN (SELECT step FROM pending UNION SELECT step FROM steps)"
-        ).fetchone()
-    database.close()
-    assert set(acknowledged) <= set(counts)
-    assert set(counts.values()) == {50}
-    assert behind == (0,)
-
-
-def test_what_was_acknowledged_survives_kills(tmp_path):
-    acknowledged = []
-    for kill in range(3):
-        acknowledged += kill_while_writing(tmp_path / "h.sqlite", 1_000_000 * kill, 0.05 * kill)
-    check_after_kill(tmp_path / "h.sqlite", acknowledged)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_what_was_acknowledged_survives_200_kills(tmp_path):
-    dice = random.Random(1)
-    acknowledged = []
-    for kill in range(200):
-        acknowledged += kill_while_writing(tmp_path / "h.sqlite", 1_000_000 * kill, dice.random() * 0.2)
-    check_after_kill(tmp_path / "h.sqlite", acknowledged)
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="the program strace is not installed")
-def test_the_acknowledgement_follows_the_fsync(tmp_path):
-    code = WRITER.replace("while True:", "for _ in range(5):")
-    trace = tmp_path / "trace"
-    command = ["strace", "-f", "-e", "trace=fdatasync,fsync,write", "-o", str(trace), sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": "."}
-    subprocess.run([*command, str(tmp_path / "h.sqlite"), "0"], cwd=REPOSITORY, env=environment, check=True, timeout=60)
-    calls = [line for line in trace.read_text().splitlines() if "sync(" in line or "write(1," in line]
-    acknowledgements = [index for index, line in enumerate(calls) if "write(1," in line]
-    assert len(acknowledgements) == 5
-    for index in acknowledgements:
-        assert "sync(" in calls[index - 1]
 
 
 # --- the window in memory -------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""The promises of RELIABILITY, in its order, each with the experiments that try it in full size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability.finding import Finding
+
+Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A promise in RELIABILITY's words, and its experiments by name."""
+
+    text: str
+    experiments: dict[str, Experiment]
+
+
+def _in(folder_only: Callable[[Path], Finding]) -> Experiment:
+    return lambda folder, _model: folder_only(folder)
+
+
+PROMISES = (
+    Promise(
+        "What was acknowledged survives kill -9",
+        {
+            "200 kills": _in(durability.kills),
+            "failing writes": _in(durability.failing_system_calls),
+            "clock steps": _in(strain.clock_steps),
+        },
+    ),
+    Promise("Acknowledge follows fsync", {"strace": _in(durability.acknowledged_after_sync)}),
+    Promise("A damaged history never blocks the start", {"damaged files": _in(durability.damaged_history)}),
+    Promise("Disk full degrades and recovers", {"small tmpfs": _in(durability.full_disk)}),
+    Promise(
+        "A bad model never replaces a good one",
+        {"damaged models": models.bad_models, "swaps": models.swaps},
+    ),
+    Promise("Ready means it can forecast", {"readiness": models.readiness}),
+    Promise(
+        "Hostile input gets 4xx, never 5xx",
+        {"mutated bodies": _in(hostile.mutated_bodies), "OpenAPI": _in(hostile.openapi_answers)},
+    ),
+    Promise(
+        "Bounded queue, time, memory",
+        {
+            "ten times the load": _in(hostile.ten_times_the_load),
+            "huge body": _in(hostile.huge_body),
+            "soak": _in(strain.soak),
+        },
+    ),
+    Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
+    Promise(
+        "SIGTERM ends cleanly within 10 s",
+        {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},
+    ),
+    Promise("A model file can't run code", {"import ban": lambda _folder, _model: models.no_code_from_files()}),
+    Promise("No forecast request can starve ingest", {"10,000 servers": strain.large_cycle}),
+)
