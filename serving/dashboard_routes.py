@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent / "dashboard"
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/dashboard/explanation.js": ("explanation.js", "text/javascript; charset=utf-8"),
     "/dashboard/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 POLICY = (

@@ -16,7 +16,7 @@ async function ask(path) {
   const token = sessionStorage.getItem("token");
   const answer = await fetch(path, { headers: token ? { Authorization: `Bearer ${token}` } : {} });
   el("login").hidden = answer.status !== 401;
-  if (answer.status === 404 || answer.status === 503) return { problem: (await answer.json()).detail };
+  if ([404, 409, 503].includes(answer.status)) return { problem: (await answer.json()).detail };
   if (!answer.ok) throw new Error(answer.status === 401 ? "a token is needed" : `${path}: status ${answer.status}`);
   return answer.json();
 }
@@ -93,6 +93,7 @@ async function showServer() {
     el("about").textContent = forecast.problem || history.problem;
     el("charts").replaceChildren();
     el("warnings").replaceChildren();
+    hideExplanation();
     return;
   }
   const rule = forecast.profile_rule ? `by ${forecast.profile_rule}` : "no rule matched";
@@ -100,6 +101,7 @@ async function showServer() {
     `${forecast.cold_start ? " · cold start" : ""}${forecast.stale ? " · stale" : ""} · from ${forecast.origin}`;
   el("warnings").replaceChildren(...forecast.warnings.map((warning) => node("li", warning)));
   el("charts").replaceChildren(...Object.keys(forecast.metrics).map((metric) => chart(metric, forecast, history)));
+  await showExplanation(forecast);
 }
 
 // 1, 2 or 5 times a power of ten, at least as large as `wanted`.
