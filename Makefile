@@ -6,11 +6,11 @@ VENV        := .venv
 PYTHON      := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench real clean
+.PHONY: help install demo test test-all lint bench real reliability clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.run-packages ## create .venv and install what the three scripts need
 
@@ -35,6 +35,9 @@ bench: $(VENV)/.dev-packages ## measure speed and accuracy against stock and pee
 
 real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print README's tables
 	@$(PYTHON) benchmarks/real_servers.py
+
+reliability: $(VENV)/.dev-packages ## try every promise of the daemon and print what came out (a quarter of an hour)
+	@$(PYTHON) -m tests.reliability
 
 clean: ## remove .venv, caches and the demo's folder (training/ and models/ stay)
 	@rm -rf $(VENV) demo_files .pytest_cache .mypy_cache .ruff_cache .hypothesis
