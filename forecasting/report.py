@@ -69,6 +69,11 @@ def _facts(info: Mapping[str, Any]) -> str:
         "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
         f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",
     }
+    if without := info["comparison"]:
+        facts["the same without profiles"] = (
+            f"{without['parameters']:,} parameters, {without['windows']:,} windows (the model: {info['windows']:,}), "
+            f"{without['windows_per_second']:.0f} windows/s"
+        )
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in facts.items())
     return f"<table>{rows}</table>"
 

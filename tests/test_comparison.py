@@ -78,6 +78,7 @@ def test_what_the_profile_costs_is_printed(compared: tuple[Path, str]) -> None:
     assert f"{with_:,} parameters, without it {without:,}" in printed
     assert "training windows/s, without it" in printed
     assert last["comparison"] == json.loads((model_dir / "training_info.json").read_text())["comparison"]
+    assert f"{last['comparison']['windows']:,} windows (the model:" in (model_dir / "report.html").read_text()
 
 
 def distinct(weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
