@@ -23,6 +23,7 @@ INFO = {
     "epochs": 1.0,
     "windows_per_second": 300.0,
     "stopped_by": "minutes",
+    "comparison": None,
     "course": [{"epoch": 0.5, "loss": 0.3, "validation_loss": 0.4}, {"epoch": 1, "loss": 0.2, "validation_loss": 0.3}],
 }
 
