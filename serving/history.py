@@ -271,13 +271,16 @@ class HistoryStore:
         for server_id, name, profile in database.execute("SELECT id, name, profile FROM servers"):
             self._remember(KnownServer(server_id, name, profile), unsaved=False)
         self._pending = {step for (step,) in database.execute("SELECT step FROM pending")}
-        newest = dict.fromkeys(self._by_id, 0)
+        newest = np.zeros(self._next_id, dtype=np.int64)  # [server id], 0 where nothing was measured
         for step, server_ids in database.execute("SELECT step, server_ids FROM steps ORDER BY step"):
-            newest.update(dict.fromkeys(np.frombuffer(server_ids, np.int32).tolist(), step))
+            ids = np.frombuffer(server_ids, np.int32)
+            self._next_id = max(self._next_id, int(ids.max(initial=0)) + 1)  # means may outlive their server
+            newest[ids[ids < len(newest)]] = step
         for step in sorted(self._pending):
             heard = database.execute("SELECT DISTINCT server_id FROM samples WHERE step = ?", (step,))
-            newest.update((server_id, step) for (server_id,) in heard)
-        self._last_step = newest | self._last_step
+            known = [server_id for (server_id,) in heard if server_id in self._by_id]
+            newest[known] = np.maximum(newest[known], step)  # a late sample's step is not the newest
+        self._last_step = {server_id: int(newest[server_id]) for server_id in self._by_id} | self._last_step
 
     def _remember(self, server: KnownServer, unsaved: bool) -> None:
         self.servers[server.name] = server

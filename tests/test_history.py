@@ -283,6 +283,35 @@ def test_means_outlive_the_samples_they_were_taken_from(store):
     assert means_of(store) == {("a", step): {"cpu_pct": float(step)} for step in range(5, 20)}
 
 
+def test_a_new_server_never_inherits_the_means_of_one_that_expired(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample("kept", second=20 * STEP), sample("gone", second=0, cpu=99.0)]).result(5)
+    means_of(store)
+    while store.expire(15, 0).result(5):  # the samples go, the means stay
+        pass
+    assert set(store.servers) == {"kept"}
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample("new", second=21 * STEP, cpu=1.0)]).result(5)
+    new_id = store.servers["new"].server_id
+    while store.changed_step_means(10**9).result(5):
+        pass
+    found = [means for means in store.stored_step_means(0, 10**9).result(5) if new_id in means.server_ids]
+    assert [means.step for means in found] == [21]
+    store.close()
+
+
+def test_a_late_sample_before_a_restart_is_not_taken_for_the_newest(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample(second=100 * STEP)]).result(5)
+    means_of(store)
+    store.append([sample(second=50 * STEP)]).result(5)
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert store.last_step(store.servers["a"].server_id) == 100
+    store.close()
+
+
 def test_a_full_disk_refuses_then_recovers_in_the_same_process(store):
     store.append([sample()]).result(5)
     pages = store._ask(lambda: store._database.execute("PRAGMA page_count").fetchone()[0]).result(5)
