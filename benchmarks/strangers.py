@@ -90,7 +90,7 @@ class Contest:
 
     def wql(self, forecaster: evaluation.Forecaster, history_steps: int) -> float:
         """Mean over metrics."""
-        return float(self.scores(forecaster, history_steps).loc["mean", "wql"])
+        return float(self.scores(forecaster, history_steps)["wql"]["mean"])
 
 
 def at_random(shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
