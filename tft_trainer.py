@@ -6,7 +6,8 @@
     python tft_trainer.py --training-dir ./training/ --resume                 # go on with an interrupted run
 
 Reads what metrics_generator.py writes (DATA_CONTRACT.md), or any file in that form. Progress goes to stderr; tables
-and, as the last line, one JSON object go to stdout. Exit code 0: published, 1: failed, 2: wrong usage.
+and, as the last line, one JSON object go to stdout. Ctrl-C ends the training and publishes the best model so far, a
+second one aborts. Exit code 0: published, 1: failed, 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from forecasting.artifact import (
 from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
 from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
 from forecasting.engine import Engine, write_canary
+from forecasting.evaluation import MODEL
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.grid import FleetGrid, GridError, infer_step_seconds
 from forecasting.job import Job
@@ -253,7 +255,7 @@ def choose_profiles(
     held_out = {profile for row in split.unseen if (profile := grid.profiles[row]) is not None}
     if strange := sorted(held_out - set(detected)):
         print(
-            f"notice: no server to train on has profile {', '.join(strange)}: the held-out ones are forecast as of "
+            f"note: no server to train on has profile {', '.join(strange)}: the held-out ones are forecast as of "
             "unknown profile",
             file=sys.stderr,
         )
@@ -382,6 +384,9 @@ def print_tables(scores: dict[str, pd.DataFrame], cold_start: pd.DataFrame) -> N
     for name, table in scores.items():
         print(f"\nLater days, {name} servers (mean over metrics; WQL, MASE, WAPE: smaller is better)")
         print(_rounded(table[table["metric"] == "mean"].drop(columns=["metric", "points"])))
+        print(f"\nThe model on {name} servers, by metric (calibrated: the bands cover 80 and 96 % of what happened)")
+        by_metric = table[(table["method"] == MODEL) & (table["metric"] != "mean")]
+        print(_rounded(by_metric[["metric", "wql", "accuracy", "coverage_80", "coverage_96"]]))
     if len(cold_start):
         print("\nNew servers: accuracy and WQL by length of history (mean over metrics)")
         print(_rounded(cold_start))
