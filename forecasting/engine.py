@@ -1,6 +1,7 @@
 """The engine: history arrays in, quantile arrays out. It knows no names of servers, no HTTP, no files of metrics.
 
 On a CPU the network runs in ONNX Runtime and torch is never imported; on a GPU it runs in torch, on the same windows.
+Explanations, which are asked for one at a time, run in ONNX Runtime on either.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pytorch_forecasting import TemporalFusionTransformer
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 
 from forecasting.artifact import ModelError, read_config
 from forecasting.engine import Engine, NoExplanationError
+from forecasting.grid import FleetGrid
 from forecasting.interpretation import (
     NetworkWeights,
     in_lag_bins,
@@ -179,6 +183,44 @@ def test_tables_are_means_by_profile(engine: Engine) -> None:
     assert row["weight"].item() == pytest.approx(found.static[[0, 2], column].mean())
     lags = attention.query("profile == 'database' and on == 'context'")["lag_hours"]
     assert lags.tolist() == pytest.approx(np.arange(24) * 600 / 3600)  # 4 h of context in 24 parts
+
+
+def test_the_published_tables_are_the_means_over_later_days_of_every_profile(
+    engine: Engine, tiny_model_dir: Path, tiny_training_dir: Path
+) -> None:
+    """The tiny fleet is small enough that its sample is all there is."""
+    frame = pd.read_parquet(tiny_training_dir / "server_metrics.parquet")
+    grid = FleetGrid.from_frame(frame, engine.config.targets, 300)
+    first = int(grid.steps * 0.7) - 1  # the last step trained on
+    origins = range(first, grid.steps - engine.config.horizon_steps, 8 * 12)
+    sums: dict[tuple[str, str], list[np.ndarray]] = {}
+    for origin in origins:
+        found = engine.explain(grid.values[:, : origin + 1], grid.profiles, grid.timestamps()[origin])
+        for row, profile in enumerate(grid.profiles):
+            for name, weights in found._asdict().items():
+                sums.setdefault((str(profile), name), []).append(weights[row])
+    variables = pd.read_parquet(tiny_model_dir / "variable_weights.parquet")
+    for (owner, group), own in variables.groupby(["profile", "group"]):
+        np.testing.assert_allclose(own["weight"], np.mean(sums[str(owner), str(group)], axis=0), atol=1e-4)
+    attention = pd.read_parquet(tiny_model_dir / "attention.parquet")
+    for name in ("database", "web_api"):
+        by_lag = attention[attention["profile"] == name].set_index("on")["weight"]
+        assert by_lag["horizon"] == pytest.approx(np.mean(sums[name, "attention_ahead"]), abs=1e-4)
+        expected = np.mean(sums[name, "attention"], axis=0).reshape(24, 2).sum(axis=1)
+        np.testing.assert_allclose(by_lag["context"], expected, atol=1e-4)
+    assert set(attention["profile"]) == set(variables["profile"]) == {"database", "web_api"}
+
+
+def test_explaining_on_a_cpu_never_imports_torch(tiny_model_dir: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; import numpy as np; from forecasting.engine import Engine\n"
+        f"engine = Engine.load(Path({str(tiny_model_dir)!r}), device='cpu')\n"
+        "engine.explain(np.ones((1, 3, 3), np.float32), [None], np.datetime64('2026-03-05', 's'))\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_model_without_explanations_forecasts_and_says_so_only_when_asked(
