@@ -30,7 +30,7 @@ lint: $(VENV)/.dev-packages ## ruff and mypy
 
 bench: $(VENV)/.dev-packages ## measure speed and accuracy against stock and peers
 	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py)); do \
-		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py) continue;; esac; \
+		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py|*/ablations.py) continue;; esac; \
 		echo "== $$benchmark" >&2; $(PYTHON) $$benchmark; done
 
 real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print README's tables
