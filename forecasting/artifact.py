@@ -35,7 +35,7 @@ from forecasting.windows import WindowSpec
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
-EXPLAIN_FILE = "explain.onnx"  # loaded when an explanation is asked for; models of before 0.2 have none
+EXPLAIN_FILE = "explain.onnx"  # loaded when an explanation is asked for; older models have none
 CONFIG_FILE = "config.json"
 CANARY_FILE = "canary.json"
 TRAINING_INFO_FILE = "training_info.json"
