@@ -1,0 +1,114 @@
+"""Yardsticks for strangers: the limit forks one undisturbed world, gaps have their share, scaling its owner."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import ablations, limit, strangers
+from forecasting.engine import Engine
+from forecasting.grid import FleetGrid
+from forecasting.scaling import fit_scaling
+from forecasting.windows import WindowSpec
+from simulation.incidents import METRIC_POSITIONS
+from simulation.physics import Scenario, simulate
+
+HOUR = 12
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_dir):
+    return Engine.load(tiny_model_dir, device="cpu")
+
+
+# --- limit ----------------------------------------------------------------------------------------------------------
+
+
+def test_past_and_future_of_an_origin_are_one_undisturbed_simulation(engine):
+    fleet = limit.strangers(7)
+    origins = list(limit.origins_of(fleet, engine, 2))
+    steps = (24 + limit.ORIGIN_EVERY_HOURS) * HOUR + engine.config.horizon_steps
+    scenario = Scenario(fleet, limit.START, steps, 300, engine.config.timezone, incident_rate=0.0, outage_rate=0.0)
+    metrics = [METRIC_POSITIONS[name] for name in engine.config.targets]
+    whole = simulate(scenario).metrics[:, :, metrics]
+    for number, origin in enumerate(origins):
+        last = 24 * HOUR - 1 + number * limit.ORIGIN_EVERY_HOURS * HOUR
+        assert origin.time == scenario.timestamps(last, 1)[0]
+        np.testing.assert_array_equal(origin.history, whole[:, last - 24 * HOUR + 1 : last + 1])
+        np.testing.assert_array_equal(origin.future, whole[:, last + 1 : last + 1 + engine.config.horizon_steps])
+
+
+def test_the_forks_are_draws_of_which_the_future_is_one_more(engine):
+    """Its rank among them is uniform, and no fork repeats it or another."""
+    origins = list(limit.origins_of(limit.strangers(28), engine, 3))
+    below = np.concatenate([(origin.forks < origin.future).mean(axis=0).ravel() for origin in origins])
+    assert below.mean() == pytest.approx(0.5, abs=0.06)
+    assert np.mean((below > 0.1) & (below < 0.9)) == pytest.approx(0.8, abs=0.08)
+    for origin in origins:
+        assert not np.isclose(origin.forks[:, :, 0], origin.future[:, 0]).all(axis=(1, 2)).any()
+        assert len(np.unique(origin.forks[:, 0, 0, 0])) > limit.FORKS / 4
+
+
+def test_the_servers_of_the_limit_are_in_no_other_fleet():
+    names = set(limit.strangers(21).names)
+    assert len(names) == 21
+    assert all(int("".join(filter(str.isdigit, name))) >= limit.FIRST_NUMBER for name in names)
+
+
+# --- gaps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gaps", [strangers.at_random, strangers.in_blocks_of(36)])
+def test_a_fifth_of_the_rows_is_removed(gaps):
+    removed = gaps((400, 288), np.random.default_rng(1))
+    assert removed.mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_blocks_are_whole_but_at_the_ends_of_a_history():
+    removed = strangers.in_blocks_of(36)((200, 288), np.random.default_rng(1))
+    for row in removed:
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row, [0]])))
+        for first, end in edges.reshape(-1, 2):
+            assert (end - first) % 36 == 0 or first == 0 or end == 288
+
+
+# --- ablations ------------------------------------------------------------------------------------------------------
+
+SPEC = WindowSpec(("cpu_pct",), 300, "UTC", context_steps=48, horizon_steps=12)
+
+
+def test_scaled_per_server_a_stranger_gets_the_median_server_whatever_its_history():
+    random = np.random.default_rng(0)
+    levels = np.array([10.0, 30.0, 60.0, 70.0, 90.0])
+    values = (levels[:, None, None] + random.normal(0, 2, (5, 400, 1))).astype(np.float32)
+    grid = FleetGrid(tuple("abcde"), ("web_api", "database") * 2 + ("web_api",), SPEC.metrics, limit.START, 300, values)
+    known = slice(0, 4)
+    servers = ablations.for_strangers_the_median(
+        fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.servers[known], 48)
+    )
+    profiles = fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.profiles[known], 48)
+    source = ablations.PerServerSource(grid, SPEC, servers, profiles)
+    hidden = np.array([False, False, True, False, False])
+    windows = source.batch(np.arange(5), np.full(5, 300), 48, np.full(5, 48), hidden).windows
+    own = servers.to_link(values[known]).mean(axis=1)
+    np.testing.assert_allclose(windows.centre[known], own, rtol=1e-3)
+    np.testing.assert_allclose(windows.centre[4], np.median(own, axis=0), rtol=1e-3)
+    assert windows.profile.tolist() == [2, 1, 0, 1, 2]  # database is 1, web_api is 2, hidden is 0
+
+
+def test_the_table_is_made_of_the_runs_there_are(tmp_path):
+    def scores(wql):
+        return {"wql": wql, "accuracy": 100 - 100 * wql, "coverage_80": 80.0, "coverage_96": 96.0}
+
+    for variant, wql in (("shipped", 0.1), ("per_server", 0.25)):
+        unseen = {profile: {h: scores(wql) for h in ablations.HISTORIES} for profile in ("given", "hidden")}
+        run = {"variant": variant, "seed": 1, "epochs": 1, "data": "fleet", "servers": 90, "unseen": 18, "steps": 8640}
+        run |= {"metrics": ["cpu_pct"], "step_seconds": 300, "unseen_scores": unseen, "seen_score": scores(wql)}
+        (tmp_path / f"fleet-{variant}-1.json").write_text(json.dumps(run))
+    output = tmp_path / "table.md"
+    assert ablations.main(["--variants", "", "--work-dir", str(tmp_path), "--output", str(output)]) == 0
+    text = output.read_text()
+    assert "## fleet: 90 servers, 720 hours, 1 metrics" in text
+    rows = [line for line in text.splitlines() if line.startswith("| scaled per server")]
+    assert rows[0].count("0.2500 (+150)") == 2 * len(ablations.HISTORIES) + 1
+    assert rows[1].count("75.0") == 2 * len(ablations.HISTORIES) + 1
