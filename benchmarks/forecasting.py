@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import resource
 import statistics
@@ -148,6 +149,7 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
 
     from forecasting.model import build_network, dataset_of
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # a line on devices at each call
     spec = config.spec
     network = build_network(spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
     network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
