@@ -17,22 +17,22 @@ from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
 SMALL = {
-    "kills": lambda folder, _model: durability.kills(folder, 3),
+    "kills": lambda folder, _model: durability.kills(folder, 2),
     "failing writes": lambda folder, _model: durability.failing_system_calls(folder, ("fdatasync gives EIO",)),
     "acknowledged after fdatasync": lambda folder, _model: durability.acknowledged_after_sync(folder, 30),
-    "damaged history": lambda folder, _model: durability.damaged_history(folder, 20_000),
+    "damaged history": lambda folder, _model: durability.damaged_history(folder, 20_000, durability.DAMAGES[:2]),
     "full disk": lambda folder, _model: durability.full_disk(folder),
     "bad models": lambda folder, model: models.bad_models(folder, model, flips=1),
     "readiness": models.readiness,
     "swaps": lambda folder, model: models.swaps(folder, model, 6),
     "no code from files": lambda _folder, _model: models.no_code_from_files(),
-    "mutated bodies": lambda folder, _model: hostile.mutated_bodies(folder, 600),
+    "mutated bodies": lambda folder, _model: hostile.mutated_bodies(folder, 300),
     "OpenAPI": lambda folder, _model: hostile.openapi_answers(folder, 15),
     "huge body": lambda folder, _model: hostile.huge_body(folder),
     "slow clients": lambda folder, _model: hostile.slow_clients(folder, 200, 1.0),
     "ten times the load": lambda folder, _model: hostile.ten_times_the_load(folder, 3.0, limit_ms=2_000),
     "endings": lambda folder, _model: ending.endings(folder, ("a forecast", "64 event streams")),
-    "endings while starting": lambda folder, _model: ending.endings_while_starting(folder, 3),
+    "endings while starting": lambda folder, _model: ending.endings_while_starting(folder, 2),
     "soak": lambda folder, _model: strain.soak(folder, 0.05),
     "clock steps": lambda folder, _model: strain.clock_steps(folder, 1),
 }

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -210,14 +211,16 @@ def _other_schema(path: Path) -> None:
     database.close()
 
 
-def _empty_log_of_another(path: Path) -> None:
+def _first_page_alone(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:4096] + os.urandom(path.stat().st_size - 4096))
 
 
-DAMAGES = (_garbage, _overwritten_pages, _truncated, _other_schema, _empty_log_of_another)
+DAMAGES = (_garbage, _overwritten_pages, _truncated, _other_schema, _first_page_alone)
 
 
-def damaged_history(folder: Path, rows: int = 200_000) -> Finding:
+def damaged_history(
+    folder: Path, rows: int = 200_000, damages: tuple[Callable[[Path], None], ...] = DAMAGES
+) -> Finding:
     """Histories damaged in several ways: the daemon comes up, says so, keeps the file aside and takes samples."""
     whole = folder / "whole.sqlite"
     store, values = HistoryStore(whole, 300), (50.0,) * len(METRICS)
@@ -226,7 +229,7 @@ def damaged_history(folder: Path, rows: int = 200_000) -> Finding:
         store.append([Sample(f"s{n}", (first + step * 300) * 1000, None, None, values) for n in range(500)]).result(60)
     store.close()
     seconds, said, stored = [], 0, 0
-    for damage in DAMAGES:
+    for damage in damages:
         place = folder / damage.__name__
         place.mkdir()
         daemon = FakeDaemon(place)
@@ -240,7 +243,7 @@ def damaged_history(folder: Path, rows: int = 200_000) -> Finding:
             sample = {"records": [{"timestamp": _iso_now(), "server_name": "a", "cpu_pct": 5}]}
             answer = httpx.post(daemon.url + "/api/v1/metrics", json=sample)
             stored += answer.json()["accepted"] == 1 and Path(said_where).exists()
-    tried = len(DAMAGES)
+    tried = len(damages)
     shown = (
         f"{tried} kinds of damage to {whole.stat().st_size / 1e6:.0f} MB: up in {max(seconds):.1f} s at most, "
         f"{said} of {tried} said by a metric, {stored} of {tried} set aside and receiving"
