@@ -269,8 +269,8 @@ def _loss(model: ForecastModel, batch: Batch) -> torch.Tensor:
 
 def _average(average: Weights, model: ForecastModel, decay: float) -> None:
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            average[name].lerp_(parameter, 1 - decay)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        torch._foreach_lerp_([average[name] for name in names], list(parameters), 1 - decay)
 
 
 def _batches(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Batch]:

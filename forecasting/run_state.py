@@ -66,7 +66,12 @@ class State:
 
     def __init__(self, model: ForecastModel, learning_rate: float, weight_decay: float) -> None:
         self.model = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            fused=True,  # some three hundred small tensors: one by one they cost 7 % of a step
+        )
         self.average = weights_of(model)
         self.best = weights_of(model)
         self.loss_sum = torch.zeros((), device=device_of(model))

@@ -32,7 +32,7 @@ class Handicaps:
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
-    position_noise: float = 0.5
+    position_noise: float = 2.0
 
 
 HANDICAPS = Handicaps()
