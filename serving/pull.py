@@ -24,6 +24,9 @@ from serving.records import check_records
 LOG = logging.getLogger(__name__)
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
+SECONDS_PER_PULL = (
+    86_400  # of samples; what was missed for longer is asked for day by day, so that memory stays bounded
+)
 
 
 class Puller:
@@ -47,7 +50,7 @@ class Puller:
             await asyncio.sleep(pause)
 
     async def pull_due(self) -> int:
-        """Store the steps that ended since the last pull; gives the number of samples."""
+        """Store the steps that ended since the last pull, a day of them at most; gives the number of samples."""
         settings, store = self._daemon.settings, self._daemon.store
         step_seconds = store.step_seconds
         # Half of the grace: what is pulled is on disk when the step counts as complete.
@@ -56,12 +59,13 @@ class Puller:
         first = max(self._first_step(oldest), oldest)
         if first >= ended:
             return 0
-        begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, ended))
+        after = min(ended, first + SECONDS_PER_PULL // step_seconds)
+        begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
         frame = await asyncio.to_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
         stored = 0
         for records in _batches(frame):
             stored += await self._store(records)
-        self._next_step = ended
+        self._next_step = after
         self._daemon.pulls["success"] += 1
         LOG.info("pulled", extra={"from": iso(first * step_seconds), "samples": stored})
         return stored

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from serving import pull
 from serving.app import create_app
 from serving.prometheus import PrometheusClient, QuerySet
 from serving.settings import Settings
@@ -37,13 +38,13 @@ def scripted():
     return ScriptedPrometheus()
 
 
-def running(folder, scripted):
+def running(folder, scripted, retention_hours=2.0):
     settings = Settings(
         model=folder,
         history=folder / "h.sqlite",
         grace_seconds=0.0,
         recheck_seconds=0.05,
-        retention_hours=2.0,
+        retention_hours=retention_hours,
         allowed_hosts=("testserver",),
     )
     client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
@@ -60,6 +61,16 @@ def test_the_fleet_is_pulled_as_far_back_as_samples_are_kept_and_forecast(tmp_pa
         status = client.get("/status").json()
     assert scripted.asked[0][0] >= time.time() - 2 * 3600 - STEP
     assert status["records"]["accepted"] == status["records"]["rejected"] > 20
+
+
+def test_a_long_past_is_pulled_piece_by_piece_without_gap_or_overlap(tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(pull, "SECONDS_PER_PULL", 3600)
+    with running(tmp_path, scripted, retention_hours=3.0) as client:
+        wait_for(lambda: len(scripted.asked) >= 3)
+        forecast_of(client)
+    spans = scripted.asked[:3]
+    assert all(end - start < 3600 for start, end in spans)
+    assert [start for start, _ in spans[1:]] == [end + STEP for _, end in spans[:-1]]
 
 
 def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
