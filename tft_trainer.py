@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="do not train a second model, without profiles and with a quarter of the steps, to show what they bring",
     )
     add("--resume", action="store_true", help="go on with the interrupted run in --models-dir, same data and flags")
-    add("--warm-start", type=Path, metavar="DIR", help="start from the weights of this model directory")
+    add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison then")
     add("--tensorboard", type=Path, metavar="DIR", help="write the course of the training there for TensorBoard")
     add("--no-promote", action="store_true", help="leave models/current as it is")
     return parser
@@ -342,8 +342,9 @@ def fit_part(part: str, job: Job, model: ForecastModel, checkpoint: Checkpoint, 
 
 
 def wants_comparison(job: Job, arguments: argparse.Namespace) -> bool:
-    """Is there something to compare: a profile feature, and servers to show its worth on?"""
-    return bool(job.profiles) and len(job.split.unseen) > 0 and not arguments.no_comparison
+    """Is there something to compare: a profile feature, servers to show its worth on, and an equal start?"""
+    wanted = not arguments.no_comparison and not arguments.warm_start
+    return wanted and bool(job.profiles) and len(job.split.unseen) > 0
 
 
 def train_comparison(job: Job, training: Fit, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fit | None:

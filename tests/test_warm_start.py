@@ -17,7 +17,7 @@ from tests.conftest import tiny_flags, tiny_fleet
 
 
 def run(training_dir: Path, models_dir: Path, *more: str) -> int:
-    return tft_trainer.main([*tiny_flags(training_dir, models_dir), "--no-comparison", *more])
+    return tft_trainer.main([*tiny_flags(training_dir, models_dir), *more])
 
 
 def info(model_dir: Path) -> dict:
@@ -33,7 +33,7 @@ def test_it_starts_at_the_earlier_models_validation_loss(
     assert warm["first_validation_loss"] < earlier["first_validation_loss"]
     assert warm["best_validation_loss"] <= warm["first_validation_loss"]
     assert earlier["comparison"]
-    assert not warm["comparison"], "--no-comparison"
+    assert not warm["comparison"], "a fresh network would be no equal"
 
 
 def test_new_kinds_of_server_join_and_old_ones_leave(
