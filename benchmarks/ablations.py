@@ -1,6 +1,7 @@
 """What each choice for strangers is worth: the same short training run, with one choice undone at a time.
 
     python benchmarks/ablations.py --training-dir ./training/           # all variants, about 4 minutes each
+    python benchmarks/ablations.py --step-seconds 3600 --seeds 1,2,3    # hourly means: twenty seconds each
     python benchmarks/ablations.py --variants shipped,per_server        # some of them
     python benchmarks/ablations.py --variants '' --output table.md      # only the table, of the runs there are
 
@@ -102,16 +103,17 @@ class Job:
         return evaluation.rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
 
 
-def load_job(training_dir: Path, seed: int) -> Job:
+def load_job(training_dir: Path, step_seconds: int, seed: int) -> Job:
     """Read and split the data as the trainer does."""
-    flags = ["--training-dir", str(training_dir), "--holdout-servers", HELD_OUT_SHARE, "--seed", str(seed)]
+    flags = ["--training-dir", str(training_dir), "--step-seconds", str(step_seconds), "--seed", str(seed)]
     arguments = tft_trainer.build_parser().parse_args(flags)
     data = tft_trainer.read(arguments)
     grid, spec = tft_trainer.lay_out(data, arguments)
-    split = split_fleet(grid, spec, arguments.train_fraction, arguments.holdout_servers, arguments.seed)
+    split = split_fleet(grid, spec, arguments.train_fraction, HELD_OUT_SHARE, seed)
     seen_profiles = {grid.profiles[row] for row in split.seen} if data.has_profile_column else set()
     profiles = tuple(sorted(str(name) for name in seen_profiles if name is not None))
-    return Job(training_dir.absolute().stem, grid, spec, split, profiles if len(profiles) > 1 else ())
+    name = f"{training_dir.absolute().stem}-{step_seconds}s"
+    return Job(name, grid, spec, split, profiles if len(profiles) > 1 else ())
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -276,7 +278,10 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     first = results[0]
     seeds = sorted({int(result["seed"]) for result in results})
     hours = first["steps"] * first["step_seconds"] // 3600
-    title = f"## {first['data']}: {first['servers']} servers, {hours} hours, {len(first['metrics'])} metrics"
+    title = (
+        f"## {first['data']}: {first['servers']} servers, {hours} hours, {len(first['metrics'])} metrics, "
+        f"steps of {first['step_seconds']} s"
+    )
     setting = (
         f"{first['epochs']} visit(s) of every server-hour of {first['servers'] - first['unseen']} servers, "
         f"{first['unseen']} others held out; seed {', '.join(map(str, seeds))}. Unseen servers by length of history, "
@@ -356,13 +361,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--work-dir", type=Path, default=ROOT / "models/ablations", help="where runs are kept (models/ablations)")
     add("--output", type=Path, default=ROOT / "benchmarks/ablations.md", help="the table (benchmarks/ablations.md)")
     add("--variants", type=_chosen, default=VARIANTS, help="comma-separated names (all)")
+    add("--step-seconds", type=int, default=300, help="finer data are averaged onto this step (%(default)s)")
     add("--epochs", type=int, default=1, help="visits of every server-hour (%(default)s)")
     add("--seeds", default="1", help="comma-separated; a run for each (%(default)s)")
     arguments = parser.parse_args(argv)
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     try:
         for seed in map(int, arguments.seeds.split(",")) if arguments.variants else ():
-            run_missing(arguments.variants, load_job(arguments.training_dir, seed), arguments, seed)
+            run_missing(
+                arguments.variants, load_job(arguments.training_dir, arguments.step_seconds, seed), arguments, seed
+            )
     except (ContractError, DataFileError, GridError, SplitError, tft_trainer.TrainingError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

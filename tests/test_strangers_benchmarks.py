@@ -108,7 +108,7 @@ def test_the_table_is_made_of_the_runs_there_are(tmp_path):
     output = tmp_path / "table.md"
     assert ablations.main(["--variants", "", "--work-dir", str(tmp_path), "--output", str(output)]) == 0
     text = output.read_text()
-    assert "## fleet: 90 servers, 720 hours, 1 metrics" in text
+    assert "## fleet: 90 servers, 720 hours, 1 metrics, steps of 300 s" in text
     rows = [line for line in text.splitlines() if line.startswith("| scaled per server")]
     assert rows[0].count("0.2500 (+150)") == 2 * len(ablations.HISTORIES) + 1
     assert rows[1].count("75.0") == 2 * len(ablations.HISTORIES) + 1
