@@ -22,6 +22,10 @@ class Split:
 
     Training: servers `seen`, targets in [0, fit_end). Validation: `seen`, targets in [fit_end, train_end).
     Test: `seen` and `unseen` apart, targets in [train_end, steps).
+
+    Validation watches servers that are trained on. Those held back only to stop by would be lost to the training, and
+    would have changed nothing: on Bitbrains (700 steps, 16 servers) the check with the smallest validation loss was
+    the best one for servers never seen, too.
     """
 
     seen: np.ndarray
