@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from data_contract import CONTRACT_VERSION, METRIC_SPECS, ContractData, ContractError, DataFileError, read_metrics
+from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from forecasting.artifact import (
     CANARY_FILE,
     CONFIG_FILE,
@@ -44,7 +44,7 @@ from forecasting.comparison import beside, comparison_job, in_words, price, time
 from forecasting.engine import Engine, write_canary
 from forecasting.evaluation import MODEL
 from forecasting.fitting import FitError, FitSettings, fit
-from forecasting.grid import FleetGrid, GridError, infer_step_seconds
+from forecasting.grid import FleetGrid, GridError, most_frequent_step
 from forecasting.job import Job
 from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.report import write_report
@@ -171,10 +171,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- read -----------------------------------------------------------------------------------------------------------
 
 
-def read(arguments: argparse.Namespace) -> ContractData:
+def read(arguments: argparse.Namespace) -> CheckedMetrics:
     """The training data, checked against the contract."""
     rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-    data = read_metrics(arguments.training_dir, rules)
+    data = check_metrics(arguments.training_dir, rules)
     for notice in data.notices:
         print(f"note: {notice}", file=sys.stderr)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]
@@ -183,12 +183,12 @@ def read(arguments: argparse.Namespace) -> ContractData:
     return data
 
 
-def lay_out(data: ContractData, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
+def lay_out(data: CheckedMetrics, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
     """The data on its regular grid, and the window lengths in steps."""
     step_seconds = choose_step(data, arguments)
     timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
     check_timezone(timezone)
-    grid = FleetGrid.from_frame(data.frame, data.metrics, step_seconds)
+    grid = FleetGrid.from_checked(data, step_seconds)
     spec = WindowSpec(
         metrics=grid.metrics,
         step_seconds=step_seconds,
@@ -199,9 +199,9 @@ def lay_out(data: ContractData, arguments: argparse.Namespace) -> tuple[FleetGri
     return grid, spec
 
 
-def choose_step(data: ContractData, arguments: argparse.Namespace) -> int:
+def choose_step(data: CheckedMetrics, arguments: argparse.Namespace) -> int:
     """Seconds per step of the model: the flag's, else the data's own but not finer than SHORTEST_DEFAULT_STEP."""
-    of_data = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
+    of_data = data.metadata.step_seconds if data.metadata else most_frequent_step(data.distances)
     step_seconds: int = arguments.step_seconds or max(of_data, SHORTEST_DEFAULT_STEP)
     if step_seconds < of_data or DAY_SECONDS % step_seconds:
         raise TrainingError(
@@ -229,7 +229,7 @@ def _steps(hours: float, step_seconds: int, flag: str) -> int:
 
 
 def choose_profiles(
-    data: ContractData, grid: FleetGrid, split: Split, arguments: argparse.Namespace
+    data: CheckedMetrics, grid: FleetGrid, split: Split, arguments: argparse.Namespace
 ) -> tuple[str, ...]:
     """The profiles the network will know; says what that means for new servers. Empty: no profile feature."""
     detected = tuple(sorted({profile for row in split.seen if (profile := grid.profiles[row]) is not None}))

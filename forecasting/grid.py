@@ -1,15 +1,22 @@
 """The fleet on a regular time grid: contract rows in, one dense array [server, step, metric] out.
 
 A cell no sample fell into is NaN ("not measured"); nothing is filled. Samples finer than the step are averaged onto it.
+Rows are taken in batch by batch, so that the grid may be made of more rows than fit into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from data_contract import Batch, CheckedMetrics
+
+SUMS_AT_ONCE = 100_000_000  # cells, 12 bytes each: beyond that, metrics are read one after the other
+
+Batches = Callable[[Sequence[str]], Iterable[Batch]]  # all rows, with the values of some metrics
 
 
 class GridError(ValueError):
@@ -58,6 +65,14 @@ class FleetGrid:
         )
 
     @classmethod
+    def from_checked(cls, data: CheckedMetrics, step_seconds: int) -> FleetGrid:
+        """Lay checked rows on the grid, batch by batch. Raises DataFileError if they have changed since."""
+        first, last = (int(time.astype("datetime64[s]").astype(np.int64)) for time in (data.first, data.last))
+        return cls._of_batches(
+            data.batches, data.servers, data.profiles, data.metrics, step_seconds, first // step_seconds, last
+        )
+
+    @classmethod
     def from_frame(cls, frame: pd.DataFrame, metrics: Sequence[str], step_seconds: int) -> FleetGrid:
         """Lay contract rows (see data_contract.read_metrics) on the grid.
 
@@ -65,24 +80,45 @@ class FleetGrid:
         """
         if frame.empty:
             raise GridError("the data has no rows: nothing to lay on a time grid; provide at least one row")
-        server_of_row, servers = pd.factorize(frame["server_name"].astype(str).to_numpy(dtype=object), sort=True)
-        seconds = frame["timestamp"].to_numpy(dtype="datetime64[s]").astype(np.int64)
-        step_of_row = seconds // step_seconds
-        first_step = int(step_of_row.min())
-        steps = int(step_of_row.max()) - first_step + 1
-        cell_of_row = server_of_row * steps + (step_of_row - first_step)
-        values = np.empty((len(servers), steps, len(metrics)), dtype=np.float32)
-        for index, metric in enumerate(metrics):
-            column = frame[metric].to_numpy(dtype=np.float32, na_value=np.nan)
-            values[:, :, index] = _cell_means(cell_of_row, column, len(servers) * steps).reshape(len(servers), steps)
-        return cls(
-            servers=tuple(str(name) for name in servers),
-            profiles=_profile_of_each_server(frame, servers, server_of_row),
-            metrics=tuple(metrics),
-            start=np.datetime64(first_step * step_seconds, "s"),
-            step_seconds=step_seconds,
-            values=values,
+        server_of_row, servers = _servers(frame)
+        times = frame["timestamp"].to_numpy(dtype="datetime64[ns]")
+        seconds = times[[times.argmin(), times.argmax()]].astype("datetime64[s]").astype(np.int64)
+
+        def batches(wanted: Sequence[str]) -> Iterable[Batch]:
+            columns = {name: frame[name].to_numpy(dtype=np.float32, na_value=np.nan) for name in wanted}
+            yield Batch(server_of_row, times, columns)
+
+        return cls._of_batches(
+            batches,
+            servers,
+            _profile_of_each_server(frame, servers, server_of_row),
+            metrics,
+            step_seconds,
+            int(seconds[0]) // step_seconds,
+            int(seconds[1]),
         )
+
+    @classmethod
+    def _of_batches(
+        cls,
+        batches: Batches,
+        servers: Sequence[str],
+        profiles: Sequence[str | None],
+        metrics: Sequence[str],
+        step_seconds: int,
+        first_step: int,
+        last_second: int,
+    ) -> FleetGrid:
+        steps = last_second // step_seconds - first_step + 1
+        values = np.empty((len(servers), steps, len(metrics)), dtype=np.float32)
+        at_once = max(1, SUMS_AT_ONCE // (len(servers) * steps))
+        for first in range(0, len(metrics), at_once):
+            some = metrics[first : first + at_once]
+            means = _cell_means(batches, some, len(servers), first_step, steps, step_seconds)
+            for index, of_metric in enumerate(means, start=first):
+                values[:, :, index] = of_metric.reshape(len(servers), steps)
+        start = np.datetime64(first_step * step_seconds, "s")
+        return cls(tuple(servers), tuple(profiles), tuple(metrics), start, step_seconds, values)
 
 
 def infer_step_seconds(frame: pd.DataFrame) -> int:
@@ -90,36 +126,63 @@ def infer_step_seconds(frame: pd.DataFrame) -> int:
 
     Raises GridError if no server has two rows.
     """
-    ordered = frame.sort_values(["server_name", "timestamp"])
-    seconds = ordered["timestamp"].to_numpy(dtype="datetime64[s]").astype(np.int64)
-    names = ordered["server_name"].astype(str).to_numpy()
-    gaps = np.diff(seconds)[names[1:] == names[:-1]]
-    gaps = gaps[gaps > 0]
-    if gaps.size == 0:
+    servers, _ = _servers(frame)
+    seconds = frame["timestamp"].to_numpy(dtype="datetime64[s]").astype(np.int64)
+    order = np.lexsort((seconds, servers))
+    servers, seconds = servers[order], seconds[order]
+    gaps = np.diff(seconds)[servers[1:] == servers[:-1]]
+    return most_frequent_step(dict(zip(*np.unique(gaps[gaps > 0], return_counts=True), strict=True)))
+
+
+def most_frequent_step(distances: Mapping[int, int]) -> int:
+    """The distance in seconds that occurs most often, the shortest of several; by distance, how often it occurs.
+
+    Raises GridError if there is none.
+    """
+    if not distances:
         raise GridError("timestamp: no server has two rows, so the step is unknown; give at least two rows per server")
-    distances, counts = np.unique(gaps, return_counts=True)
-    return int(distances[np.argmax(counts)])
+    return int(min(distances, key=lambda seconds: (-distances[seconds], seconds)))
 
 
-def _cell_means(cell_of_row: np.ndarray, column: np.ndarray, cells: int) -> np.ndarray:
-    """Mean of the measured samples of each cell, NaN where there is none: float32 [cell]."""
-    measured = ~np.isnan(column)
-    count = np.bincount(cell_of_row[measured], minlength=cells)
-    total = np.bincount(cell_of_row[measured], weights=column[measured], minlength=cells)
-    means = np.full(cells, np.nan, dtype=np.float32)
-    np.divide(total, count, out=means, where=count > 0, casting="unsafe")
-    return means
+def _cell_means(
+    batches: Batches, metrics: Sequence[str], servers: int, first_step: int, steps: int, step_seconds: int
+) -> Iterable[np.ndarray]:
+    """Mean of the measured samples of each cell, NaN where there is none; for each metric float32 [server * step].
+
+    Sums are in double precision: up to 2^29 samples of about one size, their mean does not depend on their order.
+    """
+    totals = [np.zeros(servers * steps, dtype=np.float64) for _ in metrics]
+    counts = [np.zeros(servers * steps, dtype=np.uint32) for _ in metrics]
+    for batch in batches(metrics):
+        seconds = batch.timestamps.astype("datetime64[s]").astype(np.int64)
+        cell_of_row = batch.servers.astype(np.int64) * steps + (seconds // step_seconds - first_step)
+        for name, total, count in zip(metrics, totals, counts, strict=True):
+            column = batch.metrics[name]
+            measured = ~np.isnan(column)
+            cells = cell_of_row[measured]
+            np.add.at(total, cells, column[measured].astype(np.float64))
+            np.add.at(count, cells, np.uint32(1))
+    for total, count in zip(totals, counts, strict=True):
+        means = np.full(servers * steps, np.nan, dtype=np.float32)
+        yield np.divide(total, count, out=means, where=count > 0, casting="unsafe")
+
+
+def _servers(frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Position of each row's server [row], and the names in alphabetical order."""
+    names = frame["server_name"].astype("category").cat.remove_unused_categories()
+    names = names.cat.reorder_categories(sorted(names.cat.categories))
+    return names.cat.codes.to_numpy(), tuple(str(name) for name in names.cat.categories)
 
 
 def _profile_of_each_server(
-    frame: pd.DataFrame, servers: np.ndarray, server_of_row: np.ndarray
+    frame: pd.DataFrame, servers: Sequence[str], server_of_row: np.ndarray
 ) -> tuple[str | None, ...]:
     """The one profile each server's rows name, None where they name none."""
     if "profile" not in frame.columns:
         return (None,) * len(servers)
-    codes, labels = pd.factorize(frame["profile"].astype("object"), use_na_sentinel=True)
+    codes, labels = pd.factorize(frame["profile"].astype("category"), use_na_sentinel=True)
     named = codes >= 0
-    pairs = np.sort(pd.unique(server_of_row[named] * len(labels) + codes[named]))
+    pairs = np.sort(pd.unique(server_of_row[named].astype(np.int64) * len(labels) + codes[named]))
     profiles: list[str | None] = [None] * len(servers)
     for server, code in zip(*np.divmod(pairs, len(labels)), strict=True):
         if profiles[server] is not None:

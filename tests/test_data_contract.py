@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import contract.files
 import data_contract
 from data_contract import (
     COLUMNS,
@@ -27,6 +28,7 @@ from data_contract import (
     DataFileError,
     Metadata,
     arrow_schema,
+    check_metrics,
     read_metadata,
     read_metrics,
     validate,
@@ -433,6 +435,89 @@ def test_what_cannot_be_read_is_refused_with_path_and_remedy(tmp_path, case):
         read_metrics(path)
     assert str(tmp_path) in str(raised.value)
     assert ";" in str(raised.value)  # what is wrong; what to do
+
+
+# --- in batches -----------------------------------------------------------------------------------------------------
+
+
+def broken_fleet() -> pd.DataFrame:
+    """Rows by time, with something wrong of every kind, at several places each."""
+    frame = fleet(["a1", "b2", "c3"], 8, state="healthy", profile="generic", mem_pct=50.0)
+    frame = frame.astype({"state": object, "server_name": object}).sort_values("timestamp", kind="stable")
+    frame = frame.reset_index(drop=True)
+    frame.loc[[5, 17], "cpu_pct"] = [-1.0, 130.0]
+    frame.loc[[11, 20], "latency_ms"] = math.inf
+    frame.loc[[3, 22], "state"] = "broken"
+    frame.loc[[9, 10, 23], "profile"] = ["database", None, "web_api"]
+    return pd.concat([frame, frame.iloc[[2, 13, 2]]], ignore_index=True)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 10, 1000])
+def test_violations_do_not_depend_on_the_batches_that_are_read(tmp_path, monkeypatch, batch_rows):
+    broken_fleet().to_parquet(tmp_path / METRICS_FILE, row_group_size=7)
+    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    with pytest.raises(ContractError) as raised:
+        check_metrics(tmp_path)
+    assert sorted(map(str, raised.value.violations)) == sorted(map(str, validate(broken_fleet())))
+    assert {violation.column for violation in raised.value.violations} == {
+        "cpu_pct", "latency_ms", "state", "profile", "server_name, timestamp",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [(5, "name"), (14, "time")])
+def test_a_row_without_name_or_time_is_refused_in_any_batch(tmp_path, monkeypatch, bad):
+    row, missing = bad
+    frame = fleet(["a1", "b2"], 8)
+    column = {"name": "server_name", "time": "timestamp"}[missing]
+    frame[column] = frame[column].where(frame.index != row)
+    frame.to_parquet(tmp_path / METRICS_FILE)
+    monkeypatch.setattr(contract.files, "BATCH_ROWS", 3)
+    with pytest.raises(
+        ContractError, match=rf"{column}: 1 row: the {missing} is missing, for example .*row {row + 1},"
+    ):
+        check_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("batch_rows", [3, 1000])
+def test_batches_hold_what_the_whole_frame_does(tmp_path, monkeypatch, batch_rows):
+    written = fleet(["zeta9", "ppdb001", "alpha1"], 5, mem_pct=[None, 1.5, 2.5] * 5)
+    written.sample(frac=1, random_state=3).to_parquet(tmp_path / METRICS_FILE)
+    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    checked, whole = check_metrics(tmp_path), read_metrics(tmp_path)
+    parts = [
+        pd.DataFrame({"server_name": batch.servers, "timestamp": batch.timestamps, **batch.metrics})
+        for batch in checked.batches(("mem_pct", "cpu_pct"))
+    ]
+    assert len(parts) == (5 if batch_rows == 3 else 1)
+    rows = pd.concat(parts).sort_values(["server_name", "timestamp"], ignore_index=True)
+    assert [checked.servers[code] for code in rows["server_name"]] == whole.frame["server_name"].tolist()
+    assert (rows["timestamp"].dt.tz_localize("UTC") == whole.frame["timestamp"]).all()
+    np.testing.assert_array_equal(rows[["mem_pct", "cpu_pct"]], whole.frame[["mem_pct", "cpu_pct"]])
+    assert checked.rows == len(whole.frame)
+    assert checked.profiles == ("generic", "database", "generic")
+    assert (checked.first, checked.last) == (rows["timestamp"].min(), rows["timestamp"].max())
+    assert (checked.metrics, checked.notices, checked.has_profile_column) == (
+        whole.metrics, whole.notices, whole.has_profile_column,
+    )  # fmt: skip
+
+
+def test_files_that_change_after_they_were_checked_are_refused(tmp_path):
+    fleet().to_parquet(tmp_path / METRICS_FILE)
+    checked = check_metrics(tmp_path)
+    fleet(steps=5).to_parquet(tmp_path / METRICS_FILE)
+    with pytest.raises(DataFileError, match="was changed while it was read"):
+        list(checked.batches(("cpu_pct",)))
+
+
+def test_text_in_one_csv_column_leaves_the_others_numbers(tmp_path):
+    frame = fleet(cpu_pct=[*[1.0] * 6, "n.a.", 1.0], latency_ms=[*[1.0] * 7, -2.0])
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ContractError) as raised:
+        check_metrics(tmp_path)
+    assert [(v.column, v.rows, v.message) for v in raised.value.violations] == [
+        ("cpu_pct", 1, "text in a metric column"),
+        ("latency_ms", 1, "outside the range 0 or more ms"),
+    ]
 
 
 # --- metadata -------------------------------------------------------------------------------------------------------

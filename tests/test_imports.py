@@ -14,13 +14,14 @@ SCRIPTS = ("metrics_generator", "tft_trainer", "tft_inference")
 # Imports run from a higher number to a lower one, or stay within a package.
 LAYERS = {
     "server_profiles": 0,
-    "data_contract": 1,
-    "simulation": 2,  # of one height with forecasting: neither knows the other
-    "forecasting": 2,
-    "serving": 3,
-    **dict.fromkeys(SCRIPTS, 4),
+    "contract": 1,
+    "data_contract": 2,
+    "simulation": 3,  # of one height with forecasting: neither knows the other
+    "forecasting": 3,
+    "serving": 4,
+    **dict.fromkeys(SCRIPTS, 5),
 }
-OUTERMOST = 5  # the demo and benchmarks may use anything
+OUTERMOST = 6  # the demo and benchmarks may use anything
 
 
 def source_files():

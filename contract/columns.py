@@ -1,0 +1,129 @@
+"""What the contract says: its version, the columns with their units and ranges, the names of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+
+from server_profiles import ServerProfile
+
+CONTRACT_VERSION = "1.0.0"
+METRICS_FILE = "server_metrics.parquet"
+METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part files
+METADATA_FILE = "metrics_metadata.json"
+
+SERVER_NAME_PATTERN = r"[A-Za-z0-9._:-]{1,253}"
+FIRST_TIMESTAMP = np.datetime64("1970-01-01T00:00:00", "s")
+END_OF_TIMESTAMPS = np.datetime64("2200-01-01T00:00:00", "s")
+
+STATES = (
+    "healthy",
+    "heavy_load",
+    "morning_spike",
+    "critical_issue",
+    "idle",
+    "maintenance",
+    "recovery",
+    "offline",
+)
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric column: float32, null where not measured. `upper` None means no upper limit."""
+
+    name: str
+    unit: str
+    lower: float
+    upper: float | None
+    description: str
+
+    @property
+    def range_text(self) -> str:
+        """The range in words."""
+        return f"{self.lower:g} or more" if self.upper is None else f"{self.lower:g} to {self.upper:g}"
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One column that is not a metric."""
+
+    name: str
+    content: str
+    required: bool
+    description: str
+
+
+METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            MetricSpec("cpu_pct", "%", 0, 100, "CPU in use, all cores together"),
+            MetricSpec("mem_pct", "%", 0, 100, "memory in use"),
+            MetricSpec("disk_io_mb_s", "MB/s", 0, None, "disk reads and writes together"),
+            MetricSpec("net_in_mb_s", "MB/s", 0, None, "network traffic received"),
+            MetricSpec("net_out_mb_s", "MB/s", 0, None, "network traffic sent"),
+            MetricSpec("latency_ms", "ms", 0, None, "time to answer a request or to serve an I/O"),
+        )
+    }
+)
+METRICS: tuple[str, ...] = tuple(METRIC_SPECS)
+
+COLUMN_SPECS: Mapping[str, ColumnSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            ColumnSpec(
+                "timestamp",
+                "UTC time, or text in ISO 8601 with its zone (`2026-11-23T10:00:00Z`)",
+                True,
+                "when the values were measured; 1970 to 2199, unique for each server",
+            ),
+            ColumnSpec(
+                "server_name", f"text, `{SERVER_NAME_PATTERN}`", True, "name of the server, bare or full domain name"
+            ),
+            ColumnSpec(
+                "profile",
+                "text or null",
+                False,
+                "what the server is for: " + ", ".join(f"`{p}`" for p in ServerProfile) + "; one for each server",
+            ),
+            ColumnSpec("state", "text or null", False, "one of " + ", ".join(f"`{s}`" for s in STATES)),
+            ColumnSpec("incident", "text or null", False, "label of the incident the row belongs to"),
+        )
+    }
+)
+REQUIRED = tuple(spec.name for spec in COLUMN_SPECS.values() if spec.required)
+COLUMNS: tuple[str, ...] = ("timestamp", "server_name", "profile", "state", *METRICS, "incident")
+
+TEXT_COLUMNS = ("server_name", "profile", "state", "incident")
+
+
+def arrow_schema(metrics: Sequence[str] = METRICS) -> pa.Schema:
+    """Arrow schema of a metrics file, for writers."""
+    label = pa.dictionary(pa.int32(), pa.string())
+    types = {
+        "timestamp": pa.timestamp("ns", tz="UTC"),
+        **dict.fromkeys(TEXT_COLUMNS, label),
+        **dict.fromkeys(METRICS, pa.float32()),
+    }
+    names = [name for name in COLUMNS if name not in METRICS or name in metrics]
+    return pa.schema([pa.field(name, types[name], nullable=name not in REQUIRED) for name in names])
+
+
+def document_tables() -> str:
+    """The tables of DATA_CONTRACT.md, in Markdown."""
+    lines = ["| column | content | required | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{spec.name}` | {spec.content} | {'yes' if spec.required else 'no'} | {spec.description} |"
+        for spec in COLUMN_SPECS.values()
+    ]
+    lines += ["", "| metric | unit | range | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{spec.name}` | {spec.unit} | {spec.range_text} | {spec.description} |" for spec in METRIC_SPECS.values()
+    ]
+    return "\n".join(lines)

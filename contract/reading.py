@@ -1,0 +1,228 @@
+"""Metrics in, checked: as one frame, or, where they are too many for that, batch by batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from contract.checks import ContractError, Examined, examine
+from contract.columns import COLUMNS, METADATA_FILE, METRICS
+from contract.files import Rows, Source, find_source, open_rows
+from contract.metadata import DataFileError, Metadata, read_metadata
+from contract.rows import NOBODY, Audit, coded
+from server_profiles import BUILT_IN_RULES, ProfileRules, ServerProfile, infer_profile_from_name
+
+
+@dataclass(frozen=True)
+class ContractData:
+    """Validated metrics.
+
+    frame: sorted by server_name and timestamp, index 0..n-1. timestamp datetime64[ns, UTC]; server_name and profile
+        categorical (profile never null: inferred where it was missing); the metrics of `metrics` float32, NaN where
+        not measured; state and incident categorical, where given.
+    metadata: of the folder, None where there is none.
+    metrics: those with at least one value, in the contract's order.
+    has_profile_column: whether profiles were given rather than inferred from the names.
+    notices: what was left out, inferred or not known; nothing of it is an error.
+    """
+
+    frame: pd.DataFrame
+    metadata: Metadata | None
+    metrics: tuple[str, ...]
+    has_profile_column: bool
+    notices: tuple[str, ...]
+
+
+class Batch(NamedTuple):
+    """Some of the rows: position in CheckedMetrics.servers, UTC time in ns, and values by metric; arrays [row]."""
+
+    servers: npt.NDArray[np.int32]
+    timestamps: npt.NDArray[np.datetime64]
+    metrics: Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CheckedMetrics:
+    """Metrics on disk that were found to keep the contract; their rows are read batch by batch.
+
+    rows: how many. first, last: their first and last time, UTC, ns. servers: names in alphabetical order. profiles:
+    of each server, inferred where none is given. distances: seconds from one row of a server to the next, with how
+    often that is. The rest is as in ContractData.
+    """
+
+    path: Path
+    rows: int
+    first: np.datetime64
+    last: np.datetime64
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    distances: Mapping[int, int]
+    metadata: Metadata | None
+    metrics: tuple[str, ...]
+    has_profile_column: bool
+    notices: tuple[str, ...]
+    _source: Source
+    _stamp: Sequence[tuple[int, int]]
+    _rows: Rows
+
+    def batches(self, metrics: Sequence[str]) -> Iterator[Batch]:
+        """All rows with the values of some metrics, in the order of the files.
+
+        Raises DataFileError if the files have changed since they were checked.
+        """
+        codes = {name: code for code, name in enumerate(self.servers)}
+        self._refuse_if_changed()
+        for frame in self._rows.batches(("timestamp", "server_name", *metrics)):
+            self._refuse_if_changed()
+            found = examine(frame)
+            nothing = np.full(len(frame), np.nan, dtype=np.float32)
+            values = {name: found.metrics.get(name, nothing) for name in metrics}
+            yield Batch(coded(found.labels["server_name"], codes), found.times(), values)
+
+    def _refuse_if_changed(self) -> None:
+        if self._source.stamp() != self._stamp:
+            raise DataFileError(f"{self.path}: was changed while it was read; leave it alone and start again")
+
+
+def check_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> CheckedMetrics:
+    """Validate the metrics that read_metrics reads, in memory that does not grow with the rows.
+
+    Raises what read_metrics raises.
+    """
+    return _check(Path(path), rules)[0]
+
+
+def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractData:
+    """Read and validate metrics from a parquet or CSV file, or from a folder.
+
+    A folder holds server_metrics.parquet (a file, or a folder of part files), server_metrics/, server_metrics.csv, or
+    is itself a folder of part files; hive partitions (`date=2026-11-23/`) are followed.
+    A missing profile is inferred from the server's name by `rules`.
+
+    Raises DataFileError if nothing readable is there, ContractError if the rows break the contract.
+    """
+    parts: list[Examined] = []
+    checked, audit = _check(Path(path), rules, parts.append)
+    frame = _assembled(parts, checked, audit)
+    return ContractData(frame, checked.metadata, checked.metrics, checked.has_profile_column, checked.notices)
+
+
+def _check(
+    path: Path, rules: ProfileRules, keep: Callable[[Examined], object] = lambda _part: None
+) -> tuple[CheckedMetrics, Audit]:
+    """Validate all rows; `keep` is given each batch of them as long as nothing is wrong."""
+    source = find_source(path)
+    metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
+    stamp, rows = source.stamp(), open_rows(source)
+    audit = Audit(rows.columns)
+    for frame in rows.batches():
+        examined = audit.add(frame)
+        if not audit.broken:
+            keep(examined)
+    if violations := audit.violations(lambda: rows.batches(("timestamp", "server_name"))):
+        raise ContractError(path, violations)
+    servers = tuple(sorted(audit.servers))
+    given = _given_profiles(audit, servers)
+    profiles = tuple(
+        str(infer_profile_from_name(server, rules)) if profile is None else profile
+        for server, profile in zip(servers, given, strict=True)
+    )
+    checked = CheckedMetrics(
+        path,
+        audit.rows,
+        np.datetime64(audit.first, "ns"),
+        np.datetime64(audit.last, "ns"),
+        servers,
+        profiles,
+        dict(audit.timeline.distances),
+        metadata,
+        tuple(name for name in METRICS if name in audit.metrics),
+        "profile" in audit.labels,
+        tuple(_notices(rows, audit, given, profiles)),
+        source,
+        stamp,
+        rows,
+    )
+    return checked, audit
+
+
+def _given_profiles(audit: Audit, servers: Sequence[str]) -> list[str | None]:
+    """The profile that each server's rows name, None where they name none."""
+    names = list(audit.profiles)
+    own = [int(audit.own_profile[audit.servers[server]]) for server in servers]
+    return [None if code == NOBODY else names[code] for code in own]
+
+
+def _notices(rows: Rows, audit: Audit, given: Sequence[str | None], profiles: Sequence[str]) -> Iterator[str]:
+    for name in rows.left_out:
+        if not re.fullmatch(r"__index_level_\d+__", name):  # pandas' row numbers
+            yield f"column {name} is not in the contract: left out"
+    for name in rows.columns:
+        if name not in (*audit.labels, *audit.metrics, "timestamp"):
+            yield f"column {name} has no value: counted as absent"
+    if inferred := sum(profile is None for profile in given):
+        yield f"profile of {inferred:,} of {len(given):,} servers inferred from the name"
+    if unknown := sorted(set(profiles) - set(ServerProfile)):
+        yield f"profile {', '.join(unknown)}: not one of the seven, unknown to a model not trained on it"
+
+
+def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:
+    """The rows of all batches in the contract's types and order; the parts are used up."""
+    codes = {name: code for code, name in enumerate(checked.servers)}
+    servers = np.concatenate([coded(part.labels["server_name"], codes) for part in parts])
+    times = np.concatenate([part.times() for part in parts])
+    order = _by_server_and_time(servers, times)
+    columns: dict[str, Any] = {"timestamp": pd.DatetimeIndex(times[order]).tz_localize("UTC")}
+    del times
+    servers = servers[order]
+    columns["server_name"] = _labelled(servers, checked.servers)
+    kinds, of_server = np.unique(np.array(checked.profiles, dtype=object), return_inverse=True)
+    columns["profile"] = _labelled(of_server.astype(np.int16)[servers], kinds)
+    for name in COLUMNS[3:]:
+        if name in checked.metrics:
+            values = [
+                part.metrics.pop(name) if name in part.metrics else np.full(_length(part), np.nan, dtype=np.float32)
+                for part in parts
+            ]
+            columns[name] = np.concatenate(values)[order]
+        elif name in audit.labels:
+            columns[name] = _categorical(name, parts, order)
+    return pd.DataFrame(columns, copy=False)
+
+
+def _by_server_and_time(
+    servers: npt.NDArray[np.int32], times: npt.NDArray[np.datetime64]
+) -> npt.NDArray[np.intp] | slice[None, None, None]:
+    """Rows in order; a slice of all of them if they are."""
+    same_server = servers[1:] == servers[:-1]
+    if bool(np.all(np.where(same_server, times[1:] > times[:-1], servers[1:] > servers[:-1]))):
+        return slice(None)
+    return np.lexsort((times, servers))
+
+
+def _categorical(
+    name: str, parts: Sequence[Examined], order: npt.NDArray[np.intp] | slice[None, None, None]
+) -> pd.Categorical:
+    """A text column of all parts; a part without any value lacks it."""
+    values = sorted({str(value) for part in parts if name in part.labels for value in part.labels[name].values})
+    codes = {value: code for code, value in enumerate(values)}
+    rows = [
+        coded(part.labels.pop(name), codes) if name in part.labels else np.full(_length(part), NOBODY, dtype=np.int32)
+        for part in parts
+    ]
+    return _labelled(np.concatenate(rows)[order], values)
+
+
+def _labelled(codes: Any, values: Any) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes, categories=pd.Index(values, dtype=object))
+
+
+def _length(part: Examined) -> int:
+    return len(part.times())

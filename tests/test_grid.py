@@ -1,0 +1,133 @@
+"""The time grid: means by cell against a plain loop, and the same grid however the rows are cut into batches."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import contract.files
+import forecasting.grid
+from data_contract import Batch, check_metrics, read_metrics
+from forecasting.grid import FleetGrid, GridError, infer_step_seconds, most_frequent_step
+
+METRICS = ("cpu_pct", "latency_ms")
+STEP_SECONDS = 300
+
+
+def uneven_rows(count: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Rows of three servers at odd seconds of three hours, in no order, some values not measured."""
+    random = np.random.default_rng(seed)
+    seconds = random.choice(3 * 10_800, count, replace=False)
+    frame = pd.DataFrame(
+        {
+            "timestamp": pd.to_datetime(1_772_409_600 + seconds % 10_800, unit="s", utc=True),
+            "server_name": np.array(["ppweb2", "ppdb1", "other"], dtype=object)[seconds // 10_800],
+            "cpu_pct": random.uniform(0, 100, count).astype("float32"),
+            "latency_ms": random.lognormal(3, 2, count).astype("float32"),
+        }
+    )
+    return frame.mask(random.random(frame.shape) < [[0, 0, 0.3, 0.3]])
+
+
+def cell_means_by_loop(frame: pd.DataFrame) -> dict[tuple[str, int, str], float]:
+    """Mean by server, step since the epoch and metric, of the measured values."""
+    cells: dict[tuple[str, int, str], list[float]] = {}
+    for row in frame.to_dict("records"):
+        for metric in METRICS:
+            if row[metric] == row[metric]:
+                step = int(row["timestamp"].timestamp()) // STEP_SECONDS
+                cells.setdefault((row["server_name"], step, metric), []).append(row[metric])
+    return {cell: sum(values) / len(values) for cell, values in cells.items()}
+
+
+def as_cells(grid: FleetGrid) -> dict[tuple[str, int, str], float]:
+    first = int(grid.start.astype("datetime64[s]").astype(int)) // grid.step_seconds
+    return {
+        (grid.servers[server], first + step, grid.metrics[metric]): float(grid.values[server, step, metric])
+        for server, step, metric in np.argwhere(~np.isnan(grid.values))
+    }
+
+
+def same_grid(one: FleetGrid, other: FleetGrid) -> bool:
+    np.testing.assert_array_equal(one.values, other.values)
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("servers", "profiles", "metrics", "start", "step_seconds")
+    )
+
+
+def test_a_cell_is_the_mean_of_the_samples_in_it():
+    frame = uneven_rows()
+    assert as_cells(FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)) == pytest.approx(
+        cell_means_by_loop(frame), 1e-6
+    )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("order", ["by server and time", "by time", "none"])
+@pytest.mark.parametrize("batch_rows", [5, 64, 10_000])
+def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch, suffix, order, batch_rows):
+    frame = uneven_rows()
+    if order != "none":
+        frame = frame.sort_values(["server_name", "timestamp"] if order == "by server and time" else ["timestamp"])
+    path = tmp_path / f"metrics{suffix}"
+    frame.to_parquet(path, row_group_size=90) if suffix == ".parquet" else frame.to_csv(path, index=False)
+    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    whole = read_metrics(path)
+    checked = check_metrics(path)
+    assert same_grid(
+        FleetGrid.from_checked(checked, STEP_SECONDS), FleetGrid.from_frame(whole.frame, whole.metrics, STEP_SECONDS)
+    )
+    assert most_frequent_step(checked.distances) == infer_step_seconds(whole.frame)
+    assert as_cells(FleetGrid.from_checked(checked, STEP_SECONDS)) == pytest.approx(cell_means_by_loop(frame), 1e-6)
+
+
+def test_metrics_read_one_after_the_other_give_the_same_grid(monkeypatch):
+    frame = uneven_rows()
+    together = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
+    monkeypatch.setattr(forecasting.grid, "SUMS_AT_ONCE", 1)
+    assert same_grid(together, FleetGrid.from_frame(frame, METRICS, STEP_SECONDS))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 200), max_size=6), st.randoms())
+def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
+    frame = uneven_rows()
+    names = sorted(set(frame["server_name"]))
+    order = list(range(len(frame)))
+    random.shuffle(order)
+
+    def batches(wanted):
+        for part in np.split(np.array(order), sorted(borders)):
+            rows = frame.iloc[part]
+            yield Batch(
+                rows["server_name"].map(names.index).to_numpy(dtype=np.int32),
+                rows["timestamp"].dt.tz_localize(None).to_numpy(),
+                {name: rows[name].to_numpy() for name in wanted},
+            )
+
+    expected = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
+    first = int(expected.start.astype("datetime64[s]").astype(int)) // STEP_SECONDS
+    means = forecasting.grid._cell_means(batches, METRICS, len(names), first, expected.steps, STEP_SECONDS)
+    for index, of_metric in enumerate(means):
+        np.testing.assert_array_equal(of_metric.reshape(len(names), -1), expected.values[:, :, index])
+
+
+def test_the_most_frequent_distance_is_the_step_and_the_shortest_of_equals():
+    assert most_frequent_step({60: 3, 300: 5, 5: 5}) == 5
+    times = pd.to_datetime([0, 300, 600, 660, 5, 305], unit="s", utc=True)
+    assert infer_step_seconds(pd.DataFrame({"timestamp": times, "server_name": ["b"] * 4 + ["a"] * 2})) == 300
+
+
+def test_a_step_that_nothing_tells_is_refused():
+    with pytest.raises(GridError, match="at least two rows"):
+        infer_step_seconds(uneven_rows().drop_duplicates("server_name"))
+
+
+def test_no_rows_and_two_profiles_are_refused():
+    with pytest.raises(GridError, match="at least one row"):
+        FleetGrid.from_frame(uneven_rows().iloc[:0], METRICS, STEP_SECONDS)
+    two = uneven_rows().assign(profile=lambda frame: np.where(frame.index % 2, "database", "web_api"))
+    with pytest.raises(GridError, match="'other' has rows of two profiles"):
+        FleetGrid.from_frame(two, METRICS, STEP_SECONDS)
