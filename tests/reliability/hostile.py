@@ -99,7 +99,7 @@ def mutated_bodies(folder: Path, count: int = 10_000, seed: int = 1) -> Finding:
 # --- OpenAPI --------------------------------------------------------------------------------------------------------
 
 
-def openapi_answers(folder: Path, examples: int = 100) -> Finding:
+def openapi_answers(folder: Path, examples: int = 50) -> Finding:
     """schemathesis over the document: no answer of 5xx (503 apart), and none the document does not declare."""
     with FakeDaemon(folder) as daemon:
         schema = schemathesis.openapi.from_url(daemon.url + "/openapi.json")
