@@ -10,6 +10,7 @@ and per server.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from serving.departures import Departure, Departures
 
 BREACH, DEPARTURE = "breach", "departure"
 HORIZON_SECONDS = (900, 3_600, 14_400, 28_800)
+PERCENT_SPREADS, RATE_SPREADS = 4.5, 16.0
 _SERVERS_AT_ONCE = 256
 TELLING_SHARE = 0.15  # of the distance: a metric with less is not named beside the one that departs most
 _WORDS = {
@@ -46,17 +48,19 @@ class AlertFileError(ValueError):
 
 
 def default_thresholds(profile: ServerProfile) -> Thresholds:
-    """From the profile's documented baseline: rare for a healthy server of it.
+    """From the profile's documented baseline: beyond what a healthy server of it reaches at daily peaks and in bursts.
 
-    Percentages: mean and one and a half spreads, within 90 and 98. Others: mean and six spreads, since a daily peak
-    reaches four.
+    Percentages: four and a half spreads above the mean on the scale of log odds, within 90 and 99.5. Others: mean and
+    sixteen spreads. benchmarks/alerts.py judges them.
     """
     thresholds: dict[str, float | None] = {}
     for metric, baseline in PROFILES[profile].baselines.items():
         if METRIC_SPECS[metric].upper == 100:
-            thresholds[metric] = min(98.0, max(90.0, baseline.mean + 1.5 * baseline.spread))
+            share = baseline.mean / 100
+            log_odds = math.log(share / (1 - share)) + PERCENT_SPREADS * baseline.spread / 100 / (share * (1 - share))
+            thresholds[metric] = round(min(99.5, max(90.0, 100 / (1 + math.exp(-log_odds)))), 1)
         else:
-            thresholds[metric] = baseline.mean + 6 * baseline.spread
+            thresholds[metric] = baseline.mean + RATE_SPREADS * baseline.spread
     return thresholds
 
 
@@ -69,9 +73,9 @@ class AlertRules:
     later than this raise no alert. departures: whether a departure from the forecast raises an alert.
     """
 
-    fire_probability: float = 0.4
+    fire_probability: float = 0.5
     fire_forecasts: int = 2
-    resolve_probability: float = 0.2
+    resolve_probability: float = 0.25
     resolve_forecasts: int = 3
     lookahead_seconds: int = 14_400
     departures: bool = True

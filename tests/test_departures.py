@@ -93,8 +93,8 @@ def test_nothing_is_known_in_the_first_hour_nor_after_a_silence():
 def test_what_trouble_looks_like():
     usual = np.zeros((LEAD + 8, 6))
     slow, fast, busy = usual.copy(), usual.copy(), usual.copy()
-    slow[-3:] = (-1, 0, 0, -1, -2, 4)  # answers slowly, passes little on
-    fast[-3:] = (-1, 0, 0, -1, -2, -4)
+    slow[-3:] = (-2, 0, 0, -2, -3, 6)  # answers slowly, passes little on
+    fast[-3:] = (-2, 0, 0, -2, -3, -6)
     busy[-3:] = (1.5, 0.5, 1.5, 1.5, 1.5, 1.5)  # load: everything rises together
     found = {name: run(Departures(VIEW), rows) for name, rows in (("slow", slow), ("fast", fast), ("busy", busy))}
     assert found["slow"].probability > 0.5
@@ -107,7 +107,7 @@ def test_what_trouble_looks_like():
 def test_what_a_profile_shares_is_no_servers_trouble():
     memory, names = Departures(VIEW), [f"ppdb{number:03d}" for number in range(6)]
     for origin in range(LEAD + 6):
-        shift = np.array([-3, 0, 2, -3, -3, 2.0]) if origin > LEAD else np.zeros(6)
+        shift = np.array([-3, 0, 3, -4, -4, 3.0]) if origin > LEAD else np.zeros(6)
         cycle = [normal_forecast(origin, shift, name=name) for name in names]
         cycle.append(normal_forecast(origin, shift, name="ppweb001", profile="web_api"))
         found = memory.take(cycle)
@@ -147,7 +147,7 @@ def departing_book(steps, rules=None):
     """A book that saw an ordinary hour and then `steps` of trouble; and the alerts that changed at the end."""
     book = AlertBook(rules or AlertRules())
     for origin in range(LEAD + 4 + steps):
-        values = (-1, 0, 0, -1, -2, 4) if origin >= LEAD + 4 else (0,) * 6
+        values = (-2, 0, 0, -2, -3, 6) if origin >= LEAD + 4 else (0,) * 6
         changed = book.judge([_calm_thresholds(normal_forecast(origin, values))], origin * STEP)
     return book, changed
 
