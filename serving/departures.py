@@ -33,9 +33,9 @@ LARGE_SHARED_SCORE = 1.0
 SERVICE = "latency_ms"
 NO_STEP = -1
 
-# How averages of healthy servers scatter, in the order of METRICS, with the variances enlarged by two fifths (a forecast
-# may be off in its own way for one server); and how the odds of trouble grow with T. Measured on simulated fleets of the
-# seeds 101 and 201; `benchmarks/alerts.py --choose --seeds 101,201` prints such lines for any model.
+# How averages of healthy servers scatter, in the order of METRICS, with the variances enlarged by two fifths, since a
+# forecast may be off in its own way for one server; and how the odds of trouble grow with T. Measured on simulated
+# fleets of the seeds 101 and 201; `benchmarks/alerts.py --choose --seeds 101,201` prints such lines for any model.
 SCATTER = (
     (1.025, 0.319, 0.316, 0.351, 0.356, 0.276),
     (0.319, 1.131, 0.237, 0.261, 0.265, 0.212),
