@@ -194,7 +194,7 @@ def baselines(
         simple["last_value"] = _last_measured(history)[:, None, :, None]
     lag = day_steps * -(-horizon_steps // day_steps)
     if steps >= lag:
-        simple["yesterday"] = history[:, steps - lag :][:, :horizon_steps, :, None]
+        simple["yesterday"] = history[:, steps - lag :][:, :horizon_steps, :, None].copy()  # the history may go
     for hours in (6, 24) if steps else ():
         recent = history[:, -max(1, day_steps * hours // 24) :]
         simple[f"flat_{hours}h"] = _quantiles(recent, quantiles)[:, None]
@@ -211,7 +211,8 @@ def profile_quantiles(
     owner = np.array([grid.profiles[row] or "" for row in rows])
 
     def of(chosen: np.ndarray) -> np.ndarray:
-        return _quantiles(grid.values[chosen, :last_step].reshape(1, -1, len(grid.metrics)), quantiles)[0]
+        columns = (grid.values[chosen, :last_step, metric] for metric in range(len(grid.metrics)))
+        return np.stack([_quantiles(column.reshape(1, -1, 1), quantiles)[0, 0] for column in columns])
 
     named: dict[str | None, np.ndarray] = {str(name): of(rows[owner == name]) for name in np.unique(owner) if name}
     return {None: of(rows), **named}
@@ -259,10 +260,12 @@ def best_baseline(scores: pd.DataFrame) -> str:
 
 def naive_daily_error(values: np.ndarray, day_steps: int) -> np.ndarray:
     """Mean |value - value a day before| over [server, step, metric]: [server, metric], fleet mean where unknown."""
-    change = np.abs(values[:, day_steps:] - values[:, :-day_steps])
-    measured = ~np.isnan(change)
-    count = measured.sum(axis=1)
-    total = np.where(measured, change, 0.0).sum(axis=1)
+    total, count = np.zeros(values[:, 0].shape, np.float32), np.zeros(values[:, 0].shape, np.int64)
+    for server, of_server in enumerate(values):  # all at once would be as large as the fleet, several times
+        change = np.abs(of_server[day_steps:] - of_server[:-day_steps])
+        measured = ~np.isnan(change)
+        count[server] = measured.sum(axis=0)
+        total[server] = np.where(measured, change, 0.0).sum(axis=0)
     own = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
     fleet = total.sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     return np.where(np.isnan(own), fleet, own).astype(np.float32)

@@ -24,12 +24,17 @@ from forecasting.split import Split
 from forecasting.windows import WindowSpec
 
 TEST_EVERY_HOURS = 8
+JUDGED_WINDOWS = 8_192  # at most: scores over more of them hardly differ, time and memory do
 EXPLAINED_WINDOWS = 48  # of each profile, at most: a mean over more of them hardly differs
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on and how. profiles: those the network will know; empty: no profile feature."""
+    """What is trained on and how.
+
+    profiles: those the network will know; empty: no profile feature. beside: the same job with profiles, whose
+    statistics and windows serve this one too.
+    """
 
     grid: FleetGrid
     spec: WindowSpec
@@ -38,14 +43,17 @@ class Job:
     hidden_size: int
     device: torch.device
     settings: FitSettings
+    beside: Job | None = None
 
     def without_profiles(self) -> Job:
         """The same with the profile feature off."""
-        return replace(self, profiles=())
+        return replace(self, profiles=(), beside=self)
 
     @cached_property
     def scaling(self) -> FleetScaling:
         """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
+        if self.beside:
+            return self.beside.scaling.without_profiles()
         grid, seen = self.grid, self.split.seen
         return fit_scaling(
             grid.values[seen, : self.split.train_end],
@@ -58,6 +66,8 @@ class Job:
     @cached_property
     def source(self) -> WindowSource:
         """Windows of the fleet."""
+        if self.beside:
+            return self.beside.source.without_profiles()
         return WindowSource(self.grid, self.spec, self.scaling)
 
     def fresh_model(self) -> ForecastModel:
@@ -83,6 +93,13 @@ class Job:
         every = max(1, TEST_EVERY_HOURS * 3600 // self.grid.step_seconds)
         return evaluation.rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
 
+    def judged(self, rows: np.ndarray) -> np.ndarray:
+        """The servers forecasts are judged on: `rows`, or as many drawn of them as JUDGED_WINDOWS has room for."""
+        most = max(1, JUDGED_WINDOWS // max(1, len(self.test_origins())))
+        if len(rows) <= most:
+            return rows
+        return np.sort(np.random.default_rng(self.settings.seed).choice(rows, most, replace=False))
+
     def scores(self, model: ForecastModel) -> dict[str, pd.DataFrame]:
         """Scores on the later days with baselines, servers `seen` and `unseen` apart."""
         engine, origins = Engine(self.config("being judged"), torch_run(model)), self.test_origins()
@@ -90,6 +107,7 @@ class Job:
         for name, rows in (("seen", self.split.seen), ("unseen", self.split.unseen)):
             if not len(rows):
                 continue
+            rows = self.judged(rows)
             print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
             past = evaluation.backtest(
                 self.grid, rows, origins, self.spec.horizon_steps, self.spec.history_steps, QUANTILES, engine.forecast
@@ -104,7 +122,7 @@ class Job:
         print("evaluating unseen servers with little history", file=sys.stderr)
         return evaluation.cold_start_table(
             self.grid,
-            self.split.unseen,
+            self.judged(self.split.unseen),
             self.test_origins(),
             self.spec.horizon_steps,
             QUANTILES,

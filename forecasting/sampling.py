@@ -9,6 +9,7 @@ on a window's position makes fictional servers of the known ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,6 +63,13 @@ class WindowSource:
             spec.timezone,
         )
 
+    def without_profiles(self) -> WindowSource:
+        """The same windows with no profile told; the fleet in link space is shared."""
+        source = copy(self)
+        source.scaling = self.scaling.without_profiles()
+        source._profile_rows = np.zeros_like(self._profile_rows)
+        return source
+
     def batch(
         self,
         rows: np.ndarray,
@@ -93,7 +101,8 @@ class WindowSource:
     def measured_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """True for the windows with at least one measured target: boolean [window]."""
         seen = ~np.isnan(self._linked).all(axis=2)
-        counts = np.concatenate([np.zeros((len(seen), 1), np.int64), np.cumsum(seen, axis=1)], axis=1)
+        counts = np.zeros((len(seen), seen.shape[1] + 1), dtype=np.int32)
+        np.cumsum(seen, axis=1, out=counts[:, 1:])
         return counts[rows, origins + 1 + self.spec.horizon_steps] > counts[rows, origins + 1]
 
 

@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
 LEAST_SHRINKAGE = 3.0  # steps, with a whole context measured
 MOST_SHRINKAGE_CONTEXTS = 2.0  # of the context
 SHRINKAGE_WINDOWS = 4  # parts of the context over which k is estimated
+LINKED_AT_ONCE = 2**20  # values, so that what is in between takes little memory
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
 
@@ -64,6 +65,15 @@ class FleetScaling:
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
+        if values.ndim == 1 or values.size <= LINKED_AT_ONCE:
+            return self._linked(values)
+        linked = np.empty(values.shape, dtype=np.float32)
+        rows = max(1, len(values) * LINKED_AT_ONCE // values.size)
+        for first in range(0, len(values), rows):
+            linked[first : first + rows] = self._linked(values[first : first + rows])
+        return linked
+
+    def _linked(self, values: np.ndarray) -> np.ndarray:
         hundred = self._hundred
         inside = BOUND + values * (self._inside / self.strip)
         to_upper = np.maximum(hundred - inside, BOUND / 2)  # never below but by rounding; inf for a rate
@@ -87,6 +97,11 @@ class FleetScaling:
     def _inside(self) -> np.ndarray:
         """How much the range shrinks to leave room for the bounds inside the link's open range: float32 [metric]."""
         return np.where(self.percent, 1.0 - 2.0 * BOUND * self.strip / 100.0, 1.0).astype(np.float32)
+
+    def without_profiles(self) -> FleetScaling:
+        """What fit_scaling gives for the same servers if their profiles are not told."""
+        fleet = {name: getattr(self, name)[:1] for name in ("centre", "spread", "spread_within", "shrinkage_steps")}
+        return replace(self, profiles=(), **fleet)
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""
@@ -138,14 +153,16 @@ def fit_scaling(
     typical = np.array([_typical_level(values[..., index]) for index in range(len(metrics))])
     strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical).astype(np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
-    width = len(metrics)
-    unit = np.ones((1 + len(names), width))
-    links_only = FleetScaling(metrics, percent, strip, names, 0 * unit, unit, unit, unit, window_steps)
-    linked = links_only.to_link(values)
-    fleet = _statistics(linked, window_steps)
     owner = np.array([name if name is not None else "" for name in profiles])
-    own = [_statistics(linked[owner == name], window_steps) for name in names]
-    table = np.stack([fleet, *own])  # [1 + profile, statistic, metric]
+    columns = []
+    for index in range(len(metrics)):  # one at a time, in double precision: all of them would be six times the memory
+        one, unit = slice(index, index + 1), np.ones((1, 1))
+        link = FleetScaling(metrics[one], percent[one], strip[one], (), 0 * unit, unit, unit, unit, window_steps)
+        linked = link.to_link(values[..., one])[..., 0]
+        own = [_statistics(linked[owner == name], window_steps) for name in names]
+        columns.append([_statistics(linked, window_steps), *own])
+    table = np.stack(columns, axis=-1)  # [1 + profile, statistic, metric]
+    fleet = table[0]
     # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
     table = np.where(np.isfinite(table), table, fleet).astype(np.float32)
     centre, spread, within, k = table.swapaxes(0, 1)
@@ -164,26 +181,20 @@ def _typical_level(values: np.ndarray) -> float:
 
 
 def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
-    """Centre, total deviation, usual deviation inside a window, k over [server, step, metric]: [4, metric]."""
-    width = linked.shape[-1]
-    centre, spread, within, shrinkage = (np.full(width, np.nan) for _ in range(4))
-    for index in range(width):
-        column = linked[..., index].astype(np.float64)
-        column = column[~np.isnan(column).all(axis=1)]
-        if column.size == 0:
-            continue
-        centre[index] = np.nanmean(column)
-        spread[index] = max(float(np.nanstd(column)), SMALLEST_SPREAD)
-        windows = max(1, column.shape[1] // window_steps)
-        deviations = [
-            _deviation(part[~np.isnan(part)])
-            for server in column
-            for part in np.array_split(server, windows)
-            if np.count_nonzero(~np.isnan(part)) > 1
-        ]
-        within[index] = max(float(np.median(deviations)) if deviations else spread[index], SMALLEST_SPREAD)
-        shrinkage[index] = _shrinkage_steps(column, window_steps)
-    return np.stack([centre, spread, within, shrinkage])
+    """Centre, total deviation, usual deviation inside a window and k of one metric over [server, step]: [4]."""
+    column = linked[~np.isnan(linked).all(axis=1)].astype(np.float64)
+    if column.size == 0:
+        return np.full(4, np.nan)
+    spread = max(float(np.nanstd(column)), SMALLEST_SPREAD)
+    windows = max(1, column.shape[1] // window_steps)
+    deviations = [
+        _deviation(part[~np.isnan(part)])
+        for server in column
+        for part in np.array_split(server, windows)
+        if np.count_nonzero(~np.isnan(part)) > 1
+    ]
+    within = max(float(np.median(deviations)) if deviations else spread, SMALLEST_SPREAD)
+    return np.array([np.nanmean(column), spread, within, _shrinkage_steps(column, window_steps)])
 
 
 def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:

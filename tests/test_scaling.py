@@ -121,3 +121,17 @@ def test_the_estimated_k_gives_the_best_weight_of_a_windows_mean() -> None:
     centred = windows[:, 0, 0] - windows.mean()
     slope = float((centred * (own[:, 0] - own.mean())).sum() / (centred**2).sum())
     assert 72 / (72 + 3 + (k - 3) * 0.75) == pytest.approx(slope, abs=0.06)
+
+
+def test_without_profiles_it_is_what_the_same_servers_give_untold(fleet: np.ndarray, scaling: FleetScaling) -> None:
+    untold = fit_scaling(fleet, METRICS, PERCENT, (None,) * 8, 288, 3.0)
+    for name, value in vars(scaling.without_profiles()).items():
+        np.testing.assert_array_equal(value, getattr(untold, name), err_msg=name)
+
+
+def test_histories_linked_in_parts_are_linked_as_a_whole(
+    fleet: np.ndarray, scaling: FleetScaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scaling.to_link(fleet)
+    monkeypatch.setattr("forecasting.scaling.LINKED_AT_ONCE", 3 * fleet[0].size)  # three servers, three, two
+    np.testing.assert_array_equal(scaling.to_link(fleet), whole)
