@@ -7,6 +7,16 @@ Both sides train the same network (six targets, hidden size 32, 288 + 96 steps, 
 back-propagation and AdamW. Stock runs its own data set and loader at fixed encoder lengths (checked), at the best of
 several batch sizes; ours runs the trainer's sampler at full context. Rounds alternate between the sides, so that other
 load on the machine meets both; the ratio is the median over rounds.
+
+What each idea gave, in windows a second of one processor (AVX-512, batches of 64; stock about 70):
+
+    variables of a kind in one product, flags and categories looked up, attention without scores     182
+    each different measured value evaluated once, one gathering sum, a byte of randomness a mask     308
+    AdamW in one kernel                                                                              330
+    bfloat16 (autocast)                               nothing: 227 instead of 290, time goes into conversions
+    torch.compile around the LSTM                     nothing: 190 instead of 187, after 190 s of compilation
+
+The last line was measured before the second: dropout's random numbers keep the compiled loops from being vectorised.
 """
 
 from __future__ import annotations
