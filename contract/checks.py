@@ -126,7 +126,7 @@ def _instants(frame: pd.DataFrame, examined: Examined) -> npt.NDArray[np.datetim
     """UTC times [row], NaT where null; None if some are no times or have no zone."""
     column = frame["timestamp"]
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        utc: npt.NDArray[np.datetime64] = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        utc: npt.NDArray[np.datetime64] = pd.DatetimeIndex(column).tz_convert("UTC").tz_localize(None).to_numpy()
         return utc
     unzoned, remedy = "the time has no zone", "write UTC times with their zone, such as 2026-11-23T10:00:00Z"
     everywhere = np.ones(len(frame), dtype=bool)
@@ -227,9 +227,10 @@ def _range_words(spec: MetricSpec) -> tuple[str, str]:
 def labels_of(column: pd.Series[Any]) -> Labels | None:
     """A text column by its distinct values, None if there is anything but text and null in it."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        if len(pd.unique(column.cat.codes[column.cat.codes >= 0])) < len(column.cat.categories):
-            column = column.cat.remove_unused_categories()
-        codes, values = column.cat.codes.to_numpy(), column.cat.categories.to_numpy(dtype=object)
+        labels: Any = column.array  # column.cat would keep the column alive until the next garbage collection
+        if len(pd.unique(labels.codes[labels.codes >= 0])) < len(labels.categories):
+            labels = labels.remove_unused_categories()
+        codes, values = labels.codes, labels.categories.to_numpy(dtype=object)
     elif pd.api.types.is_object_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype):
         try:
             codes, unique = pd.factorize(column.to_numpy(dtype=object))

@@ -54,7 +54,9 @@ class Rows:
         first = 0
         for table in _together(self._tables(self.columns if columns is None else columns), BATCH_ROWS):
             index = pd.RangeIndex(first, first + table.num_rows)
-            yield pd.DataFrame({n: _to_pandas(table, n) for n in table.column_names}, copy=False).set_index(index)
+            frame = pd.DataFrame({name: _to_pandas(table, name) for name in table.column_names}, copy=False)
+            frame.index = index
+            yield frame
             first += table.num_rows
 
 

@@ -1,5 +1,7 @@
 """The time grid: means by cell against a plain loop, and the same grid however the rows are cut into batches."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -131,3 +133,21 @@ def test_no_rows_and_two_profiles_are_refused():
     two = uneven_rows().assign(profile=lambda frame: np.where(frame.index % 2, "database", "web_api"))
     with pytest.raises(GridError, match="'other' has rows of two profiles"):
         FleetGrid.from_frame(two, METRICS, STEP_SECONDS)
+
+
+def test_memory_follows_the_batches_and_not_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(contract.files, "BATCH_ROWS", 2_000)
+
+    def peak_bytes(rows: int) -> int:
+        """Of checking two days of one server and laying them on the grid: NumPy's and Python's memory."""
+        times = pd.date_range("2026-03-02", "2026-03-04", periods=rows, tz="UTC").floor("ms")
+        frame = pd.DataFrame({"timestamp": times, "server_name": "ppdb1", "cpu_pct": np.linspace(1, 99, rows)})
+        frame.to_parquet(tmp_path / "rows.parquet", row_group_size=2_000)
+        tracemalloc.start()
+        FleetGrid.from_checked(check_metrics(tmp_path / "rows.parquet"), STEP_SECONDS)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(4_000)  # once for what is loaded at the first use
+    assert peak_bytes(240_000) < 1.5 * peak_bytes(40_000)
