@@ -1,6 +1,7 @@
 """Thresholds, breaches, persistence: from quantiles to alerts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +179,16 @@ def test_every_profile_has_a_threshold_for_every_metric():
     rules = AlertRules()
     for profile in ServerProfile:
         assert all(rules.thresholds_of("x", profile).get(metric) is not None for metric in METRICS)
+
+
+def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "alerts.md").read_text(encoding="utf-8")
+    (tmp_path / "a.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    rules, default = load_alert_rules(tmp_path / "a.toml"), AlertRules()
+    assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
+    assert rules.fire_probability == 0.6
+    said = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
+    assert said in " ".join(text.split())
+    assert (default.fire_probability, default.fire_forecasts) == (0.5, 2)
+    assert (default.resolve_probability, default.resolve_forecasts) == (0.25, 3)
+    assert f"within the next {default.lookahead_seconds // 3600} hours" in text
