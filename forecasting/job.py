@@ -56,11 +56,12 @@ class Job:
             return self.beside.scaling.without_profiles()
         grid, seen = self.grid, self.split.seen
         return fit_scaling(
-            grid.values[seen, : self.split.train_end],
+            grid.values[:, : self.split.train_end],
             grid.metrics,
             np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
             tuple(grid.profiles[row] if self.profiles else None for row in seen),
             self.spec.context_steps,
+            rows=seen,
         )
 
     @cached_property

@@ -143,22 +143,25 @@ def fit_scaling(
     profiles: tuple[str | None, ...],
     window_steps: int,
     shrinkage_steps: float | None = None,
+    rows: np.ndarray | None = None,
 ) -> FleetScaling:
     """Fit links and profile statistics on training servers.
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
     window_steps: length over which "the usual deviation inside a window" is taken (the context).
     shrinkage_steps: one k for all profiles and metrics instead of the estimated ones.
+    rows: the servers to fit on (all); `profiles` are those of these.
     """
-    typical = np.array([_typical_level(values[..., index]) for index in range(len(metrics))])
+    chosen = slice(None) if rows is None else rows
+    typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
     strip = np.where(percent, PERCENT_STRIP, RATE_STRIP * typical).astype(np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
     owner = np.array([name if name is not None else "" for name in profiles])
     columns = []
-    for index in range(len(metrics)):  # one at a time, in double precision: all of them would be six times the memory
+    for index in range(len(metrics)):  # one after the other: all at once would be a second fleet in memory
         one, unit = slice(index, index + 1), np.ones((1, 1))
         link = FleetScaling(metrics[one], percent[one], strip[one], (), 0 * unit, unit, unit, unit, window_steps)
-        linked = link.to_link(values[..., one])[..., 0]
+        linked = link.to_link(values[..., one][chosen])[..., 0]
         own = [_statistics(linked[owner == name], window_steps) for name in names]
         columns.append([_statistics(linked, window_steps), *own])
     table = np.stack(columns, axis=-1)  # [1 + profile, statistic, metric]

@@ -135,3 +135,10 @@ def test_histories_linked_in_parts_are_linked_as_a_whole(
     whole = scaling.to_link(fleet)
     monkeypatch.setattr("forecasting.scaling.LINKED_AT_ONCE", 3 * fleet[0].size)  # three servers, three, two
     np.testing.assert_array_equal(scaling.to_link(fleet), whole)
+
+
+def test_servers_that_are_not_chosen_do_not_count(fleet: np.ndarray) -> None:
+    profiles, rows = ("busy",) * 2 + ("idle",) * 3, np.array([0, 2, 4, 5, 7])
+    among_all = fit_scaling(fleet, METRICS, PERCENT, profiles, 288, rows=rows)
+    for name, value in vars(fit_scaling(fleet[rows], METRICS, PERCENT, profiles, 288)).items():
+        np.testing.assert_array_equal(getattr(among_all, name), value, err_msg=name)
