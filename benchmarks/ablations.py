@@ -259,11 +259,21 @@ def run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
 
 def columns_of(result: Mapping[str, Any], score: str) -> dict[str, float]:
     """One table row's figures; a variant without profiles forecasts as if the profile were hidden."""
+    shown = [name for name in HISTORIES if name != "1 h" or result["step_seconds"] < 3600]  # else it is the 1 step
     columns: dict[str, float] = {}
     for profile in ("given", "hidden"):
         by_history = result["unseen_scores"].get(profile, result["unseen_scores"]["hidden"])
-        columns |= {f"{profile}, {history}": float(by_history[history][score]) for history in HISTORIES}
+        columns |= {f"{profile}, {history}": float(by_history[history][score]) for history in shown}
     return columns | {"seen, 24 h": float(result["seen_score"][score])}
+
+
+def on_common_seeds(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs of those seeds that every variant has been run with; all runs if there is no such seed."""
+    seeds_of: dict[str, set[int]] = {}
+    for result in results:
+        seeds_of.setdefault(result["variant"], set()).add(result["seed"])
+    common = set.intersection(*seeds_of.values())
+    return [result for result in results if not common or result["seed"] in common]
 
 
 def table_of(results: Sequence[Mapping[str, Any]], score: str) -> pd.DataFrame:
@@ -322,10 +332,11 @@ def write_table(work_dir: Path, output: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     sections = []
     for name in sorted({result["data"] for result in results}):
-        of_data = [result for result in results if result["data"] == name]
+        of_data = on_common_seeds([result for result in results if result["data"] == name])
         sections.append(markdown(of_data))
-        table = table_of(of_data, "wql")[[f"given, {history}" for history in COLD_START]].mean(axis=1)
-        summary[name] = {str(variant): round(float(value), 5) for variant, value in table.items()}
+        table = table_of(of_data, "wql")
+        means = table[[f"given, {history}" for history in COLD_START if f"given, {history}" in table]].mean(axis=1)
+        summary[name] = {str(variant): round(float(value), 5) for variant, value in means.items()}
     title = "# What each choice for strangers is worth\n\nWritten by `python benchmarks/ablations.py`.\n"
     output.write_text(title + "".join(f"\n{section}\n" for section in sections), encoding="utf-8")
     return summary
