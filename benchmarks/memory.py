@@ -1,0 +1,128 @@
+"""How much memory training takes on about 50 million rows: few servers at a fine step, and many at the usual one.
+
+    python benchmarks/memory.py             # both cases below, about a quarter of an hour on 2 cores
+    python benchmarks/memory.py --quick     # the same, a fortieth as many rows
+
+Each case is simulated into a folder of its own, and tft_trainer.py is run on it as anybody would: read, checked, laid
+on the grid, a few steps of both models, judged, published. Its peak is the resident memory the kernel reports when it
+has ended. Beside it stands what nobody can do without: the grid and its image in link space (floor_bytes). The last
+line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+MEMORY_LIMIT_BYTES = 6_000_000_000
+MODEL_STEP_SECONDS, METRICS, FLOAT_BYTES = 300, 6, 4
+SHARES = {  # of the default fleet
+    "ml_compute": 20,
+    "database": 15,
+    "web_api": 25,
+    "conductor_mgmt": 5,
+    "data_ingest": 10,
+    "risk_analytics": 8,
+    "generic": 7,
+}
+TRAINING_FLAGS = ("--max-minutes", "0.5", "--holdout-servers", "0.01", "--no-promote", "--device", "cpu")
+
+
+class Case(NamedTuple):
+    """A fleet: so many times the default's 90 servers, for some hours, a row every few seconds."""
+
+    fleets: float
+    hours: float
+    tick_seconds: int
+
+    def fleet(self) -> dict[str, int]:
+        """Servers by profile."""
+        return {profile: max(1, round(count * self.fleets)) for profile, count in SHARES.items()}
+
+
+CASES = {
+    "90 servers, 720 h at 5 s": Case(1, 720, 5),
+    "5,800 servers, 720 h at 5 min": Case(5_800 / 90, 720, 300),
+}
+QUICK_CASES = {
+    "18 servers, 90 h at 5 s": Case(0.2, 90, 5),
+    "1,160 servers, 90 h at 5 min": Case(1_160 / 90, 90, 300),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cases; returns 0 if all stay below the limit, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a fortieth of the rows")
+    arguments = parser.parse_args(argv)
+    results = {}
+    for name, case in (QUICK_CASES if arguments.quick else CASES).items():
+        results[name] = measure(case)
+        print(f"{name}: {json.dumps(results[name])}", file=sys.stderr)
+    reached = all(result["peak_bytes"] <= MEMORY_LIMIT_BYTES for result in results.values())
+    print(json.dumps({"limit_bytes": MEMORY_LIMIT_BYTES, "cases": results, "reached": reached}))
+    return 0 if reached else 1
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Simulate, train, and say how many rows, how large on disk, and what training took."""
+    with tempfile.TemporaryDirectory() as folder:
+        training, models = Path(folder) / "training", Path(folder) / "models"
+        flags = [text for profile, count in case.fleet().items() for text in (f"--num_{profile}", str(count))]
+        length = ["--hours", str(case.hours), "--tick_seconds", str(case.tick_seconds)]
+        written = _run("metrics_generator.py", *length, *flags, "--out_dir", str(training))
+        trained = _run("tft_trainer.py", "--training-dir", str(training), "--models-dir", str(models), *TRAINING_FLAGS)
+        if not Path(trained.report["model_dir"]).is_dir():
+            raise RuntimeError(f"tft_trainer.py published nothing: {trained.report}")
+        on_disk = sum(file.stat().st_size for file in training.rglob("*") if file.is_file())
+    steps = int(case.hours * 3600 / MODEL_STEP_SECONDS)
+    return {
+        "rows": written.report["rows"],
+        "bytes_on_disk": on_disk,
+        "peak_bytes": trained.peak_bytes,
+        "floor_bytes": 2 * sum(case.fleet().values()) * steps * METRICS * FLOAT_BYTES,
+        "seconds": round(trained.seconds, 1),
+        "cpu_seconds": round(trained.cpu_seconds, 1),
+        "training_minutes": trained.report["minutes"],
+        "windows": trained.report["windows"],
+    }
+
+
+class _Finished(NamedTuple):
+    report: dict[str, Any]
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def _run(script: str, *flags: str) -> _Finished:
+    """A script in a process of its own: the last line of its output, and what it took."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        child = subprocess.Popen([sys.executable, script, *flags], cwd=ROOT, stdout=out, stderr=errors)
+        _, status, usage = os.wait4(child.pid, 0)  # of this process alone, not of all that ended before it
+        child.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - began
+        out.seek(0)
+        errors.seek(0)
+        if child.returncode:
+            raise RuntimeError(f"{script} ended with {child.returncode}: {errors.read()[-2000:]}")
+        report = json.loads(out.read().splitlines()[-1])
+    kibibyte = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes
+    return _Finished(report, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * kibibyte)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
