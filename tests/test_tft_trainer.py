@@ -24,7 +24,19 @@ from forecasting.fitting import learning_rate_at
 from forecasting.model import ForecastModel, build_network, pinball_loss, torch_run
 from tests.conftest import tiny_fleet
 
-SMALL = ["--epochs", "1", "--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--device", "cpu"]
+SMALL = [
+    "--epochs",
+    "1",
+    "--hidden-size",
+    "8",
+    "--context-hours",
+    "4",
+    "--horizon-hours",
+    "1",
+    "--device",
+    "cpu",
+    "--no-comparison",
+]
 
 
 def run(folder: Path, models_dir: Path, *more: str) -> int:
