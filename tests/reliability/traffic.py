@@ -94,7 +94,7 @@ class Ingest:
         return self
 
     def _post(self):
-        with httpx.Client(base_url=self._daemon.url, timeout=30) as client:
+        with httpx.Client(base_url=self._daemon.url, timeout=30, verify=False) as client:
             while not self._stopped.is_set():
                 batch = self._ledger.new_batch()
                 try:
