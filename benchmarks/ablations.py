@@ -84,7 +84,7 @@ VARIANTS = (
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
 HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0}  # hours; None = a single step
-COLD_START = ("none", "1 step", "1 h")  # the histories a new server's score is averaged over
+COLD_START = ("none", "1 step")  # the histories a new server's score in the last line is averaged over
 
 
 @dataclass(frozen=True)
@@ -277,9 +277,14 @@ def on_common_seeds(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def table_of(results: Sequence[Mapping[str, Any]], score: str) -> pd.DataFrame:
-    """Mean over seeds: a row per variant in the order of VARIANTS, columns as in columns_of."""
+    """Mean over seeds: a row per variant in the order of VARIANTS, columns as in columns_of.
+
+    Data without profiles have no columns with the profile given.
+    """
     rows = pd.DataFrame([{"variant": result["variant"], **columns_of(result, score)} for result in results])
     means = rows.groupby("variant").mean()
+    if not any("given" in result["unseen_scores"] for result in results):
+        means = means[[name for name in means.columns if not name.startswith("given")]]
     return means.loc[[variant.name for variant in VARIANTS if variant.name in means.index]]
 
 
@@ -327,7 +332,10 @@ def spread_between_seeds(shipped: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def write_table(work_dir: Path, output: Path) -> dict[str, Any]:
-    """benchmarks/ablations.md from every run in `work_dir`; returns the mean WQL of new servers by data and variant."""
+    """benchmarks/ablations.md from every run in `work_dir`.
+
+    Returns by data and variant the mean WQL of servers with a step of history or none, profile given if there are any.
+    """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work_dir.glob("*.json"))]
     summary: dict[str, Any] = {}
     sections = []
@@ -335,7 +343,8 @@ def write_table(work_dir: Path, output: Path) -> dict[str, Any]:
         of_data = on_common_seeds([result for result in results if result["data"] == name])
         sections.append(markdown(of_data))
         table = table_of(of_data, "wql")
-        means = table[[f"given, {history}" for history in COLD_START if f"given, {history}" in table]].mean(axis=1)
+        told = "given" if any(name.startswith("given") for name in table.columns) else "hidden"
+        means = table[[f"{told}, {history}" for history in COLD_START]].mean(axis=1)
         summary[name] = {str(variant): round(float(value), 5) for variant, value in means.items()}
     title = "# What each choice for strangers is worth\n\nWritten by `python benchmarks/ablations.py`.\n"
     output.write_text(title + "".join(f"\n{section}\n" for section in sections), encoding="utf-8")
