@@ -2,7 +2,8 @@
 
 More training is not always better: a network learns the month it is shown by heart. So the weights that are judged
 and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018), judged on days after
-those trained on, and training ends when these no longer improve.
+those trained on. When these no longer improve, the learning rate falls to zero over a fifth of the steps so far, which
+is where much of a run's gain is made, and training ends.
 
 All that decides how a run goes on is in its counters and tensors (run_state.py), and those are saved now and then: an
 interrupted run goes on bit for bit on the same machine and number of threads, unless its learning rate follows the
@@ -36,7 +37,8 @@ AVERAGING_DECAY = 0.995  # per step, of the weights that are judged and kept
 VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 12, 64
 CHECKS_PER_EPOCH = 4
 FEWEST_STEPS, MOST_STEPS = 100, 250  # between two checks, which take as long as about four steps
-PATIENCE_CHECKS = 12  # checks without improvement before training ends
+PATIENCE_CHECKS = 12  # checks without improvement before training cools down and ends
+COOLING_SHARE = 0.2  # of the steps so far
 CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes a tenth of a second
 UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
 
@@ -156,12 +158,19 @@ class _Sitting:
         for limit, share in self.shares().items():
             if share >= 1:
                 return limit
-        return "no improvement" if self.run.checks_without_gain >= PATIENCE_CHECKS else ""
+        return "no improvement" if self.run.cooling_from and self.warmth() <= 0 else ""
+
+    def warmth(self) -> float:
+        """From 1, when patience runs out, down to 0 over COOLING_SHARE of the steps until then."""
+        start = self.run.cooling_from
+        return 1.0 - (self.run.steps - start) / (COOLING_SHARE * start)
 
     def step(self, batch: Batch, share: float) -> None:
         """One optimisation step, at the learning rate for this share of the run."""
         run, state, settings = self.run, self.state, self.settings
         self.learning_rate = settings.learning_rate * learning_rate_at(share)
+        if run.cooling_from:
+            self.learning_rate = min(self.learning_rate, run.cooling_rate * self.warmth())
         state.loss_sum += _step(run.model, state.optimizer, batch, self.learning_rate)
         run.steps, run.batch, run.windows = run.steps + 1, run.batch + 1, run.windows + len(batch.targets)
         _average(state.average, run.model, min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
@@ -188,6 +197,8 @@ class _Sitting:
         if point["validation_loss"] < run.best_validation_loss:
             run.best_validation_loss, state.best = point["validation_loss"], copy_of(state.average)
             run.checks_without_gain = 0
+        if run.checks_without_gain >= PATIENCE_CHECKS and not run.cooling_from:
+            run.cooling_from, run.cooling_rate = run.steps, self.learning_rate
         if self.log:
             self.log.write(run.steps, {**point, "windows_per_second": run.windows_per_second})
 

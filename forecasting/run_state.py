@@ -19,6 +19,7 @@ class Fit:
 
     first_validation_loss: before the first step. course: a point per check on the validation days, its `loss` the mean
     of the training batches since the check before. stopped_by: empty while the run is under way.
+    cooling_from, cooling_rate: the step at which patience ran out, 0 before, and the learning rate then.
     epoch, batch: epochs done, and batches done of the epoch under way. paced_*: those of the steps that count for
     `windows_per_second`.
     """
@@ -34,6 +35,8 @@ class Fit:
     paced_seconds: float = 0.0
     check_seconds: float = 0.0
     checks_without_gain: int = 0
+    cooling_from: int = 0
+    cooling_rate: float = 0.0
     first_validation_loss: float = float("nan")
     best_validation_loss: float = float("inf")
     stopped_by: str = ""

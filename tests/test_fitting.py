@@ -188,14 +188,28 @@ def test_the_weights_kept_are_those_of_the_best_check(monkeypatch: pytest.Monkey
     assert all(torch.equal(weight, judged[2][name]) for name, weight in weights_of(run.model).items())
 
 
-def test_training_ends_when_nothing_gets_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 3.0])
+def test_when_nothing_gets_better_the_learning_rate_falls_to_zero_and_training_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 3.0, 3.5])
+    rates = []
+
+    def step(model, optimizer, batch, learning_rate):
+        rates.append(learning_rate)
+        return torch.tensor(0.1)
+
     monkeypatch.setattr(fitting, "judge", lambda model, weights, batches: next(losses))
-    monkeypatch.setattr(fitting, "_step", lambda *arguments: torch.tensor(0.1))
+    monkeypatch.setattr(fitting, "_step", step)
     monkeypatch.setattr(fitting, "PATIENCE_CHECKS", 3)
-    run = train(job_with(replace(SETTINGS, epochs=50)))
+    run = train(job_with(replace(SETTINGS, epochs=400)))
     assert run.stopped_by == "no improvement"
-    assert [point["validation_loss"] for point in run.course] == [4.0, 4.5, 4.0, 4.2]
+    assert run.course[3]["step"] == run.cooling_from
+    assert run.steps == run.cooling_from + np.ceil(0.2 * run.cooling_from)
+    cooling = np.array(rates[run.cooling_from :])
+    assert (np.diff(cooling) < 0).all()
+    assert cooling[0] <= rates[run.cooling_from - 1]
+    assert cooling[-1] < 0.02 * cooling[0]
+    assert run.best_validation_loss == 3.0  # found while cooling down
 
 
 def test_a_point_of_the_course_has_the_mean_loss_since_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
