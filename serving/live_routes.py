@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Annotated, Any
 
+import anyio
 import numpy as np
-from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi import FastAPI, Query, Request, Response, WebSocket, WebSocketDisconnect
 from starlette.responses import StreamingResponse
 
 from serving import documents
@@ -59,12 +61,15 @@ def add_live_routes(app: FastAPI) -> None:
             await socket.close(1013, str(problem))
             return
         await socket.accept()
-        sending = asyncio.create_task(_send_all(socket, stream))
-        receiving = asyncio.create_task(_until_gone(socket))
-        _, others = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
-        for task in others:
-            task.cancel()
-        await asyncio.gather(sending, receiving, return_exceptions=True)
+        async with anyio.create_task_group() as group:
+
+            async def until_the_first_ends(work: Coroutine[Any, Any, None]) -> None:
+                with suppress(OSError, WebSocketDisconnect):  # the client is gone, or takes nothing
+                    await work
+                group.cancel_scope.cancel()
+
+            group.start_soon(until_the_first_ends, _send_all(socket, stream))
+            group.start_soon(until_the_first_ends, _until_gone(socket))
 
 
 async def _server_sent(stream: AsyncIterator[tuple[str, bytes] | None]) -> AsyncIterator[bytes]:

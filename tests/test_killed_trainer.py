@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -52,7 +53,8 @@ CALLS_PER_SAVE = 3  # flush the file, rename it, flush the folder
 def run_and_kill(at_call: int, flags: Sequence[str]) -> int:
     """Exit code of a training killed at a call of that number; 0 = never."""
     command = [sys.executable, "-c", KILLED, str(at_call), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest.py has it: sums to the bit
+    return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, timeout=300, check=False).returncode
 
 
 def weights(models_dir: Path) -> dict[str, torch.Tensor]:
