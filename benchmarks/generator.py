@@ -31,19 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - found beside this folder
+from metrics_generator import SERVERS  # noqa: E402
 from simulation.physics import CORRELATION_MINUTES  # noqa: E402
 
 # --- settings: case, flags, what is asked of it ---------------------------------------------------------------------
 
-DEFAULT_FLEET = {
-    "ml_compute": 20,
-    "database": 15,
-    "web_api": 25,
-    "conductor_mgmt": 5,
-    "data_ingest": 10,
-    "risk_analytics": 8,
-    "generic": 7,
-}
 CASES: dict[str, dict[str, Any]] = {
     "90 servers, 720 h at 5 s, all cores": {"hours": 720, "tick": 5, "scale": 1, "workers": None, "seconds": 120},
     "90 servers, 240 h at 5 s, one core": {
@@ -82,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(case: dict[str, Any], share: float) -> dict[str, Any]:
     """One case: rows, seconds, rows a second, peak memory and bytes a row."""
     hours = case["hours"] * share
-    fleet = {profile: round(count * case["scale"]) for profile, count in DEFAULT_FLEET.items()}
+    fleet = {profile: round(count * case["scale"]) for profile, count in SERVERS.items()}
     servers = 10_000 if case["scale"] > 1 else sum(fleet.values())
     fleet["generic"] += servers - sum(fleet.values())
     with tempfile.TemporaryDirectory() as folder:

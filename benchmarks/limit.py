@@ -188,15 +188,21 @@ def result_of(past: evaluation.Backtest, times: Sequence[np.datetime64], engine:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns 0 when done, 1 if the model cannot be used, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(argv: Sequence[str] | None, description: str | None, origins: int, servers: int) -> argparse.Namespace:
+    """--model, --origins and --servers, with the defaults given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models/current", help="model directory (models/current)")
-    parser.add_argument("--origins", type=int, default=14, help="moments to forecast from (%(default)s)")
-    parser.add_argument("--servers", type=int, default=91, help="servers, of all profiles (%(default)s)")
+    parser.add_argument("--origins", type=int, default=origins, help="moments to forecast from (%(default)s)")
+    parser.add_argument("--servers", type=int, default=servers, help="servers, of all profiles (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.origins < 1 or arguments.servers < len(ServerProfile):
         parser.error(f"give at least 1 as --origins and {len(ServerProfile)}, one of each profile, as --servers")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns 0 when done, 1 if the model cannot be used, 2 for wrong usage."""
+    arguments = arguments_of(argv, __doc__, origins=14, servers=91)
     try:
         engine = Engine.load(arguments.model, device="cpu")
     except ModelError as problem:

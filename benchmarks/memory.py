@@ -23,20 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from metrics_generator import SERVERS  # noqa: E402 - found beside this folder
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
 MEMORY_LIMIT_BYTES = 6_000_000_000
 MODEL_STEP_SECONDS, METRICS, FLOAT_BYTES = 300, 6, 4
-SHARES = {  # of the default fleet
-    "ml_compute": 20,
-    "database": 15,
-    "web_api": 25,
-    "conductor_mgmt": 5,
-    "data_ingest": 10,
-    "risk_analytics": 8,
-    "generic": 7,
-}
 TRAINING_FLAGS = ("--max-minutes", "0.5", "--holdout-servers", "0.01", "--no-promote", "--device", "cpu")
 
 
@@ -49,7 +43,7 @@ class Case(NamedTuple):
 
     def fleet(self) -> dict[str, int]:
         """Servers by profile."""
-        return {profile: max(1, round(count * self.fleets)) for profile, count in SHARES.items()}
+        return {profile: max(1, round(count * self.fleets)) for profile, count in SERVERS.items()}
 
 
 CASES = {

@@ -15,7 +15,6 @@ The model is one trained on a simulated fleet. Servers of another seed run with 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -29,13 +28,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.limit import START, strangers  # noqa: E402
+from benchmarks.limit import START, arguments_of, strangers  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import ModelError  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
 from forecasting.grid import FleetGrid  # noqa: E402
 from forecasting.model import ForecastModel, load_model, torch_run  # noqa: E402
-from server_profiles import ServerProfile  # noqa: E402
 from simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from simulation.physics import Scenario, simulate  # noqa: E402
 
@@ -212,13 +210,7 @@ def measure(engine: Engine, model_dir: Path, servers: int, origins: int) -> dict
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns 0 when done, 1 if the model cannot be used, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/current", help="model directory (models/current)")
-    parser.add_argument("--origins", type=int, default=8, help="moments to forecast from (%(default)s)")
-    parser.add_argument("--servers", type=int, default=49, help="servers, of all profiles (%(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.origins < 1 or arguments.servers < len(ServerProfile):
-        parser.error(f"give at least 1 as --origins and {len(ServerProfile)}, one of each profile, as --servers")
+    arguments = arguments_of(argv, __doc__, origins=8, servers=49)
     try:
         engine = Engine.load(arguments.model, device="cpu")
         result = measure(engine, arguments.model, arguments.servers, arguments.origins)

@@ -5,29 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
+from metrics_generator import SERVERS
 from server_profiles import ServerProfile, infer_profile_from_name
 from simulation.fleet import NAMES, Fleet
 
-DEFAULT = {
-    "ml_compute": 20,
-    "database": 15,
-    "web_api": 25,
-    "conductor_mgmt": 5,
-    "data_ingest": 10,
-    "risk_analytics": 8,
-    "generic": 7,
-}
-
 
 def test_names_are_the_documented_ones_and_give_their_profile_back():
-    fleet = Fleet.of(DEFAULT, seed=42)
+    fleet = Fleet.of(SERVERS, seed=42)
     assert len(fleet) == len(set(fleet.names)) == 90
     assert {fleet.names[i] for i in (0, 20, 35, 60, 65, 75, 83)} == {
         "ppml0001", "ppdb001", "ppweb001", "ppcon01", "ppetl001", "pprisk001", "ppgen001",
     }  # fmt: skip
     for position, name in enumerate(fleet.names):
         assert infer_profile_from_name(name) == fleet.profile(position)
-    assert fleet.composition() == DEFAULT
+    assert fleet.composition() == SERVERS
     assert set(NAMES) == set(ServerProfile)
 
 
@@ -45,13 +36,13 @@ def test_a_server_racked_later_is_what_it_would_have_been_from_the_start():
 
 
 def test_another_seed_is_another_fleet():
-    one, other = Fleet.of(DEFAULT, 1).habits, Fleet.of(DEFAULT, 2).habits
+    one, other = Fleet.of(SERVERS, 1).habits, Fleet.of(SERVERS, 2).habits
     assert not np.isclose(one.level, other.level).any(axis=1).all()
 
 
-@pytest.mark.parametrize("profile", DEFAULT)
+@pytest.mark.parametrize("profile", SERVERS)
 def test_levels_of_the_default_fleet_average_to_the_typical_server(profile):
-    means = [np.abs(Fleet.of({profile: DEFAULT[profile]}, seed).habits.level.mean(axis=0)).max() for seed in range(20)]
+    means = [np.abs(Fleet.of({profile: SERVERS[profile]}, seed).habits.level.mean(axis=0)).max() for seed in range(20)]
     assert np.mean(means) < 0.25
     spreads = [Fleet.of({profile: 25}, seed).habits.level.std(axis=0) for seed in range(20)]
     assert np.mean(spreads, axis=0) == pytest.approx(np.ones(6), abs=0.12)

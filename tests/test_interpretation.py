@@ -28,19 +28,14 @@ from forecasting.interpretation import (
 from forecasting.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
 from forecasting.windows import Windows, WindowSpec
 from tests.test_artifact import reseal
+from tests.test_engine import ORIGIN, history_of
 
-ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 PROFILES = ["database", None, "web_api"]
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_dir: Path) -> Engine:
     return Engine.load(tiny_model_dir, device="cpu")
-
-
-def history_of(servers: int, steps: int, seed: int = 0) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return random.uniform(10, 60, (servers, steps, 3)).astype(np.float32)
 
 
 def stock_weights(model_dir: Path):
