@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - found beside this folder
 from metrics_generator import SERVERS  # noqa: E402
+from server_profiles import ServerProfile  # noqa: E402
 from simulation.physics import CORRELATION_MINUTES  # noqa: E402
 
 # --- settings: case, flags, what is asked of it ---------------------------------------------------------------------
@@ -76,7 +77,7 @@ def measure(case: dict[str, Any], share: float) -> dict[str, Any]:
     hours = case["hours"] * share
     fleet = {profile: round(count * case["scale"]) for profile, count in SERVERS.items()}
     servers = 10_000 if case["scale"] > 1 else sum(fleet.values())
-    fleet["generic"] += servers - sum(fleet.values())
+    fleet[ServerProfile.GENERIC] += servers - sum(fleet.values())
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "metrics_generator.py", "--hours", str(hours), "--tick_seconds", str(case["tick"])]
         command += [text for profile, count in fleet.items() for text in (f"--num_{profile}", str(count))]
