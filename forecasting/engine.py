@@ -1,16 +1,19 @@
 """The engine: history arrays in, quantile arrays out. It knows no names of servers, no HTTP, no files of metrics.
 
 On a CPU the network runs in ONNX Runtime and torch is never imported; on a GPU it runs in torch, on the same windows.
+Each processor gets chunks of servers of its own, one thread each: many operators of the network are too small to share.
 Explanations, which are asked for one at a time, run in ONNX Runtime on either.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,13 +30,29 @@ from forecasting.artifact import (
 from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
 from forecasting.windows import Calendar, Windows, build_windows
 
-CHUNK_WINDOWS = 24  # windows in flight at once: their tensors stay in the cache, and memory stays small
+CHUNK_WINDOWS = 64  # windows a thread runs at once: more share the tables of the network, fewer stay in the cache
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
 Explain = Callable[[Windows], NetworkWeights]
 
 
 class NoExplanationError(ModelError):
     """A model was made without the network that explains its forecasts; the message names it and the remedy."""
+
+
+class _Fleet(NamedTuple):
+    """Servers to forecast: history as given, at most what a window reads; the other fields are per server.
+
+    read_steps: boolean [history_step]. origin_steps: step numbers since the epoch. known_steps: steps since the first
+    measurement. profile_rows: rows of the scaling. encoder_steps: encoder length.
+    """
+
+    calendar: Calendar
+    history: np.ndarray
+    read_steps: np.ndarray
+    origin_steps: np.ndarray
+    known_steps: np.ndarray
+    profile_rows: np.ndarray
+    encoder_steps: np.ndarray
 
 
 class Engine:
@@ -48,8 +67,10 @@ class Engine:
         run: Run,
         model_dir: Path | None = None,
         load_explain: Callable[[], Explain] | None = None,
+        threads: int = 1,
     ) -> None:
         self.config = config
+        self.threads = threads
         self.model_dir = model_dir
         self._run = run
         self._load_explain = load_explain
@@ -63,15 +84,18 @@ class Engine:
     def load(cls, model_dir: Path, device: str = "auto", threads: int | None = None) -> Engine:
         """Verify a model directory (manifest, contract version, canary forecast) and load it.
 
-        device: auto, cpu or cuda; auto takes a GPU where torch finds one. threads: for ONNX Runtime, default all cores.
+        device: auto, cpu or cuda; auto takes a GPU where torch finds one. threads: on a CPU, default one a core.
         Raises ModelError if anything is not as it should be.
         """
         resolved = verify(Path(model_dir))
         config = read_config(resolved)
         explain_file = resolved / EXPLAIN_FILE
-        load_explain = partial(_onnx_explain, explain_file, threads) if explain_file.exists() else None
-        run = _torch_run(resolved, config) if _wants_gpu(device) else _onnx_run(resolved / ONNX_FILE, threads)
-        engine = cls(config, run, resolved, load_explain)
+        load_explain = partial(_onnx_explain, explain_file) if explain_file.exists() else None
+        if _wants_gpu(device):
+            run, threads = _torch_run(resolved, config), 1
+        else:
+            run, threads = _onnx_run(resolved / ONNX_FILE), threads or _cores()
+        engine = cls(config, run, resolved, load_explain, threads)
         engine._check_canary(run)
         return engine
 
@@ -105,10 +129,14 @@ class Engine:
         """
         config = self.config
         found = blank(len(history), self.variables, config.spec, len(config.quantiles))
-        for servers, windows in self._windows(history, profiles, origins):
+        if not len(history):
+            return found
+        fleet = self._fleet(history, profiles, origins)
+        for chunk in self._chunks(fleet.encoder_steps):
+            windows = self._windows(fleet, chunk)
             part = interpret(windows, self._explain(windows), config.context_steps, horizon_steps)
             for whole, of_chunk in zip(found, part, strict=True):
-                whole[servers] = of_chunk
+                whole[chunk] = of_chunk
         return found
 
     @property
@@ -133,48 +161,73 @@ class Engine:
         spec = self.config.spec
         shape = (len(history), spec.horizon_steps, len(spec.metrics), len(self.config.quantiles))
         quantiles = np.empty(shape, dtype=np.float32)
-        for servers, windows in self._windows(history, profiles, origins):
-            quantiles[servers] = run(windows)
+        if not len(history):
+            return quantiles
+        fleet = self._fleet(history, profiles, origins)
+
+        def forecast_chunk(chunk: np.ndarray) -> None:
+            quantiles[chunk] = run(self._windows(fleet, chunk))
+
+        chunks = self._chunks(fleet.encoder_steps)
+        if self.threads == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                forecast_chunk(chunk)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(forecast_chunk, chunks))
         return quantiles
 
-    def _windows(
+    def _fleet(
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
-    ) -> Iterator[tuple[np.ndarray, Windows]]:
-        """Cut the servers' windows, chunk by chunk: rows of `history` and the windows, of one encoder length each."""
+    ) -> _Fleet:
+        """What the windows of the servers are cut from."""
         spec, scaling = self.config.spec, self.config.scaling
-        if not len(history):
-            return
         history = _at_least_one_step(history[:, -spec.history_steps :])
         origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
         known_steps = _known_steps(history)
-        rows = scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles)
+        lengths = np.array(spec.encoder_lengths)
         calendar = Calendar.over(
             int(origin_steps.min()) - spec.context_steps,
             int(origin_steps.max()) + spec.horizon_steps,
             spec.step_seconds,
             spec.timezone,
         )
-        lengths = np.array(spec.encoder_lengths)
-        length_of = lengths[np.searchsorted(lengths, np.clip(known_steps, 1, spec.context_steps))]
-        for length in np.unique(length_of):
-            servers = np.flatnonzero(length_of == length)
-            for chunk in np.array_split(servers, -(-len(servers) // CHUNK_WINDOWS)):
-                last_step = np.full(len(chunk), history.shape[1] - 1)
-                yield (
-                    chunk,
-                    build_windows(
-                        spec,
-                        scaling,
-                        calendar,
-                        scaling.to_link(history[chunk]),
-                        np.arange(len(chunk)),
-                        last_step,
-                        origin_steps[chunk],
-                        rows[chunk],
-                        int(length),
-                        known_steps[chunk],
-                    ),
-                )
+        return _Fleet(
+            calendar,
+            history,
+            spec.read_steps[-history.shape[1] :],
+            origin_steps,
+            known_steps,
+            scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles),
+            lengths[np.searchsorted(lengths, np.clip(known_steps, 1, spec.context_steps))],
+        )
+
+    def _chunks(self, encoder_steps: np.ndarray) -> list[np.ndarray]:
+        """Rows of servers to forecast together: of one encoder length, and as many chunks for each thread."""
+        chunks: list[np.ndarray] = []
+        for length in np.unique(encoder_steps):
+            servers = np.flatnonzero(encoder_steps == length)
+            rounds = -(-len(servers) // (CHUNK_WINDOWS * self.threads))
+            chunks += np.array_split(servers, min(len(servers), rounds * self.threads))
+        return chunks
+
+    def _windows(self, fleet: _Fleet, chunk: np.ndarray) -> Windows:
+        """Cut the windows of some servers of one encoder length."""
+        spec, scaling = self.config.spec, self.config.scaling
+        linked = np.full((len(chunk), *fleet.history.shape[1:]), np.nan, dtype=np.float32)
+        linked[:, fleet.read_steps] = scaling.to_link(fleet.history[chunk[:, None], np.flatnonzero(fleet.read_steps)])
+        return build_windows(
+            spec,
+            scaling,
+            fleet.calendar,
+            linked,
+            np.arange(len(chunk)),
+            np.full(len(chunk), linked.shape[1] - 1),
+            fleet.origin_steps[chunk],
+            fleet.profile_rows[chunk],
+            int(fleet.encoder_steps[chunk[0]]),
+            fleet.known_steps[chunk],
+        )
 
     def _check_canary(self, run: Run) -> None:
         """Forecast the stored canary: a network that computes something else than at training time is refused."""
@@ -235,8 +288,12 @@ def _wants_gpu(device: str) -> bool:
     return available
 
 
-def _onnx_run(path: Path, threads: int | None) -> Run:
-    run_all = _onnx_session(path, threads)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _onnx_run(path: Path) -> Run:
+    run_all = _onnx_session(path)
 
     def run(windows: Windows) -> np.ndarray:
         return run_all(windows)[0]
@@ -244,8 +301,8 @@ def _onnx_run(path: Path, threads: int | None) -> Run:
     return run
 
 
-def _onnx_explain(path: Path, threads: int | None) -> Explain:
-    run_all = _onnx_session(path, threads)
+def _onnx_explain(path: Path) -> Explain:
+    run_all = _onnx_session(path)
 
     def explain(windows: Windows) -> NetworkWeights:
         return NetworkWeights(*run_all(windows))
@@ -253,16 +310,13 @@ def _onnx_explain(path: Path, threads: int | None) -> Explain:
     return explain
 
 
-def _onnx_session(path: Path, threads: int | None) -> Callable[[Windows], list[np.ndarray]]:
-    """Load a network into ONNX Runtime: windows in, its outputs in their order out."""
+def _onnx_session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
+    """Load a network into ONNX Runtime: windows in, its outputs in their order out, in the calling thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Idle threads sleep instead of spinning: the processors belong to ingest and requests between two forecasts.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {node.name for node in session.get_inputs()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,9 +144,9 @@ class ForecastModel(nn.Module):
         self.network = network
         self.context_steps = spec.context_steps
         self.uses_profile = "profile" in network.hparams.x_categoricals
-        self.percent: torch.Tensor
+        # Metrics of a kind side by side, (percentage or not, how many): each kind is undone by itself.
+        self.runs = [(bool(percent), len(list(run))) for percent, run in groupby(scaling.percent)]
         self.strip: torch.Tensor
-        self.register_buffer("percent", torch.as_tensor(scaling.percent), persistent=False)
         self.register_buffer("strip", torch.as_tensor(scaling.strip, dtype=torch.float32), persistent=False)
 
     def forward(
@@ -175,12 +176,13 @@ class ForecastModel(nn.Module):
 
     def from_link(self, linked: torch.Tensor) -> torch.Tensor:
         """FleetScaling.from_link on [window, H, metric, quantile]."""
-        percent, strip = self.percent[:, None], self.strip[:, None]
-        strips, hundred = linked / strip, 100.0 / strip
-        inside = functional.softplus(strips) - torch.where(percent, functional.softplus(strips - hundred), 0.0)
-        values = (inside - BOUND) / torch.where(percent, 1 - 2 * BOUND / hundred, 1.0)
-        values = torch.where(percent, torch.minimum(values, hundred), values)
-        return strip * torch.relu(values)
+        strips = (linked / self.strip[:, None]).split([count for _, count in self.runs], dim=2)
+        hundreds = (100.0 / self.strip).split([count for _, count in self.runs])
+        values = [
+            _percent_from_link(part, hundred[:, None]) if percent else functional.softplus(part) - BOUND
+            for (percent, _), part, hundred in zip(self.runs, strips, hundreds, strict=True)
+        ]
+        return self.strip[:, None] * torch.relu(torch.cat(values, dim=2))
 
     def scaled_quantiles(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Quantiles in the compressed window units the network works in: [window, H, metric, quantile]."""
@@ -240,7 +242,7 @@ class ForecastModel(nn.Module):
             "decoder_cont": known(horizon_steps, 0, decoder, decoder_market, not_yet_measured),
             "encoder_lengths": torch.full((windows,), encoder_steps, dtype=torch.int64, device=static.device),
             "decoder_lengths": torch.full((windows,), horizon_steps, dtype=torch.int64, device=static.device),
-            "target_scale": _one_or_list([identity for _ in range(len(self.percent))]),
+            "target_scale": _one_or_list([identity for _ in range(len(self.strip))]),
         }
 
 
@@ -263,6 +265,12 @@ def _interpretable(network: TemporalFusionTransformer) -> Iterator[None]:
         yield
     finally:
         network.interpretable = False
+
+
+def _percent_from_link(strips: torch.Tensor, hundred: torch.Tensor) -> torch.Tensor:
+    """Percentages in strips, bounded above only; hundred: 100 % in strips [metric, 1]."""
+    inside = functional.softplus(strips) - functional.softplus(strips - hundred)
+    return torch.minimum((inside - BOUND) / (1 - 2 * BOUND / hundred), hundred)
 
 
 def ordered(raw: torch.Tensor) -> torch.Tensor:

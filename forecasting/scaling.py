@@ -77,8 +77,9 @@ class FleetScaling:
         hundred = self._hundred
         inside = BOUND + values * (self._inside / self.strip)
         to_upper = np.maximum(hundred - inside, BOUND / 2)  # never below but by rounding; inf for a rate
-        # Single precision on purpose: this runs over every step of every history.
-        linked = inside + np.log1p(-np.exp(-inside)) - np.log1p(-np.exp(-to_upper))
+        # Single precision on purpose, and one log of a quotient: this runs over every step of a history. Both of its
+        # parts are at least 1 - exp(-BOUND / 2), so that no more than two digits of seven cancel.
+        linked = inside + np.log((1.0 - np.exp(-inside)) / (1.0 - np.exp(-to_upper)))
         return (linked * self.strip).astype(np.float32, copy=False)
 
     def from_link(self, linked: np.ndarray) -> np.ndarray:

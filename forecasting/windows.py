@@ -59,6 +59,17 @@ class WindowSpec:
         return max(self.context_steps, oldest)
 
     @property
+    def read_steps(self) -> np.ndarray:
+        """Which of the last `history_steps` steps up to the origin a window reads, oldest first: boolean."""
+        read = np.zeros(self.history_steps, dtype=bool)
+        read[-self.context_steps :] = True
+        for day in range(DAILY_MEAN_DAYS):
+            newest = self.yesterday_steps + day * self.day_steps - self.horizon_steps - self.half_width_steps
+            oldest = newest + self.horizon_steps + 2 * self.half_width_steps
+            read[max(0, self.history_steps - oldest) : self.history_steps - max(0, newest)] = True
+        return read
+
+    @property
     def encoder_lengths(self) -> tuple[int, ...]:
         """The encoder lengths in use, doubling from three steps to the context.
 

@@ -67,6 +67,14 @@ def test_a_server_is_forecast_the_same_alone_and_in_a_fleet(engine: Engine) -> N
         np.testing.assert_allclose(together[server], alone[0], rtol=1e-4, atol=1e-4)
 
 
+def test_several_threads_forecast_what_one_does(tiny_model_dir: Path) -> None:
+    one, three = (Engine.load(tiny_model_dir, device="cpu", threads=threads) for threads in (1, 3))
+    history = history_of(40, 60)
+    history[::3, :55] = np.nan  # of two encoder lengths
+    forecasts = [each.forecast(history, ["database", None] * 20, ORIGIN) for each in (one, three)]
+    np.testing.assert_allclose(*forecasts, rtol=1e-4, atol=1e-4)
+
+
 def test_each_server_has_its_own_origin(engine: Engine) -> None:
     history = history_of(2, 60)
     origins = np.array([ORIGIN, ORIGIN + np.timedelta64(9, "h")])

@@ -71,6 +71,22 @@ def test_lengths_follow_from_the_step() -> None:
     assert WindowSpec(METRICS, 300, "UTC", 288, 300).yesterday_steps == 2 * 288
 
 
+@pytest.mark.parametrize(("context_steps", "horizon_steps"), [(48, 16), (20, 10), (60, 50)])
+def test_exactly_the_steps_said_to_be_read_are_read(
+    values: np.ndarray, scaling: FleetScaling, context_steps: int, horizon_steps: int
+) -> None:
+    spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps, horizon_steps)
+    measured, origin = np.nan_to_num(values[:1], nan=20.0), 520
+    oldest = origin + 1 - spec.history_steps
+    whole = cut(spec, scaling, measured, [origin], context_steps)
+    for step, read in enumerate(spec.read_steps):
+        other = measured.copy()
+        other[:, oldest + step] = np.nan
+        without = cut(spec, scaling, other, [origin], context_steps)
+        same = all(np.array_equal(*fields) for fields in zip(whole, without, strict=True))
+        assert same != read, f"step {step} of {spec.history_steps}"
+
+
 @pytest.mark.filterwarnings("ignore:Found 1 unknown classes")
 def test_windows_equal_those_of_timeseriesdataset(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     """Same columns, same order, same numbers, when the library is given the same variables (one series per window)."""
