@@ -72,7 +72,7 @@ def create_app(
     """
 
     def load(path: Any) -> Engine:
-        return Engine.load(path, device=settings.device, threads=settings.threads)
+        return Engine.load(path, device=settings.device, threads=settings.threads or None)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

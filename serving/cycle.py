@@ -2,7 +2,7 @@
 
 Between two steps, servers that appeared and servers whose earlier samples arrived late are forecast as well. Blocking
 work runs in one worker thread, a chunk of servers at a time, so that other forecasts (POST /api/v1/forecast) get their
-turn in between.
+turn in between. The engine spreads a chunk over all cores; where requests want one, they get it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +32,7 @@ from serving.step_grid import NEVER, StepGrid
 
 LOG = logging.getLogger(__name__)
 SENT_WITH_SAMPLES = "sent with the samples"
+NICENESS = 10  # of forecasting: requests and ingest go first
 _POLL_SECONDS = 0.25
 Result = TypeVar("Result")
 
@@ -168,6 +172,12 @@ def _warnings(name: str, profile: str, rule: str | None, untrained: bool, histor
     return tuple(warnings)
 
 
+def _give_way() -> None:
+    """Lower the priority of this thread, and so of those it starts: a forecast may take every core that is idle."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 class FleetForecasts:
     """Runs the cycle and holds its last result."""
 
@@ -178,7 +188,7 @@ class FleetForecasts:
         self.figures = CycleFigures()
         self.engine: Engine | None = None
         self.listeners: list[Callable[[FleetSnapshot], None]] = []  # called on the event loop after each cycle
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast")
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast", initializer=_give_way)
         self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
         self._grid: StepGrid | None = None
         self._grid_engine: Engine | None = None

@@ -69,7 +69,7 @@ class Settings:
     shutdown_seconds: float = _setting(8.0, "time for open requests to end after SIGTERM")
 
     device: str = _setting("cpu", "where the model runs: cpu, cuda or auto")
-    threads: int = _setting(1, "processor threads of one forecast; leave one core to the server")
+    threads: int = _setting(0, "processor threads of one forecast, which give way to requests; 0: one a core")
     grace_seconds: float = _setting(10.0, "a step counts as complete this long after its end")
     stale_steps: int = _setting(3, "a server without a sample for so many steps is stale: marked, not forecast")
     drop_steps: int = _setting(12, "a server without a sample for so many steps leaves the fleet's view")
@@ -82,7 +82,7 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
     for setting in dataclasses.fields(Settings):
         shown = " ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
         description = setting.metadata["help"].replace("%", "%%")
-        described = description if shown in (None, "", False) else f"{description} (default {shown})"
+        described = description if shown in (None, "") or shown is False else f"{description} (default {shown})"
         flag = "--" + setting.name.replace("_", "-")
         if setting.type == "bool":
             parser.add_argument(flag, action="store_true", default=None, help=described)
@@ -167,7 +167,7 @@ _AT_LEAST = {
     "header_seconds": 0.1,
     "body_seconds": 0.1,
     "shutdown_seconds": 0.1,
-    "threads": 1,
+    "threads": 0,
     "grace_seconds": 0.0,
     "stale_steps": 1,
     "drop_steps": 1,

@@ -1,13 +1,17 @@
 """The forecast cycle under a clock of its own: what is forecast, from what, and when."""
 
 import asyncio
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from data_contract import METRICS
 from server_profiles import BUILT_IN_RULES
-from serving.cycle import FleetForecasts
+from serving.cycle import NICENESS, FleetForecasts
 from serving.history import HistoryStore
 from serving.records import Sample
 from serving.settings import Settings
@@ -145,3 +149,26 @@ def test_chunks_cover_the_fleet(tmp_path):
     assert sorted(len(call["profiles"]) for call in scene.engine.calls) == [1, 3, 3, 3]
     assert {name: forecast.current[CPU] for name, forecast in found.items()} == {f"s{n}": float(n) for n in range(10)}
     scene.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+def test_forecasting_gives_way_to_requests_in_every_thread_it_starts(scene):
+    niceness = []
+
+    def note(*_):
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    forecast = scene.engine.forecast
+
+    def forecast_in_threads(*arguments):
+        note()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(note).result()
+        return forecast(*arguments)
+
+    scene.engine.forecast = forecast_in_threads
+    scene.measure("a", 1)
+    scene.cycle()
+    note()
+    own = niceness.pop()
+    assert niceness == [own + NICENESS] * 2
