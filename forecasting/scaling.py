@@ -74,13 +74,22 @@ class FleetScaling:
         return linked
 
     def _linked(self, values: np.ndarray) -> np.ndarray:
-        hundred = self._hundred
-        inside = BOUND + values * (self._inside / self.strip)
-        to_upper = np.maximum(hundred - inside, BOUND / 2)  # never below but by rounding; inf for a rate
-        # Single precision on purpose, and one log of a quotient: this runs over every step of a history. Both of its
-        # parts are at least 1 - exp(-BOUND / 2), so that no more than two digits of seven cancel.
-        linked = inside + np.log((1.0 - np.exp(-inside)) / (1.0 - np.exp(-to_upper)))
-        return (linked * self.strip).astype(np.float32, copy=False)
+        # Single precision, in place, on long rows, and one log of a quotient: this runs over every step of a history.
+        # Both parts of the quotient are at least 1 - exp(-BOUND / 2): no more than two digits of seven cancel.
+        rows = values.reshape(len(values), -1) if values.ndim > 1 else values[None]
+        scale, hundred, strip = (
+            np.tile(of_metric.astype(np.float32), rows.shape[1] // len(self.metrics))
+            for of_metric in (self._inside / self.strip, self._hundred, self.strip)
+        )
+        inside = np.multiply(rows, scale, dtype=np.float32)
+        inside += np.float32(BOUND)
+        from_upper = np.maximum(hundred - inside, BOUND / 2)  # never below but by rounding; inf for a rate
+        linked = _one_minus_exp_minus(inside.copy())
+        linked /= _one_minus_exp_minus(from_upper)
+        np.log(linked, out=linked)
+        linked += inside
+        linked *= strip
+        return linked.reshape(values.shape)
 
     def from_link(self, linked: np.ndarray) -> np.ndarray:
         """Link space [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
@@ -176,6 +185,13 @@ def fit_scaling(
         else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
     )
     return FleetScaling(metrics, percent, strip, names, centre, spread, within, k, window_steps)
+
+
+def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:
+    """1 - exp(-values), in place."""
+    np.negative(values, out=values)
+    np.exp(values, out=values)
+    return np.subtract(1.0, values, out=values)
 
 
 def _typical_level(values: np.ndarray) -> float:
