@@ -18,6 +18,7 @@ from forecasting.windows import (
     Windows,
     WindowSpec,
     build_windows,
+    compress,
 )
 
 METRICS = ("cpu_pct", "net_in_mb_s")
@@ -69,6 +70,12 @@ def test_lengths_follow_from_the_step() -> None:
     assert five_minutes.encoder_lengths == (1, 3, 6, 12, 24, 48, 96, 192, 288)
     assert WindowSpec(METRICS, 60, "UTC", 1440, 480).history_steps == 7 * 1440 + 30
     assert WindowSpec(METRICS, 300, "UTC", 288, 300).yesterday_steps == 2 * 288
+
+
+def test_compress_is_asinh_of_anything_a_float32_holds() -> None:
+    sizes = np.concatenate([[0.0], np.logspace(-9, 38, 4000)]).astype(np.float32)
+    units = np.concatenate([sizes, -sizes, [np.nan]])
+    np.testing.assert_allclose(compress(units), np.arcsinh(units.astype(np.float64)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("context_steps", "horizon_steps"), [(48, 16), (20, 10), (60, 50)])
