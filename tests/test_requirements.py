@@ -1,0 +1,48 @@
+"""The pins: every package that the requirements bring along is pinned exactly, and installed as pinned."""
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pins(file):
+    """Lines of a requirements file and of those it includes."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    included = [line.split()[1] for line in lines if line.startswith("-r")]
+    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return own + [pin for name in included for pin in pins(name)]
+
+
+def brought_along(requirements):
+    """Names of all packages that the requirements need on this machine; the needs of a GPU's torch pin themselves."""
+    found, visited, waiting = set(), set(), list(requirements)
+    while waiting:
+        need = waiting.pop()
+        name, extras = canonicalize_name(need.name), frozenset(need.extras)
+        if not str(need.specifier).startswith("=="):
+            found.add(name)
+        if (name, extras) in visited:
+            continue
+        visited.add((name, extras))
+        further = map(Requirement, metadata.requires(name) or [])
+        waiting += [each for each in further if each.marker is None or holds(each.marker, extras)]
+    return found
+
+
+def holds(marker, extras):
+    return any(marker.evaluate({"extra": extra}) for extra in extras or {""})
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_whatever_the_requirements_bring_along_is_pinned_and_installed_as_pinned(file):
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins(file)}
+    assert all(specifier.startswith("==") and "*" not in specifier for specifier in pinned.values())
+    assert brought_along(pins(file)) - pinned.keys() == set()
+    installed = {name: Version(metadata.version(name)).public for name in pinned}
+    assert installed == {name: specifier.removeprefix("==") for name, specifier in pinned.items()}
