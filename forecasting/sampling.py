@@ -3,7 +3,7 @@
 An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour. Per
 batch one encoder length is drawn: mostly the whole context, else a short one, down to no history at all. For a share of
 the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its start. Noise
-on a window's position makes fictional servers of the known ones.
+on a window's position makes fictional servers of the known ones, and so does an exchange of metrics.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ class Handicaps:
 
     short_history_share: of the batches, less than the whole context is known. one_day_share: of the windows with a
     whole context, nothing older than the context is known. hidden_profile_share: of the windows. position_noise:
-    deviation of the noise on where a window lies relative to its profile, in compressed profile units.
+    deviation of the noise on where a window lies relative to its profile, in compressed profile units. exchanged_share:
+    of the windows whose profile is not told and whose context is whole, the metrics exchange what they do.
     """
 
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
     position_noise: float = 2.0
+    exchanged_share: float = 0.0
 
 
 HANDICAPS = Handicaps()
@@ -133,7 +135,9 @@ def epoch(
         encoder_steps, known_steps = draw_history(spec, len(chosen), random, handicaps)
         hidden = random.random(len(chosen)) < handicaps.hidden_profile_share
         batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
-        yield replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
+        batch = replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
+        whole = (batch.windows.profile == 0) & (known_steps >= spec.context_steps)
+        yield exchange_metrics(batch, whole & (random.random(len(chosen)) < handicaps.exchanged_share), random)
 
 
 def blur_position(windows: Windows, random: np.random.Generator, deviation: float) -> Windows:
@@ -146,6 +150,29 @@ def blur_position(windows: Windows, random: np.random.Generator, deviation: floa
     position = static[:, :-1]  # the last one is the share measured
     position += random.normal(0, deviation, position.shape).astype(np.float32)
     return windows._replace(static=static)
+
+
+def exchange_metrics(batch: Batch, chosen: np.ndarray, random: np.random.Generator) -> Batch:
+    """The windows `chosen` (boolean [window]) with their metrics in another order, drawn for each.
+
+    In window units one metric is as good as another: a server whose memory does what another's disk does is a
+    fictional server. Without it a network that knows few servers learns each one's metrics by heart. Only where the
+    profile is not told, as it tells what its metrics are like, and where the context shows it instead.
+    """
+    rows = np.flatnonzero(chosen)
+    metrics = batch.targets.shape[-1]
+    if metrics == 1 or not rows.size:
+        return batch
+    order = random.permuted(np.tile(np.arange(metrics), (len(rows), 1)), axis=1)  # [chosen, metric]
+    pairs = (2 * order[:, :, None] + np.arange(2)).reshape(len(rows), -1)  # inputs have two columns a metric
+    windows = batch.windows
+    static, encoder, decoder = windows.static.copy(), windows.encoder.copy(), windows.decoder.copy()
+    static[rows, : 2 * metrics] = np.take_along_axis(static[rows], pairs, axis=1)
+    encoder[rows] = np.take_along_axis(encoder[rows], pairs[:, None], axis=2)
+    decoder[rows, :, : 2 * metrics] = np.take_along_axis(decoder[rows], pairs[:, None], axis=2)
+    targets = batch.targets.copy()
+    targets[rows] = np.take_along_axis(targets[rows], order[:, None], axis=2)
+    return Batch(windows._replace(static=static, encoder=encoder, decoder=decoder), targets)
 
 
 def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size: int) -> int:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from forecasting.grid import FleetGrid
-from forecasting.sampling import Handicaps, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.sampling import (
+    Batch,
+    Handicaps,
+    WindowSource,
+    batches_per_epoch,
+    draw_history,
+    epoch,
+    exchange_metrics,
+)
 from forecasting.scaling import fit_scaling
 from forecasting.windows import WindowSpec
 
@@ -17,6 +27,8 @@ LAST_STEP = 599
 
 class RecordingSource(WindowSource):
     """Remembers which windows it was asked for."""
+
+    values: np.ndarray
 
     def batch(self, rows, origins, encoder_steps, known_steps, hidden):
         self.asked = getattr(self, "asked", [])
@@ -31,7 +43,9 @@ def source() -> RecordingSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
     scaling = fit_scaling(values, METRICS, np.array([True, True]), grid.profiles, 48, 3.0)
-    return RecordingSource(grid, SPEC, scaling)
+    source = RecordingSource(grid, SPEC, scaling)
+    source.values = values
+    return source
 
 
 def test_an_epoch_visits_every_server_hour_with_a_target_once(source: RecordingSource) -> None:
@@ -101,7 +115,7 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
 
 
 def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
-    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0)
+    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0, exchanged_share=0)
     batches = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(4), handicaps=off))
     for (rows, origins, encoder_steps, known_steps, hidden), batch in zip(source.asked, batches, strict=True):
         assert encoder_steps == SPEC.context_steps
@@ -109,3 +123,45 @@ def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSou
         assert not hidden.any()
         as_cut = WindowSource.batch(source, rows, origins, encoder_steps, known_steps, hidden).windows.static
         np.testing.assert_array_equal(batch.windows.static, as_cut)
+
+
+def seen(batch: Batch) -> list[np.ndarray]:
+    """What the network is shown, and asked for."""
+    return [*batch.windows[:8], batch.targets]
+
+
+def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(source: RecordingSource) -> None:
+    rows, origins, known, none = np.arange(32) % 3, np.arange(300, 332), np.full(32, 1000), np.zeros(32, dtype=bool)
+    batch = source.batch(rows, origins, 48, known, none)
+    of = {name: getattr(source.scaling, name)[:, ::-1] for name in ("centre", "spread", "spread_within")}
+    k = source.scaling.shrinkage_steps[:, ::-1]
+    start = np.datetime64("2026-03-02T00:00:00", "s")
+    values = source.values[..., ::-1]
+    grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
+    other = WindowSource(grid, SPEC, replace(source.scaling, **of, shrinkage_steps=k))
+    swapped = other.batch(rows, origins, 48, known, none)
+
+    chosen = np.arange(32) % 4 > 0
+    made = exchange_metrics(batch, chosen, np.random.default_rng(0))
+    exchanged, kept = (
+        [
+            all(np.array_equal(ours[window], theirs[window]) for ours, theirs in zip(fields, wanted, strict=True))
+            for window in range(32)
+        ]
+        for fields, wanted in ((seen(made), seen(swapped)), (seen(made), seen(batch)))
+    )
+    assert [a != b for a, b in zip(exchanged, kept, strict=True)] == [True] * 32
+    assert not np.array(exchanged)[~chosen].any()
+    assert 6 < sum(exchanged) < 18  # of 24 that drew one of two orders
+
+
+def test_metrics_are_exchanged_only_where_no_profile_says_what_they_are_like(source: RecordingSource) -> None:
+    def encoders(hidden: float, exchanged: float) -> list[np.ndarray]:
+        handicaps = Handicaps(hidden_profile_share=hidden, exchanged_share=exchanged)
+        batches = epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(5), handicaps)
+        return [batch.windows.encoder for batch in batches]
+
+    for with_it, without in zip(encoders(0, 1), encoders(0, 0), strict=True):
+        np.testing.assert_array_equal(with_it, without)
+    for with_it, without in zip(encoders(1, 1), encoders(1, 0), strict=True):
+        assert np.array_equal(with_it, without) == (with_it.shape[1] < SPEC.context_steps)
