@@ -79,6 +79,8 @@ VARIANTS = (
     Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
     Variant("fixed_shrinkage", "one shrinkage for all, k = 3 steps", shrinkage_steps=3.0),
     Variant("no_position_noise", "no noise on the window's position", replace(HANDICAPS, position_noise=0.0)),
+    Variant("no_exchange", "metrics never exchanged", replace(HANDICAPS, exchanged_share=0.0)),
+    Variant("own_clock", "always its own calendar", replace(HANDICAPS, other_clock_share=0.0)),
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
@@ -133,9 +135,10 @@ class PerServerSource(WindowSource):
         encoder_steps: int,
         known_steps: np.ndarray,
         hidden: np.ndarray,
+        clock_origins: np.ndarray | None = None,
     ) -> Batch:
         """As WindowSource.batch."""
-        batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden))
+        batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden), clock_origins)
         told = np.where(hidden, 0, self._told[rows])
         return replace(batch, windows=batch.windows._replace(profile=told))
 

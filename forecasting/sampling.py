@@ -3,7 +3,8 @@
 An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour. Per
 batch one encoder length is drawn: mostly the whole context, else a short one, down to no history at all. For a share of
 the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its start. Noise
-on a window's position makes fictional servers of the known ones, and so does an exchange of metrics.
+on a window's position makes fictional servers of the known ones; where no profile is told, so do metrics that exchange
+what they do, and a clock that shows another time.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ class Handicaps:
 
     short_history_share: of the batches, less than the whole context is known. one_day_share: of the windows with a
     whole context, nothing older than the context is known. hidden_profile_share: of the windows. position_noise:
-    deviation of the noise on where a window lies relative to its profile, in compressed profile units. exchanged_share:
-    of the windows whose profile is not told and whose context is whole, the metrics exchange what they do.
+    deviation of the noise on where a window lies relative to its profile, in compressed profile units.
+
+    Of the windows whose profile is not told and whose context is whole, exchanged_share have their metrics in another
+    order (exchange_metrics), and other_clock_share have the calendar of another moment: servers of one kind may live by
+    other hours, and a network that knows few of them learns the hours of each by heart instead of reading yesterday's.
     """
 
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
     position_noise: float = 2.0
-    exchanged_share: float = 0.0
+    exchanged_share: float = 0.5
+    other_clock_share: float = 0.5
 
 
 HANDICAPS = Handicaps()
@@ -79,10 +84,12 @@ class WindowSource:
         encoder_steps: int,
         known_steps: np.ndarray,
         hidden: np.ndarray,
+        clock_origins: np.ndarray | None = None,
     ) -> Batch:
         """Windows of servers `rows` at grid steps `origins` (int64 [window]).
 
-        known_steps: how much history may be used; hidden: boolean, where the profile is not told. See build_windows.
+        known_steps: how much history may be used; hidden: boolean, where the profile is not told. clock_origins: grid
+        steps whose calendar the windows show (their own). See build_windows.
         """
         windows = build_windows(
             self.spec,
@@ -91,7 +98,7 @@ class WindowSource:
             self._linked,
             rows,
             origins,
-            self._first_step + origins,
+            self._first_step + (origins if clock_origins is None else clock_origins),
             np.where(hidden, 0, self._profile_rows[rows]),
             encoder_steps,
             known_steps,
@@ -99,6 +106,10 @@ class WindowSource:
         index = origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
         future = self._linked[rows[:, None], index]
         return Batch(windows, compress((future - windows.centre[:, None]) / windows.spread[:, None]))
+
+    def untold(self, rows: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+        """Where the network is not told a profile: boolean [window]."""
+        return hidden | (self._profile_rows[rows] == 0)
 
     def measured_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """True for the windows with at least one measured target: boolean [window]."""
@@ -133,11 +144,14 @@ def epoch(
         random = np.random.default_rng([seed, number])
         chosen = kept[number * batch_size : (number + 1) * batch_size]
         encoder_steps, known_steps = draw_history(spec, len(chosen), random, handicaps)
-        hidden = random.random(len(chosen)) < handicaps.hidden_profile_share
-        batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden)
+        rows, origins, size = server[chosen], origin[chosen], len(chosen)
+        hidden = random.random(size) < handicaps.hidden_profile_share
+        shows_itself = source.untold(rows, hidden) & (known_steps >= spec.context_steps)
+        other_clock = shows_itself & (random.random(size) < handicaps.other_clock_share)
+        clock = np.where(other_clock, random.choice(origin, size), origins)
+        batch = source.batch(rows, origins, encoder_steps, known_steps, hidden, clock)
         batch = replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
-        whole = (batch.windows.profile == 0) & (known_steps >= spec.context_steps)
-        yield exchange_metrics(batch, whole & (random.random(len(chosen)) < handicaps.exchanged_share), random)
+        yield exchange_metrics(batch, shows_itself & (random.random(size) < handicaps.exchanged_share), random)
 
 
 def blur_position(windows: Windows, random: np.random.Generator, deviation: float) -> Windows:

@@ -30,10 +30,10 @@ class RecordingSource(WindowSource):
 
     values: np.ndarray
 
-    def batch(self, rows, origins, encoder_steps, known_steps, hidden):
+    def batch(self, rows, origins, encoder_steps, known_steps, hidden, clock_origins=None):
         self.asked = getattr(self, "asked", [])
         self.asked.append((rows, origins, encoder_steps, known_steps, hidden))
-        return super().batch(rows, origins, encoder_steps, known_steps, hidden)
+        return super().batch(rows, origins, encoder_steps, known_steps, hidden, clock_origins)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
 
 
 def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
-    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0, exchanged_share=0)
+    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0)
     batches = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(4), handicaps=off))
     for (rows, origins, encoder_steps, known_steps, hidden), batch in zip(source.asked, batches, strict=True):
         assert encoder_steps == SPEC.context_steps
@@ -155,13 +155,30 @@ def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(sour
     assert 6 < sum(exchanged) < 18  # of 24 that drew one of two orders
 
 
-def test_metrics_are_exchanged_only_where_no_profile_says_what_they_are_like(source: RecordingSource) -> None:
-    def encoders(hidden: float, exchanged: float) -> list[np.ndarray]:
-        handicaps = Handicaps(hidden_profile_share=hidden, exchanged_share=exchanged)
+@pytest.mark.parametrize(
+    ("share", "field"), [("exchanged_share", "encoder"), ("other_clock_share", "encoder_calendar")]
+)
+def test_fictional_servers_are_made_only_where_no_profile_says_what_is_usual(
+    source: RecordingSource, share: str, field: str
+) -> None:
+    def fields(hidden: float, made: float) -> list[np.ndarray]:
+        none = {"exchanged_share": 0.0, "other_clock_share": 0.0}
+        handicaps = Handicaps(hidden_profile_share=hidden, **{**none, share: made})
         batches = epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(5), handicaps)
-        return [batch.windows.encoder for batch in batches]
+        return [getattr(batch.windows, field) for batch in batches]
 
-    for with_it, without in zip(encoders(0, 1), encoders(0, 0), strict=True):
+    for with_it, without in zip(fields(0, 1), fields(0, 0), strict=True):
         np.testing.assert_array_equal(with_it, without)
-    for with_it, without in zip(encoders(1, 1), encoders(1, 0), strict=True):
+    for with_it, without in zip(fields(1, 1), fields(1, 0), strict=True):
         assert np.array_equal(with_it, without) == (with_it.shape[1] < SPEC.context_steps)
+
+
+def test_another_clock_changes_the_calendar_and_nothing_else(source: RecordingSource) -> None:
+    rows, origins, known, hidden = np.array([0, 1]), np.array([300, 301]), np.full(2, 1000), np.ones(2, dtype=bool)
+    own = source.batch(rows, origins, 48, known, hidden)
+    other = source.batch(rows, origins, 48, known, hidden, np.array([400, 310]))
+    of_that_time = source.batch(rows, np.array([400, 310]), 48, known, hidden)
+    for name, made in other.windows._asdict().items():
+        expected = of_that_time if name.endswith(("calendar", "market")) else own
+        np.testing.assert_array_equal(made, getattr(expected.windows, name), err_msg=name)
+    np.testing.assert_array_equal(other.targets, own.targets)
