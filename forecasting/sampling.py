@@ -30,17 +30,21 @@ class Handicaps:
     whole context, nothing older than the context is known. hidden_profile_share: of the windows. position_noise:
     deviation of the noise on where a window lies relative to its profile, in compressed profile units.
 
-    Of the windows whose profile is not told and whose context is whole, exchanged_share have their metrics in another
-    order (exchange_metrics), and other_clock_share have the calendar of another moment: servers of one kind may live by
-    other hours, and a network that knows few of them learns the hours of each by heart instead of reading yesterday's.
+    fictional_servers: so many beside the real ones. Of the windows whose profile is not told and whose context is
+    whole, their share have their metrics in another order (exchange_metrics), and their share the calendar of another
+    moment: servers of one kind may live by other hours, and a network that knows few of them learns the hours of each
+    by heart instead of reading yesterday's. Among many servers, the real ones teach more.
     """
 
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
     position_noise: float = 2.0
-    exchanged_share: float = 0.5
-    other_clock_share: float = 0.5
+    fictional_servers: float = 8.0
+
+    def fictional_share(self, servers: int) -> float:
+        """Of so many real servers and the fictional ones, the share that is fictional."""
+        return self.fictional_servers / (self.fictional_servers + servers)
 
 
 HANDICAPS = Handicaps()
@@ -139,19 +143,19 @@ def epoch(
     server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
     origin = np.minimum(origin + random.integers(0, hour, origin.shape), last_step - spec.horizon_steps)
     kept = random.permutation(np.flatnonzero(source.measured_targets(server, origin)))
-    seed = int(random.integers(2**63))
+    seed, fictional_share = int(random.integers(2**63)), handicaps.fictional_share(len(rows))
     for number in range(first_batch, -(-len(kept) // batch_size)):
         random = np.random.default_rng([seed, number])
         chosen = kept[number * batch_size : (number + 1) * batch_size]
         encoder_steps, known_steps = draw_history(spec, len(chosen), random, handicaps)
-        rows, origins, size = server[chosen], origin[chosen], len(chosen)
+        size = len(chosen)
         hidden = random.random(size) < handicaps.hidden_profile_share
-        shows_itself = source.untold(rows, hidden) & (known_steps >= spec.context_steps)
-        other_clock = shows_itself & (random.random(size) < handicaps.other_clock_share)
-        clock = np.where(other_clock, random.choice(origin, size), origins)
-        batch = source.batch(rows, origins, encoder_steps, known_steps, hidden, clock)
+        shows_itself = source.untold(server[chosen], hidden) & (known_steps >= spec.context_steps)
+        exchanged, other_clock = shows_itself & (random.random((2, size)) < fictional_share)
+        clock = np.where(other_clock, random.choice(origin, size), origin[chosen])
+        batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden, clock)
         batch = replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
-        yield exchange_metrics(batch, shows_itself & (random.random(size) < handicaps.exchanged_share), random)
+        yield exchange_metrics(batch, exchanged, random)
 
 
 def blur_position(windows: Windows, random: np.random.Generator, deviation: float) -> Windows:

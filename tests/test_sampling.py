@@ -155,22 +155,25 @@ def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(sour
     assert 6 < sum(exchanged) < 18  # of 24 that drew one of two orders
 
 
-@pytest.mark.parametrize(
-    ("share", "field"), [("exchanged_share", "encoder"), ("other_clock_share", "encoder_calendar")]
-)
+@pytest.mark.parametrize("field", ["encoder", "encoder_calendar"])
 def test_fictional_servers_are_made_only_where_no_profile_says_what_is_usual(
-    source: RecordingSource, share: str, field: str
+    source: RecordingSource, field: str
 ) -> None:
-    def fields(hidden: float, made: float) -> list[np.ndarray]:
-        none = {"exchanged_share": 0.0, "other_clock_share": 0.0}
-        handicaps = Handicaps(hidden_profile_share=hidden, **{**none, share: made})
+    def fields(hidden: float, fictional: float) -> list[np.ndarray]:
+        handicaps = Handicaps(hidden_profile_share=hidden, fictional_servers=fictional)
         batches = epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(5), handicaps)
         return [getattr(batch.windows, field) for batch in batches]
 
-    for with_it, without in zip(fields(0, 1), fields(0, 0), strict=True):
+    for with_it, without in zip(fields(0, 1e9), fields(0, 0), strict=True):
         np.testing.assert_array_equal(with_it, without)
-    for with_it, without in zip(fields(1, 1), fields(1, 0), strict=True):
+    for with_it, without in zip(fields(1, 1e9), fields(1, 0), strict=True):
         assert np.array_equal(with_it, without) == (with_it.shape[1] < SPEC.context_steps)
+
+
+def test_the_more_servers_there_are_the_fewer_windows_are_of_fictional_ones() -> None:
+    handicaps = Handicaps(fictional_servers=8)
+    assert [handicaps.fictional_share(servers) for servers in (2, 8, 72)] == [0.8, 0.5, 0.1]
+    assert Handicaps(fictional_servers=0).fictional_share(5) == 0
 
 
 def test_another_clock_changes_the_calendar_and_nothing_else(source: RecordingSource) -> None:
