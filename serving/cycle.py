@@ -32,7 +32,8 @@ from serving.step_grid import NEVER, StepGrid
 
 LOG = logging.getLogger(__name__)
 SENT_WITH_SAMPLES = "sent with the samples"
-NICENESS = 10  # of forecasting: requests and ingest go first
+NICENESS = 10  # of forecasting, on top of the daemon's own: requests and ingest go first
+LOWEST_PRIORITY = 19
 _POLL_SECONDS = 0.25
 Result = TypeVar("Result")
 
@@ -175,7 +176,9 @@ def _warnings(name: str, profile: str, rule: str | None, untrained: bool, histor
 def _give_way() -> None:
     """Lower the priority of this thread, and so of those it starts: a forecast may take every core that is idle."""
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, LOWEST_PRIORITY))
 
 
 class FleetForecasts:
