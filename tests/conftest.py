@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import tft_trainer
+from forecasting import fitting
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+fitting.VALIDATION_BATCHES = 3  # and checks take as long as their few steps
 
 TINY_METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 
