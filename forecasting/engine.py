@@ -30,7 +30,7 @@ from forecasting.artifact import (
 from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
 from forecasting.windows import Calendar, Windows, build_windows
 
-CHUNK_WINDOWS = 64  # windows a thread runs at once: more share the tables of the network, fewer stay in the cache
+CHUNK_WINDOWS = 45  # windows a thread runs at once: more share the tables of the network, but take more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
 Explain = Callable[[Windows], NetworkWeights]
 
