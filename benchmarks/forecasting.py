@@ -172,9 +172,8 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
 
     raw = torch.stack(predicted if isinstance(predicted, list) else [predicted], dim=2)
     units = np.moveaxis(np.sinh(ordered(raw).numpy()), -1, 0)  # [quantile, server, horizon, metric]
-    centre, spread = (
-        np.concatenate(parts)[:, None] for parts in ([w.centre for w in windows], [w.spread for w in windows])
-    )
+    centre = np.concatenate([each.centre for each in windows])
+    spread = np.concatenate([each.spread for each in windows])[:, None]
     return np.moveaxis(config.scaling.from_link(centre + spread * units), 0, -1)
 
 

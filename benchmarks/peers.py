@@ -12,6 +12,9 @@ LightGBM and the model know the same servers and days. Tables go to stdout, the 
 LightGBM gets one model per metric and quantile. Values are scaled by the mean and deviation of the window's last day;
 the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
 week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
+
+Beside it stands what nobody trained: the usual day as far as the last one followed it (forecasting/daily_rhythm.py),
+with the quantiles of what then remained of the last day around it.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
+from forecasting.daily_rhythm import daily_rhythm  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
 from forecasting.grid import FleetGrid, infer_step_seconds  # noqa: E402
 
@@ -59,6 +63,7 @@ PATIENCE_TREES = 40
 WINDOW_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the last day, as features
 SEED = 0
 DAY_HOURS, WEEK_HOURS = 24, 168
+USUAL_DAY = "usual_day"
 
 Floats = npt.NDArray[np.float32]
 
@@ -234,6 +239,27 @@ class LightGBMPeer:
         return result
 
 
+# --- the usual day --------------------------------------------------------------------------------------------------
+
+
+def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float]) -> Floats:
+    """The daily rhythm alone: history [window, step, metric] -> [window, horizon, metric, quantile], physical units."""
+    last, steps = history.shape[1] - 1, np.arange(1 - day, horizon + 1)
+    earlier = [_steps(history, last + steps - day * number) for number in range(1, 8)]
+    usual = _masked(np.nanmean, np.stack(earlier, axis=-1), np.nan).astype(np.float32)
+    today = history[:, -day:]
+    rhythm = daily_rhythm(today, usual, day)
+    remains = evaluation.baselines(today - rhythm.lift[:, :day], horizon, day, quantiles)["flat_24h"]
+    forecast: Floats = remains + rhythm.lift[:, day:, :, None]
+    return forecast
+
+
+def _steps(history: Floats, at: npt.NDArray[np.int64]) -> Floats:
+    """history[:, at], NaN outside: [window, step, metric]."""
+    inside = (at >= 0) & (at < history.shape[1])
+    return np.where(inside[:, None], history[:, np.clip(at, 0, history.shape[1] - 1)], np.float32(np.nan))
+
+
 # --- the contest ----------------------------------------------------------------------------------------------------
 
 
@@ -264,11 +290,21 @@ def contest(task: Task, unseen: npt.NDArray[np.int64], engine: Engine | None) ->
         past = evaluation.backtest(task.grid, rows, origins, task.horizon, task.history, QUANTILES, peer.forecast)
         forecasts = {"lightgbm" if method == evaluation.MODEL else method: f for method, f in past.forecasts.items()}
         past = evaluation.Backtest(**{**vars(past), "forecasts": forecasts})
+        past = past.beside(USUAL_DAY, _usual_days(task, past))
         if engine is not None:
             past = past.beside(evaluation.MODEL, _model_forecast(engine, task, past))
         scores = past.scores()
         tables.append(scores[scores["metric"] == "mean"].assign(servers=name))
     return pd.concat(tables, ignore_index=True), peer.fit_seconds
+
+
+def _usual_days(task: Task, past: evaluation.Backtest) -> Floats:
+    """`usual_day` of all windows, within the metrics' ranges."""
+    history = evaluation.past(task.grid.values, past.rows, past.origins, task.history)
+    made = usual_day(history, task.horizon, task.day, QUANTILES)
+    for metric, name in enumerate(task.grid.metrics):
+        np.clip(made[:, :, metric], METRIC_SPECS[name].lower, METRIC_SPECS[name].upper, out=made[:, :, metric])
+    return made
 
 
 def _model_forecast(engine: Engine, task: Task, past: evaluation.Backtest) -> npt.NDArray[np.float32]:
@@ -296,7 +332,7 @@ def _ordered(history: Floats, metrics: list[int]) -> Floats:
 def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Mean and deviation over the folds, and the ratio to the best baseline, for each method and group of servers."""
     scores = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
-    baselines = scores[~scores["method"].isin(["lightgbm", evaluation.MODEL])]
+    baselines = scores[~scores["method"].isin(["lightgbm", USUAL_DAY, evaluation.MODEL])]
     means = baselines.groupby(["servers", "method"])["wql"].mean()
     best = {servers: str(means[servers].idxmin()) for servers in ("seen", "unseen")}
     keyed = scores.set_index(["fold", "servers", "method"])["wql"]

@@ -31,7 +31,7 @@ import numpy as np
 
 from data_contract import CONTRACT_VERSION
 from forecasting.scaling import FleetScaling
-from forecasting.windows import WindowSpec
+from forecasting.windows import WINDOWS_VERSION, WindowSpec
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
@@ -53,7 +53,7 @@ class ModelError(RuntimeError):
 class ModelConfig:
     """All that is needed beside the weights to rebuild the model and feed it.
 
-    Raises ModelError on a contract version other than this software's.
+    Raises ModelError on versions of the contract or of windows other than this software's.
     """
 
     model_id: str
@@ -63,13 +63,15 @@ class ModelConfig:
     network_profiles: tuple[str, ...]
     spec: WindowSpec
     scaling: FleetScaling
+    windows_version: int = 1  # models that do not say it are of the first
 
     def __post_init__(self) -> None:
-        if self.contract_version != CONTRACT_VERSION:
-            raise ModelError(
-                f"{CONFIG_FILE}: contract_version is {self.contract_version!r}, this software speaks "
-                f"{CONTRACT_VERSION!r}; train again with this version or use the software the model came with"
-            )
+        for name, spoken in (("contract_version", CONTRACT_VERSION), ("windows_version", WINDOWS_VERSION)):
+            if (own := getattr(self, name)) != spoken:
+                raise ModelError(
+                    f"{CONFIG_FILE}: {name} is {own!r}, this software speaks {spoken!r}; "
+                    "train again with this version or use the software the model came with"
+                )
 
     @property
     def targets(self) -> tuple[str, ...]:

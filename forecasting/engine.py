@@ -42,13 +42,12 @@ class NoExplanationError(ModelError):
 class _Fleet(NamedTuple):
     """Servers to forecast: history as given, at most what a window reads; the other fields are per server.
 
-    read_steps: boolean [history_step]. origin_steps: step numbers since the epoch. known_steps: steps since the first
+    origin_steps: step numbers since the epoch. known_steps: steps since the first
     measurement. profile_rows: rows of the scaling. encoder_steps: encoder length.
     """
 
     calendar: Calendar
     history: np.ndarray
-    read_steps: np.ndarray
     origin_steps: np.ndarray
     known_steps: np.ndarray
     profile_rows: np.ndarray
@@ -195,7 +194,6 @@ class Engine:
         return _Fleet(
             calendar,
             history,
-            spec.read_steps[-history.shape[1] :],
             origin_steps,
             known_steps,
             scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles),
@@ -214,8 +212,7 @@ class Engine:
     def _windows(self, fleet: _Fleet, chunk: np.ndarray) -> Windows:
         """Cut the windows of some servers of one encoder length."""
         spec, scaling = self.config.spec, self.config.scaling
-        linked = np.full((len(chunk), *fleet.history.shape[1:]), np.nan, dtype=np.float32)
-        linked[:, fleet.read_steps] = scaling.to_link(fleet.history[chunk[:, None], np.flatnonzero(fleet.read_steps)])
+        linked = scaling.to_link(fleet.history[chunk])
         return build_windows(
             spec,
             scaling,
@@ -245,13 +242,14 @@ class Engine:
 
 
 def write_canary(path: Path, engine: Engine) -> None:
-    """Store a small made-up history with the forecast the engine gives for it now."""
+    """Store a made-up history, one server young and one with a daily rhythm, with what the engine forecasts now."""
     config = engine.config
     random = np.random.default_rng(0)
-    steps = config.context_steps // 2
+    shape = (2, config.context_steps + config.spec.yesterday_steps, len(config.targets))
     usual, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
-    history = config.scaling.from_link(usual + spread * random.normal(size=(2, steps, len(config.targets))))
-    history[0, : steps // 2] = np.nan
+    days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])  # the same one again and again
+    history = config.scaling.from_link(usual + spread * (days + 0.3 * random.normal(size=shape)))
+    history[0, : -config.context_steps // 4] = np.nan
     profiles = [config.profiles[0] if config.profiles else None, None]
     origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
     quantiles = engine.forecast(history, profiles, origins)

@@ -36,6 +36,7 @@ _LABELS_OF_METRICS = {
     "spread": "spread in the context",
     "yesterday": "same time of the day before",
     "daily_mean": "usual at this time of day",
+    "rhythm": "how far it keeps its daily rhythm",
 }
 
 

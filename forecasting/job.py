@@ -21,7 +21,7 @@ from forecasting.model import QUANTILES, ForecastModel, build_network, torch_exp
 from forecasting.sampling import WindowSource
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.split import Split
-from forecasting.windows import WindowSpec
+from forecasting.windows import WINDOWS_VERSION, WindowSpec
 
 TEST_EVERY_HOURS = 8
 JUDGED_WINDOWS = 8_192  # at most: scores over more of them hardly differ, time and memory do
@@ -87,6 +87,7 @@ class Job:
             network_profiles=self.profiles,
             spec=self.spec,
             scaling=self.scaling,
+            windows_version=WINDOWS_VERSION,
         )
 
     def test_origins(self) -> np.ndarray:

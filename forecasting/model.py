@@ -171,7 +171,7 @@ class ForecastModel(nn.Module):
     def in_physical_units(self, scaled: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         """Undo the scaling of quantiles [window, H, metric, quantile]."""
         units = (torch.exp(scaled) - torch.exp(-scaled)) / 2  # sinh, which the ONNX exporter does not know
-        linked = centre[:, None, :, None] + spread[:, None, :, None] * units
+        linked = centre[..., None] + spread[:, None, :, None] * units
         return self.from_link(linked)
 
     def from_link(self, linked: torch.Tensor) -> torch.Tensor:

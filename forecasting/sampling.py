@@ -109,7 +109,7 @@ class WindowSource:
         )
         index = origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
         future = self._linked[rows[:, None], index]
-        return Batch(windows, compress((future - windows.centre[:, None]) / windows.spread[:, None]))
+        return Batch(windows, compress((future - windows.centre) / windows.spread[:, None]))
 
     def untold(self, rows: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         """Where the network is not told a profile: boolean [window]."""
@@ -165,7 +165,7 @@ def blur_position(windows: Windows, random: np.random.Generator, deviation: floa
     it the level gives each training server away, and the network learns them by heart instead of their kind.
     """
     static = windows.static.copy()
-    position = static[:, :-1]  # the last one is the share measured
+    position = static[:, : 2 * windows.spread.shape[1]]
     position += random.normal(0, deviation, position.shape).astype(np.float32)
     return windows._replace(static=static)
 
@@ -186,6 +186,7 @@ def exchange_metrics(batch: Batch, chosen: np.ndarray, random: np.random.Generat
     windows = batch.windows
     static, encoder, decoder = windows.static.copy(), windows.encoder.copy(), windows.decoder.copy()
     static[rows, : 2 * metrics] = np.take_along_axis(static[rows], pairs, axis=1)
+    static[rows, 2 * metrics : 3 * metrics] = np.take_along_axis(static[rows], 2 * metrics + order, axis=1)
     encoder[rows] = np.take_along_axis(encoder[rows], pairs[:, None], axis=2)
     decoder[rows, :, : 2 * metrics] = np.take_along_axis(decoder[rows], pairs[:, None], axis=2)
     targets = batch.targets.copy()

@@ -124,14 +124,13 @@ class FleetScaling:
         linked_context: [window, encoder_step, metric] in link space, NaN = not measured. profile_rows: [window].
         """
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]  # [window, metric]
-        measured = ~np.isnan(linked_context)
-        units = (linked_context - centre[:, None]) / spread[:, None]
-        n = measured.sum(axis=1).astype(np.float32)
-        mean = np.where(measured, units, 0.0).sum(axis=1) / np.maximum(n, 1.0)
-        squares = np.where(measured, units - mean[:, None], 0.0) ** 2
+        unknown = np.isnan(linked_context)
+        n = (linked_context.shape[1] - np.count_nonzero(unknown, axis=1)).astype(np.float32)
+        mean, rest = centred((linked_context - centre[:, None]) / spread[:, None], unknown, n)
+        squares = np.einsum("wsm,wsm->wm", rest, rest)
         within = self.spread_within[profile_rows] / spread
         k = PRIOR_STEPS_OF_SPREAD
-        deviation = np.sqrt((squares.sum(axis=1) + k * within**2) / (n + k))
+        deviation = np.sqrt((squares + k * within**2) / (n + k))
         missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
         weight = n / (n + LEAST_SHRINKAGE + (self.shrinkage_steps[profile_rows] - LEAST_SHRINKAGE) * missing_share)
         width = np.exp(weight * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
@@ -144,6 +143,18 @@ class FleetScaling:
         """The same centre and log-spread relative to the profile: what the network is told as static reals."""
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]
         return WindowScale((scale.centre - centre) / spread, np.log(scale.spread / spread))
+
+
+def centred(values: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means [window, metric] over axis 1 but for the `unknown`, and what remains of the values, 0 where unknown.
+
+    values: float32 [window, step, metric], overwritten; unknown: boolean like them; known: how many are not.
+    """
+    np.copyto(values, 0.0, where=unknown)
+    mean = np.einsum("wsm->wm", values) / np.maximum(known, np.float32(1.0))
+    values -= mean[:, None]
+    np.copyto(values, 0.0, where=unknown)
+    return mean, values
 
 
 def fit_scaling(

@@ -2,8 +2,9 @@
 
 A window is cut from a linked history array (scaling.FleetScaling.to_link) by index. Everything in it is known at the
 origin: the context's scaled values with a mask beside each, the calendar of context and horizon, and for each decoder
-step the same time of earlier days. The trainer cuts windows out of the whole fleet's array, the engine out of the
-histories it is given; both use `build_windows`, so what is trained is what is served.
+step the same time of earlier days. Context and targets are what remains when the server's own daily rhythm is taken off
+(daily_rhythm.py), so that it need not be learned, for no server. The trainer cuts windows out of the whole fleet's
+array, the engine out of the histories it is given; both use `build_windows`, so what is trained is what is served.
 
 Variable names and order are those of the TimeSeriesDataSet that model.py builds the network from.
 """
@@ -15,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.scaling import FleetScaling, WindowScale
 from server_profiles import business_time
 
+WINDOWS_VERSION = 2  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
@@ -60,17 +63,6 @@ class WindowSpec:
         return max(self.context_steps, oldest)
 
     @property
-    def read_steps(self) -> np.ndarray:
-        """Which of the last `history_steps` steps up to the origin a window reads, oldest first: boolean."""
-        read = np.zeros(self.history_steps, dtype=bool)
-        read[-self.context_steps :] = True
-        for day in range(DAILY_MEAN_DAYS):
-            newest = self.yesterday_steps + day * self.day_steps - self.horizon_steps - self.half_width_steps
-            oldest = newest + self.horizon_steps + 2 * self.half_width_steps
-            read[max(0, self.history_steps - oldest) : self.history_steps - max(0, newest)] = True
-        return read
-
-    @property
     def encoder_lengths(self) -> tuple[int, ...]:
         """The encoder lengths in use, doubling from three steps to the context.
 
@@ -83,8 +75,9 @@ class WindowSpec:
 
     @property
     def static_reals(self) -> tuple[str, ...]:
-        """Per window: where it lies relative to its profile, how wide it is, how much of it was measured."""
-        return (*(f"{m}_{part}" for m in self.metrics for part in ("centre", "spread")), "measured_share")
+        """Per window: level and width relative to the profile, share of the daily rhythm, how much was measured."""
+        position = (f"{m}_{part}" for m in self.metrics for part in ("centre", "spread"))
+        return (*position, *(f"{m}_rhythm" for m in self.metrics), "measured_share")
 
     @property
     def encoder_reals(self) -> tuple[str, ...]:
@@ -104,8 +97,8 @@ class Windows(NamedTuple):
     profile: int64 [window], row of the profile, 0 = unknown.
     encoder_calendar, decoder_calendar: int64 [window, E | H, 2]: half_hour, day_kind.
     encoder_market, decoder_market: float32 [window, E | H, 1]: market open.
-    static: float32 [window, 2 * M + 1]; encoder: float32 [window, E, 2 * M]; decoder: float32 [window, H, 2 * M + 2].
-    centre, spread: float32 [window, M], link space: how to undo the scaling.
+    static: float32 [window, 3 * M + 1]; encoder: float32 [window, E, 2 * M]; decoder: float32 [window, H, 2 * M + 2].
+    centre: float32 [window, H, M], spread: float32 [window, M], link space: how to undo the scaling.
     """
 
     profile: np.ndarray
@@ -158,7 +151,11 @@ def build_windows(
     profile_rows: int64 [window], 0 hides the profile. encoder_steps: E, at least 1.
     known_steps: int64 [window], how many steps up to the origin the forecaster may use (0 = a server without history).
     """
-    context = _take(linked, rows, origins, np.arange(1 - encoder_steps, 1), known_steps)  # [window, E, metric]
+    past = _past(spec, linked, rows, origins, known_steps, encoder_steps)
+    context = past[:, -encoder_steps:].copy()  # [window, E, metric]
+    days = _earlier_days(spec, past, encoder_steps)
+    rhythm = daily_rhythm(context, days.usual, spec.context_steps)
+    context -= rhythm.lift[:, :encoder_steps]
     scale = scaling.window_scale(context, profile_rows)
     encoder_at = origin_steps[:, None] + np.arange(1 - encoder_steps, 1)
     decoder_at = origin_steps[:, None] + np.arange(1, spec.horizon_steps + 1)
@@ -168,10 +165,10 @@ def build_windows(
         decoder_calendar=calendar.half_hour_and_day[decoder_at - calendar.first_step],
         encoder_market=calendar.market_open[encoder_at - calendar.first_step],
         decoder_market=calendar.market_open[decoder_at - calendar.first_step],
-        static=_static_reals(spec, scaling, scale, profile_rows, context),
+        static=_static_reals(spec, scaling, scale, profile_rows, context, rhythm),
         encoder=_value_and_mask(context, scale),
-        decoder=_earlier_days(spec, linked, rows, origins, known_steps, scale),
-        centre=scale.centre,
+        decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
+        centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
         spread=scale.spread,
     )
 
@@ -202,22 +199,24 @@ def on_grid(scaled: np.ndarray) -> np.ndarray:
     return places
 
 
-def _take(
-    linked: np.ndarray, rows: np.ndarray, origins: np.ndarray, offsets: np.ndarray, known_steps: np.ndarray
+def _past(
+    spec: WindowSpec,
+    linked: np.ndarray,
+    rows: np.ndarray,
+    origins: np.ndarray,
+    known_steps: np.ndarray,
+    encoder_steps: int,
 ) -> np.ndarray:
-    """Values at origin + offset: [window, offset, metric].
+    """What each window may read, up to its origin: float32 [window, step, metric], at least E steps.
 
-    NaN before the array, before the window's known steps and, whatever the caller asks for, after the origin.
+    NaN before the array and before the window's known steps. Copied server by server, as whole stretches of memory.
     """
-    index = origins[:, None] + offsets
-    unknown = (index < 0) | (offsets <= -known_steps[:, None]) | (offsets > 0)
-    steps, metrics = linked.shape[1:]
-    np.clip(index, 0, steps - 1, out=index)
-    index += rows[:, None] * steps
-    values: np.ndarray = linked.reshape(-1, metrics).take(index, axis=0)
-    if unknown.any():
-        values[unknown] = np.nan
-    return values
+    most = max(encoder_steps, min(spec.history_steps, int(known_steps.max(initial=0))))
+    past = np.full((len(rows), most, linked.shape[2]), np.nan, dtype=np.float32)
+    for window, (row, origin, known) in enumerate(zip(rows, origins, known_steps, strict=True)):
+        steps = min(known, most, origin + 1)
+        past[window, most - steps :] = linked[row, origin + 1 - steps : origin + 1]
+    return past
 
 
 def _value_and_mask(context: np.ndarray, scale: WindowScale) -> np.ndarray:
@@ -229,45 +228,83 @@ def _value_and_mask(context: np.ndarray, scale: WindowScale) -> np.ndarray:
 
 
 def _static_reals(
-    spec: WindowSpec, scaling: FleetScaling, scale: WindowScale, profile_rows: np.ndarray, context: np.ndarray
+    spec: WindowSpec,
+    scaling: FleetScaling,
+    scale: WindowScale,
+    profile_rows: np.ndarray,
+    context: np.ndarray,
+    rhythm: DailyRhythm,
 ) -> np.ndarray:
-    """Centre and log-spread in profile units; measured steps on a log scale: float32 [window, 2 * metric + 1]."""
+    """Centre and log-spread in profile units, share of the rhythm, measured steps on a log scale: [window, 3 M + 1]."""
     relative = scaling.in_profile_units(scale, profile_rows)
     measured_steps = (~np.isnan(context)).sum(axis=1).mean(axis=1, keepdims=True)
-    share = np.log1p(measured_steps) / np.log1p(spec.context_steps)
-    return np.concatenate([_interleave(compress(relative.centre), relative.spread), share], axis=1, dtype=np.float32)
+    measured_share = np.log1p(measured_steps) / np.log1p(spec.context_steps)
+    position = _interleave(compress(relative.centre), relative.spread)
+    return np.concatenate([position, rhythm.share, measured_share], axis=1, dtype=np.float32)
 
 
-def _earlier_days(
-    spec: WindowSpec,
-    linked: np.ndarray,
-    rows: np.ndarray,
-    origins: np.ndarray,
-    known_steps: np.ndarray,
-    scale: WindowScale,
-) -> np.ndarray:
-    """Decoder reals: what this time of day looked like on earlier days, in window units.
+class _EarlierDays(NamedTuple):
+    """The same time on earlier days, link space, NaN = not measured.
 
-    float32 [window, H, 2 * metric + 2]; zeros where nothing was measured, as the two shares at the end tell.
+    usual: float32 [window, E + H, metric], mean over the days at exactly this time. The others are for the horizon:
+    yesterday, around: [window, H, metric], the latest day, and the mean over all of them and half an hour to either
+    side; yesterday_share, around_share: [window, H, 1], how much of it was measured.
     """
-    half = spec.half_width_steps
-    around = np.arange(1 - half, spec.horizon_steps + half + 1)
-    total = np.zeros((len(rows), len(around), linked.shape[-1]), dtype=np.float32)
-    count = np.zeros_like(total)
-    for day in range(DAILY_MEAN_DAYS):
-        offsets = around - spec.yesterday_steps - day * spec.day_steps
-        values = _take(linked, rows, origins, offsets, known_steps)
-        measured = ~np.isnan(values)
-        if day == 0:
-            yesterday = values[:, half : half + spec.horizon_steps]
-        np.add(total, values, out=total, where=measured)
-        count += measured
-    total, count = _moving_sum(total, 2 * half + 1), _moving_sum(count, 2 * half + 1)
-    daily_mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    units = [_in_window_units(values, scale) for values in (yesterday, daily_mean)]
-    share = _mean_over_metrics(count) / ((2 * half + 1) * DAILY_MEAN_DAYS)
-    yesterday_share = _mean_over_metrics(~np.isnan(yesterday))
-    return on_grid(np.concatenate([_interleave(*units), yesterday_share, share], axis=2, dtype=np.float32))
+
+    usual: np.ndarray
+    yesterday: np.ndarray
+    around: np.ndarray
+    yesterday_share: np.ndarray
+    around_share: np.ndarray
+
+
+def _earlier_days(spec: WindowSpec, past: np.ndarray, encoder_steps: int) -> _EarlierDays:
+    """past: float32 [window, step, metric] up to the origin."""
+    half, horizon = spec.half_width_steps, spec.horizon_steps
+    steps = encoder_steps + horizon + 2 * half
+    measured = ~np.isnan(past)
+    values = np.where(measured, past, np.float32(0.0))
+    total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
+    count = np.zeros(total.shape, dtype=np.uint8)
+    first = past.shape[1] - encoder_steps - half - spec.yesterday_steps  # of the latest day's steps in `past`
+    for begin in range(first, first - DAILY_MEAN_DAYS * spec.day_steps, -spec.day_steps):
+        there, here = _overlap(begin, steps, past.shape[1])
+        total[:, there] += values[:, here]
+        count[:, there] += measured[:, here]
+    yesterday = np.full((len(past), horizon, past.shape[2]), np.nan, dtype=np.float32)
+    there, here = _overlap(first + half + encoder_steps, horizon, past.shape[1])
+    yesterday[:, there] = past[:, here]
+    ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
+    return _EarlierDays(
+        usual=_mean(total, count)[:, half : half + encoder_steps + horizon],
+        yesterday=yesterday,
+        around=_mean(*ahead),
+        yesterday_share=_mean_over_metrics(~np.isnan(yesterday)),
+        around_share=_mean_over_metrics(ahead[1]) / ((2 * half + 1) * DAILY_MEAN_DAYS),
+    )
+
+
+def _overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
+    """Where begin .. begin + steps lies within 0 .. length: as part of the former, and of the latter."""
+    low = min(max(begin, 0), length)
+    high = max(low, min(begin + steps, length))
+    return slice(low - begin, high - begin), slice(low, high)
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """NaN where nothing was counted."""
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _decoder_reals(days: _EarlierDays, scale: WindowScale, lift: np.ndarray) -> np.ndarray:
+    """What this time of day looked like on earlier days, in window units: float32 [window, H, 2 * metric + 2].
+
+    Yesterday without its rhythm, as the targets are, and the usual day with it. Zeros where nothing was measured, as
+    the two shares at the end tell.
+    """
+    units = [_in_window_units(values, scale) for values in (days.yesterday - lift, days.around)]
+    parts = [_interleave(*units), days.yesterday_share, days.around_share]
+    return on_grid(np.concatenate(parts, axis=2, dtype=np.float32))
 
 
 def _mean_over_metrics(values: np.ndarray) -> np.ndarray:
@@ -282,8 +319,8 @@ def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
 
 
 def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sum over `width` consecutive steps of axis 1; the result is width - 1 steps shorter."""
-    sums = np.cumsum(values, axis=1)
+    """Sum over `width` consecutive steps of axis 1: float32, width - 1 steps shorter."""
+    sums = np.cumsum(values, axis=1, dtype=np.float32)
     sums = np.concatenate([np.zeros_like(sums[:, :1]), sums], axis=1)
     return sums[:, width:] - sums[:, :-width]
 

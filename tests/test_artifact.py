@@ -118,6 +118,16 @@ def test_another_contract_version_is_refused_with_both_versions(copy: Path) -> N
         Engine.load(copy, device="cpu")
 
 
+def test_a_model_that_reads_other_windows_is_refused_as_such(copy: Path) -> None:
+    """One trained before windows had a version is of the first."""
+    config = json.loads((copy / "config.json").read_text())
+    del config["windows_version"]
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy)
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 2; train again"):
+        Engine.load(copy, device="cpu")
+
+
 def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> None:
     canary = json.loads((copy / "canary.json").read_text())
     canary["quantiles"][0][0][0][3] += 0.5

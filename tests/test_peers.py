@@ -46,6 +46,14 @@ def test_the_features_of_a_step_look_up_the_same_hour_of_yesterday_and_last_week
         assert row[4] == pytest.approx(last + step - 4 * DAY)  # the mean of seven days
 
 
+def test_the_usual_day_of_a_server_that_repeats_itself_is_its_tomorrow(peers):
+    day = np.random.default_rng(0).uniform(20, 60, (1, DAY, 2)).astype(np.float32)
+    history = np.tile(day, (1, 8, 1))[:, -(7 * DAY + 12) :]
+    made = peers.usual_day(history, 96, DAY, (0.1, 0.5, 0.9))
+    assert made.shape == (1, 96, 2, 3)
+    np.testing.assert_allclose(made, np.repeat(day[:, :96, :, None], 3, axis=3), rtol=1e-3)
+
+
 def test_what_is_not_measured_stays_not_measured(peers):
     history = np.full((2, 7 * DAY + 12), np.nan, dtype=np.float32)
     history[1, -1] = 5

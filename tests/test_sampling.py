@@ -90,7 +90,7 @@ def test_targets_are_the_future_in_window_units(source: RecordingSource) -> None
     none = np.zeros(2, dtype=bool)
     batch = source.batch(np.array([0, 1]), origins, 48, np.full(2, 1000), none)
     scaling = source.scaling
-    linked = batch.windows.centre[:, None] + np.sinh(batch.targets) * batch.windows.spread[:, None]
+    linked = batch.windows.centre + np.sinh(batch.targets) * batch.windows.spread[:, None]
     for window in range(2):
         expected = source._linked[window, origins[window] + 1 : origins[window] + 13]
         np.testing.assert_allclose(linked[window], expected, rtol=1e-3, atol=1e-3)

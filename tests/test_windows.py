@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
+from forecasting.daily_rhythm import daily_rhythm
 from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.windows import (
@@ -79,19 +80,16 @@ def test_compress_is_asinh_of_anything_a_float32_holds() -> None:
 
 
 @pytest.mark.parametrize(("context_steps", "horizon_steps"), [(48, 16), (20, 10), (60, 50)])
-def test_exactly_the_steps_said_to_be_read_are_read(
+def test_nothing_older_than_the_history_said_to_be_read_is_read(
     values: np.ndarray, scaling: FleetScaling, context_steps: int, horizon_steps: int
 ) -> None:
     spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps, horizon_steps)
-    measured, origin = np.nan_to_num(values[:1], nan=20.0), 520
-    oldest = origin + 1 - spec.history_steps
-    whole = cut(spec, scaling, measured, [origin], context_steps)
-    for step, read in enumerate(spec.read_steps):
-        other = measured.copy()
-        other[:, oldest + step] = np.nan
-        without = cut(spec, scaling, other, [origin], context_steps)
-        same = all(np.array_equal(*fields) for fields in zip(whole, without, strict=True))
-        assert same != read, f"step {step} of {spec.history_steps}"
+    origin = 520
+    older = values.copy()
+    older[:, : origin + 1 - spec.history_steps] = 1.0
+    before, after = (cut(spec, scaling, fleet, [origin], context_steps) for fleet in (values, older))
+    for field, ours, theirs in zip(Windows._fields, before, after, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 unknown classes")
@@ -137,18 +135,47 @@ def pad(steps: np.ndarray, before: int, after: int) -> np.ndarray:
     return np.pad(steps, ((before, after), (0, 0)))
 
 
+def usual_by_a_plain_loop(linked: np.ndarray, at: int, spec: WindowSpec) -> np.ndarray:
+    """Mean over the earlier days at exactly this time: [metric], NaN where none was measured."""
+    days = [linked[at - spec.yesterday_steps - day * spec.day_steps] for day in range(DAILY_MEAN_DAYS)]
+    return np.nanmean(days, axis=0)
+
+
+def lift_by_a_plain_loop(linked: np.ndarray, origin: int, spec: WindowSpec) -> np.ndarray:
+    """Of the steps of the horizon: [H, metric]."""
+    steps = range(origin + 1 - spec.context_steps, origin + 1 + spec.horizon_steps)
+    usual = np.stack([usual_by_a_plain_loop(linked, at, spec) for at in steps])[None]
+    context = linked[None, origin + 1 - spec.context_steps : origin + 1]
+    return daily_rhythm(context, usual, spec.context_steps).lift[0, spec.context_steps :]
+
+
+def test_a_window_of_a_server_that_repeats_itself_holds_no_rhythm_any_more(
+    spec: WindowSpec, scaling: FleetScaling
+) -> None:
+    """What is left of it is flat and the centre is tomorrow, whatever the shape of its day, but for the level, which is
+    shrunk a little toward the profile's."""
+    day = np.random.default_rng(5).uniform(30, 60, (1, 48, 2)).astype(np.float32)
+    windows = cut(spec, scaling, np.tile(day, (1, 12, 1)), [480])
+    tomorrow = scaling.to_link(np.tile(day, (1, 2, 1)))[:, 481 % 48 :][:, :16]
+    np.testing.assert_allclose(np.diff(windows.centre, axis=1), np.diff(tomorrow, axis=1), atol=0.01)
+    np.testing.assert_allclose(windows.centre, tomorrow, rtol=0.02)
+    assert np.ptp(windows.encoder[..., 0::2], axis=1).max() < 0.02
+    np.testing.assert_allclose(windows.static[:, 4:6], 1.0, atol=1e-3)
+
+
 def test_earlier_days_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     origin, server, half = 420, 1, spec.half_width_steps
     windows = cut(spec, scaling, values, [100, origin])
     linked = scaling.to_link(values)[server]
+    lift = lift_by_a_plain_loop(linked, origin, spec)
     for horizon_step in (1, 7, 16):
         at = origin + horizon_step
         row = windows.decoder[1, horizon_step - 1]
         shares = []
         for metric in range(2):
-            centre, spread = windows.centre[1, metric], windows.spread[1, metric]
+            lifted, spread = windows.centre[1, horizon_step - 1, metric], windows.spread[1, metric]
             yesterday = linked[at - 48, metric]
-            expected = 0.0 if np.isnan(yesterday) else np.arcsinh((yesterday - centre) / spread)
+            expected = 0.0 if np.isnan(yesterday) else np.arcsinh((yesterday - lifted) / spread)
             assert row[2 * metric] == pytest.approx(expected, abs=ROUNDING)
             around = [
                 linked[at - 48 * day + offset, metric]
@@ -157,7 +184,7 @@ def test_earlier_days_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScaling
             ]
             measured = [value for value in around if not np.isnan(value)]
             shares.append(len(measured) / len(around))
-            mean = np.arcsinh((np.mean(measured) - centre) / spread)
+            mean = np.arcsinh((np.mean(measured) - lifted + lift[horizon_step - 1, metric]) / spread)
             assert row[2 * metric + 1] == pytest.approx(mean, abs=ROUNDING)
         assert row[-1] == pytest.approx(np.mean(shares), abs=ROUNDING)
 

@@ -1,0 +1,55 @@
+"""The daily rhythm of a server, as far as its last day followed it.
+
+What is usual at a time of day is the mean over earlier days. How much of it to believe is seen in the context: the
+least-squares slope of its values on what was usual at their times, shrunk toward zero (the positive part of James &
+Stein 1961), as a day holds few independent points. A server that keeps its hours has a share near 1, one that does what
+it likes near 0, and so has one that was not known the day before. Share times the usual swing is the *lift* of each
+step. Windows are told and asked what remains without it, so that a server never seen before brings its own rhythm
+along, and the network need not know it by heart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from forecasting.scaling import centred
+
+INDEPENDENT_POINTS = 10.0  # so many a day, for the shrinkage: load within an hour or two is one point
+FLAT = 1e-6  # link space: a usual day that varies less has no rhythm
+
+
+class DailyRhythm(NamedTuple):
+    """share: float32 [window, metric], 0 to 1; lift: float32 [window, step, metric], link space, 0 if not known."""
+
+    share: np.ndarray
+    lift: np.ndarray
+
+
+def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> DailyRhythm:
+    """Share and lift of windows.
+
+    context: float32 [window, E, metric], link space, NaN = not measured. usual: float32 [window, step, metric], the
+    mean over earlier days at the time of each step, NaN where there is none; its first E steps are the context's.
+    context_steps: of a whole context; if fewer can be compared, the share falls with their number.
+    """
+    before = usual[:, : context.shape[1]]
+    unknown = np.isnan(context + before)
+    compared = (context.shape[1] - np.count_nonzero(unknown, axis=1)).astype(np.float32)  # [window, metric]
+    level, swing = centred(before.copy(), unknown, compared)
+    _, value = centred(context.copy(), unknown, compared)
+    together, of_usual, of_values = (
+        np.einsum("wsm,wsm->wm", *pair) for pair in ((swing, value), (swing, swing), (value, value))
+    )
+    has_rhythm = (together > 0) & (of_usual > FLAT**2 * compared)
+    slope = np.divide(together, of_usual, out=np.zeros_like(together), where=has_rhythm)
+    explained = np.divide(slope * together, of_values, out=np.zeros_like(together), where=has_rhythm)
+    shrinkage = 1.0 - np.divide(
+        1.0 - explained, INDEPENDENT_POINTS * explained, out=np.ones_like(explained), where=has_rhythm
+    )
+    share = np.minimum(slope, 1.0) * np.maximum(shrinkage, 0.0) * np.minimum(compared / context_steps, 1.0)
+    lift = usual - level[:, None]
+    lift *= share[:, None]
+    np.copyto(lift, 0.0, where=np.isnan(lift))
+    return DailyRhythm(share, lift)

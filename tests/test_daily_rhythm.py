@@ -1,0 +1,70 @@
+"""The daily rhythm: equal to a plain regression, believed as far as the last day followed it, and no further."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forecasting.daily_rhythm import INDEPENDENT_POINTS, daily_rhythm
+
+DAY, AHEAD = 288, 96
+Draw = np.random.Generator
+
+
+@pytest.fixture
+def random() -> Draw:
+    return np.random.default_rng(3)
+
+
+def usual_day(random: Draw, windows: int = 4) -> np.ndarray:
+    return random.normal(size=(windows, DAY + AHEAD, 2)).cumsum(axis=1).astype(np.float32)
+
+
+def test_a_server_that_keeps_its_hours_is_lifted_by_all_of_them(random: Draw) -> None:
+    usual = usual_day(random)
+    rhythm = daily_rhythm(usual[:, :DAY] + 7.0, usual, DAY)  # on another level today
+    np.testing.assert_allclose(rhythm.share, 1.0, atol=1e-3)
+    np.testing.assert_allclose(rhythm.lift, usual - usual[:, :DAY].mean(axis=1, keepdims=True), atol=1e-2)
+
+
+def test_a_server_that_does_the_opposite_or_what_it_likes_is_not_lifted(random: Draw) -> None:
+    usual = random.normal(size=(200, DAY + AHEAD, 2)).astype(np.float32)
+    assert not daily_rhythm(-usual[:, :DAY], usual, DAY).lift.any()
+    by_chance = daily_rhythm(random.normal(size=(200, DAY, 2)).astype(np.float32), usual, DAY)
+    assert (by_chance.share == 0).mean() > 0.99
+
+
+def test_the_share_is_the_shrunken_slope_of_a_regression(random: Draw) -> None:
+    usual = usual_day(random)
+    context = 0.6 * usual[:, :DAY] + random.normal(size=(4, DAY, 2)).astype(np.float32)
+    context[:, 40:90] = np.nan
+    usual[:, 200:210] = np.nan
+    rhythm = daily_rhythm(context, usual, DAY)
+    for window, metric in np.ndindex(4, 2):
+        x, y = usual[window, :DAY, metric].astype(float), context[window, :, metric].astype(float)
+        known = ~np.isnan(x + y)
+        slope = np.polyfit(x[known], y[known], 1)[0]
+        explained = np.corrcoef(x[known], y[known])[0, 1] ** 2
+        shrunken = slope * (1 - (1 - explained) / (INDEPENDENT_POINTS * explained)) * known.sum() / DAY
+        assert rhythm.share[window, metric] == pytest.approx(max(0.0, min(shrunken, 1.0)), rel=1e-3)
+
+
+def test_without_a_day_before_there_is_no_rhythm(random: Draw) -> None:
+    usual = usual_day(random)
+    context = usual[:, :DAY].copy()
+    usual[:, :DAY] = np.nan
+    for rhythm in (daily_rhythm(context, usual, DAY), daily_rhythm(context[:, :1] * np.nan, usual, DAY)):
+        assert not rhythm.share.any()
+        assert not rhythm.lift.any()
+
+
+def test_the_first_hour_of_a_second_day_is_believed_by_a_twenty_fourth(random: Draw) -> None:
+    usual = usual_day(random)
+    context = usual[:, :DAY].copy()
+    usual[:, : DAY - DAY // 24] = np.nan
+    np.testing.assert_allclose(daily_rhythm(context, usual, DAY).share, 1 / 24, rtol=0.01)
+
+
+def test_a_flat_usual_day_lifts_nothing(random: Draw) -> None:
+    context = usual_day(random)[:, :DAY]
+    assert not daily_rhythm(context, np.full((4, DAY + AHEAD, 2), 3.0, np.float32), DAY).lift.any()
