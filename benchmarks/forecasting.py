@@ -168,13 +168,14 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     """Stock's raw outputs through our head: [server, horizon, metric, quantile]."""
     import torch
 
-    from forecasting.model import ordered
+    from forecasting.model import in_window_units, ordered
 
     raw = torch.stack(predicted if isinstance(predicted, list) else [predicted], dim=2)
-    units = np.moveaxis(np.sinh(ordered(raw).numpy()), -1, 0)  # [quantile, server, horizon, metric]
-    centre = np.concatenate([each.centre for each in windows])
-    spread = np.concatenate([each.spread for each in windows])[:, None]
-    return np.moveaxis(config.scaling.from_link(centre + spread * units), 0, -1)
+    centre, spread, shape = (
+        np.concatenate([getattr(each, field) for each in windows]) for field in ("centre", "spread", "shape")
+    )
+    units = np.moveaxis(in_window_units(ordered(raw), torch.from_numpy(shape)).numpy(), -1, 0)  # quantile first
+    return np.moveaxis(config.scaling.from_link(centre + spread[:, None] * units), 0, -1)
 
 
 # --- the contest ----------------------------------------------------------------------------------------------------

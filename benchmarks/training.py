@@ -126,9 +126,7 @@ def our_side(source: WindowSource, batch_size: int) -> tuple[Callable[[], int], 
 
     def step() -> int:
         batch = next(batches)
-        loss = pinball_loss(
-            model.scaled_quantiles(*window_tensors(batch.windows)[:-2]), torch.from_numpy(batch.targets)
-        )
+        loss = pinball_loss(model.compressed_quantiles(*window_tensors(batch.windows)), torch.from_numpy(batch.targets))
         optimise(model, optimizer, loss)
         return len(batch.targets)
 

@@ -274,8 +274,8 @@ def _step(model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, 
 
 def _loss(model: ForecastModel, batch: Batch) -> torch.Tensor:
     device = device_of(model)
-    inputs = window_tensors(batch.windows, device)[:-2]  # centre and spread only lead back to physical units
-    return pinball_loss(model.scaled_quantiles(*inputs), torch.from_numpy(batch.targets).to(device))
+    quantiles = model.compressed_quantiles(*window_tensors(batch.windows, device))
+    return pinball_loss(quantiles, torch.from_numpy(batch.targets).to(device))
 
 
 def _average(average: Weights, model: ForecastModel, decay: float) -> None:

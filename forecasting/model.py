@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,12 +29,14 @@ from forecasting.artifact import WEIGHTS_FILE, ModelConfig
 from forecasting.fleet_tft import FleetTFT
 from forecasting.interpretation import NetworkWeights
 from forecasting.scaling import BOUND, FleetScaling
+from forecasting.window_shape import MIDDLE, NORMAL_SCORES
 from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
 
 Item = TypeVar("Item")
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 MEDIAN = QUANTILES.index(0.5)
+FARTHEST_SCORE = 16.0  # beyond the outermost level: sinh of it is 4 million half-widths of a window
 PROFILE_WIDTH = get_embedding_size(8)  # as pytorch-forecasting gives the seven profiles and the unknown one
 
 
@@ -135,8 +137,8 @@ class ForecastModel(nn.Module):
     """Network plus head: window tensors in, quantiles in physical units out.
 
     The head reads a metric's seven raw outputs as the median and six positive distances, so quantiles cannot cross;
-    sinh undoes the asinh of the inputs, the window's centre and spread undo the scaling, and the link (scaling.py)
-    leads back into the metric's physical range.
+    they are normal scores, which the window's shape turns into window units (window_shape.py), the window's centre and
+    spread undo the scaling, and the link (scaling.py) leads back into the metric's physical range.
     """
 
     def __init__(self, network: TemporalFusionTransformer, spec: WindowSpec, scaling: FleetScaling) -> None:
@@ -161,18 +163,19 @@ class ForecastModel(nn.Module):
         decoder: torch.Tensor,
         centre: torch.Tensor,
         spread: torch.Tensor,
+        shape: torch.Tensor,
     ) -> torch.Tensor:
         """Fields of windows.Windows -> quantiles, physical units: [window, H, metric, quantile]."""
-        scaled = self.scaled_quantiles(
+        scores = self.normal_scores(
             profile, encoder_calendar, decoder_calendar, encoder_market, decoder_market, static, encoder, decoder
         )
-        return self.in_physical_units(scaled, centre, spread)
+        return self.in_physical_units(scores, centre, spread, shape)
 
-    def in_physical_units(self, scaled: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-        """Undo the scaling of quantiles [window, H, metric, quantile]."""
-        units = (torch.exp(scaled) - torch.exp(-scaled)) / 2  # sinh, which the ONNX exporter does not know
-        linked = centre[..., None] + spread[:, None, :, None] * units
-        return self.from_link(linked)
+    def in_physical_units(
+        self, scores: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor, shape: torch.Tensor
+    ) -> torch.Tensor:
+        """Undo the scaling of quantiles given as normal scores [window, H, metric, quantile]."""
+        return self.from_link(centre[..., None] + spread[:, None, :, None] * in_window_units(scores, shape))
 
     def from_link(self, linked: torch.Tensor) -> torch.Tensor:
         """FleetScaling.from_link on [window, H, metric, quantile]."""
@@ -184,8 +187,13 @@ class ForecastModel(nn.Module):
         ]
         return self.strip[:, None] * torch.relu(torch.cat(values, dim=2))
 
-    def scaled_quantiles(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Quantiles in the compressed window units the network works in: [window, H, metric, quantile]."""
+    def compressed_quantiles(self, *windows: torch.Tensor) -> torch.Tensor:
+        """Fields of windows.Windows -> quantiles in the units of sampling.Batch.targets, for the loss."""
+        *inputs, _centre, _spread, shape = windows
+        return torch.asinh(in_window_units(self.normal_scores(*inputs), shape))
+
+    def normal_scores(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The network's answer to its inputs, all fields but the last three: [window, H, metric, quantile]."""
         return self.from_prediction(self.network(self.network_inputs(*inputs))["prediction"])
 
     def from_prediction(self, raw: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
@@ -194,12 +202,12 @@ class ForecastModel(nn.Module):
 
     def explained(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As `forward`, with the network's weights beside the quantiles: fields of interpretation.NetworkWeights."""
-        *seen, centre, spread = inputs
+        *seen, centre, spread, shape = inputs
         with _interpretable(self.network):
             output = self.network(self.network_inputs(*seen))
         attention = torch.cat([output["encoder_attention"], output["decoder_attention"]], dim=-1)
         return (
-            self.in_physical_units(self.from_prediction(output["prediction"]), centre, spread),
+            self.in_physical_units(self.from_prediction(output["prediction"]), centre, spread, shape),
             output["static_variables"][:, 0],
             output["encoder_variables"][:, :, 0],
             output["decoder_variables"][:, :, 0],
@@ -280,6 +288,30 @@ def ordered(raw: torch.Tensor) -> torch.Tensor:
     below = distance[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
     above = distance[..., MEDIAN + 1 :].cumsum(-1)
     return torch.cat([median - below, median, median + above], dim=-1)
+
+
+def in_window_units(scores: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """Normal scores [window, H, metric, quantile] -> spreads from the window's centre, increasing.
+
+    shape: [window, metric, level]. Linear between its levels: a sum of hinges, which ONNX has and which costs less than
+    looking the pieces up. Beyond the outermost by sinh, in units of half the shape's width.
+    """
+    at = NORMAL_SCORES
+    quantiles = shape[:, None, :, None].unbind(-1)
+    knots = zip(at, quantiles, strict=True)
+    slopes = [(above - below) / (high - low) for (low, below), (high, above) in pairwise(knots)]
+    inside = scores.clamp(at[0], at[-1])
+    units = quantiles[0] + slopes[0] * (inside - at[0])
+    for score, (before, after) in zip(at[1:-1], pairwise(slopes), strict=True):
+        units = units + (after - before) * functional.relu(inside - score)
+    upper, lower = (quantiles[-1] - quantiles[MIDDLE]) / at[-1], (quantiles[MIDDLE] - quantiles[0]) / at[-1]
+    return units + upper * _sinh_beyond(scores - at[-1]) - lower * _sinh_beyond(at[0] - scores)
+
+
+def _sinh_beyond(distance: torch.Tensor) -> torch.Tensor:
+    """Hyperbolic sine of what is above 0, in exponentials, as the ONNX exporter does not know it."""
+    beyond = distance.clamp(0.0, FARTHEST_SCORE)
+    return (torch.exp(beyond) - torch.exp(-beyond)) / 2
 
 
 def window_tensors(windows: Windows, device: torch.device | str = "cpu") -> list[torch.Tensor]:

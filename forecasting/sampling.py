@@ -189,9 +189,11 @@ def exchange_metrics(batch: Batch, chosen: np.ndarray, random: np.random.Generat
     static[rows, 2 * metrics : 3 * metrics] = np.take_along_axis(static[rows], 2 * metrics + order, axis=1)
     encoder[rows] = np.take_along_axis(encoder[rows], pairs[:, None], axis=2)
     decoder[rows, :, : 2 * metrics] = np.take_along_axis(decoder[rows], pairs[:, None], axis=2)
+    shape = windows.shape.copy()
+    shape[rows] = np.take_along_axis(shape[rows], order[:, :, None], axis=1)
     targets = batch.targets.copy()
     targets[rows] = np.take_along_axis(targets[rows], order[:, None], axis=2)
-    return Batch(windows._replace(static=static, encoder=encoder, decoder=decoder), targets)
+    return Batch(windows._replace(static=static, encoder=encoder, decoder=decoder, shape=shape), targets)
 
 
 def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size: int) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.scaling import FleetScaling, WindowScale
+from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
 WINDOWS_VERSION = 2  # of what a window holds; a network reads only windows of the version it was trained on
@@ -99,6 +100,7 @@ class Windows(NamedTuple):
     encoder_market, decoder_market: float32 [window, E | H, 1]: market open.
     static: float32 [window, 3 * M + 1]; encoder: float32 [window, E, 2 * M]; decoder: float32 [window, H, 2 * M + 2].
     centre: float32 [window, H, M], spread: float32 [window, M], link space: how to undo the scaling.
+    shape: float32 [window, M, level], on what scale the answers are read (window_shape.py).
     """
 
     profile: np.ndarray
@@ -111,6 +113,7 @@ class Windows(NamedTuple):
     decoder: np.ndarray
     centre: np.ndarray
     spread: np.ndarray
+    shape: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def build_windows(
     rhythm = daily_rhythm(context, days.usual, spec.context_steps)
     context -= rhythm.lift[:, :encoder_steps]
     scale = scaling.window_scale(context, profile_rows)
+    units = (context - scale.centre[:, None]) / scale.spread[:, None]
     encoder_at = origin_steps[:, None] + np.arange(1 - encoder_steps, 1)
     decoder_at = origin_steps[:, None] + np.arange(1, spec.horizon_steps + 1)
     return Windows(
@@ -166,10 +170,11 @@ def build_windows(
         encoder_market=calendar.market_open[encoder_at - calendar.first_step],
         decoder_market=calendar.market_open[decoder_at - calendar.first_step],
         static=_static_reals(spec, scaling, scale, profile_rows, context, rhythm),
-        encoder=_value_and_mask(context, scale),
+        encoder=_value_and_mask(units),
         decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
         centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
         spread=scale.spread,
+        shape=window_shape(units),
     )
 
 
@@ -219,12 +224,10 @@ def _past(
     return past
 
 
-def _value_and_mask(context: np.ndarray, scale: WindowScale) -> np.ndarray:
+def _value_and_mask(units: np.ndarray) -> np.ndarray:
     """Interleaved scaled value (0 where not measured) and mask: float32 [window, E, 2 * metric]."""
-    measured = ~np.isnan(context)
-    units = (context - scale.centre[:, None]) / scale.spread[:, None]
-    scaled = compress(np.where(measured, units, 0.0))
-    return _interleave(on_grid(scaled), measured)
+    measured = ~np.isnan(units)
+    return _interleave(on_grid(compress(np.where(measured, units, 0.0))), measured)
 
 
 def _static_reals(

@@ -26,7 +26,7 @@ def scaling_of(spec: WindowSpec) -> FleetScaling:
 
 
 def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: torch.Tensor) -> list[torch.Tensor]:
-    """What ForecastModel.scaled_quantiles takes, random but of the right kind (flags are 0 or 1)."""
+    """What ForecastModel.normal_scores takes, random but of the right kind (flags are 0 or 1)."""
     draw = torch.Generator().manual_seed(encoder_steps)
 
     def calendar(steps: int) -> torch.Tensor:
@@ -99,8 +99,8 @@ def test_one_target_equals_the_stock_class() -> None:
     stock, fleet = (model.eval() for model in both_networks(spec))
     inputs = random_inputs(spec, 3, 48, torch.tensor([0, 1, 2]))
     with torch.no_grad():
-        expected = stock.double().scaled_quantiles(*in_double_precision(inputs))
-        torch.testing.assert_close(fleet.scaled_quantiles(*inputs), expected.float(), atol=1e-5, rtol=0)
+        expected = stock.double().normal_scores(*in_double_precision(inputs))
+        torch.testing.assert_close(fleet.normal_scores(*inputs), expected.float(), atol=1e-5, rtol=0)
 
 
 def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() -> None:
@@ -109,7 +109,7 @@ def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() ->
     stock, fleet = (model.eval() for model in both_networks(spec))
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     for model in (stock, fleet):
-        model.scaled_quantiles(*inputs).square().mean().backward()
+        model.normal_scores(*inputs).square().mean().backward()
     theirs = dict(stock.network.named_parameters())
     for name, parameter in fleet.network.named_parameters():
         ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -128,8 +128,8 @@ def test_a_network_that_was_judged_first_can_still_be_trained() -> None:
     model = ForecastModel(build_network(spec, PROFILES, width), spec, scaling_of(spec))
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     with torch.inference_mode():
-        model.scaled_quantiles(*inputs)
-    model.scaled_quantiles(*inputs).square().mean().backward()
+        model.normal_scores(*inputs)
+    model.normal_scores(*inputs).square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
@@ -139,6 +139,6 @@ def test_dropout_is_active_in_training_only() -> None:
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     with torch.no_grad():
         fleet.train()
-        assert not torch.equal(fleet.scaled_quantiles(*inputs), fleet.scaled_quantiles(*inputs))
+        assert not torch.equal(fleet.normal_scores(*inputs), fleet.normal_scores(*inputs))
         fleet.eval()
-        assert torch.equal(fleet.scaled_quantiles(*inputs), fleet.scaled_quantiles(*inputs))
+        assert torch.equal(fleet.normal_scores(*inputs), fleet.normal_scores(*inputs))

@@ -48,7 +48,7 @@ def stock_weights(model_dir: Path):
     def run(windows: Windows) -> NetworkWeights:
         inputs = [field.double() if field.is_floating_point() else field for field in window_tensors(windows)]
         with torch.no_grad():
-            output = model.network(model.network_inputs(*inputs[:-2]))
+            output = model.network(model.network_inputs(*inputs[:-3]))
             quantiles = model(*inputs)
         attention = torch.cat([output["encoder_attention"], output["decoder_attention"]], dim=-1).mean(dim=2)
         parts = [output[f"{group}_variables"].squeeze(-2) for group in ("encoder", "decoder")]

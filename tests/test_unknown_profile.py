@@ -86,7 +86,7 @@ def later_days_of_strangers(source: WindowSource) -> Batch:
 
 def loss_of(model: ForecastModel, batch: Batch) -> float:
     with torch.no_grad():
-        scaled = model.eval().scaled_quantiles(*window_tensors(batch.windows)[:-2])
+        scaled = model.eval().compressed_quantiles(*window_tensors(batch.windows))
         return pinball_loss(scaled, torch.from_numpy(batch.targets)).item()
 
 

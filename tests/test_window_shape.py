@@ -1,0 +1,73 @@
+"""The shape of a window: its own quantiles, the normal ones without history, and scores that are read on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from forecasting.model import in_window_units, ordered
+from forecasting.window_shape import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
+
+
+def bursts(steps: int = 288) -> np.ndarray:
+    """Windows of idle servers with bursts, in two metrics, some of it not measured: [window, step, metric]."""
+    random = np.random.default_rng(2)
+    units = random.gamma(0.7, 1.0, (5, steps, 2)).astype(np.float32)
+    units[random.random(units.shape) < 0.2] = np.nan
+    return units
+
+
+def test_a_whole_day_has_its_own_quantiles_drawn_a_little_toward_the_normal_ones() -> None:
+    units = bursts()
+    own = np.moveaxis(np.nanquantile(units, LEVELS, axis=1), 0, -1)
+    known = (~np.isnan(units)).sum(axis=1)[..., None]
+    expected = (known * own + PRIOR_STEPS * norm.ppf(LEVELS)) / (known + PRIOR_STEPS)
+    np.testing.assert_allclose(window_shape(units), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("units", [np.full((2, 1, 3), np.nan, np.float32), np.full((2, 288, 3), np.nan, np.float32)])
+def test_without_history_the_shape_is_normal(units: np.ndarray) -> None:
+    np.testing.assert_allclose(window_shape(units), np.broadcast_to(norm.ppf(LEVELS), (2, 3, 7)), atol=1e-5)
+
+
+def test_a_constant_window_keeps_its_quantiles_apart() -> None:
+    shape = window_shape(np.zeros((1, 288, 1), np.float32))
+    assert (np.diff(shape) >= NARROWEST_GAP - 1e-6).all()
+
+
+def test_scores_are_read_as_interpolation_between_the_quantiles_says() -> None:
+    shape = window_shape(bursts())
+    scores = torch.linspace(NORMAL_SCORES[0], NORMAL_SCORES[-1], 97).expand(5, 4, 2, 97)
+    units = in_window_units(scores, torch.from_numpy(shape)).numpy()
+    for window, metric in np.ndindex(5, 2):
+        expected = np.interp(scores[0, 0, 0].numpy(), NORMAL_SCORES, shape[window, metric])
+        np.testing.assert_allclose(units[window, 2, metric], expected, atol=1e-4)
+
+
+def test_beyond_the_outermost_quantiles_scores_grow_as_sinh() -> None:
+    shape = torch.tensor(NORMAL_SCORES).expand(1, 1, 7)
+    distance = np.array([0.1, 1.0, 5.0])
+    outermost = NORMAL_SCORES[-1]
+    scores = torch.from_numpy(np.concatenate([-outermost - distance, outermost + distance])).float()
+    beyond = outermost + np.sinh(distance)
+    found = in_window_units(scores.expand(1, 1, 1, 6), shape)[0, 0, 0].numpy()
+    np.testing.assert_allclose(found, np.concatenate([-beyond, beyond]), rtol=1e-5)
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=7, max_size=7), st.integers(1, 288))
+def test_quantiles_never_cross_whatever_the_network_says(raw: list[float], steps: int) -> None:
+    shape = torch.from_numpy(window_shape(bursts(steps)))
+    units = in_window_units(ordered(torch.tensor(raw).expand(5, 1, 2, 7)), shape)
+    assert torch.isfinite(units).all()
+    assert (units.diff(dim=-1) >= 0).all()
+
+
+def test_a_network_that_says_nothing_says_what_the_last_day_was_like() -> None:
+    """Raw outputs of zero, as a fresh network's are nearly: about the window's own quantiles."""
+    shape = window_shape(bursts())
+    said = in_window_units(ordered(torch.zeros(5, 1, 2, 7)), torch.from_numpy(shape)).numpy()[:, 0]
+    np.testing.assert_allclose(said[..., 1:-1], shape[..., 1:-1], rtol=0.2, atol=0.05)
