@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from forecasting.artifact import (
@@ -423,7 +423,8 @@ def publish(
     info = training_info(job, training, comparison, scores, arguments)
     with new_model_directory(models_dir, config.model_id) as directory:
         # Cloned, as the stock class holds some weights under two names and safetensors stores no shared memory.
-        save_file({name: value.clone() for name, value in model.network.state_dict().items()}, directory / WEIGHTS_FILE)
+        weights_by_name = {name: value.clone() for name, value in model.network.state_dict().items()}
+        (directory / WEIGHTS_FILE).write_bytes(save(weights_by_name))  # save_file would keep others from reading it
         example = job.source.batch(
             np.zeros(2, np.int64),
             np.full(2, config.context_steps),

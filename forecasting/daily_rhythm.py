@@ -16,7 +16,8 @@ import numpy as np
 
 from forecasting.scaling import centred
 
-INDEPENDENT_POINTS = 10.0  # so many a day, for the shrinkage: load within an hour or two is one point
+INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
+FITTED = 2.0  # level and slope
 FLAT = 1e-6  # link space: a usual day that varies less has no rhythm
 
 
@@ -32,7 +33,7 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
 
     context: float32 [window, E, metric], link space, NaN = not measured. usual: float32 [window, step, metric], the
     mean over earlier days at the time of each step, NaN where there is none; its first E steps are the context's.
-    context_steps: of a whole context; if fewer can be compared, the share falls with their number.
+    context_steps: of a whole context; if fewer can be compared, fewer points prove the rhythm.
     """
     before = usual[:, : context.shape[1]]
     unknown = np.isnan(context + before)
@@ -42,13 +43,12 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
     together, of_usual, of_values = (
         np.einsum("wsm,wsm->wm", *pair) for pair in ((swing, value), (swing, swing), (value, value))
     )
-    has_rhythm = (together > 0) & (of_usual > FLAT**2 * compared)
+    points = INDEPENDENT_POINTS * compared / context_steps - FITTED
+    has_rhythm = (points > 0) & (together > 0) & (of_usual > FLAT**2 * compared)
     slope = np.divide(together, of_usual, out=np.zeros_like(together), where=has_rhythm)
     explained = np.divide(slope * together, of_values, out=np.zeros_like(together), where=has_rhythm)
-    shrinkage = 1.0 - np.divide(
-        1.0 - explained, INDEPENDENT_POINTS * explained, out=np.ones_like(explained), where=has_rhythm
-    )
-    share = np.minimum(slope, 1.0) * np.maximum(shrinkage, 0.0) * np.minimum(compared / context_steps, 1.0)
+    chance = np.divide(1.0 - explained, points * explained, out=np.ones_like(explained), where=has_rhythm)
+    share = np.minimum(slope, 1.0) * np.maximum(1.0 - chance, 0.0)
     lift = usual - level[:, None]
     lift *= share[:, None]
     np.copyto(lift, 0.0, where=np.isnan(lift))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from forecasting.artifact import ModelConfig, ModelError, new_model_directory, promote, read_config, verify
+from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.engine import Engine
 
 
@@ -38,6 +39,11 @@ def test_a_published_model_holds_what_the_design_says_and_no_pickle(tiny_model_d
     } == names
     manifest = json.loads((tiny_model_dir / "manifest.json").read_text())
     assert set(manifest["files"]) == names - {"manifest.json"}
+
+
+def test_whoever_may_read_one_file_of_a_model_may_read_all(tiny_model_dir: Path) -> None:
+    """The trainer and the daemon need not be the same user."""
+    assert len({path.stat().st_mode for path in tiny_model_dir.iterdir()}) == 1
 
 
 def test_current_is_a_relative_link_to_the_model(tiny_models_dir: Path, tiny_model_dir: Path) -> None:
@@ -133,6 +139,19 @@ def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> 
     canary["quantiles"][0][0][0][3] += 0.5
     (copy / "canary.json").write_text(json.dumps(canary))
     reseal(copy)
+    with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
+        Engine.load(copy, device="cpu")
+
+
+def test_windows_that_are_cut_in_another_way_fail_the_canary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary has a server with a daily rhythm, and not all of it is measured."""
+
+    def overlooked(context: np.ndarray, usual: np.ndarray, context_steps: int) -> DailyRhythm:
+        found = daily_rhythm(context, usual, context_steps)
+        return DailyRhythm(np.zeros_like(found.share), np.zeros_like(found.lift))
+
+    Engine.load(copy, device="cpu")
+    monkeypatch.setattr("forecasting.windows.daily_rhythm", overlooked)
     with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
         Engine.load(copy, device="cpu")
 

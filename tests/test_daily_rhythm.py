@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forecasting.daily_rhythm import INDEPENDENT_POINTS, daily_rhythm
+from forecasting.daily_rhythm import FITTED, INDEPENDENT_POINTS, daily_rhythm
 
 DAY, AHEAD = 288, 96
 Draw = np.random.Generator
@@ -45,8 +45,9 @@ def test_the_share_is_the_shrunken_slope_of_a_regression(random: Draw) -> None:
         known = ~np.isnan(x + y)
         slope = np.polyfit(x[known], y[known], 1)[0]
         explained = np.corrcoef(x[known], y[known])[0, 1] ** 2
-        shrunken = slope * (1 - (1 - explained) / (INDEPENDENT_POINTS * explained)) * known.sum() / DAY
-        assert rhythm.share[window, metric] == pytest.approx(max(0.0, min(shrunken, 1.0)), rel=1e-3)
+        points = INDEPENDENT_POINTS * known.sum() / DAY - FITTED
+        expected = min(slope, 1.0) * (1 - (1 - explained) / (points * explained))
+        assert rhythm.share[window, metric] == pytest.approx(max(0.0, expected), rel=1e-3)
 
 
 def test_without_a_day_before_there_is_no_rhythm(random: Draw) -> None:
@@ -58,11 +59,20 @@ def test_without_a_day_before_there_is_no_rhythm(random: Draw) -> None:
         assert not rhythm.lift.any()
 
 
-def test_the_first_hour_of_a_second_day_is_believed_by_a_twenty_fourth(random: Draw) -> None:
+def test_the_first_hours_of_a_second_day_prove_no_rhythm(random: Draw) -> None:
     usual = usual_day(random)
     context = usual[:, :DAY].copy()
-    usual[:, : DAY - DAY // 24] = np.nan
-    np.testing.assert_allclose(daily_rhythm(context, usual, DAY).share, 1 / 24, rtol=0.01)
+    usual[:, : DAY - 4 * DAY // 24] = np.nan
+    assert not daily_rhythm(context, usual, DAY).share.any()
+
+
+@pytest.mark.parametrize("missing_share", [0.2, 0.5])
+def test_gaps_hardly_change_the_share_of_a_server_that_keeps_its_hours(random: Draw, missing_share: float) -> None:
+    usual = usual_day(random)
+    context = usual[:, :DAY] + random.normal(0, 0.3, (4, DAY, 2)).astype(np.float32)
+    whole = daily_rhythm(context, usual, DAY).share
+    context[random.random(context.shape) < missing_share] = np.nan
+    np.testing.assert_allclose(daily_rhythm(context, usual, DAY).share, whole, atol=0.05)
 
 
 def test_a_flat_usual_day_lifts_nothing(random: Draw) -> None:
