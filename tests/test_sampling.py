@@ -126,8 +126,8 @@ def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSou
 
 
 def seen(batch: Batch) -> list[np.ndarray]:
-    """What the network is shown, and asked for."""
-    return [*batch.windows[:8], batch.targets]
+    """What the network is shown and asked for, and the scale on which its answer is read."""
+    return [*batch.windows[:8], batch.windows.shape, batch.targets]
 
 
 def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(source: RecordingSource) -> None:
