@@ -168,7 +168,8 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     """Stock's raw outputs through our head: [server, horizon, metric, quantile]."""
     import torch
 
-    from forecasting.model import in_window_units, ordered
+    from forecasting.model import ordered
+    from forecasting.score_reading import in_window_units
 
     raw = torch.stack(predicted if isinstance(predicted, list) else [predicted], dim=2)
     centre, spread, shape = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,14 +29,13 @@ from forecasting.artifact import WEIGHTS_FILE, ModelConfig
 from forecasting.fleet_tft import FleetTFT
 from forecasting.interpretation import NetworkWeights
 from forecasting.scaling import BOUND, FleetScaling
-from forecasting.window_shape import MIDDLE, NORMAL_SCORES
+from forecasting.score_reading import compressed_window_units, in_window_units
 from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
 
 Item = TypeVar("Item")
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 MEDIAN = QUANTILES.index(0.5)
-FARTHEST_SCORE = 16.0  # beyond the outermost level: sinh of it is 4 million half-widths of a window
 PROFILE_WIDTH = get_embedding_size(8)  # as pytorch-forecasting gives the seven profiles and the unknown one
 
 
@@ -190,7 +189,7 @@ class ForecastModel(nn.Module):
     def compressed_quantiles(self, *windows: torch.Tensor) -> torch.Tensor:
         """Fields of windows.Windows -> quantiles in the units of sampling.Batch.targets, for the loss."""
         *inputs, _centre, _spread, shape = windows
-        return torch.asinh(in_window_units(self.normal_scores(*inputs), shape))
+        return compressed_window_units(self.normal_scores(*inputs), shape)
 
     def normal_scores(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The network's answer to its inputs, all fields but the last three: [window, H, metric, quantile]."""
@@ -288,30 +287,6 @@ def ordered(raw: torch.Tensor) -> torch.Tensor:
     below = distance[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
     above = distance[..., MEDIAN + 1 :].cumsum(-1)
     return torch.cat([median - below, median, median + above], dim=-1)
-
-
-def in_window_units(scores: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Normal scores [window, H, metric, quantile] -> spreads from the window's centre, increasing.
-
-    shape: [window, metric, level]. Linear between its levels: a sum of hinges, which ONNX has and which costs less than
-    looking the pieces up. Beyond the outermost by sinh, in units of half the shape's width.
-    """
-    at = NORMAL_SCORES
-    quantiles = shape[:, None, :, None].unbind(-1)
-    knots = zip(at, quantiles, strict=True)
-    slopes = [(above - below) / (high - low) for (low, below), (high, above) in pairwise(knots)]
-    inside = scores.clamp(at[0], at[-1])
-    units = quantiles[0] + slopes[0] * (inside - at[0])
-    for score, (before, after) in zip(at[1:-1], pairwise(slopes), strict=True):
-        units = units + (after - before) * functional.relu(inside - score)
-    upper, lower = (quantiles[-1] - quantiles[MIDDLE]) / at[-1], (quantiles[MIDDLE] - quantiles[0]) / at[-1]
-    return units + upper * _sinh_beyond(scores - at[-1]) - lower * _sinh_beyond(at[0] - scores)
-
-
-def _sinh_beyond(distance: torch.Tensor) -> torch.Tensor:
-    """Hyperbolic sine of what is above 0, in exponentials, as the ONNX exporter does not know it."""
-    beyond = distance.clamp(0.0, FARTHEST_SCORE)
-    return (torch.exp(beyond) - torch.exp(-beyond)) / 2
 
 
 def window_tensors(windows: Windows, device: torch.device | str = "cpu") -> list[torch.Tensor]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from forecasting.model import in_window_units, ordered
+from forecasting.model import ordered
+from forecasting.score_reading import compressed_window_units, in_window_units
 from forecasting.window_shape import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
 
 
@@ -71,3 +72,16 @@ def test_a_network_that_says_nothing_says_what_the_last_day_was_like() -> None:
     shape = window_shape(bursts())
     said = in_window_units(ordered(torch.zeros(5, 1, 2, 7)), torch.from_numpy(shape)).numpy()[:, 0]
     np.testing.assert_allclose(said[..., 1:-1], shape[..., 1:-1], rtol=0.2, atol=0.05)
+
+
+def test_the_loss_reads_scores_as_the_forecast_does_and_has_its_gradient() -> None:
+    shape = torch.from_numpy(window_shape(bursts()))
+    scores = torch.linspace(-9, 9, 5 * 4 * 2 * 50).view(5, 4, 2, 50).double().requires_grad_()
+    plain = torch.asinh(in_window_units(scores, shape.double()))
+    (expected,) = torch.autograd.grad(plain.square().sum(), scores)
+    fast = compressed_window_units(scores, shape.double())
+    (found,) = torch.autograd.grad(fast.square().sum(), scores)
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(found, expected)
+    single = compressed_window_units(scores.detach().float(), shape)
+    torch.testing.assert_close(single, plain.detach().float(), atol=1e-4, rtol=1e-4)
