@@ -110,7 +110,7 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
     chosen = [METRIC_POSITIONS[name] for name in engine.config.targets]
     began, events = float(START.astype(np.int64)), world.events
     incidents = tuple(
-        Incident(int(server), began + onset, began + start, began + end)
+        Incident(int(server), *(began + float(moment) for moment in (onset, start, end)))
         for server, onset, start, end in zip(events.server, events.onset, events.start, events.end, strict=True)
         if first * step_seconds <= onset and end <= steps * step_seconds
     )

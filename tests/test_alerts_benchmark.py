@@ -131,6 +131,7 @@ def test_the_replay_runs_through_the_daemons_code(tiny_model_dir, capsys):
 def test_what_is_chosen_is_the_scatter_of_ordinary_times_and_calibrated(capsys):
     engine = FakeEngine(SimulatedConfig(history_steps=2))
     fleet = benchmark.simulate(engine, 5, servers=14, hours=24, rate=60)
+    assert json.loads(json.dumps(sum(incident.announced for incident in fleet.incidents))) > 0
     found = benchmark.choose(engine, [fleet], rate=60)
     scored, _ = benchmark._scored(engine, fleet, AlertRules())
     ordinary = np.ones(scored.shape[:2], dtype=bool)
