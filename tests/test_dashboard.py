@@ -43,7 +43,7 @@ def test_it_draws_the_forecast_in_a_browser(tmp_path):
         command += ["--virtual-time-budget=4000", "--dump-dom", running.url + "/#ppdb001"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     page = done.stdout
-    assert "database (by pattern" in page
+    assert "database (pattern" in page
     assert page.count("<svg") == 6 + 4  # metrics; groups of variables and attention
     assert "CPU, usual at this time of day" in page
     assert "10 % on the hours to come" in page

@@ -96,7 +96,7 @@ async function showServer() {
     hideExplanation();
     return;
   }
-  const rule = forecast.profile_rule ? `by ${forecast.profile_rule}` : "no rule matched";
+  const rule = forecast.profile_rule || "no rule matched";
   el("about").textContent = `${forecast.profile} (${rule}) · ${forecast.history_steps} steps of history` +
     `${forecast.cold_start ? " · cold start" : ""}${forecast.stale ? " · stale" : ""} · from ${forecast.origin}`;
   el("warnings").replaceChildren(...forecast.warnings.map((warning) => node("li", warning)));
