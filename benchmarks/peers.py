@@ -244,20 +244,14 @@ class LightGBMPeer:
 
 def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float]) -> Floats:
     """The daily rhythm alone: history [window, step, metric] -> [window, horizon, metric, quantile], physical units."""
-    last, steps = history.shape[1] - 1, np.arange(1 - day, horizon + 1)
-    earlier = [_steps(history, last + steps - day * number) for number in range(1, 8)]
-    usual = _masked(np.nanmean, np.stack(earlier, axis=-1), np.nan).astype(np.float32)
+    at = history.shape[1] - 1 + np.arange(1 - day, horizon + 1)[None, :, None] - day * np.arange(1, 8)
+    series = np.moveaxis(history, -1, 0)  # metric first
+    usual = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
     today = history[:, -day:]
     rhythm = daily_rhythm(today, usual, day)
     remains = evaluation.baselines(today - rhythm.lift[:, :day], horizon, day, quantiles)["flat_24h"]
     forecast: Floats = remains + rhythm.lift[:, day:, :, None]
     return forecast
-
-
-def _steps(history: Floats, at: npt.NDArray[np.int64]) -> Floats:
-    """history[:, at], NaN outside: [window, step, metric]."""
-    inside = (at >= 0) & (at < history.shape[1])
-    return np.where(inside[:, None], history[:, np.clip(at, 0, history.shape[1] - 1)], np.float32(np.nan))
 
 
 # --- the contest ----------------------------------------------------------------------------------------------------

@@ -44,10 +44,12 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
         np.einsum("wsm,wsm->wm", *pair) for pair in ((swing, value), (swing, swing), (value, value))
     )
     points = INDEPENDENT_POINTS * compared / context_steps - FITTED
-    has_rhythm = (points > 0) & (together > 0) & (of_usual > FLAT**2 * compared)
+    finite = np.isfinite(together + of_usual + of_values)  # squares of absurd values need not fit a float32
+    has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > FLAT**2 * compared)
+    together[~has_rhythm] = 0.0
     slope = np.divide(together, of_usual, out=np.zeros_like(together), where=has_rhythm)
     explained = np.divide(slope * together, of_values, out=np.zeros_like(together), where=has_rhythm)
-    chance = np.divide(1.0 - explained, points * explained, out=np.ones_like(explained), where=has_rhythm)
+    chance = np.divide(1.0 - explained, points * explained, out=np.ones_like(explained), where=explained > 0)
     share = np.minimum(slope, 1.0) * np.maximum(1.0 - chance, 0.0)
     lift = usual - level[:, None]
     lift *= share[:, None]

@@ -78,3 +78,12 @@ def test_gaps_hardly_change_the_share_of_a_server_that_keeps_its_hours(random: D
 def test_a_flat_usual_day_lifts_nothing(random: Draw) -> None:
     context = usual_day(random)[:, :DAY]
     assert not daily_rhythm(context, np.full((4, DAY + AHEAD, 2), 3.0, np.float32), DAY).lift.any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e30])
+def test_values_whose_squares_do_not_fit_are_no_rhythm_and_no_trouble(random: Draw, size: float) -> None:
+    usual = usual_day(random) * np.float32(size)
+    rhythm = daily_rhythm(usual[:, :DAY], usual, DAY)
+    assert not rhythm.share.any()
+    assert not rhythm.lift.any()
