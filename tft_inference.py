@@ -360,8 +360,7 @@ def _pull_source(settings: Settings, files: ReferencedFiles) -> tuple[Prometheus
 
 
 def _token(settings: Settings) -> bytes | None:
-    from_environment = os.environ.get(daemon_settings.TOKEN_VARIABLE, "").strip().encode()
-    return daemon_settings.read_token(settings.token_file) or from_environment or None
+    return daemon_settings.read_token(settings.token_file) or daemon_settings.token_from(os.environ)
 
 
 def _settings_json(settings: Settings) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
+SHORTEST_TOKEN = 16  # bytes
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -202,11 +204,25 @@ def read_token(path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        token = path.read_bytes().strip()
+        token = path.read_bytes()
+    except PermissionError:
+        reader = f"user {os.geteuid()}"
+        raise SettingsError(f"token file {path}: may not be read by {reader}; let that user read it") from None
     except OSError as problem:
         raise SettingsError(f"token file {path}: {problem.strerror}") from None
-    if len(token) < 16:
-        raise SettingsError(f"token file {path}: the token has {len(token)} bytes; use at least 16 random ones")
+    return _usable(token, f"token file {path}")
+
+
+def token_from(environment: Mapping[str, str]) -> bytes | None:
+    """The token clients must send, from the variable; None where it is not set or empty. Raises SettingsError."""
+    token = environment.get(TOKEN_VARIABLE, "")
+    return _usable(token.encode(), f"variable {TOKEN_VARIABLE}") if token.strip() else None
+
+
+def _usable(token: bytes, where: str) -> bytes:
+    token = token.strip()
+    if len(token) < SHORTEST_TOKEN:
+        raise SettingsError(f"{where}: the token has {len(token)} bytes; use at least {SHORTEST_TOKEN} random ones")
     return token
 
 

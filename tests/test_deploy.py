@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import tft_inference
 from serving.settings import load_settings
 from tests.test_app import daemon, forecast_of, post, record, wait_for
 
-DEPLOY = Path(tft_inference.__file__).parent / "deploy"
+ROOT = Path(tft_inference.__file__).parent
+DEPLOY = ROOT / "deploy"
 NAMES = re.compile(r"\bfleet_[a-z_]+\b")
 
 
@@ -93,3 +95,26 @@ def test_the_unit_is_hardened():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_the_image_installs_what_the_daemon_imports_and_no_torch():
+    (line,) = re.findall(r"--constraint requirements.txt \\\n(.*)", (DEPLOY / "Dockerfile").read_text())
+    installed = set(line.split())
+    list_imports = """
+import ast, importlib.metadata, json, pathlib, sys
+import tft_inference, forecasting.engine, serving.app, serving.daemon, serving.server
+own = [pathlib.Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
+own = [path for path in own if path.is_relative_to(pathlib.Path.cwd()) and "site-packages" not in path.parts]
+nodes = [node for path in own for node in ast.walk(ast.parse(path.read_text()))]
+names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+known = importlib.metadata.packages_distributions()
+print(json.dumps(sorted({known[top][0] for name in names if (top := name.split(".")[0]) in known})))
+"""
+    done = subprocess.run([sys.executable, "-c", list_imports], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(json.loads(done.stdout))
+    assert {"numpy", "onnxruntime", "uvicorn"} <= imported
+    assert imported - {"torch"} <= installed | {"starlette"}  # torch: on a GPU only; starlette is a part of FastAPI
+    assert "torch" not in installed
+    pinned = (ROOT / "requirements.txt").read_text()
+    assert all(re.search(rf"^{name}==", pinned, flags=re.M) for name in installed)

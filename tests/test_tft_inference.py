@@ -18,6 +18,7 @@ import pytest
 import tft_inference
 from forecasting.engine import Engine
 from forecasting.grid import FleetGrid
+from serving.settings import SettingsError, read_token
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 QUANTILE_COLUMNS = ["q0.02", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.98"]
@@ -186,6 +187,24 @@ def test_bad_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir
     assert captured.err.splitlines()[-1].startswith("error: ")
     assert message in captured.err
     assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_token_in_the_variable_is_held_to_the_same_length_as_one_in_a_file(monkeypatch, tiny_model_dir, capsys):
+    command = ("--check-config", "--host", "0.0.0.0", "--model", tiny_model_dir)
+    monkeypatch.setenv("FLEET_FORECAST_TOKEN", "short")
+    assert run(*command) == 2
+    assert "variable FLEET_FORECAST_TOKEN: the token has 5 bytes; use at least 16" in capsys.readouterr().err
+    monkeypatch.setenv("FLEET_FORECAST_TOKEN", " a token of more than 16 bytes\n")
+    assert run(*command) == 0
+
+
+def test_a_token_file_its_user_may_not_read_is_named_with_the_user(monkeypatch, tmp_path):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SettingsError, match=rf"token: may not be read by user {os.geteuid()}; let that user"):
+        read_token(tmp_path / "token")
 
 
 def test_an_unknown_flag_is_refused():
