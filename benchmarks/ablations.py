@@ -150,7 +150,7 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
         return fit_scaling(
             grid.values[split.seen, : split.train_end],
             grid.metrics,
-            np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
+            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
             tuple(owners[row] for row in split.seen),
             job.spec.context_steps,
             variant.shrinkage_steps,

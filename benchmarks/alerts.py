@@ -198,7 +198,7 @@ def strict_thresholds(weeks: Weeks, metrics: Sequence[str], spreads: float) -> n
 
     def one(profile: str, metric: str) -> float:
         baseline = PROFILES[ServerProfile(profile)].baselines[metric]
-        if METRIC_SPECS[metric].upper != 100:
+        if not METRIC_SPECS[metric].is_percent:
             return baseline.mean + spreads * baseline.spread
         share = baseline.mean / 100
         odds = np.log(share / (1 - share)) + spreads * baseline.spread / 100 / (share * (1 - share))

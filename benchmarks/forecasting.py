@@ -62,7 +62,7 @@ def random_history(config: ModelConfig, servers: int, steps: int) -> np.ndarray:
     """Random walks within each metric's range: float32 [server, step, metric]."""
     random = np.random.default_rng(0)
     walk = random.normal(0, 0.1, (servers, steps, len(config.targets))).astype(np.float32).cumsum(axis=1)
-    upper = np.array([METRIC_SPECS[name].upper or 200.0 for name in config.targets], dtype=np.float32)
+    upper = np.array([min(METRIC_SPECS[name].upper, 200.0) for name in config.targets], dtype=np.float32)
     return upper / (1 + np.exp(-walk))
 
 

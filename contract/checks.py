@@ -212,7 +212,7 @@ def _examine_range(frame: pd.DataFrame, spec: MetricSpec, values: npt.NDArray[np
         found.append((np.isinf(values), "not a finite number", "write null where not measured"))
     if lowest < spec.lower:
         found.append((np.isfinite(values) & (values < spec.lower), *_range_words(spec)))
-    if spec.upper is not None and highest > spec.upper:
+    if highest > spec.upper:
         found.append((np.isfinite(values) & (values > spec.upper), *_range_words(spec)))
     for rows, message, remedy in found:
         if rows.any():

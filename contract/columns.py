@@ -34,18 +34,23 @@ STATES = (
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric column: float32, null where not measured. `upper` None means no upper limit."""
+    """One metric column: float32, null where not measured, from `lower` to `upper`."""
 
     name: str
     unit: str
     lower: float
-    upper: float | None
+    upper: float
     description: str
 
     @property
     def range_text(self) -> str:
         """The range in words."""
-        return f"{self.lower:g} or more" if self.upper is None else f"{self.lower:g} to {self.upper:g}"
+        return f"{self.lower:,.0f} to {self.upper:,.0f}"
+
+    @property
+    def is_percent(self) -> bool:
+        """True if 100 is the most there can be, not just more than there is."""
+        return self.unit == "%"
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,18 @@ class ColumnSpec:
     description: str
 
 
+LARGEST_RATE = 1e9  # MB/s or ms: far beyond any server; its square fits a float32, as what computes with it needs
+
 METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
             MetricSpec("cpu_pct", "%", 0, 100, "CPU in use, all cores together"),
             MetricSpec("mem_pct", "%", 0, 100, "memory in use"),
-            MetricSpec("disk_io_mb_s", "MB/s", 0, None, "disk reads and writes together"),
-            MetricSpec("net_in_mb_s", "MB/s", 0, None, "network traffic received"),
-            MetricSpec("net_out_mb_s", "MB/s", 0, None, "network traffic sent"),
-            MetricSpec("latency_ms", "ms", 0, None, "time to answer a request or to serve an I/O"),
+            MetricSpec("disk_io_mb_s", "MB/s", 0, LARGEST_RATE, "disk reads and writes together"),
+            MetricSpec("net_in_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic received"),
+            MetricSpec("net_out_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic sent"),
+            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "time to answer a request or to serve an I/O"),
         )
     }
 )

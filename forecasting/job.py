@@ -58,7 +58,7 @@ class Job:
         return fit_scaling(
             grid.values[:, : self.split.train_end],
             grid.metrics,
-            np.array([METRIC_SPECS[name].upper is not None for name in grid.metrics]),
+            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
             tuple(grid.profiles[row] if self.profiles else None for row in seen),
             self.spec.context_steps,
             rows=seen,

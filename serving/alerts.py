@@ -55,7 +55,7 @@ def default_thresholds(profile: ServerProfile) -> Thresholds:
     """
     thresholds: dict[str, float | None] = {}
     for metric, baseline in PROFILES[profile].baselines.items():
-        if METRIC_SPECS[metric].upper == 100:
+        if METRIC_SPECS[metric].is_percent:
             share = baseline.mean / 100
             log_odds = math.log(share / (1 - share)) + PERCENT_SPREADS * baseline.spread / 100 / (share * (1 - share))
             thresholds[metric] = round(min(99.5, max(90.0, 100 / (1 + math.exp(-log_odds)))), 1)

@@ -6,7 +6,6 @@ from typing import Any
 
 from data_contract import METRIC_SPECS, METRICS, STATES
 from server_profiles import ServerProfile
-from serving.records import LARGEST
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
@@ -57,8 +56,7 @@ _BUSY = _error("busy, disk full or no model yet; try again after Retry-After sec
 
 def _metric_schema(name: str) -> dict[str, Any]:
     spec = METRIC_SPECS[name]
-    schema: dict[str, Any] = {"type": ["number", "null"], "minimum": spec.lower, "description": f"{spec.unit}"}
-    return {**schema, "maximum": LARGEST if spec.upper is None else spec.upper}
+    return {"type": ["number", "null"], "minimum": spec.lower, "maximum": spec.upper, "description": spec.unit}
 
 
 _RECORD = _object(

@@ -25,15 +25,7 @@ _PROFILES = frozenset(str(profile) for profile in ServerProfile)
 _STATES = frozenset(str(state) for state in STATES)
 
 
-LARGEST = 1e9  # of a metric without an upper bound: far beyond any server, and safe in float32
-
-
-def _bounds(name: str) -> tuple[str, float, float]:
-    spec = METRIC_SPECS[name]
-    return name, -LARGEST if spec.lower is None else spec.lower, LARGEST if spec.upper is None else spec.upper
-
-
-_BOUNDS = tuple(_bounds(name) for name in METRICS)
+_BOUNDS = tuple((name, spec.lower, spec.upper) for name, spec in METRIC_SPECS.items())
 
 
 class BodyError(ValueError):
@@ -152,8 +144,8 @@ def _measurements(record: dict[str, Any]) -> tuple[float | None, ...]:
         elif (type(value) is float or type(value) is int) and lower <= value <= upper:
             named = True
         else:
-            limits = f"a number from {lower:g} to {upper:g}"
-            raise _Rejected(metric, value, f"{metric} is {limits}, or null where it was not measured")
+            limits = METRIC_SPECS[metric].range_text
+            raise _Rejected(metric, value, f"{metric} is a number from {limits}, or null where it was not measured")
         values.append(value)
     if not named:
         raise _Rejected("metrics", None, f"a record has at least one metric of {', '.join(METRICS)}")

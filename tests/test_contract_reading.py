@@ -277,5 +277,5 @@ def test_text_in_one_csv_column_leaves_the_others_numbers(tmp_path):
         check_metrics(tmp_path)
     assert [(v.column, v.rows, v.message) for v in raised.value.violations] == [
         ("cpu_pct", 1, "text in a metric column"),
-        ("latency_ms", 1, "outside the range 0 or more ms"),
+        ("latency_ms", 1, "outside the range 0 to 1,000,000,000 ms"),
     ]
