@@ -10,6 +10,7 @@ values, the relative time index is the same in every window, and measured values
 * a scalar input x enters through a linear prescaler, so what follows up to the first non-linearity is linear in x: the
   prescaler, the first layer of each network, the linear interpolation of the residual and the layer norm over it fold
   into small matrices, and the concatenation of all embeddings that selects the variables is never built;
+* what is 0 or 1 has two rows a variable, and the weighted sum of those of all such variables is one matrix product;
 * attention needs no materialised scores (torch's scaled_dot_product_attention); the interpretable weights are computed
   only on request (`interpretable = True`);
 * one encoder length per batch lets the LSTM run on plain tensors rather than packed sequences.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -119,17 +120,24 @@ class FleetTFT(TemporalFusionTransformer):
         values = reals[..., [self.hparams.x_reals.index(name) for name in scalars]]  # (B, T, scalar)
         weights = self._selection_weights(network, tables, codes, scalars, values, context)  # (B, T, variable)
         value = dict(zip(scalars, values.unbind(dim=-1), strict=True))
-        found = {
-            name: (network.single_variable_grns[name](self.input_embeddings[name].weight), code)
+        weight = dict(zip(names, weights.unbind(dim=-1), strict=True))
+        rows = [
+            (network.single_variable_grns[name](self.input_embeddings[name].weight), code, weight[name])
             for name, code in zip(tables, codes, strict=True)
-        }
+        ]
+        summed = []  # (B, T, h)
         for kind in _Kind:
             of_kind = [name for name in scalars if _kind_of(name) is kind]
-            if of_kind:
-                points, places = _evaluation_points(kind, torch.stack([value[name] for name in of_kind]))
-                evaluated = _scalar_networks(network, of_kind, points)
-                found.update(zip(of_kind, zip(evaluated, places, strict=True), strict=True))
-        selected = _weighted_rows([found[name][0] for name in names], [found[name][1] for name in names], weights)
+            if not of_kind:
+                continue
+            here, share = (torch.stack([column[name] for name in of_kind]) for column in (value, weight))  # (v, B, T)
+            points, places = _evaluation_points(kind, here)
+            evaluated = _scalar_networks(network, of_kind, points)
+            if kind is _Kind.FLAG:
+                summed.append(_weighted_flags(evaluated, here, share))
+            else:
+                rows += zip(evaluated, places, share, strict=True)
+        selected = reduce(torch.add, [*summed, _weighted_rows(*zip(*rows, strict=True))])
         return selected, weights[..., None, :]
 
     def _selection_weights(
@@ -194,13 +202,21 @@ class FleetTFT(TemporalFusionTransformer):
         v = attention.v_layer(enriched)[:, None]  # (B, 1, T, d), shared by the heads
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, head, H | T, d)
         mask = _causal_mask(queries.shape[1], encoder_steps, attention.mask_bias, enriched)
-        heads = functional.scaled_dot_product_attention(q, k, v.expand(-1, attention.n_head, -1, -1), mask)
+        heads = _heads(q, k, v, mask)
         output = attention.dropout(heads).mean(dim=1)  # (B, H, d)
         output = attention.dropout(attention.w_h(output))
         if not self.interpretable:
             return output, None
         scores = q @ k.transpose(-1, -2) / attention.d_k**0.5 + mask
         return output, torch.softmax(scores, dim=-1).transpose(1, 2)
+
+
+def _heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of each head: q (B, head, H, d), k (B, head, T, d), v (B, 1, T, d), mask (H, T) -> (B, head, H, d)."""
+    if _exporting():  # which spells the scores out: those of all heads at once would leave the cache
+        pairs = zip(q.unbind(dim=1), k.unbind(dim=1), strict=True)
+        return torch.stack([functional.scaled_dot_product_attention(*pair, v[:, 0], mask) for pair in pairs], dim=1)
+    return functional.scaled_dot_product_attention(q, k, v.expand(-1, q.shape[1], -1, -1), mask)
 
 
 def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,28 +244,35 @@ def _few(values: Tensor) -> bool:
     return here == 0 or here <= float(values.max() - values.min()) * INPUT_GRID
 
 
-def _weighted_rows(tables: Sequence[Tensor], places: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Sum over variables of weight times row: tables (n_v, h), places (B, T), weights (B, T, v) -> (B, T, h).
+def _weighted_flags(tables: Tensor, flags: Tensor, weights: Tensor) -> Tensor:
+    """Sum over variables that are 0 or 1: tables (v, 2, h), flags and weights (v, B, T) -> (B, T, h).
+
+    As there are two rows a variable, the weights of all rows are few, and the sum is one matrix product.
+    """
+    on = weights * flags
+    return torch.cat([weights - on, on]).permute(1, 2, 0) @ torch.cat(tables.unbind(dim=1))
+
+
+def _weighted_rows(tables: Sequence[Tensor], places: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Sum over variables of weight times row: tables (n_v, h), places and weights (B, T) -> (B, T, h).
 
     One gathering sum for all variables: nothing of size (B, T, v, h) is ever built.
     """
     if _exporting():  # ONNX has no such sum
         chosen = [functional.embedding(place, table) for table, place in zip(tables, places, strict=True)]
-        return sum(
-            (weight[..., None] * rows for weight, rows in zip(weights.unbind(dim=-1), chosen, strict=True)),
-            start=torch.zeros_like(chosen[0]),
-        )
+        weighed = [weight[..., None] * rows for weight, rows in zip(weights, chosen, strict=True)]
+        return reduce(torch.add, weighed)
     ends = np.cumsum([len(table) for table in tables])
     index = torch.stack(
         [place + int(end) - len(table) for table, place, end in zip(tables, places, ends, strict=True)], dim=-1
     )
     rows = torch.cat(list(tables))
-    flat, flat_weights = index.flatten(0, 1), weights.flatten(0, 1)
+    flat, flat_weights = index.flatten(0, 1), torch.stack(list(weights), dim=-1).flatten(0, 1)
     if rows.is_cuda:
         selected = functional.embedding_bag(flat, rows, mode="sum", per_sample_weights=flat_weights)
     else:
         selected = _GatheringSum.apply(rows, flat, flat_weights)
-    return selected.unflatten(0, weights.shape[:2])
+    return selected.unflatten(0, weights[0].shape)
 
 
 class _GatheringSum(torch.autograd.Function):
