@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
+from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, earlier_days
 from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
 WINDOWS_VERSION = 2  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
-DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
 CATEGORICALS = ("profile", "half_hour", "day_kind")
@@ -156,7 +156,9 @@ def build_windows(
     """
     past = _past(spec, linked, rows, origins, known_steps, encoder_steps)
     context = past[:, -encoder_steps:].copy()  # [window, E, metric]
-    days = _earlier_days(spec, past, encoder_steps)
+    days = earlier_days(
+        past, encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps
+    )
     rhythm = daily_rhythm(context, days.usual, spec.context_steps)
     context -= rhythm.lift[:, :encoder_steps]
     scale = scaling.window_scale(context, profile_rows)
@@ -246,60 +248,7 @@ def _static_reals(
     return np.concatenate([position, rhythm.share, measured_share], axis=1, dtype=np.float32)
 
 
-class _EarlierDays(NamedTuple):
-    """The same time on earlier days, link space, NaN = not measured.
-
-    usual: float32 [window, E + H, metric], mean over the days at exactly this time. The others are for the horizon:
-    yesterday, around: [window, H, metric], the latest day, and the mean over all of them and half an hour to either
-    side; yesterday_share, around_share: [window, H, 1], how much of it was measured.
-    """
-
-    usual: np.ndarray
-    yesterday: np.ndarray
-    around: np.ndarray
-    yesterday_share: np.ndarray
-    around_share: np.ndarray
-
-
-def _earlier_days(spec: WindowSpec, past: np.ndarray, encoder_steps: int) -> _EarlierDays:
-    """past: float32 [window, step, metric] up to the origin."""
-    half, horizon = spec.half_width_steps, spec.horizon_steps
-    steps = encoder_steps + horizon + 2 * half
-    measured = ~np.isnan(past)
-    values = np.where(measured, past, np.float32(0.0))
-    total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
-    count = np.zeros(total.shape, dtype=np.uint8)
-    first = past.shape[1] - encoder_steps - half - spec.yesterday_steps  # of the latest day's steps in `past`
-    for begin in range(first, first - DAILY_MEAN_DAYS * spec.day_steps, -spec.day_steps):
-        there, here = _overlap(begin, steps, past.shape[1])
-        total[:, there] += values[:, here]
-        count[:, there] += measured[:, here]
-    yesterday = np.full((len(past), horizon, past.shape[2]), np.nan, dtype=np.float32)
-    there, here = _overlap(first + half + encoder_steps, horizon, past.shape[1])
-    yesterday[:, there] = past[:, here]
-    ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
-    return _EarlierDays(
-        usual=_mean(total, count)[:, half : half + encoder_steps + horizon],
-        yesterday=yesterday,
-        around=_mean(*ahead),
-        yesterday_share=_mean_over_metrics(~np.isnan(yesterday)),
-        around_share=_mean_over_metrics(ahead[1]) / ((2 * half + 1) * DAILY_MEAN_DAYS),
-    )
-
-
-def _overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
-    """Where begin .. begin + steps lies within 0 .. length: as part of the former, and of the latter."""
-    low = min(max(begin, 0), length)
-    high = max(low, min(begin + steps, length))
-    return slice(low - begin, high - begin), slice(low, high)
-
-
-def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """NaN where nothing was counted."""
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def _decoder_reals(days: _EarlierDays, scale: WindowScale, lift: np.ndarray) -> np.ndarray:
+def _decoder_reals(days: EarlierDays, scale: WindowScale, lift: np.ndarray) -> np.ndarray:
     """What this time of day looked like on earlier days, in window units: float32 [window, H, 2 * metric + 2].
 
     Yesterday without its rhythm, as the targets are, and the usual day with it. Zeros where nothing was measured, as
@@ -310,22 +259,9 @@ def _decoder_reals(days: _EarlierDays, scale: WindowScale, lift: np.ndarray) -> 
     return on_grid(np.concatenate(parts, axis=2, dtype=np.float32))
 
 
-def _mean_over_metrics(values: np.ndarray) -> np.ndarray:
-    """float32 [..., metric] -> [..., 1], as a product: a sum over so short an axis takes ten times as long."""
-    metrics = values.shape[-1]
-    return values.astype(np.float32) @ np.full((metrics, 1), 1.0 / metrics, dtype=np.float32)
-
-
 def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
     units = (values - scale.centre[:, None]) / scale.spread[:, None]
     return compress(np.where(np.isnan(units), 0.0, units))
-
-
-def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sum over `width` consecutive steps of axis 1: float32, width - 1 steps shorter."""
-    sums = np.cumsum(values, axis=1, dtype=np.float32)
-    sums = np.concatenate([np.zeros_like(sums[:, :1]), sums], axis=1)
-    return sums[:, width:] - sums[:, :-width]
 
 
 def _interleave(*parts: np.ndarray) -> np.ndarray:

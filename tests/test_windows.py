@@ -9,11 +9,11 @@ import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
 from forecasting.daily_rhythm import daily_rhythm
+from forecasting.earlier_days import DAILY_MEAN_DAYS
 from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
 from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.windows import (
     CALENDAR_SIZES,
-    DAILY_MEAN_DAYS,
     INPUT_GRID,
     Calendar,
     Windows,

@@ -1,0 +1,91 @@
+"""What a server did at the same time on earlier days.
+
+Of each step of a window, context and horizon, the mean over the days before at exactly its time: what is usual then
+(daily_rhythm.py). Of the horizon besides, for the decoder, the latest day that is known over all of it, and a mean
+that is wider in time and so less noisy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
+
+
+class EarlierDays(NamedTuple):
+    """The same time on earlier days, in the units of the past, NaN = not measured.
+
+    usual: float32 [window, E + H, metric], mean over the days at exactly this time. The others are for the horizon:
+    yesterday, around: [window, H, metric], the latest day, and the mean over all of them and some steps to either
+    side; yesterday_share, around_share: [window, H, 1], how much of it was measured.
+    """
+
+    usual: np.ndarray
+    yesterday: np.ndarray
+    around: np.ndarray
+    yesterday_share: np.ndarray
+    around_share: np.ndarray
+
+
+def earlier_days(
+    past: np.ndarray,
+    encoder_steps: int,
+    horizon_steps: int,
+    day_steps: int,
+    yesterday_steps: int,
+    half_width_steps: int,
+) -> EarlierDays:
+    """Look up DAILY_MEAN_DAYS days, the latest of them `yesterday_steps` (whole days, at least the horizon) ago.
+
+    past: float32 [window, step, metric] up to the origin, NaN = not measured, at least the context's steps.
+    half_width_steps: to either side that `around` averages.
+    """
+    half = half_width_steps
+    steps = encoder_steps + horizon_steps + 2 * half
+    measured = ~np.isnan(past)
+    values = np.where(measured, past, np.float32(0.0))
+    total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
+    count = np.zeros(total.shape, dtype=np.uint8)
+    first = past.shape[1] - encoder_steps - half - yesterday_steps  # of the latest day's steps in `past`
+    for begin in range(first, first - DAILY_MEAN_DAYS * day_steps, -day_steps):
+        there, here = _overlap(begin, steps, past.shape[1])
+        total[:, there] += values[:, here]
+        count[:, there] += measured[:, here]
+    yesterday = np.full((len(past), horizon_steps, past.shape[2]), np.nan, dtype=np.float32)
+    there, here = _overlap(first + half + encoder_steps, horizon_steps, past.shape[1])
+    yesterday[:, there] = past[:, here]
+    ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
+    return EarlierDays(
+        usual=_mean(total, count)[:, half : half + encoder_steps + horizon_steps],
+        yesterday=yesterday,
+        around=_mean(*ahead),
+        yesterday_share=_mean_over_metrics(~np.isnan(yesterday)),
+        around_share=_mean_over_metrics(ahead[1]) / ((2 * half + 1) * DAILY_MEAN_DAYS),
+    )
+
+
+def _overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
+    """Where begin .. begin + steps lies within 0 .. length: as part of the former, and of the latter."""
+    low = min(max(begin, 0), length)
+    high = max(low, min(begin + steps, length))
+    return slice(low - begin, high - begin), slice(low, high)
+
+
+def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
+    """Sum over `width` consecutive steps of axis 1: float32, width - 1 steps shorter."""
+    sums = np.cumsum(values, axis=1, dtype=np.float32)
+    sums = np.concatenate([np.zeros_like(sums[:, :1]), sums], axis=1)
+    return sums[:, width:] - sums[:, :-width]
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """NaN where nothing was counted."""
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _mean_over_metrics(values: np.ndarray) -> np.ndarray:
+    """float32 [..., metric] -> [..., 1], as a product: a sum over so short an axis takes ten times as long."""
+    metrics = values.shape[-1]
+    return values.astype(np.float32) @ np.full((metrics, 1), 1.0 / metrics, dtype=np.float32)
