@@ -465,6 +465,7 @@ def training_info(
         "data": str(arguments.training_dir),
         "servers": len(job.grid.servers),
         "holdout_servers": [job.grid.servers[row] for row in job.split.unseen],
+        "watched_servers": [job.grid.servers[row] for row in job.split.watched],
         "first_timestamp": f"{times[0]}Z",
         "train_end": f"{times[job.split.train_end]}Z",
         "last_timestamp": f"{times[-1]}Z",

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightgbm
 import numpy as np
@@ -266,21 +266,31 @@ def load_task(path: Path) -> Task:
     return Task(path.stem, grid, HORIZON_HOURS * 3600 // step_seconds, day, int(grid.steps * TRAIN_FRACTION))
 
 
-def held_out(task: Task, folds: int) -> list[npt.NDArray[np.int64]]:
-    """Rows held out in each fold; every server is held out once."""
+class Parts(NamedTuple):
+    """Rows held out, and rows a model only watched in training: int64 [server] each."""
+
+    unseen: npt.NDArray[np.int64]
+    watched: npt.NDArray[np.int64]
+
+
+def held_out(task: Task, folds: int) -> list[Parts]:
+    """Of each fold; every server is held out once, none is only watched."""
     shuffled = np.random.default_rng(SEED).permutation(len(task.grid.servers))
-    return [np.sort(part) for part in np.array_split(shuffled, folds)]
+    return [Parts(np.sort(part), shuffled[:0]) for part in np.array_split(shuffled, folds)]
 
 
-def contest(task: Task, unseen: npt.NDArray[np.int64], engine: Engine | None) -> tuple[pd.DataFrame, float]:
-    """Scores of all methods on seen and unseen servers, and the seconds LightGBM was fitted for."""
-    seen = np.setdiff1d(np.arange(len(task.grid.servers)), unseen)
-    peer = LightGBMPeer(task, seen)
+def contest(task: Task, parts: Parts, engine: Engine | None) -> tuple[pd.DataFrame, float]:
+    """Scores of all methods on seen and unseen servers, and the seconds LightGBM was fitted for.
+
+    LightGBM is fitted on the watched servers, too; they are scored for nobody.
+    """
+    fitted = np.setdiff1d(np.arange(len(task.grid.servers)), parts.unseen)
+    peer = LightGBMPeer(task, fitted)
     origins = evaluation.rolling_origins(
         task.train_end, task.grid.steps - 1, task.horizon, ORIGIN_EVERY_HOURS * 3600 // task.grid.step_seconds
     )
     tables = []
-    for name, rows in (("seen", seen), ("unseen", unseen)):
+    for name, rows in (("seen", np.setdiff1d(fitted, parts.watched)), ("unseen", parts.unseen)):
         past = evaluation.backtest(task.grid, rows, origins, task.horizon, task.history, QUANTILES, peer.forecast)
         forecasts = {"lightgbm" if method == evaluation.MODEL else method: f for method, f in past.forecasts.items()}
         past = evaluation.Backtest(**{**vars(past), "forecasts": forecasts})
@@ -347,8 +357,8 @@ def run(path: Path, folds: int, model: Path | None) -> dict[str, Any]:
     engine = None if model is None else Engine.load(model)
     parts = held_out(task, folds) if model is None else [_held_out_by(model, task)]
     tables, seconds = [], 0.0
-    for unseen in tqdm(parts, desc=task.name, unit="fold", file=sys.stderr):
-        table, fit_seconds = contest(task, unseen, engine)
+    for part in tqdm(parts, desc=task.name, unit="fold", file=sys.stderr):
+        table, fit_seconds = contest(task, part, engine)
         tables.append(table)
         seconds += fit_seconds / len(parts)
     summary = summarise(tables)
@@ -360,12 +370,13 @@ def run(path: Path, folds: int, model: Path | None) -> dict[str, Any]:
     return {"folds": len(parts), "lightgbm_fit_seconds": round(seconds, 1), "methods": records}
 
 
-def _held_out_by(model: Path, task: Task) -> npt.NDArray[np.int64]:
+def _held_out_by(model: Path, task: Task) -> Parts:
     info = json.loads((model / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
-    rows = [task.grid.servers.index(name) for name in info["holdout_servers"] if name in task.grid.servers]
-    if not rows:
+    named = [set(info[part]) for part in ("holdout_servers", "watched_servers")]
+    parts = Parts(*(np.flatnonzero([server in names for server in task.grid.servers]) for names in named))
+    if not len(parts.unseen):
         raise ModelError(f"{model}: held out no server of {task.name}; train it on this data with --holdout-servers")
-    return np.array(sorted(rows))
+    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

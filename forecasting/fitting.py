@@ -1,9 +1,10 @@
 """The training loop: AdamW with warm-up and cosine decay, averaged weights, the best of them on later days kept.
 
-More training is not always better: a network learns the month it is shown by heart. So the weights that are judged
-and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018), judged on days after
-those trained on. When these no longer improve, the learning rate falls to zero over a fifth of the steps so far, which
-is where much of a run's gain is made, and training ends.
+More training is not always better: a network learns the month it is shown by heart, and the servers. So the weights
+that are judged and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018),
+judged on days after those trained on, half of them of servers that are not trained on (split.py). When these no longer
+improve, the learning rate falls to zero over a fifth of the steps so far, which is where much of a run's gain is made,
+and training ends.
 
 All that decides how a run goes on is in its counters and tensors (run_state.py), and those are saved now and then: an
 interrupted run goes on bit for bit on the same machine and number of threads, unless its learning rate follows the
@@ -236,13 +237,16 @@ def learning_rate_at(progress: float) -> float:
 
 
 def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Batch]:
-    """A fixed sample of windows from the validation days, with the histories training draws."""
+    """A fixed sample of windows from the validation days, with the histories training draws.
+
+    Every other batch is of watched servers, if there are any.
+    """
     random = np.random.default_rng([seed, 1])
     spec, size = source.spec, VALIDATION_BATCH_SIZE
     first, last = split.fit_end - 1, split.train_end - spec.horizon_steps - 1
     batches = []
-    for _ in range(VALIDATION_BATCHES):
-        rows = random.choice(split.seen, size)
+    for number in range(VALIDATION_BATCHES):
+        rows = random.choice(split.watched if number % 2 and len(split.watched) else split.seen, size)
         origins = random.integers(min(first, last), last + 1, size)
         batches.append(source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool)))
     return batches

@@ -63,6 +63,7 @@ def _facts(info: Mapping[str, Any]) -> str:
         "data": info["data"],
         "servers": info["servers"],
         "held-out servers": ", ".join(info["holdout_servers"]) or "none",
+        "servers watched to stop by, not trained on": ", ".join(info["watched_servers"]) or "none",
         "trained on": f"{info['first_timestamp']} to {info['train_end']}",
         "judged on": f"{info['train_end']} to {info['last_timestamp']}",
         "parameters": f"{info['parameters']:,}",

@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
 from forecasting.grid import FleetGrid
 from forecasting.job import Job
 from forecasting.run_state import Fit, Keeper, weights_of
+from forecasting.sampling import Batch, WindowSource
 from forecasting.split import Split
 from forecasting.windows import WindowSpec
 
@@ -46,7 +48,7 @@ def job_with(settings: FitSettings = SETTINGS, share_measured: float = 1.0) -> J
     values[random.random(values.shape[:2]) > share_measured] = np.nan
     profiles = ("database", "web_api", "database", "web_api", "database")
     grid = FleetGrid(tuple("abcde"), profiles, SPEC.metrics, np.datetime64("2026-03-02T00:00:00", "s"), 300, values)
-    split = Split(np.arange(4), np.array([4]), fit_end=440, train_end=500)
+    split = Split(np.arange(4), np.arange(0), np.array([4]), fit_end=440, train_end=500)
     return Job(grid, SPEC, split, ("database", "web_api"), 8, torch.device("cpu"), settings)
 
 
@@ -60,6 +62,22 @@ def assert_same(one: Fit, other: Fit) -> None:
     assert one.course == other.course
     assert (one.steps, one.windows, one.epoch) == (other.steps, other.windows, other.epoch)
     assert one.best_validation_loss == other.best_validation_loss
+
+
+def test_watched_servers_are_half_of_the_validation_and_none_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[set[int]] = []
+    real = WindowSource.batch
+
+    def batch(source: WindowSource, rows: np.ndarray, *arguments: Any) -> Batch:
+        drawn.append(set(rows.tolist()))
+        return real(source, rows, *arguments)
+
+    monkeypatch.setattr(WindowSource, "batch", batch)
+    job = job_with()
+    train(replace(job, split=replace(job.split, seen=np.arange(3), watched=np.array([3]))))
+    validation, training = drawn[: fitting.VALIDATION_BATCHES], drawn[fitting.VALIDATION_BATCHES :]
+    assert validation == [{3} if number % 2 else {0, 1, 2} for number in range(len(validation))]
+    assert set().union(*training) == {0, 1, 2}
 
 
 # --- interrupted ----------------------------------------------------------------------------------------------------

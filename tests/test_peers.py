@@ -83,7 +83,7 @@ def test_ratios_are_to_the_best_baseline_of_the_same_servers(peers):
 
 def test_every_server_is_held_out_once(peers):
     task = fleet_task(peers, np.zeros((7, 4000), dtype=np.float32))
-    assert sorted(np.concatenate(peers.held_out(task, 3)).tolist()) == list(range(7))
+    assert sorted(np.concatenate([part.unseen for part in peers.held_out(task, 3)]).tolist()) == list(range(7))
 
 
 @pytest.mark.slow
@@ -93,6 +93,6 @@ def test_lightgbm_finds_a_daily_rhythm_that_flat_quantiles_miss(peers, monkeypat
     random = np.random.default_rng(0)
     hours = np.arange(14 * DAY) / DAY * 2 * np.pi
     values = (50 + 30 * np.sin(hours) + random.normal(0, 2, (6, hours.size))).astype(np.float32)
-    scores, _ = peers.contest(fleet_task(peers, values), np.array([5]), None)
+    scores, _ = peers.contest(fleet_task(peers, values), peers.Parts(np.array([5]), np.array([2])), None)
     unseen = scores[scores["servers"] == "unseen"].set_index("method")["wql"]
     assert unseen["lightgbm"] < 0.5 * unseen["flat_24h"]

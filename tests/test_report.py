@@ -15,6 +15,7 @@ INFO = {
     "data": "training",
     "servers": 3,
     "holdout_servers": ["a<b>"],
+    "watched_servers": [],
     "first_timestamp": "2026-01-01T00:00:00Z",
     "train_end": "2026-01-20T00:00:00Z",
     "last_timestamp": "2026-01-30T00:00:00Z",

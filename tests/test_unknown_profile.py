@@ -108,7 +108,7 @@ def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)
     settings = FitSettings(epochs=9, batch_size=64, learning_rate=1e-2, max_seconds=float("inf"), seed=seed)
-    fit(model, source, Split(np.arange(SEEN), np.arange(SEEN, 24), 150, TRAIN_END), settings)
+    fit(model, source, Split(np.arange(SEEN), np.arange(0), np.arange(SEEN, 24), 150, TRAIN_END), settings)
     strangers = later_days_of_strangers(source)
     trained = loss_of(model, strangers)
     embedding = model.network.input_embeddings["profile"].weight

@@ -1,0 +1,47 @@
+"""Who is trained on: held-out and watched servers are known to nobody, and nobody is in two groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecasting.grid import FleetGrid
+from forecasting.split import FEWEST_TO_WATCH, split_fleet
+from forecasting.windows import WindowSpec
+
+SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
+
+
+def fleet(profiles: list[str | None]) -> FleetGrid:
+    values = np.ones((len(profiles), 100, 1), dtype=np.float32)
+    names = tuple(f"server{row}" for row in range(len(profiles)))
+    start = np.datetime64("2026-03-02T00:00:00", "s")
+    return FleetGrid(names, tuple(profiles), SPEC.metrics, start, SPEC.step_seconds, values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["database", "web_api", "generic", None]), min_size=2, max_size=60),
+    st.sampled_from(["0", "0.1", "0.25", "server1"]),
+    st.integers(0, 5),
+)
+def test_each_server_is_trained_on_watched_or_held_out(profiles: list[str | None], holdout: str, seed: int) -> None:
+    split = split_fleet(fleet(profiles), SPEC, 0.7, holdout, seed)
+    together = np.concatenate([split.seen, split.watched, split.unseen])
+    assert sorted(together.tolist()) == list(range(len(profiles)))
+    trained, watched = (Counter(profiles[row] for row in rows) for rows in (split.seen, split.watched))
+    for profile, many in watched.items():
+        assert trained[profile] + many >= FEWEST_TO_WATCH
+        assert many <= trained[profile] / 4
+    again = split_fleet(fleet(profiles), SPEC, 0.7, holdout, seed)
+    assert again.watched.tolist() == split.watched.tolist()
+
+
+@pytest.mark.parametrize(("servers", "watched"), [(7, 0), (8, 1), (16, 2), (72, 9)])
+def test_an_eighth_of_enough_servers_is_watched(servers: int, watched: int) -> None:
+    split = split_fleet(fleet(["database"] * servers), SPEC, 0.7, "0", 42)
+    assert (len(split.watched), len(split.seen)) == (watched, servers - watched)
