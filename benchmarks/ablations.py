@@ -6,10 +6,10 @@
     python benchmarks/ablations.py --variants '' --output table.md      # only the table, of the runs there are
 
 Every variant trains as many windows, from the same seed, on the same servers and days, with the same network, and is
-scored on the later days: on servers it never saw, with none, one step, one hour and one day of history, the profile
-given and hidden; and on the servers it was trained on, with one day of history. Each run is kept as a JSON file in
---work-dir and not repeated, so the table can be made piece by piece; benchmarks/ablations.md is written from all runs
-there are. The last line is JSON.
+scored on the later days: on servers it never saw, with none, one step, one hour, one day and one week of history, the
+profile given and hidden; and on the servers it was trained on, with one week of history. Each run is kept as a JSON
+file in --work-dir and not repeated, so the table can be made piece by piece; benchmarks/ablations.md is written from
+all runs there are. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -33,12 +35,14 @@ import tft_trainer  # noqa: E402
 from benchmarks.strangers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E402
 from forecasting import evaluation  # noqa: E402
+from forecasting.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
 from forecasting.fitting import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
 from forecasting.grid import FleetGrid, GridError  # noqa: E402
 from forecasting.model import QUANTILES, ForecastModel, build_network, torch_run  # noqa: E402
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from forecasting.scaling import FleetScaling, fit_scaling  # noqa: E402
 from forecasting.split import Split, SplitError, split_fleet  # noqa: E402
+from forecasting.window_shape import NORMAL_SCORES, window_shape  # noqa: E402
 from forecasting.windows import WindowSpec  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -56,6 +60,8 @@ class Variant:
 
     per_server: scale by statistics of each training server, of the median server for strangers, as
     pytorch-forecasting's GroupNormalizer does. shrinkage_steps: one k instead of estimated ones (scaling.py).
+    knows_rhythm: whether a server's daily rhythm is taken off its windows. knows_shape: whether quantiles are read on
+    the window's own distribution, or else on the normal one.
     trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
     of the rows is missing in training, at random from half of the servers, in blocks from the others (scored on all).
     """
@@ -67,6 +73,8 @@ class Variant:
     shrinkage_steps: float | None = None
     per_server: bool = False
     knows_profiles: bool = True
+    knows_rhythm: bool = True
+    knows_shape: bool = True
     trains_unknown: bool = True
     gaps: bool = False
 
@@ -82,9 +90,12 @@ VARIANTS = (
     Variant("only_real_servers", "no fictional servers", replace(HANDICAPS, fictional_servers=0.0)),
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),
+    Variant("no_rhythm", "daily rhythm left in the windows", knows_rhythm=False),
+    Variant("no_shape", "quantiles read on the normal distribution", knows_shape=False),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
-HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0}  # hours; None = a single step
+HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0, "7 days": 168.0}  # hours; None = a single step
+LONGEST = "7 days"
 COLD_START = ("none", "1 step")  # the histories a new server's score in the last line is averaged over
 
 
@@ -182,6 +193,30 @@ def with_gaps(job: Job) -> Job:
     return replace(job, grid=replace(job.grid, values=values))
 
 
+@contextmanager
+def windows_of(variant: Variant) -> Iterator[None]:
+    """Windows are cut as the variant wants them meanwhile."""
+    with mock.patch.multiple(
+        "forecasting.windows",
+        daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
+        window_shape=window_shape if variant.knows_shape else normal_shape,
+    ):
+        yield
+
+
+def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> DailyRhythm:
+    """As daily_rhythm of servers that follow none."""
+    share = np.zeros((len(context), context.shape[2]), dtype=np.float32)
+    return DailyRhythm(share, np.zeros_like(usual))
+
+
+def normal_shape(units: np.ndarray) -> np.ndarray:
+    """As window_shape of windows without a measurement."""
+    return np.broadcast_to(
+        np.array(NORMAL_SCORES, dtype=np.float32), (len(units), units.shape[2], len(NORMAL_SCORES))
+    ).copy()
+
+
 def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: int) -> ForecastModel:
     """A model of this variant."""
     torch.manual_seed(seed)
@@ -237,6 +272,11 @@ def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.nda
 
 def run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
     """Train and score one variant."""
+    with windows_of(variant):
+        return _run(variant, job, epochs, seed)
+
+
+def _run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
     source = source_of(variant, with_gaps(job) if variant.gaps else job)
     model = train(variant, job, source, epochs, seed)
     if variant.gaps:
@@ -248,7 +288,7 @@ def run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
         profile: {name: scores(model, source, job, job.split.unseen, n, hidden) for name, n in steps.items()}
         for profile, hidden in told.items()
     }
-    seen = scores(model, source, job, job.split.seen, steps["24 h"], "given" not in told)
+    seen = scores(model, source, job, job.split.seen, steps[LONGEST], "given" not in told)
     facts = {"servers": len(job.grid.servers), "unseen": len(job.split.unseen), "steps": job.grid.steps}
     return {
         "variant": variant.name, "seed": seed, "epochs": epochs, "data": job.name, **facts,
@@ -266,7 +306,7 @@ def columns_of(result: Mapping[str, Any], score: str) -> dict[str, float]:
     for profile in ("given", "hidden"):
         by_history = result["unseen_scores"].get(profile, result["unseen_scores"]["hidden"])
         columns |= {f"{profile}, {history}": float(by_history[history][score]) for history in shown}
-    return columns | {"seen, 24 h": float(result["seen_score"][score])}
+    return columns | {f"seen, {LONGEST}": float(result["seen_score"][score])}
 
 
 def on_common_seeds(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -302,7 +342,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     setting = (
         f"{first['epochs']} visit(s) of every server-hour of {first['servers'] - first['unseen']} servers, "
         f"{first['unseen']} others held out; seed {', '.join(map(str, seeds))}. Unseen servers by length of history, "
-        "profile given or hidden; seen servers with 24 h. In brackets: change against the first row in percent."
+        f"profile given or hidden; seen servers with {LONGEST}. In brackets: change against the first row in percent."
     )
     lines = [title, "", setting]
     spread = spread_between_seeds([result for result in results if result["variant"] == "shipped"])

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import ablations, limit, strangers
 from forecasting.engine import Engine
 from forecasting.grid import FleetGrid
+from forecasting.sampling import WindowSource
 from forecasting.scaling import fit_scaling
 from forecasting.windows import WindowSpec
 from simulation.incidents import METRIC_POSITIONS
@@ -94,6 +95,26 @@ def test_scaled_per_server_a_stranger_gets_the_median_server_whatever_its_histor
     np.testing.assert_allclose(windows.centre[known][:, 0], own, rtol=1e-3)
     np.testing.assert_allclose(windows.centre[4, 0], np.median(own, axis=0), rtol=1e-3)
     assert windows.profile.tolist() == [2, 1, 0, 1, 2]  # database is 1, web_api is 2, hidden is 0
+
+
+@pytest.mark.parametrize(("variant", "rhythm", "shape"), [("no_rhythm", False, True), ("no_shape", True, False)])
+def test_a_variant_leaves_out_what_it_says_and_only_while_it_runs(variant, rhythm, shape):
+    hours = np.arange(5 * 288) / 288 * 2 * np.pi
+    values = np.random.default_rng(0).exponential(3, (2, hours.size, 1)) + (50 + 20 * np.sin(hours))[None, :, None]
+    grid = FleetGrid(("a", "b"), (None, None), ("cpu_pct",), limit.START, 300, values.astype(np.float32))
+    spec = WindowSpec(grid.metrics, 300, "UTC", context_steps=288, horizon_steps=12)
+    scaling = fit_scaling(grid.values, grid.metrics, np.array([True]), grid.profiles, 288)
+    source = WindowSource(grid, spec, scaling)
+
+    def features():
+        windows = source.batch(np.arange(2), np.full(2, 1300), 288, np.full(2, 1300), np.ones(2, dtype=bool)).windows
+        normal = np.allclose(windows.shape, ablations.NORMAL_SCORES, atol=1e-6)
+        return bool((windows.static[:, 2] > 0.5).all()), not normal
+
+    (chosen,) = [one for one in ablations.VARIANTS if one.name == variant]
+    with ablations.windows_of(chosen):
+        assert features() == (rhythm, shape)
+    assert features() == (True, True)
 
 
 def test_the_table_is_made_of_the_runs_there_are(tmp_path):
