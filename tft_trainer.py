@@ -42,7 +42,7 @@ from forecasting.artifact import (
 from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
 from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
 from forecasting.engine import Engine, write_canary
-from forecasting.evaluation import MODEL
+from forecasting.evaluation import AMOUNTS, MODEL
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.grid import FleetGrid, GridError, most_frequent_step
 from forecasting.job import Job
@@ -384,7 +384,7 @@ def print_tables(scores: dict[str, pd.DataFrame], cold_start: pd.DataFrame) -> N
     """The tables people read, to stdout."""
     for name, table in scores.items():
         print(f"\nLater days, {name} servers (mean over metrics; WQL, MASE, WAPE: smaller is better)")
-        print(_rounded(table[table["metric"] == "mean"].drop(columns=["metric", "points"])))
+        print(_rounded(table[table["metric"] == "mean"].drop(columns=["metric", *AMOUNTS])))
         print(f"\nThe model on {name} servers, by metric (calibrated: the bands cover 80 and 96 % of what happened)")
         by_metric = table[(table["method"] == MODEL) & (table["metric"] != "mean")]
         print(_rounded(by_metric[["metric", "wql", "accuracy", "coverage_80", "coverage_96"]]))

@@ -247,7 +247,7 @@ def forecast(
 ) -> np.ndarray:
     """Quantiles from so many steps of history, cut as the engine cuts them: [window, horizon, metric, quantile]."""
     lengths = source.spec.encoder_lengths
-    encoder_steps = lengths[int(np.searchsorted(lengths, max(1, steps)))]
+    encoder_steps = lengths[int(np.searchsorted(lengths, np.clip(steps, 1, source.spec.context_steps)))]
     run, parts = torch_run(model), []
     for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // WINDOWS_AT_ONCE)):
         known, unseen = np.full(len(chunk), steps), np.full(len(chunk), hidden)

@@ -22,6 +22,7 @@ from forecasting.windows import DAY_SECONDS
 SCORED_QUANTILES = (0.1, 0.5, 0.9)
 MEDIAN = 0.5
 MODEL = "model"
+AMOUNTS = ["points", "total"]  # columns of scores: points counted, and sum |actual|, which WQL and WAPE divide by
 Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray], np.ndarray]  # Engine.forecast
 
 
@@ -43,7 +44,7 @@ class Backtest:
     forecasts: Mapping[str, np.ndarray]
 
     def scores(self, windows: np.ndarray | None = None) -> pd.DataFrame:
-        """One row per method and metric, and one per method with metric "mean": wql, mase, wape, accuracy, coverage.
+        """One row per method and metric, and one per method with metric "mean": scores and AMOUNTS.
 
         windows: boolean [window], which windows count (default all).
         """
@@ -60,7 +61,7 @@ class Backtest:
             )
             table.insert(0, "metric", self.metrics)
             mean = table.drop(columns="metric").mean()
-            mean["points"] = table["points"].sum()
+            mean["points"], mean["total"] = table["points"].sum(), np.nan  # units do not add up
             table.loc[len(table)] = {"metric": "mean", **mean}
             table.insert(0, "method", method)
             tables.append(table)
@@ -114,15 +115,19 @@ def _score_points(
 ) -> dict[str, float]:
     names = ("wql", "mase", "wape", "accuracy", "coverage_80", "coverage_96")
     if truth.size == 0:
-        return {**dict.fromkeys(names, np.nan), "points": 0}
-    size = np.abs(truth).sum() or np.nan
+        return {**dict.fromkeys(names, np.nan), "points": 0, "total": 0.0}
+    total = float(np.abs(truth).sum())
+    size = total or np.nan
     loss = pinball(truth, predicted[:, scored], SCORED_QUANTILES)
     miss = np.abs(truth - predicted[:, columns.index(MEDIAN)])
     wape = float(miss.sum() / size)
     wql = float(np.mean(2 * loss.sum(axis=0) / size))
     mase = float(miss.mean() / naive.mean()) if naive.mean() > 0 else np.nan
     bands = [_coverage(truth, predicted, columns, low, high) for low, high in ((0.1, 0.9), (0.02, 0.98))]
-    return dict(zip(names, (wql, mase, wape, 100 * (1 - wape), *bands), strict=True)) | {"points": truth.size}
+    return dict(zip(names, (wql, mase, wape, 100 * (1 - wape), *bands), strict=True)) | {
+        "points": truth.size,
+        "total": total,
+    }
 
 
 def _coverage(truth: np.ndarray, predicted: np.ndarray, columns: list[float], low: float, high: float) -> float:

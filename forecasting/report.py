@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from forecasting.evaluation import AMOUNTS
 from forecasting.interpretation import WeightTables, label_of
 
 REPORT_FILE = "report.html"
@@ -48,8 +49,8 @@ def write_report(
         of_all = table["metric"] == "mean"
         parts += [
             f"<h2>Later days, {html.escape(name)} servers</h2>",
-            _table(table[of_all].drop(columns=["metric", "points"])),
-            f"<details><summary>by metric</summary>{_table(table[~of_all])}</details>",
+            _table(table[of_all].drop(columns=["metric", *AMOUNTS])),
+            f"<details><summary>by metric</summary>{_table(table[~of_all].drop(columns='total'))}</details>",
         ]
     if len(cold_start):
         parts += ["<h2>New servers, by length of history</h2>", _table(cold_start)]

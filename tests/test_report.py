@@ -30,8 +30,8 @@ INFO = {
 
 
 def scores() -> pd.DataFrame:
-    rows = [("model", "cpu_pct", 0.111, 500.0), ("model", "mean", 0.222, 900.0), ("flat_24h", "mean", 0.333, 900.0)]
-    return pd.DataFrame(rows, columns=["method", "metric", "wql", "points"])
+    rows = [("model", "cpu_pct", 0.111, 500), ("model", "mean", 0.222, 900), ("flat_24h", "mean", 0.333, 900)]
+    return pd.DataFrame(rows, columns=["method", "metric", "wql", "points"]).assign(total=7_777.0)
 
 
 def weights() -> WeightTables:

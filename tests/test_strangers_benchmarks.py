@@ -13,6 +13,7 @@ from forecasting.scaling import fit_scaling
 from forecasting.windows import WindowSpec
 from simulation.incidents import METRIC_POSITIONS
 from simulation.physics import Scenario, simulate
+from tests.conftest import tiny_fleet
 
 HOUR = 12
 
@@ -115,6 +116,19 @@ def test_a_variant_leaves_out_what_it_says_and_only_while_it_runs(variant, rhyth
     with ablations.windows_of(chosen):
         assert features() == (rhythm, shape)
     assert features() == (True, True)
+
+
+def test_a_variant_is_trained_and_scored_with_every_length_of_history(tmp_path):
+    frame = tiny_fleet(hours=14 * 24, seed=1)
+    frame.to_parquet(tmp_path / "fleet.parquet", index=False)
+    flags = ["--training-dir", tmp_path / "fleet.parquet", "--step-seconds", 3600, "--work-dir", tmp_path / "runs"]
+    flags += ["--variants", "shipped,no_rhythm", "--output", tmp_path / "table.md"]
+    assert ablations.main(list(map(str, flags))) == 0
+    runs = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*.json"))]
+    with_rhythm, without = (run["unseen_scores"]["hidden"] for run in reversed(runs))
+    assert set(with_rhythm) == set(ablations.HISTORIES)
+    assert with_rhythm["7 days"]["wql"] != without["7 days"]["wql"]
+    assert all(0 < of["wql"] < 10 for of in with_rhythm.values())
 
 
 def test_the_table_is_made_of_the_runs_there_are(tmp_path):
