@@ -289,10 +289,11 @@ def _run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
         for profile, hidden in told.items()
     }
     seen = scores(model, source, job, job.split.seen, steps[LONGEST], "given" not in told)
-    facts = {"servers": len(job.grid.servers), "unseen": len(job.split.unseen), "steps": job.grid.steps}
+    facts = {"servers": len(job.grid.servers), "trained": len(job.split.seen), "unseen": len(job.split.unseen)}
     return {
         "variant": variant.name, "seed": seed, "epochs": epochs, "data": job.name, **facts,
-        "metrics": job.grid.metrics, "step_seconds": job.grid.step_seconds, "unseen_scores": unseen, "seen_score": seen,
+        "steps": job.grid.steps, "step_seconds": job.grid.step_seconds, "metrics": job.grid.metrics,
+        "unseen_scores": unseen, "seen_score": seen,
     }  # fmt: skip
 
 
@@ -340,7 +341,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         f"steps of {first['step_seconds']} s"
     )
     setting = (
-        f"{first['epochs']} visit(s) of every server-hour of {first['servers'] - first['unseen']} servers, "
+        f"{first['epochs']} visit(s) of every server-hour of {first['trained']} servers, "
         f"{first['unseen']} others held out; seed {', '.join(map(str, seeds))}. Unseen servers by length of history, "
         f"profile given or hidden; seen servers with {LONGEST}. In brackets: change against the first row in percent."
     )

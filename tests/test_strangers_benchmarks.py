@@ -137,7 +137,8 @@ def test_the_table_is_made_of_the_runs_there_are(tmp_path):
 
     for variant, wql in (("shipped", 0.1), ("per_server", 0.25)):
         unseen = {profile: {h: scores(wql) for h in ablations.HISTORIES} for profile in ("given", "hidden")}
-        run = {"variant": variant, "seed": 1, "epochs": 1, "data": "fleet", "servers": 90, "unseen": 18, "steps": 8640}
+        run = {"variant": variant, "seed": 1, "epochs": 1, "data": "fleet", "servers": 90, "trained": 64}
+        run |= {"unseen": 18, "steps": 8640}
         run |= {"metrics": ["cpu_pct"], "step_seconds": 300, "unseen_scores": unseen, "seen_score": scores(wql)}
         (tmp_path / f"fleet-{variant}-1.json").write_text(json.dumps(run))
     output = tmp_path / "table.md"
