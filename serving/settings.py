@@ -75,7 +75,7 @@ class Settings:
     grace_seconds: float = _setting(10.0, "a step counts as complete this long after its end")
     stale_steps: int = _setting(3, "a server without a sample for so many steps is stale: marked, not forecast")
     drop_steps: int = _setting(12, "a server without a sample for so many steps leaves the fleet's view")
-    chunk_servers: int = _setting(128, "servers forecast at once; other work gets its turn between chunks")
+    chunk_servers: int = _setting(180, "servers forecast at once; other work gets its turn between chunks")
     recheck_seconds: float = _setting(5.0, "new servers and late samples are looked for this often")
 
 
