@@ -171,11 +171,12 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     from forecasting.model import ordered
     from forecasting.score_reading import in_window_units
 
-    raw = torch.stack(predicted if isinstance(predicted, list) else [predicted], dim=2)
+    rows = predicted if isinstance(predicted, list) else [predicted]  # [server, horizon, quantile] of each metric
+    raw = torch.stack([row.transpose(1, 2) for row in rows], dim=1)
     centre, spread, shape = (
         np.concatenate([getattr(each, field) for each in windows]) for field in ("centre", "spread", "shape")
     )
-    units = np.moveaxis(in_window_units(ordered(raw), torch.from_numpy(shape)).numpy(), -1, 0)  # quantile first
+    units = np.moveaxis(in_window_units(ordered(raw), torch.from_numpy(shape)).numpy(), (2, 3), (0, 2))  # quantile first
     return np.moveaxis(config.scaling.from_link(centre + spread[:, None] * units), 0, -1)
 
 

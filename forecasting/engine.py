@@ -109,7 +109,8 @@ class Engine:
 
         history: float32 [server, history_step, metric] in the contract's units, NaN = not measured; the last step is
         the origin, any number of steps from 0 up. profiles: one per server, None = unknown. origins: datetime64 of
-        the last step, one or [server]. Returns float32 [server, horizon, metric, quantile].
+        the last step, one or [server]. Returns float32 [server, horizon, metric, quantile], a view of memory in which
+        the steps of a quantile lie side by side.
         """
         return self._forecast(self._run, history, profiles, origins)
 
@@ -158,8 +159,8 @@ class Engine:
         self, run: Run, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
     ) -> np.ndarray:
         spec = self.config.spec
-        shape = (len(history), spec.horizon_steps, len(spec.metrics), len(self.config.quantiles))
-        quantiles = np.empty(shape, dtype=np.float32)
+        shape = (len(history), len(spec.metrics), len(self.config.quantiles), spec.horizon_steps)
+        quantiles = np.moveaxis(np.empty(shape, dtype=np.float32), 3, 1)
         if not len(history):
             return quantiles
         fleet = self._fleet(history, profiles, origins)
@@ -212,7 +213,8 @@ class Engine:
     def _windows(self, fleet: _Fleet, chunk: np.ndarray) -> Windows:
         """Cut the windows of some servers of one encoder length."""
         spec, scaling = self.config.spec, self.config.scaling
-        linked = scaling.to_link(fleet.history[chunk])
+        longest = max(1, int(fleet.known_steps[chunk].max()))
+        linked = scaling.to_link(fleet.history[chunk, -longest:])
         return build_windows(
             spec,
             scaling,
@@ -346,6 +348,7 @@ def _step_numbers(origins: np.ndarray | np.datetime64, servers: int, step_second
 
 def _known_steps(history: np.ndarray) -> np.ndarray:
     """Steps from a server's first measurement to the origin: int64 [server], 0 without any."""
-    measured = ~np.isnan(history).all(axis=2)
+    measured = ~np.isnan(history.reshape(len(history), -1))  # [server, step and metric]: long rows
     first = np.argmax(measured, axis=1)
-    return np.where(measured.any(axis=1), history.shape[1] - first, 0).astype(np.int64)
+    known = measured[np.arange(len(first)), first]
+    return np.where(known, history.shape[1] - first // history.shape[2], 0).astype(np.int64)

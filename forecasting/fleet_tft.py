@@ -117,12 +117,12 @@ class FleetTFT(TemporalFusionTransformer):
         tables = [name for name in names if name not in network.prescalers]
         scalars = [name for name in names if name in network.prescalers]
         codes = [categories[..., self.hparams.x_categoricals.index(name)] for name in tables]
-        values = reals[..., [self.hparams.x_reals.index(name) for name in scalars]]  # (B, T, scalar)
+        values = _columns(reals, [self.hparams.x_reals.index(name) for name in scalars])  # (B, T, scalar)
         weights = self._selection_weights(network, tables, codes, scalars, values, context)  # (B, T, variable)
-        value = dict(zip(scalars, values.unbind(dim=-1), strict=True))
-        weight = dict(zip(names, weights.unbind(dim=-1), strict=True))
+        value = dict(zip(scalars, values.split(1, dim=-1), strict=True))  # (B, T, 1) each
+        weight = dict(zip(names, weights.split(1, dim=-1), strict=True))
         rows = [
-            (network.single_variable_grns[name](self.input_embeddings[name].weight), code, weight[name])
+            (network.single_variable_grns[name](self.input_embeddings[name].weight)[None], code[..., None], weight[name])
             for name, code in zip(tables, codes, strict=True)
         ]
         summed = []  # (B, T, h)
@@ -130,14 +130,14 @@ class FleetTFT(TemporalFusionTransformer):
             of_kind = [name for name in scalars if _kind_of(name) is kind]
             if not of_kind:
                 continue
-            here, share = (torch.stack([column[name] for name in of_kind]) for column in (value, weight))  # (v, B, T)
+            here, share = (torch.cat([column[name] for name in of_kind], dim=-1) for column in (value, weight))
             points, places = _evaluation_points(kind, here)
             evaluated = _scalar_networks(network, of_kind, points)
             if kind is _Kind.FLAG:
                 summed.append(_weighted_flags(evaluated, here, share))
             else:
-                rows += zip(evaluated, places, share, strict=True)
-        selected = reduce(torch.add, [*summed, _weighted_rows(*zip(*rows, strict=True))])
+                rows.append((evaluated, places, share))
+        selected = reduce(torch.add, [*summed, _weighted_rows(rows)])
         return selected, weights[..., None, :]
 
     def _selection_weights(
@@ -219,19 +219,25 @@ def _heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v.expand(-1, q.shape[1], -1, -1), mask)
 
 
-def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where to evaluate the networks of scalar variables with `values` (v, B, T), and which point each value is.
+def _columns(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """rows[..., places], as a view where they lie side by side."""
+    first, count = places[0], len(places)
+    return rows[..., first : first + count] if list(places) == [*range(first, first + count)] else rows[..., places]
 
-    Returns points (v, n) and places (v, B, T) with points[v, places[v]] == values[v].
+
+def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where to evaluate the networks of scalar variables with `values` (B, T, v), and which point each value is.
+
+    Returns points (v, n) and places (B, T, v) with points[i, places[..., i]] == values[..., i].
     """
-    variables, windows, steps = values.shape
+    windows, steps, variables = values.shape
     if kind is _Kind.FLAG:
         return torch.arange(2).to(values).expand(variables, 2), values.long()
     if kind is _Kind.CLOCK:
-        return values[:, 0], torch.arange(steps, device=values.device).expand(values.shape)
+        return values[0].T, torch.arange(steps, device=values.device)[:, None].expand(values.shape)
     if kind is _Kind.FREE or (not _exporting() and _few(values)):
         count = torch.arange(windows * steps, device=values.device)
-        return values.flatten(1), count.view(1, windows, steps).expand(values.shape)
+        return values.flatten(0, 1).T, count.view(windows, steps, 1).expand(values.shape)
     places = torch.round(values * INPUT_GRID).long()
     first, last = places.min(), places.max()
     grid = torch.arange(first, last + 1, device=values.device)  # type: ignore[call-overload]  # takes tensors as well
@@ -239,40 +245,45 @@ def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _few(values: Tensor) -> bool:
-    """True if a variable has fewer values (v, B, T) than the grid they span has points."""
-    here = values[0].numel()
+    """True if a variable has fewer values (B, T, v) than the grid they span has points."""
+    here = values[..., 0].numel()
     return here == 0 or here <= float(values.max() - values.min()) * INPUT_GRID
 
 
 def _weighted_flags(tables: Tensor, flags: Tensor, weights: Tensor) -> Tensor:
-    """Sum over variables that are 0 or 1: tables (v, 2, h), flags and weights (v, B, T) -> (B, T, h).
+    """Sum over variables that are 0 or 1: tables (v, 2, h), flags and weights (B, T, v) -> (B, T, h).
 
     As there are two rows a variable, the weights of all rows are few, and the sum is one matrix product.
     """
     on = weights * flags
-    return torch.cat([weights - on, on]).permute(1, 2, 0) @ torch.cat(tables.unbind(dim=1))
+    return torch.cat([weights - on, on], dim=-1) @ torch.cat(tables.unbind(dim=1))
 
 
-def _weighted_rows(tables: Sequence[Tensor], places: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Sum over variables of weight times row: tables (n_v, h), places and weights (B, T) -> (B, T, h).
+def _weighted_rows(variables: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Sum over variables of weight times row: tables (v, n, h), places and weights (B, T, v) each -> (B, T, h).
 
     One gathering sum for all variables: nothing of size (B, T, v, h) is ever built.
     """
     if _exporting():  # ONNX has no such sum
-        chosen = [functional.embedding(place, table) for table, place in zip(tables, places, strict=True)]
-        weighed = [weight[..., None] * rows for weight, rows in zip(weights, chosen, strict=True)]
+        weighed = [
+            weight * functional.embedding(place.squeeze(-1), table)
+            for tables, *rest in variables
+            for table, place, weight in zip(tables, *(part.split(1, dim=-1) for part in rest), strict=True)
+        ]
         return reduce(torch.add, weighed)
-    ends = np.cumsum([len(table) for table in tables])
-    index = torch.stack(
-        [place + int(end) - len(table) for table, place, end in zip(tables, places, ends, strict=True)], dim=-1
-    )
-    rows = torch.cat(list(tables))
-    flat, flat_weights = index.flatten(0, 1), torch.stack(list(weights), dim=-1).flatten(0, 1)
+    rows = torch.cat([tables.flatten(0, 1) for tables, _, _ in variables])
+    index, start = [], 0
+    for tables, places, _ in variables:
+        count, size = tables.shape[:2]
+        index.append(places + start + torch.arange(count, device=places.device) * size)
+        start += count * size
+    flat = torch.cat(index, dim=-1).flatten(0, 1)
+    weights = torch.cat([share for _, _, share in variables], dim=-1)
     if rows.is_cuda:
-        selected = functional.embedding_bag(flat, rows, mode="sum", per_sample_weights=flat_weights)
+        selected = functional.embedding_bag(flat, rows, mode="sum", per_sample_weights=weights.flatten(0, 1))
     else:
-        selected = _GatheringSum.apply(rows, flat, flat_weights)
-    return selected.unflatten(0, weights[0].shape)
+        selected = _GatheringSum.apply(rows, flat, weights.flatten(0, 1))
+    return selected.unflatten(0, weights.shape[:2])
 
 
 class _GatheringSum(torch.autograd.Function):

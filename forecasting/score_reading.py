@@ -20,12 +20,12 @@ FARTHEST_SCORE = 16.0  # beyond the outermost level: sinh of it is 4 million hal
 
 
 def in_window_units(scores: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Normal scores [window, H, metric, quantile] -> spreads from the window's centre, increasing.
+    """Normal scores [window, metric, quantile, H] -> spreads from the window's centre, increasing.
 
     shape: [window, metric, level]. A sum of hinges.
     """
     at = NORMAL_SCORES
-    quantiles = shape[:, None, :, None].unbind(-1)
+    quantiles = shape[:, :, None, None].unbind(-1)
     knots = zip(at, quantiles, strict=True)
     slopes = [(above - below) / (high - low) for (low, below), (high, above) in pairwise(knots)]
     inside = scores.clamp(at[0], at[-1])
@@ -60,12 +60,12 @@ class _CompressedUnits(torch.autograd.Function):
         for score in NORMAL_SCORES[1:-1]:
             piece += inside > score
         owner = torch.arange(shape[..., 0].numel(), dtype=torch.int32, device=shape.device) * slopes.shape[-1]
-        piece += owner.view(shape.shape[0], 1, shape.shape[1], 1)
+        piece += owner.view(*shape.shape[:2], 1, 1)
         slope, units = (part.flatten().index_select(0, piece.flatten()).view_as(scores) for part in (slopes, starts))
         units.addcmul_(slope, inside)
         beyond = (scores - inside).clamp_(-FARTHEST_SCORE, FARTHEST_SCORE)
         lower, upper = (
-            (high - low)[:, None, :, None] / at[-1] for low, high in pairwise([shape[..., end] for end in _ENDS])
+            (high - low)[..., None, None] / at[-1] for low, high in pairwise([shape[..., end] for end in _ENDS])
         )
         width = torch.where(beyond > 0, upper, lower)
         growth, decay = torch.exp(beyond), torch.exp(-beyond)

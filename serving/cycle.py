@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -133,7 +134,7 @@ def forecast_servers(
     quantiles = engine.forecast(history, chosen, origin_seconds.astype("datetime64[s]"))
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
-    measured_steps = (~np.isnan(history)).any(axis=2).sum(axis=1)
+    measured_steps = reduce(np.logical_or, np.moveaxis(~np.isnan(history), 2, 0)).sum(axis=1)
     unknown = set(engine.unknown_profiles(chosen))
     made_at = time.time()
     forecasts: list[ServerForecast | None] = []
@@ -194,8 +195,9 @@ class FleetForecasts:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast", initializer=_give_way)
         self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
         self._grid: StepGrid | None = None
-        self._grid_engine: Engine | None = None
-        self._columns: list[int] = []  # of METRICS, those the model forecasts
+        self._grid_engine: Engine | None = None  # the one that reads the grid
+        self._cycle_engine: Engine | None = None  # of the last cycle that was not cut short
+        self._columns: list[int] | slice = []  # of METRICS, those the model forecasts
         self._complete = NEVER
         self._next_recheck = 0.0
 
@@ -231,19 +233,21 @@ class FleetForecasts:
         if engine is None:
             return False
         complete = self.complete_step(engine.config.step_seconds)
-        new_model = engine is not self._grid_engine
-        whole_fleet = new_model or complete != self._complete
+        whole_fleet = engine is not self._cycle_engine or complete != self._complete
         if not whole_fleet and time.monotonic() < self._next_recheck:
             return False
         started = time.perf_counter()
-        if new_model or complete < self._complete:  # the second: the clock was set back
+        if not self._grid_serves(engine) or complete < self._complete:  # the second: the clock was set back
             await self._lay_grid(engine, complete)
-        elif self._complete != NEVER and complete > self._complete + 1:
-            self.figures.skipped += complete - self._complete - 1
+        else:
+            await self._on_worker(self._use, engine, self._grid)
+            if self._complete != NEVER and complete > self._complete + 1:
+                self.figures.skipped += complete - self._complete - 1
         changed = await self._take_changes(complete)
         due = await self._on_worker(self._due, whole_fleet, changed, complete)
         fresh = await self._forecast(engine, due)
-        self._complete, self._next_recheck = complete, time.monotonic() + self._settings.recheck_seconds
+        self._cycle_engine, self._complete = engine, complete
+        self._next_recheck = time.monotonic() + self._settings.recheck_seconds
         if not whole_fleet and not fresh:
             return False
         self.snapshot = await self._on_worker(self._next_snapshot, engine, fresh, complete)
@@ -262,13 +266,22 @@ class FleetForecasts:
     async def _on_worker(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.worker, work, *arguments)
 
+    def _grid_serves(self, engine: Engine) -> bool:
+        """Whether the window in memory is one that the engine reads: a new model seldom wants another."""
+        if self._grid is None or self._grid_engine is None:
+            return False
+        step_seconds = self._grid_engine.config.step_seconds
+        return (step_seconds, self._grid.steps) == (engine.config.step_seconds, self._grid_steps(engine))
+
+    def _grid_steps(self, engine: Engine) -> int:
+        """A server is forecast on a whole history for as long as it is not dropped."""
+        return engine.config.history_steps + self._settings.drop_steps
+
     async def _lay_grid(self, engine: Engine, complete: int) -> None:
         """Fill the window in memory from the means on disk."""
         config = engine.config
         await asyncio.wrap_future(self._store.use_step(config.step_seconds))
-        grid = await self._on_worker(
-            StepGrid, config.history_steps + self._settings.drop_steps, len(METRICS), len(self._store.servers)
-        )
+        grid = await self._on_worker(StepGrid, self._grid_steps(engine), len(METRICS), len(self._store.servers))
         for first in range(complete - grid.steps + 1, complete + 1, 100):
             last = min(first + 99, complete)
             for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
@@ -278,7 +291,8 @@ class FleetForecasts:
     def _use(self, engine: Engine, grid: StepGrid) -> None:
         """Set on the worker, where they are read together."""
         self._grid, self._grid_engine = grid, engine
-        self._columns = [METRICS.index(metric) for metric in engine.config.targets]
+        forecast = engine.config.targets
+        self._columns = slice(None) if tuple(forecast) == METRICS else [METRICS.index(metric) for metric in forecast]
 
     async def _take_changes(self, complete: int) -> set[int]:
         """Lay newly taken means on the grid; gives the ids of the servers whose history changed."""

@@ -64,9 +64,16 @@ class StepGrid:
         """float32 [server, length, metric]: the `length` steps up to and with each server's last step."""
         length = min(length, self.steps)
         rows = np.array([self._row(server_id) for server_id in server_ids], dtype=np.int64)
-        steps = last_steps[:, None] - np.arange(length - 1, -1, -1)[None, :]  # (server, length)
-        values: np.ndarray = self._values[rows[:, None], steps % self.steps]
-        values[(steps <= self.newest_step - self.steps) | (steps > self.newest_step)] = np.nan
+        values = np.full((len(rows), length, self._values.shape[2]), np.nan, dtype=np.float32)
+        for last in np.unique(last_steps).tolist():  # few: most servers of a fleet end at the same step
+            these = np.flatnonzero(last_steps == last)
+            first = last - length + 1
+            step, end = max(first, self.newest_step - self.steps + 1), min(last, self.newest_step) + 1
+            while step < end:  # whole stretches of memory, at most two of them
+                column = step % self.steps
+                count = min(end - step, self.steps - column)
+                values[these, step - first : step - first + count] = self._values[rows[these], column : column + count]
+                step += count
         return values
 
     def last_measured(self, server_ids: Sequence[int], last_step: int, look_back: int) -> np.ndarray:

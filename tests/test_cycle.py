@@ -15,7 +15,7 @@ from serving.cycle import LOWEST_PRIORITY, NICENESS, FleetForecasts
 from serving.history import HistoryStore
 from serving.records import Sample
 from serving.settings import Settings
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeConfig, FakeEngine
 
 STEP = 300
 NOON = 1_800_000_000 // STEP * STEP
@@ -139,6 +139,43 @@ def test_a_cycle_that_fails_keeps_the_last_forecasts(scene):
     with pytest.raises(RuntimeError):
         scene.cycle(step=1)
     assert scene.forecasts.snapshot.forecasts["a"] is before
+
+
+def test_a_new_model_with_the_same_windows_forecasts_the_fleet_from_the_window_in_memory(scene, monkeypatch):
+    for steps_ago in (1, 2, 3):
+        scene.measure("a", steps_ago, 10.0 * steps_ago)
+    scene.measure("b", 1, 90.0)
+    scene.cycle()
+    read_again = []
+    monkeypatch.setattr(scene.store, "stored_step_means", lambda *steps: read_again.append(steps))
+    scene.forecasts.engine = FakeEngine(model_id="tft_model_next")
+    found = scene.cycle()
+    assert {name: forecast.model.model_id for name, forecast in found.items()} == dict.fromkeys("ab", "tft_model_next")
+    np.testing.assert_array_equal(
+        scene.forecasts.engine.calls[0]["history"][0], scene.engine.calls[0]["history"][0], strict=True
+    )
+    assert not read_again
+
+
+@pytest.mark.parametrize("change", [{"history_steps": 400}, {"step_seconds": 600}])
+def test_a_new_model_with_other_windows_reads_the_history_again(scene, change):
+    for steps_ago in range(1, 350):
+        scene.measure("a", steps_ago, float(steps_ago % 50))
+    scene.cycle()
+    scene.forecasts.engine = FakeEngine(FakeConfig(**change))
+    assert scene.cycle()["a"].history_steps == (349 if "history_steps" in change else 175)
+
+
+def test_a_new_model_whose_first_cycle_fails_still_gets_to_forecast_the_whole_fleet(scene):
+    scene.measure("a", 1)
+    scene.cycle()
+    scene.forecasts.engine = following = FakeEngine(model_id="tft_model_next")
+    forecast = following.forecast
+    following.forecast = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        scene.cycle()
+    following.forecast = forecast
+    assert scene.cycle()["a"].model.model_id == "tft_model_next"
 
 
 def test_chunks_cover_the_fleet(tmp_path):

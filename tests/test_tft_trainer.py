@@ -150,7 +150,7 @@ def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> 
         for column, level in enumerate((0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)):
             error = targets[index] - scaled[index][column]
             losses.append(level * error if error >= 0 else (level - 1) * error)
-    loss = pinball_loss(torch.from_numpy(scaled), torch.from_numpy(targets))
+    loss = pinball_loss(torch.from_numpy(scaled).permute(0, 2, 3, 1), torch.from_numpy(targets))
     assert loss.item() == pytest.approx(np.mean(losses))
 
 

@@ -93,8 +93,9 @@ def loss_of(model: ForecastModel, batch: Batch) -> float:
 def loss_of_the_fleets_quantiles(source: WindowSource, batch: Batch) -> float:
     """What can be said of such servers at best: how often each value occurred on the servers trained on."""
     known = nameless(source, np.arange(SEEN), np.arange(0, TRAIN_END - 8, 3)).targets
-    flat = np.broadcast_to(np.quantile(known, QUANTILES).astype(np.float32), (*batch.targets.shape, len(QUANTILES)))
-    return pinball_loss(torch.from_numpy(flat.copy()), torch.from_numpy(batch.targets)).item()
+    windows, horizon, metrics = batch.targets.shape
+    flat = torch.from_numpy(np.quantile(known, QUANTILES).astype(np.float32))[:, None]
+    return pinball_loss(flat.expand(windows, metrics, -1, horizon), torch.from_numpy(batch.targets)).item()
 
 
 @pytest.mark.slow

@@ -42,11 +42,11 @@ def test_a_constant_window_keeps_its_quantiles_apart() -> None:
 
 def test_scores_are_read_as_interpolation_between_the_quantiles_says() -> None:
     shape = window_shape(bursts())
-    scores = torch.linspace(NORMAL_SCORES[0], NORMAL_SCORES[-1], 97).expand(5, 4, 2, 97)
+    scores = torch.linspace(NORMAL_SCORES[0], NORMAL_SCORES[-1], 97).expand(5, 2, 7, 97)
     units = in_window_units(scores, torch.from_numpy(shape)).numpy()
     for window, metric in np.ndindex(5, 2):
         expected = np.interp(scores[0, 0, 0].numpy(), NORMAL_SCORES, shape[window, metric])
-        np.testing.assert_allclose(units[window, 2, metric], expected, atol=1e-4)
+        np.testing.assert_allclose(units[window, metric, 3], expected, atol=1e-4)
 
 
 def test_beyond_the_outermost_quantiles_scores_grow_as_sinh() -> None:
@@ -62,21 +62,21 @@ def test_beyond_the_outermost_quantiles_scores_grow_as_sinh() -> None:
 @given(st.lists(st.floats(-20, 20, width=32), min_size=7, max_size=7), st.integers(1, 288))
 def test_quantiles_never_cross_whatever_the_network_says(raw: list[float], steps: int) -> None:
     shape = torch.from_numpy(window_shape(bursts(steps)))
-    units = in_window_units(ordered(torch.tensor(raw).expand(5, 1, 2, 7)), shape)
+    units = in_window_units(ordered(torch.tensor(raw)[:, None].expand(5, 2, 7, 1)), shape)
     assert torch.isfinite(units).all()
-    assert (units.diff(dim=-1) >= 0).all()
+    assert (units.diff(dim=2) >= 0).all()
 
 
 def test_a_network_that_says_nothing_says_what_the_last_day_was_like() -> None:
     """Raw outputs of zero, as a fresh network's are nearly: about the window's own quantiles."""
     shape = window_shape(bursts())
-    said = in_window_units(ordered(torch.zeros(5, 1, 2, 7)), torch.from_numpy(shape)).numpy()[:, 0]
+    said = in_window_units(ordered(torch.zeros(5, 2, 7, 1)), torch.from_numpy(shape)).numpy()[..., 0]
     np.testing.assert_allclose(said[..., 1:-1], shape[..., 1:-1], rtol=0.2, atol=0.05)
 
 
 def test_the_loss_reads_scores_as_the_forecast_does_and_has_its_gradient() -> None:
     shape = torch.from_numpy(window_shape(bursts()))
-    scores = torch.linspace(-9, 9, 5 * 4 * 2 * 50).view(5, 4, 2, 50).double().requires_grad_()
+    scores = torch.linspace(-9, 9, 5 * 2 * 4 * 50).view(5, 2, 4, 50).double().requires_grad_()
     plain = torch.asinh(in_window_units(scores, shape.double()))
     (expected,) = torch.autograd.grad(plain.square().sum(), scores)
     fast = compressed_window_units(scores, shape.double())
