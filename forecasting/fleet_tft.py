@@ -67,12 +67,14 @@ class FleetTFT(TemporalFusionTransformer):
     interpretable = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """As the stock class; its dropout layers, which hold no weights, are replaced by cheaper ones."""
+        """As the stock class; layers that hold no weights are replaced by cheaper ones."""
         super().__init__(*arguments, **options)
         for module in list(self.modules()):
             for name, child in module.named_children():
                 if type(child) is nn.Dropout:
                     setattr(module, name, _Dropout(child.p))
+                elif type(child) is nn.ELU:
+                    setattr(module, name, _Elu())
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """The stock class's inputs and outputs; attention weights only if `interpretable`."""
@@ -168,7 +170,7 @@ class FleetTFT(TemporalFusionTransformer):
         if context is not None:
             hidden = hidden + grn.context(context)[:, None]
         residual = _gated_norm(grn.resample_norm, residual)
-        hidden = grn.fc2(functional.elu(hidden))
+        hidden = grn.fc2(_elu(hidden))
         return torch.softmax(grn.gate_norm(hidden, residual), dim=-1)
 
     def _run_lstm(self, static: Tensor, encoder: Tensor, decoder: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,6 +335,21 @@ class _Dropout(nn.Dropout):
         return activations * kept.to(activations.dtype).mul_(256 / (256 - dropped))
 
 
+class _Elu(nn.ELU):
+    """The stock module, or what is exported in its place."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape."""
+        return _elu(values)
+
+
+def _elu(values: Tensor) -> Tensor:
+    """x or exp(x) - 1, whichever is larger; ONNX Runtime takes half the time for it that its own operator takes."""
+    if _exporting():
+        return torch.maximum(values, torch.exp(values.clamp(max=0.0)) - 1.0)
+    return functional.elu(values)
+
+
 def _exporting() -> bool:
     return torch.onnx.is_in_onnx_export()
 
@@ -346,7 +363,7 @@ def _scalar_networks(network: VariableSelectionNetwork, names: Sequence[str], va
     scale = torch.einsum("voi,vi->vo", first, prescale)[:, None]
     shift = (torch.einsum("voi,vi->vo", first, prebias) + _stack_biases([grn.fc1 for grn in grns]))[:, None]
     x = values[..., None]  # (v, N, 1)
-    hidden = functional.elu(x * scale + shift)
+    hidden = _elu(x * scale + shift)
     hidden = _batched_linear(hidden, [grn.fc2 for grn in grns])
     gates = [grn.gate_norm.glu for grn in grns]
     if gates[0].dropout is not None:
