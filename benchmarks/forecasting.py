@@ -176,7 +176,8 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     centre, spread, shape = (
         np.concatenate([getattr(each, field) for each in windows]) for field in ("centre", "spread", "shape")
     )
-    units = np.moveaxis(in_window_units(ordered(raw), torch.from_numpy(shape)).numpy(), (2, 3), (0, 2))  # quantile first
+    units = in_window_units(ordered(raw), torch.from_numpy(shape)).numpy()
+    units = np.moveaxis(units, (2, 3), (0, 2))  # [quantile, server, horizon, metric]
     return np.moveaxis(config.scaling.from_link(centre + spread[:, None] * units), 0, -1)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.scaling import centred
+from forecasting.scaling import centred, counted
 
 INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
 FITTED = 2.0  # level and slope
@@ -37,7 +37,7 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
     """
     before = usual[:, : context.shape[1]]
     unknown = np.isnan(context + before)
-    compared = (context.shape[1] - np.count_nonzero(unknown, axis=1)).astype(np.float32)  # [window, metric]
+    compared = context.shape[1] - counted(unknown)  # [window, metric]
     level, swing = centred(before.copy(), unknown, compared)
     _, value = centred(context.copy(), unknown, compared)
     together, of_usual, of_values = (

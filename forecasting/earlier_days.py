@@ -39,23 +39,25 @@ def earlier_days(
 ) -> EarlierDays:
     """Look up DAILY_MEAN_DAYS days, the latest of them `yesterday_steps` (whole days, at least the horizon) ago.
 
-    past: float32 [window, step, metric] up to the origin, NaN = not measured, at least the context's steps.
+    past: float32 [window, step, metric] up to the origin, NaN = not measured, at least the context's steps;
+    overwritten.
     half_width_steps: to either side that `around` averages.
     """
     half = half_width_steps
     steps = encoder_steps + horizon_steps + 2 * half
-    measured = ~np.isnan(past)
-    values = np.where(measured, past, np.float32(0.0))
-    total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
-    count = np.zeros(total.shape, dtype=np.uint8)
     first = past.shape[1] - encoder_steps - half - yesterday_steps  # of the latest day's steps in `past`
-    for begin in range(first, first - DAILY_MEAN_DAYS * day_steps, -day_steps):
-        there, here = _overlap(begin, steps, past.shape[1])
-        total[:, there] += values[:, here]
-        count[:, there] += measured[:, here]
     yesterday = np.full((len(past), horizon_steps, past.shape[2]), np.nan, dtype=np.float32)
     there, here = _overlap(first + half + encoder_steps, horizon_steps, past.shape[1])
     yesterday[:, there] = past[:, here]
+    unknown = np.isnan(past)
+    measured = ~unknown
+    np.copyto(past, 0.0, where=unknown)
+    total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
+    count = np.zeros(total.shape, dtype=np.uint8)
+    for begin in range(first, first - DAILY_MEAN_DAYS * day_steps, -day_steps):
+        there, here = _overlap(begin, steps, past.shape[1])
+        total[:, there] += past[:, here]
+        count[:, there] += measured[:, here]
     ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
     return EarlierDays(
         usual=_mean(total, count)[:, half : half + encoder_steps + horizon_steps],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,17 +184,19 @@ class ForecastModel(nn.Module):
     def from_link(self, linked: torch.Tensor) -> torch.Tensor:
         """FleetScaling.from_link on [window, metric, quantile, H]."""
         strip = self.strip[:, None, None]
-        strips, hundreds = (
-            rows.split([count for _, count in self.runs], dim=dim) for rows, dim in ((linked / strip, 1), (100 / strip, 0))
-        )
+        counts = [count for _, count in self.runs]
+        strips, hundreds = (linked / strip).split(counts, dim=1), (100.0 / strip).split(counts)
         values = [
             _percent_from_link(part, hundred) if percent else _softplus(part) - BOUND
             for (percent, _), part, hundred in zip(self.runs, strips, hundreds, strict=True)
         ]
-        return strip * torch.relu(torch.cat(values, dim=1))
+        return _not_falling(strip * torch.relu(torch.cat(values, dim=1)))
 
     def compressed_quantiles(self, *windows: torch.Tensor) -> torch.Tensor:
-        """Fields of windows.Windows -> [window, metric, quantile, H] in the units of sampling.Batch.targets, for the loss."""
+        """Fields of windows.Windows -> quantiles in the units of sampling.Batch.targets, for the loss.
+
+        [window, metric, quantile, H].
+        """
         *inputs, _centre, _spread, shape = windows
         return compressed_window_units(self.normal_scores(*inputs), shape)
 
@@ -279,6 +281,11 @@ def _interpretable(network: TemporalFusionTransformer) -> Iterator[None]:
         yield
     finally:
         network.interpretable = False
+
+
+def _not_falling(values: torch.Tensor) -> torch.Tensor:
+    """Quantiles [window, metric, quantile, H] that increase but for rounding: neighbours that are nearly equal."""
+    return torch.cat(list(accumulate(values.split(1, dim=2), torch.maximum)), dim=2)
 
 
 def _percent_from_link(strips: torch.Tensor, hundred: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,7 @@ class FleetScaling:
         """
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]  # [window, metric]
         unknown = np.isnan(linked_context)
-        n = (linked_context.shape[1] - np.count_nonzero(unknown, axis=1)).astype(np.float32)
+        n = linked_context.shape[1] - counted(unknown)
         mean, rest = centred((linked_context - centre[:, None]) / spread[:, None], unknown, n)
         squares = np.einsum("wsm,wsm->wm", rest, rest)
         within = self.spread_within[profile_rows] / spread
@@ -143,6 +143,14 @@ class FleetScaling:
         """The same centre and log-spread relative to the profile: what the network is told as static reals."""
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]
         return WindowScale((scale.centre - centre) / spread, np.log(scale.spread / spread))
+
+
+def counted(flags: np.ndarray) -> np.ndarray:
+    """How many of boolean [window, step, metric] are true: float32 [window, metric].
+
+    As a product: to count booleans along another axis than the last takes numpy six times as long.
+    """
+    return np.ones(flags.shape[1], dtype=np.float32) @ flags.astype(np.float32)
 
 
 def centred(values: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from forecasting.window_shape import MIDDLE, NORMAL_SCORES
 
@@ -22,16 +21,13 @@ FARTHEST_SCORE = 16.0  # beyond the outermost level: sinh of it is 4 million hal
 def in_window_units(scores: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     """Normal scores [window, metric, quantile, H] -> spreads from the window's centre, increasing.
 
-    shape: [window, metric, level]. A sum of hinges.
+    shape: [window, metric, level]. A sum of what lies on each piece, so that not even rounding lets it fall.
     """
     at = NORMAL_SCORES
     quantiles = shape[:, :, None, None].unbind(-1)
-    knots = zip(at, quantiles, strict=True)
-    slopes = [(above - below) / (high - low) for (low, below), (high, above) in pairwise(knots)]
-    inside = scores.clamp(at[0], at[-1])
-    units = quantiles[0] + slopes[0] * (inside - at[0])
-    for score, (before, after) in zip(at[1:-1], pairwise(slopes), strict=True):
-        units = units + (after - before) * functional.relu(inside - score)
+    units = quantiles[0]
+    for (low, below), (high, above) in pairwise(zip(at, quantiles, strict=True)):
+        units = units + (above - below) / (high - low) * (scores.clamp(low, high) - low)
     lower, upper = (quantiles[MIDDLE] - quantiles[0]) / at[-1], (quantiles[-1] - quantiles[MIDDLE]) / at[-1]
     return units + upper * _sinh_beyond(scores - at[-1]) - lower * _sinh_beyond(at[0] - scores)
 

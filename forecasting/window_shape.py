@@ -15,6 +15,8 @@ import statistics
 
 import numpy as np
 
+from forecasting.scaling import counted
+
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in LEVELS)
 MIDDLE = LEVELS.index(0.5)
@@ -28,7 +30,7 @@ def window_shape(units: np.ndarray) -> np.ndarray:
     units: float32 [window, step, metric], in spreads from the centre, NaN = not measured.
     """
     ascending = np.sort(units, axis=1)  # NaN last
-    known = np.count_nonzero(~np.isnan(units), axis=1)  # [window, metric]
+    known = units.shape[1] - counted(np.isnan(units)).astype(np.int64)  # [window, metric]
     last = np.maximum(known - 1, 0)
     place = last[..., None] * np.array(LEVELS)
     below = place.astype(np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, earlier_days
-from forecasting.scaling import FleetScaling, WindowScale
+from forecasting.scaling import FleetScaling, WindowScale, counted
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
@@ -192,9 +192,9 @@ def compress(units: np.ndarray) -> np.ndarray:
     np.sqrt(logarithm, out=logarithm)
     logarithm += near
     np.log(logarithm, out=logarithm)
-    size /= LARGE_UNITS
-    np.maximum(size, 1.0, out=size)
-    logarithm += np.log(size, out=size)
+    large = size > LARGE_UNITS
+    if large.any():
+        logarithm[large] += np.log(size[large] / np.float32(LARGE_UNITS))
     return np.copysign(logarithm, units, out=logarithm)
 
 
@@ -228,8 +228,10 @@ def _past(
 
 def _value_and_mask(units: np.ndarray) -> np.ndarray:
     """Interleaved scaled value (0 where not measured) and mask: float32 [window, E, 2 * metric]."""
-    measured = ~np.isnan(units)
-    return _interleave(on_grid(compress(np.where(measured, units, 0.0))), measured)
+    unknown = np.isnan(units)
+    scaled = on_grid(compress(units))
+    np.copyto(scaled, 0.0, where=unknown)
+    return _interleave(scaled, ~unknown)
 
 
 def _static_reals(
@@ -242,7 +244,7 @@ def _static_reals(
 ) -> np.ndarray:
     """Centre and log-spread in profile units, share of the rhythm, measured steps on a log scale: [window, 3 M + 1]."""
     relative = scaling.in_profile_units(scale, profile_rows)
-    measured_steps = (~np.isnan(context)).sum(axis=1).mean(axis=1, keepdims=True)
+    measured_steps = context.shape[1] - counted(np.isnan(context)).mean(axis=1, keepdims=True)
     measured_share = np.log1p(measured_steps) / np.log1p(spec.context_steps)
     position = _interleave(compress(relative.centre), relative.spread)
     return np.concatenate([position, rhythm.share, measured_share], axis=1, dtype=np.float32)
@@ -260,8 +262,9 @@ def _decoder_reals(days: EarlierDays, scale: WindowScale, lift: np.ndarray) -> n
 
 
 def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
-    units = (values - scale.centre[:, None]) / scale.spread[:, None]
-    return compress(np.where(np.isnan(units), 0.0, units))
+    units = compress((values - scale.centre[:, None]) / scale.spread[:, None])
+    np.copyto(units, 0.0, where=np.isnan(units))
+    return units
 
 
 def _interleave(*parts: np.ndarray) -> np.ndarray:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
-from forecasting.model import load_model, torch_run
+from forecasting.model import MEDIAN, load_model, ordered, torch_run
 
 ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 
@@ -55,6 +56,19 @@ def test_extreme_values_stay_within_bounds(engine: Engine) -> None:
     assert (np.diff(quantiles, axis=-1) >= 0).all()
     assert quantiles.min() >= 0
     assert quantiles[:, :, :2].max() <= 100
+
+
+def test_quantiles_that_are_nearly_equal_do_not_cross_by_rounding(tiny_model_dir: Path) -> None:
+    config = read_config(tiny_model_dir)
+    model, draw = load_model(tiny_model_dir, config), torch.Generator().manual_seed(0)
+    metrics, levels = len(config.targets), len(config.quantiles)
+    raw = torch.randn(40, metrics, levels, config.horizon_steps, generator=draw) * 3
+    raw[:, :, np.delete(np.arange(levels), MEDIAN)] -= 18  # softplus of which is below what a float32 tells apart
+    centre = 20 * torch.randn(40, config.horizon_steps, metrics, generator=draw)
+    shape = torch.randn(40, metrics, levels, generator=draw).sort(dim=-1).values
+    with torch.no_grad():
+        quantiles = model.in_physical_units(ordered(raw), centre, torch.full((40, metrics), 7.0), shape)
+    assert (quantiles.diff(dim=-1) >= 0).all()
 
 
 def test_a_server_is_forecast_the_same_alone_and_in_a_fleet(engine: Engine) -> None:
