@@ -218,8 +218,6 @@ def _add_probes(app: FastAPI) -> None:
 
 def _status(daemon: Daemon) -> dict[str, Any]:
     snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.figures, daemon.store
-    stale = [name for name, forecast in snapshot.forecasts.items() if daemon.forecasts.is_stale(forecast)]
-    unmatched = [name for name, forecast in snapshot.forecasts.items() if forecast.rule is None]
     last = daemon.model.last_load
     return {
         "ready": daemon.model.ready,
@@ -229,8 +227,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         "servers": {
             "known": len(store.servers),
             "forecast": len(snapshot.forecasts),
-            "stale": len(stale),
-            "unmatched_names": sorted(unmatched)[:100],
+            "stale": daemon.forecasts.stale_servers(),
+            "unmatched_names": snapshot.unmatched[:100],
         },
         "cycle": {
             "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),

@@ -14,10 +14,11 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -82,12 +83,30 @@ class ServerForecast:
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """What the last cycle left: forecasts by server name. Replaced as a whole, never changed."""
+    """What the last cycle left: forecasts by server name. Replaced as a whole, never changed.
+
+    What is counted over the fleet is counted once, when first asked for.
+    """
 
     forecasts: Mapping[str, ServerForecast] = field(default_factory=lambda: MappingProxyType({}))
     origin_seconds: int | None = None  # last complete step the snapshot knows
     made_at_seconds: float | None = None
     model: ModelView | None = None
+
+    @cached_property
+    def origins(self) -> Counter[tuple[int, int]]:
+        """Servers by the origin of their forecast and its model's step, in seconds."""
+        return Counter((forecast.origin_seconds, forecast.model.step_seconds) for forecast in self.forecasts.values())
+
+    @cached_property
+    def profiles(self) -> Counter[str]:
+        """Servers by profile."""
+        return Counter(forecast.profile for forecast in self.forecasts.values())
+
+    @cached_property
+    def unmatched(self) -> list[str]:
+        """Names that no rule matches, in their order."""
+        return sorted(name for name, forecast in self.forecasts.items() if forecast.rule is None)
 
 
 @dataclass
@@ -207,12 +226,19 @@ class FleetForecasts:
 
     def age_steps(self, forecast: ServerForecast) -> int:
         """Complete steps that passed since the forecast's origin."""
-        step_seconds = forecast.model.step_seconds
-        return self.complete_step(step_seconds) - forecast.origin_seconds // step_seconds
+        return self._age_steps(forecast.origin_seconds, forecast.model.step_seconds)
+
+    def _age_steps(self, origin_seconds: int, step_seconds: int) -> int:
+        return self.complete_step(step_seconds) - origin_seconds // step_seconds
 
     def is_stale(self, forecast: ServerForecast) -> bool:
         """Whether the forecast's server sent nothing for so long that its forecast no longer speaks of now."""
         return self.age_steps(forecast) >= self._settings.stale_steps
+
+    def stale_servers(self) -> int:
+        """How many forecasts are stale."""
+        origins, least = self.snapshot.origins, self._settings.stale_steps
+        return sum(servers for origin, servers in origins.items() if self._age_steps(*origin) >= least)
 
     async def run(self) -> None:
         """Cycle for ever; a failing cycle is logged and counted, and the last forecasts stay."""

@@ -180,13 +180,10 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
         "Whether a damaged history was set aside at the start.",
         ("", float(bool(store.set_aside))),
     )
-    profiles = Counter(forecast.profile for forecast in snapshot.forecasts.values())
-    by_profile = ((f'{{profile="{profile}"}}', count) for profile, count in sorted(profiles.items()))
+    by_profile = ((f'{{profile="{profile}"}}', count) for profile, count in sorted(snapshot.profiles.items()))
     yield from gauge("fleet_servers", "Servers with a forecast, by profile.", *by_profile)
-    unmatched = sum(forecast.rule is None for forecast in snapshot.forecasts.values())
-    yield from gauge("fleet_servers_unmatched", "Servers whose name no rule matches.", ("", unmatched))
-    stale = sum(forecasts.is_stale(forecast) for forecast in snapshot.forecasts.values())
-    yield from gauge("fleet_servers_stale", "Servers that fell silent.", ("", stale))
+    yield from gauge("fleet_servers_unmatched", "Servers whose name no rule matches.", ("", len(snapshot.unmatched)))
+    yield from gauge("fleet_servers_stale", "Servers that fell silent.", ("", forecasts.stale_servers()))
 
 
 def _scores(daemon: Daemon, counter: Callable[..., Iterator[str]]) -> Iterator[str]:
