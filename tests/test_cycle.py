@@ -93,6 +93,18 @@ def test_a_silent_server_is_marked_then_dropped_and_never_forecast_as_if_fresh(s
     assert "a" not in found
 
 
+def test_what_is_counted_over_the_fleet_is_what_each_forecast_says(scene):
+    for name, steps_ago in (("ppdb01", 1), ("ppml02", 1), ("zeus", 1), ("apollo", 2), ("ppml01", 3)):
+        scene.measure(name, steps_ago)
+    for steps in range(4):
+        found = scene.cycle(step=min(steps, 1))
+        snapshot, stale = scene.forecasts.snapshot, [f for f in found.values() if scene.forecasts.is_stale(f)]
+        assert scene.forecasts.stale_servers() == len(stale)
+        assert snapshot.profiles == {"database": 1, "ml_compute": 2, "generic": 2}
+        assert snapshot.unmatched == ["apollo", "zeus"]
+    assert len(stale) == 5
+
+
 def test_only_what_changed_is_forecast_between_two_steps(scene):
     for name in "abc":
         scene.measure(name, 1)
