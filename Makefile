@@ -17,11 +17,12 @@ install: $(VENV)/.run-packages ## create .venv and install what the three script
 demo: $(VENV)/.run-packages ## simulate a fleet, train, serve live forecasts on 127.0.0.1:8000
 	@$(PYTHON) demo.py --port $(PORT)
 
+# Two files of tests at a time; the slow ones, of which some need the machine to themselves, one after the other.
 test: $(VENV)/.dev-packages ## run the tests
-	@$(PYTHON) -m pytest -q
+	@$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/.dev-packages ## run the tests, slow ones included
-	@$(PYTHON) -m pytest -q -m ""
+test-all: test ## run the tests, slow ones included
+	@$(PYTHON) -m pytest -q -m slow
 
 lint: $(VENV)/.dev-packages ## ruff and mypy
 	@$(VENV)/bin/ruff check .
