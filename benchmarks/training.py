@@ -2,10 +2,11 @@
 
     python benchmarks/training.py                 # about three minutes; JSON is the last line
     python benchmarks/training.py --rounds 1      # a quick look
+    python benchmarks/training.py --device cuda   # on a GPU
 
 Both sides train the same network (six targets, hidden size 32, 288 + 96 steps, the same variables) with dropout,
 back-propagation and AdamW. Stock runs its own data set and loader at fixed encoder lengths (checked), at the best of
-several batch sizes; ours runs the trainer's sampler at full context. Rounds alternate between the sides, so that other
+several batch sizes; ours runs the trainer's steps at full context. Rounds alternate between the sides, so that other
 load on the machine meets both; the ratio is the median over rounds.
 
 What each idea gave, in windows a second of one processor (AVX-512, batches of 64; stock about 70):
@@ -28,20 +29,23 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from forecasting.gradients import gradients_of
 from forecasting.grid import FleetGrid
-from forecasting.model import ForecastModel, build_network, dataset_of, pinball_loss, window_tensors
-from forecasting.sampling import Batch, WindowSource
+from forecasting.model import ForecastModel, build_network, dataset_of
+from forecasting.run_state import State
+from forecasting.sampling import Plan, WindowSource
 from forecasting.scaling import fit_scaling
 from forecasting.windows import CALENDAR_SIZES, WindowSpec
 from simulation.fleet import Fleet
@@ -50,115 +54,151 @@ from simulation.physics import Scenario, simulate
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
 SPEC = WindowSpec(METRICS, 300, "America/New_York", 288, 96)
-STOCK_BATCH_SIZES = (32, 64, 128)
-OUR_BATCH_SIZE = 64
-STEPS = 4  # optimisation steps per side and round
-WARM_UP_STEPS = 2
+STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}
+OUR_BATCH_SIZES = {"cpu": (64,), "cuda": (64, 256, 1024)}
+STOCK_LOADER_PROCESSES = {"cpu": 0, "cuda": 4}
+LEAST_STEPS, LEAST_SECONDS = 4, 1.0  # optimisation steps per side and round
+WARM_UP_STEPS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a line per side, and JSON last."""
+    """Measure, print a line per side, and JSON last; returns 0, or 1 without the GPU that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often both sides are measured (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: torch finds no GPU on this machine; use --device cpu", file=sys.stderr)
+        return 1
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    grid = simulated_fleet()
-    sides: dict[str, Callable[[], float]] = {}
-    for batch_size in STOCK_BATCH_SIZES:
-        sides[f"stock_{batch_size}"] = steps_of(*stock_side(batch_size))
-    source = WindowSource(grid, SPEC, scaling_of(grid))
-    sides["fleet"] = steps_of(*our_side(source, OUR_BATCH_SIZE))
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(arguments.rounds):
-        for name, windows_per_second in sides.items():
-            rates[name].append(windows_per_second())
-        print(f"round {number + 1}: " + ", ".join(f"{n} {r[-1]:.0f}/s" for n, r in rates.items()), file=sys.stderr)
-    best_stock = max(STOCK_BATCH_SIZES, key=lambda size: statistics.median(rates[f"stock_{size}"]))
-    ratios = [ours / stock for ours, stock in zip(rates["fleet"], rates[f"stock_{best_stock}"], strict=True)]
-    result = {
-        "threads": torch.get_num_threads(),
-        "parameters": sum(p.numel() for p in build_network(SPEC, PROFILES, 32).parameters()),
-        "windows_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
-        "stock_best_batch_size": best_stock,
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_per_round": [round(ratio, 2) for ratio in ratios],
-        "loader_share_of_step": round(loader_share(source), 4),
-    }
+    source = simulated_source()
+    with ExitStack() as stack:
+        result = compare(source, torch.device(arguments.device), arguments.rounds, stack)
+    if arguments.device == "cpu":
+        result["loader_share_of_step"] = round(loader_share(source), 4)
     print(json.dumps(result))
     return 0
 
 
-def simulated_fleet() -> FleetGrid:
+def compare(source: WindowSource, device: torch.device, rounds: int, stack: ExitStack) -> dict[str, Any]:
+    """Windows a second of both sides at each batch size, and the ratio of the best."""
+    sides: dict[str, Callable[[], float]] = {}
+    for size in STOCK_BATCH_SIZES[device.type]:
+        sides[f"stock_{size}"] = pace_of(stock_side(size, device), device)
+    for size in OUR_BATCH_SIZES[device.type]:
+        sides[f"fleet_{size}"] = pace_of(our_side(source, size, device, stack), device)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name, windows_per_second in sides.items():
+            rates[name].append(windows_per_second())
+        print(f"round {number + 1}: " + ", ".join(f"{n} {r[-1]:.0f}/s" for n, r in rates.items()), file=sys.stderr)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    stock, ours = (
+        max((n for n in sides if n.startswith(side)), key=medians.__getitem__) for side in ("stock", "fleet")
+    )
+    ratios = [our / their for our, their in zip(rates[ours], rates[stock], strict=True)]
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in build_network(SPEC, PROFILES, 32).parameters()),
+        "windows_per_second": {name: round(median, 1) for name, median in medians.items()},
+        "best": [stock, ours],
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_per_round": [round(ratio, 2) for ratio in ratios],
+    }
+
+
+def simulated_source() -> WindowSource:
     """Two servers of every profile over a week: our speed depends on how many different values there are."""
     fleet = Fleet.of(dict.fromkeys(PROFILES, 2), seed=0)
     start = np.datetime64("2026-03-02T00:00:00", "s")
-    metrics = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
+    values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
-    return FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, metrics)
-
-
-def scaling_of(grid: FleetGrid) -> Any:
-    """The trainer's scaling on the simulated fleet."""
     percent = np.array([name.endswith("_pct") for name in METRICS])
-    return fit_scaling(grid.values, METRICS, percent, grid.profiles, SPEC.context_steps, 3.0)
+    scaling = fit_scaling(values, METRICS, percent, profiles, SPEC.context_steps)
+    return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
 
 
-def steps_of(step: Callable[[], int], optimizer: torch.optim.Optimizer) -> Callable[[], float]:
-    """A measurement: warm up once, then windows a second over STEPS optimisation steps."""
+def pace_of(step: Callable[[], int], device: torch.device) -> Callable[[], float]:
+    """A measurement: warm up once, then windows a second over some optimisation steps."""
     for _ in range(WARM_UP_STEPS):
         step()
 
     def measure() -> float:
-        started = time.perf_counter()
-        windows = sum(step() for _ in range(STEPS))
+        finish(device)
+        started, windows, steps = time.perf_counter(), 0, 0
+        while steps < LEAST_STEPS or time.perf_counter() - started < LEAST_SECONDS:
+            windows, steps = windows + step(), steps + 1
+        finish(device)
         return windows / (time.perf_counter() - started)
 
-    optimizer.zero_grad()
     return measure
 
 
-def our_side(source: WindowSource, batch_size: int) -> tuple[Callable[[], int], torch.optim.Optimizer]:
-    """One step of the trainer: gather a batch, forward, pinball loss, backward, AdamW."""
-    model = ForecastModel(build_network(SPEC, PROFILES, 32), SPEC, source.scaling).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batches = full_context_batches(source, batch_size)
+def finish(device: torch.device) -> None:
+    """Wait until all that was asked for is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def our_side(source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack) -> Callable[[], int]:
+    """One step of the trainer: cut a batch, forward, pinball loss, backward, AdamW."""
+    network = build_network(SPEC, PROFILES, 32)
+    model = ForecastModel(network, SPEC, source.scaling).to(device).train()
+    state = State(model, 1e-3, 0.01)
+    gradients = stack.enter_context(gradients_of(model, state.trained, source, batch_size))
+    plans = full_context_plans(batch_size)
 
     def step() -> int:
-        batch = next(batches)
-        loss = pinball_loss(model.compressed_quantiles(*window_tensors(batch.windows)), torch.from_numpy(batch.targets))
-        optimise(model, optimizer, loss)
-        return len(batch.targets)
+        gradients(next(plans))
+        torch.nn.utils.clip_grad_norm_(state.trained, 1.0)
+        state.optimizer.step()
+        state.take_average(0.995)
+        return batch_size
 
-    return step, optimizer
+    return step
 
 
-def full_context_batches(source: WindowSource, batch_size: int) -> Iterator[Batch]:
-    """Random windows with the whole context, for ever."""
-    random = np.random.default_rng(1)
+def full_context_plans(batch_size: int) -> Iterator[Plan]:
+    """Random windows with the whole context, for ever; the trainer's noise, nothing withheld."""
+    random, metrics = np.random.default_rng(1), len(METRICS)
     while True:
-        rows = random.integers(0, 2 * len(PROFILES), batch_size)
         origins = random.integers(SPEC.context_steps, 7 * 288 - SPEC.horizon_steps - 1, batch_size)
-        known = np.full(batch_size, SPEC.history_steps)
-        yield source.batch(rows, origins, SPEC.context_steps, known, np.zeros(batch_size, dtype=bool))
+        yield Plan(
+            encoder_steps=SPEC.context_steps,
+            rows=random.integers(0, 2 * len(PROFILES), batch_size),
+            origins=origins,
+            known_steps=np.full(batch_size, SPEC.history_steps),
+            hidden=np.zeros(batch_size, dtype=bool),
+            clock_origins=origins,
+            noise=random.normal(0, 2, (batch_size, 2 * metrics)).astype(np.float32),
+            order=np.tile(np.arange(metrics), (batch_size, 1)),
+        )
 
 
-def stock_side(batch_size: int) -> tuple[Callable[[], int], torch.optim.Optimizer]:
+def stock_side(batch_size: int, device: torch.device) -> Callable[[], int]:
     """One step of stock pytorch-forecasting: its loader, its forward, its loss, backward, AdamW."""
-    dataset = stock_dataset()
-    model = build_network(SPEC, PROFILES, 32, TemporalFusionTransformer).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batches = endless(dataset.to_dataloader(train=True, batch_size=batch_size, num_workers=0))
+    model = build_network(SPEC, PROFILES, 32, TemporalFusionTransformer).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    processes = STOCK_LOADER_PROCESSES[device.type]
+    loader = stock_dataset().to_dataloader(
+        train=True, batch_size=batch_size, num_workers=processes, persistent_workers=processes > 0
+    )
+    batches = endless(loader)
 
     def step() -> int:
         x, y = next(batches)
         if not (x["encoder_lengths"] == SPEC.context_steps).all() or x["encoder_cont"].shape[1] != SPEC.context_steps:
             raise RuntimeError(f"encoder lengths are {x['encoder_lengths'].unique().tolist()}, not all 288")
-        loss = model.loss(model(x)["prediction"], y)
-        optimise(model, optimizer, loss)
+        x, y = move_data_to_device((x, y), device)
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(model(x)["prediction"], y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
         return len(x["encoder_lengths"])
 
-    return step, optimizer
+    return step
 
 
 def stock_dataset() -> TimeSeriesDataSet:
@@ -189,27 +229,20 @@ def endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def optimise(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Backward and one AdamW step with clipped gradients."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
 def loader_share(source: WindowSource) -> float:
-    """Time to gather a batch as a share of a whole step of ours."""
-    step, _ = our_side(source, OUR_BATCH_SIZE)
-    batches = full_context_batches(source, OUR_BATCH_SIZE)
-    next(batches)
-    step()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        next(batches)
-    gathered = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return (gathered - started) / (time.perf_counter() - gathered)
+    """Time to cut a batch as a share of a whole step of ours, on a processor."""
+    size, device = OUR_BATCH_SIZES["cpu"][0], torch.device("cpu")
+    plans = full_context_plans(size)
+    with ExitStack() as stack:
+        step = our_side(source, size, device, stack)
+        seconds = []
+        for one in (lambda: source.cut(next(plans)), step):
+            one()
+            started = time.perf_counter()
+            for _ in range(LEAST_STEPS):
+                one()
+            seconds.append(time.perf_counter() - started)
+    return seconds[0] / seconds[1]
 
 
 if __name__ == "__main__":

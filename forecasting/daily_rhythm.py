@@ -18,7 +18,7 @@ from forecasting.scaling import centred, counted
 
 INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
 FITTED = 2.0  # level and slope
-FLAT = 1e-6  # link space: a usual day that varies less has no rhythm
+FLAT = 1e-5  # of its level, in link space at least 1: a usual day that varies less varies by rounding
 
 
 class DailyRhythm(NamedTuple):
@@ -43,9 +43,10 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
     together, of_usual, of_values = (
         np.einsum("wsm,wsm->wm", *pair) for pair in ((swing, value), (swing, swing), (value, value))
     )
+    least_swing = FLAT * np.maximum(np.abs(level), 1.0, dtype=np.float64)
     points = INDEPENDENT_POINTS * compared / context_steps - FITTED
     finite = np.isfinite(together + of_usual + of_values)  # squares of absurd values need not fit a float32
-    has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > FLAT**2 * compared)
+    has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > compared * least_swing**2)
     together[~has_rhythm] = 0.0
     slope = np.divide(together, of_usual, out=np.zeros_like(together), where=has_rhythm)
     explained = np.divide(slope * together, of_values, out=np.zeros_like(together), where=has_rhythm)

@@ -47,7 +47,7 @@ def earlier_days(
     steps = encoder_steps + horizon_steps + 2 * half
     first = past.shape[1] - encoder_steps - half - yesterday_steps  # of the latest day's steps in `past`
     yesterday = np.full((len(past), horizon_steps, past.shape[2]), np.nan, dtype=np.float32)
-    there, here = _overlap(first + half + encoder_steps, horizon_steps, past.shape[1])
+    there, here = overlap(first + half + encoder_steps, horizon_steps, past.shape[1])
     yesterday[:, there] = past[:, here]
     unknown = np.isnan(past)
     measured = ~unknown
@@ -55,7 +55,7 @@ def earlier_days(
     total = np.zeros((len(past), steps, past.shape[2]), dtype=np.float32)
     count = np.zeros(total.shape, dtype=np.uint8)
     for begin in range(first, first - DAILY_MEAN_DAYS * day_steps, -day_steps):
-        there, here = _overlap(begin, steps, past.shape[1])
+        there, here = overlap(begin, steps, past.shape[1])
         total[:, there] += past[:, here]
         count[:, there] += measured[:, here]
     ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
@@ -68,7 +68,7 @@ def earlier_days(
     )
 
 
-def _overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
+def overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
     """Where begin .. begin + steps lies within 0 .. length: as part of the former, and of the latter."""
     low = min(max(begin, 0), length)
     high = max(low, min(begin + steps, length))

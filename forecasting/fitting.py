@@ -24,10 +24,11 @@ from types import FrameType
 import numpy as np
 import torch
 
-from forecasting.model import ForecastModel, pinball_loss, window_tensors
+from forecasting.gradients import Gradients, gradients_of, loss_arguments, loss_of
+from forecasting.model import ForecastModel
 from forecasting.progress import ProgressDisplay
 from forecasting.run_state import Fit, Keeper, State, Weights, copy_of, device_of, put_weights, weights_of
-from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource, batches_per_epoch, draw_history, epoch
+from forecasting.sampling import HANDICAPS, Handicaps, Plan, WindowSource, batches_per_epoch, draw_history, epoch
 from forecasting.split import Split
 from forecasting.tensorboard_log import TensorBoardLog
 
@@ -42,6 +43,9 @@ PATIENCE_CHECKS = 12  # checks without improvement before training cools down an
 COOLING_SHARE = 0.2  # of the steps so far
 CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes a tenth of a second
 UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
+
+
+Validation = list[tuple[list[torch.Tensor], torch.Tensor]]  # windows and targets of each batch, where the model is
 
 
 class FitError(ValueError):
@@ -84,10 +88,14 @@ def fit(
     keeper = keeper or Keeper("training")
     keeper.restore(run, state)
     if not run.stopped_by:
-        validation = validation_batches(source, split, settings.seed)
+        validation = validation_batches(source, split, settings.seed, device_of(model))
         sitting = _Sitting(run, state, settings, validation, keeper, log)
-        with ProgressDisplay(keeper.part) as display, _interruptible() as interrupted:
-            sitting.train(_batches(source, split, settings, run), display, interrupted)
+        with (
+            ProgressDisplay(keeper.part) as display,
+            _interruptible() as interrupted,
+            gradients_of(model, state.trained, source, settings.batch_size) as gradients,
+        ):
+            sitting.train(gradients, _plans(source, split, settings, run), display, interrupted)
     put_weights(model, state.best)
     return run
 
@@ -100,7 +108,7 @@ class _Sitting:
         run: Fit,
         state: State,
         settings: FitSettings,
-        validation: list[Batch],
+        validation: Validation,
         keeper: Keeper,
         log: TensorBoardLog | None,
     ) -> None:
@@ -112,19 +120,25 @@ class _Sitting:
         self.learning_rate = 0.0
         self.zero = monotonic() - run.seconds  # on the clock of a run that was never interrupted
 
-    def train(self, batches: Iterator[Batch], display: ProgressDisplay, interrupted: Callable[[], bool]) -> None:
+    def train(
+        self,
+        gradients: Gradients,
+        plans: Iterator[Plan],
+        display: ProgressDisplay,
+        interrupted: Callable[[], bool],
+    ) -> None:
         """Step until a limit is reached, checking, saving and showing in between; sets `run.stopped_by`."""
         run, saved_at = self.run, self.run.seconds
         if not run.steps:
             self.check()
-        for batch in batches:
+        for plan in plans:
             share, asked_to_stop = self.share_over(), interrupted()
             if asked_to_stop:
                 self.keeper.save(run, self.state)  # as under way: should it not be published, --resume trains on
             run.stopped_by = self.reason_to_stop(asked_to_stop)
             if run.stopped_by:
                 break
-            self.step(batch, share)
+            self.step(gradients, plan, share)
             if run.steps % self.check_every == 0:
                 self.check()
             run.seconds = self.now()
@@ -166,17 +180,17 @@ class _Sitting:
         start = self.run.cooling_from
         return 1.0 - (self.run.steps - start) / (COOLING_SHARE * start)
 
-    def step(self, batch: Batch, share: float) -> None:
+    def step(self, gradients: Gradients, plan: Plan, share: float) -> None:
         """One optimisation step, at the learning rate for this share of the run."""
         run, state, settings = self.run, self.state, self.settings
         self.learning_rate = settings.learning_rate * learning_rate_at(share)
         if run.cooling_from:
             self.learning_rate = min(self.learning_rate, run.cooling_rate * self.warmth())
-        state.loss_sum += _step(run.model, state.optimizer, batch, self.learning_rate)
-        run.steps, run.batch, run.windows = run.steps + 1, run.batch + 1, run.windows + len(batch.targets)
-        _average(state.average, run.model, min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
+        state.loss_sum += _step(state, gradients, plan, self.learning_rate)
+        run.steps, run.batch, run.windows = run.steps + 1, run.batch + 1, run.windows + len(plan)
+        state.take_average(min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
         if run.steps - self.first_step > UNTIMED_STEPS:
-            run.paced_windows += len(batch.targets)
+            run.paced_windows += len(plan)
             run.paced_seconds += self.now() - run.seconds  # since the step before, loading included
 
     def check(self) -> None:
@@ -236,7 +250,7 @@ def learning_rate_at(progress: float) -> float:
     return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP) / (1 - WARM_UP))))
 
 
-def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Batch]:
+def validation_batches(source: WindowSource, split: Split, seed: int, device: torch.device) -> Validation:
     """A fixed sample of windows from the validation days, with the histories training draws.
 
     Every other batch is of watched servers, if there are any.
@@ -248,47 +262,35 @@ def validation_batches(source: WindowSource, split: Split, seed: int) -> list[Ba
     for number in range(VALIDATION_BATCHES):
         rows = random.choice(split.watched if number % 2 and len(split.watched) else split.seen, size)
         origins = random.integers(min(first, last), last + 1, size)
-        batches.append(source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool)))
+        batch = source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool))
+        batches.append(loss_arguments(batch, device))
     return batches
 
 
-def judge(model: ForecastModel, weights: Weights, batches: list[Batch]) -> float:
+def judge(model: ForecastModel, weights: Weights, batches: Validation) -> float:
     """Mean pinball loss of `weights` on the batches; the model's own weights are put back."""
     own = weights_of(model)
     put_weights(model, weights)
     model.eval()
     with torch.inference_mode():
-        loss = float(np.mean([_loss(model, batch).item() for batch in batches]))
+        loss = float(torch.stack([loss_of(model, *batch) for batch in batches]).double().mean())
     put_weights(model, own)
     return loss
 
 
-def _step(model: ForecastModel, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float) -> torch.Tensor:
+def _step(state: State, gradients: Gradients, plan: Plan, learning_rate: float) -> torch.Tensor:
     """One optimisation step; returns the loss."""
-    model.train()
-    for group in optimizer.param_groups:
+    if not state.model.training:  # asked of each of a thousand modules, it would take a fiftieth of a step
+        state.model.train()
+    for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    loss = _loss(model, batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-    optimizer.step()
-    return loss.detach()
+    loss = gradients(plan)
+    torch.nn.utils.clip_grad_norm_(state.trained, GRADIENT_NORM)
+    state.optimizer.step()
+    return loss
 
 
-def _loss(model: ForecastModel, batch: Batch) -> torch.Tensor:
-    device = device_of(model)
-    quantiles = model.compressed_quantiles(*window_tensors(batch.windows, device))
-    return pinball_loss(quantiles, torch.from_numpy(batch.targets).to(device))
-
-
-def _average(average: Weights, model: ForecastModel, decay: float) -> None:
-    with torch.no_grad():
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        torch._foreach_lerp_([average[name] for name in names], list(parameters), 1 - decay)
-
-
-def _batches(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Batch]:
+def _plans(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Plan]:
     """Batches without end, from where the run stands; each epoch's order follows from the seed and its number."""
     while True:
         random = np.random.default_rng([settings.seed, 2, run.epoch])

@@ -40,7 +40,9 @@ from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
+from forecasting.constants import constant
 from forecasting.windows import INPUT_GRID
 
 
@@ -65,6 +67,7 @@ class FleetTFT(TemporalFusionTransformer):
     """TemporalFusionTransformer with `forward` overridden; all windows of a batch must have one encoder length."""
 
     interpretable = False
+    largest_input: int | None = None  # of a measured value, in steps of the input grid; None: looked up in each batch
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """As the stock class; layers that hold no weights are replaced by cheaper ones."""
@@ -133,7 +136,7 @@ class FleetTFT(TemporalFusionTransformer):
             if not of_kind:
                 continue
             here, share = (torch.cat([column[name] for name in of_kind], dim=-1) for column in (value, weight))
-            points, places = _evaluation_points(kind, here)
+            points, places = _evaluation_points(kind, here, self.largest_input)
             evaluated = _scalar_networks(network, of_kind, points)
             if kind is _Kind.FLAG:
                 summed.append(_weighted_flags(evaluated, here, share))
@@ -157,7 +160,7 @@ class FleetTFT(TemporalFusionTransformer):
         tables and folded with the prescalers.
         """
         grn = network.flattened_grn
-        linear = torch.cat([grn.fc1.weight, _interpolation(grn.input_size, grn.output_size).to(values)])  # (o, sizes)
+        linear = torch.cat([grn.fc1.weight, _interpolation(grn.input_size, grn.output_size, values)])  # (o, sizes)
         sizes = [network.input_sizes[name] for name in (*tables, *scalars)]
         parts = dict(zip((*tables, *scalars), linear.split(sizes, dim=1), strict=True))
         scale = torch.stack([parts[name] @ network.prescalers[name].weight[:, 0] for name in scalars])  # (scalar, o)
@@ -204,7 +207,7 @@ class FleetTFT(TemporalFusionTransformer):
         v = attention.v_layer(enriched)[:, None]  # (B, 1, T, d), shared by the heads
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, head, H | T, d)
         mask = _causal_mask(queries.shape[1], encoder_steps, attention.mask_bias, enriched)
-        heads = _heads(q, k, v, mask)
+        heads = _heads(q, k, v, mask, self.training)
         output = attention.dropout(heads).mean(dim=1)  # (B, H, d)
         output = attention.dropout(attention.w_h(output))
         if not self.interpretable:
@@ -213,12 +216,16 @@ class FleetTFT(TemporalFusionTransformer):
         return output, torch.softmax(scores, dim=-1).transpose(1, 2)
 
 
-def _heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, training: bool) -> Tensor:
     """Attention of each head: q (B, head, H, d), k (B, head, T, d), v (B, 1, T, d), mask (H, T) -> (B, head, H, d)."""
     if _exporting():  # which spells the scores out: those of all heads at once would leave the cache
         pairs = zip(q.unbind(dim=1), k.unbind(dim=1), strict=True)
         return torch.stack([functional.scaled_dot_product_attention(*pair, v[:, 0], mask) for pair in pairs], dim=1)
-    return functional.scaled_dot_product_attention(q, k, v.expand(-1, q.shape[1], -1, -1), mask)
+    v = v.expand(-1, q.shape[1], -1, -1)
+    if training and q.is_cuda:  # in bfloat16, a tenth of the time; no step sees itself, so none sees the last
+        q, k, v = (part.bfloat16() for part in (q, k[:, :, :-1], v[:, :, :-1]))
+        return functional.scaled_dot_product_attention(q, k, v, causal_lower_right(q.shape[2], k.shape[2])).float()
+    return functional.scaled_dot_product_attention(q, k, v, mask)
 
 
 def _columns(rows: Tensor, places: Sequence[int]) -> Tensor:
@@ -227,22 +234,24 @@ def _columns(rows: Tensor, places: Sequence[int]) -> Tensor:
     return rows[..., first : first + count] if list(places) == [*range(first, first + count)] else rows[..., places]
 
 
-def _evaluation_points(kind: _Kind, values: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluation_points(kind: _Kind, values: Tensor, largest: int | None) -> tuple[Tensor, Tensor]:
     """Where to evaluate the networks of scalar variables with `values` (B, T, v), and which point each value is.
 
+    largest: see FleetTFT.largest_input. Where it is known, nothing is asked of the values, which a GPU would wait for.
     Returns points (v, n) and places (B, T, v) with points[i, places[..., i]] == values[..., i].
     """
     windows, steps, variables = values.shape
     if kind is _Kind.FLAG:
-        return torch.arange(2).to(values).expand(variables, 2), values.long()
+        return torch.arange(2, device=values.device).to(values).expand(variables, 2), values.long()
     if kind is _Kind.CLOCK:
         return values[0].T, torch.arange(steps, device=values.device)[:, None].expand(values.shape)
-    if kind is _Kind.FREE or (not _exporting() and _few(values)):
+    if kind is _Kind.FREE or (largest is None and not _exporting() and _few(values)):
         count = torch.arange(windows * steps, device=values.device)
         return values.flatten(0, 1).T, count.view(windows, steps, 1).expand(values.shape)
     places = torch.round(values * INPUT_GRID).long()
-    first, last = places.min(), places.max()
-    grid = torch.arange(first, last + 1, device=values.device)  # type: ignore[call-overload]  # takes tensors as well
+    first: Any = places.min() if largest is None else -largest
+    last: Any = places.max() if largest is None else largest
+    grid = torch.arange(first, last + 1, device=values.device)  # takes tensors as well
     return (grid / INPUT_GRID).to(values).expand(variables, -1), places - first
 
 
@@ -281,19 +290,12 @@ def _weighted_rows(variables: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor
         start += count * size
     flat = torch.cat(index, dim=-1).flatten(0, 1)
     weights = torch.cat([share for _, _, share in variables], dim=-1)
-    if rows.is_cuda:
-        selected = functional.embedding_bag(flat, rows, mode="sum", per_sample_weights=weights.flatten(0, 1))
-    else:
-        selected = _GatheringSum.apply(rows, flat, weights.flatten(0, 1))
+    selected: Tensor = _GatheringSum.apply(rows, flat, weights.flatten(0, 1))
     return selected.unflatten(0, weights.shape[:2])
 
 
 class _GatheringSum(torch.autograd.Function):
-    """torch's embedding_bag with weights, with a backward that sorts nothing: five times as fast on a CPU.
-
-    The gradient of the rows is the transposed sparse matrix of weights times the gradient, which is what scipy's
-    sparse product computes.
-    """
+    """torch's embedding_bag with weights, with a backward that sorts nothing: five times as fast on a CPU."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -307,15 +309,30 @@ class _GatheringSum(torch.autograd.Function):
         rows, index, weights = context.saved_tensors
         gradient = gradients[0].contiguous()
         bags, width = index.shape
-        starts = torch.arange(0, bags * width, width)
+        starts = torch.arange(0, bags * width, width, device=index.device)
+        bag = torch.arange(bags, device=index.device)[:, None].expand(bags, width).flatten()
         by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            gradient, rows, index.flatten(), starts, torch.arange(bags).repeat_interleave(width), 0
+            gradient, rows, index.flatten(), starts, bag, 0
         )
-        ends = np.arange(0, bags * width + 1, width, dtype=np.int32)
-        picked = index.flatten().to(torch.int32).numpy()
-        matrix = csr_matrix((weights.flatten().numpy(), picked, ends), shape=(bags, len(rows)))
-        by_row = torch.from_numpy(matrix.T @ gradient.numpy())
-        return by_row, None, by_weight.view_as(weights)
+        by_row = _scattered_sum if rows.is_cuda else _sparse_product
+        return by_row(len(rows), index, weights, gradient), None, by_weight.view_as(weights)
+
+
+def _sparse_product(rows: int, index: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of the rows: the transposed sparse matrix of weights times the gradient, (R, h)."""
+    bags, width = index.shape
+    ends = np.arange(0, bags * width + 1, width, dtype=np.int32)
+    picked = index.flatten().to(torch.int32).numpy()
+    matrix = csr_matrix((weights.flatten().numpy(), picked, ends), shape=(bags, rows))
+    return torch.from_numpy(matrix.T @ gradient.numpy())
+
+
+def _scattered_sum(rows: int, index: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+    """The same on a GPU, which adds to scattered places at once."""
+    total = gradient.new_zeros(rows, gradient.shape[1])
+    for picked, weight in zip(index.unbind(dim=1), weights.unbind(dim=1), strict=True):
+        total.index_add_(0, picked, gradient * weight[:, None])
+    return total
 
 
 class _Dropout(nn.Dropout):
@@ -384,7 +401,7 @@ def _resampled_residual(x: Tensor, norms: list[ResampleNorm], prescale: Tensor, 
     With y = x a + c over the h outputs (both centred) and c split along a, c = shift a + rest, the variance of y is
     (x + shift)^2 mean(a^2) + mean(rest^2): a sum of squares, so nothing cancels.
     """
-    resample = _interpolation(prescale.shape[1], norms[0].output_size).to(prescale)  # (h, i)
+    resample = _interpolation(prescale.shape[1], norms[0].output_size, prescale)  # (h, i)
     gate = torch.stack([torch.sigmoid(norm.mask) * 2.0 for norm in norms])
     a, c = (prescale @ resample.T) * gate, (prebias @ resample.T) * gate  # (v, h)
     a, c = a - a.mean(dim=1, keepdim=True), c - c.mean(dim=1, keepdim=True)
@@ -423,10 +440,13 @@ def _causal_mask(horizon_steps: int, encoder_steps: int, bias: float, like: Tens
     return torch.cat([seen, future], dim=1).to(like.dtype) * bias
 
 
-@lru_cache
-def _interpolation(inputs: int, outputs: int) -> Tensor:
+def _interpolation(inputs: int, outputs: int, like: Tensor) -> Tensor:
     """Linear interpolation from `inputs` to `outputs` points (ends aligned) as a matrix (outputs, inputs)."""
+    return constant(_interpolation_weights(inputs, outputs), like.dtype, like.device).view(outputs, inputs)
+
+
+@lru_cache
+def _interpolation_weights(inputs: int, outputs: int) -> tuple[float, ...]:
+    """Row by row."""
     position = np.linspace(0.0, inputs - 1.0, outputs)
-    matrix = np.stack([np.interp(position, np.arange(inputs), unit) for unit in np.eye(inputs)], axis=1)
-    with torch.inference_mode(mode=False):  # kept for training, too, whoever asks first
-        return torch.from_numpy(matrix.astype(np.float32))
+    return tuple(np.stack([np.interp(position, np.arange(inputs), unit) for unit in np.eye(inputs)], axis=1).flat)

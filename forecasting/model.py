@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from forecasting.artifact import WEIGHTS_FILE, ModelConfig
+from forecasting.constants import constant
 from forecasting.fleet_tft import FleetTFT
 from forecasting.interpretation import NetworkWeights
 from forecasting.scaling import BOUND, FleetScaling
@@ -250,7 +251,7 @@ class ForecastModel(nn.Module):
 
         no_lags = decoder.new_zeros(windows, encoder_steps, decoder.shape[2])
         not_yet_measured = encoder.new_zeros(windows, horizon_steps, encoder.shape[2])
-        identity = static.new_tensor([0.0, 1.0]).expand(windows, 2)
+        identity = constant((0.0, 1.0), static.dtype, static.device).expand(windows, 2)
         return {
             "encoder_cat": categories(encoder_steps, encoder_calendar),
             "decoder_cat": categories(horizon_steps, decoder_calendar),
@@ -385,7 +386,7 @@ def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     scaled: [window, metric, quantile, H]; targets: [window, H, metric] in the same units, NaN = not measured: left out.
     """
-    levels = scaled.new_tensor(QUANTILES)[:, None]
+    levels = constant(QUANTILES, scaled.dtype, scaled.device)[:, None]
     targets = targets.transpose(1, 2)
     measured = ~torch.isnan(targets)
     error = torch.where(measured, targets, 0.0)[:, :, None] - scaled

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, Tensors
+from forecasting.flat_parameters import named_parts, side_by_side
 from forecasting.model import ForecastModel
 
 Weights = dict[str, torch.Tensor]
@@ -69,15 +70,26 @@ class State:
 
     def __init__(self, model: ForecastModel, learning_rate: float, weight_decay: float) -> None:
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            fused=True,  # some three hundred small tensors: one by one they cost 7 % of a step
-        )
-        self.average = weights_of(model)
+        # A GPU's LSTM wants its own parameters in memory of their own.
+        on_gpu = device_of(model).type == "cuda"
+        self.trained: list[torch.Tensor] = list(model.parameters()) if on_gpu else [side_by_side(model)]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self.averaged = [tensor.detach().clone() for tensor in self.trained]
         self.best = weights_of(model)
         self.loss_sum = torch.zeros((), device=device_of(model))
+
+    @property
+    def average(self) -> Weights:
+        """The averaged weights by name, in the memory where they are averaged."""
+        if len(self.averaged) == 1:
+            return named_parts(self.averaged[0], self.model)
+        names = [name for name, _ in self.model.named_parameters()]
+        return dict(zip(names, self.averaged, strict=True))
+
+    def take_average(self, decay: float) -> None:
+        """Move the averaged weights by 1 - decay toward those of now."""
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
 
     def tensors(self) -> Tensors:
         """Everything above and torch's random state, by name."""
@@ -103,10 +115,9 @@ class State:
                 index, _, key = name.partition(".")
                 moments.setdefault(int(index), {})[key] = value
         put_weights(self.model, groups["weights"])
-        self.average, self.best = (
-            {name: value.to(self.loss_sum.device) for name, value in groups[group].items()}
-            for group in ("average", "best")
-        )
+        for name, average in self.average.items():
+            average.copy_(groups["average"][name])
+        self.best = {name: value.to(self.loss_sum.device) for name, value in groups["best"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.loss_sum.copy_(tensors["loss_sum"])
         torch.set_rng_state(tensors["random.cpu"])

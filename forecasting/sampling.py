@@ -58,18 +58,44 @@ class Batch:
     targets: np.ndarray
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which windows a training batch holds, and what is withheld from them and changed in them.
+
+    encoder_steps, rows, origins, known_steps, hidden, clock_origins: as WindowSource.batch takes them.
+    noise: float32 [window, 2 * metric], see blur_position. order: int64 [window, metric], see exchange_metrics.
+    """
+
+    encoder_steps: int
+    rows: np.ndarray
+    origins: np.ndarray
+    known_steps: np.ndarray
+    hidden: np.ndarray
+    clock_origins: np.ndarray
+    noise: np.ndarray
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        """Windows."""
+        return len(self.rows)
+
+
 class WindowSource:
-    """Cuts batches of windows out of a fleet held in memory."""
+    """Cuts batches of windows out of a fleet held in memory.
+
+    linked: float32 [server, step, metric], link space. profile_rows: int64 [server]. first_step: of the grid, since the
+    epoch. calendar: of all steps a window can reach.
+    """
 
     def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling) -> None:
         self.spec = spec
         self.scaling = scaling
-        self._linked = scaling.to_link(grid.values)
-        self._profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
-        self._first_step = int(grid.start.astype("datetime64[s]").astype(np.int64)) // grid.step_seconds
-        self._calendar = Calendar.over(
-            self._first_step - spec.context_steps,
-            self._first_step + grid.steps + spec.horizon_steps,
+        self.linked = scaling.to_link(grid.values)
+        self.profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
+        self.first_step = int(grid.start.astype("datetime64[s]").astype(np.int64)) // grid.step_seconds
+        self.calendar = Calendar.over(
+            self.first_step - spec.context_steps,
+            self.first_step + grid.steps + spec.horizon_steps,
             grid.step_seconds,
             spec.timezone,
         )
@@ -78,7 +104,7 @@ class WindowSource:
         """The same windows with no profile told; the fleet in link space is shared."""
         source = copy(self)
         source.scaling = self.scaling.without_profiles()
-        source._profile_rows = np.zeros_like(self._profile_rows)
+        source.profile_rows = np.zeros_like(self.profile_rows)
         return source
 
     def batch(
@@ -98,26 +124,33 @@ class WindowSource:
         windows = build_windows(
             self.spec,
             self.scaling,
-            self._calendar,
-            self._linked,
+            self.calendar,
+            self.linked,
             rows,
             origins,
-            self._first_step + (origins if clock_origins is None else clock_origins),
-            np.where(hidden, 0, self._profile_rows[rows]),
+            self.first_step + (origins if clock_origins is None else clock_origins),
+            np.where(hidden, 0, self.profile_rows[rows]),
             encoder_steps,
             known_steps,
         )
         index = origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
-        future = self._linked[rows[:, None], index]
+        future = self.linked[rows[:, None], index]
         return Batch(windows, compress((future - windows.centre) / windows.spread[:, None]))
+
+    def cut(self, plan: Plan) -> Batch:
+        """The batch that `plan` describes."""
+        batch = self.batch(
+            plan.rows, plan.origins, plan.encoder_steps, plan.known_steps, plan.hidden, plan.clock_origins
+        )
+        return exchange_metrics(replace(batch, windows=blur_position(batch.windows, plan.noise)), plan.order)
 
     def untold(self, rows: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         """Where the network is not told a profile: boolean [window]."""
-        return hidden | (self._profile_rows[rows] == 0)
+        return hidden | (self.profile_rows[rows] == 0)
 
     def measured_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """True for the windows with at least one measured target: boolean [window]."""
-        seen = ~np.isnan(self._linked).all(axis=2)
+        seen = ~np.isnan(self.linked).all(axis=2)
         counts = np.zeros((len(seen), seen.shape[1] + 1), dtype=np.int32)
         np.cumsum(seen, axis=1, out=counts[:, 1:])
         return counts[rows, origins + 1 + self.spec.horizon_steps] > counts[rows, origins + 1]
@@ -131,13 +164,13 @@ def epoch(
     random: np.random.Generator,
     handicaps: Handicaps = HANDICAPS,
     first_batch: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[Plan]:
     """One epoch over servers `rows` (int64): batches in random order, no target after grid step `last_step`.
 
-    Each batch has random numbers of its own, so that an epoch can be entered at `first_batch` without cutting those
+    Each batch has random numbers of its own, so that an epoch can be entered at `first_batch` without planning those
     before it.
     """
-    spec = source.spec
+    spec, metrics = source.spec, len(source.spec.metrics)
     hour = max(1, HOUR_SECONDS // spec.step_seconds)
     hours = np.arange(0, last_step - spec.horizon_steps + 1, hour)
     server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
@@ -153,35 +186,36 @@ def epoch(
         shows_itself = source.untold(server[chosen], hidden) & (known_steps >= spec.context_steps)
         exchanged, other_clock = shows_itself & (random.random((2, size)) < fictional_share)
         clock = np.where(other_clock, random.choice(origin, size), origin[chosen])
-        batch = source.batch(server[chosen], origin[chosen], encoder_steps, known_steps, hidden, clock)
-        batch = replace(batch, windows=blur_position(batch.windows, random, handicaps.position_noise))
-        yield exchange_metrics(batch, exchanged, random)
+        noise = random.normal(0, handicaps.position_noise, (size, 2 * metrics)).astype(np.float32)
+        order = np.tile(np.arange(metrics), (size, 1))
+        order[exchanged] = random.permuted(order[exchanged], axis=1)
+        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, noise, order)
 
 
-def blur_position(windows: Windows, random: np.random.Generator, deviation: float) -> Windows:
+def blur_position(windows: Windows, noise: np.ndarray) -> Windows:
     """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
 
-    Targets and inputs are in window units, so this is the same behaviour at another level: a fictional server. Without
-    it the level gives each training server away, and the network learns them by heart instead of their kind.
+    noise: float32 [window, 2 * metric]. Targets and inputs are in window units, so this is the same behaviour at
+    another level: a fictional server. Without it the level gives each training server away, and the network learns them
+    by heart instead of their kind.
     """
     static = windows.static.copy()
-    position = static[:, : 2 * windows.spread.shape[1]]
-    position += random.normal(0, deviation, position.shape).astype(np.float32)
+    static[:, : noise.shape[1]] += noise
     return windows._replace(static=static)
 
 
-def exchange_metrics(batch: Batch, chosen: np.ndarray, random: np.random.Generator) -> Batch:
-    """The windows `chosen` (boolean [window]) with their metrics in another order, drawn for each.
+def exchange_metrics(batch: Batch, order: np.ndarray) -> Batch:
+    """Windows whose metrics do what others do: metric m of a window what order[window, m] did (int64).
 
     In window units one metric is as good as another: a server whose memory does what another's disk does is a
     fictional server. Without it a network that knows few servers learns each one's metrics by heart. Only where the
     profile is not told, as it tells what its metrics are like, and where the context shows it instead.
     """
-    rows = np.flatnonzero(chosen)
-    metrics = batch.targets.shape[-1]
-    if metrics == 1 or not rows.size:
+    metrics = order.shape[1]
+    rows = np.flatnonzero((order != np.arange(metrics)).any(axis=1))
+    if not rows.size:
         return batch
-    order = random.permuted(np.tile(np.arange(metrics), (len(rows), 1)), axis=1)  # [chosen, metric]
+    order = order[rows]
     pairs = (2 * order[:, :, None] + np.arange(2)).reshape(len(rows), -1)  # inputs have two columns a metric
     windows = batch.windows
     static, encoder, decoder = windows.static.copy(), windows.encoder.copy(), windows.decoder.copy()

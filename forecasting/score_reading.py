@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from forecasting.constants import constant
 from forecasting.window_shape import MIDDLE, NORMAL_SCORES
 
 _ENDS = (0, MIDDLE, len(NORMAL_SCORES) - 1)
@@ -48,7 +49,7 @@ class _CompressedUnits(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, scores: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
         """Looks the linear pieces up; keeps the derivative."""
-        at = torch.tensor(NORMAL_SCORES, dtype=shape.dtype, device=shape.device)
+        at = constant(NORMAL_SCORES, shape.dtype, shape.device)
         slopes = shape.diff(dim=-1) / at.diff()  # [window, metric, piece]
         starts = shape[..., :-1] - slopes * at[:-1]
         inside = scores.clamp(NORMAL_SCORES[0], NORMAL_SCORES[-1])

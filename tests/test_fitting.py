@@ -163,7 +163,7 @@ def test_the_time_limit_holds_with_its_checks_and_the_last_of_them(
 ) -> None:
     clock = Clock()
 
-    def step(model, optimizer, batch, learning_rate):
+    def step(state, gradients, plan, learning_rate):
         clock.seconds += 0.3
         return torch.tensor(0.1)
 
@@ -212,7 +212,7 @@ def test_when_nothing_gets_better_the_learning_rate_falls_to_zero_and_training_e
     losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 3.0, 3.5])
     rates = []
 
-    def step(model, optimizer, batch, learning_rate):
+    def step(state, gradients, plan, learning_rate):
         rates.append(learning_rate)
         return torch.tensor(0.1)
 

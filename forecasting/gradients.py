@@ -1,0 +1,141 @@
+"""Loss and gradients of a batch: on a processor step by step, on a GPU as a recording that is replayed.
+
+A step of training is some two thousand small operations, which a GPU has done sooner than a processor can ask for them.
+So what a batch of each encoder length asks for is recorded once (a CUDA graph), cutting its windows included, and
+replayed for every further batch. Nothing in a recording may wait for the GPU or change its shape; batches of another
+size, the last of an epoch, are computed without.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forecasting.model import ForecastModel, pinball_loss, window_tensors
+from forecasting.resident_windows import ResidentPlan, ResidentWindows
+from forecasting.run_state import device_of
+from forecasting.sampling import Batch, Plan, WindowSource
+
+UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
+STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say
+
+Gradients = Callable[[Plan], Tensor]  # sets every parameter's gradient and returns the loss
+
+
+@contextmanager
+def gradients_of(
+    model: ForecastModel, trained: Sequence[Tensor], source: WindowSource, batch_size: int
+) -> Iterator[Gradients]:
+    """How to compute them where the model is; batch_size: of all batches but an epoch's last.
+
+    trained: run_state.State.trained of the model.
+
+    On a GPU the work of the whole block queues on a stream of its own, as recordings must, and products round their
+    factors to TF32's ten bits.
+    """
+    device = device_of(model)
+    if device.type != "cuda":
+
+        def gradients(plan: Plan) -> Tensor:
+            for tensor in trained:
+                tensor.grad.zero_()  # type: ignore[union-attr]  # side by side, they have one
+            return _backward(model, *loss_arguments(source.cut(plan), device))
+
+        yield gradients
+        return
+    stream, outer, precision = (
+        torch.cuda.Stream(device),
+        torch.cuda.current_stream(),
+        torch.get_float32_matmul_precision(),
+    )
+    windows = ResidentWindows(source, device)
+    model.network.largest_input = windows.largest_input()
+    torch.set_float32_matmul_precision("high")
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            yield _Recorded(model, trained, windows, batch_size)
+    finally:
+        outer.wait_stream(stream)
+        torch.set_float32_matmul_precision(precision)
+        model.network.largest_input = None  # later measurements may be larger
+
+
+def loss_arguments(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Window tensors and targets of a batch, on the device."""
+    return window_tensors(batch.windows, device), torch.from_numpy(batch.targets).to(device)
+
+
+def loss_of(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:
+    """Mean pinball loss in compressed window units."""
+    return pinball_loss(model.compressed_quantiles(*windows), targets)
+
+
+def _backward(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:
+    loss = loss_of(model, windows, targets)
+    loss.backward()
+    return loss.detach()
+
+
+@dataclass
+class _Recording:
+    """A recorded step: what it reads, what it leaves behind."""
+
+    graph: torch.cuda.CUDAGraph
+    plan: ResidentPlan
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+
+class _Recorded:
+    """Gradients on a GPU."""
+
+    def __init__(
+        self, model: ForecastModel, trained: Sequence[Tensor], windows: ResidentWindows, batch_size: int
+    ) -> None:
+        self.model, self.parameters, self.windows, self.batch_size = model, trained, windows, batch_size
+        self.recordings: dict[int, _Recording] = {}
+        self.seen: Counter[int] = Counter()
+        self.memory = torch.cuda.graph_pool_handle()
+        self.queued: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, plan: Plan) -> Tensor:
+        """As Gradients."""
+        self._keep_pace()
+        resident, length = self.windows.plan(plan), plan.encoder_steps
+        if len(plan) != self.batch_size:
+            return self._compute(resident, length)
+        if length not in self.recordings:
+            self.seen[length] += 1
+            if self.seen[length] <= UNRECORDED:
+                return self._compute(resident, length)
+            self.recordings[length] = self._record(resident, length)
+        recording = self.recordings[length]
+        recording.plan.take_over(resident)
+        recording.graph.replay()
+        for parameter, gradient in zip(self.parameters, recording.gradients, strict=True):
+            parameter.grad = gradient
+        return recording.loss
+
+    def _compute(self, plan: ResidentPlan, length: int) -> Tensor:
+        for parameter in self.parameters:
+            parameter.grad = None  # so that a recording sets it instead of adding to it
+        return _backward(self.model, *self.windows.cut(plan, length))
+
+    def _record(self, plan: ResidentPlan, length: int) -> _Recording:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.memory, stream=torch.cuda.current_stream()):
+            loss = self._compute(plan, length)
+        return _Recording(graph, plan, loss, [parameter.grad for parameter in self.parameters])
+
+    def _keep_pace(self) -> None:
+        event = torch.cuda.Event()
+        event.record()
+        self.queued.append(event)
+        if len(self.queued) > STEPS_AHEAD:
+            self.queued.popleft().synchronize()
