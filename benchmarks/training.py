@@ -161,7 +161,7 @@ def our_side(source: WindowSource, batch_size: int, device: torch.device, stack:
 
 
 def full_context_plans(batch_size: int) -> Iterator[Plan]:
-    """Random windows with the whole context, for ever; the trainer's noise, nothing withheld."""
+    """Random windows with the whole context, for ever, nothing withheld."""
     random, metrics = np.random.default_rng(1), len(METRICS)
     while True:
         origins = random.integers(SPEC.context_steps, 7 * 288 - SPEC.horizon_steps - 1, batch_size)
@@ -172,7 +172,6 @@ def full_context_plans(batch_size: int) -> Iterator[Plan]:
             known_steps=np.full(batch_size, SPEC.history_steps),
             hidden=np.zeros(batch_size, dtype=bool),
             clock_origins=origins,
-            noise=random.normal(0, 2, (batch_size, 2 * metrics)).astype(np.float32),
             order=np.tile(np.arange(metrics), (batch_size, 1)),
         )
 

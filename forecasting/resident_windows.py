@@ -31,7 +31,6 @@ class ResidentPlan(NamedTuple):
     clock_origins: Tensor
     profile: Tensor
     order: Tensor
-    noise: Tensor
 
     def take_over(self, other: ResidentPlan) -> None:
         """Become the other plan, of as many windows, in the same memory."""
@@ -68,7 +67,7 @@ class ResidentWindows:
     def plan(self, plan: Plan) -> ResidentPlan:
         """The plan on the device; on a GPU the copies are under way when this returns."""
         whole = plan.rows, plan.origins, plan.known_steps, plan.clock_origins
-        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order, plan.noise)
+        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order)
         tensors = [torch.from_numpy(np.ascontiguousarray(field)) for field in fields]
         if self.device.type == "cuda":  # else the copy would wait for all that is queued
             tensors = [tensor.pin_memory() for tensor in tensors]
@@ -202,12 +201,11 @@ class ResidentWindows:
         return centre + spread * weight * mean, spread * width
 
     def _static(self, unknown: Tensor, centre: Tensor, spread: Tensor, share: Tensor, plan: ResidentPlan) -> Tensor:
-        """Static reals [window, 3 M + 1], blurred and in the plan's order."""
+        """Static reals [window, 3 M + 1], in the plan's order."""
         own_centre, own_spread = self._centre[plan.profile], self._spread[plan.profile]
         position = torch.stack(
             [torch.asinh((centre - own_centre) / own_spread), torch.log(spread / own_spread)], dim=-1
         )
-        position = position + plan.noise.view_as(position)
         known = (~unknown).float().sum(dim=1).mean(dim=1, keepdim=True)
         measured_share = torch.log1p(known) / np.log1p(self.spec.context_steps)
         return torch.cat(

@@ -2,16 +2,16 @@
 
 An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour. Per
 batch one encoder length is drawn: mostly the whole context, else a short one, down to no history at all. For a share of
-the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its start. Noise
-on a window's position makes fictional servers of the known ones; where no profile is told, so do metrics that exchange
-what they do, and a clock that shows another time.
+the windows the profile is hidden, so that the unknown-profile category is trained rather than left at its start. Where
+no profile is told, fictional servers are made of the known ones: metrics exchange what they do, or the clock shows
+another time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,8 +27,7 @@ class Handicaps:
     """What training withholds, and how often; benchmarks/ablations.md shows what each is worth.
 
     short_history_share: of the batches, less than the whole context is known. one_day_share: of the windows with a
-    whole context, nothing older than the context is known. hidden_profile_share: of the windows. position_noise:
-    deviation of the noise on where a window lies relative to its profile, in compressed profile units.
+    whole context, nothing older than the context is known. hidden_profile_share: of the windows.
 
     fictional_servers: so many beside the real ones. Of the windows whose profile is not told and whose context is
     whole, their share have their metrics in another order (exchange_metrics), and their share the calendar of another
@@ -39,7 +38,6 @@ class Handicaps:
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
-    position_noise: float = 2.0
     fictional_servers: float = 8.0
 
     def fictional_share(self, servers: int) -> float:
@@ -63,7 +61,7 @@ class Plan:
     """Which windows a training batch holds, and what is withheld from them and changed in them.
 
     encoder_steps, rows, origins, known_steps, hidden, clock_origins: as WindowSource.batch takes them.
-    noise: float32 [window, 2 * metric], see blur_position. order: int64 [window, metric], see exchange_metrics.
+    order: int64 [window, metric], see exchange_metrics.
     """
 
     encoder_steps: int
@@ -72,7 +70,6 @@ class Plan:
     known_steps: np.ndarray
     hidden: np.ndarray
     clock_origins: np.ndarray
-    noise: np.ndarray
     order: np.ndarray
 
     def __len__(self) -> int:
@@ -142,7 +139,7 @@ class WindowSource:
         batch = self.batch(
             plan.rows, plan.origins, plan.encoder_steps, plan.known_steps, plan.hidden, plan.clock_origins
         )
-        return exchange_metrics(replace(batch, windows=blur_position(batch.windows, plan.noise)), plan.order)
+        return exchange_metrics(batch, plan.order)
 
     def untold(self, rows: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         """Where the network is not told a profile: boolean [window]."""
@@ -186,22 +183,9 @@ def epoch(
         shows_itself = source.untold(server[chosen], hidden) & (known_steps >= spec.context_steps)
         exchanged, other_clock = shows_itself & (random.random((2, size)) < fictional_share)
         clock = np.where(other_clock, random.choice(origin, size), origin[chosen])
-        noise = random.normal(0, handicaps.position_noise, (size, 2 * metrics)).astype(np.float32)
         order = np.tile(np.arange(metrics), (size, 1))
         order[exchanged] = random.permuted(order[exchanged], axis=1)
-        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, noise, order)
-
-
-def blur_position(windows: Windows, noise: np.ndarray) -> Windows:
-    """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
-
-    noise: float32 [window, 2 * metric]. Targets and inputs are in window units, so this is the same behaviour at
-    another level: a fictional server. Without it the level gives each training server away, and the network learns them
-    by heart instead of their kind.
-    """
-    static = windows.static.copy()
-    static[:, : noise.shape[1]] += noise
-    return windows._replace(static=static)
+        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, order)
 
 
 def exchange_metrics(batch: Batch, order: np.ndarray) -> Batch:

@@ -241,7 +241,8 @@ def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
 
     Over windows of n steps (a quarter of the context), with B the variance between servers' long-run means and W the
     variance of a server's window means around its own, the best weight of a window's mean is B / (B + W): what
-    window_scale gives it with the k returned.
+    window_scale gives it with the k returned. W is that of the median server: a few that swing widely are no reason to
+    distrust what the others show of themselves.
     """
     n = max(1, window_steps // SHRINKAGE_WINDOWS)
     windows = column[:, : column.shape[1] // n * n].reshape(len(column), -1, n)
@@ -251,8 +252,9 @@ def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
     if len(means) < 2:
         return float("nan")
     own_windows = (~np.isnan(means)).sum(axis=1)
-    within = float(np.mean(np.nanvar(means, axis=1, ddof=1)))
-    between = float(np.var(np.nanmean(means, axis=1), ddof=1) - within / own_windows.mean())
+    variances = np.nanvar(means, axis=1, ddof=1)
+    within = float(np.median(variances))
+    between = float(np.var(np.nanmean(means, axis=1), ddof=1) - np.mean(variances / own_windows))
     most = MOST_SHRINKAGE_CONTEXTS * window_steps
     if between <= 0:
         return most

@@ -120,7 +120,7 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
 
 
 def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
-    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0)
+    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0)
     batches = batches_of(source, [0, 1], 4, off)
     for (rows, origins, encoder_steps, known_steps, hidden), batch in zip(source.asked, batches, strict=True):
         assert encoder_steps == SPEC.context_steps

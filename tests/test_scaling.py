@@ -111,6 +111,14 @@ def test_k_follows_how_much_servers_differ_and_swing() -> None:
     assert scaling.shrinkage_steps[0, 1] == 3
 
 
+def test_a_server_that_swings_widely_does_not_take_away_the_others_word() -> None:
+    random = np.random.default_rng(2)
+    values = np.linspace(20, 80, 6)[:, None] + random.normal(0, 1, (6, 2880))
+    values[3] = 100.0 * (np.arange(2880) // 100 % 2)
+    scaling = fit_scaling(values[..., None].astype(np.float32), ("cpu_pct",), np.array([True]), (None,) * 6, 288)
+    assert scaling.shrinkage_steps[0, 0] == 3
+
+
 def test_the_estimated_k_gives_the_best_weight_of_a_windows_mean() -> None:
     """Against least squares over many servers: regress a server's long-run mean on the mean of one of its windows."""
     random = np.random.default_rng(1)
