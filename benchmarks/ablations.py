@@ -209,11 +209,9 @@ def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> Da
     return DailyRhythm(share, np.zeros_like(usual))
 
 
-def normal_shape(units: np.ndarray) -> np.ndarray:
-    """As window_shape of windows without a measurement."""
-    return np.broadcast_to(
-        np.array(NORMAL_SCORES, dtype=np.float32), (len(units), units.shape[2], len(NORMAL_SCORES))
-    ).copy()
+def normal_shape(_units: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """As window_shape of windows without a measurement, were their profiles' values normal."""
+    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), prior.shape).copy()
 
 
 def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: int) -> ForecastModel:

@@ -134,7 +134,7 @@ class ModelConfig:
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
     floats = {
         name: np.array(fields[name], dtype=np.float32)
-        for name in ("strip", "centre", "spread", "spread_within", "shrinkage_steps")
+        for name in ("strip", "centre", "spread", "spread_within", "shrinkage_steps", "shape")
     }
     return FleetScaling(
         metrics=tuple(fields["metrics"]),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.scaling import centred, counted
+from forecasting.measured import centred, counted
 
 INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
 FITTED = 2.0  # level and slope

@@ -84,7 +84,8 @@ def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
 
 def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """NaN where nothing was counted."""
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    with np.errstate(invalid="ignore"):
+        return total / count.astype(np.float32, copy=False)
 
 
 def _mean_over_metrics(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ and training ends.
 
 All that decides how a run goes on is in its counters and tensors (run_state.py), and those are saved now and then: an
 interrupted run goes on bit for bit on the same machine and number of threads, unless its learning rate follows the
-clock (`max_seconds`).
+clock (`max_seconds`), or it runs on a GPU, which adds up gradients in any order.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from forecasting.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
 from forecasting.earlier_days import DAILY_MEAN_DAYS, overlap
 from forecasting.sampling import Plan, WindowSource
 from forecasting.scaling import LEAST_SHRINKAGE, PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
-from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS
+from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
 from forecasting.windows import INPUT_GRID
 
 
@@ -62,7 +62,7 @@ class ResidentWindows:
         self._centre, self._spread, self._within = (torch.from_numpy(table).to(device) for table in statistics)
         self._k = torch.from_numpy(source.scaling.shrinkage_steps).to(device)
         self._levels = torch.tensor(LEVELS, dtype=torch.float64, device=device)
-        self._normal = torch.tensor(NORMAL_SCORES, dtype=torch.float64, device=device)
+        self._prior = torch.from_numpy(source.scaling.shape).to(device)
 
     def plan(self, plan: Plan) -> ResidentPlan:
         """The plan on the device; on a GPU the copies are under way when this returns."""
@@ -122,7 +122,7 @@ class ResidentWindows:
             _on_grid(torch.cat(lags, dim=2)),
             forecast_centre,
             spread,
-            self._shape(units, unknown).gather(1, order[..., None].expand(-1, -1, len(LEVELS))),
+            self._shape(units, unknown, plan.profile).gather(1, order[..., None].expand(-1, -1, len(LEVELS))),
         ]
         return windows, targets.gather(2, order[:, None].expand_as(targets))
 
@@ -212,7 +212,7 @@ class ResidentWindows:
             [_exchanged(position[:, None], plan.order)[:, 0], share.gather(1, plan.order), measured_share], dim=1
         )
 
-    def _shape(self, units: Tensor, unknown: Tensor) -> Tensor:
+    def _shape(self, units: Tensor, unknown: Tensor, profile: Tensor) -> Tensor:
         """As window_shape.window_shape: [window, metric, level]."""
         ascending = units.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
         known = (~unknown).sum(dim=1)[..., None]
@@ -223,7 +223,7 @@ class ResidentWindows:
         low, high = ascending.gather(2, below), ascending.gather(2, above)
         own = (low + (high - low) * (place - below)).nan_to_num()
         weight = known / (known + PRIOR_STEPS)
-        shape = weight * own + (1.0 - weight) * self._normal
+        shape = weight * own + (1.0 - weight) * self._prior[profile]
         gaps = shape.diff(dim=-1).clamp(min=NARROWEST_GAP)
         middle = shape[..., MIDDLE, None]
         upper = middle + gaps[..., MIDDLE:].cumsum(dim=-1)

@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecasting.measured import centred, counted
+from forecasting.window_shape import LEVELS
+
 PERCENT_STRIP = 20.0  # percentage points: width of the strips along 0 and 100 % (better than 5 and 0.5 on Bitbrains)
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
 BOUND = 0.05  # in strips: how far inside the link's open range the bound itself is put
@@ -51,6 +54,8 @@ class FleetScaling:
     profiles: names of the rows after row 0.
     shrinkage_steps: the k above for short histories, in measured steps, float32 [1 + profile, metric].
     context_steps: measured steps from which on k is LEAST_SHRINKAGE.
+    shape: quantiles at window_shape.LEVELS of what the servers measure, in `spread`s from `centre`: float32
+        [1 + profile, metric, level].
     """
 
     metrics: tuple[str, ...]
@@ -62,6 +67,7 @@ class FleetScaling:
     spread_within: np.ndarray
     shrinkage_steps: np.ndarray
     context_steps: int
+    shape: np.ndarray
 
     def to_link(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> link space [..., metric], float32; NaN stays NaN."""
@@ -110,8 +116,8 @@ class FleetScaling:
 
     def without_profiles(self) -> FleetScaling:
         """What fit_scaling gives for the same servers if their profiles are not told."""
-        fleet = {name: getattr(self, name)[:1] for name in ("centre", "spread", "spread_within", "shrinkage_steps")}
-        return replace(self, profiles=(), **fleet)
+        of_profiles = ("centre", "spread", "spread_within", "shrinkage_steps", "shape")
+        return replace(self, profiles=(), **{name: getattr(self, name)[:1] for name in of_profiles})
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""
@@ -145,26 +151,6 @@ class FleetScaling:
         return WindowScale((scale.centre - centre) / spread, np.log(scale.spread / spread))
 
 
-def counted(flags: np.ndarray) -> np.ndarray:
-    """How many of boolean [window, step, metric] are true: float32 [window, metric].
-
-    As a product: to count booleans along another axis than the last takes numpy six times as long.
-    """
-    return np.ones(flags.shape[1], dtype=np.float32) @ flags.astype(np.float32)
-
-
-def centred(values: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means [window, metric] over axis 1 but for the `unknown`, and what remains of the values, 0 where unknown.
-
-    values: float32 [window, step, metric], overwritten; unknown: boolean like them; known: how many are not.
-    """
-    np.copyto(values, 0.0, where=unknown)
-    mean = np.einsum("wsm->wm", values) / np.maximum(known, np.float32(1.0))
-    values -= mean[:, None]
-    np.copyto(values, 0.0, where=unknown)
-    return mean, values
-
-
 def fit_scaling(
     values: np.ndarray,
     metrics: tuple[str, ...],
@@ -189,7 +175,7 @@ def fit_scaling(
     columns = []
     for index in range(len(metrics)):  # one after the other: all at once would be a second fleet in memory
         one, unit = slice(index, index + 1), np.ones((1, 1))
-        link = FleetScaling(metrics[one], percent[one], strip[one], (), 0 * unit, unit, unit, unit, window_steps)
+        link = FleetScaling(metrics[one], percent[one], strip[one], (), 0 * unit, unit, unit, unit, window_steps, unit)
         linked = link.to_link(values[..., one][chosen])[..., 0]
         own = [_statistics(linked[owner == name], window_steps) for name in names]
         columns.append([_statistics(linked, window_steps), *own])
@@ -197,13 +183,14 @@ def fit_scaling(
     fleet = table[0]
     # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
     table = np.where(np.isfinite(table), table, fleet).astype(np.float32)
-    centre, spread, within, k = table.swapaxes(0, 1)
+    centre, spread, within, k, *shape = table.swapaxes(0, 1)
     k = (
         np.full_like(k, shrinkage_steps)
         if shrinkage_steps is not None
         else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
     )
-    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k, window_steps)
+    levels = np.stack(shape, axis=-1)
+    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k, window_steps, levels)
 
 
 def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:
@@ -220,10 +207,10 @@ def _typical_level(values: np.ndarray) -> float:
 
 
 def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
-    """Centre, total deviation, usual deviation inside a window and k of one metric over [server, step]: [4]."""
+    """Of one metric over [server, step]: centre, total deviation, usual one inside a window, k, quantiles at LEVELS."""
     column = linked[~np.isnan(linked).all(axis=1)].astype(np.float64)
     if column.size == 0:
-        return np.full(4, np.nan)
+        return np.full(4 + len(LEVELS), np.nan)
     spread = max(float(np.nanstd(column)), SMALLEST_SPREAD)
     windows = max(1, column.shape[1] // window_steps)
     deviations = [
@@ -233,7 +220,8 @@ def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
         if np.count_nonzero(~np.isnan(part)) > 1
     ]
     within = max(float(np.median(deviations)) if deviations else spread, SMALLEST_SPREAD)
-    return np.array([np.nanmean(column), spread, within, _shrinkage_steps(column, window_steps)])
+    centre, k = np.nanmean(column), _shrinkage_steps(column, window_steps)
+    return np.array([centre, spread, within, k, *(np.nanquantile(column, LEVELS) - centre) / spread])
 
 
 def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:

@@ -18,11 +18,12 @@ import numpy as np
 
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, earlier_days
-from forecasting.scaling import FleetScaling, WindowScale, counted
+from forecasting.measured import counted
+from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
-WINDOWS_VERSION = 2  # of what a window holds; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 3  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
@@ -176,7 +177,7 @@ def build_windows(
         decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
         centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
         spread=scale.spread,
-        shape=window_shape(units),
+        shape=window_shape(units, scaling.shape[profile_rows]),
     )
 
 
@@ -219,9 +220,10 @@ def _past(
     NaN before the array and before the window's known steps. Copied server by server, as whole stretches of memory.
     """
     most = max(encoder_steps, min(spec.history_steps, int(known_steps.max(initial=0))))
-    past = np.full((len(rows), most, linked.shape[2]), np.nan, dtype=np.float32)
+    past = np.empty((len(rows), most, linked.shape[2]), dtype=np.float32)
     for window, (row, origin, known) in enumerate(zip(rows, origins, known_steps, strict=True)):
         steps = min(known, most, origin + 1)
+        past[window, : most - steps] = np.nan
         past[window, most - steps :] = linked[row, origin + 1 - steps : origin + 1]
     return past
 

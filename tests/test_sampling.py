@@ -138,7 +138,7 @@ def seen(batch: Batch) -> list[np.ndarray]:
 def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(source: RecordingSource) -> None:
     rows, origins, known, none = np.arange(32) % 3, np.arange(300, 332), np.full(32, 1000), np.zeros(32, dtype=bool)
     batch = source.batch(rows, origins, 48, known, none)
-    of = {name: getattr(source.scaling, name)[:, ::-1] for name in ("centre", "spread", "spread_within")}
+    of = {name: getattr(source.scaling, name)[:, ::-1] for name in ("centre", "spread", "spread_within", "shape")}
     k = source.scaling.shrinkage_steps[:, ::-1]
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = source.values[..., ::-1]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecasting.scaling import FleetScaling, fit_scaling
+from forecasting.window_shape import LEVELS
 
 METRICS = ("cpu_pct", "latency_ms")
 PERCENT = np.array([True, False])
@@ -150,3 +151,12 @@ def test_servers_that_are_not_chosen_do_not_count(fleet: np.ndarray) -> None:
     among_all = fit_scaling(fleet, METRICS, PERCENT, profiles, 288, rows=rows)
     for name, value in vars(fit_scaling(fleet[rows], METRICS, PERCENT, profiles, 288)).items():
         np.testing.assert_array_equal(getattr(among_all, name), value, err_msg=name)
+
+
+def test_the_shape_is_how_a_profiles_values_lie_about_its_centre(fleet: np.ndarray, scaling: FleetScaling) -> None:
+    linked = scaling.to_link(fleet)
+    for row, servers in enumerate([linked, linked[:4], linked[4:]]):  # all, busy, idle
+        expected = (np.quantile(servers, LEVELS, axis=(0, 1)).T - scaling.centre[row, :, None]) / scaling.spread[
+            row, :, None
+        ]
+        np.testing.assert_allclose(scaling.shape[row], expected, rtol=1e-3, atol=1e-3)

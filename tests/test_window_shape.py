@@ -1,4 +1,4 @@
-"""The shape of a window: its own quantiles, the normal ones without history, and scores that are read on it."""
+"""The shape of a window: its own quantiles, its profile's without history, and scores that are read on it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from forecasting.model import ordered
 from forecasting.score_reading import compressed_window_units, in_window_units
 from forecasting.window_shape import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
 
+NORMAL = np.array(NORMAL_SCORES, dtype=np.float32)
+
+
+def shape_of(units: np.ndarray, profile: np.ndarray = NORMAL) -> np.ndarray:
+    """Of windows whose profile has this shape in every metric."""
+    return window_shape(units, np.broadcast_to(profile, (len(units), units.shape[2], len(LEVELS))))
+
 
 def bursts(steps: int = 288) -> np.ndarray:
     """Windows of idle servers with bursts, in two metrics, some of it not measured: [window, step, metric]."""
@@ -22,26 +29,31 @@ def bursts(steps: int = 288) -> np.ndarray:
     return units
 
 
-def test_a_whole_day_has_its_own_quantiles_drawn_a_little_toward_the_normal_ones() -> None:
-    units = bursts()
+def test_a_whole_day_has_its_own_quantiles_drawn_a_little_toward_its_profiles() -> None:
+    units, profile = bursts(), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
     own = np.moveaxis(np.nanquantile(units, LEVELS, axis=1), 0, -1)
     known = (~np.isnan(units)).sum(axis=1)[..., None]
-    expected = (known * own + PRIOR_STEPS * norm.ppf(LEVELS)) / (known + PRIOR_STEPS)
-    np.testing.assert_allclose(window_shape(units), expected, atol=1e-4)
+    expected = (known * own + PRIOR_STEPS * profile) / (known + PRIOR_STEPS)
+    np.testing.assert_allclose(shape_of(units, profile), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("units", [np.full((2, 1, 3), np.nan, np.float32), np.full((2, 288, 3), np.nan, np.float32)])
-def test_without_history_the_shape_is_normal(units: np.ndarray) -> None:
-    np.testing.assert_allclose(window_shape(units), np.broadcast_to(norm.ppf(LEVELS), (2, 3, 7)), atol=1e-5)
+def test_without_history_the_shape_is_the_profiles(units: np.ndarray) -> None:
+    profile = np.sort(np.random.default_rng(5).normal(size=7)).astype(np.float32) * 4
+    np.testing.assert_allclose(shape_of(units, profile), np.broadcast_to(profile, (2, 3, 7)), atol=1e-5)
+
+
+def test_the_scores_are_those_of_the_normal_distribution() -> None:
+    np.testing.assert_allclose(NORMAL_SCORES, norm.ppf(LEVELS))
 
 
 def test_a_constant_window_keeps_its_quantiles_apart() -> None:
-    shape = window_shape(np.zeros((1, 288, 1), np.float32))
+    shape = shape_of(np.zeros((1, 288, 1), np.float32))
     assert (np.diff(shape) >= NARROWEST_GAP - 1e-6).all()
 
 
 def test_scores_are_read_as_interpolation_between_the_quantiles_says() -> None:
-    shape = window_shape(bursts())
+    shape = shape_of(bursts())
     scores = torch.linspace(NORMAL_SCORES[0], NORMAL_SCORES[-1], 97).expand(5, 2, 7, 97)
     units = in_window_units(scores, torch.from_numpy(shape)).numpy()
     for window, metric in np.ndindex(5, 2):
@@ -61,7 +73,7 @@ def test_beyond_the_outermost_quantiles_scores_grow_as_sinh() -> None:
 
 @given(st.lists(st.floats(-20, 20, width=32), min_size=7, max_size=7), st.integers(1, 288))
 def test_quantiles_never_cross_whatever_the_network_says(raw: list[float], steps: int) -> None:
-    shape = torch.from_numpy(window_shape(bursts(steps)))
+    shape = torch.from_numpy(shape_of(bursts(steps)))
     units = in_window_units(ordered(torch.tensor(raw)[:, None].expand(5, 2, 7, 1)), shape)
     assert torch.isfinite(units).all()
     assert (units.diff(dim=2) >= 0).all()
@@ -69,13 +81,13 @@ def test_quantiles_never_cross_whatever_the_network_says(raw: list[float], steps
 
 def test_a_network_that_says_nothing_says_what_the_last_day_was_like() -> None:
     """Raw outputs of zero, as a fresh network's are nearly: about the window's own quantiles."""
-    shape = window_shape(bursts())
+    shape = shape_of(bursts())
     said = in_window_units(ordered(torch.zeros(5, 2, 7, 1)), torch.from_numpy(shape)).numpy()[..., 0]
     np.testing.assert_allclose(said[..., 1:-1], shape[..., 1:-1], rtol=0.2, atol=0.05)
 
 
 def test_the_loss_reads_scores_as_the_forecast_does_and_has_its_gradient() -> None:
-    shape = torch.from_numpy(window_shape(bursts()))
+    shape = torch.from_numpy(shape_of(bursts()))
     scores = torch.linspace(-9, 9, 5 * 2 * 4 * 50).view(5, 2, 4, 50).double().requires_grad_()
     plain = torch.asinh(in_window_units(scores, shape.double()))
     (expected,) = torch.autograd.grad(plain.square().sum(), scores)
