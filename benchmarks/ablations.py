@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +60,8 @@ class Variant:
 
     per_server: scale by statistics of each training server, of the median server for strangers, as
     pytorch-forecasting's GroupNormalizer does. shrinkage_steps: one k instead of estimated ones (scaling.py).
-    knows_rhythm: whether a server's daily rhythm is taken off its windows. knows_shape: whether quantiles are read on
-    the window's own distribution, or else on the normal one.
+    knows_rhythm: whether a server's daily rhythm is taken off its windows. shape: on what distribution answers are read
+    (SHAPES).
     trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
     of the rows is missing in training, at random from half of the servers, in blocks from the others (scored on all).
     """
@@ -74,7 +74,7 @@ class Variant:
     per_server: bool = False
     knows_profiles: bool = True
     knows_rhythm: bool = True
-    knows_shape: bool = True
+    shape: str = "own and profile's"
     trains_unknown: bool = True
     gaps: bool = False
 
@@ -90,7 +90,8 @@ VARIANTS = (
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),
     Variant("no_rhythm", "daily rhythm left in the windows", knows_rhythm=False),
-    Variant("no_shape", "quantiles read on the normal distribution", knows_shape=False),
+    Variant("normal_prior", "of a short history, quantiles read on the normal distribution", shape="own and normal"),
+    Variant("no_shape", "quantiles read on the normal distribution", shape="normal"),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
 HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0, "7 days": 168.0}  # hours; None = a single step
@@ -198,7 +199,7 @@ def windows_of(variant: Variant) -> Iterator[None]:
     with mock.patch.multiple(
         "forecasting.windows",
         daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
-        window_shape=window_shape if variant.knows_shape else normal_shape,
+        window_shape=SHAPES[variant.shape],
     ):
         yield
 
@@ -209,9 +210,16 @@ def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> Da
     return DailyRhythm(share, np.zeros_like(usual))
 
 
-def normal_shape(_units: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """As window_shape of windows without a measurement, were their profiles' values normal."""
+def normal_like(prior: np.ndarray) -> np.ndarray:
+    """The normal distribution for every window and metric, float32 [window, metric, level]."""
     return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), prior.shape).copy()
+
+
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "own and profile's": window_shape,
+    "own and normal": lambda units, prior: window_shape(units, normal_like(prior)),
+    "normal": lambda _units, prior: normal_like(prior),
+}
 
 
 def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: int) -> ForecastModel:

@@ -114,6 +114,9 @@ class State:
             elif group == "adamw":
                 index, _, key = name.partition(".")
                 moments.setdefault(int(index), {})[key] = value
+        lengths = [moments[index]["exp_avg"].shape for index in sorted(moments)]
+        if lengths and lengths != [tensor.shape for tensor in self.trained]:
+            raise ValueError("AdamW's moments belong to other tensors")
         put_weights(self.model, groups["weights"])
         for name, average in self.average.items():
             average.copy_(groups["average"][name])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from forecasting import fitting
-from forecasting.checkpoint import Checkpoint
+from forecasting.checkpoint import Checkpoint, CheckpointError
 from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
 from forecasting.grid import FleetGrid
 from forecasting.job import Job
@@ -152,6 +152,18 @@ def test_a_run_that_had_ended_is_not_trained_further(
     train(job_with(), Checkpoint.new(tmp_path, {}))
     cut_power(monkeypatch, "_step", at_call=1)
     assert_same(train(job_with(), Checkpoint.resume(tmp_path, {})), uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["adamw.0.exp_avg", "weights.network.pos_wise_ff.fc1.bias"])
+def test_the_state_of_another_network_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    cut_power(monkeypatch, "judge", at_call=3)
+    with pytest.raises(PowerCut):
+        train(job_with(), Checkpoint.new(tmp_path, {}))
+    checkpoint = Checkpoint.resume(tmp_path, {})
+    checkpoint.parts["training"].tensors[name] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="the state of the interrupted run does not fit this network"):
+        train(job_with(), checkpoint)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
