@@ -180,7 +180,9 @@ def for_strangers_the_median(scaling: FleetScaling) -> FleetScaling:
     centre[0], spread[0] = np.median(centre[1:], axis=0), np.median(spread[1:], axis=0)
     never = np.full_like(scaling.shrinkage_steps, NEVER_SHRUNK_STEPS)
     # A context no history fills keeps the shrinkage from falling as a history grows.
-    return replace(scaling, centre=centre, spread=spread, shrinkage_steps=never, context_steps=10**9)
+    return replace(
+        scaling, centre=centre, spread=spread, shrinkage_steps=never, spread_shrinkage_steps=never, context_steps=10**9
+    )
 
 
 def with_gaps(job: Job) -> Job:
@@ -210,15 +212,15 @@ def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> Da
     return DailyRhythm(share, np.zeros_like(usual))
 
 
-def normal_like(prior: np.ndarray) -> np.ndarray:
+def normal_like(profile: np.ndarray) -> np.ndarray:
     """The normal distribution for every window and metric, float32 [window, metric, level]."""
-    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), prior.shape).copy()
+    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), profile.shape).copy()
 
 
-SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "own and profile's": window_shape,
-    "own and normal": lambda units, prior: window_shape(units, normal_like(prior)),
-    "normal": lambda _units, prior: normal_like(prior),
+    "own and normal": lambda units, profile, steps: window_shape(units, normal_like(profile), steps),
+    "normal": lambda _units, profile, _steps: normal_like(profile),
 }
 
 

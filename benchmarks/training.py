@@ -183,6 +183,7 @@ def full_context_plans(batch_size: int) -> Iterator[Plan]:
             known_steps=np.full(batch_size, SPEC.history_steps),
             hidden=np.zeros(batch_size, dtype=bool),
             clock_origins=origins,
+            noise=random.normal(0, 1, (batch_size, 2 * metrics)).astype(np.float32),
             order=np.tile(np.arange(metrics), (batch_size, 1)),
         )
 

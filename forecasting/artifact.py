@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from data_contract import CONTRACT_VERSION
-from forecasting.scaling import FleetScaling
+from forecasting.scaling import STATISTICS, FleetScaling
 from forecasting.windows import WINDOWS_VERSION, WindowSpec
 
 WEIGHTS_FILE = "model.safetensors"
@@ -132,10 +132,7 @@ class ModelConfig:
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
-    floats = {
-        name: np.array(fields[name], dtype=np.float32)
-        for name in ("strip", "centre", "spread", "spread_within", "shrinkage_steps", "shape")
-    }
+    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("strip", *STATISTICS)}
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),

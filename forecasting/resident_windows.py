@@ -18,7 +18,7 @@ from forecasting.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
 from forecasting.earlier_days import DAILY_MEAN_DAYS, overlap
 from forecasting.sampling import Plan, WindowSource
 from forecasting.scaling import LEAST_SHRINKAGE, PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
-from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
+from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS
 from forecasting.windows import INPUT_GRID
 
 
@@ -31,6 +31,7 @@ class ResidentPlan(NamedTuple):
     clock_origins: Tensor
     profile: Tensor
     order: Tensor
+    noise: Tensor
 
     def take_over(self, other: ResidentPlan) -> None:
         """Become the other plan, of as many windows, in the same memory."""
@@ -60,14 +61,16 @@ class ResidentWindows:
         self._market_open = torch.from_numpy(source.calendar.market_open).to(device)
         statistics = source.scaling.centre, source.scaling.spread, source.scaling.spread_within
         self._centre, self._spread, self._within = (torch.from_numpy(table).to(device) for table in statistics)
-        self._k = torch.from_numpy(source.scaling.shrinkage_steps).to(device)
+        shrinkage = source.scaling.shrinkage_steps, source.scaling.spread_shrinkage_steps
+        self._ks = [torch.from_numpy(table).to(device) for table in shrinkage]
         self._levels = torch.tensor(LEVELS, dtype=torch.float64, device=device)
-        self._prior = torch.from_numpy(source.scaling.shape).to(device)
+        self._profile_shape = torch.from_numpy(source.scaling.shape).to(device)
+        self._normal = torch.tensor(NORMAL_SCORES, dtype=torch.float64, device=device)
 
     def plan(self, plan: Plan) -> ResidentPlan:
         """The plan on the device; on a GPU the copies are under way when this returns."""
         whole = plan.rows, plan.origins, plan.known_steps, plan.clock_origins
-        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order)
+        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order, plan.noise)
         tensors = [torch.from_numpy(np.ascontiguousarray(field)) for field in fields]
         if self.device.type == "cuda":  # else the copy would wait for all that is queued
             tensors = [tensor.pin_memory() for tensor in tensors]
@@ -196,16 +199,19 @@ class ResidentWindows:
         within = self._within[profile] / spread
         deviation = torch.sqrt(((rest * rest).sum(dim=1) + k * within**2) / (n + k))
         missing_share = (1.0 - n / self.scaling.context_steps).clamp(min=0.0)
-        weight = n / (n + LEAST_SHRINKAGE + (self._k[profile] - LEAST_SHRINKAGE) * missing_share)
-        width = torch.exp(weight * torch.log(deviation.clamp(min=SMALLEST_SPREAD)))
+        weight, weight_of_spread = (
+            n / (n + LEAST_SHRINKAGE + (k[profile] - LEAST_SHRINKAGE) * missing_share) for k in self._ks
+        )
+        width = torch.exp(weight_of_spread * torch.log(deviation.clamp(min=SMALLEST_SPREAD)))
         return centre + spread * weight * mean, spread * width
 
     def _static(self, unknown: Tensor, centre: Tensor, spread: Tensor, share: Tensor, plan: ResidentPlan) -> Tensor:
-        """Static reals [window, 3 M + 1], in the plan's order."""
+        """Static reals [window, 3 M + 1], blurred and in the plan's order."""
         own_centre, own_spread = self._centre[plan.profile], self._spread[plan.profile]
         position = torch.stack(
             [torch.asinh((centre - own_centre) / own_spread), torch.log(spread / own_spread)], dim=-1
         )
+        position = position + plan.noise.view_as(position)
         known = (~unknown).float().sum(dim=1).mean(dim=1, keepdim=True)
         measured_share = torch.log1p(known) / np.log1p(self.spec.context_steps)
         return torch.cat(
@@ -223,7 +229,9 @@ class ResidentWindows:
         low, high = ascending.gather(2, below), ascending.gather(2, above)
         own = (low + (high - low) * (place - below)).nan_to_num()
         weight = known / (known + PRIOR_STEPS)
-        shape = weight * own + (1.0 - weight) * self._prior[profile]
+        missing_share = (1.0 - known / self.scaling.context_steps).clamp(min=0.0)
+        prior = missing_share * self._profile_shape[profile] + (1.0 - missing_share) * self._normal
+        shape = weight * own + (1.0 - weight) * prior
         gaps = shape.diff(dim=-1).clamp(min=NARROWEST_GAP)
         middle = shape[..., MIDDLE, None]
         upper = middle + gaps[..., MIDDLE:].cumsum(dim=-1)

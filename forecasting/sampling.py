@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,13 +32,15 @@ class Handicaps:
     fictional_servers: so many beside the real ones. Of the windows whose profile is not told and whose context is
     whole, their share have their metrics in another order (exchange_metrics), and their share the calendar of another
     moment: servers of one kind may live by other hours, and a network that knows few of them learns the hours of each
-    by heart instead of reading yesterday's. Among many servers, the real ones teach more.
+    by heart instead of reading yesterday's. Among many servers, the real ones teach more. position_noise: deviation of
+    the noise on where a window lies relative to its profile, in compressed profile units, times their share.
     """
 
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     hidden_profile_share: float = 0.15
     fictional_servers: float = 8.0
+    position_noise: float = 2.0
 
     def fictional_share(self, servers: int) -> float:
         """Of so many real servers and the fictional ones, the share that is fictional."""
@@ -61,7 +63,7 @@ class Plan:
     """Which windows a training batch holds, and what is withheld from them and changed in them.
 
     encoder_steps, rows, origins, known_steps, hidden, clock_origins: as WindowSource.batch takes them.
-    order: int64 [window, metric], see exchange_metrics.
+    noise: float32 [window, 2 * metric], see blur_position. order: int64 [window, metric], see exchange_metrics.
     """
 
     encoder_steps: int
@@ -70,6 +72,7 @@ class Plan:
     known_steps: np.ndarray
     hidden: np.ndarray
     clock_origins: np.ndarray
+    noise: np.ndarray
     order: np.ndarray
 
     def __len__(self) -> int:
@@ -139,7 +142,7 @@ class WindowSource:
         batch = self.batch(
             plan.rows, plan.origins, plan.encoder_steps, plan.known_steps, plan.hidden, plan.clock_origins
         )
-        return exchange_metrics(batch, plan.order)
+        return exchange_metrics(replace(batch, windows=blur_position(batch.windows, plan.noise)), plan.order)
 
     def untold(self, rows: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         """Where the network is not told a profile: boolean [window]."""
@@ -183,9 +186,23 @@ def epoch(
         shows_itself = source.untold(server[chosen], hidden) & (known_steps >= spec.context_steps)
         exchanged, other_clock = shows_itself & (random.random((2, size)) < fictional_share)
         clock = np.where(other_clock, random.choice(origin, size), origin[chosen])
+        deviation = handicaps.position_noise * fictional_share
+        noise = random.normal(0, deviation, (size, 2 * metrics)).astype(np.float32)
         order = np.tile(np.arange(metrics), (size, 1))
         order[exchanged] = random.permuted(order[exchanged], axis=1)
-        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, order)
+        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, noise, order)
+
+
+def blur_position(windows: Windows, noise: np.ndarray) -> Windows:
+    """Noise on the static reals that say where a window lies relative to its profile and how wide it is.
+
+    noise: float32 [window, 2 * metric]. Targets and inputs are in window units, so this is the same behaviour at
+    another level: a fictional server. Without it the levels give the servers of a small fleet away, and the network
+    learns them by heart instead of their kind. With it, it learns less of what levels tell: the more servers, the less.
+    """
+    static = windows.static.copy()
+    static[:, : noise.shape[1]] += noise
+    return windows._replace(static=static)
 
 
 def exchange_metrics(batch: Batch, order: np.ndarray) -> Batch:

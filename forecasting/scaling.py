@@ -33,6 +33,7 @@ LEAST_SHRINKAGE = 3.0  # steps, with a whole context measured
 MOST_SHRINKAGE_CONTEXTS = 2.0  # of the context
 SHRINKAGE_WINDOWS = 4  # parts of the context over which k is estimated
 LINKED_AT_ONCE = 2**20  # values, so that what is in between takes little memory
+STATISTICS = ("centre", "spread", "spread_within", "shrinkage_steps", "spread_shrinkage_steps", "shape")  # by profile
 QUANTILE_VALUES = 2**20  # of a metric that its quantiles are taken of, about
 PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
 
@@ -53,7 +54,8 @@ class FleetScaling:
     centre, spread, spread_within: link space, float32 [1 + profile, metric]; row 0 is the whole fleet, used for
         unknown and hidden profiles. spread is the total deviation, spread_within the usual one inside a window.
     profiles: names of the rows after row 0.
-    shrinkage_steps: the k above for short histories, in measured steps, float32 [1 + profile, metric].
+    shrinkage_steps, spread_shrinkage_steps: the k above for short histories, in measured steps, of the centre and of
+        the spread: float32 [1 + profile, metric].
     context_steps: measured steps from which on k is LEAST_SHRINKAGE.
     shape: quantiles at window_shape.LEVELS of what the servers measure, in `spread`s from `centre`: float32
         [1 + profile, metric, level].
@@ -67,6 +69,7 @@ class FleetScaling:
     spread: np.ndarray
     spread_within: np.ndarray
     shrinkage_steps: np.ndarray
+    spread_shrinkage_steps: np.ndarray
     context_steps: int
     shape: np.ndarray
 
@@ -117,8 +120,7 @@ class FleetScaling:
 
     def without_profiles(self) -> FleetScaling:
         """What fit_scaling gives for the same servers if their profiles are not told."""
-        of_profiles = ("centre", "spread", "spread_within", "shrinkage_steps", "shape")
-        return replace(self, profiles=(), **{name: getattr(self, name)[:1] for name in of_profiles})
+        return replace(self, profiles=(), **{name: getattr(self, name)[:1] for name in STATISTICS})
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = hidden or unknown) -> rows of `centre`, `spread`; int64 [server]."""
@@ -139,8 +141,11 @@ class FleetScaling:
         k = PRIOR_STEPS_OF_SPREAD
         deviation = np.sqrt((squares + k * within**2) / (n + k))
         missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
-        weight = n / (n + LEAST_SHRINKAGE + (self.shrinkage_steps[profile_rows] - LEAST_SHRINKAGE) * missing_share)
-        width = np.exp(weight * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
+        weight, weight_of_spread = (
+            n / (n + LEAST_SHRINKAGE + (k[profile_rows] - LEAST_SHRINKAGE) * missing_share)
+            for k in (self.shrinkage_steps, self.spread_shrinkage_steps)
+        )
+        width = np.exp(weight_of_spread * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
         return WindowScale(
             (centre + spread * weight * mean).astype(np.float32),
             (spread * width).astype(np.float32),
@@ -176,7 +181,8 @@ def fit_scaling(
     columns = []
     for index in range(len(metrics)):  # one after the other: all at once would be a second fleet in memory
         one, unit = slice(index, index + 1), np.ones((1, 1))
-        link = FleetScaling(metrics[one], percent[one], strip[one], (), 0 * unit, unit, unit, unit, window_steps, unit)
+        fields = (0 * unit, unit, unit, unit, unit, window_steps, unit)
+        link = FleetScaling(metrics[one], percent[one], strip[one], (), *fields)
         linked = link.to_link(values[..., one][chosen])[..., 0]
         own = [_statistics(linked[owner == name], window_steps) for name in names]
         columns.append([_statistics(linked, window_steps), *own])
@@ -184,14 +190,15 @@ def fit_scaling(
     fleet = table[0]
     # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
     table = np.where(np.isfinite(table), table, fleet).astype(np.float32)
-    centre, spread, within, k, *shape = table.swapaxes(0, 1)
-    k = (
+    centre, spread, within, *ks = table[:, :5].swapaxes(0, 1)
+    ks = [
         np.full_like(k, shrinkage_steps)
         if shrinkage_steps is not None
         else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
-    )
-    levels = np.stack(shape, axis=-1)
-    return FleetScaling(metrics, percent, strip, names, centre, spread, within, k, window_steps, levels)
+        for k in ks
+    ]
+    shape = table[:, 5:].swapaxes(1, 2)
+    return FleetScaling(metrics, percent, strip, names, centre, spread, within, ks[0], ks[1], window_steps, shape)
 
 
 def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:
@@ -208,10 +215,10 @@ def _typical_level(values: np.ndarray) -> float:
 
 
 def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
-    """Of one metric over [server, step]: centre, total deviation, usual one inside a window, k, quantiles at LEVELS."""
+    """Centre, total deviation, usual one inside a window, both k and quantiles of one metric over [server, step]."""
     column = linked[~np.isnan(linked).all(axis=1)].astype(np.float64)
     if column.size == 0:
-        return np.full(4 + len(LEVELS), np.nan)
+        return np.full(5 + len(LEVELS), np.nan)
     spread = max(float(np.nanstd(column)), SMALLEST_SPREAD)
     windows = max(1, column.shape[1] // window_steps)
     deviations = [
@@ -221,18 +228,19 @@ def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
         if np.count_nonzero(~np.isnan(part)) > 1
     ]
     within = max(float(np.median(deviations)) if deviations else spread, SMALLEST_SPREAD)
-    centre, k = np.nanmean(column), _shrinkage_steps(column, window_steps)
+    centre, ks = np.nanmean(column), _shrinkage_steps(column, window_steps)
     some = column[:, :: column.size // QUANTILE_VALUES | 1]  # an odd stride meets every time of day
-    return np.array([centre, spread, within, k, *(np.nanquantile(some, LEVELS) - centre) / spread])
+    return np.array([centre, spread, within, *ks, *(np.nanquantile(some, LEVELS) - centre) / spread])
 
 
-def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
-    """The k of one metric over [server, step], NaN if fewer than two servers can be compared.
+def _shrinkage_steps(column: np.ndarray, window_steps: int) -> tuple[float, float]:
+    """Both k of one metric over [server, step], of centre and spread, NaN if fewer than two servers can be compared.
 
     Over windows of n steps (a quarter of the context), with B the variance between servers' long-run means and W the
     variance of a server's window means around its own, the best weight of a window's mean is B / (B + W): what
-    window_scale gives it with the k returned. W is that of the median server: a few that swing widely are no reason to
-    distrust what the others show of themselves.
+    window_scale gives it with the k returned. For the centre, W is that of the median server: a few that swing widely
+    are no reason to distrust the level the others show. For the spread it is the mean, as these few are why it should
+    not be thought narrow too soon.
     """
     n = max(1, window_steps // SHRINKAGE_WINDOWS)
     windows = column[:, : column.shape[1] // n * n].reshape(len(column), -1, n)
@@ -240,11 +248,15 @@ def _shrinkage_steps(column: np.ndarray, window_steps: int) -> float:
     means = np.where(count > n // 2, np.nansum(windows, axis=2) / np.maximum(count, 1), np.nan)
     means = means[(~np.isnan(means)).sum(axis=1) > 1]
     if len(means) < 2:
-        return float("nan")
+        return float("nan"), float("nan")
     own_windows = (~np.isnan(means)).sum(axis=1)
     variances = np.nanvar(means, axis=1, ddof=1)
-    within = float(np.median(variances))
     between = float(np.var(np.nanmean(means, axis=1), ddof=1) - np.mean(variances / own_windows))
+    usual, mean = (_k(float(within), between, n, window_steps) for within in (np.median(variances), np.mean(variances)))
+    return usual, mean
+
+
+def _k(within: float, between: float, n: int, window_steps: int) -> float:
     most = MOST_SHRINKAGE_CONTEXTS * window_steps
     if between <= 0:
         return most

@@ -7,7 +7,8 @@ server what its last day was like, and learns where tomorrow departs from that. 
 score grows as the inverse of `compress` does: linearly at first, then ever faster.
 
 With few measured steps the shape is drawn toward that of all its profile's servers have measured; without any it is
-that, so that of a new server the untrained network says what its kind is like.
+that, so that of a new server the untrained network says what its kind is like. How servers of a kind differ says little
+of how one of them varies: as the history fills the context, a day, the normal shape takes the profile's place.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from forecasting.measured import counted
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in LEVELS)
 MIDDLE = LEVELS.index(0.5)
-PRIOR_STEPS = 24.0  # the profile's shape counts as many measured steps
+PRIOR_STEPS = 24.0  # what the shape is drawn toward counts as many measured steps
 NARROWEST_GAP = 0.03  # between neighbours, in spreads: any score can be told from any other
 
 
-def window_shape(units: np.ndarray, prior: np.ndarray) -> np.ndarray:
+def window_shape(units: np.ndarray, profile: np.ndarray, context_steps: int) -> np.ndarray:
     """Quantiles of windows at LEVELS: float32 [window, metric, level], in spreads from the centre, increasing.
 
     units: float32 [window, step, metric], in spreads from the centre, NaN = not measured.
-    prior: float32 [window, metric, level], the shape of their profiles (FleetScaling.shape).
+    profile: float32 [window, metric, level], the shape of their profiles (FleetScaling.shape). context_steps: measured
+    steps from which on the prior is the normal shape.
     """
     ascending = np.sort(units, axis=1)  # NaN last
     known = units.shape[1] - counted(np.isnan(units)).astype(np.int64)  # [window, metric]
@@ -40,6 +42,8 @@ def window_shape(units: np.ndarray, prior: np.ndarray) -> np.ndarray:
     low, high = (np.take_along_axis(ascending, at.swapaxes(1, 2), axis=1).swapaxes(1, 2) for at in (below, above))
     own = np.nan_to_num(low + (high - low) * (place - below))
     weight = (known / (known + PRIOR_STEPS))[..., None]
+    missing_share = np.maximum(1.0 - known / context_steps, 0.0)[..., None]
+    prior = missing_share * profile + (1.0 - missing_share) * np.array(NORMAL_SCORES)
     shape = weight * own + (1.0 - weight) * prior
     gaps = np.maximum(np.diff(shape, axis=-1), NARROWEST_GAP)
     middle = shape[..., MIDDLE, None]

@@ -177,7 +177,7 @@ def build_windows(
         decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
         centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
         spread=scale.spread,
-        shape=window_shape(units, scaling.shape[profile_rows]),
+        shape=window_shape(units, scaling.shape[profile_rows], scaling.context_steps),
     )
 
 

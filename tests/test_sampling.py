@@ -18,7 +18,7 @@ from forecasting.sampling import (
     epoch,
     exchange_metrics,
 )
-from forecasting.scaling import fit_scaling
+from forecasting.scaling import STATISTICS, fit_scaling
 from forecasting.windows import WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
@@ -120,7 +120,7 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
 
 
 def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
-    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0)
+    off = Handicaps(short_history_share=0, one_day_share=0, hidden_profile_share=0, position_noise=0)
     batches = batches_of(source, [0, 1], 4, off)
     for (rows, origins, encoder_steps, known_steps, hidden), batch in zip(source.asked, batches, strict=True):
         assert encoder_steps == SPEC.context_steps
@@ -138,12 +138,11 @@ def seen(batch: Batch) -> list[np.ndarray]:
 def test_exchanged_metrics_are_those_of_a_fleet_whose_columns_are_exchanged(source: RecordingSource) -> None:
     rows, origins, known, none = np.arange(32) % 3, np.arange(300, 332), np.full(32, 1000), np.zeros(32, dtype=bool)
     batch = source.batch(rows, origins, 48, known, none)
-    of = {name: getattr(source.scaling, name)[:, ::-1] for name in ("centre", "spread", "spread_within", "shape")}
-    k = source.scaling.shrinkage_steps[:, ::-1]
+    of = {name: getattr(source.scaling, name)[:, ::-1] for name in STATISTICS}
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = source.values[..., ::-1]
     grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
-    other = WindowSource(grid, SPEC, replace(source.scaling, **of, shrinkage_steps=k))
+    other = WindowSource(grid, SPEC, replace(source.scaling, **of))
     swapped = other.batch(rows, origins, 48, known, none)
 
     chosen = np.arange(32) % 4 > 0
@@ -191,3 +190,14 @@ def test_another_clock_changes_the_calendar_and_nothing_else(source: RecordingSo
         expected = of_that_time if name.endswith(("calendar", "market")) else own
         np.testing.assert_array_equal(made, getattr(expected.windows, name), err_msg=name)
     np.testing.assert_array_equal(other.targets, own.targets)
+
+
+def test_the_more_servers_there_are_the_less_their_position_is_blurred(source: WindowSource) -> None:
+    def blur(servers: list[int], fictional: float) -> float:
+        handicaps = Handicaps(fictional_servers=fictional)
+        plans = epoch(source, np.array(servers), LAST_STEP, 16, np.random.default_rng(6), handicaps)
+        return float(np.concatenate([plan.noise for plan in plans]).std())
+
+    assert blur([0], 8) == pytest.approx(2 * 8 / 9, rel=0.1)
+    assert blur([0, 1, 2], 8) == pytest.approx(2 * 8 / 11, rel=0.1)
+    assert blur([0, 1], 0) == 0

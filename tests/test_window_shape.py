@@ -13,15 +13,16 @@ from forecasting.model import ordered
 from forecasting.score_reading import compressed_window_units, in_window_units
 from forecasting.window_shape import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
 
+DAY = 288
 NORMAL = np.array(NORMAL_SCORES, dtype=np.float32)
 
 
 def shape_of(units: np.ndarray, profile: np.ndarray = NORMAL) -> np.ndarray:
     """Of windows whose profile has this shape in every metric."""
-    return window_shape(units, np.broadcast_to(profile, (len(units), units.shape[2], len(LEVELS))))
+    return window_shape(units, np.broadcast_to(profile, (len(units), units.shape[2], len(LEVELS))), DAY)
 
 
-def bursts(steps: int = 288) -> np.ndarray:
+def bursts(steps: int = DAY) -> np.ndarray:
     """Windows of idle servers with bursts, in two metrics, some of it not measured: [window, step, metric]."""
     random = np.random.default_rng(2)
     units = random.gamma(0.7, 1.0, (5, steps, 2)).astype(np.float32)
@@ -29,11 +30,13 @@ def bursts(steps: int = 288) -> np.ndarray:
     return units
 
 
-def test_a_whole_day_has_its_own_quantiles_drawn_a_little_toward_its_profiles() -> None:
-    units, profile = bursts(), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
+@pytest.mark.parametrize("steps", [12, 144, DAY])
+def test_a_window_has_its_own_quantiles_drawn_toward_its_profiles_and_later_the_normal_ones(steps: int) -> None:
+    units, profile = bursts(steps), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
     own = np.moveaxis(np.nanquantile(units, LEVELS, axis=1), 0, -1)
     known = (~np.isnan(units)).sum(axis=1)[..., None]
-    expected = (known * own + PRIOR_STEPS * profile) / (known + PRIOR_STEPS)
+    prior = profile + known / DAY * (norm.ppf(LEVELS) - profile)
+    expected = (known * own + PRIOR_STEPS * prior) / (known + PRIOR_STEPS)
     np.testing.assert_allclose(shape_of(units, profile), expected, atol=1e-4)
 
 
