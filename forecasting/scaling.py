@@ -12,7 +12,8 @@
    mostly the server. k is estimated per profile and metric as in a random-effects model (Efron & Morris 1975): it is
    the history at which a window's mean tells as much about the server as its profile does. Where servers differ little
    and swing a lot over the day, a few hours prove nothing and k is large; where they differ a lot it is small. It falls
-   to almost nothing as the history fills the context, a day, over which the daily swing averages out.
+   to almost nothing as the history fills the context, a day, over which the daily swing averages out. The spread has a
+   k of its own: a few minutes may tell a server's level, but seldom how far it will swing.
 """
 
 from __future__ import annotations
