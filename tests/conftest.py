@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 
 import tft_trainer
 from forecasting import fitting
 
+settings.register_profile("whatever the machine is doing", deadline=None)
+settings.load_profile("whatever the machine is doing")
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 fitting.VALIDATION_BATCHES = 3  # and checks take as long as their few steps
 
