@@ -20,11 +20,13 @@ def pins(file):
 
 
 def brought_along(requirements):
-    """Names of all packages that the requirements need on this machine; the needs of a GPU's torch pin themselves."""
+    """Names of all packages that the requirements need on this machine; CUDA's are chosen by torch's GPU build."""
     found, visited, waiting = set(), set(), list(requirements)
     while waiting:
         need = waiting.pop()
         name, extras = canonicalize_name(need.name), frozenset(need.extras)
+        if name.startswith(("cuda-", "nvidia-")):
+            continue
         if not str(need.specifier).startswith("=="):
             found.add(name)
         if (name, extras) in visited:
