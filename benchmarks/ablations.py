@@ -86,6 +86,7 @@ VARIANTS = (
     Variant("profile_always_told", "profile never hidden", replace(HANDICAPS, hidden_profile_share=0.0)),
     Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
     Variant("fixed_shrinkage", "one shrinkage for all, k = 3 steps", shrinkage_steps=3.0),
+    Variant("no_position_noise", "no noise on the window's position", replace(HANDICAPS, position_noise=0.0)),
     Variant("only_real_servers", "no fictional servers", replace(HANDICAPS, fictional_servers=0.0)),
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),

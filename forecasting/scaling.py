@@ -143,8 +143,8 @@ class FleetScaling:
         deviation = np.sqrt((squares + k * within**2) / (n + k))
         missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
         weight, weight_of_spread = (
-            n / (n + LEAST_SHRINKAGE + (k[profile_rows] - LEAST_SHRINKAGE) * missing_share)
-            for k in (self.shrinkage_steps, self.spread_shrinkage_steps)
+            n / (n + LEAST_SHRINKAGE + (steps[profile_rows] - LEAST_SHRINKAGE) * missing_share)
+            for steps in (self.shrinkage_steps, self.spread_shrinkage_steps)
         )
         width = np.exp(weight_of_spread * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
         return WindowScale(
