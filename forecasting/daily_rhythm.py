@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.measured import centred, counted
+from forecasting.measured import at_each_step, centred, counted, products_summed
 
 INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
 FITTED = 2.0  # level and slope
@@ -41,7 +41,7 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
     level, swing = centred(before.copy(), unknown, compared)
     _, value = centred(context.copy(), unknown, compared)
     together, of_usual, of_values = (
-        np.einsum("wsm,wsm->wm", *pair) for pair in ((swing, value), (swing, swing), (value, value))
+        products_summed(*pair) for pair in ((swing, value), (swing, swing), (value, value))
     )
     least_swing = FLAT * np.maximum(np.abs(level), 1.0, dtype=np.float64)
     points = INDEPENDENT_POINTS * compared / context_steps - FITTED
@@ -52,7 +52,8 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
     explained = np.divide(slope * together, of_values, out=np.zeros_like(together), where=has_rhythm)
     chance = np.divide(1.0 - explained, points * explained, out=np.ones_like(explained), where=explained > 0)
     share = np.minimum(slope, 1.0) * np.maximum(1.0 - chance, 0.0)
-    lift = usual - level[:, None]
-    lift *= share[:, None]
+    steps = usual.shape[1]
+    lift = usual - at_each_step(level, steps)
+    lift *= at_each_step(share, steps)
     np.copyto(lift, 0.0, where=np.isnan(lift))
     return DailyRhythm(share, lift)

@@ -76,10 +76,21 @@ def overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:
 
 
 def _moving_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sum over `width` consecutive steps of axis 1: float32, width - 1 steps shorter."""
-    sums = np.cumsum(values, axis=1, dtype=np.float32)
-    sums = np.concatenate([np.zeros_like(sums[:, :1]), sums], axis=1)
-    return sums[:, width:] - sums[:, :-width]
+    """Sum over `width` consecutive steps of axis 1: float32, width - 1 steps shorter.
+
+    Put together from sums over 1, 2, 4, ... steps, which neither cancel nor go step by step, as a cumulative sum does.
+    """
+    steps = values.shape[1] - width + 1
+    total = np.zeros((len(values), steps, *values.shape[2:]), dtype=np.float32)
+    summed, size, done = values.astype(np.float32, copy=False), 1, 0
+    while True:
+        if width & size:
+            total += summed[:, done : done + steps]
+            done += size
+        if done == width:
+            return total
+        summed = summed[:, :-size] + summed[:, size:]
+        size *= 2
 
 
 def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:

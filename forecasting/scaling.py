@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.measured import centred, counted
+from forecasting.measured import at_each_step, centred, counted, products_summed
 from forecasting.window_shape import LEVELS
 
 PERCENT_STRIP = 20.0  # percentage points: width of the strips along 0 and 100 % (better than 5 and 0.5 on Bitbrains)
@@ -135,16 +135,18 @@ class FleetScaling:
         """
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]  # [window, metric]
         unknown = np.isnan(linked_context)
-        n = linked_context.shape[1] - counted(unknown)
-        mean, rest = centred((linked_context - centre[:, None]) / spread[:, None], unknown, n)
-        squares = np.einsum("wsm,wsm->wm", rest, rest)
+        steps = linked_context.shape[1]
+        n = steps - counted(unknown)
+        units = linked_context - at_each_step(centre, steps)
+        units /= at_each_step(spread, steps)
+        mean, rest = centred(units, unknown, n)
+        squares = products_summed(rest, rest)
         within = self.spread_within[profile_rows] / spread
-        k = PRIOR_STEPS_OF_SPREAD
-        deviation = np.sqrt((squares + k * within**2) / (n + k))
+        deviation = np.sqrt((squares + PRIOR_STEPS_OF_SPREAD * within**2) / (n + PRIOR_STEPS_OF_SPREAD))
         missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
         weight, weight_of_spread = (
-            n / (n + LEAST_SHRINKAGE + (steps[profile_rows] - LEAST_SHRINKAGE) * missing_share)
-            for steps in (self.shrinkage_steps, self.spread_shrinkage_steps)
+            n / (n + LEAST_SHRINKAGE + (k[profile_rows] - LEAST_SHRINKAGE) * missing_share)
+            for k in (self.shrinkage_steps, self.spread_shrinkage_steps)
         )
         width = np.exp(weight_of_spread * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
         return WindowScale(
