@@ -3,11 +3,13 @@
     python benchmarks/peers.py                                          # both data sets, four folds each
     python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --folds 2
     python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --model models/current
+    python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --model models/a --model models/b
 
 Forecasts reach 8 hours, from an origin every 8 hours of the last 30 % of the time. In each fold another part of the
 servers is held out; all methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, by the functions that
-score the model (forecasting/evaluation.py). With --model, the held-out servers are that model's own (one fold), so that
-LightGBM and the model know the same servers and days. Tables go to stdout, the last line is JSON.
+score the model (forecasting/evaluation.py). With --model, the held-out servers are that model's own, a fold for each
+model, so that LightGBM and the model know the same servers and days. `together` is the ratio of the WQL over the
+servers of all folds as if they were one. Tables go to stdout, the last line is JSON.
 
 LightGBM gets one model per metric and quantile. Values are scaled by the mean and deviation of the window's last day;
 the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
@@ -37,6 +39,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.folds import wql_together  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
@@ -297,8 +300,7 @@ def contest(task: Task, parts: Parts, engine: Engine | None) -> tuple[pd.DataFra
         past = past.beside(USUAL_DAY, _usual_days(task, past))
         if engine is not None:
             past = past.beside(evaluation.MODEL, _model_forecast(engine, task, past))
-        scores = past.scores()
-        tables.append(scores[scores["metric"] == "mean"].assign(servers=name))
+        tables.append(past.scores().assign(servers=name))
     return pd.concat(tables, ignore_index=True), peer.fit_seconds
 
 
@@ -334,8 +336,9 @@ def _ordered(history: Floats, metrics: list[int]) -> Floats:
 
 
 def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean and deviation over the folds, and the ratio to the best baseline, for each method and group of servers."""
-    scores = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
+    """Mean over the folds, and mean and deviation of the ratio to the best baseline, by servers and method."""
+    records = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
+    scores = records[records["metric"] == "mean"].drop(columns="metric")
     baselines = scores[~scores["method"].isin(["lightgbm", USUAL_DAY, evaluation.MODEL])]
     means = baselines.groupby(["servers", "method"])["wql"].mean()
     best = {servers: str(means[servers].idxmin()) for servers in ("seen", "unseen")}
@@ -348,16 +351,18 @@ def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
         wql=("wql", "mean"), ratio=("ratio", "mean"), ratio_spread=("ratio", "std"), accuracy=("accuracy", "mean"),
         mase=("mase", "mean"), coverage_80=("coverage_80", "mean"),
     )  # fmt: skip
+    wql = wql_together(records[records["metric"] != "mean"])
+    table.insert(3, "together", [wql[key] / wql[key[0], best[str(key[0])]] for key in table.index])
     return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
 
 
-def run(path: Path, folds: int, model: Path | None) -> dict[str, Any]:
+def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:
     """One data set; prints its table and returns it as a dictionary."""
     task = load_task(path)
-    engine = None if model is None else Engine.load(model)
-    parts = held_out(task, folds) if model is None else [_held_out_by(model, task)]
+    engines: list[Engine | None] = [Engine.load(model) for model in models] or [None] * folds
+    parts = [_held_out_by(model, task) for model in models] or held_out(task, folds)
     tables, seconds = [], 0.0
-    for part in tqdm(parts, desc=task.name, unit="fold", file=sys.stderr):
+    for part, engine in zip(tqdm(parts, desc=task.name, unit="fold", file=sys.stderr), engines, strict=True):
         table, fit_seconds = contest(task, part, engine)
         tables.append(table)
         seconds += fit_seconds / len(parts)
@@ -386,10 +391,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", type=Path, action="append", help="file or folder; may be given again (both real sets)"
     )
     parser.add_argument("--folds", type=int, default=4, help="parts of the servers, held out in turn (%(default)s)")
-    parser.add_argument("--model", type=Path, help="model directory to score on the same windows; needs one --data")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        default=[],
+        help="model directory to score on the same windows; may be given again, needs one --data",
+    )
     arguments = parser.parse_args(argv)
     paths = arguments.data or [path.resolve() for path in DATA]
-    if arguments.model is not None and len(paths) != 1:
+    if arguments.model and len(paths) != 1:
         parser.error("--model is scored on the data it was trained on: give that as --data")
     if arguments.folds < 2:
         parser.error(f"--folds {arguments.folds}: must be at least 2")

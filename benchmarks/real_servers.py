@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import tft_inference  # noqa: E402
 import tft_trainer  # noqa: E402
+from benchmarks.folds import wql_together  # noqa: E402
 from data_contract import ContractError, DataFileError, read_metrics  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -108,13 +109,6 @@ def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
     wql = wql_together(records[records["metric"] != "mean"])
     table["together"] = [wql[key] / wql[key[0], best[key[0]]] for key in table.index]
     return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
-
-
-def wql_together(records: pd.DataFrame) -> pd.Series[float]:
-    """WQL of each (servers, method) over all folds as one set of points, mean over metrics."""
-    keys = ["servers", "method", "metric"]
-    loss = (records["wql"] * records["total"]).groupby([records[key] for key in keys]).sum()
-    return (loss / records.groupby(keys)["total"].sum()).groupby(["servers", "method"]).mean()
 
 
 def markdown(title: str, table: pd.DataFrame) -> str:

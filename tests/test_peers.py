@@ -64,21 +64,29 @@ def test_what_is_not_measured_stays_not_measured(peers):
     assert np.isnan(table[0, :5]).all()
 
 
+def fold_scores(of_methods: dict[str, float], total: float) -> pd.DataFrame:
+    """Scores of a fold with one metric, servers seen and unseen alike."""
+    rows = [
+        {"method": method, "servers": servers, "metric": metric, "wql": wql, "total": total}
+        for servers in ("seen", "unseen")
+        for method, wql in of_methods.items()
+        for metric in ("cpu_pct", "mean")
+    ]
+    return pd.DataFrame(rows).assign(accuracy=0.0, mase=0.0, coverage_80=0.0)
+
+
 def test_ratios_are_to_the_best_baseline_of_the_same_servers(peers):
-    fold = pd.DataFrame(
-        [
-            ("lightgbm", "seen", 0.5),
-            ("flat", "seen", 1.0),
-            ("last", "seen", 2.0),
-            ("lightgbm", "unseen", 3.0),
-            ("flat", "unseen", 6.0),
-            ("last", "unseen", 4.0),
-        ],
-        columns=["method", "servers", "wql"],
-    ).assign(accuracy=0.0, mase=0.0, coverage_80=0.0)
-    table = peers.summarise([fold, fold]).set_index(["servers", "method"])["ratio"]
-    assert table["seen", "lightgbm"] == 0.5
-    assert table["unseen", "lightgbm"] == 0.75
+    quiet, busy = {"lightgbm": 0.5, "flat": 1.0, "last": 2.0}, {"lightgbm": 3.0, "flat": 4.0, "last": 6.0}
+    table = peers.summarise([fold_scores(quiet, 10.0), fold_scores(busy, 30.0)]).set_index(["servers", "method"])
+    assert table["ratio"]["unseen", "lightgbm"] == pytest.approx((0.5 + 0.75) / 2)
+    assert table["ratio"]["seen", "last"] == pytest.approx((2 + 1.5) / 2)
+
+
+def test_all_folds_together_are_one_set_of_servers(peers):
+    quiet, busy = {"lightgbm": 0.5, "flat": 1.0, "last": 2.0}, {"lightgbm": 3.0, "flat": 4.0, "last": 6.0}
+    table = peers.summarise([fold_scores(quiet, 10.0), fold_scores(busy, 30.0)]).set_index(["servers", "method"])
+    assert table["together"]["unseen", "lightgbm"] == pytest.approx((0.5 * 10 + 3 * 30) / (1 * 10 + 4 * 30))
+    assert table["together"]["unseen", "flat"] == 1
 
 
 def test_every_server_is_held_out_once(peers):
@@ -94,5 +102,5 @@ def test_lightgbm_finds_a_daily_rhythm_that_flat_quantiles_miss(peers, monkeypat
     hours = np.arange(14 * DAY) / DAY * 2 * np.pi
     values = (50 + 30 * np.sin(hours) + random.normal(0, 2, (6, hours.size))).astype(np.float32)
     scores, _ = peers.contest(fleet_task(peers, values), peers.Parts(np.array([5]), np.array([2])), None)
-    unseen = scores[scores["servers"] == "unseen"].set_index("method")["wql"]
+    unseen = scores[(scores["servers"] == "unseen") & (scores["metric"] == "mean")].set_index("method")["wql"]
     assert unseen["lightgbm"] < 0.5 * unseen["flat_24h"]
