@@ -5,7 +5,8 @@
 
 The model is one trained on a simulated fleet. Servers of another seed run with incidents and outages, as there.
 
-* Calibration: how much the 80 % and 96 % bands cover, by metric, with 24 hours of history.
+* Calibration: how much the 80 % and 96 % bands cover, by metric, with 24 hours of history; and with less, down to none,
+  the mean over metrics and the metric that is farthest off.
 * Gaps: the same forecasts with 20 % of the history's rows removed, at random and in blocks of three hours; WQL against
   that with nothing removed, on the same points.
 * An unknown profile: every server is called a mainframe, which the model never saw, and so is forecast through the
@@ -149,6 +150,20 @@ def calibration(contest: Contest, engine: Engine) -> pd.DataFrame:
     return scores[["wql", "accuracy", "coverage_80", "coverage_96"]]
 
 
+def young_calibration(contest: Contest, engine: Engine) -> pd.DataFrame:
+    """Coverage by length of history: mean over metrics, and what is farthest off."""
+    records = []
+    for history, steps in (("none", 0), ("1 step", 1), *((f"{h} h", h * contest.hour) for h in (1, 6, DAY_HOURS))):
+        scores = contest.scores(engine.forecast, steps)
+        record: dict[str, Any] = {"history": history, "wql": scores["wql"]["mean"]}
+        for band in (80, 96):
+            covered = scores[f"coverage_{band}"].drop("mean").astype(float)
+            farthest = (covered - band).abs().idxmax()
+            record |= {f"coverage_{band}": scores[f"coverage_{band}"]["mean"], f"farthest_{band}": covered[farthest]}
+        records.append(record)
+    return pd.DataFrame(records)
+
+
 def gaps_table(contest: Contest, engine: Engine) -> pd.DataFrame:
     """WQL by history and kind of gap, and how much worse than without in percent."""
     kinds = {"at random": at_random, f"blocks of {BLOCK_HOURS} h": in_blocks_of(BLOCK_HOURS * contest.hour)}
@@ -188,6 +203,8 @@ def measure(engine: Engine, model_dir: Path, servers: int, origins: int) -> dict
     contest = Contest(engine, servers, origins)
     covered = calibration(contest, engine)
     show("Calibration: 24 h of history, coverage in %", covered, index=True)
+    young = young_calibration(contest, engine)
+    show("The same by length of history, mean over metrics and the metric farthest off", young)
     gaps = gaps_table(contest, engine)
     show(f"Gaps: {100 * REMOVED_SHARE:.0f} % of the history's rows removed", gaps)
     off = {band: (covered[f"coverage_{band}"].drop("mean") - band).abs().max() for band in (80, 96)}
@@ -197,6 +214,7 @@ def measure(engine: Engine, model_dir: Path, servers: int, origins: int) -> dict
         "origins": origins,
         "coverage": json.loads(covered.to_json(orient="index", double_precision=4)),
         "coverage_off_by_points": {str(band): round(float(value), 2) for band, value in off.items()},
+        "coverage_by_history": json.loads(young.to_json(orient="records", double_precision=4)),
         "target_points": TARGET_POINTS,
         "gaps": json.loads(gaps.to_json(orient="records", double_precision=4)),
         "target_worse_percent": TARGET_WORSE_PERCENT,
