@@ -87,6 +87,7 @@ VARIANTS = (
     Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
     Variant("fixed_shrinkage", "one shrinkage for all, k = 3 steps", shrinkage_steps=3.0),
     Variant("no_position_noise", "no noise on the window's position", replace(HANDICAPS, position_noise=0.0)),
+    Variant("no_level_doubt", "levels of new servers not in doubt", replace(HANDICAPS, level_doubt=0.0)),
     Variant("only_real_servers", "no fictional servers", replace(HANDICAPS, fictional_servers=0.0)),
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),
@@ -147,9 +148,10 @@ class PerServerSource(WindowSource):
         known_steps: np.ndarray,
         hidden: np.ndarray,
         clock_origins: np.ndarray | None = None,
+        raised: np.ndarray | None = None,
     ) -> Batch:
         """As WindowSource.batch."""
-        batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden), clock_origins)
+        batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden), clock_origins, raised)
         told = np.where(hidden, 0, self._told[rows])
         return replace(batch, windows=batch.windows._replace(profile=told))
 

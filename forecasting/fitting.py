@@ -24,7 +24,8 @@ from types import FrameType
 import numpy as np
 import torch
 
-from forecasting.gradients import Gradients, gradients_of, loss_arguments, loss_of
+from forecasting.gradients import Gradients, Ready, gradients_of, loss_arguments, loss_of
+from forecasting.level_doubt import level_doubt
 from forecasting.model import ForecastModel
 from forecasting.progress import ProgressDisplay
 from forecasting.run_state import Fit, Keeper, State, Weights, copy_of, device_of, put_weights, weights_of
@@ -131,14 +132,14 @@ class _Sitting:
         run, saved_at = self.run, self.run.seconds
         if not run.steps:
             self.check()
-        for plan in plans:
+        for plan, ready in gradients.one_ahead(plans):
             share, asked_to_stop = self.share_over(), interrupted()
             if asked_to_stop:
                 self.keeper.save(run, self.state)  # as under way: should it not be published, --resume trains on
             run.stopped_by = self.reason_to_stop(asked_to_stop)
             if run.stopped_by:
                 break
-            self.step(gradients, plan, share)
+            self.step(gradients, plan, ready, share)
             if run.steps % self.check_every == 0:
                 self.check()
             run.seconds = self.now()
@@ -180,14 +181,16 @@ class _Sitting:
         start = self.run.cooling_from
         return 1.0 - (self.run.steps - start) / (COOLING_SHARE * start)
 
-    def step(self, gradients: Gradients, plan: Plan, share: float) -> None:
+    def step(self, gradients: Gradients, plan: Plan, ready: Ready, share: float) -> None:
         """One optimisation step, at the learning rate for this share of the run."""
         run, state, settings = self.run, self.state, self.settings
         self.learning_rate = settings.learning_rate * learning_rate_at(share)
         if run.cooling_from:
             self.learning_rate = min(self.learning_rate, run.cooling_rate * self.warmth())
-        state.loss_sum += _step(state, gradients, plan, self.learning_rate)
-        run.steps, run.batch, run.windows = run.steps + 1, run.batch + 1, run.windows + len(plan)
+        state.loss_sum += _step(state, gradients, ready, self.learning_rate)
+        if run.batch and not plan.number:
+            run.epoch += 1
+        run.steps, run.batch, run.windows = run.steps + 1, plan.number + 1, run.windows + len(plan)
         state.take_average(min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
         if run.steps - self.first_step > UNTIMED_STEPS:
             run.paced_windows += len(plan)
@@ -278,13 +281,13 @@ def judge(model: ForecastModel, weights: Weights, batches: Validation) -> float:
     return loss
 
 
-def _step(state: State, gradients: Gradients, plan: Plan, learning_rate: float) -> torch.Tensor:
+def _step(state: State, gradients: Gradients, ready: Ready, learning_rate: float) -> torch.Tensor:
     """One optimisation step; returns the loss."""
     if not state.model.training:  # asked of each of a thousand modules, it would take a fiftieth of a step
         state.model.train()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    loss = gradients(plan)
+    loss = gradients.compute(ready)
     torch.nn.utils.clip_grad_norm_(state.trained, GRADIENT_NORM)
     state.optimizer.step()
     return loss
@@ -292,13 +295,16 @@ def _step(state: State, gradients: Gradients, plan: Plan, learning_rate: float) 
 
 def _plans(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Plan]:
     """Batches without end, from where the run stands; each epoch's order follows from the seed and its number."""
+    doubt, last_step = level_doubt(source, split.seen, split.fit_end), split.fit_end - 1
+    number, done = run.epoch, run.batch
     while True:
-        random = np.random.default_rng([settings.seed, 2, run.epoch])
-        last_step = split.fit_end - 1
-        yield from epoch(source, split.seen, last_step, settings.batch_size, random, settings.handicaps, run.batch)
-        if not run.batch:
+        random = np.random.default_rng([settings.seed, 2, number])
+        for plan in epoch(source, split.seen, last_step, settings.batch_size, random, doubt, settings.handicaps, done):
+            done = plan.number + 1
+            yield plan
+        if not done:
             raise FitError("values: no server has a measurement in the training part; provide more data")
-        run.epoch, run.batch = run.epoch + 1, 0
+        number, done = number + 1, 0
 
 
 @contextmanager

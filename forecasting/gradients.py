@@ -1,5 +1,8 @@
 """Loss and gradients of a batch: on a processor step by step, on a GPU as a recording that is replayed.
 
+On a processor a batch is cut in a thread of its own while the gradients of the one before are computed: much of that
+keeps less than all processors busy, and half of what cutting takes is waiting for memory.
+
 A step of training is some two thousand small operations, which a GPU has done sooner than a processor can ask for them.
 So what a batch of each encoder length asks for is recorded once (a CUDA graph), cutting its windows included, and
 replayed for every further batch. Nothing in a recording may wait for the GPU or change its shape; batches of another
@@ -9,9 +12,11 @@ size, the last of an epoch, are computed without.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +29,23 @@ from forecasting.sampling import Batch, Plan, WindowSource
 UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
 STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say
 
-Gradients = Callable[[Plan], Tensor]  # sets every parameter's gradient and returns the loss
+Ready = Any  # a plan with what could be done for it beforehand
+
+
+class Gradients(NamedTuple):
+    """prepare: to be called one plan ahead. compute: sets every parameter's gradient and returns the loss."""
+
+    prepare: Callable[[Plan], Ready]
+    compute: Callable[[Ready], Tensor]
+
+    def one_ahead(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Ready]]:
+        """Each plan, made ready, once the next one is being prepared."""
+        waiting: deque[tuple[Plan, Ready]] = deque()
+        for plan in plans:
+            waiting.append((plan, self.prepare(plan)))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
 
 
 @contextmanager
@@ -41,12 +62,13 @@ def gradients_of(
     device = device_of(model)
     if device.type != "cuda":
 
-        def gradients(plan: Plan) -> Tensor:
+        def compute(cut: Future[Batch]) -> Tensor:
             for tensor in trained:
                 tensor.grad.zero_()  # type: ignore[union-attr]  # side by side, they have one
-            return _backward(model, *loss_arguments(source.cut(plan), device))
+            return _backward(model, *loss_arguments(cut.result(), device))
 
-        yield gradients
+        with ThreadPoolExecutor(1, "windows") as thread:
+            yield Gradients(lambda plan: thread.submit(source.cut, plan), compute)
         return
     stream, outer, precision = (
         torch.cuda.Stream(device),
@@ -59,7 +81,7 @@ def gradients_of(
     stream.wait_stream(outer)
     try:
         with torch.cuda.stream(stream):
-            yield _Recorded(model, trained, windows, batch_size)
+            yield Gradients(lambda plan: plan, _Recorded(model, trained, windows, batch_size))
     finally:
         outer.wait_stream(stream)
         torch.set_float32_matmul_precision(precision)
@@ -105,7 +127,7 @@ class _Recorded:
         self.queued: deque[torch.cuda.Event] = deque()
 
     def __call__(self, plan: Plan) -> Tensor:
-        """As Gradients."""
+        """As Gradients.compute."""
         self._keep_pace()
         resident, length = self.windows.plan(plan), plan.encoder_steps
         if len(plan) != self.batch_size:

@@ -32,6 +32,7 @@ class ResidentPlan(NamedTuple):
     profile: Tensor
     order: Tensor
     noise: Tensor
+    raised: Tensor
 
     def take_over(self, other: ResidentPlan) -> None:
         """Become the other plan, of as many windows, in the same memory."""
@@ -70,7 +71,7 @@ class ResidentWindows:
     def plan(self, plan: Plan) -> ResidentPlan:
         """The plan on the device; on a GPU the copies are under way when this returns."""
         whole = plan.rows, plan.origins, plan.known_steps, plan.clock_origins
-        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order, plan.noise)
+        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order, plan.noise, plan.raised)
         tensors = [torch.from_numpy(np.ascontiguousarray(field)) for field in fields]
         if self.device.type == "cuda":  # else the copy would wait for all that is queued
             tensors = [tensor.pin_memory() for tensor in tensors]
@@ -79,12 +80,13 @@ class ResidentWindows:
     def largest_input(self) -> int:
         """No scaled input of any window is larger, in steps of the input grid.
 
-        A value lies no farther from a window's centre than twice the range of all, a lagged one without its rhythm
-        than four times, and no window's spread is smaller than SMALLEST_SPREAD of its profile's.
+        A value lies no farther from a window's centre than twice the range of all, a lagged one without its rhythm or
+        that of a server raised by 4 deviations of level_doubt.py than five times, and no window's spread is smaller
+        than SMALLEST_SPREAD of its profile's.
         """
         measured = self._linked[~torch.isnan(self._linked)]
         values = torch.cat([measured, self._centre.flatten()])
-        farthest = 4 * float(values.max() - values.min()) / (SMALLEST_SPREAD * float(self._spread.min()))
+        farthest = 5 * float(values.max() - values.min()) / (SMALLEST_SPREAD * float(self._spread.min()))
         return int(np.ceil(np.arcsinh(farthest) * INPUT_GRID)) + 1
 
     def cut(self, plan: ResidentPlan, encoder_steps: int) -> tuple[list[Tensor], Tensor]:
@@ -110,7 +112,7 @@ class ResidentWindows:
             ],
             dim=-1,
         )
-        future = self._take(plan.rows, plan.origins, 1, spec.horizon_steps)
+        future = self._take(plan.rows, plan.origins, 1, spec.horizon_steps) + plan.raised[:, None]
         targets = torch.asinh((future - forecast_centre) / spread[:, None])
         order = plan.order
         lags = [_exchanged(decoder, order), days.yesterday_share, days.around_share]
@@ -140,7 +142,7 @@ class ResidentWindows:
         """What each window may read, up to its origin: [window, step, metric], NaN before its known steps."""
         # A window that knows more than its encoder's steps has a whole context: sampling.draw_history.
         most = self.spec.history_steps if encoder_steps == self.spec.context_steps else encoder_steps
-        past = self._take(plan.rows, plan.origins, 1 - most, 0)
+        past = self._take(plan.rows, plan.origins, 1 - most, 0) + plan.raised[:, None]
         withheld = torch.arange(most, 0, -1, device=self.device) > plan.known_steps[:, None]
         return past.masked_fill(withheld[..., None], torch.nan)
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forecasting.grid import FleetGrid
+from forecasting.measured import at_each_step
 from forecasting.scaling import FleetScaling
 from forecasting.windows import Calendar, Windows, WindowSpec, build_windows, compress
 
 HOUR_SECONDS = 3_600
+NEWEST_SHARE = 0.25  # of short histories, those with one measurement or none: nothing like any other, and soon computed
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Handicaps:
     moment: servers of one kind may live by other hours, and a network that knows few of them learns the hours of each
     by heart instead of reading yesterday's. Among many servers, the real ones teach more. position_noise: deviation of
     the noise on where a window lies relative to its profile, in compressed profile units, times their share.
+
+    level_doubt: how much of the doubt about the level of a new server (level_doubt.py) moves windows without history up
+    or down, as a whole; less with some history, down to nothing with a whole context.
     """
 
     short_history_share: float = 0.35
@@ -41,6 +46,7 @@ class Handicaps:
     hidden_profile_share: float = 0.15
     fictional_servers: float = 8.0
     position_noise: float = 2.0
+    level_doubt: float = 1.0
 
     def fictional_share(self, servers: int) -> float:
         """Of so many real servers and the fictional ones, the share that is fictional."""
@@ -62,16 +68,19 @@ class Batch:
 class Plan:
     """Which windows a training batch holds, and what is withheld from them and changed in them.
 
-    encoder_steps, rows, origins, known_steps, hidden, clock_origins: as WindowSource.batch takes them.
-    noise: float32 [window, 2 * metric], see blur_position. order: int64 [window, metric], see exchange_metrics.
+    number: of the batch in its epoch. encoder_steps, rows, origins, known_steps, hidden, clock_origins, raised: as
+    WindowSource.batch takes them. noise: float32 [window, 2 * metric], see blur_position. order: int64 [window,
+    metric], see exchange_metrics.
     """
 
+    number: int
     encoder_steps: int
     rows: np.ndarray
     origins: np.ndarray
     known_steps: np.ndarray
     hidden: np.ndarray
     clock_origins: np.ndarray
+    raised: np.ndarray
     noise: np.ndarray
     order: np.ndarray
 
@@ -115,11 +124,13 @@ class WindowSource:
         known_steps: np.ndarray,
         hidden: np.ndarray,
         clock_origins: np.ndarray | None = None,
+        raised: np.ndarray | None = None,
     ) -> Batch:
         """Windows of servers `rows` at grid steps `origins` (int64 [window]).
 
         known_steps: how much history may be used; hidden: boolean, where the profile is not told. clock_origins: grid
-        steps whose calendar the windows show (their own). See build_windows.
+        steps whose calendar the windows show (their own). raised: float32 [window, metric], by how much the server
+        lies higher in link space than it does (nowhere). See build_windows.
         """
         windows = build_windows(
             self.spec,
@@ -132,15 +143,21 @@ class WindowSource:
             np.where(hidden, 0, self.profile_rows[rows]),
             encoder_steps,
             known_steps,
+            raised,
         )
         index = origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
         future = self.linked[rows[:, None], index]
-        return Batch(windows, compress((future - windows.centre) / windows.spread[:, None]))
+        if raised is not None:
+            future += raised[:, None]
+        future -= windows.centre
+        future /= at_each_step(windows.spread, self.spec.horizon_steps)
+        return Batch(windows, compress(future))
 
     def cut(self, plan: Plan) -> Batch:
         """The batch that `plan` describes."""
+        raised = plan.raised if plan.raised.any() else None
         batch = self.batch(
-            plan.rows, plan.origins, plan.encoder_steps, plan.known_steps, plan.hidden, plan.clock_origins
+            plan.rows, plan.origins, plan.encoder_steps, plan.known_steps, plan.hidden, plan.clock_origins, raised
         )
         return exchange_metrics(replace(batch, windows=blur_position(batch.windows, plan.noise)), plan.order)
 
@@ -162,6 +179,7 @@ def epoch(
     last_step: int,
     batch_size: int,
     random: np.random.Generator,
+    level_doubt: np.ndarray,
     handicaps: Handicaps = HANDICAPS,
     first_batch: int = 0,
 ) -> Iterator[Plan]:
@@ -190,7 +208,12 @@ def epoch(
         noise = random.normal(0, deviation, (size, 2 * metrics)).astype(np.float32)
         order = np.tile(np.arange(metrics), (size, 1))
         order[exchanged] = random.permuted(order[exchanged], axis=1)
-        yield Plan(encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, noise, order)
+        doubt = level_doubt[np.where(hidden, 0, source.profile_rows[server[chosen]])]
+        doubt = handicaps.level_doubt * doubt * np.maximum(1.0 - known_steps / spec.context_steps, 0.0)[:, None]
+        raised = (doubt * random.normal(0, 1, doubt.shape)).astype(np.float32)
+        yield Plan(
+            number, encoder_steps, server[chosen], origin[chosen], known_steps, hidden, clock, raised, noise, order
+        )
 
 
 def blur_position(windows: Windows, noise: np.ndarray) -> Windows:
@@ -246,10 +269,8 @@ def draw_history(
     if random.random() >= handicaps.short_history_share:
         only_a_day = random.random(windows) < handicaps.one_day_share
         return spec.context_steps, np.where(only_a_day, spec.context_steps, unlimited)
-    lengths = (0, *spec.encoder_lengths)
+    lengths = spec.encoder_lengths
+    if len(lengths) == 1 or random.random() < NEWEST_SHARE:
+        return 1, random.integers(0, 2, windows)
     choice = int(random.integers(1, len(lengths)))
-    shortest, longest = lengths[choice - 1] + 1, lengths[choice]
-    known = random.integers(shortest, longest + 1, windows)
-    if longest == 1:
-        known = random.integers(0, 2, windows)  # no history at all, or the first sample only
-    return longest, known
+    return lengths[choice], random.integers(lengths[choice - 1] + 1, lengths[choice] + 1, windows)

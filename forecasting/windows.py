@@ -18,7 +18,7 @@ import numpy as np
 
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
 from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, earlier_days
-from forecasting.measured import counted
+from forecasting.measured import at_each_step, counted
 from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
@@ -147,6 +147,7 @@ def build_windows(
     profile_rows: np.ndarray,
     encoder_steps: int,
     known_steps: np.ndarray,
+    raised: np.ndarray | None = None,
 ) -> Windows:
     """Cut a batch of windows.
 
@@ -154,8 +155,11 @@ def build_windows(
     index of the last known step. origin_steps: int64 [window], the same moment as a step number since the epoch.
     profile_rows: int64 [window], 0 hides the profile. encoder_steps: E, at least 1.
     known_steps: int64 [window], how many steps up to the origin the forecaster may use (0 = a server without history).
+    raised: float32 [window, metric], added to all that the window's server measured (nothing).
     """
     past = _past(spec, linked, rows, origins, known_steps, encoder_steps)
+    if raised is not None:
+        past += raised[:, None]
     context = past[:, -encoder_steps:].copy()  # [window, E, metric]
     days = earlier_days(
         past, encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps
@@ -163,15 +167,16 @@ def build_windows(
     rhythm = daily_rhythm(context, days.usual, spec.context_steps)
     context -= rhythm.lift[:, :encoder_steps]
     scale = scaling.window_scale(context, profile_rows)
-    units = (context - scale.centre[:, None]) / scale.spread[:, None]
-    encoder_at = origin_steps[:, None] + np.arange(1 - encoder_steps, 1)
-    decoder_at = origin_steps[:, None] + np.arange(1, spec.horizon_steps + 1)
+    units = _in_spreads(context, scale)
+    in_calendar = origin_steps[:, None] - calendar.first_step
+    encoder_at = in_calendar + np.arange(1 - encoder_steps, 1)
+    decoder_at = in_calendar + np.arange(1, spec.horizon_steps + 1)
     return Windows(
         profile=profile_rows,
-        encoder_calendar=calendar.half_hour_and_day[encoder_at - calendar.first_step],
-        decoder_calendar=calendar.half_hour_and_day[decoder_at - calendar.first_step],
-        encoder_market=calendar.market_open[encoder_at - calendar.first_step],
-        decoder_market=calendar.market_open[decoder_at - calendar.first_step],
+        encoder_calendar=calendar.half_hour_and_day.take(encoder_at, axis=0),
+        decoder_calendar=calendar.half_hour_and_day.take(decoder_at, axis=0),
+        encoder_market=calendar.market_open.take(encoder_at, axis=0),
+        decoder_market=calendar.market_open.take(decoder_at, axis=0),
         static=_static_reals(spec, scaling, scale, profile_rows, context, rhythm),
         encoder=_value_and_mask(units),
         decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
@@ -264,8 +269,14 @@ def _decoder_reals(days: EarlierDays, scale: WindowScale, lift: np.ndarray) -> n
 
 
 def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
-    units = compress((values - scale.centre[:, None]) / scale.spread[:, None])
+    units = compress(_in_spreads(values, scale))
     np.copyto(units, 0.0, where=np.isnan(units))
+    return units
+
+
+def _in_spreads(values: np.ndarray, scale: WindowScale) -> np.ndarray:
+    units = values - at_each_step(scale.centre, values.shape[1])
+    units /= at_each_step(scale.spread, values.shape[1])
     return units
 
 

@@ -45,7 +45,8 @@ def source() -> WindowSource:
 
 
 def plans(source: WindowSource, seed: int = 0, batch_size: int = 32) -> Iterator[Plan]:
-    return epoch(source, np.arange(6), STEPS - 1, batch_size, np.random.default_rng(seed), SEVERE)
+    doubt = np.full((1 + len(PROFILES), len(METRICS)), 5.0, dtype=np.float32)
+    return epoch(source, np.arange(6), STEPS - 1, batch_size, np.random.default_rng(seed), doubt, SEVERE)
 
 
 def test_every_field_of_every_batch_is_that_of_the_windows_cut_in_numpy(source: WindowSource) -> None:
@@ -93,9 +94,9 @@ def test_told_the_largest_input_the_network_computes_the_same(source: WindowSour
     batch = next(plan for plan in plans(source) if plan.encoder_steps == 48)
     gradients = []
     for largest in (None, ResidentWindows(source, CPU).largest_input()):
-        with gradients_of(model, [side_by_side(model)], source, 32) as compute:
+        with gradients_of(model, [side_by_side(model)], source, 32) as gradients_at:
             model.network.largest_input = largest
-            loss = compute(batch)
+            loss = gradients_at.compute(gradients_at.prepare(batch))
         gradients.append([loss, *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)])
     for looked_up, told in zip(*gradients, strict=True):
         torch.testing.assert_close(told, looked_up, rtol=1e-4, atol=1e-6)
@@ -118,10 +119,10 @@ def test_a_gpu_gives_the_gradients_a_processor_gives(
                 module.p = 0.0
         there.train()
         trained = list(there.parameters()) if device == "cuda" else [side_by_side(there)]
-        with gradients_of(there, trained, source, 32) as compute:
+        with gradients_of(there, trained, source, 32) as gradients:
             found[device] = []
-            for plan in batches:
-                loss = compute(plan)
+            for _, ready in gradients.one_ahead(batches):
+                loss = gradients.compute(ready)
                 weights = [w.grad if w.grad is not None else torch.zeros_like(w) for w in there.parameters()]
                 found[device].append([part.detach().cpu().clone() for part in (loss, *weights)])
     assert device_of(model).type == "cuda"

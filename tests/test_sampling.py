@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from forecasting.grid import FleetGrid
 from forecasting.sampling import (
     HANDICAPS,
+    NEWEST_SHARE,
     Batch,
     Handicaps,
     WindowSource,
@@ -22,6 +24,7 @@ from forecasting.scaling import STATISTICS, fit_scaling
 from forecasting.windows import WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
+DOUBT = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=np.float32)  # [profile, metric], row 0 of all servers
 SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=48, horizon_steps=12)
 LAST_STEP = 599
 
@@ -30,11 +33,11 @@ class RecordingSource(WindowSource):
     """Remembers which windows it was asked for."""
 
     values: np.ndarray
+    asked: list[tuple[Any, ...]]
 
-    def batch(self, rows, origins, encoder_steps, known_steps, hidden, clock_origins=None):
-        self.asked = getattr(self, "asked", [])
+    def batch(self, rows, origins, encoder_steps, known_steps, hidden, clock_origins=None, raised=None):
         self.asked.append((rows, origins, encoder_steps, known_steps, hidden))
-        return super().batch(rows, origins, encoder_steps, known_steps, hidden, clock_origins)
+        return super().batch(rows, origins, encoder_steps, known_steps, hidden, clock_origins, raised)
 
 
 @pytest.fixture
@@ -45,13 +48,13 @@ def source() -> RecordingSource:
     grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
     scaling = fit_scaling(values, METRICS, np.array([True, True]), grid.profiles, 48, 3.0)
     source = RecordingSource(grid, SPEC, scaling)
-    source.values = values
+    source.values, source.asked = values, []
     return source
 
 
 def batches_of(source: WindowSource, rows: list[int], seed: int, handicaps: Handicaps = HANDICAPS) -> list[Batch]:
     """All batches of an epoch."""
-    plans = epoch(source, np.array(rows), LAST_STEP, 16, np.random.default_rng(seed), handicaps)
+    plans = epoch(source, np.array(rows), LAST_STEP, 16, np.random.default_rng(seed), DOUBT, handicaps)
     return [source.cut(plan) for plan in plans]
 
 
@@ -67,8 +70,8 @@ def test_an_epoch_visits_every_server_hour_with_a_target_once(source: RecordingS
 
 
 def test_an_epoch_entered_later_goes_on_with_the_same_batches(source: RecordingSource) -> None:
-    whole = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0)))
-    rest = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0), first_batch=3))
+    whole = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0), DOUBT))
+    rest = list(epoch(source, np.array([0, 1]), LAST_STEP, 16, np.random.default_rng(0), DOUBT, first_batch=3))
     assert len(rest) == len(whole) - 3
     for one, other in zip(whole[3:], rest, strict=True):
         for name, field in vars(one).items():
@@ -117,6 +120,15 @@ def test_histories_from_nothing_to_the_whole_past_are_drawn() -> None:
     assert max(known.max() for _, known in draws) == SPEC.history_steps
     for encoder_steps, known in draws:
         assert encoder_steps == SPEC.context_steps or known.max() <= encoder_steps
+    new = np.mean([known.max() <= 1 for _, known in draws])
+    assert new == pytest.approx(HANDICAPS.short_history_share * NEWEST_SHARE, rel=0.25)
+
+
+def test_a_context_of_a_single_step_has_no_other_short_history_than_none() -> None:
+    spec = replace(SPEC, context_steps=1)
+    draws = [draw_history(spec, 8, np.random.default_rng(seed)) for seed in range(50)]
+    assert {encoder_steps for encoder_steps, _ in draws} == {1}
+    assert {0, 1, spec.history_steps} <= set(np.concatenate([known for _, known in draws]).tolist())
 
 
 def test_without_handicaps_the_network_is_told_all_there_is(source: RecordingSource) -> None:
@@ -166,13 +178,16 @@ def test_fictional_servers_are_made_only_where_no_profile_says_what_is_usual(
     source: RecordingSource, field: str
 ) -> None:
     def fields(hidden: float, fictional: float) -> list[np.ndarray]:
-        handicaps = Handicaps(hidden_profile_share=hidden, fictional_servers=fictional)
+        source.asked = []
+        handicaps = Handicaps(hidden_profile_share=hidden, fictional_servers=fictional, level_doubt=0)
         return [getattr(batch.windows, field) for batch in batches_of(source, [0, 1], 5, handicaps)]
 
     for with_it, without in zip(fields(0, 1e9), fields(0, 0), strict=True):
         np.testing.assert_array_equal(with_it, without)
-    for with_it, without in zip(fields(1, 1e9), fields(1, 0), strict=True):
-        assert np.array_equal(with_it, without) == (with_it.shape[1] < SPEC.context_steps)
+    pairs = list(zip(fields(1, 1e9), fields(1, 0), strict=True))
+    shows_itself = [(known >= SPEC.context_steps).any() for _, _, _, known, _ in source.asked]
+    assert [not np.array_equal(*pair) for pair in pairs] == shows_itself
+    assert set(shows_itself) == {True, False}
 
 
 def test_the_more_servers_there_are_the_fewer_windows_are_of_fictional_ones() -> None:
@@ -195,9 +210,47 @@ def test_another_clock_changes_the_calendar_and_nothing_else(source: RecordingSo
 def test_the_more_servers_there_are_the_less_their_position_is_blurred(source: WindowSource) -> None:
     def blur(servers: list[int], fictional: float) -> float:
         handicaps = Handicaps(fictional_servers=fictional)
-        plans = epoch(source, np.array(servers), LAST_STEP, 16, np.random.default_rng(6), handicaps)
+        plans = epoch(source, np.array(servers), LAST_STEP, 16, np.random.default_rng(6), DOUBT, handicaps)
         return float(np.concatenate([plan.noise for plan in plans]).std())
 
     assert blur([0], 8) == pytest.approx(2 * 8 / 9, rel=0.1)
     assert blur([0, 1, 2], 8) == pytest.approx(2 * 8 / 11, rel=0.1)
     assert blur([0, 1], 0) == 0
+
+
+def test_a_raised_server_is_one_that_measures_that_much_more_in_link_space(source: RecordingSource) -> None:
+    rows, origins = np.array([0, 1, 2]), np.array([300, 310, 320])
+    raised = np.array([[3.0, -2.0], [0.0, 7.0], [-4.0, 0.5]], dtype=np.float32)
+    other = RecordingSource.__new__(RecordingSource)
+    other.__dict__.update(source.__dict__)
+    other.linked = source.linked.copy()
+    other.linked[:3] += raised[:, None]
+    for encoder_steps, known in ((48, [1000, 1000, 48]), (12, [7, 12, 9]), (1, [0, 1, 0])):
+        asked = (rows, origins, encoder_steps, np.array(known), np.array([False, True, False]))
+        made, expected = source.batch(*asked, raised=raised), other.batch(*asked)
+        for name, field in made.windows._asdict().items():
+            np.testing.assert_allclose(field, getattr(expected.windows, name), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(made.targets, expected.targets, rtol=1e-6)
+
+
+def test_levels_are_in_doubt_the_more_the_less_history_is_shown(source: RecordingSource) -> None:
+    handicaps = Handicaps(short_history_share=1.0, hidden_profile_share=0.5, level_doubt=0.5)
+    plans = [
+        plan
+        for seed in range(60)
+        for plan in epoch(source, np.array([0, 1, 2]), LAST_STEP, 16, np.random.default_rng(seed), DOUBT, handicaps)
+    ]
+    known, hidden, rows, raised = (
+        np.concatenate([getattr(plan, name) for plan in plans]) for name in ("known_steps", "hidden", "rows", "raised")
+    )
+    assert raised.dtype == np.float32
+    assert not raised[known == SPEC.context_steps].any()
+    usual = 0.5 * DOUBT[np.where(hidden, 0, source.profile_rows[rows])] * (1 - known / SPEC.context_steps)[:, None]
+    some = known < SPEC.context_steps
+    score = raised[some] / usual[some]
+    for few in (known[some] == 0, known[some] > 24):
+        for unknown in (False, True):
+            chosen = score[few & (hidden[some] == unknown)]
+            assert len(chosen) > 100
+            assert chosen.std() == pytest.approx(1, rel=0.15)
+            assert abs(chosen.mean()) < 0.2
