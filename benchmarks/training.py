@@ -258,19 +258,19 @@ def endless(loader: Any) -> Iterator[Any]:
 
 
 def loader_share(source: WindowSource) -> tuple[float, list[float]]:
-    """By how much a step with a new batch takes longer than one with a batch it had before, and quartiles, on a CPU.
+    """By how much a step takes longer if its batch must be cut meanwhile: median and quartiles over pairs, on a CPU.
 
-    The two in turns; the median over pairs.
+    Steps in turns: one with a new batch, one with a batch cut long before.
     """
     size = OUR_BATCH_SIZES["cpu"][0]
     longer = []
     with ExitStack() as stack:
         gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
         batches = (ready for _, ready in gradients.one_ahead(full_context_plans(size)))
-        known = next(batches)
-        for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
+        cut_before = [next(batches) for _ in range(WARM_UP_STEPS + LOADED_BATCHES)]
+        for known in cut_before:
             seconds = []
-            for ready in (lambda: next(batches), lambda: known):
+            for ready in (lambda: next(batches), lambda known=known: known):
                 started = time.perf_counter()
                 train(ready())
                 seconds.append(time.perf_counter() - started)
