@@ -124,10 +124,16 @@ NASTY = (
 
 
 @pytest.fixture(scope="module")
-def open_daemon(tmp_path_factory):
+def moments():
+    """Two that stay while the clock goes on: the last complete step, and the one five before."""
+    return complete_start(), complete_start(5)
+
+
+@pytest.fixture(scope="module")
+def open_daemon(tmp_path_factory, moments):
     with daemon(tmp_path_factory.mktemp("open")) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
-        post(client, record())
+        post(client, record("ppml0001", moments[0]))
         wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 1)
         yield client
 
@@ -166,12 +172,12 @@ def test_a_nasty_name_of_a_server_is_rejected_by_its_field_and_stored_nowhere(op
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_a_nasty_value_in_any_field_is_rejected_or_named_and_never_stored(open_daemon, text):
+def test_a_nasty_value_in_any_field_is_rejected_or_named_and_never_stored(open_daemon, moments, text):
     for field in ("timestamp", "profile", "state", "cpu_pct"):
         answer = post(open_daemon, record("ppml0001") | {field: text}).json()
         assert [rejection["field"] for rejection in answer["rejected"]] == [field]
-    answer = post(open_daemon, record("ppml0001", complete_start(5)) | {text: text}).json()
+    answer = post(open_daemon, record("ppml0001", moments[1]) | {text: text}).json()
     assert answer["ignored_fields"] == [text[:100]]
     history = open_daemon.get("/api/v1/servers/ppml0001/history", params={"raw": True}).json()
-    assert set(history["timestamps"]) == {iso(complete_start()), iso(complete_start(5))}
+    assert set(history["timestamps"]) == set(map(iso, moments))
     assert set(history["states"]) == {None}
