@@ -39,7 +39,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.folds import wql_together  # noqa: E402
+from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
@@ -336,24 +336,9 @@ def _ordered(history: Floats, metrics: list[int]) -> Floats:
 
 
 def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean over the folds, and mean and deviation of the ratio to the best baseline, by servers and method."""
+    """The table of real_servers.ratios for the scores of some folds."""
     records = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
-    scores = records[records["metric"] == "mean"].drop(columns="metric")
-    baselines = scores[~scores["method"].isin(["lightgbm", USUAL_DAY, evaluation.MODEL])]
-    means = baselines.groupby(["servers", "method"])["wql"].mean()
-    best = {servers: str(means[servers].idxmin()) for servers in ("seen", "unseen")}
-    keyed = scores.set_index(["fold", "servers", "method"])["wql"]
-    scores["ratio"] = [
-        wql / keyed[fold, servers, best[str(servers)]]
-        for fold, servers, wql in zip(scores["fold"], scores["servers"], scores["wql"], strict=True)
-    ]
-    table = scores.groupby(["servers", "method"], sort=False).agg(
-        wql=("wql", "mean"), ratio=("ratio", "mean"), ratio_spread=("ratio", "std"), accuracy=("accuracy", "mean"),
-        mase=("mase", "mean"), coverage_80=("coverage_80", "mean"),
-    )  # fmt: skip
-    wql = wql_together(records[records["metric"] != "mean"])
-    table.insert(3, "together", [wql[key] / wql[key[0], best[str(key[0])]] for key in table.index])
-    return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
+    return ratios(records, ["lightgbm", USUAL_DAY, evaluation.MODEL])
 
 
 def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 
 import tft_inference  # noqa: E402
 import tft_trainer  # noqa: E402
-from benchmarks.folds import wql_together  # noqa: E402
 from data_contract import ContractError, DataFileError, read_metrics  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -84,11 +83,7 @@ def one_fold(path: Path, held_out: Sequence[str], minutes: float, seed: int) -> 
 
 
 def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Mean over metrics and folds for each method, servers seen and unseen.
-
-    ratio: WQL / best baseline, its mean over the folds, and its spread. together: the same of the WQL over the servers
-    of all folds as if they were one, so that it does not matter which of them share a fold.
-    """
+    """The table of `ratios` for some runs of the trainer."""
     records = pd.DataFrame.from_records(
         {"servers": servers, "method": method, "fold": number, "metric": metric, **row}
         for number, fold in enumerate(folds)
@@ -96,8 +91,18 @@ def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
         for method, by_metric in methods.items()
         for metric, row in by_metric.items()
     )
+    return ratios(records, [MODEL])
+
+
+def ratios(records: pd.DataFrame, contestants: Sequence[str]) -> pd.DataFrame:
+    """Mean over metrics and folds for each method, servers seen and unseen.
+
+    ratio: WQL / that of the best method that is no contestant, its mean over the folds, and its spread. together: the
+    same of the WQL over the servers of all folds as if they were one, so that it does not matter which of them share a
+    fold. records: rows of evaluation.Backtest.scores with the columns `fold` and `servers`.
+    """
     scores = records[records["metric"] == "mean"].drop(columns="metric")
-    simple = scores[scores["method"] != MODEL].groupby(["servers", "method"])["wql"].mean()
+    simple = scores[~scores["method"].isin(contestants)].groupby(["servers", "method"])["wql"].mean()
     best = {servers: str(simple[servers].idxmin()) for servers in scores["servers"].unique()}
     keyed = scores.set_index(["fold", "servers", "method"])["wql"]
     scores["ratio"] = [
@@ -109,6 +114,13 @@ def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
     wql = wql_together(records[records["metric"] != "mean"])
     table["together"] = [wql[key] / wql[key[0], best[key[0]]] for key in table.index]
     return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
+
+
+def wql_together(records: pd.DataFrame) -> pd.Series[float]:
+    """WQL of each (servers, method) over all folds as one set of points, mean over metrics."""
+    keys = ["servers", "method", "metric"]
+    loss = (records["wql"] * records["total"]).groupby([records[key] for key in keys]).sum()
+    return (loss / records.groupby(keys)["total"].sum()).groupby(["servers", "method"]).mean()
 
 
 def markdown(title: str, table: pd.DataFrame) -> str:

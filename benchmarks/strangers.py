@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +144,10 @@ def random_embedding_wql(contest: Contest, model: ForecastModel, history_steps: 
     return float(np.mean(found))
 
 
-def calibration(contest: Contest, engine: Engine) -> pd.DataFrame:
-    """Coverage by metric with a day of history."""
-    scores = contest.scores(engine.forecast, DAY_HOURS * contest.hour)
-    return scores[["wql", "accuracy", "coverage_80", "coverage_96"]]
-
-
-def young_calibration(contest: Contest, engine: Engine) -> pd.DataFrame:
-    """Coverage by length of history: mean over metrics, and what is farthest off."""
+def young_calibration(scores_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Coverage by length of history: mean over metrics, and the metric that is farthest off."""
     records = []
-    for history, steps in (("none", 0), ("1 step", 1), *((f"{h} h", h * contest.hour) for h in (1, 6, DAY_HOURS))):
-        scores = contest.scores(engine.forecast, steps)
+    for history, scores in scores_of.items():
         record: dict[str, Any] = {"history": history, "wql": scores["wql"]["mean"]}
         for band in (80, 96):
             covered = scores[f"coverage_{band}"].drop("mean").astype(float)
@@ -201,9 +194,11 @@ def show(title: str, table: pd.DataFrame, index: bool = False) -> None:
 def measure(engine: Engine, model_dir: Path, servers: int, origins: int) -> dict[str, Any]:
     """All three; prints the tables, returns what the last line says."""
     contest = Contest(engine, servers, origins)
-    covered = calibration(contest, engine)
+    histories = evaluation.young_histories(contest.config.step_seconds)
+    scores_of = {history: contest.scores(engine.forecast, steps) for history, steps in histories.items()}
+    covered = scores_of[f"{DAY_HOURS} h"][["wql", "accuracy", "coverage_80", "coverage_96"]]
     show("Calibration: 24 h of history, coverage in %", covered, index=True)
-    young = young_calibration(contest, engine)
+    young = young_calibration(scores_of)
     show("The same by length of history, mean over metrics and the metric farthest off", young)
     gaps = gaps_table(contest, engine)
     show(f"Gaps: {100 * REMOVED_SHARE:.0f} % of the history's rows removed", gaps)

@@ -270,9 +270,9 @@ def loader_share(source: WindowSource) -> tuple[float, list[float]]:
         cut_before = [next(batches) for _ in range(WARM_UP_STEPS + LOADED_BATCHES)]
         for known in cut_before:
             seconds = []
-            for ready in (lambda: next(batches), lambda known=known: known):
+            for ready in (next(batches), known):
                 started = time.perf_counter()
-                train(ready())
+                train(ready)
                 seconds.append(time.perf_counter() - started)
             longer.append(seconds[0] / seconds[1] - 1)
     quartiles = np.percentile(longer[WARM_UP_STEPS:], [25, 50, 75])

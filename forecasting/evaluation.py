@@ -223,6 +223,12 @@ def profile_quantiles(
     return {None: of(rows), **named}
 
 
+def young_histories(step_seconds: int) -> dict[str, int]:
+    """Lengths of history a new server is judged with: steps by label."""
+    hours = {f"{hours} h": round(hours * 3600 / step_seconds) for hours in (1, 6, 24)}
+    return {"none": 0, "1 step": 1, **hours}
+
+
 def cold_start_table(
     grid: FleetGrid,
     rows: np.ndarray,
@@ -238,9 +244,8 @@ def cold_start_table(
     The model speaks with the profile given and hidden (only hidden if it knows no profiles); beside it the baselines of
     that history and the flat quantiles of the profile's training data (`prior`, see profile_quantiles).
     """
-    hour_steps = 3600 / grid.step_seconds
     tables = []
-    for label, steps in (("none", 0), ("1 step", 1), *((f"{h} h", round(h * hour_steps)) for h in (1, 6, 24))):
+    for label, steps in young_histories(grid.step_seconds).items():
         past = backtest(grid, rows, origins, horizon_steps, steps, quantiles, forecaster, with_profile=False)
         told = [grid.profiles[row] for row in past.rows]
         flat = np.stack([prior.get(profile, prior[None]) for profile in told])[:, None]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import ablations, limit, strangers
@@ -148,3 +149,17 @@ def test_the_table_is_made_of_the_runs_there_are(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("| scaled per server")]
     assert rows[0].count("0.2500 (+150)") == 2 * len(ablations.HISTORIES) + 1
     assert rows[1].count("75.0") == 2 * len(ablations.HISTORIES) + 1
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_the_metric_farthest_off_is_shown_whether_its_bands_are_too_narrow_or_too_wide():
+    metrics = ["cpu_pct", "mem_pct", "latency_ms", "mean"]
+    scores = pd.DataFrame({"wql": [0.1, 0.1, 0.4, 0.2]}, index=metrics)
+    narrow = scores.assign(coverage_80=[79.0, 60.0, 83.0, 74.0], coverage_96=[95.0, 90.0, 97.0, 94.0])
+    wide = scores.assign(coverage_80=[79.0, 91.0, 83.0, 84.3], coverage_96=[93.0, 98.0, 97.0, 96.0])
+    table = strangers.young_calibration({"none": narrow, "1 step": wide}).set_index("history")
+    assert table["farthest_80"].tolist() == [60, 91]
+    assert table["farthest_96"].tolist() == [90, 93]
+    assert table["coverage_80"].tolist() == [74.0, 84.3]
