@@ -41,6 +41,7 @@ from forecasting.grid import FleetGrid, GridError  # noqa: E402
 from forecasting.model import QUANTILES, ForecastModel, build_network, torch_run  # noqa: E402
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from forecasting.scaling import FleetScaling, fit_scaling  # noqa: E402
+from forecasting.short_history import lengths  # noqa: E402
 from forecasting.split import Split, SplitError, split_fleet  # noqa: E402
 from forecasting.window_shape import NORMAL_SCORES, window_shape  # noqa: E402
 from forecasting.windows import WindowSpec  # noqa: E402
@@ -51,7 +52,6 @@ HELD_OUT_SHARE = "0.2"  # of each profile's servers
 BATCH_SIZE, LEARNING_RATE, HIDDEN_SIZE = 64, 3e-3, 32
 ORIGIN_EVERY_HOURS = 7  # no divisor of a day, so that all hours occur
 WINDOWS_AT_ONCE = 64
-NEVER_SHRUNK_STEPS = 1e12  # a window's own steps weigh nothing beside so many
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Variant:
     """One way to train; the defaults are the shipped ones.
 
     per_server: scale by statistics of each training server, of the median server for strangers, as
-    pytorch-forecasting's GroupNormalizer does. shrinkage_steps: one k instead of estimated ones (scaling.py).
+    pytorch-forecasting's GroupNormalizer does. prior_steps: as which the profile counts beside a window's own, instead
+    of estimated weights (short_history.py).
     knows_rhythm: whether a server's daily rhythm is taken off its windows. shape: on what distribution answers are read
     (SHAPES).
     trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
@@ -70,7 +71,7 @@ class Variant:
     title: str
     handicaps: Handicaps = HANDICAPS
     averaging_decay: float = AVERAGING_DECAY
-    shrinkage_steps: float | None = None
+    prior_steps: float | None = None
     per_server: bool = False
     knows_profiles: bool = True
     knows_rhythm: bool = True
@@ -85,7 +86,7 @@ VARIANTS = (
     Variant("full_histories", "no short histories", replace(HANDICAPS, short_history_share=0.0)),
     Variant("profile_always_told", "profile never hidden", replace(HANDICAPS, hidden_profile_share=0.0)),
     Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
-    Variant("fixed_shrinkage", "one shrinkage for all, k = 3 steps", shrinkage_steps=3.0),
+    Variant("fixed_weights", "a window's own after n steps weighs n / (n + 3)", prior_steps=3.0),
     Variant("no_position_noise", "no noise on the window's position", replace(HANDICAPS, position_noise=0.0)),
     Variant("no_level_doubt", "levels of new servers not in doubt", replace(HANDICAPS, level_doubt=0.0)),
     Variant("only_real_servers", "no fictional servers", replace(HANDICAPS, fictional_servers=0.0)),
@@ -167,25 +168,29 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
             np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
             tuple(owners[row] for row in split.seen),
             job.spec.context_steps,
-            variant.shrinkage_steps,
         )
 
     told = job.profiles and variant.knows_profiles
     by_profile = scaling_by(grid.profiles if told else (None,) * len(grid.servers))
+    if variant.prior_steps is not None:
+        n = lengths(job.spec.context_steps)
+        by_profile = with_weights(by_profile, n / (n + variant.prior_steps))
     if not variant.per_server:
         return WindowSource(grid, job.spec, by_profile)
     return PerServerSource(grid, job.spec, for_strangers_the_median(scaling_by(grid.servers)), by_profile)
+
+
+def with_weights(scaling: FleetScaling, weights: np.ndarray) -> FleetScaling:
+    """The same weights [length] for every profile and metric, of means and deviations."""
+    table = np.broadcast_to(weights.astype(np.float32), scaling.level_weight.shape)
+    return replace(scaling, level_weight=table, spread_weight=table)
 
 
 def for_strangers_the_median(scaling: FleetScaling) -> FleetScaling:
     """Statistics of each server in row 1 and on, the median server's in row 0; a window's own count for nothing."""
     centre, spread = scaling.centre.copy(), scaling.spread.copy()
     centre[0], spread[0] = np.median(centre[1:], axis=0), np.median(spread[1:], axis=0)
-    never = np.full_like(scaling.shrinkage_steps, NEVER_SHRUNK_STEPS)
-    # A context no history fills keeps the shrinkage from falling as a history grows.
-    return replace(
-        scaling, centre=centre, spread=spread, shrinkage_steps=never, spread_shrinkage_steps=never, context_steps=10**9
-    )
+    return with_weights(replace(scaling, centre=centre, spread=spread), np.zeros(scaling.level_weight.shape[2]))
 
 
 def with_gaps(job: Job) -> Job:
@@ -215,15 +220,15 @@ def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> Da
     return DailyRhythm(share, np.zeros_like(usual))
 
 
-def normal_like(profile: np.ndarray) -> np.ndarray:
+def normal_like(shape: np.ndarray) -> np.ndarray:
     """The normal distribution for every window and metric, float32 [window, metric, level]."""
-    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), profile.shape).copy()
+    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), shape.shape).copy()
 
 
-SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "own and profile's": window_shape,
-    "own and normal": lambda units, profile, steps: window_shape(units, normal_like(profile), steps),
-    "normal": lambda _units, profile, _steps: normal_like(profile),
+    "own and normal": lambda units, prior: window_shape(units, normal_like(prior)),
+    "normal": lambda _units, prior: normal_like(prior),
 }
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from forecasting.kept_memory import keep_freed_memory
 from forecasting.model import ForecastModel, pinball_loss, window_tensors
 from forecasting.resident_windows import ResidentPlan, ResidentWindows
 from forecasting.run_state import device_of
@@ -61,6 +62,7 @@ def gradients_of(
     """
     device = device_of(model)
     if device.type != "cuda":
+        keep_freed_memory()
 
         def compute(cut: Future[Batch]) -> Tensor:
             for tensor in trained:

@@ -17,8 +17,8 @@ from torch import Tensor
 from forecasting.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
 from forecasting.earlier_days import DAILY_MEAN_DAYS, overlap
 from forecasting.sampling import Plan, WindowSource
-from forecasting.scaling import LEAST_SHRINKAGE, PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
-from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS
+from forecasting.short_history import PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
+from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
 from forecasting.windows import INPUT_GRID
 
 
@@ -62,11 +62,10 @@ class ResidentWindows:
         self._market_open = torch.from_numpy(source.calendar.market_open).to(device)
         statistics = source.scaling.centre, source.scaling.spread, source.scaling.spread_within
         self._centre, self._spread, self._within = (torch.from_numpy(table).to(device) for table in statistics)
-        shrinkage = source.scaling.shrinkage_steps, source.scaling.spread_shrinkage_steps
-        self._ks = [torch.from_numpy(table).to(device) for table in shrinkage]
+        told = (torch.from_numpy(table).to(device) for table in source.scaling.after_steps)
+        self._level_weight, self._spread_weight, self._prior_shape = told
+        self._metrics = torch.arange(len(source.spec.metrics), device=device)
         self._levels = torch.tensor(LEVELS, dtype=torch.float64, device=device)
-        self._profile_shape = torch.from_numpy(source.scaling.shape).to(device)
-        self._normal = torch.tensor(NORMAL_SCORES, dtype=torch.float64, device=device)
 
     def plan(self, plan: Plan) -> ResidentPlan:
         """The plan on the device; on a GPU the copies are under way when this returns."""
@@ -200,11 +199,11 @@ class ResidentWindows:
         mean, rest = _centred((context - centre[:, None]) / spread[:, None], unknown, n)
         within = self._within[profile] / spread
         deviation = torch.sqrt(((rest * rest).sum(dim=1) + k * within**2) / (n + k))
-        missing_share = (1.0 - n / self.scaling.context_steps).clamp(min=0.0)
-        weight, weight_of_spread = (
-            n / (n + LEAST_SHRINKAGE + (k[profile] - LEAST_SHRINKAGE) * missing_share) for k in self._ks
-        )
-        width = torch.exp(weight_of_spread * torch.log(deviation.clamp(min=SMALLEST_SPREAD)))
+        where = profile[:, None], self._metrics, n
+        weight, weight_of_spread = self._level_weight[where], self._spread_weight[where]
+        usual = torch.sqrt(1.0 - weight + weight * within**2)
+        own, usual = (torch.log(width.clamp(min=SMALLEST_SPREAD)) for width in (deviation, usual))
+        width = torch.exp(usual + weight_of_spread * (own - usual))
         return centre + spread * weight * mean, spread * width
 
     def _static(self, unknown: Tensor, centre: Tensor, spread: Tensor, share: Tensor, plan: ResidentPlan) -> Tensor:
@@ -223,7 +222,8 @@ class ResidentWindows:
     def _shape(self, units: Tensor, unknown: Tensor, profile: Tensor) -> Tensor:
         """As window_shape.window_shape: [window, metric, level]."""
         ascending = units.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
-        known = (~unknown).sum(dim=1)[..., None]
+        steps = (~unknown).sum(dim=1)
+        prior, known = self._prior_shape[profile[:, None], self._metrics, steps], steps[..., None]
         last = (known - 1).clamp(min=0)
         place = last * self._levels
         below = place.long()
@@ -231,8 +231,6 @@ class ResidentWindows:
         low, high = ascending.gather(2, below), ascending.gather(2, above)
         own = (low + (high - low) * (place - below)).nan_to_num()
         weight = known / (known + PRIOR_STEPS)
-        missing_share = (1.0 - known / self.scaling.context_steps).clamp(min=0.0)
-        prior = missing_share * self._profile_shape[profile] + (1.0 - missing_share) * self._normal
         shape = weight * own + (1.0 - weight) * prior
         gaps = shape.diff(dim=-1).clamp(min=NARROWEST_GAP)
         middle = shape[..., MIDDLE, None]

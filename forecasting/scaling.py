@@ -6,37 +6,40 @@
    variable (Tobin 1958). Going back keeps any forecast within the physical range by construction.
 2. *Profile statistics* (centre and spread of the profile's training servers in link space) standardise the metric, so
    that a server without any history is already on a sensible scale.
-3. The *window's own* centre and spread are shrunk toward the profile's: with n measured steps of the context the
-   window's own mean has weight n / (n + k), and its deviation enters with the same weight on a log scale (a geometric
-   mean, so that a very quiet server keeps its small scale). With no history the profile speaks alone; with a day of it
-   mostly the server. k is estimated per profile and metric as in a random-effects model (Efron & Morris 1975): it is
-   the history at which a window's mean tells as much about the server as its profile does. Where servers differ little
-   and swing a lot over the day, a few hours prove nothing and k is large; where they differ a lot it is small. It falls
-   to almost nothing as the history fills the context, a day, over which the daily swing averages out. The spread has a
-   k of its own: a few minutes may tell a server's level, but seldom how far it will swing.
+3. The *window's own* centre and spread are shrunk toward the profile's (Efron & Morris 1975): with no history the
+   profile speaks alone, with a day of it the server. In between, the window's own mean has the weight that would have
+   forecast the profile's servers best (short_history.py), and the profile's spread narrows as the level gets known,
+   from that of all its servers to the usual one inside a window. The window's own deviation enters with a weight of its
+   own, on a log scale (a geometric mean, so that a very quiet server keeps its small scale): a few minutes may tell a
+   server's level, but seldom how far it will swing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.measured import at_each_step, centred, counted, products_summed
+from forecasting.measured import at_each_step, centred, products_summed
+from forecasting.short_history import (
+    SMALLEST_SPREAD,
+    ShortHistory,
+    between_lengths,
+    expected_spread,
+    incomparable,
+    lengths,
+    own_deviation,
+    short_history,
+)
 from forecasting.window_shape import LEVELS
 
 PERCENT_STRIP = 20.0  # percentage points: width of the strips along 0 and 100 % (better than 5 and 0.5 on Bitbrains)
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet
 BOUND = 0.05  # in strips: how far inside the link's open range the bound itself is put
-SMALLEST_SPREAD = 1e-3  # in profile units: a constant series keeps this scale
-LEAST_SHRINKAGE = 3.0  # steps, with a whole context measured
-MOST_SHRINKAGE_CONTEXTS = 2.0  # of the context
-SHRINKAGE_WINDOWS = 4  # parts of the context over which k is estimated
 LINKED_AT_ONCE = 2**20  # values, so that what is in between takes little memory
-STATISTICS = ("centre", "spread", "spread_within", "shrinkage_steps", "spread_shrinkage_steps", "shape")  # by profile
-QUANTILE_VALUES = 2**20  # of a metric that its quantiles are taken of, about
-PRIOR_STEPS_OF_SPREAD = 2.0  # a deviation measured on few steps is averaged with this many steps of the profile's
+STATISTICS = ("centre", "spread", "spread_within", "level_weight", "spread_weight", "shape")  # by profile
 
 
 class WindowScale(NamedTuple):
@@ -55,11 +58,11 @@ class FleetScaling:
     centre, spread, spread_within: link space, float32 [1 + profile, metric]; row 0 is the whole fleet, used for
         unknown and hidden profiles. spread is the total deviation, spread_within the usual one inside a window.
     profiles: names of the rows after row 0.
-    shrinkage_steps, spread_shrinkage_steps: the k above for short histories, in measured steps, of the centre and of
-        the spread: float32 [1 + profile, metric].
-    context_steps: measured steps from which on k is LEAST_SHRINKAGE.
-    shape: quantiles at window_shape.LEVELS of what the servers measure, in `spread`s from `centre`: float32
-        [1 + profile, metric, level].
+    level_weight, spread_weight: of a window's own mean and deviation, by how many steps it has measured: float32
+        [1 + profile, metric, length], at short_history.lengths.
+    context_steps: of a whole context.
+    shape: quantiles at window_shape.LEVELS of what follows so many steps, in spreads from the centre of a window:
+        float32 [1 + profile, metric, length, level].
     """
 
     metrics: tuple[str, ...]
@@ -69,8 +72,8 @@ class FleetScaling:
     centre: np.ndarray
     spread: np.ndarray
     spread_within: np.ndarray
-    shrinkage_steps: np.ndarray
-    spread_shrinkage_steps: np.ndarray
+    level_weight: np.ndarray
+    spread_weight: np.ndarray
     context_steps: int
     shape: np.ndarray
 
@@ -119,6 +122,12 @@ class FleetScaling:
         """How much the range shrinks to leave room for the bounds inside the link's open range: float32 [metric]."""
         return np.where(self.percent, 1.0 - 2.0 * BOUND * self.strip / 100.0, 1.0).astype(np.float32)
 
+    @cached_property
+    def after_steps(self) -> ShortHistory:
+        """level_weight, spread_weight and shape after 0, 1, 2, ... steps: [1 + profile, metric, 1 + context, ...]."""
+        shares = between_lengths(self.context_steps)
+        return ShortHistory(self.level_weight @ shares.T, self.spread_weight @ shares.T, shares @ self.shape)
+
     def without_profiles(self) -> FleetScaling:
         """What fit_scaling gives for the same servers if their profiles are not told."""
         return replace(self, profiles=(), **{name: getattr(self, name)[:1] for name in STATISTICS})
@@ -128,31 +137,37 @@ class FleetScaling:
         row_of = {name: row for row, name in enumerate(self.profiles, start=1)}
         return np.array([row_of.get(name, 0) for name in profiles], dtype=np.int64)
 
-    def window_scale(self, linked_context: np.ndarray, profile_rows: np.ndarray) -> WindowScale:
+    def window_scale(
+        self, linked_context: np.ndarray, measured_steps: np.ndarray, profile_rows: np.ndarray
+    ) -> WindowScale:
         """Shrunken centre and spread of each window.
 
-        linked_context: [window, encoder_step, metric] in link space, NaN = not measured. profile_rows: [window].
+        linked_context: [window, encoder_step, metric] in link space, NaN = not measured. measured_steps: how many are
+        measured, float32 [window, metric]. profile_rows: [window].
         """
         centre, spread = self.centre[profile_rows], self.spread[profile_rows]  # [window, metric]
-        unknown = np.isnan(linked_context)
         steps = linked_context.shape[1]
-        n = steps - counted(unknown)
         units = linked_context - at_each_step(centre, steps)
         units /= at_each_step(spread, steps)
-        mean, rest = centred(units, unknown, n)
-        squares = products_summed(rest, rest)
+        mean, rest = centred(units, np.isnan(linked_context), measured_steps)
         within = self.spread_within[profile_rows] / spread
-        deviation = np.sqrt((squares + PRIOR_STEPS_OF_SPREAD * within**2) / (n + PRIOR_STEPS_OF_SPREAD))
-        missing_share = np.maximum(1.0 - n / self.context_steps, 0.0)
-        weight, weight_of_spread = (
-            n / (n + LEAST_SHRINKAGE + (k[profile_rows] - LEAST_SHRINKAGE) * missing_share)
-            for k in (self.shrinkage_steps, self.spread_shrinkage_steps)
-        )
-        width = np.exp(weight_of_spread * np.log(np.maximum(deviation, SMALLEST_SPREAD)))
+        deviation = own_deviation(products_summed(rest, rest), measured_steps, within)
+        where = self._after(measured_steps, profile_rows)
+        level_weight, spread_weight = self.after_steps.level_weight[where], self.after_steps.spread_weight[where]
+        width = expected_spread(level_weight, spread_weight, within, deviation)
         return WindowScale(
-            (centre + spread * weight * mean).astype(np.float32),
+            (centre + spread * level_weight * mean).astype(np.float32),
             (spread * width).astype(np.float32),
         )
+
+    def prior_shape(self, measured_steps: np.ndarray, profile_rows: np.ndarray) -> np.ndarray:
+        """The shape each window is drawn toward: float32 [window, metric, level]; arguments as in window_scale."""
+        return self.after_steps.shape[self._after(measured_steps, profile_rows)]
+
+    def _after(self, measured_steps: np.ndarray, profile_rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Where a window's metrics are found in after_steps; more than a context is as good as a whole one."""
+        steps = np.minimum(measured_steps, self.context_steps).astype(np.int64)
+        return profile_rows[:, None], np.arange(len(self.metrics)), steps
 
     def in_profile_units(self, scale: WindowScale, profile_rows: np.ndarray) -> WindowScale:
         """The same centre and log-spread relative to the profile: what the network is told as static reals."""
@@ -165,15 +180,13 @@ def fit_scaling(
     metrics: tuple[str, ...],
     percent: np.ndarray,
     profiles: tuple[str | None, ...],
-    window_steps: int,
-    shrinkage_steps: float | None = None,
+    context_steps: int,
     rows: np.ndarray | None = None,
 ) -> FleetScaling:
     """Fit links and profile statistics on training servers.
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
-    window_steps: length over which "the usual deviation inside a window" is taken (the context).
-    shrinkage_steps: one k for all profiles and metrics instead of the estimated ones.
+    context_steps: length over which "the usual deviation inside a window" is taken.
     rows: the servers to fit on (all); `profiles` are those of these.
     """
     chosen = slice(None) if rows is None else rows
@@ -184,24 +197,24 @@ def fit_scaling(
     columns = []
     for index in range(len(metrics)):  # one after the other: all at once would be a second fleet in memory
         one, unit = slice(index, index + 1), np.ones((1, 1))
-        fields = (0 * unit, unit, unit, unit, unit, window_steps, unit)
-        link = FleetScaling(metrics[one], percent[one], strip[one], (), *fields)
+        link = FleetScaling(
+            metrics[one], percent[one], strip[one], (), unit, unit, unit, unit, unit, context_steps, unit
+        )
         linked = link.to_link(values[..., one][chosen])[..., 0]
-        own = [_statistics(linked[owner == name], window_steps) for name in names]
-        columns.append([_statistics(linked, window_steps), *own])
+        own = [_statistics(linked[owner == name], context_steps) for name in names]
+        columns.append([_statistics(linked, context_steps), *own])
     table = np.stack(columns, axis=-1)  # [1 + profile, statistic, metric]
     fleet = table[0]
     # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
     table = np.where(np.isfinite(table), table, fleet).astype(np.float32)
-    centre, spread, within, *ks = table[:, :5].swapaxes(0, 1)
-    ks = [
-        np.full_like(k, shrinkage_steps)
-        if shrinkage_steps is not None
-        else np.where(np.isfinite(k), k, LEAST_SHRINKAGE)
-        for k in ks
-    ]
-    shape = table[:, 5:].swapaxes(1, 2)
-    return FleetScaling(metrics, percent, strip, names, centre, spread, within, ks[0], ks[1], window_steps, shape)
+    table = np.where(np.isfinite(table), table, _side_by_side(0, 0, 0, incomparable(context_steps))[:, None])
+    ends = np.cumsum([1, 1, 1, *[len(lengths(context_steps))] * 2])
+    fields = (field.swapaxes(1, 2) for field in np.split(table.astype(np.float32), ends, axis=1))
+    centre, spread, within, level_weight, spread_weight, shape = fields
+    return FleetScaling(
+        metrics, percent, strip, names, centre[..., 0], spread[..., 0], within[..., 0], level_weight, spread_weight,
+        context_steps, shape.reshape(*shape.shape[:2], -1, len(LEVELS)),
+    )  # fmt: skip
 
 
 def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:
@@ -217,13 +230,13 @@ def _typical_level(values: np.ndarray) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
-    """Centre, total deviation, usual one inside a window, both k and quantiles of one metric over [server, step]."""
+def _statistics(linked: np.ndarray, context_steps: int) -> np.ndarray:
+    """One metric's fields of STATISTICS over [server, step], side by side, NaN where nothing can be said."""
     column = linked[~np.isnan(linked).all(axis=1)].astype(np.float64)
     if column.size == 0:
-        return np.full(5 + len(LEVELS), np.nan)
+        return _side_by_side(0, 0, 0, incomparable(context_steps)) + np.nan
     spread = max(float(np.nanstd(column)), SMALLEST_SPREAD)
-    windows = max(1, column.shape[1] // window_steps)
+    windows = max(1, column.shape[1] // context_steps)
     deviations = [
         _deviation(part[~np.isnan(part)])
         for server in column
@@ -231,41 +244,12 @@ def _statistics(linked: np.ndarray, window_steps: int) -> np.ndarray:
         if np.count_nonzero(~np.isnan(part)) > 1
     ]
     within = max(float(np.median(deviations)) if deviations else spread, SMALLEST_SPREAD)
-    centre, ks = np.nanmean(column), _shrinkage_steps(column, window_steps)
-    some = column[:, :: column.size // QUANTILE_VALUES | 1]  # an odd stride meets every time of day
-    return np.array([centre, spread, within, *ks, *(np.nanquantile(some, LEVELS) - centre) / spread])
+    told = short_history(column, spread, within, context_steps)
+    return _side_by_side(float(np.nanmean(column)), spread, within, told)
 
 
-def _shrinkage_steps(column: np.ndarray, window_steps: int) -> tuple[float, float]:
-    """Both k of one metric over [server, step], of centre and spread, NaN if fewer than two servers can be compared.
-
-    Over windows of n steps (a quarter of the context), with B the variance between servers' long-run means and W the
-    variance of a server's window means around its own, the best weight of a window's mean is B / (B + W): what
-    window_scale gives it with the k returned. For the centre, W is that of the median server: a few that swing widely
-    are no reason to distrust the level the others show. For the spread it is the mean, as these few are why it should
-    not be thought narrow too soon.
-    """
-    n = max(1, window_steps // SHRINKAGE_WINDOWS)
-    windows = column[:, : column.shape[1] // n * n].reshape(len(column), -1, n)
-    count = (~np.isnan(windows)).sum(axis=2)
-    means = np.where(count > n // 2, np.nansum(windows, axis=2) / np.maximum(count, 1), np.nan)
-    means = means[(~np.isnan(means)).sum(axis=1) > 1]
-    if len(means) < 2:
-        return float("nan"), float("nan")
-    own_windows = (~np.isnan(means)).sum(axis=1)
-    variances = np.nanvar(means, axis=1, ddof=1)
-    between = float(np.var(np.nanmean(means, axis=1), ddof=1) - np.mean(variances / own_windows))
-    usual, mean = (_k(float(within), between, n, window_steps) for within in (np.median(variances), np.mean(variances)))
-    return usual, mean
-
-
-def _k(within: float, between: float, n: int, window_steps: int) -> float:
-    most = MOST_SHRINKAGE_CONTEXTS * window_steps
-    if between <= 0:
-        return most
-    missing_share = 1.0 - n / window_steps if window_steps > n else 1.0
-    k = LEAST_SHRINKAGE + (n * within / between - LEAST_SHRINKAGE) / missing_share
-    return min(max(k, LEAST_SHRINKAGE), most)
+def _side_by_side(centre: float, spread: float, within: float, told: ShortHistory) -> np.ndarray:
+    return np.concatenate([[centre, spread, within], *(field.ravel() for field in told)])
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -6,9 +6,9 @@ window's own quantile of that probability (a normal-score transform): a network 
 server what its last day was like, and learns where tomorrow departs from that. Beyond the outermost quantiles a
 score grows as the inverse of `compress` does: linearly at first, then ever faster.
 
-With few measured steps the shape is drawn toward that of all its profile's servers have measured; without any it is
-that, so that of a new server the untrained network says what its kind is like. How servers of a kind differ says little
-of how one of them varies: as the history fills the context, a day, the normal shape takes the profile's place.
+With few measured steps the shape is drawn toward that of what followed when its profile's servers had shown as few
+(short_history.py), so that of a new server the untrained network says what its kind is like. How servers of a kind
+differ says little of how one of them varies: as the history fills the context, a day, that becomes the normal shape.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ PRIOR_STEPS = 24.0  # what the shape is drawn toward counts as many measured ste
 NARROWEST_GAP = 0.03  # between neighbours, in spreads: any score can be told from any other
 
 
-def window_shape(units: np.ndarray, profile: np.ndarray, context_steps: int) -> np.ndarray:
+def window_shape(units: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Quantiles of windows at LEVELS: float32 [window, metric, level], in spreads from the centre, increasing.
 
     units: float32 [window, step, metric], in spreads from the centre, NaN = not measured.
-    profile: float32 [window, metric, level], the shape of their profiles (FleetScaling.shape). context_steps: measured
-    steps from which on the prior is the normal shape.
+    prior: float32 [window, metric, level], what it is drawn toward (FleetScaling.shape).
     """
     ascending = np.sort(units, axis=1)  # NaN last
     known = units.shape[1] - counted(np.isnan(units)).astype(np.int64)  # [window, metric]
@@ -42,8 +41,6 @@ def window_shape(units: np.ndarray, profile: np.ndarray, context_steps: int) -> 
     low, high = (np.take_along_axis(ascending, at.swapaxes(1, 2), axis=1).swapaxes(1, 2) for at in (below, above))
     own = np.nan_to_num(low + (high - low) * (place - below))
     weight = (known / (known + PRIOR_STEPS))[..., None]
-    missing_share = np.maximum(1.0 - known / context_steps, 0.0)[..., None]
-    prior = missing_share * profile + (1.0 - missing_share) * np.array(NORMAL_SCORES)
     shape = weight * own + (1.0 - weight) * prior
     gaps = np.maximum(np.diff(shape, axis=-1), NARROWEST_GAP)
     middle = shape[..., MIDDLE, None]

@@ -23,7 +23,7 @@ from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
-WINDOWS_VERSION = 3  # of what a window holds; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 4  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
@@ -166,7 +166,8 @@ def build_windows(
     )
     rhythm = daily_rhythm(context, days.usual, spec.context_steps)
     context -= rhythm.lift[:, :encoder_steps]
-    scale = scaling.window_scale(context, profile_rows)
+    measured_steps = encoder_steps - counted(np.isnan(context))
+    scale = scaling.window_scale(context, measured_steps, profile_rows)
     units = _in_spreads(context, scale)
     in_calendar = origin_steps[:, None] - calendar.first_step
     encoder_at = in_calendar + np.arange(1 - encoder_steps, 1)
@@ -177,12 +178,12 @@ def build_windows(
         decoder_calendar=calendar.half_hour_and_day.take(decoder_at, axis=0),
         encoder_market=calendar.market_open.take(encoder_at, axis=0),
         decoder_market=calendar.market_open.take(decoder_at, axis=0),
-        static=_static_reals(spec, scaling, scale, profile_rows, context, rhythm),
+        static=_static_reals(spec, scaling, scale, profile_rows, measured_steps, rhythm),
         encoder=_value_and_mask(units),
         decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
         centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
         spread=scale.spread,
-        shape=window_shape(units, scaling.shape[profile_rows], scaling.context_steps),
+        shape=window_shape(units, scaling.prior_shape(measured_steps, profile_rows)),
     )
 
 
@@ -246,13 +247,12 @@ def _static_reals(
     scaling: FleetScaling,
     scale: WindowScale,
     profile_rows: np.ndarray,
-    context: np.ndarray,
+    measured_steps: np.ndarray,
     rhythm: DailyRhythm,
 ) -> np.ndarray:
     """Centre and log-spread in profile units, share of the rhythm, measured steps on a log scale: [window, 3 M + 1]."""
     relative = scaling.in_profile_units(scale, profile_rows)
-    measured_steps = context.shape[1] - counted(np.isnan(context)).mean(axis=1, keepdims=True)
-    measured_share = np.log1p(measured_steps) / np.log1p(spec.context_steps)
+    measured_share = np.log1p(measured_steps.mean(axis=1, keepdims=True)) / np.log1p(spec.context_steps)
     position = _interleave(compress(relative.centre), relative.spread)
     return np.concatenate([position, rhythm.share, measured_share], axis=1, dtype=np.float32)
 

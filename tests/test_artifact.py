@@ -130,7 +130,7 @@ def test_a_model_that_reads_other_windows_is_refused_as_such(copy: Path) -> None
     del config["windows_version"]
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 3; train again"):
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 4; train again"):
         Engine.load(copy, device="cpu")
 
 

@@ -22,7 +22,7 @@ def spec_of(metrics: tuple[str, ...]) -> WindowSpec:
 def scaling_of(spec: WindowSpec) -> FleetScaling:
     values = np.random.default_rng(0).uniform(1, 90, (4, 600, len(spec.metrics))).astype(np.float32)
     percent = np.array([name.endswith("_pct") for name in spec.metrics])
-    return fit_scaling(values, spec.metrics, percent, ("database", "generic", "web_api", None), 288, 3.0)
+    return fit_scaling(values, spec.metrics, percent, ("database", "generic", "web_api", None), 288)
 
 
 def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: torch.Tensor) -> list[torch.Tensor]:

@@ -46,7 +46,7 @@ def source() -> RecordingSource:
     values[3, 200:420] = np.nan
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcd"), ("database", "web_api") * 2, METRICS, start, 300, values)
-    scaling = fit_scaling(values, METRICS, np.array([True, True]), grid.profiles, 48, 3.0)
+    scaling = fit_scaling(values, METRICS, np.array([True, True]), grid.profiles, 48)
     source = RecordingSource(grid, SPEC, scaling)
     source.values, source.asked = values, []
     return source

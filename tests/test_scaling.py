@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.window_shape import LEVELS
+from forecasting.window_shape import LEVELS, NORMAL_SCORES
 
 METRICS = ("cpu_pct", "latency_ms")
 PERCENT = np.array([True, False])
@@ -24,12 +26,12 @@ def fleet() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(fleet: np.ndarray) -> FleetScaling:
-    return fit_scaling(fleet, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288, 3.0)
+    return fit_scaling(fleet, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
 
 
 @given(st.floats(0, 100), st.floats(0, 1e6))
 def test_link_is_finite_and_its_inverse_stays_near_and_within_bounds(percent: float, latency_ms: float) -> None:
-    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2, 3.0)
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2)
     value = np.array([percent, latency_ms], dtype=np.float32)
     linked = scaling.to_link(value)
     assert np.isfinite(linked).all()
@@ -42,7 +44,7 @@ def test_link_is_finite_and_its_inverse_stays_near_and_within_bounds(percent: fl
 
 @given(st.floats(-1e3, 1e3))
 def test_nothing_in_link_space_leaves_the_physical_range(linked: float) -> None:
-    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2, 3.0)
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), METRICS, PERCENT, (None,), 2)
     percent, latency_ms = scaling.from_link(np.array([linked, linked]))
     assert 0 <= percent <= 100
     assert latency_ms >= 0
@@ -57,34 +59,40 @@ def test_missing_stays_missing(scaling: FleetScaling) -> None:
 def test_without_history_a_window_is_scaled_as_its_profile(scaling: FleetScaling) -> None:
     nothing = np.full((3, 5, 2), np.nan, dtype=np.float32)
     rows = scaling.profile_rows(np.array(["busy", "idle", None], dtype=object))
-    scale = scaling.window_scale(nothing, rows)
+    scale = scaling.window_scale(nothing, np.zeros((3, 2), dtype=np.float32), rows)
     np.testing.assert_allclose(scale.centre, scaling.centre[rows], rtol=1e-6)
     np.testing.assert_allclose(scale.spread, scaling.spread[rows], rtol=1e-6)
 
 
 def test_with_a_day_of_history_the_server_speaks_for_itself(scaling: FleetScaling, fleet: np.ndarray) -> None:
     day = scaling.to_link(fleet[:1, :288])
-    told_wrongly = scaling.window_scale(day, scaling.profile_rows(np.array(["idle"], dtype=object)))
+    told_wrongly = scaling.window_scale(
+        day, np.full((1, 2), 288), scaling.profile_rows(np.array(["idle"], dtype=object))
+    )
     np.testing.assert_allclose(told_wrongly.centre[0], day[0].mean(axis=0), rtol=0.02)
     np.testing.assert_allclose(told_wrongly.spread[0], day[0].std(axis=0), rtol=0.05)
 
 
-def test_shrinkage_follows_the_formula(scaling: FleetScaling, fleet: np.ndarray) -> None:
-    """Against a plain loop over metrics: centre n mean / (n + k), log-spread with the same weight."""
-    window = scaling.to_link(fleet[5:6, :7])
+def test_a_window_is_shrunk_by_the_weights_of_its_measured_steps(scaling: FleetScaling, fleet: np.ndarray) -> None:
+    """Against a plain loop: the mean's weight, the spread narrowed by it, the deviation's weight on a log scale."""
+    window = scaling.to_link(fleet[5:6, :5])
     window[0, 2, 0] = np.nan
-    rows = scaling.profile_rows(np.array(["idle"], dtype=object))
-    scale = scaling.window_scale(window, rows)
-    for metric in range(2):
-        seen = [value for value in window[0, :, metric] if not np.isnan(value)]
-        centre, spread = scaling.centre[2, metric], scaling.spread[2, metric]
-        units = [(value - centre) / spread for value in seen]
-        n, mean = len(units), sum(units) / len(units)
-        prior = 2.0 * (scaling.spread_within[2, metric] / spread) ** 2
-        deviation = ((sum((unit - mean) ** 2 for unit in units) + prior) / (n + 2.0)) ** 0.5
-        weight = n / (n + 3.0)
-        assert scale.centre[0, metric] == pytest.approx(centre + spread * weight * mean, rel=1e-4)
-        assert scale.spread[0, metric] == pytest.approx(spread * deviation**weight, rel=1e-4)
+    scale = scaling.window_scale(window, np.array([[4, 5]]), scaling.profile_rows(np.array(["idle"], dtype=object)))
+    for metric, n in ((0, 4), (1, 5)):
+        seen = [float(value) for value in window[0, :, metric] if not np.isnan(value)]
+        centre, spread, within = (
+            float(table[2, metric]) for table in (scaling.centre, scaling.spread, scaling.spread_within)
+        )
+        between = 0.0 if n == 4 else math.log(5 / 4) / math.log(16 / 4)  # kept at 0, 1, 4, 16, ... steps
+        weight, of_spread = (
+            (1 - between) * float(table[2, metric, 2]) + between * float(table[2, metric, 3])
+            for table in (scaling.level_weight, scaling.spread_weight)
+        )
+        mean = sum(seen) / n
+        own = ((sum((value - mean) ** 2 for value in seen) + 2.0 * within**2) / (n + 2.0)) ** 0.5
+        usual = ((1 - weight) * spread**2 + weight * within**2) ** 0.5
+        assert scale.centre[0, metric] == pytest.approx(centre + weight * (mean - centre), rel=1e-4)
+        assert scale.spread[0, metric] == pytest.approx(usual * (own / usual) ** of_spread, rel=1e-4)
 
 
 def test_unknown_profiles_share_the_fleet_row(scaling: FleetScaling) -> None:
@@ -94,46 +102,23 @@ def test_unknown_profiles_share_the_fleet_row(scaling: FleetScaling) -> None:
 def test_a_metric_a_profile_never_reports_takes_the_fleets_statistics(fleet: np.ndarray) -> None:
     partly = fleet.copy()
     partly[:4, :, 1] = np.nan
-    scaling = fit_scaling(partly, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288, 3.0)
+    scaling = fit_scaling(partly, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
     assert scaling.centre[1, 1] == scaling.centre[0, 1]
     assert np.isfinite(scaling.spread).all()
 
 
-def test_k_follows_how_much_servers_differ_and_swing() -> None:
-    """Servers alike with a strong daily rhythm: a few hours prove little. Far apart and steady: they prove all."""
+def test_after_one_measurement_servers_that_keep_their_level_are_as_narrow_as_they_vary() -> None:
     random = np.random.default_rng(0)
-    rhythm = 20 * np.sin(2 * np.pi * np.arange(2880) / 288)
-    levels = np.linspace(20, 80, 6)[:, None]
-    alike = 50 + random.normal(0, 1, (6, 1)) + rhythm + random.normal(0, 1, (6, 2880))
-    apart = levels + random.normal(0, 1, (6, 2880))
-    values = np.stack([alike, apart], axis=-1).astype(np.float32)
-    scaling = fit_scaling(values, ("mem_pct", "cpu_pct"), np.array([True, True]), (None,) * 6, 288)
-    assert scaling.shrinkage_steps[0, 0] > 100
-    assert scaling.shrinkage_steps[0, 1] == 3
-
-
-def test_a_server_that_swings_widely_does_not_take_away_the_others_word() -> None:
-    random = np.random.default_rng(2)
     values = np.linspace(20, 80, 6)[:, None] + random.normal(0, 1, (6, 2880))
-    values[3] = 100.0 * (np.arange(2880) // 100 % 2)
-    scaling = fit_scaling(values[..., None].astype(np.float32), ("cpu_pct",), np.array([True]), (None,) * 6, 288)
-    assert scaling.shrinkage_steps[0, 0] == 3
-
-
-def test_the_estimated_k_gives_the_best_weight_of_a_windows_mean() -> None:
-    """Against least squares over many servers: regress a server's long-run mean on the mean of one of its windows."""
-    random = np.random.default_rng(1)
-    own = random.normal(50, 4, (400, 1))
-    windows = own[..., None] + random.normal(0, 6, (400, 12, 1))  # means of 72 steps around the server's own
-    values = np.repeat(windows, 72, axis=2).reshape(400, -1, 1).astype(np.float32)
-    k = fit_scaling(values, ("cpu_pct",), np.array([True]), (None,) * 400, 288).shrinkage_steps[0, 0]
-    centred = windows[:, 0, 0] - windows.mean()
-    slope = float((centred * (own[:, 0] - own.mean())).sum() / (centred**2).sum())
-    assert 72 / (72 + 3 + (k - 3) * 0.75) == pytest.approx(slope, abs=0.06)
+    scaling = fit_scaling(values[..., None].astype(np.float32), ("mem_pct",), np.array([True]), (None,) * 6, 288)
+    measured = scaling.to_link(np.full((1, 1, 1), 65.0, dtype=np.float32))
+    scale = scaling.window_scale(measured, np.ones((1, 1)), np.zeros(1, dtype=np.int64))
+    assert scale.centre[0, 0] == pytest.approx(float(measured[0, 0, 0]), abs=1.0)
+    assert scale.spread[0, 0] < 0.1 * scaling.spread[0, 0]
 
 
 def test_without_profiles_it_is_what_the_same_servers_give_untold(fleet: np.ndarray, scaling: FleetScaling) -> None:
-    untold = fit_scaling(fleet, METRICS, PERCENT, (None,) * 8, 288, 3.0)
+    untold = fit_scaling(fleet, METRICS, PERCENT, (None,) * 8, 288)
     for name, value in vars(scaling.without_profiles()).items():
         np.testing.assert_array_equal(value, getattr(untold, name), err_msg=name)
 
@@ -153,10 +138,19 @@ def test_servers_that_are_not_chosen_do_not_count(fleet: np.ndarray) -> None:
         np.testing.assert_array_equal(getattr(among_all, name), value, err_msg=name)
 
 
-def test_the_shape_is_how_a_profiles_values_lie_about_its_centre(fleet: np.ndarray, scaling: FleetScaling) -> None:
+def test_the_shape_of_no_history_is_how_values_lie_about_the_other_servers_mean(
+    fleet: np.ndarray, scaling: FleetScaling
+) -> None:
     linked = scaling.to_link(fleet)
     for row, servers in enumerate([linked, linked[:4], linked[4:]]):  # all, busy, idle
-        expected = (np.quantile(servers, LEVELS, axis=(0, 1)).T - scaling.centre[row, :, None]) / scaling.spread[
-            row, :, None
-        ]
-        np.testing.assert_allclose(scaling.shape[row], expected, rtol=1e-3, atol=1e-3)
+        own = servers.mean(axis=1)
+        others = (own.sum(axis=0) - own) / (len(own) - 1)
+        expected = np.quantile(servers - others[:, None], LEVELS, axis=(0, 1)).T / scaling.spread[row, :, None]
+        found = scaling.prior_shape(np.zeros((1, 2)), np.array([row]))[0]
+        np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.1)  # ours is of every so many steps
+
+
+def test_the_shape_a_whole_context_is_drawn_toward_is_the_normal_one(scaling: FleetScaling) -> None:
+    for steps in (288, 400):
+        shape = scaling.prior_shape(np.full((3, 2), steps), np.arange(3))
+        np.testing.assert_allclose(shape, np.broadcast_to(NORMAL_SCORES, shape.shape), rtol=1e-6)

@@ -17,9 +17,9 @@ DAY = 288
 NORMAL = np.array(NORMAL_SCORES, dtype=np.float32)
 
 
-def shape_of(units: np.ndarray, profile: np.ndarray = NORMAL) -> np.ndarray:
-    """Of windows whose profile has this shape in every metric."""
-    return window_shape(units, np.broadcast_to(profile, (len(units), units.shape[2], len(LEVELS))), DAY)
+def shape_of(units: np.ndarray, prior: np.ndarray = NORMAL) -> np.ndarray:
+    """Of windows drawn toward this shape in every metric."""
+    return window_shape(units, np.broadcast_to(prior, (len(units), units.shape[2], len(LEVELS))))
 
 
 def bursts(steps: int = DAY) -> np.ndarray:
@@ -31,19 +31,18 @@ def bursts(steps: int = DAY) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [12, 144, DAY])
-def test_a_window_has_its_own_quantiles_drawn_toward_its_profiles_and_later_the_normal_ones(steps: int) -> None:
-    units, profile = bursts(steps), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
+def test_a_window_has_its_own_quantiles_drawn_toward_its_prior_ones(steps: int) -> None:
+    units, prior = bursts(steps), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
     own = np.moveaxis(np.nanquantile(units, LEVELS, axis=1), 0, -1)
     known = (~np.isnan(units)).sum(axis=1)[..., None]
-    prior = profile + known / DAY * (norm.ppf(LEVELS) - profile)
     expected = (known * own + PRIOR_STEPS * prior) / (known + PRIOR_STEPS)
-    np.testing.assert_allclose(shape_of(units, profile), expected, atol=1e-4)
+    np.testing.assert_allclose(shape_of(units, prior), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("units", [np.full((2, 1, 3), np.nan, np.float32), np.full((2, 288, 3), np.nan, np.float32)])
-def test_without_history_the_shape_is_the_profiles(units: np.ndarray) -> None:
-    profile = np.sort(np.random.default_rng(5).normal(size=7)).astype(np.float32) * 4
-    np.testing.assert_allclose(shape_of(units, profile), np.broadcast_to(profile, (2, 3, 7)), atol=1e-5)
+def test_without_history_the_shape_is_the_prior_one(units: np.ndarray) -> None:
+    prior = np.sort(np.random.default_rng(5).normal(size=7)).astype(np.float32) * 4
+    np.testing.assert_allclose(shape_of(units, prior), np.broadcast_to(prior, (2, 3, 7)), atol=1e-5)
 
 
 def test_the_scores_are_those_of_the_normal_distribution() -> None:

@@ -44,7 +44,7 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(values: np.ndarray) -> FleetScaling:
-    return fit_scaling(values, METRICS, np.array([True, False]), ("database", "web_api", None), 48, 3.0)
+    return fit_scaling(values, METRICS, np.array([True, False]), ("database", "web_api", None), 48)
 
 
 def cut(
