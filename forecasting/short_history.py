@@ -10,8 +10,10 @@ its own steps are shown. Three things are learned from what followed these steps
 - the weight of their deviation, likewise, on a log scale, from how far off the level expected what follows lies;
 - the shape: how what follows is then distributed, in the spreads expected around the level expected.
 
-So a network that has learned nothing says of a stranger what a plain statistician would, at every length of history. A
-whole context, a day over which the swing averages out, speaks for itself: nothing is estimated there.
+So a network that has learned nothing says of a stranger what a plain statistician would, at every length of history.
+No weight n / (n + k) would: it is right for steps independent of each other, and the first of a server's steps tells
+nearly as much of its level as the hour it begins. A whole context, a day over which the swing averages out, speaks for
+itself: nothing is estimated there.
 """
 
 from __future__ import annotations
