@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = compare(source, torch.device(arguments.device), arguments.rounds, stack)
     if arguments.device == "cpu":
         result["loader_share_of_step"], result["loader_share_quartiles"] = loader_share(source)
+        result["loader_share_of_processor_time"] = loader_processor_share(source)
     print(json.dumps(result))
     return 0
 
@@ -279,6 +280,27 @@ def loader_share(source: WindowSource) -> tuple[float, list[float]]:
     quartiles = np.percentile(longer[WARM_UP_STEPS:], [25, 50, 75])
     low, median, high = (round(float(share), 4) for share in quartiles)
     return median, [low, high]
+
+
+def loader_processor_share(source: WindowSource) -> float:
+    """Processor time of cutting a batch, in one thread, / that of a step, in all; in turns, median, on a CPU.
+
+    Other load hardly changes it; waiting of one thread for another counts as the step's.
+    """
+    size = OUR_BATCH_SIZES["cpu"][0]
+    shares = []
+    with ExitStack() as stack:
+        gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
+        batches = (ready for _, ready in gradients.one_ahead(full_context_plans(size)))
+        ready, plans = next(batches), full_context_plans(size)
+        next(batches).result()  # the one ahead is cut: from here on only what is asked for below
+        for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
+            plan, begin = next(plans), time.process_time()
+            train(ready)
+            step, begin = time.process_time() - begin, time.thread_time()
+            source.cut(plan)
+            shares.append((time.thread_time() - begin) / step)
+    return round(statistics.median(shares[WARM_UP_STEPS:]), 4)
 
 
 if __name__ == "__main__":
