@@ -293,7 +293,6 @@ def loader_processor_share(source: WindowSource) -> float:
         gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
         batches = (ready for _, ready in gradients.one_ahead(full_context_plans(size)))
         ready, plans = next(batches), full_context_plans(size)
-        next(batches).result()  # the one ahead is cut: from here on only what is asked for below
         for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
             plan, begin = next(plans), time.process_time()
             train(ready)

@@ -120,7 +120,7 @@ def short_history(column: np.ndarray, spread: float, within: float, context_step
     if len(own) < 2:
         return found
     others = (own.sum() - own) / (len(own) - 1)
-    looks = _looks((column - own[:, None]) / spread, context_steps)
+    looks = _looks(column, own, spread, context_steps)
     from_others = ((own - others) / spread)[:, None]
     within /= spread
     found.level_weight[0] = found.spread_weight[0] = 0.0
@@ -139,10 +139,13 @@ def short_history(column: np.ndarray, spread: float, within: float, context_step
     return found
 
 
-def _looks(values: np.ndarray, context_steps: int) -> _Looks:
-    blocks = min(-(-values.size // SERVER_STEPS_AT_ONCE), len(values))
-    every = max(1, context_steps // ORIGINS_PER_CONTEXT, values.size // MOST_ORIGINS | 1)
-    parts = [_looks_at_some(some, context_steps, every) for some in np.array_split(values, blocks)]
+def _looks(column: np.ndarray, own: np.ndarray, spread: float, context_steps: int) -> _Looks:
+    blocks = min(-(-column.size // SERVER_STEPS_AT_ONCE), len(column))
+    every = max(1, context_steps // ORIGINS_PER_CONTEXT, column.size // MOST_ORIGINS | 1)
+    parts = [
+        _looks_at_some((column[rows] - own[rows, None]) / spread, context_steps, every)
+        for rows in np.array_split(np.arange(len(column)), blocks)
+    ]
     return _Looks(*(np.concatenate(field, axis=-2) for field in zip(*parts, strict=True)))
 
 

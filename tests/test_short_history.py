@@ -86,6 +86,13 @@ def test_a_gap_is_no_measurement() -> None:
     assert gaps == pytest.approx(whole, abs=0.1)
 
 
+def test_servers_looked_at_in_parts_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = told_by(swinging_fleet())
+    monkeypatch.setattr("forecasting.short_history.SERVER_STEPS_AT_ONCE", 3 * CONTEXT * DAYS)  # three, three, two
+    for part, expected in zip(told_by(swinging_fleet()), whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-9)
+
+
 def test_what_follows_lies_within_the_shape_as_often_as_its_levels_say() -> None:
     """A fleet never seen, forecast by hand at every length of history: coverage of the outermost quantiles."""
     told, strangers = told_by(column := swinging_fleet(200)), swinging_fleet(200, seed=1)
