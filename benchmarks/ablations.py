@@ -38,7 +38,7 @@ from forecasting import evaluation  # noqa: E402
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
 from forecasting.fitting import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
 from forecasting.grid import FleetGrid, GridError  # noqa: E402
-from forecasting.model import QUANTILES, ForecastModel, build_network, torch_run  # noqa: E402
+from forecasting.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from forecasting.scaling import FleetScaling, fit_scaling  # noqa: E402
 from forecasting.short_history import lengths  # noqa: E402
@@ -62,7 +62,7 @@ class Variant:
     pytorch-forecasting's GroupNormalizer does. prior_steps: as which the profile counts beside a window's own, instead
     of estimated weights (short_history.py).
     knows_rhythm: whether a server's daily rhythm is taken off its windows. shape: on what distribution answers are read
-    (SHAPES).
+    (SHAPES). weighs_windows: whether wide windows count more in the loss.
     trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
     of the rows is missing in training, at random from half of the servers, in blocks from the others (scored on all).
     """
@@ -76,6 +76,7 @@ class Variant:
     knows_profiles: bool = True
     knows_rhythm: bool = True
     shape: str = "own and profile's"
+    weighs_windows: bool = True
     trains_unknown: bool = True
     gaps: bool = False
 
@@ -95,6 +96,7 @@ VARIANTS = (
     Variant("no_rhythm", "daily rhythm left in the windows", knows_rhythm=False),
     Variant("normal_prior", "of a short history, quantiles read on the normal distribution", shape="own and normal"),
     Variant("no_shape", "quantiles read on the normal distribution", shape="normal"),
+    Variant("equal_windows", "every window counts the same in the loss", weighs_windows=False),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
 HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0, "7 days": 168.0}  # hours; None = a single step
@@ -205,11 +207,14 @@ def with_gaps(job: Job) -> Job:
 
 @contextmanager
 def windows_of(variant: Variant) -> Iterator[None]:
-    """Windows are cut as the variant wants them meanwhile."""
-    with mock.patch.multiple(
-        "forecasting.windows",
-        daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
-        window_shape=SHAPES[variant.shape],
+    """Windows are cut, and count in the loss, as the variant wants it meanwhile."""
+    with (
+        mock.patch.multiple(
+            "forecasting.windows",
+            daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
+            window_shape=SHAPES[variant.shape],
+        ),
+        mock.patch("forecasting.gradients.importance", importance if variant.weighs_windows else torch.ones_like),
     ):
         yield
 

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from forecasting.kept_memory import keep_freed_memory
-from forecasting.model import ForecastModel, pinball_loss, window_tensors
+from forecasting.model import ForecastModel, importance, pinball_loss, window_tensors
 from forecasting.resident_windows import ResidentPlan, ResidentWindows
 from forecasting.run_state import device_of
 from forecasting.sampling import Batch, Plan, WindowSource
+from forecasting.windows import Windows
 
 UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
 STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say
@@ -96,8 +97,9 @@ def loss_arguments(batch: Batch, device: torch.device) -> tuple[list[Tensor], Te
 
 
 def loss_of(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:
-    """Mean pinball loss in compressed window units."""
-    return pinball_loss(model.compressed_quantiles(*windows), targets)
+    """Mean pinball loss in compressed window units, wide windows weighing a little more."""
+    spread = windows[Windows._fields.index("spread")]
+    return pinball_loss(model.compressed_quantiles(*windows), targets, importance(spread))
 
 
 def _backward(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:

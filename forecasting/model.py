@@ -37,6 +37,7 @@ Item = TypeVar("Item")
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 MEDIAN = QUANTILES.index(0.5)
+IMPORTANCE_OF_SPREAD = 0.25  # a power; benchmarks/ablations.md says what it is worth
 PROFILE_WIDTH = get_embedding_size(8)  # as pytorch-forecasting gives the seven profiles and the unknown one
 
 
@@ -381,14 +382,29 @@ def _export(model: nn.Module, windows: Windows, path: Path, outputs: Sequence[st
         )
 
 
-def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def importance(spread: torch.Tensor) -> torch.Tensor:
+    """How much the errors of windows count in training: [window, metric], over windows 1 on average.
+
+    In units of its own spread every window is as large as any other, a server that idles all day as one that works, and
+    to learn from all of them alike is to learn most. But an error costs what it is in physical units. A small power of
+    the spread is between the two; with its square root already, a few busy servers speak for all.
+
+    spread: [window, metric], of the windows.
+    """
+    larger = spread**IMPORTANCE_OF_SPREAD
+    return larger / larger.mean(dim=0)
+
+
+def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor, importance: torch.Tensor | float = 1.0) -> torch.Tensor:
     """Mean pinball loss over quantiles and measured targets (Koenker & Bassett 1978).
 
     scaled: [window, metric, quantile, H]; targets: [window, H, metric] in the same units, NaN = not measured: left out.
+    importance: [window, metric] or a number, above 0: weights of the mean over targets.
     """
     levels = constant(QUANTILES, scaled.dtype, scaled.device)[:, None]
     targets = targets.transpose(1, 2)
     measured = ~torch.isnan(targets)
     error = torch.where(measured, targets, 0.0)[:, :, None] - scaled
     loss = torch.maximum(levels * error, (levels - 1.0) * error).mean(dim=2)
-    return torch.where(measured, loss, 0.0).sum() / measured.sum().clamp(min=1)
+    weight = measured * torch.as_tensor(importance, dtype=loss.dtype, device=loss.device)[..., None]
+    return (weight * loss).sum() / weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)

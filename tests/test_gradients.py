@@ -15,7 +15,7 @@ from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network
 from forecasting.sampling import Batch, Plan, WindowSource, epoch
 from forecasting.scaling import fit_scaling
-from forecasting.windows import WindowSpec
+from forecasting.windows import Windows, WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")
@@ -53,6 +53,17 @@ def test_every_batch_gets_its_own_gradients(source: WindowSource, plans: list[Pl
         expected.backward()
         assert torch.equal(loss, expected.detach())
         assert torch.equal(gradient, whole.grad)
+
+
+def test_a_window_far_wider_than_all_others_decides_the_loss(
+    source: WindowSource, plans: list[Plan], model: ForecastModel
+) -> None:
+    windows, targets = loss_arguments(source.cut(plans[0]), torch.device("cpu"))
+    alone = loss_of(model, [part[:1] for part in windows], targets[:1]).item()
+    together = loss_of(model, windows, targets).item()
+    windows[Windows._fields.index("spread")][0] = 1e24
+    assert loss_of(model, windows, targets).item() == pytest.approx(alone, rel=1e-3)
+    assert abs(together / alone - 1) > 0.01
 
 
 def test_the_next_plan_is_being_prepared_while_one_is_used(plans: list[Plan]) -> None:

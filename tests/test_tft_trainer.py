@@ -21,7 +21,7 @@ import tft_trainer
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
 from forecasting.fitting import learning_rate_at
-from forecasting.model import ForecastModel, build_network, pinball_loss, torch_run
+from forecasting.model import ForecastModel, build_network, importance, pinball_loss, torch_run
 from tests.conftest import tiny_fleet
 
 SMALL = [
@@ -143,15 +143,30 @@ def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> 
     random = np.random.default_rng(0)
     scaled, targets = random.normal(size=(2, 3, 2, 7)), random.normal(size=(2, 3, 2))
     targets[0, 1, 1] = np.nan
-    losses = []
-    for index in np.ndindex(targets.shape):
-        if np.isnan(targets[index]):
+    counts = random.uniform(0.5, 2, size=(2, 2))
+    losses, weights = [], []
+    for window, step, metric in np.ndindex(targets.shape):
+        if np.isnan(targets[window, step, metric]):
             continue
         for column, level in enumerate((0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)):
-            error = targets[index] - scaled[index][column]
+            error = targets[window, step, metric] - scaled[window, step, metric, column]
             losses.append(level * error if error >= 0 else (level - 1) * error)
-    loss = pinball_loss(torch.from_numpy(scaled).permute(0, 2, 3, 1), torch.from_numpy(targets))
-    assert loss.item() == pytest.approx(np.mean(losses))
+            weights.append(counts[window, metric])
+    given = torch.from_numpy(scaled).permute(0, 2, 3, 1), torch.from_numpy(targets)
+    assert pinball_loss(*given).item() == pytest.approx(np.mean(losses))
+    assert pinball_loss(*given, torch.from_numpy(counts)).item() == pytest.approx(np.average(losses, weights=weights))
+
+
+def test_the_loss_of_windows_without_any_measurement_is_zero() -> None:
+    loss = pinball_loss(torch.randn(2, 1, 7, 3), torch.full((2, 3, 1), torch.nan), torch.ones(2, 1))
+    assert loss.item() == 0.0
+
+
+def test_a_window_sixteen_times_as_wide_as_another_counts_twice_as_much_whatever_the_unit() -> None:
+    weights = importance(torch.tensor([[1.0, 3e5], [16.0, 3e5], [1.0, 48e5]]))
+    assert weights[1, 0] / weights[0, 0] == pytest.approx(2.0)
+    assert weights[2, 1] / weights[0, 1] == pytest.approx(2.0)
+    assert weights.mean(dim=0).tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
