@@ -395,16 +395,16 @@ def importance(spread: torch.Tensor) -> torch.Tensor:
     return larger / larger.mean(dim=0)
 
 
-def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor, importance: torch.Tensor | float = 1.0) -> torch.Tensor:
+def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | float = 1.0) -> torch.Tensor:
     """Mean pinball loss over quantiles and measured targets (Koenker & Bassett 1978).
 
     scaled: [window, metric, quantile, H]; targets: [window, H, metric] in the same units, NaN = not measured: left out.
-    importance: [window, metric] or a number, above 0: weights of the mean over targets.
+    weights: [window, metric] or a number, above 0: of the mean over targets (importance).
     """
     levels = constant(QUANTILES, scaled.dtype, scaled.device)[:, None]
     targets = targets.transpose(1, 2)
     measured = ~torch.isnan(targets)
     error = torch.where(measured, targets, 0.0)[:, :, None] - scaled
     loss = torch.maximum(levels * error, (levels - 1.0) * error).mean(dim=2)
-    weight = measured * torch.as_tensor(importance, dtype=loss.dtype, device=loss.device)[..., None]
+    weight = measured * torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)[..., None]
     return (weight * loss).sum() / weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)
