@@ -15,7 +15,8 @@ What each idea gave, in windows a second of one processor (AVX-512, batches of 6
     each different measured value evaluated once, one gathering sum, a byte of randomness a mask     308
     AdamW in one kernel                                                                              330
     all parameters side by side in one tensor         a tenth less a step (329 -> 280 ms of two processors)
-    the next batch cut in a thread of its own         a twentieth less a step (332 -> 314 ms, medians of 48, in turns)
+    the next batch cut in a thread of its own         where torch leaves a processor free (50 turns, one thread), 0.5
+                                                      instead of 1.7 % of a step; where it does not, nothing
     freed memory kept for the next step               a tenth less a step (361 -> 327 ms, 40 pairs, in turns)
     bfloat16 (autocast)                               nothing: 227 instead of 290, time goes into conversions
     torch.compile around the LSTM                     nothing: 190 instead of 187, after 190 s of compilation
@@ -43,6 +44,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         result = compare(source, torch.device(arguments.device), arguments.rounds, stack)
     if arguments.device == "cpu":
-        result["loader_share_of_step"], result["loader_share_quartiles"] = loader_share(source)
-        result["loader_share_of_processor_time"] = loader_processor_share(source)
+        result |= loader_shares(source)
     print(json.dumps(result))
     return 0
 
@@ -259,47 +260,39 @@ def endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def loader_share(source: WindowSource) -> tuple[float, list[float]]:
-    """By how much a step takes longer if its batch must be cut meanwhile: median and quartiles over pairs, on a CPU.
+def loader_shares(source: WindowSource) -> dict[str, Any]:
+    """What cutting a batch costs, as a share of a step on a CPU: medians over turns.
 
-    Steps in turns: one with a new batch, one with a batch cut long before.
+    loader_share_of_step: time of cutting a batch / of a step, one after the other; in processor time, which other load
+    hardly changes, the threads' waiting for each other counts as the step's. loader_share_beside: how much longer a
+    step takes if the next batch is cut meanwhile, as in a training; with quartiles, as steps differ by more than that.
     """
-    size = OUR_BATCH_SIZES["cpu"][0]
-    longer = []
+    size, turns = OUR_BATCH_SIZES["cpu"][0], []
     with ExitStack() as stack:
         gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
-        batches = (ready for _, ready in gradients.one_ahead(full_context_plans(size)))
-        cut_before = [next(batches) for _ in range(WARM_UP_STEPS + LOADED_BATCHES)]
-        for known in cut_before:
-            seconds = []
-            for ready in (next(batches), known):
-                started = time.perf_counter()
-                train(ready)
-                seconds.append(time.perf_counter() - started)
-            longer.append(seconds[0] / seconds[1] - 1)
-    quartiles = np.percentile(longer[WARM_UP_STEPS:], [25, 50, 75])
-    low, median, high = (round(float(share), 4) for share in quartiles)
-    return median, [low, high]
-
-
-def loader_processor_share(source: WindowSource) -> float:
-    """Processor time of cutting a batch, in one thread, / that of a step, in all; in turns, median, on a CPU.
-
-    Other load hardly changes it; waiting of one thread for another counts as the step's.
-    """
-    size = OUR_BATCH_SIZES["cpu"][0]
-    shares = []
-    with ExitStack() as stack:
-        gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
-        batches = (ready for _, ready in gradients.one_ahead(full_context_plans(size)))
-        ready, plans = next(batches), full_context_plans(size)
+        plans = full_context_plans(size)
+        known, following = gradients.prepare(next(plans)), gradients.prepare(next(plans))
         for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
-            plan, begin = next(plans), time.process_time()
-            train(ready)
-            step, begin = time.process_time() - begin, time.thread_time()
-            source.cut(plan)
-            shares.append((time.thread_time() - begin) / step)
-    return round(statistics.median(shares[WARM_UP_STEPS:]), 4)
+            new, _ = following, following.result()
+            step, step_processor = timed(partial(train, known), time.process_time)
+            cut, cut_processor = timed(partial(source.cut, next(plans)), time.thread_time)
+            following = gradients.prepare(next(plans))
+            busy, _ = timed(partial(train, new), time.process_time)
+            turns.append((cut / step, cut_processor / step_processor, busy / step - 1))
+    low, median, high = np.percentile(turns[WARM_UP_STEPS:], [25, 50, 75], axis=0).round(4).tolist()
+    return {
+        "loader_share_of_step": median[0],
+        "loader_share_of_processor_time": median[1],
+        "loader_share_beside": median[2],
+        "loader_share_beside_quartiles": [low[2], high[2]],
+    }
+
+
+def timed(work: Callable[[], object], processor_seconds: Callable[[], float]) -> tuple[float, float]:
+    """Elapsed and processor seconds of `work`."""
+    began, processor_began = time.perf_counter(), processor_seconds()
+    work()
+    return time.perf_counter() - began, processor_seconds() - processor_began
 
 
 if __name__ == "__main__":

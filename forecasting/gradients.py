@@ -1,7 +1,7 @@
 """Loss and gradients of a batch: on a processor step by step, on a GPU as a recording that is replayed.
 
-On a processor a batch is cut in a thread of its own while the gradients of the one before are computed, which does not
-keep all processors busy all the time (benchmarks/training.py says what it gains).
+On a processor a batch is cut in a thread of its own while the gradients of the one before are computed, which hides it
+where torch leaves a processor free (benchmarks/training.py says what it gains).
 
 A step of training is some two thousand small operations, which a GPU has done sooner than a processor can ask for them.
 So what a batch of each encoder length asks for is recorded once (a CUDA graph), cutting its windows included, and
