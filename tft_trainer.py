@@ -47,6 +47,7 @@ from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.grid import FleetGrid, GridError, most_frequent_step
 from forecasting.job import Job
 from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
+from forecasting.other_load import free_processors, in_the_way
 from forecasting.report import write_report
 from forecasting.run_state import Fit, Keeper
 from forecasting.split import Split, SplitError, split_fleet
@@ -276,13 +277,23 @@ def plan(
         max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
         seed=arguments.seed,
     )
-    return Job(grid, spec, split, profiles, arguments.hidden_size, _device(arguments.device), settings)
+    device = _device(arguments.device)
+    if device.type == "cpu":
+        say_what_is_in_the_way(torch.get_num_threads())
+    return Job(grid, spec, split, profiles, arguments.hidden_size, device, settings)
 
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def say_what_is_in_the_way(threads: int) -> None:
+    """Advise fewer threads on a machine that is busy already; more than one wait for each other."""
+    told = in_the_way(threads, free_processors()) if threads > 1 else None
+    if told:
+        print(f"note: {told}", file=sys.stderr)
 
 
 def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:

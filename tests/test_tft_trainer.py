@@ -326,3 +326,13 @@ def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path,
     last = json.loads(out.strip().splitlines()[-1])
     assert last["stopped_by"] == "ctrl-c"
     assert Engine.load(tmp_path / "current", device="cpu").config.targets == ("cpu_pct", "mem_pct", "net_in_mb_s")
+
+
+def test_a_busy_machine_is_told_of_once_more_than_one_thread_would_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tft_trainer, "free_processors", lambda: 0.9)
+    tft_trainer.say_what_is_in_the_way(threads=1)
+    assert capsys.readouterr().err == ""
+    tft_trainer.say_what_is_in_the_way(threads=2)
+    assert capsys.readouterr().err.startswith("note: other work leaves 0.9 processors free, and 2 threads wait")
