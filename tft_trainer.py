@@ -277,10 +277,7 @@ def plan(
         max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
         seed=arguments.seed,
     )
-    device = _device(arguments.device)
-    if device.type == "cpu":
-        say_what_is_in_the_way(torch.get_num_threads())
-    return Job(grid, spec, split, profiles, arguments.hidden_size, device, settings)
+    return Job(grid, spec, split, profiles, arguments.hidden_size, _device(arguments.device), settings)
 
 
 def _device(wanted: str) -> torch.device:
@@ -324,6 +321,8 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
 
 def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fit:
     """Fit the network on the training part, from fresh or earlier weights, or from where it was interrupted."""
+    if job.device.type == "cpu":
+        say_what_is_in_the_way(torch.get_num_threads())
     model = job.fresh_model()
     if arguments.warm_start:
         earlier = earlier_model(arguments.warm_start, job.spec, job.profiles, job.hidden_size)
