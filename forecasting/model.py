@@ -335,10 +335,13 @@ def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
 
 
 def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows: Windows) -> Any:
-    """What a method of the model gives at forecasting time; the model is left in the mode it was in."""
+    """What a method of the model gives at forecasting time; the model is left in the mode it was in.
+
+    A GPU's LSTM would round its factors to TF32's ten bits, which is too coarse for the canary.
+    """
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         output = method(*window_tensors(windows, next(model.parameters()).device))
     model.train(was_training)
     return output

@@ -36,6 +36,29 @@ def test_onnx_and_torch_give_the_same_forecast(engine: Engine, tiny_model_dir: P
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_forecast_a_processor_gives(engine: Engine, tiny_model_dir: Path) -> None:
+    on_gpu = Engine.load(tiny_model_dir, device="cuda")
+    for steps in (0, 1, 5, 48, 700):
+        history = history_of(100, steps)
+        profiles = ["database", None, "web_api", "mainframe"] * 25
+        ours, theirs = (each.forecast(history, profiles, ORIGIN) for each in (on_gpu, engine))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_would_forecast_in_full_float32(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding factors to TF32 moves quantiles by more than the canary forgives; training may, forecasting may not."""
+    config = read_config(tiny_model_dir)
+    model, precisions = load_model(tiny_model_dir, config), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    hook = model.register_forward_pre_hook(lambda *_: precisions.append(torch.backends.cudnn.allow_tf32))
+    Engine(config, torch_run(model)).forecast(history_of(2, 20), [None, None], ORIGIN)
+    hook.remove()
+    assert set(precisions) == {False}
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 11, 48, 2100])
 def test_any_length_of_history_gives_ordered_quantiles_within_physical_bounds(engine: Engine, steps: int) -> None:
     quantiles = engine.forecast(history_of(4, steps), ["database", None, "mainframe", "web_api"], ORIGIN)
