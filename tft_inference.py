@@ -194,7 +194,10 @@ def _check_batch_flags(arguments: argparse.Namespace) -> tuple[int | None, np.da
         raise UsageError(f"--from {arguments.first_origin!r} is no time; write 2026-11-20T00:00:00Z") from None
     if moment.tzinfo is None:
         raise UsageError(f"--from {arguments.first_origin!r} has no time zone; write UTC with a final Z")
-    return every_seconds, np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
+    try:
+        return every_seconds, np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
+    except OverflowError:
+        raise UsageError(f"--from {arguments.first_origin!r} is before the year 1 in UTC; give a later time") from None
 
 
 def _with_missing_metrics(frame: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
@@ -237,7 +240,10 @@ def choose_origins(
     first = distance if first_origin is None else grid.step_at(first_origin)
     if not 0 <= first < grid.steps:
         begin, end = grid.timestamps()[[0, -1]]
-        raise UsageError(f"--from {first_origin}: outside the data, which reaches from {begin}Z to {end}Z")
+        reach = f"the data, which reaches from {begin}Z to {end}Z"
+        if first_origin is None:
+            raise UsageError(f"--origins: {every_seconds} s is longer than {reach}; use a shorter distance, or --from")
+        raise UsageError(f"--from {first_origin}: outside {reach}")
     chosen = [(int(s), step) for step in range(first, grid.steps, distance) for s in np.flatnonzero(measured[:, step])]
     if not chosen:
         raise UsageError("--origins: no server has a row at any origin; choose another --from")

@@ -53,7 +53,7 @@ from forecasting.run_state import Fit, Keeper
 from forecasting.split import Split, SplitError, split_fleet
 from forecasting.tensorboard_log import LogError, TensorBoardLog
 from forecasting.warm_start import earlier_model, start_from
-from forecasting.windows import DAY_SECONDS, WindowSpec
+from forecasting.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
 
 DEFAULT_TIMEZONE = "America/New_York"
@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"step of the model; finer data are averaged onto it (the data's own, at least {SHORTEST_DEFAULT_STEP})",
     )
     add("--timezone", help=f"business time zone, if the data names none ({DEFAULT_TIMEZONE})")
-    add("--seed", type=int, default=42, help="of weights, windows and held-out servers (%(default)s)")
+    add("--seed", type=_seed, default=42, help="of weights, windows and held-out servers (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (%(default)s)")
     add("--no-profile", action="store_true", help="train without the profile feature")
     add(
@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data = read(arguments)
             grid, spec = lay_out(data, arguments)
             split = split_fleet(grid, spec, arguments.train_fraction, arguments.holdout_servers, arguments.seed)
+            grid, spec = learnable(grid, spec, split)
             profiles = choose_profiles(data, grid, split, arguments)
             job = plan(grid, spec, split, profiles, arguments)
             checkpoint = open_checkpoint(job, arguments)
@@ -200,14 +201,37 @@ def lay_out(data: CheckedMetrics, arguments: argparse.Namespace) -> tuple[FleetG
     return grid, spec
 
 
+def learnable(grid: FleetGrid, spec: WindowSpec, split: Split) -> tuple[FleetGrid, WindowSpec]:
+    """Without the metrics that no server to train on has measured in the days to train on, which it says.
+
+    Raises TrainingError if there is none left, or nothing to judge the model on.
+    """
+    learned = ~np.isnan(grid.values[:, : split.fit_end]).all(axis=1)[split.seen].all(axis=0)
+    days = f"before {grid.timestamps()[split.fit_end]}Z"
+    if not learned.any():
+        raise TrainingError(f"values: no server to train on has a measurement {days}; provide more data")
+    if np.isnan(grid.values[:, split.train_end :]).all():
+        raise TrainingError(
+            f"values: nothing was measured from {grid.timestamps()[split.train_end]}Z on, in the later days that judge "
+            "the model; provide more data, or a larger --train-fraction"
+        )
+    if learned.all():
+        return grid, spec
+    dropped = ", ".join(name for name, kept in zip(grid.metrics, learned, strict=True) if not kept)
+    print(f"note: no server to train on has {dropped} {days}: not forecast", file=sys.stderr)
+    metrics = tuple(name for name, kept in zip(grid.metrics, learned, strict=True) if kept)
+    return replace(grid, metrics=metrics, values=grid.values[..., learned]), replace(spec, metrics=metrics)
+
+
 def choose_step(data: CheckedMetrics, arguments: argparse.Namespace) -> int:
     """Seconds per step of the model: the flag's, else the data's own but not finer than SHORTEST_DEFAULT_STEP."""
     of_data = data.metadata.step_seconds if data.metadata else most_frequent_step(data.distances)
     step_seconds: int = arguments.step_seconds or max(of_data, SHORTEST_DEFAULT_STEP)
     if step_seconds < of_data or DAY_SECONDS % step_seconds:
+        fitting = [seconds for seconds in range(of_data, DAY_SECONDS + 1) if not DAY_SECONDS % seconds]
         raise TrainingError(
             f"--step-seconds {step_seconds}: must divide a day and not be finer than the data's {of_data} s; "
-            "choose one such as 300, 600 or 3600"
+            + (f"choose one such as {fitting[0]}" if fitting else "provide rows at least once a day")
         )
     if step_seconds != of_data:
         print(f"note: averaging samples every {of_data} s onto steps of {step_seconds} s", file=sys.stderr)
@@ -300,6 +324,7 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
         "--warm-start": arguments.warm_start and arguments.warm_start.resolve().name,
         "device": str(job.device),
         "contract_version": CONTRACT_VERSION,
+        "windows_version": WINDOWS_VERSION,
         "step_seconds": job.spec.step_seconds,
         "timezone": job.spec.timezone,
         "profiles": job.profiles,
@@ -532,6 +557,13 @@ def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and below 2^63")
     return value
 
 

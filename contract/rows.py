@@ -62,7 +62,8 @@ class Audit:
             instants = examined.times().view(np.int64)
             self.first, self.last = min(self.first, int(instants.min())), max(self.last, int(instants.max()))
             servers = coded(examined.labels["server_name"], self.servers)
-            self.timeline.add(servers, instants, len(self.servers))
+            named = servers != NOBODY
+            self.timeline.add(servers[named], instants[named], len(self.servers))
             self._add_profiles(frame, servers, examined.labels.get("profile"))
         return examined
 
@@ -131,9 +132,9 @@ class Timeline:
         self._latest = np.empty(0, dtype=np.int64)  # [server] ns
 
     def add(self, servers: npt.NDArray[np.int32], instants: npt.NDArray[np.int64], count: int) -> None:
-        """The next rows [row]; there are `count` servers so far."""
+        """The next rows [row], each of a server; there are `count` servers so far."""
         self._latest = np.append(self._latest, np.full(count - len(self._latest), _NEVER))
-        if not self.in_order:
+        if not self.in_order or not len(servers):
             return
         if np.any(servers[1:] < servers[:-1]):
             order = np.argsort(servers, kind="stable")

@@ -28,12 +28,12 @@ class DailyRhythm(NamedTuple):
     lift: np.ndarray
 
 
-def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> DailyRhythm:
+def daily_rhythm(context: np.ndarray, usual: np.ndarray, day_steps: int) -> DailyRhythm:
     """Share and lift of windows.
 
     context: float32 [window, E, metric], link space, NaN = not measured. usual: float32 [window, step, metric], the
     mean over earlier days at the time of each step, NaN where there is none; its first E steps are the context's.
-    context_steps: of a whole context; if fewer can be compared, fewer points prove the rhythm.
+    day_steps: of 24 hours; if fewer can be compared, fewer points prove the rhythm.
     """
     before = usual[:, : context.shape[1]]
     unknown = np.isnan(context + before)
@@ -44,7 +44,7 @@ def daily_rhythm(context: np.ndarray, usual: np.ndarray, context_steps: int) -> 
         products_summed(*pair) for pair in ((swing, value), (swing, swing), (value, value))
     )
     least_swing = FLAT * np.maximum(np.abs(level), 1.0, dtype=np.float64)
-    points = INDEPENDENT_POINTS * compared / context_steps - FITTED
+    points = INDEPENDENT_POINTS * compared / day_steps - FITTED
     finite = np.isfinite(together + of_usual + of_values)  # squares of absurd values need not fit a float32
     has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > compared * least_swing**2)
     together[~has_rhythm] = 0.0

@@ -224,9 +224,13 @@ def profile_quantiles(
 
 
 def young_histories(step_seconds: int) -> dict[str, int]:
-    """Lengths of history a new server is judged with: steps by label."""
-    hours = {f"{hours} h": round(hours * 3600 / step_seconds) for hours in (1, 6, 24)}
-    return {"none": 0, "1 step": 1, **hours}
+    """Lengths of history a new server is judged with: steps by label. Hours that are no steps, or one, are left out."""
+    hours = {f"{hours} h": divmod(hours * 3600, step_seconds) for hours in (1, 6, 24)}
+    return {
+        "none": 0,
+        "1 step": 1,
+        **{label: steps for label, (steps, rest) in hours.items() if steps > 1 and not rest},
+    }
 
 
 def cold_start_table(
@@ -248,7 +252,7 @@ def cold_start_table(
     for label, steps in young_histories(grid.step_seconds).items():
         past = backtest(grid, rows, origins, horizon_steps, steps, quantiles, forecaster, with_profile=False)
         told = [grid.profiles[row] for row in past.rows]
-        flat = np.stack([prior.get(profile, prior[None]) for profile in told])[:, None]
+        flat = np.array([prior.get(profile, prior[None]) for profile in told]).reshape(-1, 1, *prior[None].shape)
         past = past.beside("profile_flat", np.broadcast_to(flat, past.forecasts[MODEL].shape))
         if knows_profiles:
             given = backtest(grid, rows, origins, horizon_steps, steps, quantiles, forecaster, with_baselines=False)

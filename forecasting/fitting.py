@@ -38,6 +38,7 @@ WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 AVERAGING_DECAY = 0.995  # per step, of the weights that are judged and kept
 VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 12, 64
+VALIDATION_DRAWS = 50  # of a batch's windows, until all have a measured target
 CHECKS_PER_EPOCH = 4
 FEWEST_STEPS, MOST_STEPS = 100, 250  # between two checks, which take as long as about four steps
 PATIENCE_CHECKS = 12  # checks without improvement before training cools down and ends
@@ -85,7 +86,7 @@ def fit(
     KeyboardInterrupt. keeper: where the run is saved, and found if it was interrupted.
     """
     run, state = Fit(model), State(model, settings.learning_rate, WEIGHT_DECAY)
-    run.steps_per_epoch = batches_per_epoch(source.spec, len(split.seen), split.fit_end - 1, settings.batch_size)
+    run.steps_per_epoch = batches_per_epoch(source, split.seen, split.fit_end - 1, settings.batch_size)
     keeper = keeper or Keeper("training")
     keeper.restore(run, state)
     if not run.stopped_by:
@@ -256,18 +257,43 @@ def learning_rate_at(progress: float) -> float:
 def validation_batches(source: WindowSource, split: Split, seed: int, device: torch.device) -> Validation:
     """A fixed sample of windows from the validation days, with the histories training draws.
 
-    Every other batch is of watched servers, if there are any.
+    Every other batch is of watched servers, if any of them is measured then. Raises FitError if no server is.
     """
     random = np.random.default_rng([seed, 1])
-    spec, size = source.spec, VALIDATION_BATCH_SIZE
-    first, last = split.fit_end - 1, split.train_end - spec.horizon_steps - 1
     batches = []
     for number in range(VALIDATION_BATCHES):
-        rows = random.choice(split.watched if number % 2 and len(split.watched) else split.seen, size)
-        origins = random.integers(min(first, last), last + 1, size)
-        batch = source.batch(rows, origins, *draw_history(spec, size, random), np.zeros(size, dtype=bool))
+        watched = _measured_windows(source, split.watched, split, random) if number % 2 else ()
+        windows = watched or _measured_windows(source, split.seen, split, random)
+        if not windows:
+            raise FitError(
+                "values: no server to train on has a measurement in the last part of the training period, on which "
+                "training is checked; provide more data, or another --train-fraction"
+            )
+        rows, origins = windows
+        history = draw_history(source.spec, len(rows), random)
+        batch = source.batch(rows, origins, *history, np.zeros(len(rows), dtype=bool))
         batches.append(loss_arguments(batch, device))
     return batches
+
+
+def _measured_windows(
+    source: WindowSource, servers: np.ndarray, split: Split, random: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """Rows and origins of a batch of validation windows after which something is measured: int64 [window] each.
+
+    Drawn again where nothing is; fewer where that is rare, and () where there is none.
+    """
+    rows, origins = np.empty(0, np.int64), np.empty(0, np.int64)
+    first, last = split.fit_end - 1, split.train_end - source.spec.horizon_steps - 1
+    for _ in range(VALIDATION_DRAWS if len(servers) else 0):
+        lacking = VALIDATION_BATCH_SIZE - len(rows)
+        drawn = random.choice(servers, lacking), random.integers(first, last + 1, lacking)
+        ahead = source.linked[drawn[0][:, None], drawn[1][:, None] + np.arange(1, source.spec.horizon_steps + 1)]
+        measured = ~np.isnan(ahead).all(axis=(1, 2))
+        rows, origins = (np.append(kept, new[measured]) for kept, new in zip((rows, origins), drawn, strict=True))
+        if len(rows) == VALIDATION_BATCH_SIZE:
+            break
+    return (rows, origins) if len(rows) else ()
 
 
 def judge(model: ForecastModel, weights: Weights, batches: Validation) -> float:

@@ -14,6 +14,8 @@ import pandas as pd
 
 from data_contract import Batch, CheckedMetrics
 
+LARGE_CELLS = 20_000_000  # of a server and step: a grid of so many, of which rows ...
+SPARSEST = 0.01  # ... fill less than this, is taken for a wrong time in a row, not for a fleet
 SUMS_AT_ONCE = 100_000_000  # cells, 12 bytes each: beyond that, metrics are read one after the other
 
 Batches = Callable[[Sequence[str]], Iterable[Batch]]  # all rows, with the values of some metrics
@@ -66,17 +68,20 @@ class FleetGrid:
 
     @classmethod
     def from_checked(cls, data: CheckedMetrics, step_seconds: int) -> FleetGrid:
-        """Lay checked rows on the grid, batch by batch. Raises DataFileError if they have changed since."""
+        """Lay checked rows on the grid, batch by batch.
+
+        Raises DataFileError if they have changed since, GridError if they are too far apart in time to be one fleet's.
+        """
         first, last = (int(time.astype("datetime64[s]").astype(np.int64)) for time in (data.first, data.last))
         return cls._of_batches(
-            data.batches, data.servers, data.profiles, data.metrics, step_seconds, first // step_seconds, last
+            data.batches, data.servers, data.profiles, data.metrics, step_seconds, data.rows, first, last
         )
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, metrics: Sequence[str], step_seconds: int) -> FleetGrid:
         """Lay contract rows (see data_contract.read_metrics) on the grid.
 
-        Raises GridError if there is no row or if a server's rows name two profiles.
+        Raises GridError if there is no row, if a server's rows name two profiles or if they are too far apart in time.
         """
         if frame.empty:
             raise GridError("the data has no rows: nothing to lay on a time grid; provide at least one row")
@@ -94,7 +99,8 @@ class FleetGrid:
             _profile_of_each_server(frame, servers, server_of_row),
             metrics,
             step_seconds,
-            int(seconds[0]) // step_seconds,
+            len(frame),
+            int(seconds[0]),
             int(seconds[1]),
         )
 
@@ -106,10 +112,18 @@ class FleetGrid:
         profiles: Sequence[str | None],
         metrics: Sequence[str],
         step_seconds: int,
-        first_step: int,
+        rows: int,
+        first_second: int,
         last_second: int,
     ) -> FleetGrid:
+        first_step = first_second // step_seconds
         steps = last_second // step_seconds - first_step + 1
+        if (cells := len(servers) * steps) > max(LARGE_CELLS, rows / SPARSEST):
+            begin, end = (np.datetime64(second, "s") for second in (first_second, last_second))
+            raise GridError(
+                f"timestamp: from {begin}Z to {end}Z there are {cells:,} times to measure {len(servers)} servers, and "
+                f"{rows:,} rows; remove rows of a wrong time, or train on a part of the time"
+            )
         values = np.empty((len(servers), steps, len(metrics)), dtype=np.float32)
         at_once = max(1, SUMS_AT_ONCE // (len(servers) * steps))
         for first in range(0, len(metrics), at_once):

@@ -51,7 +51,10 @@ class Job:
 
     @cached_property
     def scaling(self) -> FleetScaling:
-        """Scaling statistics of training servers and days only; the fleet's alone where profiles play no role."""
+        """Scaling statistics of training servers, before the later days; the fleet's alone where profiles play no role.
+
+        The validation days are counted in: what levels are usual tells nothing of a network that learns by heart.
+        """
         if self.beside:
             return self.beside.scaling.without_profiles()
         grid, seen = self.grid, self.split.seen
@@ -136,17 +139,15 @@ class Job:
     def mean_weights(self, model: ForecastModel) -> WeightTables:
         """What forecasts of the later days rest on, by profile: means over a sample of windows."""
         grid, origins = self.grid, self.test_origins()
+        measured = ~np.isnan(grid.values[:, origins]).all(axis=2)  # [server, origin]
+        if not measured.any():  # gaps at just these moments
+            origins = np.arange(self.split.train_end, grid.steps)
+            measured = ~np.isnan(grid.values[:, origins]).all(axis=2)
         random = np.random.default_rng(self.settings.seed)
-        rows, steps = (part.ravel() for part in np.meshgrid(np.arange(len(grid.servers)), origins, indexing="ij"))
-        owner = np.array([profile or "" for profile in grid.profiles])[rows]
-        measured = ~np.isnan(grid.values[rows, steps]).all(axis=1)
-        chosen = np.concatenate(
-            [
-                random.permutation(np.flatnonzero(measured & (owner == profile)))[:EXPLAINED_WINDOWS]
-                for profile in np.unique(owner)
-            ]
-        )
-        rows, steps = rows[chosen], steps[chosen]
+        owner = np.array([profile or "" for profile in grid.profiles])[:, None]
+        places = [np.flatnonzero(measured & (owner == profile)) for profile in np.unique(owner)]
+        chosen = np.concatenate([random.permutation(of_profile)[:EXPLAINED_WINDOWS] for of_profile in places])
+        rows, steps = chosen // len(origins), origins[chosen % len(origins)]
         profiles = [grid.profiles[row] for row in rows]
         engine = Engine(self.config("being explained"), torch_run(model), load_explain=lambda: torch_explain(model))
         history = evaluation.past(grid.values, rows, steps, self.spec.history_steps)

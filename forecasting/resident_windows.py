@@ -131,7 +131,7 @@ class ResidentWindows:
         return windows, targets.gather(2, order[:, None].expand_as(targets))
 
     def _take(self, rows: Tensor, origins: Tensor, first: int, last: int) -> Tensor:
-        """Steps origin + first .. origin + last of each window's server: [window, step, metric], NaN off the grid."""
+        """Steps origin + first .. origin + last of each window: [window, step, metric], NaN before the grid."""
         steps = self._linked.shape[1]
         index = origins[:, None] + torch.arange(first, last + 1, device=self.device)
         values = self._linked.flatten(0, 1)[rows[:, None] * steps + index.clamp(0, steps - 1)]
@@ -182,7 +182,7 @@ class ResidentWindows:
             (a * b).sum(dim=1) for a, b in ((swing, value), (swing, swing), (value, value))
         )
         least_swing = FLAT * level.abs().double().clamp(min=1.0)
-        points = INDEPENDENT_POINTS * compared / self.spec.context_steps - FITTED
+        points = INDEPENDENT_POINTS * compared / self.spec.day_steps - FITTED
         finite = torch.isfinite(together + of_usual + of_values)
         has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > compared * least_swing**2)
         slope = torch.where(has_rhythm, together / of_usual, 0.0)

@@ -189,9 +189,7 @@ def epoch(
     before it.
     """
     spec, metrics = source.spec, len(source.spec.metrics)
-    hour = max(1, HOUR_SECONDS // spec.step_seconds)
-    hours = np.arange(0, last_step - spec.horizon_steps + 1, hour)
-    server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
+    server, origin, hour = _server_hours(spec, rows, last_step)
     origin = np.minimum(origin + random.integers(0, hour, origin.shape), last_step - spec.horizon_steps)
     kept = random.permutation(np.flatnonzero(source.measured_targets(server, origin)))
     seed, fictional_share = int(random.integers(2**63)), handicaps.fictional_share(len(rows))
@@ -254,11 +252,18 @@ def exchange_metrics(batch: Batch, order: np.ndarray) -> Batch:
     return Batch(windows._replace(static=static, encoder=encoder, decoder=decoder, shape=shape), targets)
 
 
-def batches_per_epoch(spec: WindowSpec, servers: int, last_step: int, batch_size: int) -> int:
-    """How many batches `epoch` yields if every window has a measured target."""
+def batches_per_epoch(source: WindowSource, rows: np.ndarray, last_step: int, batch_size: int) -> int:
+    """How many batches `epoch` yields, at least 1; beside gaps, its random minutes may make it one more or fewer."""
+    server, hours, _ = _server_hours(source.spec, rows, last_step)
+    return max(1, -(-int(source.measured_targets(server, hours).sum()) // batch_size))
+
+
+def _server_hours(spec: WindowSpec, rows: np.ndarray, last_step: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Servers and first steps of their hours, int64 [window] each, whose windows end by `last_step`; steps an hour."""
     hour = max(1, HOUR_SECONDS // spec.step_seconds)
-    windows = servers * len(range(0, last_step - spec.horizon_steps + 1, hour))
-    return -(-windows // batch_size)
+    hours = np.arange(0, last_step - spec.horizon_steps + 1, hour)
+    server, origin = (part.ravel() for part in np.meshgrid(rows, hours, indexing="ij"))
+    return server, origin, hour
 
 
 def draw_history(

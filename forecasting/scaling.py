@@ -201,8 +201,9 @@ def fit_scaling(
             metrics[one], percent[one], strip[one], (), unit, unit, unit, unit, unit, context_steps, unit
         )
         linked = link.to_link(values[..., one][chosen])[..., 0]
-        own = [_statistics(linked[owner == name], context_steps) for name in names]
-        columns.append([_statistics(linked, context_steps), *own])
+        smallest = SMALLEST_SPREAD * min(1.0, typical[index])
+        own = [_statistics(linked[owner == name], context_steps, smallest) for name in names]
+        columns.append([_statistics(linked, context_steps, smallest), *own])
     table = np.stack(columns, axis=-1)  # [1 + profile, statistic, metric]
     fleet = table[0]
     # What a profile's servers cannot tell (a metric never reported, differences with a single server) the fleet does.
@@ -230,12 +231,15 @@ def _typical_level(values: np.ndarray) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def _statistics(linked: np.ndarray, context_steps: int) -> np.ndarray:
-    """One metric's fields of STATISTICS over [server, step], side by side, NaN where nothing can be said."""
+def _statistics(linked: np.ndarray, context_steps: int, smallest: float) -> np.ndarray:
+    """One metric's fields of STATISTICS over [server, step], side by side, NaN where nothing can be said.
+
+    smallest: spread, in link space, of a metric that does not change.
+    """
     column = linked[~np.isnan(linked).all(axis=1)].astype(np.float64)
     if column.size == 0:
         return _side_by_side(0, 0, 0, incomparable(context_steps)) + np.nan
-    spread = max(float(np.nanstd(column)), SMALLEST_SPREAD)
+    spread = max(float(np.nanstd(column)), smallest)
     windows = max(1, column.shape[1] // context_steps)
     deviations = [
         _deviation(part[~np.isnan(part)])
@@ -243,7 +247,7 @@ def _statistics(linked: np.ndarray, context_steps: int) -> np.ndarray:
         for part in np.array_split(server, windows)
         if np.count_nonzero(~np.isnan(part)) > 1
     ]
-    within = max(float(np.median(deviations)) if deviations else spread, SMALLEST_SPREAD)
+    within = max(float(np.median(deviations)) if deviations else spread, smallest)
     told = short_history(column, spread, within, context_steps)
     return _side_by_side(float(np.nanmean(column)), spread, within, told)
 

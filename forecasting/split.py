@@ -9,7 +9,8 @@ import numpy as np
 from forecasting.grid import FleetGrid
 from forecasting.windows import WindowSpec
 
-VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on
+VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on ...
+VALIDATION_HORIZONS = 1.5  # ... or so many horizons, where that is longer: its origins must differ
 WATCHED_SHARE = 0.125  # of the servers of each profile that are left to train on ...
 FEWEST_TO_WATCH = 8  # ... where there are so many: fewer can spare none
 
@@ -23,7 +24,7 @@ class Split:
     """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
 
     Training: servers `seen`, targets in [0, fit_end). Validation: `seen` and `watched` in equal parts, targets in
-    [fit_end, train_end). Test: `seen` and `unseen` apart, targets in [train_end, steps).
+    [fit_end, train_end), more than a horizon. Test: `seen` and `unseen` apart, targets in [train_end, steps).
 
     Watched servers are known to nothing but the validation. Later days of the servers trained on do not tell when a
     network begins to learn these by heart: on Bitbrains (14 servers, 2 watched, 6 unseen, 2,000 steps) their loss fell
@@ -44,11 +45,13 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
     holdout: a share of each profile's servers such as "0.1", or server names, comma-separated.
     Raises SplitError if the data are too short, a name is unknown or nothing would be left to train on.
     """
-    train_end = int(grid.steps * train_fraction)
-    fit_end = int(train_end * (1 - VALIDATION_SHARE))
+    train_end, validation = int(grid.steps * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
+    fit_end = min(int(train_end * (1 - VALIDATION_SHARE)), train_end - validation)
     window = spec.context_steps + spec.horizon_steps
     if fit_end < window or grid.steps - train_end < spec.horizon_steps:
-        hours = window * grid.step_seconds / 3600 / (train_fraction * (1 - VALIDATION_SHARE))
+        training = max(window / (1 - VALIDATION_SHARE), window + validation)
+        steps = max(training / train_fraction, spec.horizon_steps / (1 - train_fraction))
+        hours = np.ceil(steps * grid.step_seconds / 3600) + 1
         raise SplitError(
             f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
             f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
@@ -56,6 +59,8 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
         )
     unseen = _holdout_rows(grid, holdout, np.random.default_rng(seed))
     left = np.setdiff1d(np.arange(len(grid.servers)), unseen)
+    if not len(left):
+        raise SplitError(f"--holdout-servers {holdout}: every server is held out; leave some to train on")
     watched = _watched_rows(grid, left, np.random.default_rng([seed, 1]))
     return Split(np.setdiff1d(left, watched), watched, unseen, fit_end, train_end)
 
@@ -99,6 +104,4 @@ def _named_rows(grid: FleetGrid, wanted: str) -> np.ndarray:
             f"--holdout-servers {wanted}: no server named {', '.join(unknown) or '(nothing)'} in the data; "
             "give a share such as 0.1 or names as in server_name"
         )
-    if len(set(names)) == len(grid.servers):
-        raise SplitError("--holdout-servers: every server is held out; leave some to train on")
     return np.array(sorted(grid.servers.index(name) for name in set(names)))

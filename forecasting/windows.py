@@ -23,7 +23,7 @@ from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
 from server_profiles import business_time
 
-WINDOWS_VERSION = 4  # of what a window holds; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 5  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
@@ -164,7 +164,7 @@ def build_windows(
     days = earlier_days(
         past, encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps
     )
-    rhythm = daily_rhythm(context, days.usual, spec.context_steps)
+    rhythm = daily_rhythm(context, days.usual, spec.day_steps)
     context -= rhythm.lift[:, :encoder_steps]
     measured_steps = encoder_steps - counted(np.isnan(context))
     scale = scaling.window_scale(context, measured_steps, profile_rows)

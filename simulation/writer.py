@@ -306,6 +306,8 @@ def working_folder(folder: Path) -> Iterator[Path]:
         if not Path(f"/proc/{abandoned.name.removeprefix(_TEMPORARY)}").exists():
             shutil.rmtree(abandoned, ignore_errors=True)
     temporary = folder / f"{_TEMPORARY}{os.getpid()}"
+    if temporary.exists():  # of one that was killed and had this number, as all have in a container
+        shutil.rmtree(temporary)
     temporary.mkdir()
     try:
         yield temporary
@@ -314,7 +316,10 @@ def working_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, folder: Path) -> Path:
-    """Move metrics and metadata from a working folder to their place; a reader never finds half of them."""
+    """Move metrics and metadata from a working folder to their place, each in one step and the metrics first.
+
+    Who reads between the two finds new metrics beside the earlier metadata.
+    """
     for file in temporary.rglob("*"):
         _sync(file)
     new = next(path for path in (temporary / METRICS_FILE, temporary / METRICS_FOLDER) if path.exists())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from forecasting.artifact import ModelConfig, ModelError, new_model_directory, promote, read_config, verify
-from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
+from forecasting.earlier_days import EarlierDays, earlier_days
 from forecasting.engine import Engine
 
 
@@ -130,7 +131,7 @@ def test_a_model_that_reads_other_windows_is_refused_as_such(copy: Path) -> None
     del config["windows_version"]
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 4; train again"):
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 5; train again"):
         Engine.load(copy, device="cpu")
 
 
@@ -144,14 +145,14 @@ def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> 
 
 
 def test_windows_that_are_cut_in_another_way_fail_the_canary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The canary has a server with a daily rhythm, and not all of it is measured."""
+    """The canary has a server with earlier days."""
 
-    def overlooked(context: np.ndarray, usual: np.ndarray, context_steps: int) -> DailyRhythm:
-        found = daily_rhythm(context, usual, context_steps)
-        return DailyRhythm(np.zeros_like(found.share), np.zeros_like(found.lift))
+    def narrow(*arguments: Any) -> EarlierDays:
+        found = earlier_days(*arguments)
+        return found._replace(around=found.yesterday)
 
     Engine.load(copy, device="cpu")
-    monkeypatch.setattr("forecasting.windows.daily_rhythm", overlooked)
+    monkeypatch.setattr("forecasting.windows.earlier_days", narrow)
     with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
         Engine.load(copy, device="cpu")
 

@@ -145,6 +145,7 @@ def test_missing_times_and_names_are_counted():
     names = fleet()["server_name"].where(np.arange(8) > 1)
     found = {v.column: v.rows for v in validate(fleet(timestamp=times, server_name=names))}
     assert found == {"timestamp": 1, "server_name": 2}
+    assert [(v.column, v.rows) for v in validate(fleet(server_name=None))] == [("server_name", 8)]
 
 
 @pytest.mark.parametrize("name", ["", "web 1", "wéb1", "web/1", "web1\n", "a" * 254])

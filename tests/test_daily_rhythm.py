@@ -87,3 +87,16 @@ def test_values_whose_squares_do_not_fit_are_no_rhythm_and_no_trouble(random: Dr
     rhythm = daily_rhythm(usual[:, :DAY], usual, DAY)
     assert not rhythm.share.any()
     assert not rhythm.lift.any()
+
+
+@pytest.mark.parametrize("context_steps", [DAY // 12, DAY // 4, DAY, 2 * DAY])
+def test_a_rhythm_is_proven_by_hours_however_long_the_context_is(random: Draw, context_steps: int) -> None:
+    """Noise that lasts for hours, unrelated to the usual day."""
+    steps = np.arange(2 * DAY + AHEAD)
+    lasting = np.exp(-np.abs(steps[:, None] - steps) / 24)  # decays over two hours
+    usual, values = (
+        random.multivariate_normal(np.zeros(len(steps)), lasting, 300)[..., None].astype(np.float32) for _ in range(2)
+    )
+    share = daily_rhythm(values[:, :context_steps], usual[:, : context_steps + AHEAD], DAY).share
+    assert (share > 0).mean() < 0.15
+    assert share.mean() < 0.05

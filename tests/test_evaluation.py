@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,6 +135,29 @@ def test_profile_quantiles_are_those_of_the_profiles_training_days(grid: FleetGr
     assert set(prior) == {None, "database", "web_api"}
 
 
+@pytest.mark.parametrize(
+    ("step_seconds", "steps"),
+    [
+        (300, {"none": 0, "1 step": 1, "1 h": 12, "6 h": 72, "24 h": 288}),
+        (3_600, {"none": 0, "1 step": 1, "6 h": 6, "24 h": 24}),
+        (7_200, {"none": 0, "1 step": 1, "6 h": 3, "24 h": 12}),
+        (14_400, {"none": 0, "1 step": 1, "24 h": 6}),
+        (86_400, {"none": 0, "1 step": 1}),
+    ],
+)
+def test_short_histories_are_as_long_as_their_labels_say(step_seconds: int, steps: dict[str, int]) -> None:
+    assert evaluation.young_histories(step_seconds) == steps
+
+
+def test_servers_that_are_gone_in_the_later_days_score_nothing(grid: FleetGrid) -> None:
+    gone = replace(grid, values=np.where(np.arange(grid.steps)[None, :, None] > 240, np.nan, grid.values))
+    prior = evaluation.profile_quantiles(gone, np.array([1]), 240, QUANTILES)
+    table = evaluation.cold_start_table(
+        gone, np.array([0]), np.array([250, 270]), 8, QUANTILES, lambda *_: np.empty((0, 8, 2, 7)), prior, True
+    )
+    assert table["wql"].isna().all()
+
+
 def test_cold_start_table_compares_the_profile_given_and_hidden(grid: FleetGrid) -> None:
     def forecaster(history: np.ndarray, profiles: list[str | None], _origins: object) -> np.ndarray:
         told = np.array([profile is not None for profile in profiles])
@@ -143,7 +168,7 @@ def test_cold_start_table_compares_the_profile_given_and_hidden(grid: FleetGrid)
     table = evaluation.cold_start_table(
         grid, np.array([0, 1]), np.array([250, 270]), 8, QUANTILES, forecaster, prior, knows_profiles=True
     )
-    assert list(table["history"].unique()) == ["none", "1 step", "1 h", "6 h", "24 h"]
+    assert list(table["history"].unique()) == ["none", "1 step", "6 h", "24 h"]  # the hour is the step
     without = table[table["history"] == "none"].set_index("method")
     assert set(without.index) == {"model, profile given", "model, profile hidden", "profile_flat"}
     assert without.loc["model, profile given", "accuracy"] > without.loc["model, profile hidden", "accuracy"]

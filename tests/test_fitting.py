@@ -42,10 +42,9 @@ class PowerCut(BaseException):
     """Ends a run like a power cut: nothing gets the chance to tidy up."""
 
 
-def job_with(settings: FitSettings = SETTINGS, share_measured: float = 1.0) -> Job:
+def job_with(settings: FitSettings = SETTINGS) -> Job:
     random = np.random.default_rng(0)
     values = random.uniform(5, 90, (5, 600, 2)).astype(np.float32)
-    values[random.random(values.shape[:2]) > share_measured] = np.nan
     profiles = ("database", "web_api", "database", "web_api", "database")
     grid = FleetGrid(tuple("abcde"), profiles, SPEC.metrics, np.datetime64("2026-03-02T00:00:00", "s"), 300, values)
     split = Split(np.arange(4), np.arange(0), np.array([4]), fit_end=440, train_end=500)
@@ -288,9 +287,36 @@ def test_ctrl_c_twice_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
         train(job_with())
 
 
-def test_gaps_in_the_data_shorten_an_epoch_and_nothing_measured_is_said() -> None:
-    run = train(job_with(share_measured=0.5))
-    assert run.steps == 2 * PER_EPOCH
+def test_a_server_hour_without_a_measurement_is_no_part_of_an_epoch() -> None:
+    job = job_with()
+    job.grid.values[2:, :300] = np.nan  # two of four servers began after two thirds of the training period
+    run = train(job)
+    assert (run.stopped_by, run.epochs) == ("epochs", 2)
+    assert run.windows == 2 * (2 * 36 + 2 * 12)
+
+
+def test_windows_without_a_target_do_not_count_in_the_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[np.ndarray] = []
+    real = WindowSource.batch
+
+    def batch(source: WindowSource, rows: np.ndarray, *arguments: Any) -> Batch:
+        drawn.append(rows)
+        return real(source, rows, *arguments)
+
+    monkeypatch.setattr(WindowSource, "batch", batch)
+    job = job_with()
+    job.grid.values[1:, 428:500] = np.nan
+    job = replace(job, split=replace(job.split, seen=np.arange(3), watched=np.array([3])))
+    fitting.validation_batches(job.source, job.split, 0, torch.device("cpu"))
+    for rows in drawn:
+        assert rows.tolist() == [0] * fitting.VALIDATION_BATCH_SIZE
+
+
+def test_nothing_measured_in_training_or_validation_is_said() -> None:
+    unchecked = job_with()
+    unchecked.grid.values[:, 440:500] = np.nan
+    with pytest.raises(FitError, match="on which training is checked"):
+        train(unchecked)
     nothing = job_with()
     nothing.grid.values[:, :440] = np.nan
     with pytest.raises(FitError, match="no server has a measurement"):

@@ -151,3 +151,10 @@ def test_memory_follows_the_batches_and_not_the_rows(tmp_path, monkeypatch):
 
     peak_bytes(4_000)  # once for what is loaded at the first use
     assert peak_bytes(240_000) < 1.5 * peak_bytes(40_000)
+
+
+def test_a_row_of_a_wrong_time_is_refused_before_it_takes_the_memory():
+    rows = uneven_rows()
+    frame = pd.concat([rows, rows.iloc[:1].assign(timestamp=pd.Timestamp("1970-01-02", tz="UTC"))])
+    with pytest.raises(GridError, match=r"timestamp: from 1970-01-02T00:00:00Z to .* remove rows of a wrong time"):
+        FleetGrid.from_frame(frame, METRICS, 60)

@@ -66,7 +66,7 @@ def test_an_epoch_visits_every_server_hour_with_a_target_once(source: RecordingS
         for row, origin in zip(rows, origins, strict=True)
     ]
     assert sorted(hours) == [(row, hour) for row in (0, 1) for hour in range((LAST_STEP - 12) // 12 + 1)]
-    assert len(batches) == batches_per_epoch(SPEC, 2, LAST_STEP, 16)
+    assert len(batches) == batches_per_epoch(source, np.arange(2), LAST_STEP, 16)
 
 
 def test_an_epoch_entered_later_goes_on_with_the_same_batches(source: RecordingSource) -> None:

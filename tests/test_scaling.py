@@ -154,3 +154,11 @@ def test_the_shape_a_whole_context_is_drawn_toward_is_the_normal_one(scaling: Fl
     for steps in (288, 400):
         shape = scaling.prior_shape(np.full((3, 2), steps), np.arange(3))
         np.testing.assert_allclose(shape, np.broadcast_to(NORMAL_SCORES, shape.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1e-4])
+def test_a_small_rate_is_scaled_as_a_large_one(fleet: np.ndarray, scaling: FleetScaling, unit: float) -> None:
+    smaller = fleet * np.array([1.0, unit], np.float32)
+    found = fit_scaling(smaller, METRICS, PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
+    np.testing.assert_allclose(found.spread[:, 1], unit * scaling.spread[:, 1], rtol=1e-3)
+    np.testing.assert_allclose(found.spread_within[:, 1], unit * scaling.spread_within[:, 1], rtol=1e-3)

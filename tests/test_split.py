@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecasting.grid import FleetGrid
-from forecasting.split import FEWEST_TO_WATCH, split_fleet
+from forecasting.split import FEWEST_TO_WATCH, SplitError, split_fleet
 from forecasting.windows import WindowSpec
 
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
@@ -33,6 +33,7 @@ def test_each_server_is_trained_on_watched_or_held_out(profiles: list[str | None
     split = split_fleet(fleet(profiles), SPEC, 0.7, holdout, seed)
     together = np.concatenate([split.seen, split.watched, split.unseen])
     assert sorted(together.tolist()) == list(range(len(profiles)))
+    assert len(split.seen)
     trained, watched = (Counter(profiles[row] for row in rows) for rows in (split.seen, split.watched))
     for profile, many in watched.items():
         assert trained[profile] + many >= FEWEST_TO_WATCH
@@ -45,3 +46,16 @@ def test_each_server_is_trained_on_watched_or_held_out(profiles: list[str | None
 def test_an_eighth_of_enough_servers_is_watched(servers: int, watched: int) -> None:
     split = split_fleet(fleet(["database"] * servers), SPEC, 0.7, "0", 42)
     assert (len(split.watched), len(split.seen)) == (watched, servers - watched)
+
+
+@pytest.mark.parametrize("holdout", ["0.6", "server0,server1"])
+def test_holding_out_every_server_is_refused(holdout: str) -> None:
+    with pytest.raises(SplitError, match=f"--holdout-servers {holdout}: every server is held out"):
+        split_fleet(fleet(["database", "web_api"]), SPEC, 0.7, holdout, 42)
+
+
+@pytest.mark.parametrize("horizon_steps", [2, 8, 16])
+def test_validation_begins_after_training_and_has_room_for_more_than_one_origin(horizon_steps: int) -> None:
+    spec = WindowSpec(SPEC.metrics, 3600, "UTC", 24, horizon_steps)
+    split = split_fleet(fleet(["database"] * 3), spec, 0.7, "0", 42)
+    assert split.fit_end + horizon_steps < split.train_end <= 70

@@ -162,6 +162,12 @@ def test_both_spellings_of_a_flag(capsys):
             2,
             "outside the data",
         ),
+        (
+            ["--input", "{input}", "--output", "{out}", "--origins", "every:8h", "--from", "0001-01-01T00:00+05:00"],
+            2,
+            "before the year 1",
+        ),
+        (["--input", "{input}", "--output", "{out}", "--origins", "every:90d"], 2, "is longer than the data"),
         (["--explain", "ppdb003"], 2, "--input is missing"),
         (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server of this name"),
         (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),

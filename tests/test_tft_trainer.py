@@ -21,7 +21,10 @@ import tft_trainer
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
 from forecasting.fitting import learning_rate_at
+from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network, importance, pinball_loss, torch_run
+from forecasting.split import Split
+from forecasting.windows import WindowSpec
 from tests.conftest import tiny_fleet
 
 SMALL = [
@@ -259,7 +262,7 @@ def test_fewer_rows_than_one_window_say_how_many_hours_are_needed(
 ) -> None:
     message = refused(write(tmp_path / "data", tiny_fleet(hours=5)), tmp_path, capsys)
     assert "60 time steps are fewer than one window needs" in message
-    assert "provide at least 8 hours" in message
+    assert "provide at least 11 hours" in message
 
 
 def test_unknown_holdout_servers_are_named(
@@ -275,7 +278,39 @@ def test_unknown_zones_and_unfit_steps_are_named(
 ) -> None:
     assert "Mars/Olympus" in refused(tiny_training_dir, tmp_path, capsys, "--timezone", "Mars/Olympus")
     message = refused(tiny_training_dir, tmp_path, capsys, "--step-seconds", "70")
-    assert "--step-seconds 70: must divide a day and not be finer than the data's 300 s" in message
+    assert (
+        "--step-seconds 70: must divide a day and not be finer than the data's 300 s; choose one such as 300" in message
+    )
+    uneven = tiny_fleet(hours=30, step_seconds=301)
+    assert "choose one such as 320" in refused(write(tmp_path / "uneven", uneven), tmp_path, capsys)
+
+
+def test_a_metric_that_is_not_measured_where_it_could_be_learned_is_left_out_and_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = np.ones((3, 100, 2), dtype=np.float32)
+    values[:2, :50, 1] = np.nan  # only a held-out server has it, and the days after
+    spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, "UTC", 12, 4)
+    grid = FleetGrid(("a", "b", "c"), (None,) * 3, spec.metrics, np.datetime64("2026-03-02", "s"), 3600, values)
+    split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), fit_end=50, train_end=70)
+    left, spec_of_it = tft_trainer.learnable(grid, spec, split)
+    assert left.metrics == spec_of_it.metrics == ("cpu_pct",)
+    assert left.values.shape == (3, 100, 1)
+    assert "no server to train on has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
+    values[:, 70:] = np.nan
+    with pytest.raises(tft_trainer.TrainingError, match=r"from 2026-03-04T22:00:00Z on, in the later days"):
+        tft_trainer.learnable(grid, spec, split)
+    values[:2, :50] = np.nan
+    with pytest.raises(tft_trainer.TrainingError, match="no server to train on has a measurement before"):
+        tft_trainer.learnable(grid, spec, split)
+
+
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
+def test_a_seed_that_cannot_be_one_is_refused(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tft_trainer.main(["--seed", seed])
+    assert ended.value.code == 2
+    assert "must be at least 0" in capsys.readouterr().err
 
 
 def test_a_models_folder_that_cannot_be_written_is_named(

@@ -146,7 +146,7 @@ def lift_by_a_plain_loop(linked: np.ndarray, origin: int, spec: WindowSpec) -> n
     steps = range(origin + 1 - spec.context_steps, origin + 1 + spec.horizon_steps)
     usual = np.stack([usual_by_a_plain_loop(linked, at, spec) for at in steps])[None]
     context = linked[None, origin + 1 - spec.context_steps : origin + 1]
-    return daily_rhythm(context, usual, spec.context_steps).lift[0, spec.context_steps :]
+    return daily_rhythm(context, usual, spec.day_steps).lift[0, spec.context_steps :]
 
 
 def test_a_window_of_a_server_that_repeats_itself_holds_no_rhythm_any_more(

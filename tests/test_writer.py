@@ -1,6 +1,7 @@
 """Files: the same bytes however they were made, within the contract, and never half of them."""
 
 import hashlib
+import os
 from functools import partial
 
 import numpy as np
@@ -123,8 +124,9 @@ def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, m
     assert digests(tmp_path) == before
 
 
-def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path):
-    abandoned = tmp_path / ".server_metrics-999999999"
+@pytest.mark.parametrize("process", [999_999_999, os.getpid()])  # in a container each run has the same number
+def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path, process):
+    abandoned = tmp_path / f".server_metrics-{process}"
     abandoned.mkdir()
     (abandoned / METRICS_FILE).write_bytes(b"half")
     write(tmp_path, scenario(steps=50))
