@@ -6,9 +6,9 @@
     python tft_inference.py --daemon --port 8000
     curl -s localhost:8000/status
 
-The batch writes one row per server, origin, step and metric, with the quantiles as columns. An origin is the timestamp
-of the last row used. The daemon receives samples by HTTP, keeps them and serves the fleet's forecasts; its settings can
-also stand in a TOML file (--config).
+The batch writes one row per server, origin, step and metric, with the quantiles as columns. An origin is the time of
+the last step with a measurement that is used. The daemon receives samples by HTTP, keeps them and serves the fleet's
+forecasts; its settings can also stand in a TOML file (--config).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--origins",
         default="last",
         metavar="WHEN",
-        help="last: each server's last row; every:8h: that often (default last)",
+        help="last: each server's last measurement; every:8h: that often (default last)",
     )
     batch.add_argument("--from", dest="first_origin", metavar="TIME", help="first origin, such as 2026-11-20T00:00:00Z")
     batch.add_argument(
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the batch or the daemon; gives the exit code."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
+        _refuse_flags_of_the_batch(arguments)
         settings = load_settings(arguments.config, vars(arguments))
         if arguments.check_config:
             read_referenced_files(settings)
@@ -111,6 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as problem:
         print(f"error: {problem}", file=sys.stderr)
         return FAILED
+
+
+def _refuse_flags_of_the_batch(arguments: argparse.Namespace) -> None:
+    """The daemon and the check of its settings forecast no file."""
+    for mode in ("daemon", "check_config"):
+        for flag in ("input", "output", "first_origin", "explain"):
+            if getattr(arguments, mode) and getattr(arguments, flag) is not None:
+                name = {"first_origin": "from"}.get(flag, flag)
+                raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
 
 
 # --- batch ----------------------------------------------------------------------------------------------------------
@@ -180,6 +190,8 @@ def _check_batch_flags(arguments: argparse.Namespace) -> tuple[int | None, np.da
             raise UsageError(f"--{flag} is missing; a batch needs --input and --output, a daemon --daemon")
     if not arguments.output.absolute().parent.is_dir():
         raise UsageError(f"--output {arguments.output}: its folder does not exist; create it")
+    if arguments.output.suffix not in ("", ".parquet", ".pq"):
+        raise UsageError(f"--output {arguments.output}: the file is parquet; call it {arguments.output.stem}.parquet")
     match = re.fullmatch(r"every:(\d{1,6})([mhd])", arguments.origins)
     if arguments.origins != "last" and (match is None or int(match[1]) == 0):
         raise UsageError(f"--origins {arguments.origins!r} is unknown; use last, or every:8h (m, h and d are known)")
@@ -224,16 +236,18 @@ def _note_unknown_profiles(engine: Engine, grid: FleetGrid, rules: ProfileRules)
 def choose_origins(
     grid: FleetGrid, every_seconds: int | None, first_origin: np.datetime64 | None
 ) -> list[tuple[int, int]]:
-    """(server, step) of each forecast. An origin is a step with a row of that server.
+    """(server, step) of each forecast. An origin is a step with a measurement of that server.
 
-    every_seconds None: each server's last step. Otherwise the given distance from the first origin on; the first one is
-    `first_origin`, or as far after the data's begin as the distance is. A server without a measurement at an origin is
-    left out there. Raises UsageError if nothing remains.
+    every_seconds None: each server's last one; the data's last step for a server without any, which it says. Otherwise
+    the given distance from the first origin on; the first one is `first_origin`, or as far after the data's begin as
+    the distance is. A server without a measurement at an origin is left out there. Raises UsageError if none remains.
     """
     measured = ~np.isnan(grid.values).all(axis=2)  # (server, step)
     if every_seconds is None:
-        last = grid.steps - 1 - np.argmax(measured[:, ::-1], axis=1)
-        return [(server, int(step)) for server, step in enumerate(last) if measured[server].any()]
+        for server in np.flatnonzero(~measured.any(axis=1)):
+            name = grid.servers[server]
+            print(f"note: {name} has no measurement the model can use: forecast without history", file=sys.stderr)
+        return list(enumerate((grid.steps - 1 - np.argmax(measured[:, ::-1], axis=1)).tolist()))
     distance = every_seconds // grid.step_seconds
     if distance == 0 or every_seconds % grid.step_seconds:
         raise UsageError(f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s")

@@ -44,7 +44,7 @@ from forecasting.comparison import beside, comparison_job, in_words, price, time
 from forecasting.engine import Engine, write_canary
 from forecasting.evaluation import AMOUNTS, MODEL
 from forecasting.fitting import FitError, FitSettings, fit
-from forecasting.grid import FleetGrid, GridError, most_frequent_step
+from forecasting.grid import FleetGrid, GridError, usual_step
 from forecasting.job import Job
 from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.other_load import free_processors, in_the_way
@@ -224,14 +224,21 @@ def learnable(grid: FleetGrid, spec: WindowSpec, split: Split) -> tuple[FleetGri
 
 
 def choose_step(data: CheckedMetrics, arguments: argparse.Namespace) -> int:
-    """Seconds per step of the model: the flag's, else the data's own but not finer than SHORTEST_DEFAULT_STEP."""
-    of_data = data.metadata.step_seconds if data.metadata else most_frequent_step(data.distances)
+    """Seconds per step of the model: the flag's, else the data's own but not finer than SHORTEST_DEFAULT_STEP.
+
+    The data's own is the divisor of a day that is nearest to the usual distance of its rows.
+    """
+    usual = data.metadata.step_seconds if data.metadata else usual_step(data.distances)
+    if usual > DAY_SECONDS:
+        raise TrainingError(f"timestamp: rows are {usual} s apart; provide each server's at least once a day")
+    divisors = [seconds for seconds in range(1, DAY_SECONDS + 1) if not DAY_SECONDS % seconds]
+    of_data = min(divisors, key=lambda seconds: abs(seconds - usual))
     step_seconds: int = arguments.step_seconds or max(of_data, SHORTEST_DEFAULT_STEP)
-    if step_seconds < of_data or DAY_SECONDS % step_seconds:
-        fitting = [seconds for seconds in range(of_data, DAY_SECONDS + 1) if not DAY_SECONDS % seconds]
+    if step_seconds < of_data or step_seconds not in divisors:
+        fitting = [seconds for seconds in divisors if seconds >= max(of_data, SHORTEST_DEFAULT_STEP)]
         raise TrainingError(
             f"--step-seconds {step_seconds}: must divide a day and not be finer than the data's {of_data} s; "
-            + (f"choose one such as {fitting[0]}" if fitting else "provide rows at least once a day")
+            f"choose one such as {fitting[0]}"
         )
     if step_seconds != of_data:
         print(f"note: averaging samples every {of_data} s onto steps of {step_seconds} s", file=sys.stderr)
@@ -553,29 +560,36 @@ def _both_spellings(parser: argparse.ArgumentParser) -> Any:
     return add
 
 
+def _number(text: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+
+
 def _positive_int(text: str) -> int:
-    value = int(text)
+    value: int = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value: int = _number(text, int)
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 0 and below 2^63")
     return value
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
+    value: float = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: must be above 0")
     return value
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value: float = _number(text, float)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1")
     return value

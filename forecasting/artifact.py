@@ -148,7 +148,10 @@ def only_writer(models_dir: Path) -> Iterator[None]:
 
     Raises ModelError if another process holds it. The hold ends with the process, however it ends.
     """
-    models_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ModelError(f"{models_dir}: is a file; give a folder as --models-dir") from None
     descriptor = os.open(models_dir, os.O_RDONLY)
     try:
         try:
@@ -203,7 +206,7 @@ def verify(model_dir: Path) -> Path:
     """
     resolved = model_dir.resolve()
     if not resolved.is_dir():
-        raise ModelError(f"{model_dir}: no such model directory; train one with tft_trainer.py or correct --model")
+        raise ModelError(f"{model_dir}: no such model directory; train one with tft_trainer.py or correct the path")
     manifest = _read_manifest(resolved)
     present = {path.relative_to(resolved).as_posix() for path in resolved.rglob("*")} - {MANIFEST_FILE}
     for name in sorted(present ^ set(manifest)):
@@ -231,6 +234,10 @@ def _read_manifest(model_dir: Path) -> dict[str, dict[str, Any]]:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
         return {str(name): {"bytes": int(of["bytes"]), "sha256": str(of["sha256"])} for name, of in files.items()}
     except FileNotFoundError as error:
+        if (model_dir / CURRENT_LINK).is_dir():
+            raise ModelError(
+                f"{model_dir}: holds models; give one of them, such as {model_dir / CURRENT_LINK}"
+            ) from error
         raise ModelError(f"{path}: missing, so the model is not complete; train again or use another model") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not a manifest ({error}); copy the model directory again or train again") from error

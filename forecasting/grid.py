@@ -136,7 +136,7 @@ class FleetGrid:
 
 
 def infer_step_seconds(frame: pd.DataFrame) -> int:
-    """The most frequent distance between consecutive rows of a server, in seconds.
+    """The usual distance between consecutive rows of a server, in seconds (usual_step).
 
     Raises GridError if no server has two rows.
     """
@@ -145,17 +145,19 @@ def infer_step_seconds(frame: pd.DataFrame) -> int:
     order = np.lexsort((seconds, servers))
     servers, seconds = servers[order], seconds[order]
     gaps = np.diff(seconds)[servers[1:] == servers[:-1]]
-    return most_frequent_step(dict(zip(*np.unique(gaps[gaps > 0], return_counts=True), strict=True)))
+    return usual_step(dict(zip(*np.unique(gaps[gaps > 0], return_counts=True), strict=True)))
 
 
-def most_frequent_step(distances: Mapping[int, int]) -> int:
-    """The distance in seconds that occurs most often, the shortest of several; by distance, how often it occurs.
+def usual_step(distances: Mapping[int, int]) -> int:
+    """The median distance in seconds, the shorter of two; by distance, how often it occurs.
 
-    Raises GridError if there is none.
+    The most frequent one would be chance where rows come a little early or late. Raises GridError if there is none.
     """
     if not distances:
         raise GridError("timestamp: no server has two rows, so the step is unknown; give at least two rows per server")
-    return int(min(distances, key=lambda seconds: (-distances[seconds], seconds)))
+    seconds = sorted(distances)
+    reached = np.cumsum([distances[distance] for distance in seconds])
+    return int(seconds[int(np.searchsorted(2 * reached, reached[-1]))])
 
 
 def _cell_means(

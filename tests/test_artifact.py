@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecasting.artifact import ModelConfig, ModelError, new_model_directory, promote, read_config, verify
+from forecasting.artifact import ModelConfig, ModelError, new_model_directory, only_writer, promote, read_config, verify
 from forecasting.earlier_days import EarlierDays, earlier_days
 from forecasting.engine import Engine
 
@@ -101,6 +101,20 @@ def test_a_half_written_directory_is_refused(copy: Path) -> None:
     (copy / "manifest.json").write_text('{"files": 3}')
     with pytest.raises(ModelError, match="not a manifest"):
         verify(copy)
+
+
+def test_a_folder_of_models_is_told_from_a_model(tiny_models_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds models; give one of them, such as .*current"):
+        verify(tiny_models_dir)
+
+
+def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with (
+        pytest.raises(ModelError, match="file: is a file; give a folder as --models-dir"),
+        only_writer(tmp_path / "file"),
+    ):
+        pass
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import contract.files
 import forecasting.grid
 from data_contract import Batch, check_metrics, read_metrics
-from forecasting.grid import FleetGrid, GridError, infer_step_seconds, most_frequent_step
+from forecasting.grid import FleetGrid, GridError, infer_step_seconds, usual_step
 
 METRICS = ("cpu_pct", "latency_ms")
 STEP_SECONDS = 300
@@ -81,7 +81,7 @@ def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch
     assert same_grid(
         FleetGrid.from_checked(checked, STEP_SECONDS), FleetGrid.from_frame(whole.frame, whole.metrics, STEP_SECONDS)
     )
-    assert most_frequent_step(checked.distances) == infer_step_seconds(whole.frame)
+    assert usual_step(checked.distances) == infer_step_seconds(whole.frame)
     assert as_cells(FleetGrid.from_checked(checked, STEP_SECONDS)) == pytest.approx(cell_means_by_loop(frame), 1e-6)
 
 
@@ -116,8 +116,12 @@ def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
         np.testing.assert_array_equal(of_metric.reshape(len(names), -1), expected.values[:, :, index])
 
 
-def test_the_most_frequent_distance_is_the_step_and_the_shortest_of_equals():
-    assert most_frequent_step({60: 3, 300: 5, 5: 5}) == 5
+def test_the_median_distance_is_the_step_and_the_shorter_of_two():
+    assert usual_step({60: 3, 300: 5, 5: 5}) == 60
+    assert usual_step({300: 5, 60: 5}) == 60
+    assert usual_step({300: 1}) == 300
+    early_and_late = np.random.default_rng(0).integers(160, 441, 1_000)
+    assert usual_step(dict(zip(*np.unique(early_and_late, return_counts=True), strict=True))) in range(290, 311)
     times = pd.to_datetime([0, 300, 600, 660, 5, 305], unit="s", utc=True)
     assert infer_step_seconds(pd.DataFrame({"timestamp": times, "server_name": ["b"] * 4 + ["a"] * 2})) == 300
 

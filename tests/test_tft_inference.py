@@ -69,6 +69,22 @@ def test_the_file_holds_what_the_engine_says(forecasts, tiny_model_dir, metrics_
     np.testing.assert_allclose(shaped, expected, rtol=1e-5)
 
 
+def test_a_server_without_a_measurement_is_forecast_without_history_and_named(tiny_model_dir, tmp_path, capsys):
+    fleet = tiny_fleet(hours=24)
+    new = fleet["server_name"] == "ppdb003"
+    fleet.loc[new, list(TINY_METRICS)] = np.nan
+    fleet.to_parquet(tmp_path / "day.parquet", index=False)
+    output = tmp_path / "forecasts.parquet"
+    assert run("--model", tiny_model_dir, "--input", tmp_path / "day.parquet", "--output", output) == 0
+    assert "note: ppdb003 has no measurement the model can use: forecast without history" in capsys.readouterr().err
+    forecasts = pd.read_parquet(output).set_index("server_name")
+    assert len(forecasts.loc["ppdb003"]) == 12 * len(TINY_METRICS)
+    untold = Engine.load(tiny_model_dir, device="cpu").forecast(
+        np.empty((1, 0, 3), np.float32), ["database"], fleet["timestamp"].max().to_datetime64()
+    )
+    np.testing.assert_allclose(forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy(), untold.reshape(-1, 7), rtol=1e-5)
+
+
 def test_origins_every_few_hours_use_nothing_after_the_origin(tiny_model_dir, metrics_file, tmp_path):
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     flags = ["--model", tiny_model_dir, "--origins", "every:8h", "--from", "2026-03-02T04:00:00Z"]
@@ -168,6 +184,9 @@ def test_both_spellings_of_a_flag(capsys):
             "before the year 1",
         ),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:90d"], 2, "is longer than the data"),
+        (["--input", "{input}", "--output", "forecasts.csv"], 2, "the file is parquet; call it forecasts.parquet"),
+        (["--daemon", "--input", "{input}"], 2, "--input: --daemon forecasts no file"),
+        (["--check-config", "--from", "2026-03-02T04:00:00Z"], 2, "--from: --check-config forecasts no file"),
         (["--explain", "ppdb003"], 2, "--input is missing"),
         (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server of this name"),
         (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 import tft_trainer
+from data_contract import check_metrics
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
 from forecasting.fitting import learning_rate_at
@@ -25,6 +27,7 @@ from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network, importance, pinball_loss, torch_run
 from forecasting.split import Split
 from forecasting.windows import WindowSpec
+from server_profiles import BUILT_IN_RULES
 from tests.conftest import tiny_fleet
 
 SMALL = [
@@ -281,8 +284,16 @@ def test_unknown_zones_and_unfit_steps_are_named(
     assert (
         "--step-seconds 70: must divide a day and not be finer than the data's 300 s; choose one such as 300" in message
     )
-    uneven = tiny_fleet(hours=30, step_seconds=301)
-    assert "choose one such as 320" in refused(write(tmp_path / "uneven", uneven), tmp_path, capsys)
+    rare = write(tmp_path / "rare", tiny_fleet(hours=100 * 24, step_seconds=2 * 86_400))
+    assert "timestamp: rows are 172800 s apart" in refused(rare, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("distance_seconds", "step_seconds"), [(10, 300), (301, 300), (313, 320), (900, 900)])
+def test_the_models_step_divides_a_day_whatever_the_distance_of_the_rows_is(
+    distance_seconds: int, step_seconds: int, tmp_path: Path
+) -> None:
+    data = check_metrics(write(tmp_path, tiny_fleet(hours=4, step_seconds=distance_seconds)), BUILT_IN_RULES)
+    assert tft_trainer.choose_step(data, argparse.Namespace(step_seconds=None)) == step_seconds
 
 
 def test_a_metric_that_is_not_measured_where_it_could_be_learned_is_left_out_and_named(
