@@ -395,6 +395,19 @@ def business_time(timestamps_utc: npt.NDArray[np.datetime64], timezone: str) -> 
     return BusinessTime(minute_of_day, day_of_week, is_holiday, in_hours & (day_of_week < 5) & ~is_holiday)
 
 
+def clock_changes(
+    first_utc: np.datetime64, last_utc: np.datetime64, timezone: str
+) -> list[tuple[np.datetime64, np.timedelta64]]:
+    """When clocks are changed after the first and up to the last time (UTC), and by how much they are put ahead.
+
+    Raises ValueError naming an unknown time zone.
+    """
+    first, last = (time.astype("datetime64[s]") for time in (first_utc, last_utc))
+    starts, offsets = _utc_offsets(timezone, first.astype(object).year, last.astype(object).year)
+    ahead = np.diff(offsets)
+    return [(start, by) for start, by in zip(starts[1:], ahead, strict=True) if first < start <= last and by]
+
+
 def _first_day(year: int) -> int:
     return (date(year, 1, 1) - _EPOCH).days
 

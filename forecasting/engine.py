@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from forecasting.artifact import (
     read_config,
     verify,
 )
+from forecasting.clock_change import changes_between
 from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
 from forecasting.windows import Calendar, Windows, build_windows
 
@@ -186,14 +188,11 @@ class Engine:
         origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
         known_steps = _known_steps(history)
         lengths = np.array(spec.encoder_lengths)
-        calendar = Calendar.over(
-            int(origin_steps.min()) - spec.context_steps,
-            int(origin_steps.max()) + spec.horizon_steps,
-            spec.step_seconds,
-            spec.timezone,
-        )
+        first, last = int(origin_steps.min()), int(origin_steps.max()) + spec.horizon_steps
+        calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.timezone)
+        changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.timezone)
         return _Fleet(
-            calendar,
+            replace(calendar, changes=changes),
             history,
             origin_steps,
             known_steps,

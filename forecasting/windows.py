@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecasting.clock_change import ClockChange, earlier_days_by_the_clock
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
-from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, earlier_days
+from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays
 from forecasting.measured import at_each_step, counted
 from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
@@ -119,11 +120,15 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Calendar:
-    """Business calendar of a run of steps; step numbers count from the Unix epoch."""
+    """Business calendar of a run of steps; step numbers count from the Unix epoch.
+
+    changes: of the clock, across which earlier days are looked up (none).
+    """
 
     first_step: int
     half_hour_and_day: np.ndarray  # int64 [step, 2]
     market_open: np.ndarray  # float32 [step, 1]
+    changes: tuple[ClockChange, ...] = ()
 
     @classmethod
     def over(cls, first_step: int, last_step: int, step_seconds: int, timezone: str) -> Calendar:
@@ -161,9 +166,10 @@ def build_windows(
     if raised is not None:
         past += raised[:, None]
     context = past[:, -encoder_steps:].copy()  # [window, E, metric]
-    days = earlier_days(
-        past, encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps
-    )
+    days = earlier_days_by_the_clock(
+        past, origin_steps, calendar.changes,
+        encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps,
+    )  # fmt: skip
     rhythm = daily_rhythm(context, days.usual, spec.day_steps)
     context -= rhythm.lift[:, :encoder_steps]
     measured_steps = encoder_steps - counted(np.isnan(context))
