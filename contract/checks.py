@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from contract.columns import (
     MetricSpec,
 )
 
+_OUTSIDE = "the time is not within 1970 to 2199", "check the unit of the times"
 _ZONED_TEXT = re.compile(r"[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
 
 
@@ -116,8 +118,7 @@ def _examine_timestamps(frame: pd.DataFrame, examined: Examined) -> None:
         remedy = "give each row its time, or leave the row out"
         examined.violations.append(violation(frame, "timestamp", null, "the time is missing", remedy))
     if outside.any():
-        message, remedy = "the time is not within 1970 to 2199", "check the unit of the times"
-        examined.violations.append(violation(frame, "timestamp", outside, message, remedy))
+        examined.violations.append(violation(frame, "timestamp", outside, *_OUTSIDE))
     if not null.any() and not outside.any():
         examined.timestamps = instants.astype("datetime64[ns]", copy=False)
 
@@ -139,18 +140,34 @@ def _instants(frame: pd.DataFrame, examined: Examined) -> npt.NDArray[np.datetim
         examined.violations.append(violation(frame, "timestamp", everywhere, message, remedy))
         return None
     parsed = pd.to_datetime(pd.Series(labels.values), utc=True, format="ISO8601", errors="coerce")
-    unreadable = parsed.isna().to_numpy()
-    no_zone = np.array([_ZONED_TEXT.search(text) is None for text in labels.values], dtype=bool) & ~unreadable
-    for flags, message in ((unreadable, "not a time in ISO 8601"), (no_zone, unzoned)):
+    unknown = parsed.isna().to_numpy()
+    far = np.array(
+        [not known and _is_time(text) for text, known in zip(labels.values, ~unknown, strict=True)], dtype=bool
+    )
+    no_zone = np.array([_ZONED_TEXT.search(text) is None for text in labels.values], dtype=bool) & ~unknown
+    for flags, message, what_to_do in (
+        (unknown & ~far, "not a time in ISO 8601", remedy),
+        (far, *_OUTSIDE),
+        (no_zone, unzoned, remedy),
+    ):
         if flags.any():
             rows = labels.rows_where(flags)
-            examined.violations.append(violation(frame, "timestamp", rows, message, remedy))
-    if unreadable.any() or no_zone.any():
+            examined.violations.append(violation(frame, "timestamp", rows, message, what_to_do))
+    if unknown.any() or no_zone.any():
         return None
     instants: npt.NDArray[np.datetime64] = np.append(
         parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]"), np.datetime64("NaT", "ns")
     )[labels.codes]
     return instants
+
+
+def _is_time(text: str) -> bool:
+    """Also of a year that nanoseconds since the epoch do not reach."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> None:
@@ -169,7 +186,11 @@ def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> None:
         bad = np.array([re.fullmatch(SERVER_NAME_PATTERN, text) is None for text in labels.values], dtype=bool)
         found.append((labels.codes == -1, "the name is missing", "name the server of each row"))
         found.append(
-            (labels.rows_where(bad), "not a server name", "use 1 to 253 of the characters A-Z a-z 0-9 . _ : -")
+            (
+                labels.rows_where(bad),
+                "not a server name",
+                "use 1 to 253 of the characters A-Z a-z 0-9 . _ : -, no dot first",
+            )
         )
     elif name == "state":
         bad = np.array([text not in STATES for text in labels.values], dtype=bool)

@@ -16,7 +16,7 @@ METRICS_FILE = "server_metrics.parquet"
 METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part files
 METADATA_FILE = "metrics_metadata.json"
 
-SERVER_NAME_PATTERN = r"[A-Za-z0-9._:-]{1,253}"
+SERVER_NAME_PATTERN = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}"
 FIRST_TIMESTAMP = np.datetime64("1970-01-01T00:00:00", "s")
 END_OF_TIMESTAMPS = np.datetime64("2200-01-01T00:00:00", "s")
 

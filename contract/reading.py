@@ -121,7 +121,7 @@ def _check(
     source = find_source(path)
     metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
     stamp, rows = source.stamp(), open_rows(source)
-    audit = Audit(rows.columns)
+    audit = Audit(rows.columns, rows.left_out)
     for frame in rows.batches():
         examined = audit.add(frame)
         if not audit.broken:

@@ -28,7 +28,8 @@ class Audit:
     servers, profiles: code of each name, in order of appearance. own_profile: code of each server's, NOBODY if none.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], left_out: Sequence[str] = ()) -> None:
+        """columns: all of the rows, but for those left_out, which are not the contract's."""
         self.rows = 0
         self.first, self.last = np.iinfo(np.int64).max, _NEVER
         self.metrics: set[str] = set()
@@ -37,7 +38,7 @@ class Audit:
         self.profiles: dict[str, int] = {}
         self.own_profile = np.empty(0, dtype=np.int64)
         self.timeline = Timeline()
-        self._columns = tuple(columns)
+        self._columns, self._left_out = tuple(columns), tuple(left_out)
         self._comparable = all(name in columns for name in REQUIRED)
         self._found: dict[tuple[str, str], Violation] = {}
         self._two_profiles: Violation | None = None
@@ -89,13 +90,14 @@ class Audit:
         missing = [name for name in REQUIRED if name not in self._columns]
         if not self.rows and not missing:
             return [Violation("timestamp", 0, "", "there are no rows", "provide at least one row")]
-        present = ", ".join(map(str, self._columns)) or "none"
+        names = map(str, (*self._columns, *self._left_out))
+        present = ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"
         remedy = f"rename or add the column (present: {present})"
         listed = [Violation(name, 0, "", "the column is missing", remedy) for name in missing]
         listed += sorted(self._found.values(), key=lambda found: _CHECK_ORDER.index(found.column))
         if not self.metrics and not any(found.column in METRICS for found in listed):
             given = [name for name in METRICS if name in self._columns]
-            message = f"no value in {', '.join(given)}" if given else "no metric column"
+            message = f"no value in {', '.join(given)}" if given else f"no metric column (present: {present})"
             listed.append(Violation("metrics", 0, "", message, f"provide at least one of {', '.join(METRICS)}"))
         if self._comparable and not self.timeline.in_order:
             listed += self._repeated(again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_contract import METRIC_SPECS, METRICS, STATES
+from data_contract import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
 from server_profiles import ServerProfile
 
 DESCRIPTION = (
@@ -62,7 +62,7 @@ def _metric_schema(name: str) -> dict[str, Any]:
 _RECORD = _object(
     ("timestamp", "server_name"),
     timestamp={"type": "string", "format": "date-time"},
-    server_name={"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,253}$"},
+    server_name={"type": "string", "pattern": f"^{SERVER_NAME_PATTERN}$"},
     profile={"type": ["string", "null"], "enum": [*map(str, ServerProfile), None]},
     state={"type": ["string", "null"], "enum": [*map(str, STATES), None]},
     **{name: _metric_schema(name) for name in METRICS},

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from data_contract import METRIC_SPECS, METRICS, STATES
+from data_contract import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
 from server_profiles import ServerProfile
 
-SERVER_NAME = re.compile(r"[A-Za-z0-9._:-]{1,253}")
+SERVER_NAME = re.compile(SERVER_NAME_PATTERN)
 _KNOWN_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "incident", *METRICS})
 _PROFILES = frozenset(str(profile) for profile in ServerProfile)
 _STATES = frozenset(str(state) for state in STATES)
@@ -120,7 +120,7 @@ def _checked(record: Any, earliest_ms: int, latest_ms: int, instants: dict[str, 
         raise _Rejected("record", record, "a record is a JSON object")
     name = record.get("server_name")
     if type(name) is not str or not SERVER_NAME.fullmatch(name):
-        raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -")
+        raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first")
     text = record.get("timestamp")
     instant = instants.get(text) if type(text) is str else None
     if instant is None:

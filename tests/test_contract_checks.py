@@ -39,7 +39,7 @@ def test_a_missing_required_column_is_named_with_the_columns_present(column):
 
 def test_a_frame_without_any_metric_column_is_refused_with_their_names():
     violation = only_violation(fleet()[["timestamp", "server_name"]])
-    assert violation.message == "no metric column"
+    assert violation.message.startswith("no metric column (present: ")
     assert all(metric in violation.remedy for metric in METRICS)
 
 
@@ -128,6 +128,12 @@ def test_text_that_is_no_time_is_refused(text):
     assert (violation.rows, violation.message) == (1, "not a time in ISO 8601")
 
 
+@pytest.mark.parametrize("year", ["1500", "1969", "2300", "9999"])
+def test_a_time_beyond_those_of_the_contract_is_told_from_no_time(year):
+    times = fleet()["timestamp"].map(lambda time: time.isoformat().replace("2026", year))
+    assert only_violation(fleet(timestamp=times)).message == "the time is not within 1970 to 2199"
+
+
 def test_numbers_as_timestamps_are_refused():
     assert only_violation(fleet(timestamp=range(8))).message == "not a time but int64"
 
@@ -148,7 +154,7 @@ def test_missing_times_and_names_are_counted():
     assert [(v.column, v.rows) for v in validate(fleet(server_name=None))] == [("server_name", 8)]
 
 
-@pytest.mark.parametrize("name", ["", "web 1", "wéb1", "web/1", "web1\n", "a" * 254])
+@pytest.mark.parametrize("name", ["", ".", "..", "web 1", "wéb1", "web/1", "web1\n", "a" * 254])
 def test_bad_server_names_are_refused(name):
     violation = only_violation(fleet([name], 2))
     assert (violation.column, violation.rows) == ("server_name", 2)
