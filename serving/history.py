@@ -485,6 +485,9 @@ class HistoryStore:
             self._database.execute("DELETE FROM pending")
             self._database.execute("INSERT INTO pending SELECT DISTINCT step FROM samples")
             self._database.execute("UPDATE meta SET value = ? WHERE key = 'step_seconds'", (step_seconds,))
+        # Where the old step began: early by less than that step, and exact again with the server's next sample.
+        moved = {server_id: step * self.step_seconds // step_seconds for server_id, step in self._last_step.items()}
+        self._last_step = moved
         self.step_seconds = step_seconds
         self._pending = {step for (step,) in self._database.execute("SELECT step FROM pending")}
 

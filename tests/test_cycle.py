@@ -178,6 +178,19 @@ def test_a_new_model_with_other_windows_reads_the_history_again(scene, change):
     assert scene.cycle()["a"].history_steps == (349 if "history_steps" in change else 175)
 
 
+def test_a_new_model_with_a_shorter_step_forgets_no_server(scene):
+    for name in ("sending", "silent"):
+        scene.measure(name, 2)
+    scene.cycle()
+    known = dict(scene.store.servers)
+    scene.forecasts.engine = FakeEngine(FakeConfig(step_seconds=60))
+    scene.measure("sending", 1)
+    scene.cycle()
+    scene.measure("sending", 0)
+    scene.cycle(step=2)
+    assert scene.store.servers == known
+
+
 def test_a_new_model_whose_first_cycle_fails_still_gets_to_forecast_the_whole_fleet(scene):
     scene.measure("a", 1)
     scene.cycle()

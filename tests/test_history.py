@@ -191,6 +191,24 @@ def test_another_step_takes_the_means_anew(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("step_seconds", [60, 1500])
+def test_a_server_silent_over_a_change_of_step_keeps_its_samples_and_goes_in_its_time(store, step_seconds):
+    day = 86_400
+    store.append([sample(name, second=day + 60 * n) for name in ("sending", "silent") for n in range(10)]).result(5)
+    silent = store.servers["silent"].server_id
+    store.use_step(step_seconds).result(5)
+    store.append([sample("sending", second=2 * day)]).result(5)
+    kept_from = day // step_seconds - 1
+    store.expire(kept_from, kept_from).result(5)
+    store.append([sample("silent", second=2 * day)]).result(5)
+    assert store.servers["silent"].server_id == silent
+    assert len(store.raw_samples(silent, kept_from, 2 * day // step_seconds).result(5)) == 11
+    store.append([sample("sending", second=4 * day)]).result(5)
+    kept_from = 3 * day // step_seconds
+    store.expire(kept_from, kept_from).result(5)
+    assert set(store.servers) == {"sending"}
+
+
 def test_a_second_process_is_refused(store):
     store.append([sample()]).result(5)
     with pytest.raises(HistoryLockedError, match="another process uses it"):
