@@ -396,7 +396,8 @@ class FleetForecasts:
 
     async def _expire(self, engine: Engine, complete: int) -> None:
         """Delete what is older than the retention, counted from the newest data: a clock far ahead deletes nothing."""
-        newest = max((self._store.last_step(s.server_id) or 0 for s in self._store.servers.values()), default=complete)
+        known = list(self._store.servers.values())  # a copy: other threads add servers meanwhile
+        newest = max((self._store.last_step(server.server_id) or 0 for server in known), default=complete)
         now = min(complete, newest)
         kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
         means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)

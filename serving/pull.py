@@ -75,7 +75,8 @@ class Puller:
         if self._next_step is not None:
             return self._next_step
         store = self._daemon.store
-        return max((store.last_step(server.server_id) or oldest for server in store.servers.values()), default=oldest)
+        known = list(store.servers.values())  # a copy: other threads add servers meanwhile
+        return max((store.last_step(server.server_id) or oldest for server in known), default=oldest)
 
     async def _store(self, records: list[dict[str, Any]]) -> int:
         daemon = self._daemon

@@ -191,6 +191,20 @@ def test_a_new_model_with_a_shorter_step_forgets_no_server(scene):
     assert scene.store.servers == known
 
 
+def test_a_server_that_appears_while_the_newest_step_is_looked_up_fails_no_cycle(scene, monkeypatch):
+    scene.measure("a", 1)
+    last_step, expired = scene.store.last_step, []
+
+    def appearing(server_id):
+        scene.store.may_add("b")
+        return last_step(server_id)
+
+    monkeypatch.setattr(scene.store, "last_step", appearing)
+    monkeypatch.setattr(scene.store, "expire", lambda *steps: expired.append(steps) or scene.store._ask(lambda: 0))
+    scene.cycle()
+    assert expired
+
+
 def test_a_new_model_whose_first_cycle_fails_still_gets_to_forecast_the_whole_fleet(scene):
     scene.measure("a", 1)
     scene.cycle()

@@ -1,15 +1,20 @@
 """The daemon fed by Prometheus instead of by agents."""
 
 import time
+from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from data_contract import METRICS
 from serving import pull
 from serving.app import create_app
+from serving.history import HistoryStore
 from serving.prometheus import PrometheusClient, QuerySet
+from serving.pull import Puller
+from serving.records import Sample
 from serving.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.test_app import STEP, complete_start, forecast_of, iso, wait_for
@@ -89,3 +94,12 @@ def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted
         wait_for(lambda: 'fleet_prometheus_pulls_total{result="failure"} 1' in client.get("/metrics").text)
         scripted.down = False
         forecast_of(client)
+
+
+def test_a_server_that_appears_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([Sample("a", 20 * STEP * 1000, None, None, (1.0,) * len(METRICS))]).result(5)
+    last_step = store.last_step
+    store.last_step = lambda server_id: store.may_add("b") and last_step(server_id)
+    assert Puller(SimpleNamespace(store=store), None, None)._first_step(oldest=3) == 20
+    store.close()
