@@ -36,7 +36,11 @@ SCHEMA_VERSION = 1
 ROWS_PER_COMMIT = 1_000
 OPEN_ATTEMPTS, OPEN_PAUSE_SECONDS = 5, 0.2
 CHECK_SECONDS = 3.0  # the integrity check at the start takes at most this long
+LAST_SERVER_ID = 100_000_000  # what is above it was never given to a server
+END_SECONDS = 253_402_300_800  # since 1970: the year 10000, which no date reaches
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# What Python makes of damaged bytes: text that is none, numbers out of bounds, lengths beyond the memory.
+_UNREADABLE = (ValueError, TypeError, IndexError, OverflowError, MemoryError)
 _COLUMNS = ", ".join(METRICS)
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -234,6 +238,8 @@ class HistoryStore:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             message = f"history {self.path}: another process uses it; stop that one or give --history another file"
             raise HistoryLockedError(message) from None
+        if code == sqlite3.SQLITE_READONLY and _says_read_only(self.path):
+            return
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
             remedy = "check the folder's rights and the free space"
             raise OSError(f"history {self.path}: cannot be opened or created ({problem}); {remedy}") from None
@@ -254,6 +260,9 @@ class HistoryStore:
             database.executescript(_SCHEMA)
             self._read_meta(database)
             self._read_names(database)
+        except _UNREADABLE as problem:
+            database.close()
+            raise _DamagedError(f"{type(problem).__name__}: {problem}") from problem
         except BaseException:
             database.close()
             raise
@@ -263,17 +272,24 @@ class HistoryStore:
         meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
         if meta.setdefault("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
             raise _DamagedError(f"schema version {meta['schema_version']}")
-        self.step_seconds = meta.setdefault("step_seconds", self.step_seconds)
+        step_seconds = meta.setdefault("step_seconds", self.step_seconds)
+        if not isinstance(step_seconds, int) or step_seconds < 1:
+            raise _DamagedError(f"step of {step_seconds!r} seconds")
+        self.step_seconds = step_seconds
         with _transaction(database):
             database.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(meta.items()))
 
     def _read_names(self, database: sqlite3.Connection) -> None:
-        for server_id, name, profile in database.execute("SELECT id, name, profile FROM servers"):
-            self._remember(KnownServer(server_id, name, profile), unsaved=False)
+        for server in map(_known_server, database.execute("SELECT id, name, profile FROM servers")):
+            self._remember(server, unsaved=False)
         self._pending = {step for (step,) in database.execute("SELECT step FROM pending")}
         newest = np.zeros(self._next_id, dtype=np.int64)  # [server id], 0 where nothing was measured
-        for step, server_ids in database.execute("SELECT step, server_ids FROM steps ORDER BY step"):
-            ids = np.frombuffer(server_ids, np.int32)
+        for step, server_ids, size in database.execute(
+            "SELECT step, server_ids, length(means) FROM steps ORDER BY step"
+        ):
+            ids = _server_ids(server_ids, size)
+            if not 0 <= step < END_SECONDS // self.step_seconds:
+                raise _DamagedError(f"step {step}")
             self._next_id = max(self._next_id, int(ids.max(initial=0)) + 1)  # means may outlive their server
             newest[ids[ids < len(newest)]] = step
         for step in sorted(self._pending):
@@ -437,10 +453,7 @@ class HistoryStore:
             "SELECT step, server_ids, means FROM steps WHERE step BETWEEN ? AND ? ORDER BY step",
             (first_step, last_step),
         )
-        return [
-            StepMeans(step, np.frombuffer(ids, np.int32), np.frombuffer(means, np.float32).reshape(-1, len(METRICS)))
-            for step, ids, means in rows
-        ]
+        return [_stored_means(*row) for row in rows]
 
     def _raw(self, server_id: int, first_step: int, last_step: int) -> list[RawSample]:
         return [
@@ -522,6 +535,39 @@ def _code(problem: Exception) -> int | None:
 
 def _is_damage(problem: Exception) -> bool:
     return isinstance(problem, _DamagedError) or _code(problem) in _DAMAGE
+
+
+def _says_read_only(path: Path) -> bool:
+    """Whether the file's own header keeps SQLite from writing it: damage, as this one wrote it."""
+    with path.open("rb") as file:
+        return file.read(19)[18:] > b"\x02"  # the format's write version
+
+
+def _known_server(row: tuple[Any, ...]) -> KnownServer:
+    """Server of a stored row. Raises _DamagedError if it can't be what was written."""
+    server_id, name, profile = row
+    if not (1 <= server_id <= LAST_SERVER_ID and isinstance(name, str) and isinstance(profile, str | None)):
+        raise _DamagedError(f"server {row}")
+    return KnownServer(server_id, name, profile)
+
+
+def _stored_means(step: int, server_ids: object, means: object) -> StepMeans:
+    """Means of a stored row. Raises _DamagedError if they can't be what was written."""
+    if not isinstance(means, bytes):
+        raise _DamagedError(f"means of a step: {means!r}")
+    return StepMeans(
+        step, _server_ids(server_ids, len(means)), np.frombuffer(means, np.float32).reshape(-1, len(METRICS))
+    )
+
+
+def _server_ids(content: object, size_of_means: int) -> np.ndarray:
+    """Ids of the servers of a stored step. Raises _DamagedError if they can't be what was written."""
+    if not isinstance(content, bytes) or len(content) % 4 or len(content) * len(METRICS) != size_of_means:
+        raise _DamagedError(f"servers and means of a step do not match: {size_of_means} bytes of means")
+    ids = np.frombuffer(content, np.int32)
+    if len(ids) and not (ids[0] >= 1 and ids[-1] <= LAST_SERVER_ID and (ids[:-1] < ids[1:]).all()):
+        raise _DamagedError("servers of a step out of order or bounds")
+    return ids
 
 
 def _check_integrity(database: sqlite3.Connection) -> None:

@@ -242,6 +242,69 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path, damage):
     store.close()
 
 
+IDS = "UPDATE steps SET server_ids = ? WHERE step = 1"
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        (IDS, np.array([1, -5, 3], np.int32).tobytes()),
+        (IDS, np.array([1, 2, 2**31 - 1], np.int32).tobytes()),
+        (IDS, np.array([1, 3, 2], np.int32).tobytes()),
+        (IDS, np.array([1, 2], np.int32).tobytes()),
+        (IDS, b"\x01\x00"),
+        (IDS, "text"),
+        ("UPDATE steps SET means = ? WHERE step = 1", b""),
+        ("UPDATE steps SET step = ? WHERE step = 2", 2**60),
+        ("UPDATE steps SET step = ? WHERE step = 0", -1),
+        ("UPDATE servers SET id = ? WHERE name = 's0'", 2**60),
+        ("UPDATE servers SET id = ? WHERE name = 's0'", -1),
+        ("UPDATE servers SET name = ? WHERE name = 's0'", b"s0"),
+        ("UPDATE servers SET profile = ? WHERE name = 's0'", b"database"),
+        ("UPDATE meta SET value = ? WHERE key = 'step_seconds'", 0),
+        ("UPDATE meta SET value = ? WHERE key = 'step_seconds'", "text"),
+    ],
+)
+def test_values_no_store_wrote_are_damage_and_never_block_the_start(tmp_path, statement, value):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    store.append([sample(f"s{n}", second=step * STEP) for n in range(3) for step in range(3)])
+    means_of(store)
+    store.close()
+    with sqlite3.connect(path) as database:
+        assert database.execute(statement, (value,)).rowcount == 1
+    database.close()
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    assert store.set_aside.exists()
+    store.append([sample()]).result(5)
+    assert {name: server.server_id for name, server in store.servers.items()} == {"a": 1}
+    store.close()
+
+
+@pytest.mark.parametrize("place", ["schema", "header"])
+def test_a_damaged_byte_that_sqlite_does_not_call_damage_never_blocks_the_start(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("serving.history.OPEN_PAUSE_SECONDS", 0.0)
+    path = tmp_path / "h.sqlite"
+    HistoryStore(path, STEP).close()
+    content = bytearray(path.read_bytes())
+    content[18 if place == "header" else content.index(b"CREATE TABLE steps") + 12] |= 0x80
+    path.write_bytes(content)
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    store.close()
+
+
+def test_a_damaged_step_that_shows_in_use_is_set_aside(store):
+    store.append([sample()]).result(5)
+    means_of(store)
+    store._ask(lambda: store._database.execute("UPDATE steps SET server_ids = x'fb00ff'")).result(5)
+    with pytest.raises(HistoryUnavailableError, match="do not match"):
+        store.stored_step_means(0, 1).result(5)
+    store.append([sample(second=1)]).result(5)
+    assert store.set_aside is not None
+
+
 def test_damage_that_shows_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
     path = tmp_path / "h.sqlite"
     store = HistoryStore(path, STEP)
