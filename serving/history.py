@@ -138,6 +138,7 @@ class HistoryStore:
         self._next_id = 1
         self._unsaved: dict[int, KnownServer] = {}  # new names and changed profiles, not yet committed
         self._pending: set[int] = set()
+        self._not_stored: set[int] = set()  # of the pending steps, those given since the list was last empty
         self._last_step: dict[int, int] = {}  # server id -> newest step it sent a measurement for
         self._damaged = False  # found while in use; a new file is begun before the next task
         self._lock = threading.Lock()
@@ -176,7 +177,8 @@ class HistoryStore:
     def changed_step_means(self, last_step: int, most: int = 12) -> Future[list[StepMeans]]:
         """Take and store the means of up to `most` steps that changed since they were last taken, up to `last_step`.
 
-        Call again until the list is empty.
+        Call again until the list is empty. Means that could not be stored (disk full) are given all the same, and
+        again after that, until they are stored.
         """
         return self._ask(lambda: self._take_means(last_step, most))
 
@@ -391,6 +393,7 @@ class HistoryStore:
             self.failure = str(problem)
         else:
             self._pending |= steps
+            self._hear(rows)
             with self._lock:
                 for server_id, server in unsaved.items():
                     if self._unsaved.get(server_id) == server:
@@ -411,10 +414,13 @@ class HistoryStore:
             server = self.servers.get(name)
             if server is None or (profile is not None and profile != server.profile):
                 server = self._remember_profile(name, profile)
-            step = instant_ms // step_ms
-            if values.count(None) < len(values) or server.server_id not in self._last_step:
-                self._last_step[server.server_id] = max(step, self._last_step.get(server.server_id, step))
-            yield (step, server.server_id, instant_ms, state, *values)
+            yield (instant_ms // step_ms, server.server_id, instant_ms, state, *values)
+
+    def _hear(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Keep the newest step of each server of rows that are on disk."""
+        for step, server_id, _, _, *values in rows:
+            if values.count(None) < len(values) or server_id not in self._last_step:
+                self._last_step[server_id] = max(step, self._last_step.get(server_id, step))
 
     def _remember_profile(self, name: str, profile: str | None) -> KnownServer:
         with self._lock:
@@ -430,18 +436,27 @@ class HistoryStore:
         )
 
     def _take_means(self, last_step: int, most: int) -> list[StepMeans]:
-        steps = sorted(step for step in self._pending if step <= last_step)[:most]
+        steps = sorted(step for step in self._pending - self._not_stored if step <= last_step)[:most]
+        if not steps:
+            self._not_stored.clear()
+            return []
         taken = [self._means_of(step) for step in steps]
-        if taken:
-            # On a full disk they stay pending in the file, and are known in memory.
-            with contextlib.suppress(sqlite3.Error), _transaction(self._database):
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO steps VALUES (?, ?, ?)",
-                    [(means.step, means.server_ids.tobytes(), means.means.tobytes()) for means in taken],
-                )
-                self._database.executemany("DELETE FROM pending WHERE step = ?", [(step,) for step in steps])
+        try:
+            self._save_means(taken)
+        except sqlite3.Error as problem:  # a full disk keeps nobody from forecasting
+            self._damaged = self._damaged or _is_damage(problem)
+            self._not_stored.update(steps)
+        else:
             self._pending.difference_update(steps)
         return taken
+
+    def _save_means(self, taken: list[StepMeans]) -> None:
+        with _transaction(self._database):
+            self._database.executemany(
+                "INSERT OR REPLACE INTO steps VALUES (?, ?, ?)",
+                [(means.step, means.server_ids.tobytes(), means.means.tobytes()) for means in taken],
+            )
+            self._database.executemany("DELETE FROM pending WHERE step = ?", [(means.step,) for means in taken])
 
     def _means_of(self, step: int) -> StepMeans:
         rows = self._database.execute(_MEANS, (step,)).fetchall()
