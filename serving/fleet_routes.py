@@ -18,6 +18,7 @@ from serving.daemon import Daemon, daemon_of, json_answer
 from serving.history import HistoryUnavailableError, KnownServer, RawSample
 
 MAX_HISTORY_HOURS = 24 * 14
+STEPS_PER_READ = 100  # of a history; samples that wait for the disk are written in between
 
 
 def add_fleet_routes(app: FastAPI) -> None:
@@ -53,13 +54,18 @@ def add_fleet_routes(app: FastAPI) -> None:
         server = daemon.store.servers.get(name)
         if server is None:
             return json_answer({"detail": "no such server: no sample of this name was received"}, 404)
-        last_step = int(daemon.clock() // daemon.store.step_seconds) + 2  # a sample may be somewhat ahead
-        first_step = last_step - int(hours * 3600 // daemon.store.step_seconds) - 2
+        step_seconds = daemon.store.step_seconds
+        last_step = int(daemon.clock() // step_seconds) + 2  # a sample may be somewhat ahead
+        first_step = last_step - int(hours * 3600 // step_seconds) - 2
         try:
             found = await asyncio.wrap_future(daemon.store.raw_samples(server.server_id, first_step, last_step))
             if not raw:
-                old = await asyncio.wrap_future(daemon.store.stored_step_means(first_step, last_step))
-                return json_answer(await asyncio.to_thread(_on_step, daemon, server, found, old))
+                old: dict[int, np.ndarray] = {}
+                for first in range(first_step, last_step + 1, STEPS_PER_READ):
+                    last = min(first + STEPS_PER_READ - 1, last_step)
+                    means = await asyncio.wrap_future(daemon.store.server_step_means(server.server_id, first, last))
+                    old.update(means)
+                return json_answer(await asyncio.to_thread(_on_step, server, step_seconds, found, old))
         except HistoryUnavailableError as problem:
             return json_answer({"detail": f"the history cannot be read: {problem}"}, 503)
         return json_answer(await asyncio.to_thread(_as_received, server, found))
@@ -125,13 +131,13 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def _on_step(daemon: Daemon, server: KnownServer, samples: list[RawSample], old: list[Any]) -> dict[str, Any]:
-    """Means per step: those stored, and for the steps still changing those of the samples."""
-    step_seconds = daemon.store.step_seconds
-    rows: dict[int, list[float | None]] = {}
-    for means in old:
-        for row in np.flatnonzero(means.server_ids == server.server_id):
-            rows[means.step] = [None if np.isnan(value) else value for value in means.means[row].tolist()]
+def _on_step(
+    server: KnownServer, step_seconds: int, samples: list[RawSample], old: dict[int, np.ndarray]
+) -> dict[str, Any]:
+    """Means per step: those stored (float32 [metric] by step), and for the steps still changing the samples'."""
+    rows: dict[int, list[float | None]] = {
+        step: [None if np.isnan(value) else value for value in means.tolist()] for step, means in old.items()
+    }
     by_step: dict[int, list[RawSample]] = {}
     for sample in samples:
         by_step.setdefault(sample.timestamp_ms // 1000 // step_seconds, []).append(sample)

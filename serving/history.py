@@ -186,6 +186,10 @@ class HistoryStore:
         """Means taken before, of the steps from `first_step` to `last_step`."""
         return self._ask(lambda: self._stored_means(first_step, last_step))
 
+    def server_step_means(self, server_id: int, first_step: int, last_step: int) -> Future[dict[int, np.ndarray]]:
+        """One server's means of the same steps: float32 [metric] by step, of those it was measured in."""
+        return self._ask(lambda: dict(self._means_of_server(server_id, first_step, last_step)))
+
     def raw_samples(self, server_id: int, first_step: int, last_step: int) -> Future[list[RawSample]]:
         """Samples of one server as received, sorted by time."""
         return self._ask(lambda: self._raw(server_id, first_step, last_step))
@@ -469,6 +473,18 @@ class HistoryStore:
             (first_step, last_step),
         )
         return [_stored_means(*row) for row in rows]
+
+    def _means_of_server(self, server_id: int, first_step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Reads of each step the servers and this one's means only: a large fleet's are half a megabyte a step."""
+        rows = self._database.execute(
+            "SELECT step, server_ids FROM steps WHERE step BETWEEN ? AND ? ORDER BY step", (first_step, last_step)
+        )
+        row_bytes = 4 * len(METRICS)
+        for step, content in rows:
+            with self._database.blobopen("steps", "means", step, readonly=True) as means:
+                for row in np.flatnonzero(_server_ids(content, len(means)) == server_id).tolist():
+                    means.seek(row * row_bytes)
+                    yield step, np.frombuffer(means.read(row_bytes), np.float32)
 
     def _raw(self, server_id: int, first_step: int, last_step: int) -> list[RawSample]:
         return [

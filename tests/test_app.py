@@ -478,6 +478,23 @@ def test_history_on_the_step_and_as_received(client):
     assert client.get("/api/v1/servers/nobody/history").status_code == 404
 
 
+def test_a_history_is_read_of_its_server_alone_and_piece_by_piece(client, monkeypatch):
+    monkeypatch.setattr("serving.fleet_routes.STEPS_PER_READ", 2)
+    start = complete_start()
+    post(client, *(record(seconds=start - ago * STEP, cpu_pct=float(ago)) for ago in range(7)))
+    post(client, record("other", seconds=start))
+    forecast_of(client, "other")
+    store, pieces = client.app.state.daemon.store, []
+    read = store.server_step_means
+    monkeypatch.setattr(store, "server_step_means", lambda *asked: pieces.append(read(*asked)) or pieces[-1])
+    monkeypatch.setattr(store, "raw_samples", lambda *_: store._ask(list))  # the means stored have to answer
+    monkeypatch.setattr(store, "stored_step_means", None)  # the whole fleet's
+    found = client.get("/api/v1/servers/ppml0001/history", params={"hours": 1}).json()
+    assert found["timestamps"] == [iso(start - ago * STEP) for ago in range(6, -1, -1)]
+    assert found["metrics"]["cpu_pct"] == [6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    assert max(len(piece.result()) for piece in pieces) == 2
+
+
 def test_reload_needs_the_admin_token_and_a_bad_model_leaves_the_old_one(tmp_path):
     models = [FakeEngine(model_id="first"), FakeEngine(model_id="second"), OSError("bad manifest")]
 

@@ -125,6 +125,19 @@ def test_raw_samples_come_back_as_received_and_sorted(store):
     assert [(each.timestamp_ms, each.values[0]) for each in found] == [(10_500, 1.0), (400_000, 2.0)]
 
 
+def test_one_servers_means_are_its_rows_of_the_whole_fleets(store):
+    store.append([sample(f"s{n}", second=n % 3 * STEP + n, cpu=float(n)) for n in range(9)]).result(5)
+    store.append([sample("s4", second=2 * STEP + 1, cpu=None, mem_pct=7.0)]).result(5)
+    everything = means_of(store)
+    for name, server in store.servers.items():
+        own = {
+            (name, step): {metric: v for metric, v in zip(METRICS, means.tolist(), strict=True) if not np.isnan(v)}
+            for step, means in store.server_step_means(server.server_id, 0, 9).result(5).items()
+        }
+        assert own == {cell: means for cell, means in everything.items() if cell[0] == name}
+    assert list(store.server_step_means(store.servers["s4"].server_id, 2, 2).result(5)) == [2]
+
+
 def test_profiles_sent_with_samples_are_kept(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([sample(profile="database")]).result(5)
