@@ -30,6 +30,7 @@ from serving.answers import (
     rejection_documents,
     to_json,
 )
+from serving.background import keep_running
 from serving.cycle import FleetForecasts, FleetSnapshot, ServerForecast, forecast_servers, profile_of
 from serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
 from serving.dashboard_routes import add_dashboard_routes
@@ -84,10 +85,11 @@ def create_app(
             daemon.alerts, daemon.scores, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock
         )
         _tell_events(daemon)
-        work = [daemon.model.watch(), daemon.forecasts.run(), watch.run(), *(d.run() for d in daemon.deliveries)]
+        work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
+        work += [("delivery", delivery.run) for delivery in daemon.deliveries]
         if pull_from is not None:
-            work.append(Puller(daemon, *pull_from).run())
-        tasks = [asyncio.create_task(each) for each in work]
+            work.append(("pull", Puller(daemon, *pull_from).run))
+        tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
         _reload_on_hangup(daemon.model)
         try:
             yield
@@ -96,6 +98,7 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
             for worker in (daemon.judge, daemon.forecasts.worker):
                 await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
             await asyncio.to_thread(daemon.store.close)

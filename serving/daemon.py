@@ -46,6 +46,7 @@ class Daemon:
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
     pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
+    background_failures: Counter[str] = field(default_factory=Counter)  # by the name of the work, which began again
     waiting_forecasts: int = 0
 
 

@@ -53,20 +53,23 @@ class Delivery:
     async def run(self) -> None:
         """Deliver for ever; what fails is tried again, later and later."""
         pause = 0.5
-        try:
-            while True:
-                await self._wait()
-                try:
-                    await self._deliver()
-                    pause = 0.5
-                except httpx.HTTPError as problem:
-                    self.failures += 1
-                    LOG.error("alerts not delivered", extra={"to": _origin(self.url), "reason": _reason(problem)})
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                    self._wake.set()
-        finally:
-            await self._client.aclose()
+        if self._changed:  # begun again
+            self._wake.set()
+        while True:
+            await self._wait()
+            try:
+                await self._deliver()
+                pause = 0.5
+            except (httpx.HTTPError, OSError, ValueError) as problem:
+                self.failures += 1
+                LOG.error("alerts not delivered", extra={"to": _origin(self.url), "reason": _reason(problem)})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                self._wake.set()
+
+    async def close(self) -> None:
+        """Close the connections; to be called when `run` has ended."""
+        await self._client.aclose()
 
     async def _wait(self) -> None:
         await self._wake.wait()
@@ -166,5 +169,5 @@ def _origin(url: str) -> str:
     return f"{httpx.URL(url).scheme}://{httpx.URL(url).host}"
 
 
-def _reason(problem: httpx.HTTPError) -> str:
+def _reason(problem: Exception) -> str:
     return str(problem) or type(problem).__name__

@@ -154,6 +154,8 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     yield from counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", ("", daemon.events.dropped))
     pulls = ((f'{{result="{result}"}}', count) for result, count in sorted(daemon.pulls.items()))
     yield from counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", *pulls)
+    failed = ((f'{{work="{work}"}}', count) for work, count in sorted(daemon.background_failures.items()))
+    yield from counter("fleet_background_failures", "Work beside the requests that failed and began again.", *failed)
     if snapshot.origin_seconds is not None:
         yield from gauge(
             "fleet_forecast_age_seconds",

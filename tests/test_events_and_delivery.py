@@ -146,11 +146,36 @@ def test_a_webhook_is_tried_again_until_it_takes_each_alert_once():
             await asyncio.sleep(0.02)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await delivery.close()
         return delivery
 
     delivery = asyncio.run(scene())
     assert [each["state"] for each in bodies[0]["alerts"]] == ["firing", "resolved"]
     assert (len(bodies), delivery.failures) == (1, 2)
+
+
+@pytest.mark.parametrize("problem", [OSError("too many open files"), UnicodeError("label empty or too long")])
+def test_a_delivery_outlives_what_the_http_client_lets_through(problem):
+    faults = [problem]
+
+    def handle(_request):
+        if faults:
+            raise faults.pop()
+        return httpx.Response(200)
+
+    async def scene():
+        delivery = Delivery("http://hook.example", httpx.MockTransport(handle))
+        delivery.take([alert()])
+        task = asyncio.create_task(delivery.run())
+        while not delivery.sent and not task.done():
+            await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await delivery.close()
+        return delivery
+
+    delivery = asyncio.run(scene())
+    assert (delivery.sent, delivery.failures) == (1, 1)
 
 
 def test_the_queue_is_bounded(monkeypatch):
@@ -159,7 +184,7 @@ def test_the_queue_is_bounded(monkeypatch):
     async def scene():
         delivery = Delivery("http://hook.example")
         delivery.take([alert()] * 5)
-        await delivery._client.aclose()
+        await delivery.close()
         return delivery
 
     delivery = asyncio.run(scene())
@@ -235,6 +260,7 @@ def test_the_real_alertmanager_keeps_resolves_and_survives_its_restart(tmp_path)
         await until(lambda: delivery.failures >= 0 and not delivery._changed)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await delivery.close()
         return before, stays, after
 
     try:
@@ -264,7 +290,7 @@ def test_an_alert_that_ended_and_began_again_is_not_told_as_ended():
         delivery = AlertmanagerDelivery("http://am", lambda: [again], 60.0, transport)
         delivery.take([alert(ended=time.time()), again])
         await delivery._deliver()
-        await delivery._client.aclose()
+        await delivery.close()
 
     asyncio.run(scene())
     ((told,),) = bodies
