@@ -24,6 +24,7 @@ import orjson
 import pandas as pd
 
 from data_contract import METRICS
+from serving.settings import is_address
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer bound the memory of an answer
 ATTEMPTS = 4
@@ -140,7 +141,7 @@ class PrometheusClient:
     _client: httpx.Client = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not re.match(r"https?://[^/]", self.base_url):
+        if not is_address(self.base_url):
             raise PrometheusError(f"{self.base_url!r} is no address; write http://host:9090")
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         self._client = httpx.Client(headers=headers, timeout=self.timeout_seconds, transport=self.transport)
