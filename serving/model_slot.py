@@ -77,7 +77,10 @@ class ModelSlot:
 
     def _target(self) -> tuple[Path, int]:
         """Where the path leads, and when its manifest was written (0 where there is none)."""
-        resolved = self.path.resolve()
+        try:
+            resolved = self.path.resolve()
+        except (OSError, RuntimeError):  # a link that leads to itself
+            return self.path, 0
         try:
             return resolved, (resolved / "manifest.json").stat().st_mtime_ns
         except OSError:

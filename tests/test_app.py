@@ -545,6 +545,25 @@ def test_a_changed_link_is_loaded_and_the_fleet_forecast_anew(tmp_path):
         wait_for(lambda: forecast_of(client)["model"] == "two")
 
 
+def test_a_link_that_leads_to_itself_is_a_refused_model_and_mended_it_is_loaded(tmp_path):
+    (tmp_path / "one").mkdir()
+    link = tmp_path / "current"
+    link.symlink_to("current")
+    chosen = Settings(model=link, history=tmp_path / "h.sqlite", allowed_hosts=("testserver",))
+
+    def load(path) -> Any:
+        return FakeEngine(model_id=path.resolve().name)
+
+    with TestClient(create_app(chosen, load, admin_token=ADMIN)) as client:
+        headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+        refused = client.post("/api/v1/reload", headers=headers)
+        assert refused.status_code == 409
+        assert "cannot be loaded" in refused.json()["problem"]
+        (tmp_path / "next").symlink_to("one")
+        (tmp_path / "next").rename(link)
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+
+
 def test_a_model_of_another_step_lays_the_samples_on_it(tmp_path):
     engines = [FakeEngine(model_id="first"), FakeEngine(FakeConfig(step_seconds=60), model_id="second")]
     with daemon(tmp_path, load=lambda _path: engines.pop(0), admin_token=ADMIN) as client:
