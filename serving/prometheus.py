@@ -152,7 +152,7 @@ class PrometheusClient:
         answer = self._post("/api/v1/query_range", {key: str(value) for key, value in form.items()})
         try:
             return [_series(entry) for entry in answer["data"]["result"]]
-        except (KeyError, TypeError, ValueError) as problem:
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise PrometheusError(f"{self.base_url}: not an answer of Prometheus ({problem!r})") from None
 
     def __enter__(self) -> PrometheusClient:
@@ -170,7 +170,7 @@ class PrometheusClient:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 response = self._client.post(url, data=form)
-            except httpx.TransportError as problem:
+            except (httpx.HTTPError, OSError) as problem:  # a broken encoding of the answer among others
                 reason = f"{type(problem).__name__}: {problem}"
             else:
                 if response.status_code == 200:
@@ -215,6 +215,8 @@ def pull_range(
             seen.add(name)
             table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
             steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
+            if ((steps < 0) | (steps >= len(table))).any():
+                raise PrometheusError(f"query of {metric}: values of server {name!r} outside the range asked for")
             table[steps, metrics.index(metric)] = series.values
         progress(done, len(metrics) * len(chunks))
     return _frame(tables, metrics, first, step_seconds)
@@ -252,7 +254,8 @@ def _series(entry: Mapping[str, Any]) -> Series:
     points = entry["values"]
     values = np.array([float(value) for _, value in points], dtype=np.float64)
     values[~np.isfinite(values)] = math.nan
-    return Series(entry["metric"], np.array([float(second) for second, _ in points]), values)
+    labels = {name: str(value) for name, value in entry["metric"].items()}
+    return Series(labels, np.array([float(second) for second, _ in points]), values)
 
 
 def _document(response: httpx.Response, url: str) -> dict[str, Any]:

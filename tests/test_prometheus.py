@@ -118,11 +118,26 @@ def test_transient_failures_are_tried_again():
         (httpx.Response(200, json=[1]), "not an answer of Prometheus"),
         ([series("a:1", ["1"]), series("a:2", ["2"])], "two series for server 'a'"),
         ([{"metric": {"job": "x"}, "values": [[START.timestamp() + STEP, "1"]]}], "without the label 'instance'"),
+        ([{"metric": "a", "values": []}], "not an answer of Prometheus"),
+        ([series("a", ["1"], first=2)], "values of server 'a' outside the range asked for"),
+        ([series("a", ["1"], first=0)], "values of server 'a' outside the range asked for"),
     ],
 )
 def test_failures_are_named(answer, message):
     with pytest.raises(PrometheusError, match=message):
         pull_range(scripted(lambda _form: answer), CPU, at(0), at(1), STEP)
+
+
+def test_an_answer_in_a_broken_encoding_is_asked_for_again_and_named():
+    asked = []
+
+    def answer(_form):
+        asked.append(1)
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"not gzip"))
+
+    with pytest.raises(PrometheusError, match="does not answer after 4 attempts: DecodingError"):
+        pull_range(scripted(answer), CPU, at(0), at(1), STEP)
+    assert len(asked) == 4
 
 
 def test_an_unreachable_server_is_named():
