@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -22,6 +24,7 @@ from serving.prometheus import PrometheusClient, PrometheusError, QuerySet, pull
 from serving.records import check_records
 
 LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
 SECONDS_PER_PULL = (
@@ -61,7 +64,7 @@ class Puller:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        frame = await asyncio.to_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
+        frame = await _on_daemon_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
         stored = 0
         for records in _batches(frame):
             stored += await self._store(records)
@@ -88,6 +91,24 @@ class Puller:
         for rejection in batch.rejected[:3]:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
         return len(batch.samples)
+
+
+async def _on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Result:
+    """As asyncio.to_thread, but when cancelled the end of the process does not wait for the work.
+
+    A Prometheus that hangs holds its thread for minutes.
+    """
+    done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()  # from here on only the thread ends it
+
+    def run() -> None:
+        try:
+            done.set_result(work(*arguments))
+        except BaseException as problem:
+            done.set_exception(problem)
+
+    threading.Thread(target=run, name="pull", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _batches(frame: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:

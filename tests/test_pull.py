@@ -1,5 +1,6 @@
 """The daemon fed by Prometheus instead of by agents."""
 
+import threading
 import time
 from types import SimpleNamespace
 from urllib.parse import parse_qs
@@ -86,6 +87,22 @@ def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
         forecast_of(client)
         time.sleep(0.3)
     assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
+
+
+def test_the_end_does_not_wait_for_a_prometheus_that_hangs(tmp_path):
+    asked, let_go = threading.Event(), threading.Event()
+
+    def hangs(_request):
+        asked.set()
+        let_go.wait(6.0)
+        return httpx.Response(200, json={"data": {"result": []}})
+
+    with running(tmp_path, hangs):
+        assert asked.wait(5.0)
+        began = time.monotonic()
+    took = time.monotonic() - began
+    let_go.set()
+    assert took < 3.0
 
 
 def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted):
