@@ -56,13 +56,9 @@ class AlertWatch:
         snapshot = self._forecasts.snapshot
         changed = await asyncio.to_thread(self._judge_snapshot, snapshot)
         await asyncio.to_thread(self._save)
-        for alert in changed:
-            state = "resolved" if alert.ended_seconds is not None else "firing"
-            fields = {"server": alert.server_name, "metric": alert.metric, "state": state}
-            LOG.info("alert", extra={**fields, "probability": round(alert.probability, 3)})
-            self._events.publish("alert", as_document(alert))
         for delivery in self._deliveries:
             delivery.take(changed)
+        await self._events.publish_many("alert", map(_logged, changed))
 
     def _judge_snapshot(self, snapshot: FleetSnapshot) -> list[Alert]:
         self._scores.take(snapshot)
@@ -93,3 +89,11 @@ class AlertWatch:
             self._saved = documents
         except OSError as problem:
             LOG.error("alert state not written", extra={"reason": str(problem)})
+
+
+def _logged(alert: Alert) -> dict[str, Any]:
+    """The alert as the event streams tell it, written to the log as well."""
+    state = "resolved" if alert.ended_seconds is not None else "firing"
+    fields = {"server": alert.server_name, "metric": alert.metric, "state": state}
+    LOG.info("alert", extra={**fields, "probability": round(alert.probability, 3)})
+    return as_document(alert)

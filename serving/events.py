@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from serving.answers import to_json
 
 MAX_LISTENERS = 64
 QUEUE_EVENTS = 100
+PORTION_EVENTS = 20  # of a burst
+PATIENCE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 15.0
 
 
@@ -37,8 +40,25 @@ class EventHub:
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
-                self.dropped += 1
-                self._end(queue)
+                self._drop(queue)
+
+    async def publish_many(self, kind: str, documents: Iterable[Any]) -> None:
+        """Tell all listeners of a burst in portions, so that who reads keeps up and other work gets its turn.
+
+        A listener may make it wait for some seconds in all; then it is dropped.
+        """
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        for number, document in enumerate(documents):
+            if number and number % PORTION_EVENTS == 0:
+                await asyncio.sleep(0)
+                while lagging := [queue for queue in self._queues if queue.qsize() > QUEUE_EVENTS // 2]:
+                    if time.monotonic() < give_up:
+                        await asyncio.sleep(0.005)
+                        continue
+                    for queue in lagging:
+                        self._drop(queue)
+                    give_up = time.monotonic() + PATIENCE_SECONDS  # nobody else pays for them
+            self.publish(kind, document)
 
     def close(self) -> None:
         """End all streams, and any opened later at once."""
@@ -63,7 +83,8 @@ class EventHub:
         try:
             while True:
                 try:
-                    event = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                    waiting = not queue.empty()  # taken without the cost of a timer: bursts are long
+                    event = queue.get_nowait() if waiting else await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
                 except TimeoutError:
                     yield None
                     continue
@@ -72,6 +93,10 @@ class EventHub:
                 yield event
         finally:
             self._queues.discard(queue)
+
+    def _drop(self, queue: asyncio.Queue[tuple[str, bytes] | None]) -> None:
+        self.dropped += 1
+        self._end(queue)
 
     def _end(self, queue: asyncio.Queue[tuple[str, bytes] | None]) -> None:
         self._queues.discard(queue)

@@ -6,12 +6,14 @@ import shutil
 import socket
 import subprocess
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from serving import events
+from serving.alert_watch import AlertWatch
 from serving.alerts import Alert, AlertBook, AlertRules
 from serving.delivery import AlertmanagerDelivery, Delivery
 from serving.events import EventHub, TooManyListenersError, as_server_sent
@@ -51,6 +53,66 @@ def test_a_listener_that_lags_is_dropped_and_the_others_are_not():
         return hub.dropped, hub.listeners, got, rest
 
     assert asyncio.run(scene()) == (1, 1, events.QUEUE_EVENTS + 5, [])
+
+
+def test_in_a_burst_who_reads_gets_every_event_and_who_is_stuck_is_dropped(monkeypatch):
+    monkeypatch.setattr(events, "PATIENCE_SECONDS", 0.1)
+    burst = 20 * events.QUEUE_EVENTS
+
+    async def scene():
+        hub = EventHub()
+        stuck, reading, slower = hub.subscribe(), hub.subscribe(), hub.subscribe()
+
+        async def read_with_pauses():
+            got = []
+            for _ in range(burst):
+                got.append(await anext(slower))
+                if len(got) % 200 == 0:
+                    await asyncio.sleep(0.002)
+            return got
+
+        readers = [asyncio.create_task(collect(reading, burst)), asyncio.create_task(read_with_pauses())]
+        await asyncio.sleep(0)
+        await hub.publish_many("alert", range(burst))
+        got = await asyncio.wait_for(asyncio.gather(*readers), 5.0)
+        return hub.dropped, got, [event async for event in stuck]
+
+    dropped, got, rest = asyncio.run(scene())
+    assert (dropped, rest) == (1, [])
+    assert got == [[("alert", b"%d" % number) for number in range(burst)]] * 2
+
+
+def test_a_cycle_of_many_alerts_leaves_the_event_loop_to_others_and_reaches_a_listener(tmp_path):
+    servers = 300
+    snapshots = [
+        SimpleNamespace(forecasts={f"ppweb{n:03}": forecast(97, origin, f"ppweb{n:03}") for n in range(servers)})
+        for origin in (1, 2)
+    ]
+
+    async def scene():
+        hub, forecasts = EventHub(), SimpleNamespace(listeners=[], snapshot=None)
+        scores = SimpleNamespace(take=lambda _snapshot: None)
+        watch = AlertWatch(AlertBook(AlertRules()), scores, forecasts, hub, [], tmp_path / "alerts.json", time.time)
+        reader = asyncio.create_task(collect(hub.subscribe(), servers))
+        turns_before_all_were_told = 0
+
+        async def take_turns():
+            nonlocal turns_before_all_were_told
+            while True:
+                turns_before_all_were_told += bool(told)
+                await asyncio.sleep(0)
+
+        told, publish = [], hub.publish
+        hub.publish = lambda *event: told.append(event) or publish(*event)
+        other = asyncio.create_task(take_turns())
+        for forecasts.snapshot in snapshots:
+            await watch._judge()
+        other.cancel()
+        return len(await asyncio.wait_for(reader, 5.0)), hub.dropped, turns_before_all_were_told
+
+    got, dropped, turns = asyncio.run(scene())
+    assert (got, dropped) == (servers, 0)
+    assert turns >= servers // events.PORTION_EVENTS - 1
 
 
 def test_streams_are_bounded_in_number_and_end_with_the_daemon():
