@@ -59,6 +59,8 @@ class Puller:
         # Half of the grace: what is pulled is on disk when the step counts as complete.
         ended = int((self._daemon.clock() - settings.grace_seconds / 2) // step_seconds)
         oldest = ended - math.floor(settings.retention_hours * 3600 / step_seconds) + 1
+        if self._next_step is not None and self._next_step > ended:
+            self._next_step = None  # the clock was ahead; what was asked for then had not been measured
         first = max(self._first_step(oldest), oldest)
         if first >= ended:
             return 0

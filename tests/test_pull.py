@@ -1,5 +1,6 @@
 """The daemon fed by Prometheus instead of by agents."""
 
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -25,14 +26,15 @@ class ScriptedPrometheus:
     """Says cpu = 40 for a good server and a bad name for another; down while `down` is set."""
 
     def __init__(self):
-        self.down, self.asked = False, []
+        self.down, self.measured_until, self.asked = False, math.inf, []
 
     def __call__(self, request):
         form = {key: values[0] for key, values in parse_qs(request.content.decode()).items()}
         if self.down:
             return httpx.Response(400, json={"error": "down"})
         self.asked.append((int(form["start"]), int(form["end"])))
-        points = [[t, "40"] for t in range(int(form["start"]), int(form["end"]) + 1, STEP)]
+        moments = range(int(form["start"]), int(form["end"]) + 1, STEP)
+        points = [[t, "40"] for t in moments if t <= self.measured_until]
         names = ("ppml0001:9100", "bad name")
         return httpx.Response(
             200, json={"data": {"result": [{"metric": {"instance": n}, "values": points} for n in names]}}
@@ -44,7 +46,7 @@ def scripted():
     return ScriptedPrometheus()
 
 
-def running(folder, scripted, retention_hours=2.0):
+def running(folder, scripted, retention_hours=2.0, clock=time.time):
     settings = Settings(
         model=folder,
         history=folder / "h.sqlite",
@@ -55,7 +57,7 @@ def running(folder, scripted, retention_hours=2.0):
     )
     client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
     return TestClient(
-        create_app(settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet({"cpu_pct": "cpu"})))
+        create_app(settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet({"cpu_pct": "cpu"})), clock=clock)
     )
 
 
@@ -87,6 +89,20 @@ def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
         forecast_of(client)
         time.sleep(0.3)
     assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
+
+
+def test_pulling_goes_on_after_the_clock_was_ahead_for_a_while(tmp_path, scripted):
+    clock = [time.time()]
+    with running(tmp_path, scripted, clock=lambda: clock[0]) as client:
+        forecast_of(client)
+        scripted.measured_until = clock[0]
+        clock[0] += 2 * 86_400
+        wait_for(lambda: scripted.asked[-1][1] > clock[0] - 2 * STEP)
+        clock[0] -= 2 * 86_400 - STEP
+        first = len(scripted.asked)
+        wait_for(lambda: len(scripted.asked) > first)
+    assert scripted.asked[first][1] == clock[0] // STEP * STEP
+    assert scripted.asked[first][0] >= clock[0] - 3 * STEP
 
 
 def test_the_end_does_not_wait_for_a_prometheus_that_hangs(tmp_path):
