@@ -231,7 +231,7 @@ class AlertBook:
     def judge(self, forecasts: Iterable[ServerForecast], now_seconds: float) -> list[Alert]:
         """Take in forecasts, each origin once; gives the alerts that changed (began or ended)."""
         changed: list[Alert] = []
-        fresh = [f for f in forecasts if f.origin_seconds > self._judged_origin(f)]
+        fresh = [f for f in forecasts if self._is_fresh(f, now_seconds)]
         for model in {forecast.model for forecast in fresh}:  # two while the fleet passes from one to the next
             of_model = [forecast for forecast in fresh if forecast.model == model]
             departures = self._depart(of_model)
@@ -273,9 +273,14 @@ class AlertBook:
         """Firing alerts as plain fields, for `restore`."""
         return [asdict(alert) for alert in self.firing.values()]
 
-    def _judged_origin(self, forecast: ServerForecast) -> int:
+    def _is_fresh(self, forecast: ServerForecast, now_seconds: float) -> bool:
+        """Whether the forecast is later than the last one judged; any other is where that lies in the future.
+
+        Then the clock was ahead for a while: to wait until that time comes would be to judge nothing till then.
+        """
         streak = self._streaks.get((forecast.server_name, forecast.model.metrics[0]))
-        return streak.origin_seconds if streak else -1
+        judged = streak.origin_seconds if streak else -1
+        return forecast.origin_seconds > judged or forecast.origin_seconds != judged > now_seconds
 
     def _by_step(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
         """Probability of a breach, float [server, metric, step], for forecasts of one model.

@@ -48,8 +48,12 @@ class ForecastScores:
     def take(self, snapshot: FleetSnapshot) -> None:
         """Score what was forecast for the snapshot's origin, keep what it says of later. Each origin counts once."""
         origin = snapshot.origin_seconds
-        if origin is None or snapshot.model is None or origin <= self._last_origin:
+        if origin is None or snapshot.model is None or origin == self._last_origin:
             return
+        if origin < self._last_origin:
+            if self._last_origin <= (snapshot.made_at_seconds or 0.0):
+                return
+            self._past.clear()  # the clock was ahead: what was said then is of a time that has not come
         self._last_origin = origin
         fresh = [f for f in snapshot.forecasts.values() if f.origin_seconds == origin and f.model == snapshot.model]
         fresh = [f for f in fresh if f.history_steps > 0]

@@ -101,6 +101,18 @@ def test_an_alert_resolves_with_hysteresis():
     assert (ended.ended_seconds, book.firing) == (9.0, {})
 
 
+def test_alerts_go_on_after_the_clock_was_ahead_for_a_while():
+    book = AlertBook(AlertRules())
+    for origin in (1, 2, 600):  # the third with a clock two days ahead
+        book.judge([forecast(97, origin)], (origin + 1) * STEP)
+    assert len(book.firing) == 1
+    ended = [alert for origin in (4, 5, 6) for alert in book.judge([forecast(20, origin)], (origin + 1) * STEP)]
+    assert [alert.key for alert in ended] == [("ppweb001", "cpu_pct")]
+    assert book.judge([forecast(20, 5)], 8 * STEP) == []  # an earlier one is again none to judge
+    assert book.judge([forecast(97, 7)], 8 * STEP) == []
+    assert len(book.judge([forecast(97, 8)], 9 * STEP)) == 1
+
+
 def test_a_breach_beyond_the_lookahead_raises_no_alert_but_is_a_risk():
     book = AlertBook(AlertRules())
     late = np.r_[np.full(60, 20.0), np.full(36, 97.0)]

@@ -48,6 +48,21 @@ def test_an_origin_counts_once_and_nothing_piles_up():
     assert len(scores._past) == 3 + 12
 
 
+def test_scores_go_on_after_the_clock_was_ahead_for_a_while():
+    def take(origin):
+        scores.take(replace(snapshot(origin, {"a": 50.0}), made_at_seconds=(origin + 1) * STEP))
+
+    scores = ForecastScores()
+    for origin in (*range(1, 10), 600, *range(11, 20)):  # one cycle with a clock two days ahead
+        take(origin)
+    assert scores.tallies["cpu_pct", "15m"].scored == 6 + 6
+    assert max(speaks_of for _, speaks_of in scores._past) == (19 + 12) * STEP
+    scored = scores.tallies["cpu_pct", "15m"].scored
+    take(18)  # an earlier one is again none to score
+    assert scores.tallies["cpu_pct", "15m"].scored == scored
+    assert len(scores._past) == 3 + 9
+
+
 def test_what_is_not_measured_is_not_scored():
     scores = ForecastScores()
     for origin in range(1, 10):
