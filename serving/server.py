@@ -23,7 +23,8 @@ class BoundedHttp(HttpToolsProtocol):
     header_seconds: ClassVar[float]
     max_connections: ClassVar[int]
     _deadline: asyncio.TimerHandle | None = None
-    _header_bytes = 0
+    _receiving = False  # the body, and what comes with it
+    _bytes_beside_body = 0  # since the message began, or since the last of its body
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept the connection, if it is within the bound, and start its clock."""
@@ -39,14 +40,16 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, unless the headers have grown too large."""
-        if self._deadline is not None:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and b"\r\n\r\n" not in data[:MAX_HEADER_BYTES]:
-                self._headers_arrived()
-                self.send_400_response("Request headers too large.")
-                return
+        """Feed the parser, unless the headers, or what comes with a body without being of it, have grown too large."""
+        self._bytes_beside_body += len(data)
+        too_large = self._bytes_beside_body > MAX_HEADER_BYTES
+        if too_large and self._deadline is not None and b"\r\n\r\n" not in data[:MAX_HEADER_BYTES]:
+            self._headers_arrived()
+            self.send_400_response("Request headers too large.")
+            return
         super().data_received(data)
+        if self._receiving and self._bytes_beside_body > MAX_HEADER_BYTES:
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Start the clock of a further request on a kept connection."""
@@ -54,16 +57,32 @@ class BoundedHttp(HttpToolsProtocol):
         if self._deadline is None:
             self._await_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; what follows a chunked body is dropped: no route reads it, and nothing bounds it."""
+        if not self._receiving:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Stop the clock and hand the request on; an address that is none is the client's fault."""
+        self._receiving, self._bytes_beside_body = True, 0
         self._headers_arrived()
         try:
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             raise httptools.HttpParserError("invalid URL") from None
 
+    def on_body(self, body: bytes) -> None:
+        """Hand the body on; the guard bounds it."""
+        self._bytes_beside_body = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        super().on_message_complete()
+        self._receiving = False
+
     def _await_headers(self) -> None:
-        self._header_bytes = 0
+        self._bytes_beside_body = 0
         self._deadline = self.loop.call_later(self.header_seconds, self._too_late)
 
     def _headers_arrived(self) -> None:

@@ -1,0 +1,108 @@
+"""One connection against its limits: what it may send beside a body."""
+
+import contextlib
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from serving.server import make_protocol
+from tests.test_app import wait_for
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = GET + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def answer_at_once(_scope, _receive, send, body=b"ok"):
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def count_body(scope, receive, send):
+    """Answer with the size of the body, and with the names of the headers once the body is there."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    names = b",".join(name for name, _ in scope["headers"])
+    await answer_at_once(scope, receive, send, b"%d %s" % (size, names))
+
+
+@contextlib.contextmanager
+def serving(app):
+    """A server of `app` in a thread; gives a function that connects and sends, and the server's open connections."""
+    config = uvicorn.Config(
+        app,
+        http=make_protocol(30.0, 100),
+        ws="websockets-sansio",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, server, "should_exit", True)
+        wait_for(lambda: server.started)
+
+        def connected(sent):
+            client = stack.enter_context(socket.socket())
+            client.settimeout(10)
+            client.connect(listening.getsockname())
+            client.sendall(sent)
+            return client
+
+        yield connected, server.server_state.connections
+
+
+def answer_of(client):
+    """Status line, headers and a short body; an answer of these applications comes whole."""
+    got = b""
+    while not got.partition(b"\r\n\r\n")[2]:
+        piece = client.recv(65536)
+        assert piece, "closed without an answer"
+        got += piece
+    return got
+
+
+def bytes_taken(client, piece, most=32 << 20):
+    """How much of endless `piece`s the other side takes before it closes."""
+    sent = 0
+    with contextlib.suppress(OSError):
+        while sent < most:
+            client.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+@pytest.mark.parametrize("piece", [b"X-A: " + b"a" * 8000 + b"\r\n", b"a" * 8000], ids=["many", "one"])
+@pytest.mark.parametrize("app", [answer_at_once, count_body])
+def test_endless_trailers_are_cut_off(app, piece):
+    with serving(app) as (connected, _):
+        client = connected(CHUNKED)
+        if app is answer_at_once:
+            answer_of(client)
+        client.sendall(b"0\r\nX-B: ")
+        assert bytes_taken(client, piece) < 32 << 20
+
+
+def test_a_trailer_is_no_header_and_the_connection_stays():
+    with serving(count_body) as (connected, _):
+        client = connected(CHUNKED)
+        for _ in range(2):
+            client.sendall(b"2\r\nab\r\n0\r\nX-Trailer: 1\r\n\r\n")
+            assert answer_of(client).endswith(b"\r\n\r\n2 host,transfer-encoding")
+            client.sendall(CHUNKED)
+
+
+def test_a_body_in_tiny_chunks_is_taken_whole():
+    with serving(count_body) as (connected, _):
+        client = connected(CHUNKED + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
+        assert b"\r\n\r\n100000 " in answer_of(client)
