@@ -18,11 +18,16 @@ KEEP_ALIVE_SECONDS = 30
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; closed if its headers are late or large, or if there are too many connections already."""
+    """One connection; closed if its headers are late or large, or if there are too many connections already.
+
+    It also ends if nothing more is asked, and if a body goes on long after its answer.
+    """
 
     header_seconds: ClassVar[float]
+    body_seconds: ClassVar[float]
     max_connections: ClassVar[int]
-    _deadline: asyncio.TimerHandle | None = None
+    _deadline: asyncio.TimerHandle | None = None  # by when what is awaited of the client must have arrived
+    _awaiting_headers = False
     _receiving = False  # the body, and what comes with it
     _bytes_beside_body = 0  # since the message began, or since the last of its body
 
@@ -36,15 +41,15 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        self._headers_arrived()
+        self._await(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless the headers, or what comes with a body without being of it, have grown too large."""
         self._bytes_beside_body += len(data)
         too_large = self._bytes_beside_body > MAX_HEADER_BYTES
-        if too_large and self._deadline is not None and b"\r\n\r\n" not in data[:MAX_HEADER_BYTES]:
-            self._headers_arrived()
+        if too_large and self._awaiting_headers and b"\r\n\r\n" not in data[:MAX_HEADER_BYTES]:
+            self._awaiting_headers = False
             self.send_400_response("Request headers too large.")
             return
         super().data_received(data)
@@ -54,7 +59,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start the clock of a further request on a kept connection."""
         super().on_message_begin()
-        if self._deadline is None:
+        if not self._awaiting_headers:
             self._await_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -64,8 +69,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the clock and hand the request on; an address that is none is the client's fault."""
-        self._receiving, self._bytes_beside_body = True, 0
-        self._headers_arrived()
+        self._awaiting_headers, self._receiving, self._bytes_beside_body = False, True, 0
+        self._await(None)
         try:
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
@@ -77,28 +82,46 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The body is there."""
+        """Wait for the next request, if this one is answered already."""
         super().on_message_complete()
         self._receiving = False
+        self._await_what_is_next()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of the body or for the next request."""
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # any byte would cancel it, and one that begins no request would be enough
+        self._await_what_is_next()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection to another protocol, which has its own clocks."""
+        self._await(None)
+        super().handle_websocket_upgrade()
 
     def _await_headers(self) -> None:
-        self._bytes_beside_body = 0
-        self._deadline = self.loop.call_later(self.header_seconds, self._too_late)
+        self._awaiting_headers, self._bytes_beside_body = True, 0
+        self._await(self.header_seconds)
 
-    def _headers_arrived(self) -> None:
+    def _await_what_is_next(self) -> None:
+        """Once all requests are answered: the rest of the last one's body, or the next request."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        if answered and not self._awaiting_headers:
+            self._await(self.body_seconds if self._receiving else self.timeout_keep_alive)
+
+    def _await(self, seconds: float | None) -> None:
+        """Start the clock of what is awaited anew; None awaits nothing."""
         if self._deadline is not None:
             self._deadline.cancel()
-            self._deadline = None
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._too_late)
 
     def _too_late(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
-            self.transport.abort()
+        self.transport.close()
 
 
-def make_protocol(header_seconds: float, max_connections: int) -> type[BoundedHttp]:
+def make_protocol(header_seconds: float, body_seconds: float, max_connections: int) -> type[BoundedHttp]:
     """The HTTP protocol class with its limits; uvicorn makes one object per connection."""
-    limits = {"header_seconds": header_seconds, "max_connections": max_connections}
+    limits = {"header_seconds": header_seconds, "body_seconds": body_seconds, "max_connections": max_connections}
     return type("LimitedHttp", (BoundedHttp,), limits)
 
 
@@ -121,7 +144,7 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None]) -> 
         app,
         host=settings.host,
         port=settings.port,
-        http=make_protocol(settings.header_seconds, settings.max_connections),
+        http=make_protocol(settings.header_seconds, settings.body_seconds, settings.max_connections),
         ws="websockets-sansio",
         ws_max_size=64 * 1024,
         ws_max_queue=8,

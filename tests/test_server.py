@@ -1,13 +1,15 @@
-"""One connection against its limits: what it may send beside a body."""
+"""One connection against its limits: what it may send beside a body and how long it may idle."""
 
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 import uvicorn
 
 from serving.server import make_protocol
+from tests.reliability.hostile import closed_within
 from tests.test_app import wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -31,16 +33,16 @@ async def count_body(scope, receive, send):
 
 
 @contextlib.contextmanager
-def serving(app):
+def serving(app, keep_alive=30.0, body_seconds=30.0):
     """A server of `app` in a thread; gives a function that connects and sends, and the server's open connections."""
     config = uvicorn.Config(
         app,
-        http=make_protocol(30.0, 100),
+        http=make_protocol(30.0, body_seconds, 100),
         ws="websockets-sansio",
         loop="asyncio",
         lifespan="off",
         log_config=None,
-        timeout_keep_alive=30,
+        timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
@@ -106,3 +108,47 @@ def test_a_body_in_tiny_chunks_is_taken_whole():
     with serving(count_body) as (connected, _):
         client = connected(CHUNKED + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
         assert b"\r\n\r\n100000 " in answer_of(client)
+
+
+def test_bytes_that_begin_no_request_do_not_keep_a_connection():
+    with serving(answer_at_once, keep_alive=0.5) as (connected, connections):
+        client = connected(GET + b"\r\n")
+        answer_of(client)
+        client.sendall(b"\r\n")
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_body_that_never_ends_after_its_answer_does_not_keep_a_connection():
+    with serving(answer_at_once, body_seconds=0.5) as (connected, connections):
+        client = connected(GET + b"Content-Length: 1000000\r\n\r\n")
+        answer_of(client)
+        client.sendall(b"x")
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_body_that_ends_after_its_answer_leaves_the_connection_to_the_next_request():
+    with serving(answer_at_once, body_seconds=0.4) as (connected, _):
+        client = connected(GET + b"Content-Length: 1\r\n\r\n")
+        answer_of(client)
+        client.sendall(b"x")
+        time.sleep(0.8)
+        client.sendall(GET + b"\r\n")
+        assert answer_of(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_websocket_on_a_kept_connection_outlives_the_clocks_of_requests():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answer_at_once(scope, receive, send)
+            return
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with serving(app, keep_alive=0.3, body_seconds=0.3) as (connected, _):
+        client = connected(GET + b"\r\n")
+        answer_of(client)
+        client.sendall(GET + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
+        assert not closed_within(client, 1.0)
