@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import logging
 import signal
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.settings import Settings
 
+LOG = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
 KEEP_ALIVE_SECONDS = 30
 
@@ -20,13 +25,14 @@ KEEP_ALIVE_SECONDS = 30
 class BoundedHttp(HttpToolsProtocol):
     """One connection; closed if its headers are late or large, or if there are too many connections already.
 
-    It also ends if nothing more is asked, and if a body goes on long after its answer.
+    It also ends if nothing more is asked, if a body goes on long after its answer, and if the answer is not taken.
     """
 
     header_seconds: ClassVar[float]
     body_seconds: ClassVar[float]
     max_connections: ClassVar[int]
     _deadline: asyncio.TimerHandle | None = None  # by when what is awaited of the client must have arrived
+    _progress: asyncio.TimerHandle | None = None  # by when it must have taken more of what is written for it
     _awaiting_headers = False
     _receiving = False  # the body, and what comes with it
     _bytes_beside_body = 0  # since the message began, or since the last of its body
@@ -40,8 +46,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._await(None)
+        """Stop the clocks."""
+        self._stop_clocks()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -88,14 +94,25 @@ class BoundedHttp(HttpToolsProtocol):
         self._await_what_is_next()
 
     def on_response_complete(self) -> None:
-        """Wait for the rest of the body or for the next request."""
+        """Wait until the answer is taken and for the rest of the body or the next request."""
         super().on_response_complete()
         self._unset_keepalive_if_required()  # any byte would cancel it, and one that begins no request would be enough
+        self._await_progress()
         self._await_what_is_next()
+
+    def pause_writing(self) -> None:
+        """Much is written that the client has yet to take: start that clock."""
+        super().pause_writing()
+        self._await_progress()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse the connection and wait until that is taken."""
+        super().send_400_response(msg)
+        self._await_progress()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to another protocol, which has its own clocks."""
-        self._await(None)
+        self._stop_clocks()
         super().handle_websocket_upgrade()
 
     def _await_headers(self) -> None:
@@ -117,6 +134,36 @@ class BoundedHttp(HttpToolsProtocol):
     def _too_late(self) -> None:
         self._deadline = None
         self.transport.close()
+        self._await_progress()
+
+    def _await_progress(self) -> None:
+        """Start the clock of what the client has yet to take anew; closing alone would wait for that without end."""
+        if self._progress is not None:
+            self._progress.cancel()
+        left = self._bytes_to_take()
+        self._progress = self.loop.call_later(self.body_seconds, self._still_taking, left) if left else None
+
+    def _still_taking(self, left_before: int) -> None:
+        self._progress = None
+        if self._bytes_to_take() < left_before:
+            self._await_progress()
+        else:
+            LOG.warning("answer not taken", extra={"seconds": self.body_seconds})
+            self.transport.abort()
+
+    def _bytes_to_take(self) -> int:
+        """Bytes that wait here and in the kernel, which moves its share in steps too large to tell a slow client by."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting:
+            in_kernel = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            waiting += int.from_bytes(in_kernel, sys.byteorder)
+        return waiting
+
+    def _stop_clocks(self) -> None:
+        self._await(None)
+        if self._progress is not None:
+            self._progress.cancel()
+            self._progress = None
 
 
 def make_protocol(header_seconds: float, body_seconds: float, max_connections: int) -> type[BoundedHttp]:

@@ -1,4 +1,4 @@
-"""One connection against its limits: what it may send beside a body and how long it may idle."""
+"""One connection against its limits: what it may send beside a body, how long it may idle, and what it must take."""
 
 import contextlib
 import socket
@@ -14,12 +14,17 @@ from tests.test_app import wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = GET + b"Transfer-Encoding: chunked\r\n\r\n"
+BIG = bytes(24 << 20)  # more than the kernel holds for a client
 
 
 async def answer_at_once(_scope, _receive, send, body=b"ok"):
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def answer_big(scope, receive, send):
+    await answer_at_once(scope, receive, send, BIG)
 
 
 async def count_body(scope, receive, send):
@@ -54,8 +59,10 @@ def serving(app, keep_alive=30.0, body_seconds=30.0):
         stack.callback(setattr, server, "should_exit", True)
         wait_for(lambda: server.started)
 
-        def connected(sent):
+        def connected(sent, receive_buffer=None):
             client = stack.enter_context(socket.socket())
+            if receive_buffer is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             client.settimeout(10)
             client.connect(listening.getsockname())
             client.sendall(sent)
@@ -152,3 +159,23 @@ def test_a_websocket_on_a_kept_connection_outlives_the_clocks_of_requests():
         client.sendall(GET + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
         assert not closed_within(client, 1.0)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
+def test_a_client_that_takes_nothing_is_let_go(ending):
+    with serving(answer_big, body_seconds=0.5) as (connected, connections):
+        client = connected(GET + ending)
+        assert client.recv(10)
+        wait_for(lambda: not connections, 5.0)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
+def test_a_slow_client_that_takes_its_answer_gets_it_whole(ending):
+    with serving(answer_big, keep_alive=0.6, body_seconds=0.6) as (connected, _):
+        client = connected(GET + ending, receive_buffer=65536)
+        started, got = time.monotonic(), 0
+        while piece := client.recv(65536):
+            got += len(piece)
+            slow_part = min(got, 4 << 20)  # 2 s of it; so slow that the kernel asks for more less often than in 0.6 s
+            time.sleep(max(0.0, started + slow_part / (2 << 20) - time.monotonic()))
+        assert got > len(BIG)
