@@ -52,6 +52,7 @@ from serving.tables import encoded, fleet_table, wanted_table
 
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
 LATEST_MS = 4_102_444_800_000  # the year 2100
+MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, further ones are in unknown fields
 MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
 MAX_WAITING_FORECASTS = 8
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
@@ -294,6 +295,10 @@ def _checked_for_storage(daemon: Daemon, body: bytes) -> CheckedBatch:
 
 
 def _records(body: bytes, most: int) -> list[Any]:
+    """The records in a body, at most so many; raises 400 saying what is wrong with it."""
+    structures = body.count(b"{") + body.count(b"[")
+    if structures > MAX_STRUCTURES_PER_RECORD * (most + 1):  # the parser would build them all and hold everybody up
+        raise HTTPException(400, f"{structures} objects and lists in one request; send at most {most} records")
     try:
         return parse_records(body, most)
     except BodyError as problem:

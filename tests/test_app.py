@@ -405,6 +405,27 @@ def test_too_many_records_are_refused(tmp_path):
         assert post(client, record(), record(), record()).status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/api/v1/metrics", "/feed/data", "/api/v1/forecast"])
+@pytest.mark.parametrize("filler", [b"{},", b"[],", b'{"a":[[]]},'])
+def test_a_body_of_far_too_many_objects_or_lists_is_refused_before_it_is_parsed(tmp_path, monkeypatch, path, filler):
+    def parse(_body, _most):
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr("serving.app.parse_records", parse)
+    with daemon(tmp_path, max_records=100) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        body = b'{"records": [' + filler * 500 + b"{}]}"
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "send at most 100 records" in answer.json()["detail"]
+
+
+def test_as_many_records_as_allowed_may_hold_unknown_objects_and_lists(tmp_path):
+    with daemon(tmp_path, max_records=3) as client:
+        records = [record(f"ppml{n:04d}") | {"tags": ["a"], "labels": {"b": "c"}} for n in range(3)]
+        assert post(client, *records).json()["accepted"] == 3
+
+
 def test_another_content_type_is_415(client):
     assert client.post("/api/v1/metrics", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
 
