@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serving.answers import to_json
 from serving.dashboard_routes import FILES
@@ -83,6 +84,8 @@ class RequestGuard:
             if answering or scope["type"] == "websocket":
                 raise
             await _refuse(scope, send, _Refused(503, "the daemon is shutting down"))
+        except ClientDisconnect:  # it broke off its upload: nobody is left to be answered
+            pass
         except TimeoutError:
             LOG.warning("answer not taken", extra={"path": scope["path"], "seconds": self._seconds})
 

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
 from serving.app import create_app
-from serving.limits import _Body, _Waiting
+from serving.limits import RequestGuard, _Body, _Waiting
 from serving.settings import Settings
 from tests.fake_engine import FakeConfig, FakeEngine
 
@@ -424,6 +425,29 @@ def test_as_many_records_as_allowed_may_hold_unknown_objects_and_lists(tmp_path)
     with daemon(tmp_path, max_records=3) as client:
         records = [record(f"ppml{n:04d}") | {"tags": ["a"], "labels": {"b": "c"}} for n in range(3)]
         assert post(client, *records).json()["accepted"] == 3
+
+
+def test_an_upload_that_is_broken_off_ends_quietly():
+    sent = []
+
+    async def scene():
+        parts = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive():
+            return next(parts)
+
+        async def send(message):
+            sent.append(message)
+
+        async def app(scope, receive, _send):
+            await Request(scope, receive).body()
+
+        guard = RequestGuard(app, Settings(), None, None)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        await guard({"type": "http", "method": "POST", "path": "/x", "headers": headers}, receive, send)
+
+    asyncio.run(scene())
+    assert sent == []
 
 
 def test_another_content_type_is_415(client):
