@@ -85,8 +85,9 @@ class AlertRules:
     servers: Mapping[str, Thresholds] = field(default_factory=lambda: MappingProxyType({}))
 
     def thresholds_of(self, server_name: str, profile: str) -> Thresholds:
-        """Thresholds of one server."""
-        return {**self.profiles[profile], **self.servers.get(server_name, {})}
+        """Thresholds of one server; one of another profile than the seven has those of generic."""
+        of_profile = self.profiles.get(profile, self.profiles[ServerProfile.GENERIC])
+        return {**of_profile, **self.servers.get(server_name, {})}
 
 
 def load_alert_rules(path: Path) -> AlertRules:

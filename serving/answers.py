@@ -77,6 +77,15 @@ def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
     return sorted(step for step in wanted if 1 <= step <= forecast.horizon_steps)
 
 
+def refuse_beyond(forecast: ServerForecast, selection: Selection) -> None:
+    """Raises 422 naming a distance asked for that the forecast does not reach, or that is none."""
+    reach_seconds = forecast.horizon_steps * forecast.model.step_seconds
+    for seconds in selection.horizon_seconds or ():
+        if not 0 < seconds <= reach_seconds:
+            reach = f"from its first step to {reach_seconds // 60}m"
+            raise HTTPException(422, f"horizon: {seconds // 60}m is asked for; the forecast reaches {reach}")
+
+
 def horizon_seconds(text: str) -> int:
     """A distance as clients write it: 15m -> 900; raises 422 naming the parameter if it is none."""
     number, unit = text[:-1], text[-1:]

@@ -7,7 +7,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from serving.answers import (
     horizon_seconds,
     iso,
     joined_list,
+    refuse_beyond,
     rejection_documents,
     to_json,
 )
@@ -339,6 +340,7 @@ def _add_forecasts(app: FastAPI) -> None:
         forecast = daemon.forecasts.snapshot.forecasts.get(name)
         if forecast is None:
             return no_forecast(daemon, name)
+        refuse_beyond(forecast, selection)
         return Response(_forecast_json(daemon, forecast, selection), media_type=JSON)
 
     @app.get("/predictions/current", tags=["forecasts"], include_in_schema=False)
@@ -361,6 +363,8 @@ def _add_forecasts(app: FastAPI) -> None:
         daemon = daemon_of(request)
         selection = _selection(daemon, metric, quantile, horizon)
         page, following = await asyncio.to_thread(_chosen, daemon, server, profile, limit, after)
+        if page:
+            refuse_beyond(page[0], selection)
         media_type = wanted_table(request.headers.get("accept", ""))
         if media_type is None:
             body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
@@ -447,7 +451,7 @@ def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules)
     step_seconds, length = engine.config.step_seconds, engine.config.history_steps
     columns = [METRICS.index(metric) for metric in engine.config.targets]
     by_server: dict[str, list[Sample]] = {}
-    for sample in samples:
+    for sample in _one_a_time(samples):
         by_server.setdefault(sample.server_name, []).append(sample)
     names = sorted(by_server)
     origin_steps = np.array([max(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names])
@@ -461,6 +465,18 @@ def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules)
         sent = next((s.profile for s in sorted(own, key=lambda s: -s.timestamp_ms) if s.profile is not None), None)
         profiles.append(profile_of(name, sent, rules))
     return forecast_servers(engine, names, profiles, history, origin_steps * step_seconds)
+
+
+def _one_a_time(samples: list[Sample]) -> Iterable[Sample]:
+    """Samples of one server and time as one, as the history keeps them: of each metric the last value that was sent."""
+    merged: dict[tuple[str, int], Sample] = {}
+    for sample in samples:
+        before = merged.get((sample.server_name, sample.timestamp_ms), sample)
+        values = tuple(old if new is None else new for new, old in zip(sample.values, before.values, strict=True))
+        merged[sample.server_name, sample.timestamp_ms] = sample._replace(
+            values=values, profile=sample.profile or before.profile
+        )
+    return merged.values()
 
 
 def _step_means(samples: list[Sample], origin_step: int, length: int, step_seconds: int) -> np.ndarray:

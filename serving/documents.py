@@ -6,6 +6,7 @@ from typing import Any
 
 from data_contract import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
 from server_profiles import ServerProfile
+from serving.records import PROFILE_NAME
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
@@ -63,7 +64,11 @@ _RECORD = _object(
     ("timestamp", "server_name"),
     timestamp={"type": "string", "format": "date-time"},
     server_name={"type": "string", "pattern": f"^{SERVER_NAME_PATTERN}$"},
-    profile={"type": ["string", "null"], "enum": [*map(str, ServerProfile), None]},
+    profile={
+        "type": ["string", "null"],
+        "pattern": f"^{PROFILE_NAME}$",
+        "description": f"{', '.join(ServerProfile)}, or another that the model may know",
+    },
     state={"type": ["string", "null"], "enum": [*map(str, STATES), None]},
     **{name: _metric_schema(name) for name in METRICS},
 )

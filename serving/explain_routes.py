@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query, Request, Response
 
 from forecasting.artifact import ModelError
 from serving import documents
-from serving.answers import Selection, horizon_seconds, selected_steps
+from serving.answers import Selection, horizon_seconds, refuse_beyond, selected_steps
 from serving.daemon import daemon_of, json_answer, no_forecast, try_again
 from serving.explanations import ForecastReplacedError, explain_forecast
 
@@ -36,10 +36,9 @@ def add_explain_routes(app: FastAPI) -> None:
         forecast = daemon.forecasts.snapshot.forecasts.get(name)
         if forecast is None:
             return no_forecast(daemon, name)
-        steps = selected_steps(forecast, Selection(horizon_seconds=distances))
-        if not steps:
-            reach = forecast.horizon_steps * forecast.model.step_seconds // 60
-            return json_answer({"detail": f"horizon: the forecast reaches from its first step to {reach}m"}, 422)
+        selection = Selection(horizon_seconds=distances)
+        refuse_beyond(forecast, selection)
+        steps = selected_steps(forecast, selection)
         if places.locked():
             return try_again("other explanations wait already")
         async with places:

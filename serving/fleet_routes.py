@@ -113,6 +113,7 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
     matches = [profile_of(server.name, server.profile, daemon.rules) for server in list(daemon.store.servers.values())]
     counts = Counter(profile for profile, _ in matches)
     trained = daemon.forecasts.engine.config.profiles if daemon.forecasts.engine else ()
+    others = sorted({*counts, *trained} - set(PROFILES))
     return {
         "profiles": [
             {
@@ -126,6 +127,10 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
                 },
             }
             for profile, spec in PROFILES.items()
+        ]
+        + [
+            {"profile": name, "servers": counts[name], "trained": name in trained, "name_patterns": [], "usual": {}}
+            for name in others
         ],
         "unmatched_names": sum(rule is None for _, rule in matches),
     }

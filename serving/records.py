@@ -21,7 +21,7 @@ from server_profiles import ServerProfile
 
 SERVER_NAME = re.compile(SERVER_NAME_PATTERN)
 _KNOWN_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "incident", *METRICS})
-_PROFILES = frozenset(str(profile) for profile in ServerProfile)
+PROFILE_NAME = r"[A-Za-z0-9._-]{1,64}"  # of the seven, or of another that a model may know
 _STATES = frozenset(str(state) for state in STATES)
 
 
@@ -128,8 +128,8 @@ def _checked(record: Any, earliest_ms: int, latest_ms: int, instants: dict[str, 
     return Sample(
         name,
         instant,
-        _one_of(record, "profile", _PROFILES),
-        _one_of(record, "state", _STATES),
+        _profile(record),
+        _state(record),
         _measurements(record),
     )
 
@@ -152,11 +152,20 @@ def _measurements(record: dict[str, Any]) -> tuple[float | None, ...]:
     return tuple(values)
 
 
-def _one_of(record: dict[str, Any], name: str, allowed: frozenset[str]) -> str | None:
-    value = record.get(name)
-    if value is None or (type(value) is str and value in allowed):
+def _profile(record: dict[str, Any]) -> str | None:
+    value = record.get("profile")
+    if value is None or (type(value) is str and re.fullmatch(PROFILE_NAME, value)):
         return value
-    raise _Rejected(name, value, f"{name} is one of {', '.join(sorted(allowed))}, or left out")
+    raise _Rejected(
+        "profile", value, f"profile is one of {', '.join(ServerProfile)}, another of A-Z a-z 0-9 . _ -, or left out"
+    )
+
+
+def _state(record: dict[str, Any]) -> str | None:
+    value = record.get("state")
+    if value is None or (type(value) is str and value in _STATES):
+        return value
+    raise _Rejected("state", value, f"state is one of {', '.join(sorted(_STATES))}, or left out")
 
 
 def _milliseconds(text: Any, earliest_ms: int, latest_ms: int) -> int:

@@ -204,3 +204,8 @@ def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path
     assert (default.fire_probability, default.fire_forecasts) == (0.5, 2)
     assert (default.resolve_probability, default.resolve_forecasts) == (0.25, 3)
     assert f"within the next {default.lookahead_seconds // 3600} hours" in text
+
+
+def test_a_server_of_another_profile_than_the_seven_has_the_thresholds_of_generic():
+    rules = AlertRules()
+    assert rules.thresholds_of("mf1", "mainframe") == rules.thresholds_of("x", "generic")

@@ -141,6 +141,18 @@ def test_the_profile_sent_with_the_samples_beats_the_patterns(client):
     assert (got["profile"], got["profile_rule"]) == ("database", "sent with the samples")
 
 
+def test_another_profile_than_the_seven_is_kept_and_forecast_as_unknown(client):
+    post(client, record("mf1") | {"profile": "mainframe"})
+    got = forecast_of(client, "mf1")
+    assert (got["profile"], got["profile_rule"]) == ("mainframe", "sent with the samples")
+    assert "the model was not trained on profile 'mainframe'" in got["warnings"][0]
+    (listed,) = [each for each in client.get("/api/v1/profiles").json()["profiles"] if each["profile"] == "mainframe"]
+    assert (listed["servers"], listed["trained"]) == (1, False)
+    assert 'fleet_servers{profile="mainframe"} 1' in client.get("/metrics").text
+    refused = post(client, record("mf2") | {"profile": 'main"frame'}).json()["rejected"]
+    assert (refused[0]["field"], refused[0]["value"]) == ("profile", 'main"frame')
+
+
 def test_a_profile_the_model_never_saw_is_said(client):
     post(client, record("ppweb001"))
     assert any("not trained on profile 'web_api'" in warning for warning in forecast_of(client, "ppweb001")["warnings"])
@@ -200,6 +212,10 @@ def test_filters_choose_servers_profiles_metrics_quantiles_and_horizons(client):
             "q0.9": [74.0, 74.0],
         }
     }
+    for path in ("/api/v1/forecasts", "/api/v1/servers/ppdb001/forecast"):
+        beyond = client.get(path, params={"horizon": ["1h", "9h"]})
+        assert beyond.status_code == 422
+        assert beyond.json()["detail"].startswith("horizon: 540m is asked for; the forecast reaches")
     only = client.get("/api/v1/forecasts", params={"server": "ppdb002"}).json()["forecasts"]
     assert [forecast["server_name"] for forecast in only] == ["ppdb002"]
 
@@ -251,6 +267,24 @@ def test_a_history_in_the_request_is_averaged_and_gaps_stay_gaps(tmp_path):
     assert column[0] == 15.0
     assert str(column[1:3]) == "[nan, nan]"
     assert column[3] == 40.0
+
+
+def test_of_values_sent_twice_for_a_time_the_last_counts_in_a_forecast_as_in_the_history(tmp_path):
+    engine = FakeEngine()
+    start = complete_start()
+    twice = [
+        record(seconds=start, cpu_pct=10.0, mem_pct=40.0),
+        record(seconds=start, cpu_pct=90.0, mem_pct=None),
+    ]
+    with daemon(tmp_path, engine) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        client.post("/api/v1/forecast", json={"records": twice})
+        of_request = engine.calls[-1]["history"][0, -1]
+        post(client, *twice)
+        stored = client.get("/api/v1/servers/ppml0001/history").json()["metrics"]
+    for metric, value in (("cpu_pct", 90.0), ("mem_pct", 40.0)):
+        assert of_request[METRICS.index(metric)] == value
+        assert stored[metric] == [value]
 
 
 def test_a_request_without_a_good_record_says_why(client):

@@ -77,7 +77,7 @@ def test_unknown_servers_and_horizons_are_named(tmp_path):
         assert "9h" in explain(client, horizon="9hh").json()["detail"]
         beyond = explain(client, horizon="9h")
         assert beyond.status_code == 422
-        assert beyond.json()["detail"] == "horizon: the forecast reaches from its first step to 480m"
+        assert beyond.json()["detail"] == "horizon: 540m is asked for; the forecast reaches from its first step to 480m"
 
 
 def test_without_a_model_it_is_to_be_tried_again(tmp_path):
