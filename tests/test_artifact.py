@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from forecasting.artifact import ModelConfig, ModelError, new_model_directory, only_writer, promote, read_config, verify
-from forecasting.earlier_days import EarlierDays, earlier_days
+from forecasting.clock_change import earlier_days_by_the_clock
+from forecasting.earlier_days import EarlierDays
 from forecasting.engine import Engine
 
 
@@ -162,11 +163,11 @@ def test_windows_that_are_cut_in_another_way_fail_the_canary(copy: Path, monkeyp
     """The canary has a server with earlier days."""
 
     def narrow(*arguments: Any) -> EarlierDays:
-        found = earlier_days(*arguments)
+        found = earlier_days_by_the_clock(*arguments)
         return found._replace(around=found.yesterday)
 
     Engine.load(copy, device="cpu")
-    monkeypatch.setattr("forecasting.windows.earlier_days", narrow)
+    monkeypatch.setattr("forecasting.windows.earlier_days_by_the_clock", narrow)
     with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
         Engine.load(copy, device="cpu")
 
