@@ -224,6 +224,10 @@ class FleetForecasts:
         """Number (since 1970) of the last step that counts as complete now."""
         return int((self._clock() - self._settings.grace_seconds) // step_seconds) - 1
 
+    def is_heard(self, server: KnownServer, complete: int) -> bool:
+        """Whether the server sent something so lately that it is forecast, be it without a measurement."""
+        return (self._store.last_step(server.server_id) or 0) > complete - self._settings.stale_steps
+
     def age_steps(self, forecast: ServerForecast) -> int:
         """Complete steps that passed since the forecast's origin."""
         return self._age_steps(forecast.origin_seconds, forecast.model.step_seconds)
@@ -342,8 +346,8 @@ class FleetForecasts:
         for server, step in zip(candidates, last.tolist(), strict=True):
             if step != NEVER:
                 due.append((server, step))
-            elif server.name not in forecasts and (self._store.last_step(server.server_id) or 0) > complete:
-                due.append((server, complete))  # first seen in the step that is still running: cold start
+            elif server.name not in forecasts and self.is_heard(server, complete):
+                due.append((server, complete))  # first seen in the step still running, or nothing measured: cold start
         return due
 
     async def _forecast(self, engine: Engine, due: list[tuple[KnownServer, int]]) -> dict[str, ServerForecast]:

@@ -72,13 +72,8 @@ def no_forecast(daemon: Daemon, name: str) -> Response:
         return json_answer({"detail": "no such server: no sample of this name was received"}, 404)
     if daemon.forecasts.engine is None:
         return try_again("no model is loaded; see /readyz")
-    server = daemon.store.servers[name]
-    last_step = daemon.store.last_step(server.server_id)
-    step_seconds = daemon.store.step_seconds
-    if (
-        last_step is not None
-        and last_step >= daemon.forecasts.complete_step(step_seconds) - daemon.settings.stale_steps
-    ):
+    complete = daemon.forecasts.complete_step(daemon.store.step_seconds)
+    if daemon.forecasts.is_heard(daemon.store.servers[name], complete):
         return try_again("the first forecast of this server is being made")
     detail = "the server has been silent too long; it is forecast again with its next sample"
     return json_answer({"detail": detail}, 404)

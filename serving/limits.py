@@ -102,6 +102,8 @@ class RequestGuard:
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 raise _Refused(415, "send Content-Type: application/json")
+            if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+                raise _Refused(415, "send the body as it is, without Content-Encoding")
         origin = headers.get(b"origin")
         foreign = origin is not None and _host_name(origin.partition(b"://")[2]) not in self._hosts
         if scope["type"] == "websocket" and foreign and not self._any_host:  # browsers let any page open a WebSocket

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from datetime import UTC, datetime
@@ -334,6 +335,14 @@ def test_not_ready_without_a_good_model_yet_alive_and_receiving(tmp_path):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
+def test_a_server_that_measured_nothing_is_forecast_before_and_after_a_restart(tmp_path):
+    start = complete_start()
+    for sent in (record("ppweb9", seconds=start, cpu_pct=None) | {"state": "offline"}, record("ppdb1", seconds=start)):
+        with daemon(tmp_path) as client:
+            post(client, sent)
+            assert forecast_of(client, "ppweb9")["history_steps"] == 0
+
+
 def test_what_was_acknowledged_is_there_after_a_restart(tmp_path):
     with daemon(tmp_path) as client:
         post(client, record(cpu_pct=42.0))
@@ -484,8 +493,14 @@ def test_an_upload_that_is_broken_off_ends_quietly():
     assert sent == []
 
 
-def test_another_content_type_is_415(client):
+def test_another_content_type_or_an_encoding_is_415(client):
     assert client.post("/api/v1/metrics", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    packed = client.post(
+        "/api/v1/metrics",
+        content=gzip.compress(b'{"records": []}'),
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
+    )
+    assert (packed.status_code, "Content-Encoding" in packed.json()["detail"]) == (415, True)
 
 
 def test_an_unknown_host_header_is_refused(client):
