@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.earlier_days import EarlierDays, earlier_days
+from forecasting.earlier_days import EarlierDays, Lengths, earlier_days
 from server_profiles import clock_changes
 
 
@@ -36,25 +36,20 @@ def earlier_days_by_the_clock(
     past: np.ndarray,
     origin_steps: np.ndarray,
     changes: Sequence[ClockChange],
-    encoder_steps: int,
-    horizon_steps: int,
-    day_steps: int,
-    yesterday_steps: int,
-    half_width_steps: int,
+    lengths: Lengths,
 ) -> EarlierDays:
     """As earlier_days, for windows with these origins (int64 [window], steps since the epoch)."""
-    lengths = encoder_steps, horizon_steps, day_steps, yesterday_steps, half_width_steps
     moved = []
     for change in changes:
         at = change.step - (origin_steps - past.shape[1] + 1)  # where in the past of each window
-        rows = np.flatnonzero((at > 0) & (change.step <= origin_steps + horizon_steps))
+        rows = np.flatnonzero((at > 0) & (change.step <= origin_steps + lengths.horizon))
         moved.append((change, rows, np.array([_moved(past[row], int(at[row]), change.ahead_steps) for row in rows])))
-    days = earlier_days(past, *lengths)
+    days = earlier_days(past, lengths)
     for change, rows, relaid in moved:
         if rows.size:
-            by_the_clock = earlier_days(relaid, *lengths)
+            by_the_clock = earlier_days(relaid, lengths)
             for field, of_field in zip(days, by_the_clock, strict=True):
-                steps = origin_steps[rows, None] + horizon_steps - np.arange(field.shape[1])[::-1]
+                steps = origin_steps[rows, None] + lengths.horizon - np.arange(field.shape[1])[::-1]
                 after = (steps >= change.step)[:, :, None]
                 field[rows] = np.where(after, of_field, field[rows])
     return days

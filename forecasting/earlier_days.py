@@ -14,6 +14,16 @@ import numpy as np
 DAILY_MEAN_DAYS = 7  # "the same time of earlier days" looks back this many days
 
 
+class Lengths(NamedTuple):
+    """In steps: encoder, horizon and day; how long ago the latest whole day is; what `around` takes to either side."""
+
+    encoder: int
+    horizon: int
+    day: int
+    yesterday: int
+    half_width: int
+
+
 class EarlierDays(NamedTuple):
     """The same time on earlier days, in the units of the past, NaN = not measured.
 
@@ -29,21 +39,13 @@ class EarlierDays(NamedTuple):
     around_share: np.ndarray
 
 
-def earlier_days(
-    past: np.ndarray,
-    encoder_steps: int,
-    horizon_steps: int,
-    day_steps: int,
-    yesterday_steps: int,
-    half_width_steps: int,
-) -> EarlierDays:
-    """Look up DAILY_MEAN_DAYS days, the latest of them `yesterday_steps` (whole days, at least the horizon) ago.
+def earlier_days(past: np.ndarray, lengths: Lengths) -> EarlierDays:
+    """Look up DAILY_MEAN_DAYS days, the latest of them `lengths.yesterday` (whole days, at least the horizon) ago.
 
     past: float32 [window, step, metric] up to the origin, NaN = not measured, at least the context's steps;
     overwritten.
-    half_width_steps: to either side that `around` averages.
     """
-    half = half_width_steps
+    encoder_steps, horizon_steps, day_steps, yesterday_steps, half = lengths
     steps = encoder_steps + horizon_steps + 2 * half
     first = past.shape[1] - encoder_steps - half - yesterday_steps  # of the latest day's steps in `past`
     yesterday = np.full((len(past), horizon_steps, past.shape[2]), np.nan, dtype=np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 
 from forecasting.clock_change import ClockChange, earlier_days_by_the_clock
 from forecasting.daily_rhythm import DailyRhythm, daily_rhythm
-from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays
+from forecasting.earlier_days import DAILY_MEAN_DAYS, EarlierDays, Lengths
 from forecasting.measured import at_each_step, counted
 from forecasting.scaling import FleetScaling, WindowScale
 from forecasting.window_shape import window_shape
@@ -166,10 +166,8 @@ def build_windows(
     if raised is not None:
         past += raised[:, None]
     context = past[:, -encoder_steps:].copy()  # [window, E, metric]
-    days = earlier_days_by_the_clock(
-        past, origin_steps, calendar.changes,
-        encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps,
-    )  # fmt: skip
+    lengths = Lengths(encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps)
+    days = earlier_days_by_the_clock(past, origin_steps, calendar.changes, lengths)
     rhythm = daily_rhythm(context, days.usual, spec.day_steps)
     context -= rhythm.lift[:, :encoder_steps]
     measured_steps = encoder_steps - counted(np.isnan(context))

@@ -28,7 +28,8 @@ from data_contract import METRICS
 from forecasting.engine import Engine
 from server_profiles import ProfileRules, match_profile
 from serving.histogram import Histogram
-from serving.history import HistoryStore, HistoryUnavailableError, KnownServer
+from serving.history import HistoryStore, HistoryUnavailableError
+from serving.history_file import KnownServer
 from serving.settings import Settings
 from serving.step_grid import NEVER, StepGrid
 

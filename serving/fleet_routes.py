@@ -15,7 +15,8 @@ from serving import documents
 from serving.answers import iso
 from serving.cycle import profile_of
 from serving.daemon import Daemon, daemon_of, json_answer
-from serving.history import HistoryUnavailableError, KnownServer, RawSample
+from serving.history import HistoryUnavailableError, RawSample
+from serving.history_file import KnownServer
 
 MAX_HISTORY_HOURS = 24 * 14
 STEPS_PER_READ = 100  # of a history; samples that wait for the disk are written in between

@@ -29,18 +29,28 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_contract import METRICS
+from serving.history_file import (
+    UNREADABLE,
+    DamagedError,
+    KnownServer,
+    StepMeans,
+    check_integrity,
+    files_of,
+    is_damage,
+    known_server,
+    primary_code,
+    says_read_only,
+    server_ids_of,
+    set_aside,
+    stored_means,
+)
 from serving.records import Sample
 
 LOG = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 ROWS_PER_COMMIT = 1_000
 OPEN_ATTEMPTS, OPEN_PAUSE_SECONDS = 5, 0.2
-CHECK_SECONDS = 3.0  # the integrity check at the start takes at most this long
-LAST_SERVER_ID = 100_000_000  # what is above it was never given to a server
 END_SECONDS = 253_402_300_800  # since 1970: the year 10000, which no date reaches
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# What Python makes of damaged bytes: text that is none, numbers out of bounds, lengths beyond the memory.
-_UNREADABLE = (ValueError, TypeError, IndexError, OverflowError, MemoryError)
 _COLUMNS = ", ".join(METRICS)
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -79,24 +89,8 @@ class HistoryUnavailableError(RuntimeError):
     """The samples could not be written (disk full, for example); reads go on, writing is tried again each time."""
 
 
-class _DamagedError(sqlite3.DatabaseError):
-    """The file can be read and holds something else than it should."""
-
-
 class HistoryLockedError(RuntimeError):
     """Another process uses the history file."""
-
-
-@dataclass(frozen=True)
-class StepMeans:
-    """Mean of each server's samples in one step.
-
-    server_ids: int32 [server]; means: float32 [server, metric] in the order of METRICS, NaN where nothing was measured.
-    """
-
-    step: int
-    server_ids: np.ndarray
-    means: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,15 +100,6 @@ class RawSample:
     timestamp_ms: int
     state: str | None
     values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class KnownServer:
-    """A server of the store; profile as its samples gave it, None where they did not."""
-
-    server_id: int
-    name: str
-    profile: str | None
 
 
 class HistoryStore:
@@ -211,7 +196,7 @@ class HistoryStore:
 
     def size_bytes(self) -> int:
         """Size of the file and its write-ahead log."""
-        return sum(part.stat().st_size for part in _files(self.path) if part.exists())
+        return sum(part.stat().st_size for part in files_of(self.path) if part.exists())
 
     def waiting_records(self) -> int:
         """Records accepted and not yet on disk."""
@@ -233,25 +218,25 @@ class HistoryStore:
             except sqlite3.DatabaseError as problem:
                 self._forget_all()
                 self._raise_if_not_ours_to_mend(problem)
-                if _is_damage(problem):
+                if is_damage(problem):
                     break
             time.sleep(OPEN_PAUSE_SECONDS)  # the disk failed; perhaps not the next time
         self._put_aside()
         return self._connect()
 
     def _raise_if_not_ours_to_mend(self, problem: sqlite3.DatabaseError) -> None:
-        code = _code(problem)
+        code = primary_code(problem)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             message = f"history {self.path}: another process uses it; stop that one or give --history another file"
             raise HistoryLockedError(message) from None
-        if code == sqlite3.SQLITE_READONLY and _says_read_only(self.path):
+        if code == sqlite3.SQLITE_READONLY and says_read_only(self.path):
             return
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
             remedy = "check the folder's rights and the free space"
             raise OSError(f"history {self.path}: cannot be opened or created ({problem}); {remedy}") from None
 
     def _put_aside(self) -> None:
-        self.set_aside = _set_aside(self.path)
+        self.set_aside = set_aside(self.path)
         LOG.error("history file damaged, set aside", extra={"file": str(self.path), "aside": str(self.set_aside)})
 
     def _connect(self) -> sqlite3.Connection:
@@ -262,13 +247,13 @@ class HistoryStore:
             for pragma in ("locking_mode=EXCLUSIVE", "auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL"):
                 database.execute(f"PRAGMA {pragma}").fetchall()
             database.execute("PRAGMA cache_size=-65536")
-            _check_integrity(database)
+            check_integrity(database)
             database.executescript(_SCHEMA)
             self._read_meta(database)
             self._read_names(database)
-        except _UNREADABLE as problem:
+        except UNREADABLE as problem:
             database.close()
-            raise _DamagedError(f"{type(problem).__name__}: {problem}") from problem
+            raise DamagedError(f"{type(problem).__name__}: {problem}") from problem
         except BaseException:
             database.close()
             raise
@@ -277,25 +262,25 @@ class HistoryStore:
     def _read_meta(self, database: sqlite3.Connection) -> None:
         meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
         if meta.setdefault("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-            raise _DamagedError(f"schema version {meta['schema_version']}")
+            raise DamagedError(f"schema version {meta['schema_version']}")
         step_seconds = meta.setdefault("step_seconds", self.step_seconds)
         if not isinstance(step_seconds, int) or step_seconds < 1:
-            raise _DamagedError(f"step of {step_seconds!r} seconds")
+            raise DamagedError(f"step of {step_seconds!r} seconds")
         self.step_seconds = step_seconds
         with _transaction(database):
             database.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(meta.items()))
 
     def _read_names(self, database: sqlite3.Connection) -> None:
-        for server in map(_known_server, database.execute("SELECT id, name, profile FROM servers")):
+        for server in map(known_server, database.execute("SELECT id, name, profile FROM servers")):
             self._remember(server, unsaved=False)
         self._pending = {step for (step,) in database.execute("SELECT step FROM pending")}
         newest = np.zeros(self._next_id, dtype=np.int64)  # [server id], 0 where nothing was measured
         for step, server_ids, size in database.execute(
             "SELECT step, server_ids, length(means) FROM steps ORDER BY step"
         ):
-            ids = _server_ids(server_ids, size)
+            ids = server_ids_of(server_ids, size)
             if not 0 <= step < END_SECONDS // self.step_seconds:
-                raise _DamagedError(f"step {step}")
+                raise DamagedError(f"step {step}")
             self._next_id = max(self._next_id, int(ids.max(initial=0)) + 1)  # means may outlive their server
             newest[ids[ids < len(newest)]] = step
         for step in sorted(self._pending):
@@ -374,7 +359,7 @@ class HistoryStore:
             task.future.set_result(task.work())  # type: ignore[misc]
         except sqlite3.Error as problem:
             LOG.error("history cannot be read", extra={"reason": str(problem)})
-            self._damaged = self._damaged or _is_damage(problem)
+            self._damaged = self._damaged or is_damage(problem)
             task.future.set_exception(HistoryUnavailableError(str(problem)))
         except Exception as problem:
             task.future.set_exception(problem)
@@ -390,7 +375,7 @@ class HistoryStore:
                 self._database.executemany(_UPSERT, rows)
                 self._database.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
         except Exception as problem:  # whatever it is, this thread must go on
-            self._damaged = self._damaged or _is_damage(problem)
+            self._damaged = self._damaged or is_damage(problem)
             failure = HistoryUnavailableError(str(problem))
             if self.failure is None:
                 LOG.error("history cannot be written", extra={"reason": str(problem)})
@@ -448,7 +433,7 @@ class HistoryStore:
         try:
             self._save_means(taken)
         except sqlite3.Error as problem:  # a full disk keeps nobody from forecasting
-            self._damaged = self._damaged or _is_damage(problem)
+            self._damaged = self._damaged or is_damage(problem)
             self._not_stored.update(steps)
         else:
             self._pending.difference_update(steps)
@@ -472,7 +457,7 @@ class HistoryStore:
             "SELECT step, server_ids, means FROM steps WHERE step BETWEEN ? AND ? ORDER BY step",
             (first_step, last_step),
         )
-        return [_stored_means(*row) for row in rows]
+        return [stored_means(*row) for row in rows]
 
     def _means_of_server(self, server_id: int, first_step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
         """Reads of each step the servers and this one's means only: a large fleet's are half a megabyte a step."""
@@ -482,7 +467,7 @@ class HistoryStore:
         row_bytes = 4 * len(METRICS)
         for step, content in rows:
             with self._database.blobopen("steps", "means", step, readonly=True) as means:
-                for row in np.flatnonzero(_server_ids(content, len(means)) == server_id).tolist():
+                for row in np.flatnonzero(server_ids_of(content, len(means)) == server_id).tolist():
                     means.seek(row * row_bytes)
                     yield step, np.frombuffer(means.read(row_bytes), np.float32)
 
@@ -556,75 +541,3 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
-
-
-def _code(problem: Exception) -> int | None:
-    """SQLite's primary error code; None where it gave none."""
-    code: int | None = getattr(problem, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def _is_damage(problem: Exception) -> bool:
-    return isinstance(problem, _DamagedError) or _code(problem) in _DAMAGE
-
-
-def _says_read_only(path: Path) -> bool:
-    """Whether the file's own header keeps SQLite from writing it: damage, as this one wrote it."""
-    with path.open("rb") as file:
-        return file.read(19)[18:] > b"\x02"  # the format's write version
-
-
-def _known_server(row: tuple[Any, ...]) -> KnownServer:
-    """Server of a stored row. Raises _DamagedError if it can't be what was written."""
-    server_id, name, profile = row
-    if not (1 <= server_id <= LAST_SERVER_ID and isinstance(name, str) and isinstance(profile, str | None)):
-        raise _DamagedError(f"server {row}")
-    return KnownServer(server_id, name, profile)
-
-
-def _stored_means(step: int, server_ids: object, means: object) -> StepMeans:
-    """Means of a stored row. Raises _DamagedError if they can't be what was written."""
-    if not isinstance(means, bytes):
-        raise _DamagedError(f"means of a step: {means!r}")
-    return StepMeans(
-        step, _server_ids(server_ids, len(means)), np.frombuffer(means, np.float32).reshape(-1, len(METRICS))
-    )
-
-
-def _server_ids(content: object, size_of_means: int) -> np.ndarray:
-    """Ids of the servers of a stored step. Raises _DamagedError if they can't be what was written."""
-    if not isinstance(content, bytes) or len(content) % 4 or len(content) * len(METRICS) != size_of_means:
-        raise _DamagedError(f"servers and means of a step do not match: {size_of_means} bytes of means")
-    ids = np.frombuffer(content, np.int32)
-    if len(ids) and not (ids[0] >= 1 and ids[-1] <= LAST_SERVER_ID and (ids[:-1] < ids[1:]).all()):
-        raise _DamagedError("servers of a step out of order or bounds")
-    return ids
-
-
-def _check_integrity(database: sqlite3.Connection) -> None:
-    """Raise _DamagedError if the file is damaged; a large file is checked for a few seconds only."""
-    deadline = time.monotonic() + CHECK_SECONDS
-    database.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
-    try:
-        findings = database.execute("PRAGMA quick_check(1)").fetchall()
-    except sqlite3.OperationalError as problem:
-        if "interrupted" not in str(problem):
-            raise
-    else:
-        if findings != [("ok",)]:
-            raise _DamagedError(str(findings))
-    finally:
-        database.set_progress_handler(None, 0)
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return tuple(path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm"))
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a damaged file and its log; gives the new name."""
-    stamp = f".damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.monotonic_ns() % 1_000_000:06d}"
-    for part, suffix in zip(_files(path), ("", "-wal", "-shm"), strict=True):
-        if part.exists():
-            part.rename(path.with_name(path.name + stamp + suffix))
-    return path.with_name(path.name + stamp)

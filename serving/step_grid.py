@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.history import StepMeans
+from serving.history_file import StepMeans
 
 NEVER = -1  # the step of a server that was never measured
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from forecasting.clock_change import ClockChange, changes_between, earlier_days_by_the_clock
-from forecasting.earlier_days import earlier_days
+from forecasting.earlier_days import Lengths, earlier_days
 from server_profiles import business_time
 
 ZONE, STEP = "America/New_York", 300
 DAY, CONTEXT, HORIZON, HALF = 288, 288, 96, 6
 PAST = 7 * DAY + HALF
-LENGTHS = (CONTEXT, HORIZON, DAY, DAY, HALF)
+LENGTHS = Lengths(CONTEXT, HORIZON, DAY, DAY, HALF)
 SPRING, AUTUMN = "2026-03-08T07:00:00", "2026-11-01T06:00:00"  # UTC, when clocks change
 
 
@@ -52,7 +52,7 @@ def test_a_server_that_keeps_the_hours_of_the_wall_is_told_them(
     first = int(origins[0])
     changes = changes_between(first - 9 * DAY, first + HORIZON, STEP, ZONE)
     assert len(changes) == 1
-    days = earlier_days_by_the_clock(past_of(origins), origins, changes, *LENGTHS)
+    days = earlier_days_by_the_clock(past_of(origins), origins, changes, LENGTHS)
     target = by_the_wall(origins[:, None] + np.arange(1 - CONTEXT, HORIZON + 1))
     there = ~np.isnan(days.usual)
     assert there.mean() > 0.95
@@ -60,15 +60,15 @@ def test_a_server_that_keeps_the_hours_of_the_wall_is_told_them(
     assert wrong.mean() < 0.05  # the hour that is there twice, or not at all
     yesterday = ~np.isnan(days.yesterday)
     assert (np.abs(days.yesterday - target[:, CONTEXT:])[yesterday] > 0.5).mean() <= 12 / HORIZON
-    by_hours = earlier_days(past_of(origins), *LENGTHS).usual
+    by_hours = earlier_days(past_of(origins), LENGTHS).usual
     assert (np.abs(by_hours - target) > 0.5).mean() > 0.03  # what the change would do otherwise
 
 
 def test_windows_that_see_no_change_are_left_as_they_are(past_of: Callable[[np.ndarray], np.ndarray]) -> None:
     origins = step_of(SPRING) + np.array([-HORIZON - 1, 12, PAST - 1 + 1])
     changes = changes_between(int(origins.min()) - 9 * DAY, int(origins.max()) + HORIZON, STEP, ZONE)
-    together = earlier_days_by_the_clock(past_of(origins), origins, changes, *LENGTHS)
-    without = earlier_days(past_of(origins), *LENGTHS)
+    together = earlier_days_by_the_clock(past_of(origins), origins, changes, LENGTHS)
+    without = earlier_days(past_of(origins), LENGTHS)
     for ours, plain in zip(together, without, strict=True):
         np.testing.assert_array_equal(ours[[0, 2]], plain[[0, 2]])
     assert not np.array_equal(together.usual[1], without.usual[1], equal_nan=True)

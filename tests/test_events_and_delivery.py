@@ -189,6 +189,15 @@ def alert(ended=None, name="ppweb001"):
     return found if ended is None else Alert(**{**vars(found), "ended_seconds": ended})
 
 
+async def run_until_sent(delivery: Delivery, alerts: int):
+    task = asyncio.create_task(delivery.run())
+    while delivery.sent < alerts and not task.done():
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await delivery.close()
+
+
 def test_a_webhook_is_tried_again_until_it_takes_each_alert_once():
     answers = iter([httpx.Response(500), httpx.Response(302, headers={"location": "http://elsewhere"})])
     bodies = []
@@ -200,18 +209,9 @@ def test_a_webhook_is_tried_again_until_it_takes_each_alert_once():
             return httpx.Response(200)
         return answer
 
-    async def scene():
-        delivery = Delivery("http://hook.example/secret", httpx.MockTransport(handle))
-        delivery.take([alert(), alert(ended=5.0)])
-        task = asyncio.create_task(delivery.run())
-        while delivery.sent < 2:
-            await asyncio.sleep(0.02)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await delivery.close()
-        return delivery
-
-    delivery = asyncio.run(scene())
+    delivery = Delivery("http://hook.example/secret", httpx.MockTransport(handle))
+    delivery.take([alert(), alert(ended=5.0)])
+    asyncio.run(run_until_sent(delivery, 2))
     assert [each["state"] for each in bodies[0]["alerts"]] == ["firing", "resolved"]
     assert (len(bodies), delivery.failures) == (1, 2)
 
@@ -225,18 +225,9 @@ def test_a_delivery_outlives_what_the_http_client_lets_through(problem):
             raise faults.pop()
         return httpx.Response(200)
 
-    async def scene():
-        delivery = Delivery("http://hook.example", httpx.MockTransport(handle))
-        delivery.take([alert()])
-        task = asyncio.create_task(delivery.run())
-        while not delivery.sent and not task.done():
-            await asyncio.sleep(0.02)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await delivery.close()
-        return delivery
-
-    delivery = asyncio.run(scene())
+    delivery = Delivery("http://hook.example", httpx.MockTransport(handle))
+    delivery.take([alert()])
+    asyncio.run(run_until_sent(delivery, 1))
     assert (delivery.sent, delivery.failures) == (1, 1)
 
 

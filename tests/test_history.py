@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import serving.history
 from data_contract import METRICS
-from serving.history import HistoryBusyError, HistoryLockedError, HistoryStore, HistoryUnavailableError, StepMeans
+from serving.history import HistoryBusyError, HistoryLockedError, HistoryStore, HistoryUnavailableError
+from serving.history_file import StepMeans
 from serving.records import Sample
 from serving.step_grid import NEVER, StepGrid
 
@@ -328,7 +329,7 @@ def test_damage_that_shows_in_use_is_set_aside_and_the_servers_keep_their_ids(tm
     content = path.read_bytes()
     first, last = len(content) // 4096 // 4 * 4096, len(content) // 4096 // 2 * 4096
     path.write_bytes(content[:first] + b"\xa5" * (last - first) + content[last:])
-    monkeypatch.setattr("serving.history._check_integrity", lambda _database: None)  # as in a file too large to check
+    monkeypatch.setattr("serving.history.check_integrity", lambda _database: None)  # as in a file too large to check
     store = HistoryStore(path, STEP)
     known = dict(store.servers)
     assert store.set_aside is None
@@ -352,7 +353,7 @@ def test_a_disk_that_fails_at_the_start_is_asked_again_before_its_file_is_set_as
     store.append([sample()]).result(5)
     store.close()
     monkeypatch.setattr("serving.history.OPEN_PAUSE_SECONDS", 0.0)
-    check, calls = serving.history._check_integrity, []
+    check, calls = serving.history.check_integrity, []
 
     def failing(database):
         calls.append(database)
@@ -362,7 +363,7 @@ def test_a_disk_that_fails_at_the_start_is_asked_again_before_its_file_is_set_as
             raise problem
         check(database)
 
-    monkeypatch.setattr("serving.history._check_integrity", failing)
+    monkeypatch.setattr("serving.history.check_integrity", failing)
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     assert (set(store.servers), store.set_aside is None) == (({"a"}, True) if failures == 1 else (set(), False))
     store.close()
