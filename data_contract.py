@@ -13,7 +13,7 @@ Exits 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
     data.frame, data.metrics, data.notices
 
 Data is validated once; what read_metrics returns is trusted by everything after it. check_metrics does the same for
-data too large for one frame, and then gives it batch by batch. The parts are in contract/.
+data too large for one frame, and then gives it batch by batch. The parts are in fleet_forecast/contract/.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from typing import Any
 
 import pandas as pd
 
-from contract.checks import ContractError, Violation
-from contract.columns import (
+from fleet_forecast.contract.audit import validate
+from fleet_forecast.contract.checks import ContractError, Violation
+from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
+from fleet_forecast.contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
+from fleet_forecast.contract.specs import (
     COLUMN_SPECS,
     COLUMNS,
     CONTRACT_VERSION,
@@ -46,9 +49,6 @@ from contract.columns import (
     arrow_schema,
     document_tables,
 )
-from contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
-from contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
-from contract.rows import validate
 from server_profiles import BUILT_IN_RULES, ProfileFileError, load_profile_rules
 
 __all__ = [

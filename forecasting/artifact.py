@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from data_contract import CONTRACT_VERSION
+from fleet_forecast.contract.specs import CONTRACT_VERSION
 from forecasting.scaling import STATISTICS, FleetScaling
 from forecasting.windows import WINDOWS_VERSION, WindowSpec
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_contract import Batch, CheckedMetrics
+from fleet_forecast.contract.reading import Batch, CheckedMetrics
 
 LARGE_CELLS = 20_000_000  # of a server and step: a grid of so many, of which rows ...
 SPARSEST = 0.01  # ... fill less than this, is taken for a wrong time in a row, not for a fleet

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_contract import CONTRACT_VERSION, METRIC_SPECS
+from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from forecasting import evaluation
 from forecasting.artifact import ModelConfig
 from forecasting.engine import Engine

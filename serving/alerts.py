@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_contract import METRIC_SPECS, METRICS
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from server_profiles import PROFILES, ServerProfile
 from serving.answers import iso
 from serving.crossing import breach_probability

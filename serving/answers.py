@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from starlette.exceptions import HTTPException
 
-from data_contract import METRIC_SPECS
+from fleet_forecast.contract.specs import METRIC_SPECS
 from serving.cycle import ServerForecast
 from serving.records import Rejection
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from data_contract import CONTRACT_VERSION, METRICS
+from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
 from forecasting.engine import Engine
 from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents

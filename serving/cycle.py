@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from forecasting.engine import Engine
 from server_profiles import ProfileRules, match_profile
 from serving.histogram import Histogram

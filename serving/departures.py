@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from serving.cycle import ModelView, ServerForecast
 
 LEAD_SECONDS = 3_600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_contract import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
 from server_profiles import ServerProfile
 from serving.records import PROFILE_NAME
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from data_contract import CONTRACT_VERSION
+from fleet_forecast.contract.specs import CONTRACT_VERSION
 from serving.answers import Selection, selected_steps
 from serving.cycle import FleetSnapshot, ServerForecast
 from serving.daemon import Daemon

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from server_profiles import PROFILES
 from serving import documents
 from serving.answers import iso

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from serving.history_file import (
     UNREADABLE,
     DamagedError,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 
 CHECK_SECONDS = 3.0  # the integrity check at the start takes at most this long
 LAST_SERVER_ID = 100_000_000  # what is above it was never given to a server

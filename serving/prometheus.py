@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from serving.settings import is_address
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer bound the memory of an answer

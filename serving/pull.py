@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from serving.answers import iso
 from serving.daemon import Daemon
 from serving.history import HistoryBusyError, HistoryUnavailableError

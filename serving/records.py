@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from data_contract import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
 from server_profiles import ServerProfile
 
 SERVER_NAME = re.compile(SERVER_NAME_PATTERN)

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from simulation.fleet import PROFILE_ORDER, Fleet
 from simulation.incidents import LABELS, injected_event
 from simulation.physics import OFFLINE, STATE_NAMES, Chunk, Scenario, Simulator, World, portions

@@ -13,7 +13,7 @@ from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data_contract import METRICS
+from fleet_forecast.contract.specs import METRICS
 from simulation.fleet import PROFILE_ORDER, Fleet
 from simulation.incidents import LABELS, Events
 from simulation.physics import MAINTENANCE, OFFLINE, Scenario, World, simulate

@@ -26,7 +26,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_contract import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, Metadata, arrow_schema, write_metadata
+from fleet_forecast.contract.metadata import Metadata, write_metadata
+from fleet_forecast.contract.specs import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, arrow_schema
 from simulation.fleet import PROFILE_ORDER
 from simulation.incidents import LABELS
 from simulation.physics import OFFLINE, STATE_NAMES, Scenario, Simulator, World, portions

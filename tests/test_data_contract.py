@@ -19,7 +19,7 @@ from data_contract import (
     read_metrics,
     write_metadata,
 )
-from tests.contract_frames import fleet
+from tests.contract.frames import fleet
 
 # --- metadata -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import contract.files
+import fleet_forecast.contract.files
 import forecasting.grid
 from data_contract import Batch, check_metrics, read_metrics
 from forecasting.grid import FleetGrid, GridError, infer_step_seconds, usual_step
@@ -75,7 +75,7 @@ def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch
         frame = frame.sort_values(["server_name", "timestamp"] if order == "by server and time" else ["timestamp"])
     path = tmp_path / f"metrics{suffix}"
     frame.to_parquet(path, row_group_size=90) if suffix == ".parquet" else frame.to_csv(path, index=False)
-    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", batch_rows)
     whole = read_metrics(path)
     checked = check_metrics(path)
     assert same_grid(
@@ -140,7 +140,7 @@ def test_no_rows_and_two_profiles_are_refused():
 
 
 def test_memory_follows_the_batches_and_not_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(contract.files, "BATCH_ROWS", 2_000)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", 2_000)
 
     def peak_bytes(rows: int) -> int:
         """Of checking two days of one server and laying them on the grid: NumPy's and Python's memory."""

@@ -1,4 +1,4 @@
-"""Who may import whom, what nobody imports, and that importing does nothing."""
+"""The floors: who may import whom, which packages run code from files, and that importing a script has no effect."""
 
 import ast
 import subprocess
@@ -10,24 +10,46 @@ import pytest
 from tests.reliability.models import code_running
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = "fleet_forecast"
 SCRIPTS = ("metrics_generator", "tft_trainer", "tft_inference")
-# Imports run from a higher number to a lower one, or stay within a package.
-LAYERS = {
+# A module may import its own package and packages of a lower floor. Packages of one floor do not import each other.
+FLOORS = {
     "server_profiles": 0,
-    "contract": 1,
-    "data_contract": 2,
-    "simulation": 3,  # of one height with forecasting: neither knows the other
-    "forecasting": 3,
-    "serving": 4,
-    **dict.fromkeys(SCRIPTS, 5),
+    PACKAGE: 1,  # the modules directly in the package
+    f"{PACKAGE}.contract": 2,
+    f"{PACKAGE}.sources": 3,
+    f"{PACKAGE}.simulation": 3,
+    f"{PACKAGE}.features": 3,
+    f"{PACKAGE}.network": 4,
+    f"{PACKAGE}.evaluation": 5,
+    f"{PACKAGE}.inference": 5,
+    f"{PACKAGE}.training": 6,
+    f"{PACKAGE}.serving": 6,
+    "data_contract": 7,
+    **dict.fromkeys(SCRIPTS, 7),
+    "demo": 8,
 }
-OUTERMOST = 6  # the demo and benchmarks may use anything
+# Within the daemon.
+SERVING_FLOORS = {
+    f"{PACKAGE}.serving.storage": 0,
+    f"{PACKAGE}.serving.forecasts": 1,
+    f"{PACKAGE}.serving.ingest": 1,
+    f"{PACKAGE}.serving.alerting": 2,
+    f"{PACKAGE}.serving.monitoring": 3,
+    f"{PACKAGE}.serving.routes": 4,
+    f"{PACKAGE}.serving.http": 4,
+}
+OUTERMOST = 9  # benchmarks may use anything
+MOST_MODULES = 14  # in a package: more are two packages
 
 
 def source_files():
-    packages = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
-    files = [*ROOT.glob("*.py"), *(file for package in packages for file in package.rglob("*.py"))]
+    files = [*ROOT.glob("*.py"), *(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     return sorted(path.relative_to(ROOT) for path in files)
+
+
+def module_of(path):
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported_modules(path):
@@ -41,17 +63,44 @@ def imported_modules(path):
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def test_there_is_something_to_check():
-    assert {room.split("/")[0].removesuffix(".py") for room in map(str, source_files())} >= set(LAYERS)
+def room_of(module, floors):
+    """The longest prefix of a dotted name that has a floor, None if there is none."""
+    parts = module.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in floors), None)
+
+
+def wrong_imports(path, floors, outermost):
+    room = room_of(module_of(path), floors)
+    floor = floors[room] if room else outermost
+    for module, line in imported_modules(path):
+        other = room_of(module, floors)
+        if other is not None and other != room and floors[other] >= floor:
+            yield f"{path}:{line} imports {module}"
+
+
+def test_every_package_has_a_floor():
+    packages = {module_of(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("__init__.py")}
+    without = packages - FLOORS.keys() - SERVING_FLOORS.keys()
+    assert not without
 
 
 @pytest.mark.parametrize("path", source_files(), ids=str)
-def test_imports_run_one_way(path):
-    room = path.parts[0].removesuffix(".py")
-    for module, line in imported_modules(path):
-        other = module.partition(".")[0]
-        if other in LAYERS and other != room:
-            assert LAYERS[other] < LAYERS.get(room, OUTERMOST), f"{path}:{line} imports {module}"
+def test_imports_go_down(path):
+    assert list(wrong_imports(path, FLOORS, OUTERMOST)) == []
+
+
+@pytest.mark.parametrize("path", [p for p in source_files() if p.is_relative_to(f"{PACKAGE}/serving")], ids=str)
+def test_imports_within_the_daemon_go_down(path):
+    assert list(wrong_imports(path, SERVING_FLOORS, OUTERMOST)) == []
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in source_files()}, key=str), ids=str)
+def test_a_package_is_small_and_says_what_it_is(folder):
+    modules = [path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+    if folder.parts[:1] == (PACKAGE,):
+        assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
 
 
 @pytest.mark.parametrize("path", source_files(), ids=str)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from contract.checks import Examined, Labels, Violation, examine, violation
-from contract.columns import METRICS, REQUIRED, TEXT_COLUMNS
+from fleet_forecast.contract.checks import Examined, Labels, Violation, examine, violation
+from fleet_forecast.contract.specs import METRICS, REQUIRED, TEXT_COLUMNS
 
 NOBODY = -1  # code of a row without a value
 _NEVER = np.iinfo(np.int64).min

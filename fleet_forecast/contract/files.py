@@ -13,8 +13,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.fs as pa_fs
 
-from contract.columns import COLUMNS, METRICS, METRICS_FILE, METRICS_FOLDER, TEXT_COLUMNS
-from contract.metadata import DataFileError
+from fleet_forecast.contract.metadata import DataFileError
+from fleet_forecast.contract.specs import COLUMNS, METRICS, METRICS_FILE, METRICS_FOLDER, TEXT_COLUMNS
 
 BATCH_ROWS = 1 << 20  # 40 MB or so; a batch ends at the first part of a file that reaches it
 _CSV_BLOCK_BYTES = 1 << 25

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from contract.checks import ContractError, Examined, examine
-from contract.columns import COLUMNS, METADATA_FILE, METRICS
-from contract.files import Rows, Source, find_source, open_rows
-from contract.metadata import DataFileError, Metadata, read_metadata
-from contract.rows import NOBODY, Audit, coded
+from fleet_forecast.contract.audit import NOBODY, Audit, coded
+from fleet_forecast.contract.checks import ContractError, Examined, examine
+from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
+from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
+from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS
 from server_profiles import BUILT_IN_RULES, ProfileRules, ServerProfile, infer_profile_from_name
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contract.columns import CONTRACT_VERSION, METADATA_FILE
+from fleet_forecast.contract.specs import CONTRACT_VERSION, METADATA_FILE
 
 
 class DataFileError(ValueError):

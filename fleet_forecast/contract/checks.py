@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from contract.columns import (
+from fleet_forecast.contract.specs import (
     CONTRACT_VERSION,
     END_OF_TIMESTAMPS,
     FIRST_TIMESTAMP,

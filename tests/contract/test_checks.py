@@ -16,7 +16,7 @@ from data_contract import (
     STATES,
     validate,
 )
-from tests.contract_frames import fleet
+from tests.contract.frames import fleet
 
 
 def only_violation(frame):

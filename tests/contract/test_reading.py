@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import contract.files
+import fleet_forecast.contract.files
 from data_contract import (
     COLUMNS,
     METRICS,
@@ -21,7 +21,7 @@ from data_contract import (
     validate,
 )
 from server_profiles import ServerProfile, load_profile_rules
-from tests.contract_frames import fleet
+from tests.contract.frames import fleet
 
 
 def test_what_is_read_is_sorted_typed_and_complete(tmp_path):
@@ -216,7 +216,7 @@ def broken_fleet() -> pd.DataFrame:
 @pytest.mark.parametrize("batch_rows", [1, 4, 10, 1000])
 def test_violations_do_not_depend_on_the_batches_that_are_read(tmp_path, monkeypatch, batch_rows):
     broken_fleet().to_parquet(tmp_path / METRICS_FILE, row_group_size=7)
-    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", batch_rows)
     with pytest.raises(ContractError) as raised:
         check_metrics(tmp_path)
     assert sorted(map(str, raised.value.violations)) == sorted(map(str, validate(broken_fleet())))
@@ -232,7 +232,7 @@ def test_a_row_without_name_or_time_is_refused_in_any_batch(tmp_path, monkeypatc
     column = {"name": "server_name", "time": "timestamp"}[missing]
     frame[column] = frame[column].where(frame.index != row)
     frame.to_parquet(tmp_path / METRICS_FILE)
-    monkeypatch.setattr(contract.files, "BATCH_ROWS", 3)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", 3)
     with pytest.raises(
         ContractError, match=rf"{column}: 1 row: the {missing} is missing, for example .*row {row + 1},"
     ):
@@ -243,7 +243,7 @@ def test_a_row_without_name_or_time_is_refused_in_any_batch(tmp_path, monkeypatc
 def test_batches_hold_what_the_whole_frame_does(tmp_path, monkeypatch, batch_rows):
     written = fleet(["zeta9", "ppdb001", "alpha1"], 5, mem_pct=[None, 1.5, 2.5] * 5)
     written.sample(frac=1, random_state=3).to_parquet(tmp_path / METRICS_FILE)
-    monkeypatch.setattr(contract.files, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", batch_rows)
     checked, whole = check_metrics(tmp_path), read_metrics(tmp_path)
     parts = [
         pd.DataFrame({"server_name": batch.servers, "timestamp": batch.timestamps, **batch.metrics})

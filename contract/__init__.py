@@ -1,1 +1,0 @@
-"""The data contract in parts; data_contract.py is its command and the door to its names."""
