@@ -35,13 +35,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_contract import Metadata
+from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.incidents import LABELS, injected_event
+from fleet_forecast.simulation.live import Feed, Position, StreamPlan
+from fleet_forecast.simulation.live import stream as play
+from fleet_forecast.simulation.physics import STATE_NAMES, Scenario, World
+from fleet_forecast.simulation.writer import MOST_WORKERS, ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
 from server_profiles import BUILT_IN_RULES, ServerProfile, business_time, infer_profile_from_name, load_profile_rules
-from simulation.fleet import PROFILE_ORDER, Fleet
-from simulation.incidents import LABELS, injected_event
-from simulation.live import Feed, Position, StreamPlan
-from simulation.live import stream as play
-from simulation.physics import STATE_NAMES, Scenario, World
-from simulation.writer import MOST_WORKERS, ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
 
 GENERATOR_VERSION = "1.0.0"
 
@@ -465,7 +465,7 @@ def _utc(moment: np.datetime64) -> datetime:
 
 def plot(arguments: argparse.Namespace) -> dict[str, object]:
     """Draw a week of the fleet the flags describe."""
-    from simulation.plot import plot_week  # matplotlib is slow to import
+    from fleet_forecast.simulation.plot import plot_week  # matplotlib is slow to import
 
     if arguments.hours is None:
         arguments.hours = 168.0

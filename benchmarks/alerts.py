@@ -35,6 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
+from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
+from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
 from forecasting.artifact import ModelError  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
@@ -43,9 +46,6 @@ from serving.alerts import DEPARTURE, AlertBook, AlertRules  # noqa: E402
 from serving.crossing import breach_probability  # noqa: E402
 from serving.cycle import ModelView, ServerForecast, forecast_servers  # noqa: E402
 from serving.departures import Departures, distance, shares_of_distance  # noqa: E402
-from simulation.fleet import Fleet  # noqa: E402
-from simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ FLOORS = {
     f"{PACKAGE}.training": 6,
     f"{PACKAGE}.serving": 6,
     "data_contract": 7,
-    **dict.fromkeys(SCRIPTS, 7),
-    "demo": 8,
+    **dict.fromkeys(SCRIPTS, 8),
+    "demo": 9,
 }
 # Within the daemon.
 SERVING_FLOORS = {
@@ -39,7 +39,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.routes": 4,
     f"{PACKAGE}.serving.http": 4,
 }
-OUTERMOST = 9  # benchmarks may use anything
+OUTERMOST = 10  # benchmarks may use anything
 MOST_MODULES = 14  # in a package: more are two packages
 
 

@@ -340,7 +340,7 @@ def test_a_daemon_that_is_not_there_is_named_with_the_remedy(capsys, monkeypatch
 
 
 def _impatient(*arguments, **options):
-    from simulation.live import Feed
+    from fleet_forecast.simulation.live import Feed
 
     return Feed(*arguments, **options, patience_at_first_seconds=0.2)
 

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from benchmarks import ablations, limit, strangers
+from fleet_forecast.simulation.incidents import METRIC_POSITIONS
+from fleet_forecast.simulation.physics import Scenario, simulate
 from forecasting.engine import Engine
 from forecasting.grid import FleetGrid
 from forecasting.sampling import WindowSource
 from forecasting.scaling import fit_scaling
 from forecasting.windows import WindowSpec
-from simulation.incidents import METRIC_POSITIONS
-from simulation.physics import Scenario, simulate
 from tests.conftest import tiny_fleet
 
 HOUR = 12

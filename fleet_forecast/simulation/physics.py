@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simulation.calibration import (
+from fleet_forecast.simulation.calibration import (
     BURST_FROM,
     BURST_STRENGTH,
     CPU,
@@ -27,8 +27,8 @@ from simulation.calibration import (
     calibrate,
     noise_mean,
 )
-from simulation.fleet import PROFILE_ORDER, Fleet
-from simulation.incidents import (
+from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.incidents import (
     KINDS,
     LABELS,
     METRIC_POSITIONS,
@@ -40,8 +40,8 @@ from simulation.incidents import (
     schedule_outages,
     shape,
 )
-from simulation.randomness import noise_stream
-from simulation.rhythm import DAY_MINUTES, Calendar, tables
+from fleet_forecast.simulation.randomness import noise_stream
+from fleet_forecast.simulation.rhythm import DAY_MINUTES, Calendar, tables
 
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.simulation.fleet import TROUBLE_PRONE_SHARE, Fleet
+from fleet_forecast.simulation.randomness import normal, uniform
 from server_profiles import PROFILES, ServerProfile
-from simulation.fleet import TROUBLE_PRONE_SHARE, Fleet
-from simulation.randomness import normal, uniform
 
 Minutes = tuple[float, float]
 Effects = Mapping[str, float]

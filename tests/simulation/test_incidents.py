@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server_profiles import PROFILES, ServerProfile
-from simulation.fleet import Fleet
-from simulation.incidents import (
+from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.incidents import (
     CALM_MINUTES,
     KINDS,
     LABELS,
@@ -17,7 +16,8 @@ from simulation.incidents import (
     schedule_outages,
     trouble_weights,
 )
-from simulation.physics import CRITICAL, RECOVERY, Scenario, Simulator, World
+from fleet_forecast.simulation.physics import CRITICAL, RECOVERY, Scenario, Simulator, World
+from server_profiles import PROFILES, ServerProfile
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
 MONTH = 30 * 86_400.0
@@ -155,4 +155,4 @@ def test_an_incident_that_cannot_be_is_refused_with_the_remedy(server, label, me
 
 
 def test_the_documents_table_is_that_of_the_code():
-    assert incident_table() in (Path(__file__).parent.parent / "docs" / "incidents.md").read_text(encoding="utf-8")
+    assert incident_table() in (Path(__file__).parents[2] / "docs" / "incidents.md").read_text(encoding="utf-8")

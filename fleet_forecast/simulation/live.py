@@ -20,10 +20,10 @@ import httpx
 import numpy as np
 
 from fleet_forecast.contract.specs import METRICS
-from simulation.fleet import PROFILE_ORDER, Fleet
-from simulation.incidents import LABELS, injected_event
-from simulation.physics import OFFLINE, STATE_NAMES, Chunk, Scenario, Simulator, World, portions
-from simulation.randomness import uniform
+from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.incidents import LABELS, injected_event
+from fleet_forecast.simulation.physics import OFFLINE, STATE_NAMES, Chunk, Scenario, Simulator, World, portions
+from fleet_forecast.simulation.randomness import uniform
 
 RECORDS_IN_ONE_REQUEST = 10_000
 RECORDS_IN_ONE_BACKFILL = 2_000  # overdue ticks are sent together up to about so many records

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from fleet_forecast.simulation import rhythm
+from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
+from fleet_forecast.simulation.rhythm import CASES, DAY_MINUTES, Calendar, tables
 from server_profiles import ServerProfile, business_time, demand_multiplier
-from simulation import rhythm
-from simulation.calibration import MEMORY_RESPONSE, smoothed
-from simulation.rhythm import CASES, DAY_MINUTES, Calendar, tables
 
 ZONE = "America/New_York"
 # Thanksgiving week, both changes of the clock, a new year.

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_contract import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, Metadata, read_metadata, read_metrics
-from simulation import writer
-from simulation.fleet import Fleet
-from simulation.incidents import LABELS
-from simulation.physics import OFFLINE, STATE_NAMES, Scenario, simulate
-from simulation.writer import write_measured, write_scenario
+from fleet_forecast.simulation import writer
+from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.incidents import LABELS
+from fleet_forecast.simulation.physics import OFFLINE, STATE_NAMES, Scenario, simulate
+from fleet_forecast.simulation.writer import write_measured, write_scenario
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
 

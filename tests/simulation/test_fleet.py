@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fleet_forecast.simulation.fleet import NAMES, Fleet
 from metrics_generator import SERVERS
 from server_profiles import ServerProfile, infer_profile_from_name
-from simulation.fleet import NAMES, Fleet
 
 
 def test_names_are_the_documented_ones_and_give_their_profile_back():

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 
 from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.specs import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, arrow_schema
-from simulation.fleet import PROFILE_ORDER
-from simulation.incidents import LABELS
-from simulation.physics import OFFLINE, STATE_NAMES, Scenario, Simulator, World, portions
+from fleet_forecast.simulation.fleet import PROFILE_ORDER
+from fleet_forecast.simulation.incidents import LABELS
+from fleet_forecast.simulation.physics import OFFLINE, STATE_NAMES, Scenario, Simulator, World, portions
 
 ROWS_IN_ONE_FILE = 8_000_000
 ROWS_IN_ONE_PART = 1_000_000

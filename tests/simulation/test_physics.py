@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS, STATES
-from server_profiles import PROFILES, ServerProfile, business_time
-from simulation.calibration import METRIC_COUNT, burst, calibrate, noise_mean, soft_limit
-from simulation.fleet import Fleet
-from simulation.physics import (
+from fleet_forecast.simulation.calibration import METRIC_COUNT, burst, calibrate, noise_mean, soft_limit
+from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.physics import (
     CORRELATION_MINUTES,
     HEAVY_LOAD,
     IDLE,
@@ -23,6 +22,7 @@ from simulation.physics import (
     World,
     simulate,
 )
+from server_profiles import PROFILES, ServerProfile, business_time
 
 START = np.datetime64("2026-09-14T04:00:00", "s")  # midnight in New York, before ten weeks without a holiday
 WEEKS, SERVERS = 3, 60

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.simulation.randomness import even_uniform, normal, paired_normal, uniform
 from server_profiles import ServerProfile
-from simulation.randomness import even_uniform, normal, paired_normal, uniform
 
 PROFILE_ORDER = tuple(ServerProfile)
 # Name prefix and digits of each profile's simulated servers.

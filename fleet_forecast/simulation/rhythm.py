@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
 from server_profiles import (
     BUSINESS_DAY,
     HOLIDAY,
@@ -23,7 +24,6 @@ from server_profiles import (
     demand_table,
     minutes,
 )
-from simulation.calibration import MEMORY_RESPONSE, smoothed
 
 Float32 = npt.NDArray[np.float32]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fleet_forecast.simulation.calibration import CPU, MEM, calibrate, noise_mean, smoothed, soft_limit
 from server_profiles import BUSINESS_DAY, PROFILES, WEEKEND_DAY, ServerProfile, demand_table
-from simulation.calibration import CPU, MEM, calibrate, noise_mean, smoothed, soft_limit
 
 
 @pytest.mark.parametrize("profile", ServerProfile)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fleet_forecast.contract.specs import METRICS
-from simulation.fleet import PROFILE_ORDER, Fleet
-from simulation.incidents import LABELS, Events
-from simulation.physics import MAINTENANCE, OFFLINE, Scenario, World, simulate
+from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.incidents import LABELS, Events
+from fleet_forecast.simulation.physics import MAINTENANCE, OFFLINE, Scenario, World, simulate
 
 WEEK_SECONDS = 7 * 86_400
 # Panels of a row: title and the metrics drawn in it, with colours that stay apart for colour-blind readers.

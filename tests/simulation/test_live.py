@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from simulation import live
-from simulation.fleet import Fleet
-from simulation.live import Feed, FeedError, LiveFleet, Pace, StreamPlan, stream
-from simulation.physics import Scenario, simulate
+from fleet_forecast.simulation import live
+from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.live import Feed, FeedError, LiveFleet, Pace, StreamPlan, stream
+from fleet_forecast.simulation.physics import Scenario, simulate
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
 LONG_AGO = 4_000_000_000.0  # a clock at which every tick is past

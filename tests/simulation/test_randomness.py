@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulation.randomness import even_uniform, noise_stream, normal, paired_normal, uniform
+from fleet_forecast.simulation.randomness import even_uniform, noise_stream, normal, paired_normal, uniform
 
 KEYS = st.integers(0, 2**40)
 
