@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
+from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
+from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from forecasting.artifact import (
     CANARY_FILE,
     CONFIG_FILE,
@@ -44,7 +46,6 @@ from forecasting.comparison import beside, comparison_job, in_words, price, time
 from forecasting.engine import Engine, write_canary
 from forecasting.evaluation import AMOUNTS, MODEL
 from forecasting.fitting import FitError, FitSettings, fit
-from forecasting.grid import FleetGrid, GridError, usual_step
 from forecasting.job import Job
 from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.other_load import free_processors, in_the_way
@@ -53,7 +54,6 @@ from forecasting.run_state import Fit, Keeper
 from forecasting.split import Split, SplitError, split_fleet
 from forecasting.tensorboard_log import LogError, TensorBoardLog
 from forecasting.warm_start import earlier_model, start_from
-from forecasting.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
 
 DEFAULT_TIMEZONE = "America/New_York"

@@ -15,7 +15,7 @@ LightGBM gets one model per metric and quantile. Values are scaled by the mean a
 the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
 week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
 
-Beside it stands what nobody trained: the usual day as far as the last one followed it (forecasting/daily_rhythm.py),
+Beside it stands what nobody trained: the usual day as far as the last one followed it (fleet_forecast/features/daily_rhythm.py),
 with the quantiles of what then remained of the last day around it.
 """
 
@@ -41,11 +41,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
+from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
+from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
-from forecasting.daily_rhythm import daily_rhythm  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
-from forecasting.grid import FleetGrid, infer_step_seconds  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

@@ -64,15 +64,15 @@ from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.physics import Scenario, simulate
 from forecasting.gradients import Gradients, Ready, gradients_of
-from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network, dataset_of
 from forecasting.run_state import State
 from forecasting.sampling import Plan, WindowSource
-from forecasting.scaling import fit_scaling
-from forecasting.windows import CALENDAR_SIZES, WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
-from forecasting.scaling import STATISTICS, FleetScaling
-from forecasting.windows import WINDOWS_VERSION, WindowSpec
+from fleet_forecast.features.scaling import STATISTICS, FleetScaling
+from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"

@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fleet_forecast.features.grid import FleetGrid
 from forecasting.artifact import TEMPORARY_PREFIX, sync
-from forecasting.grid import FleetGrid
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
 SEPARATOR = "/"  # between a part's name and a tensor's

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.features.clock_change import changes_between
+from fleet_forecast.features.windows import Calendar, Windows, build_windows
 from forecasting.artifact import (
     CANARY_FILE,
     CANARY_TOLERANCE,
@@ -28,9 +30,7 @@ from forecasting.artifact import (
     read_config,
     verify,
 )
-from forecasting.clock_change import changes_between
 from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
-from forecasting.windows import Calendar, Windows, build_windows
 
 CHUNK_WINDOWS = 45  # windows a thread runs at once: more share the tables of the network, but take more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from forecasting.grid import FleetGrid
-from forecasting.windows import DAY_SECONDS
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import DAY_SECONDS
 
 SCORED_QUANTILES = (0.1, 0.5, 0.9)
 MEDIAN = 0.5

@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+from fleet_forecast.features.windows import INPUT_GRID
 from forecasting.constants import constant
-from forecasting.windows import INPUT_GRID
 
 
 class _Kind(Enum):

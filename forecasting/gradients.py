@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fleet_forecast.features.windows import Windows
 from forecasting.kept_memory import keep_freed_memory
 from forecasting.model import ForecastModel, importance, pinball_loss, window_tensors
 from forecasting.resident_windows import ResidentPlan, ResidentWindows
 from forecasting.run_state import device_of
 from forecasting.sampling import Batch, Plan, WindowSource
-from forecasting.windows import Windows
 
 UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
 STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say

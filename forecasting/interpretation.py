@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
+from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
 
 MOST_LAG_BINS = 24  # attention by lag is told in at most so many equal parts of the context
 UNKNOWN_PROFILE = "unknown"

@@ -11,17 +11,17 @@ import pandas as pd
 import torch
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 from forecasting import evaluation
 from forecasting.artifact import ModelConfig
 from forecasting.engine import Engine
 from forecasting.fitting import FitSettings
-from forecasting.grid import FleetGrid
 from forecasting.interpretation import WeightTables, weight_tables
 from forecasting.model import QUANTILES, ForecastModel, build_network, torch_explain, torch_run
 from forecasting.sampling import WindowSource
-from forecasting.scaling import FleetScaling, fit_scaling
 from forecasting.split import Split
-from forecasting.windows import WINDOWS_VERSION, WindowSpec
 
 TEST_EVERY_HOURS = 8
 JUDGED_WINDOWS = 8_192  # at most: scores over more of them hardly differ, time and memory do

@@ -25,13 +25,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from fleet_forecast.features.scaling import BOUND, FleetScaling
+from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
 from forecasting.artifact import WEIGHTS_FILE, ModelConfig
 from forecasting.constants import constant
 from forecasting.fleet_tft import FleetTFT
 from forecasting.interpretation import NetworkWeights
-from forecasting.scaling import BOUND, FleetScaling
 from forecasting.score_reading import compressed_window_units, in_window_units
-from forecasting.windows import CALENDAR_SIZES, Windows, WindowSpec
 
 Item = TypeVar("Item")
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecasting.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
-from forecasting.earlier_days import DAILY_MEAN_DAYS, overlap
+from fleet_forecast.features.cold_start import PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
+from fleet_forecast.features.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
+from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS, overlap
+from fleet_forecast.features.quantile_map import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
+from fleet_forecast.features.windows import INPUT_GRID
 from forecasting.sampling import Plan, WindowSource
-from forecasting.short_history import PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
-from forecasting.window_shape import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
-from forecasting.windows import INPUT_GRID
 
 
 class ResidentPlan(NamedTuple):

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from forecasting.grid import FleetGrid
-from forecasting.measured import at_each_step
-from forecasting.scaling import FleetScaling
-from forecasting.windows import Calendar, Windows, WindowSpec, build_windows, compress
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.masked_statistics import at_each_step
+from fleet_forecast.features.scaling import FleetScaling
+from fleet_forecast.features.windows import Calendar, Windows, WindowSpec, build_windows, compress
 
 HOUR_SECONDS = 3_600
 NEWEST_SHARE = 0.25  # of short histories, those with one measurement or none: nothing like any other, and soon computed

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forecasting.grid import FleetGrid
-from forecasting.windows import WindowSpec
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import WindowSpec
 
 VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on ...
 VALIDATION_HORIZONS = 1.5  # ... or so many horizons, where that is longer: its origins must differ

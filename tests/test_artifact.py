@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet_forecast.features.clock_change import earlier_days_by_the_clock
+from fleet_forecast.features.earlier_days import EarlierDays
 from forecasting.artifact import ModelConfig, ModelError, new_model_directory, only_writer, promote, read_config, verify
-from forecasting.clock_change import earlier_days_by_the_clock
-from forecasting.earlier_days import EarlierDays
 from forecasting.engine import Engine
 
 
@@ -167,7 +167,7 @@ def test_windows_that_are_cut_in_another_way_fail_the_canary(copy: Path, monkeyp
         return found._replace(around=found.yesterday)
 
     Engine.load(copy, device="cpu")
-    monkeypatch.setattr("forecasting.windows.earlier_days_by_the_clock", narrow)
+    monkeypatch.setattr("fleet_forecast.features.windows.earlier_days_by_the_clock", narrow)
     with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
         Engine.load(copy, device="cpu")
 

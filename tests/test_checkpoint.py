@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.features.grid import FleetGrid
 from forecasting import checkpoint as module
 from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
-from forecasting.grid import FleetGrid
 
 IDENTITY = {"--epochs": 20, "profiles": ("database", "web_api"), "--max-minutes": None}
 STATE = PartState({"weights.a": torch.randn(3, 2), "random.cpu": torch.get_rng_state()}, {"steps": 7, "loss": 0.1})

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import WindowSpec
 from forecasting import fitting
 from forecasting.checkpoint import Checkpoint, CheckpointError
 from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
-from forecasting.grid import FleetGrid
 from forecasting.job import Job
 from forecasting.run_state import Fit, Keeper, weights_of
 from forecasting.sampling import Batch, WindowSource
 from forecasting.split import Split
-from forecasting.windows import WindowSpec
 
 SPEC = WindowSpec(("cpu_pct", "mem_pct"), 300, "UTC", context_steps=24, horizon_steps=12)
 SETTINGS = FitSettings(epochs=2, batch_size=16, learning_rate=3e-3, max_seconds=float("inf"), seed=3)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pytorch_forecasting import TemporalFusionTransformer
 
+from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
 from forecasting.fleet_tft import FleetTFT
 from forecasting.model import ForecastModel, build_network
-from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.windows import INPUT_GRID, WindowSpec
 
 PROFILES = ("database", "generic", "web_api")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import Windows, WindowSpec
 from forecasting.flat_parameters import side_by_side
 from forecasting.gradients import Gradients, gradients_of, loss_arguments, loss_of
-from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network
 from forecasting.sampling import Batch, Plan, WindowSource, epoch
-from forecasting.scaling import fit_scaling
-from forecasting.windows import Windows, WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")

@@ -14,9 +14,10 @@ import torch
 from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import Windows, WindowSpec
 from forecasting.artifact import ModelError, read_config
 from forecasting.engine import Engine, NoExplanationError
-from forecasting.grid import FleetGrid
 from forecasting.interpretation import (
     NetworkWeights,
     in_lag_bins,
@@ -26,7 +27,6 @@ from forecasting.interpretation import (
     weight_tables,
 )
 from forecasting.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
-from forecasting.windows import Windows, WindowSpec
 from tests.test_artifact import reseal
 from tests.test_engine import ORIGIN, history_of
 

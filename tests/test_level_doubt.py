@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forecasting.grid import FleetGrid
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import WindowSpec
 from forecasting.level_doubt import doubt_after, level_doubt
 from forecasting.sampling import WindowSource
-from forecasting.scaling import fit_scaling
-from forecasting.windows import WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
 STEPS, FIT_END = 300, 200

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecasting.grid import FleetGrid
+from fleet_forecast.features.grid import FleetGrid
 
 DAY = 288
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import INPUT_GRID, Windows, WindowSpec
 from forecasting.flat_parameters import side_by_side
 from forecasting.gradients import gradients_of
-from forecasting.grid import FleetGrid
 from forecasting.model import ForecastModel, build_network
 from forecasting.resident_windows import ResidentWindows
 from forecasting.run_state import device_of
 from forecasting.sampling import Handicaps, Plan, WindowSource, epoch
-from forecasting.scaling import fit_scaling
-from forecasting.windows import INPUT_GRID, Windows, WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecasting.grid import FleetGrid
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import STATISTICS, fit_scaling
+from fleet_forecast.features.windows import WindowSpec
 from forecasting.sampling import (
     HANDICAPS,
     NEWEST_SHARE,
@@ -20,8 +22,6 @@ from forecasting.sampling import (
     epoch,
     exchange_metrics,
 )
-from forecasting.scaling import STATISTICS, fit_scaling
-from forecasting.windows import WindowSpec
 
 METRICS = ("cpu_pct", "mem_pct")
 DOUBT = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=np.float32)  # [profile, metric], row 0 of all servers

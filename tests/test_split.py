@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecasting.grid import FleetGrid
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import WindowSpec
 from forecasting.split import FEWEST_TO_WATCH, SplitError, split_fleet
-from forecasting.windows import WindowSpec
 
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
 

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from benchmarks import ablations, limit, strangers
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS
 from fleet_forecast.simulation.physics import Scenario, simulate
 from forecasting.engine import Engine
-from forecasting.grid import FleetGrid
 from forecasting.sampling import WindowSource
-from forecasting.scaling import fit_scaling
-from forecasting.windows import WindowSpec
 from tests.conftest import tiny_fleet
 
 HOUR = 12

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 import tft_inference
+from fleet_forecast.features.grid import FleetGrid
 from forecasting.engine import Engine
-from forecasting.grid import FleetGrid
 from serving.settings import SettingsError, read_token
 from tests.conftest import TINY_METRICS, tiny_fleet
 

@@ -11,14 +11,14 @@ import torch
 
 import tft_inference
 import tft_trainer
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import WindowSpec
 from forecasting.engine import Engine
 from forecasting.fitting import FitSettings, fit
-from forecasting.grid import FleetGrid
 from forecasting.model import QUANTILES, ForecastModel, build_network, pinball_loss, window_tensors
 from forecasting.sampling import Batch, Handicaps, WindowSource
-from forecasting.scaling import fit_scaling
 from forecasting.split import Split
-from forecasting.windows import WindowSpec
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import tft_trainer
+from fleet_forecast.features.windows import WindowSpec
 from forecasting.model import build_network
 from forecasting.warm_start import PROFILE_EMBEDDING, profile_rows
-from forecasting.windows import WindowSpec
 from tests.conftest import tiny_flags, tiny_fleet
 
 

@@ -17,7 +17,7 @@ import statistics
 
 import numpy as np
 
-from forecasting.measured import counted
+from fleet_forecast.features.masked_statistics import counted
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in LEVELS)

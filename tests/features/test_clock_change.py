@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from forecasting.clock_change import ClockChange, changes_between, earlier_days_by_the_clock
-from forecasting.earlier_days import Lengths, earlier_days
+from fleet_forecast.features.clock_change import ClockChange, changes_between, earlier_days_by_the_clock
+from fleet_forecast.features.earlier_days import Lengths, earlier_days
 from server_profiles import business_time
 
 ZONE, STEP = "America/New_York", 300

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fleet_forecast.contract.files
-import forecasting.grid
+import fleet_forecast.features.grid
 from data_contract import Batch, check_metrics, read_metrics
-from forecasting.grid import FleetGrid, GridError, infer_step_seconds, usual_step
+from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds, usual_step
 
 METRICS = ("cpu_pct", "latency_ms")
 STEP_SECONDS = 300
@@ -88,7 +88,7 @@ def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch
 def test_metrics_read_one_after_the_other_give_the_same_grid(monkeypatch):
     frame = uneven_rows()
     together = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
-    monkeypatch.setattr(forecasting.grid, "SUMS_AT_ONCE", 1)
+    monkeypatch.setattr(fleet_forecast.features.grid, "SUMS_AT_ONCE", 1)
     assert same_grid(together, FleetGrid.from_frame(frame, METRICS, STEP_SECONDS))
 
 
@@ -111,7 +111,7 @@ def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
 
     expected = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
     first = int(expected.start.astype("datetime64[s]").astype(int)) // STEP_SECONDS
-    means = forecasting.grid._cell_means(batches, METRICS, len(names), first, expected.steps, STEP_SECONDS)
+    means = fleet_forecast.features.grid._cell_means(batches, METRICS, len(names), first, expected.steps, STEP_SECONDS)
     for index, of_metric in enumerate(means):
         np.testing.assert_array_equal(of_metric.reshape(len(names), -1), expected.values[:, :, index])
 

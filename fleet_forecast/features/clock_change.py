@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.earlier_days import EarlierDays, Lengths, earlier_days
+from fleet_forecast.features.earlier_days import EarlierDays, Lengths, earlier_days
 from server_profiles import clock_changes
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.measured import at_each_step, centred, counted, products_summed
+from fleet_forecast.features.masked_statistics import at_each_step, centred, counted, products_summed
 
 INDEPENDENT_POINTS = 12.0  # a day: load within two hours is about one point
 FITTED = 2.0  # level and slope

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from fleet_forecast.features.quantile_map import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
 from forecasting.model import ordered
 from forecasting.score_reading import compressed_window_units, in_window_units
-from forecasting.window_shape import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
 
 DAY = 288
 NORMAL = np.array(NORMAL_SCORES, dtype=np.float32)

@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.measured import at_each_step, centred, products_summed
-from forecasting.short_history import (
+from fleet_forecast.features.cold_start import (
     SMALLEST_SPREAD,
     ShortHistory,
     between_lengths,
@@ -33,7 +32,8 @@ from forecasting.short_history import (
     own_deviation,
     short_history,
 )
-from forecasting.window_shape import LEVELS
+from fleet_forecast.features.masked_statistics import at_each_step, centred, products_summed
+from fleet_forecast.features.quantile_map import LEVELS
 
 PERCENT_STRIP = 20.0  # percentage points: width of the strips along 0 and 100 % (better than 5 and 0.5 on Bitbrains)
 RATE_STRIP = 0.02  # the same for rates and latencies along 0, as a share of the metric's typical level in the fleet

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.window_shape import LEVELS, NORMAL_SCORES
+from fleet_forecast.features.quantile_map import LEVELS, NORMAL_SCORES
+from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 
 METRICS = ("cpu_pct", "latency_ms")
 PERCENT = np.array([True, False])
@@ -127,7 +127,9 @@ def test_histories_linked_in_parts_are_linked_as_a_whole(
     fleet: np.ndarray, scaling: FleetScaling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = scaling.to_link(fleet)
-    monkeypatch.setattr("forecasting.scaling.LINKED_AT_ONCE", 3 * fleet[0].size)  # three servers, three, two
+    monkeypatch.setattr(
+        "fleet_forecast.features.scaling.LINKED_AT_ONCE", 3 * fleet[0].size
+    )  # three servers, three, two
     np.testing.assert_array_equal(scaling.to_link(fleet), whole)
 
 

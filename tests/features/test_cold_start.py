@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forecasting.short_history import (
+from fleet_forecast.features.cold_start import (
     ShortHistory,
     between_lengths,
     expected_spread,
@@ -88,7 +88,9 @@ def test_a_gap_is_no_measurement() -> None:
 
 def test_servers_looked_at_in_parts_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = told_by(swinging_fleet())
-    monkeypatch.setattr("forecasting.short_history.SERVER_STEPS_AT_ONCE", 3 * CONTEXT * DAYS)  # three, three, two
+    monkeypatch.setattr(
+        "fleet_forecast.features.cold_start.SERVER_STEPS_AT_ONCE", 3 * CONTEXT * DAYS
+    )  # three, three, two
     for part, expected in zip(told_by(swinging_fleet()), whole, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-9)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecasting.window_shape import LEVELS, NORMAL_SCORES
+from fleet_forecast.features.quantile_map import LEVELS, NORMAL_SCORES
 
 RATIO = 4  # of a length of history to the one before
 PARTS = 4  # of the context: what follows is judged over one of them, and the longest estimated history is one

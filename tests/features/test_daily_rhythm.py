@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forecasting.daily_rhythm import FITTED, INDEPENDENT_POINTS, daily_rhythm
+from fleet_forecast.features.daily_rhythm import FITTED, INDEPENDENT_POINTS, daily_rhythm
 
 DAY, AHEAD = 288, 96
 Draw = np.random.Generator

@@ -8,11 +8,10 @@ import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
-from forecasting.daily_rhythm import daily_rhythm
-from forecasting.earlier_days import DAILY_MEAN_DAYS
-from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
-from forecasting.scaling import FleetScaling, fit_scaling
-from forecasting.windows import (
+from fleet_forecast.features.daily_rhythm import daily_rhythm
+from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS
+from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.features.windows import (
     CALENDAR_SIZES,
     INPUT_GRID,
     Calendar,
@@ -21,6 +20,7 @@ from forecasting.windows import (
     build_windows,
     compress,
 )
+from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
 
 METRICS = ("cpu_pct", "net_in_mb_s")
 PROFILES = ("database", "web_api")
