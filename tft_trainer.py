@@ -29,6 +29,7 @@ from safetensors.torch import save
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
+from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.artifact import (
     CANARY_FILE,
     CONFIG_FILE,
@@ -47,7 +48,6 @@ from forecasting.engine import Engine, write_canary
 from forecasting.evaluation import AMOUNTS, MODEL
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.job import Job
-from forecasting.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.other_load import free_processors, in_the_way
 from forecasting.report import write_report
 from forecasting.run_state import Fit, Keeper

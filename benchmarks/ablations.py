@@ -40,9 +40,9 @@ from fleet_forecast.features.grid import FleetGrid, GridError  # noqa: E402
 from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # noqa: E402
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
+from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
 from forecasting import evaluation  # noqa: E402
 from forecasting.fitting import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
-from forecasting.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from forecasting.split import Split, SplitError, split_fleet  # noqa: E402
 

@@ -147,7 +147,7 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
     from pytorch_forecasting import TemporalFusionTransformer
     from safetensors.torch import load_file
 
-    from forecasting.model import build_network, dataset_of
+    from fleet_forecast.network.model import build_network, dataset_of
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # a line on devices at each call
     spec = config.spec
@@ -168,8 +168,8 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     """Stock's raw outputs through our head: [server, horizon, metric, quantile]."""
     import torch
 
-    from forecasting.model import ordered
-    from forecasting.score_reading import in_window_units
+    from fleet_forecast.network.model import ordered
+    from fleet_forecast.network.quantile_map import in_window_units
 
     rows = predicted if isinstance(predicted, list) else [predicted]  # [server, horizon, quantile] of each metric
     raw = torch.stack([row.transpose(1, 2) for row in rows], dim=1)

@@ -67,10 +67,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
+from fleet_forecast.network.model import ForecastModel, build_network, dataset_of
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.physics import Scenario, simulate
 from forecasting.gradients import Gradients, Ready, gradients_of
-from forecasting.model import ForecastModel, build_network, dataset_of
 from forecasting.run_state import State
 from forecasting.sampling import Plan, WindowSource
 

@@ -327,7 +327,7 @@ def _onnx_session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
 
 
 def _torch_run(model_dir: Path, config: ModelConfig) -> Run:
-    from forecasting.model import load_model, torch_run
+    from fleet_forecast.network.model import load_model, torch_run
 
     return torch_run(load_model(model_dir, config).to("cuda"))
 

@@ -24,9 +24,9 @@ from types import FrameType
 import numpy as np
 import torch
 
+from fleet_forecast.network.model import ForecastModel
 from forecasting.gradients import Gradients, Ready, gradients_of, loss_arguments, loss_of
 from forecasting.level_doubt import level_doubt
-from forecasting.model import ForecastModel
 from forecasting.progress import ProgressDisplay
 from forecasting.run_state import Fit, Keeper, State, Weights, copy_of, device_of, put_weights, weights_of
 from forecasting.sampling import HANDICAPS, Handicaps, Plan, WindowSource, batches_per_epoch, draw_history, epoch

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fleet_forecast.features.windows import Windows
+from fleet_forecast.network.model import ForecastModel, importance, pinball_loss, window_tensors
 from forecasting.kept_memory import keep_freed_memory
-from forecasting.model import ForecastModel, importance, pinball_loss, window_tensors
 from forecasting.resident_windows import ResidentPlan, ResidentWindows
 from forecasting.run_state import device_of
 from forecasting.sampling import Batch, Plan, WindowSource

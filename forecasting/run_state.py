@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from fleet_forecast.network.model import ForecastModel
 from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, Tensors
 from forecasting.flat_parameters import named_parts, side_by_side
-from forecasting.model import ForecastModel
 
 Weights = dict[str, torch.Tensor]
 

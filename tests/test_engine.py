@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.network.model import MEDIAN, load_model, ordered, torch_run
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
-from forecasting.model import MEDIAN, load_model, ordered, torch_run
 
 ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 

@@ -12,9 +12,9 @@ import torch
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import Windows, WindowSpec
+from fleet_forecast.network.model import ForecastModel, build_network
 from forecasting.flat_parameters import side_by_side
 from forecasting.gradients import Gradients, gradients_of, loss_arguments, loss_of
-from forecasting.model import ForecastModel, build_network
 from forecasting.sampling import Batch, Plan, WindowSource, epoch
 
 METRICS = ("cpu_pct", "mem_pct")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import Windows, WindowSpec
+from fleet_forecast.network.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
 from forecasting.artifact import ModelError, read_config
 from forecasting.engine import Engine, NoExplanationError
 from forecasting.interpretation import (
@@ -26,7 +27,6 @@ from forecasting.interpretation import (
     variables_of,
     weight_tables,
 )
-from forecasting.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
 from tests.test_artifact import reseal
 from tests.test_engine import ORIGIN, history_of
 

@@ -12,9 +12,9 @@ import torch
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, Windows, WindowSpec
+from fleet_forecast.network.model import ForecastModel, build_network
 from forecasting.flat_parameters import side_by_side
 from forecasting.gradients import gradients_of
-from forecasting.model import ForecastModel, build_network
 from forecasting.resident_windows import ResidentWindows
 from forecasting.run_state import device_of
 from forecasting.sampling import Handicaps, Plan, WindowSource, epoch

@@ -22,10 +22,10 @@ import tft_trainer
 from data_contract import check_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss, torch_run
 from forecasting.artifact import read_config
 from forecasting.engine import Engine
 from forecasting.fitting import learning_rate_at
-from forecasting.model import ForecastModel, build_network, importance, pinball_loss, torch_run
 from forecasting.split import Split
 from server_profiles import BUILT_IN_RULES
 from tests.conftest import tiny_fleet

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fleet_forecast.features.quantile_map import LEVELS, NARROWEST_GAP, NORMAL_SCORES, PRIOR_STEPS, window_shape
-from forecasting.model import ordered
-from forecasting.score_reading import compressed_window_units, in_window_units
+from fleet_forecast.network.model import ordered
+from fleet_forecast.network.quantile_map import compressed_window_units, in_window_units
 
 DAY = 288
 NORMAL = np.array(NORMAL_SCORES, dtype=np.float32)

@@ -20,7 +20,7 @@ from fleet_forecast.features.windows import (
     build_windows,
     compress,
 )
-from forecasting.model import ForecastModel, build_network, dataset_of, window_tensors
+from fleet_forecast.network.model import ForecastModel, build_network, dataset_of, window_tensors
 
 METRICS = ("cpu_pct", "net_in_mb_s")
 PROFILES = ("database", "web_api")

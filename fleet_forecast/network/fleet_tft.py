@@ -43,7 +43,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from fleet_forecast.features.windows import INPUT_GRID
-from forecasting.constants import constant
+from fleet_forecast.network.constants import constant
 
 
 class _Kind(Enum):

@@ -9,8 +9,8 @@ from pytorch_forecasting import TemporalFusionTransformer
 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
-from forecasting.fleet_tft import FleetTFT
-from forecasting.model import ForecastModel, build_network
+from fleet_forecast.network.fleet_tft import FleetTFT
+from fleet_forecast.network.model import ForecastModel, build_network
 
 PROFILES = ("database", "generic", "web_api")
 

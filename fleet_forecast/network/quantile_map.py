@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fleet_forecast.features.quantile_map import MIDDLE, NORMAL_SCORES
-from forecasting.constants import constant
+from fleet_forecast.network.constants import constant
 
 _ENDS = (0, MIDDLE, len(NORMAL_SCORES) - 1)
 FARTHEST_SCORE = 16.0  # beyond the outermost level: sinh of it is 4 million half-widths of a window
