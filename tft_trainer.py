@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
+from fleet_forecast.evaluation.backtest import AMOUNTS, MODEL
+from fleet_forecast.evaluation.report import write_report
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
@@ -45,11 +47,9 @@ from forecasting.artifact import (
 from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
 from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
 from forecasting.engine import Engine, write_canary
-from forecasting.evaluation import AMOUNTS, MODEL
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.job import Job
 from forecasting.other_load import free_processors, in_the_way
-from forecasting.report import write_report
 from forecasting.run_state import Fit, Keeper
 from forecasting.split import Split, SplitError, split_fleet
 from forecasting.tensorboard_log import LogError, TensorBoardLog

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.strangers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E402
+from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.cold_start import lengths  # noqa: E402
 from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, GridError  # noqa: E402
@@ -41,7 +42,6 @@ from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
-from forecasting import evaluation  # noqa: E402
 from forecasting.fitting import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
 from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from forecasting.split import Split, SplitError, split_fleet  # noqa: E402

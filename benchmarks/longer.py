@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.real_servers import held_out_names  # noqa: E402
 from data_contract import ContractError, DataFileError  # noqa: E402
+from fleet_forecast.evaluation.backtest import MODEL, best_baseline  # noqa: E402
 from fleet_forecast.features.grid import GridError  # noqa: E402
 from forecasting.checkpoint import Checkpoint  # noqa: E402
-from forecasting.evaluation import MODEL, best_baseline  # noqa: E402
 from forecasting.fitting import fit  # noqa: E402
 from forecasting.job import Job  # noqa: E402
 from forecasting.run_state import Keeper, put_weights  # noqa: E402

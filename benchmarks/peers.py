@@ -7,7 +7,7 @@
 
 Forecasts reach 8 hours, from an origin every 8 hours of the last 30 % of the time. In each fold another part of the
 servers is held out; all methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, by the functions that
-score the model (forecasting/evaluation.py). With --model, the held-out servers are that model's own, a fold for each
+score the model (fleet_forecast/evaluation/backtest.py). With --model, the held-out servers are that model's own, a fold for each
 model, so that LightGBM and the model know the same servers and days. `together` is the ratio of the WQL over the
 servers of all folds as if they were one. Tables go to stdout, the last line is JSON.
 
@@ -41,9 +41,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
+from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
-from forecasting import evaluation  # noqa: E402
 from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
 from forecasting.engine import Engine  # noqa: E402
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from forecasting import evaluation
+from fleet_forecast.evaluation import backtest as evaluation
 from forecasting.job import Job
 from forecasting.run_state import Fit
 

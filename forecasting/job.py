@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
+from fleet_forecast.evaluation import backtest as evaluation
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, torch_explain, torch_run
-from forecasting import evaluation
 from forecasting.artifact import ModelConfig
 from forecasting.engine import Engine
 from forecasting.fitting import FitSettings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forecasting.evaluation import pinball
+from fleet_forecast.evaluation.backtest import pinball
 from serving.cycle import FleetSnapshot, ModelView
 
 HORIZONS = {"15m": 900, "1h": 3_600}

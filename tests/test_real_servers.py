@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.real_servers import markdown, table_of
-from forecasting.evaluation import Backtest, score
+from fleet_forecast.evaluation.backtest import Backtest, score
 from tft_trainer import scores_as_json
 
 METRICS = ("cpu_pct", "mem_pct")

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fleet_forecast.evaluation import backtest as evaluation
 from fleet_forecast.features.grid import FleetGrid
-from forecasting import evaluation
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 DAY = 24  # steps of an hour

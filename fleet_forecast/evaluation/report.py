@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from forecasting.evaluation import AMOUNTS
+from fleet_forecast.evaluation.backtest import AMOUNTS
 from forecasting.interpretation import WeightTables, label_of
 
 REPORT_FILE = "report.html"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fleet_forecast.evaluation.report import write_report
 from forecasting.interpretation import WeightTables
-from forecasting.report import write_report
 
 INFO = {
     "data": "training",
