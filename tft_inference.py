@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from data_contract import ContractError, DataFileError, read_metrics
 from fleet_forecast.features.grid import FleetGrid, GridError
-from forecasting.artifact import ModelError
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import ModelError
 from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
 from serving import settings as daemon_settings
 from serving.alerts import AlertFileError, AlertRules, load_alert_rules

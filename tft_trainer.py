@@ -31,8 +31,8 @@ from fleet_forecast.evaluation.backtest import AMOUNTS, MODEL
 from fleet_forecast.evaluation.report import write_report
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
-from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
-from forecasting.artifact import (
+from fleet_forecast.inference.engine import Engine, write_canary
+from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
     CONFIG_FILE,
     EXPLAIN_FILE,
@@ -44,9 +44,9 @@ from forecasting.artifact import (
     only_writer,
     promote,
 )
+from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
 from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
 from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
-from forecasting.engine import Engine, write_canary
 from forecasting.fitting import FitError, FitSettings, fit
 from forecasting.job import Job
 from forecasting.other_load import free_processors, in_the_way

@@ -35,11 +35,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
+from fleet_forecast.inference.engine import Engine  # noqa: E402
+from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
-from forecasting.artifact import ModelError  # noqa: E402
-from forecasting.engine import Engine  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import PROFILES, ServerProfile  # noqa: E402
 from serving.alerts import DEPARTURE, AlertBook, AlertRules  # noqa: E402

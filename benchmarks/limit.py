@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
+from fleet_forecast.inference.engine import Engine  # noqa: E402
+from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, Simulator, World  # noqa: E402
-from forecasting.artifact import ModelError  # noqa: E402
-from forecasting.engine import Engine  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------

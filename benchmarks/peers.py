@@ -44,8 +44,8 @@ from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metri
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
-from forecasting.artifact import TRAINING_INFO_FILE, ModelError  # noqa: E402
-from forecasting.engine import Engine  # noqa: E402
+from fleet_forecast.inference.engine import Engine  # noqa: E402
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, ModelError  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.limit import START, arguments_of, strangers  # noqa: E402
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
+from fleet_forecast.inference.engine import Engine  # noqa: E402
+from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
 from fleet_forecast.network.model import ForecastModel, load_model, torch_run  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, simulate  # noqa: E402
-from forecasting.artifact import ModelError  # noqa: E402
-from forecasting.engine import Engine  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

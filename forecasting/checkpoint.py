@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fleet_forecast.features.grid import FleetGrid
-from forecasting.artifact import TEMPORARY_PREFIX, sync
+from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, sync
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
 SEPARATOR = "/"  # between a part's name and a tensor's

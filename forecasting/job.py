@@ -15,11 +15,11 @@ from fleet_forecast.evaluation import backtest as evaluation
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.explanations import WeightTables, weight_tables
+from fleet_forecast.inference.model_directory import ModelConfig
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, torch_explain, torch_run
-from forecasting.artifact import ModelConfig
-from forecasting.engine import Engine
 from forecasting.fitting import FitSettings
-from forecasting.interpretation import WeightTables, weight_tables
 from forecasting.sampling import WindowSource
 from forecasting.split import Split
 

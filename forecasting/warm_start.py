@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fleet_forecast.features.windows import WindowSpec
-from forecasting.artifact import WEIGHTS_FILE, ModelConfig, ModelError, read_config, verify
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig, ModelError, read_config, verify
 
 PROFILE_EMBEDDING = "input_embeddings.embeddings.profile.weight"  # [1 + profile, width]; row 0 is the unknown profile
 

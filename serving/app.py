@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
 from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents
 from serving.alert_watch import AlertWatch

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fleet_forecast.contract.specs import METRICS
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
 from server_profiles import ProfileRules, match_profile
 from serving.histogram import Histogram
 from serving.history import HistoryStore, HistoryUnavailableError

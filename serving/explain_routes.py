@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
 
-from forecasting.artifact import ModelError
+from fleet_forecast.inference.model_directory import ModelError
 from serving import documents
 from serving.answers import Selection, horizon_seconds, refuse_beyond, selected_steps
 from serving.daemon import daemon_of, json_answer, no_forecast, try_again

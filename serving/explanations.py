@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from forecasting.artifact import CANARY_TOLERANCE
-from forecasting.interpretation import Interpretation, Variables, in_lag_bins, label_of, lag_bin_steps
+from fleet_forecast.inference.explanations import Interpretation, Variables, in_lag_bins, label_of, lag_bin_steps
+from fleet_forecast.inference.model_directory import CANARY_TOLERANCE
 from serving.answers import iso
 from serving.cycle import FleetForecasts, ServerForecast
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from forecasting.artifact import ModelError
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import ModelError
 from serving.cycle import FleetForecasts
 
 LOG = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ class FakeDaemon(DaemonProcess):
 
 def main() -> int:
     import tft_inference
-    from forecasting.engine import Engine
+    from fleet_forecast.inference.engine import Engine
     from tests.fake_engine import FakeEngine
 
     def load(*_arguments, **_flags):

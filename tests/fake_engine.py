@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data_contract import METRICS
-from forecasting.engine import NoExplanationError
-from forecasting.interpretation import Interpretation, Variables
+from fleet_forecast.inference.engine import NoExplanationError
+from fleet_forecast.inference.explanations import Interpretation, Variables
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_the_image_installs_what_the_daemon_imports_and_no_torch():
     installed = set(line.split())
     list_imports = """
 import ast, importlib.metadata, json, pathlib, sys
-import tft_inference, forecasting.engine, serving.app, serving.daemon, serving.server
+import tft_inference, fleet_forecast.inference.engine, serving.app, serving.daemon, serving.server
 own = [pathlib.Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
 own = [path for path in own if path.is_relative_to(pathlib.Path.cwd()) and "site-packages" not in path.parts]
 nodes = [node for path in own for node in ast.walk(ast.parse(path.read_text()))]

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
 from serving.explain_routes import MAX_WAITING_EXPLANATIONS
 from tests.fake_engine import FakeEngine
 from tests.test_app import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for

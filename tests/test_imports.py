@@ -110,7 +110,7 @@ def test_nothing_that_can_run_code_from_a_file_is_used(path):
 
 def test_the_daemon_and_batch_forecasts_need_no_torch():
     program = (
-        "import sys, tft_inference, serving.app, forecasting.engine\n"
+        "import sys, tft_inference, serving.app, fleet_forecast.inference.engine\n"
         "print([name for name in ('torch', 'lightning', 'pytorch_forecasting') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 import tft_trainer
-from forecasting.artifact import TEMPORARY_PREFIX, only_writer, verify
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, only_writer, verify
 from tests.conftest import tiny_flags
 
 ROOT = Path(__file__).resolve().parent.parent

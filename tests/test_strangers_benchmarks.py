@@ -10,9 +10,9 @@ from benchmarks import ablations, limit, strangers
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS
 from fleet_forecast.simulation.physics import Scenario, simulate
-from forecasting.engine import Engine
 from forecasting.sampling import WindowSource
 from tests.conftest import tiny_fleet
 

@@ -17,7 +17,7 @@ import pytest
 
 import tft_inference
 from fleet_forecast.features.grid import FleetGrid
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
 from serving.settings import SettingsError, read_token
 from tests.conftest import TINY_METRICS, tiny_fleet
 

@@ -22,9 +22,9 @@ import tft_trainer
 from data_contract import check_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss, torch_run
-from forecasting.artifact import read_config
-from forecasting.engine import Engine
 from forecasting.fitting import learning_rate_at
 from forecasting.split import Split
 from server_profiles import BUILT_IN_RULES

@@ -14,8 +14,8 @@ import tft_trainer
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, pinball_loss, window_tensors
-from forecasting.engine import Engine
 from forecasting.fitting import FitSettings, fit
 from forecasting.sampling import Batch, Handicaps, WindowSource
 from forecasting.split import Split

@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from fleet_forecast.evaluation.backtest import AMOUNTS
-from forecasting.interpretation import WeightTables, label_of
+from fleet_forecast.inference.explanations import WeightTables, label_of
 
 REPORT_FILE = "report.html"
 STYLE = (

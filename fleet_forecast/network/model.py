@@ -27,11 +27,11 @@ from torch.nn import functional
 
 from fleet_forecast.features.scaling import BOUND, FleetScaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
+from fleet_forecast.inference.explanations import NetworkWeights
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig
 from fleet_forecast.network.constants import constant
 from fleet_forecast.network.fleet_tft import FleetTFT
 from fleet_forecast.network.quantile_map import compressed_window_units, in_window_units
-from forecasting.artifact import WEIGHTS_FILE, ModelConfig
-from forecasting.interpretation import NetworkWeights
 
 Item = TypeVar("Item")
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fleet_forecast.evaluation.report import write_report
-from forecasting.interpretation import WeightTables
+from fleet_forecast.inference.explanations import WeightTables
 
 INFO = {
     "data": "training",

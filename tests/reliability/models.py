@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from starlette.testclient import TestClient
 
-from forecasting.artifact import _seal, promote
+from fleet_forecast.inference.model_directory import _seal, promote
 from serving.app import create_app
 from serving.settings import Settings
 from tests.fake_daemon import REPOSITORY, DaemonProcess

@@ -15,7 +15,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
-from forecasting.artifact import read_config
+from fleet_forecast.inference.model_directory import read_config
 from serving.app import create_app
 from serving.history import HistoryStore
 from serving.records import Sample

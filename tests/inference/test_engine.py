@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.network.model import MEDIAN, load_model, ordered, torch_run
-from forecasting.artifact import read_config
-from forecasting.engine import Engine
 
 ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 
@@ -156,11 +156,11 @@ def test_no_servers_give_an_empty_forecast(engine: Engine) -> None:
 
 def test_loading_and_forecasting_on_a_cpu_never_import_torch(tiny_model_dir: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; import numpy as np; from forecasting.engine import Engine\n"
+        "import sys; from pathlib import Path; import numpy as np; from fleet_forecast.inference.engine import Engine\n"
         f"engine = Engine.load(Path({str(tiny_model_dir)!r}), device='cpu')\n"
         "engine.forecast(np.ones((1, 3, 3), np.float32), [None], np.datetime64('2026-03-05', 's'))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

@@ -20,7 +20,15 @@ import numpy as np
 
 from fleet_forecast.features.clock_change import changes_between
 from fleet_forecast.features.windows import Calendar, Windows, build_windows
-from forecasting.artifact import (
+from fleet_forecast.inference.explanations import (
+    Interpretation,
+    NetworkWeights,
+    Variables,
+    blank,
+    interpret,
+    variables_of,
+)
+from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
     CANARY_TOLERANCE,
     EXPLAIN_FILE,
@@ -30,7 +38,6 @@ from forecasting.artifact import (
     read_config,
     verify,
 )
-from forecasting.interpretation import Interpretation, NetworkWeights, Variables, blank, interpret, variables_of
 
 CHUNK_WINDOWS = 45  # windows a thread runs at once: more share the tables of the network, but take more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units

@@ -16,10 +16,8 @@ from safetensors.torch import load_file
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import Windows, WindowSpec
-from fleet_forecast.network.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
-from forecasting.artifact import ModelError, read_config
-from forecasting.engine import Engine, NoExplanationError
-from forecasting.interpretation import (
+from fleet_forecast.inference.engine import Engine, NoExplanationError
+from fleet_forecast.inference.explanations import (
     NetworkWeights,
     in_lag_bins,
     interpret,
@@ -27,8 +25,10 @@ from forecasting.interpretation import (
     variables_of,
     weight_tables,
 )
-from tests.test_artifact import reseal
-from tests.test_engine import ORIGIN, history_of
+from fleet_forecast.inference.model_directory import ModelError, read_config
+from fleet_forecast.network.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
+from tests.inference.test_engine import ORIGIN, history_of
+from tests.inference.test_model_directory import reseal
 
 PROFILES = ["database", None, "web_api"]
 
@@ -208,12 +208,12 @@ def test_the_published_tables_are_the_means_over_later_days_of_every_profile(
 
 def test_explaining_on_a_cpu_never_imports_torch(tiny_model_dir: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; import numpy as np; from forecasting.engine import Engine\n"
+        "import sys; from pathlib import Path; import numpy as np; from fleet_forecast.inference.engine import Engine\n"
         f"engine = Engine.load(Path({str(tiny_model_dir)!r}), device='cpu')\n"
         "engine.explain(np.ones((1, 3, 3), np.float32), [None], np.datetime64('2026-03-05', 's'))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
 

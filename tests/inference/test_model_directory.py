@@ -12,8 +12,16 @@ import pytest
 
 from fleet_forecast.features.clock_change import earlier_days_by_the_clock
 from fleet_forecast.features.earlier_days import EarlierDays
-from forecasting.artifact import ModelConfig, ModelError, new_model_directory, only_writer, promote, read_config, verify
-from forecasting.engine import Engine
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_directory import (
+    ModelConfig,
+    ModelError,
+    new_model_directory,
+    only_writer,
+    promote,
+    read_config,
+    verify,
+)
 
 
 @pytest.fixture
@@ -125,7 +133,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def reseal(directory: Path) -> None:
     """Write a manifest that fits the changed files, as an attacker or another version would."""
-    from forecasting.artifact import _seal
+    from fleet_forecast.inference.model_directory import _seal
 
     (directory / "manifest.json").unlink()
     _seal(directory)
