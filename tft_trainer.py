@@ -45,15 +45,15 @@ from fleet_forecast.inference.model_directory import (
     promote,
 )
 from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
-from forecasting.checkpoint import Checkpoint, CheckpointError, fingerprint
-from forecasting.comparison import beside, comparison_job, in_words, price, time_for_the_model
-from forecasting.fitting import FitError, FitSettings, fit
-from forecasting.job import Job
-from forecasting.other_load import free_processors, in_the_way
-from forecasting.run_state import Fit, Keeper
-from forecasting.split import Split, SplitError, split_fleet
-from forecasting.tensorboard_log import LogError, TensorBoardLog
-from forecasting.warm_start import earlier_model, start_from
+from fleet_forecast.training.ablation import beside, comparison_job, in_words, price, time_for_the_model
+from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, fingerprint
+from fleet_forecast.training.cpu_contention import free_processors, in_the_way
+from fleet_forecast.training.job import Job
+from fleet_forecast.training.split import Split, SplitError, split_fleet
+from fleet_forecast.training.tensorboard_log import LogError, TensorBoardLog
+from fleet_forecast.training.trainer import FitError, FitSettings, fit
+from fleet_forecast.training.trainer_state import Fit, Keeper
+from fleet_forecast.training.warm_start import earlier_model, start_from
 from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
 
 DEFAULT_TIMEZONE = "America/New_York"

@@ -42,9 +42,9 @@ from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
-from forecasting.fitting import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
-from forecasting.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
-from forecasting.split import Split, SplitError, split_fleet  # noqa: E402
+from fleet_forecast.training.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
+from fleet_forecast.training.split import Split, SplitError, split_fleet  # noqa: E402
+from fleet_forecast.training.trainer import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,9 @@ def windows_of(variant: Variant) -> Iterator[None]:
             daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
             window_shape=SHAPES[variant.shape],
         ),
-        mock.patch("forecasting.gradients.importance", importance if variant.weighs_windows else torch.ones_like),
+        mock.patch(
+            "fleet_forecast.training.gradients.importance", importance if variant.weighs_windows else torch.ones_like
+        ),
     ):
         yield
 

@@ -31,11 +31,11 @@ from benchmarks.real_servers import held_out_names  # noqa: E402
 from data_contract import ContractError, DataFileError  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, best_baseline  # noqa: E402
 from fleet_forecast.features.grid import GridError  # noqa: E402
-from forecasting.checkpoint import Checkpoint  # noqa: E402
-from forecasting.fitting import fit  # noqa: E402
-from forecasting.job import Job  # noqa: E402
-from forecasting.run_state import Keeper, put_weights  # noqa: E402
-from forecasting.split import SplitError, split_fleet  # noqa: E402
+from fleet_forecast.training.checkpoint import Checkpoint  # noqa: E402
+from fleet_forecast.training.job import Job  # noqa: E402
+from fleet_forecast.training.split import SplitError, split_fleet  # noqa: E402
+from fleet_forecast.training.trainer import fit  # noqa: E402
+from fleet_forecast.training.trainer_state import Keeper, put_weights  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

@@ -70,9 +70,9 @@ from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.network.model import ForecastModel, build_network, dataset_of
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.physics import Scenario, simulate
-from forecasting.gradients import Gradients, Ready, gradients_of
-from forecasting.run_state import State
-from forecasting.sampling import Plan, WindowSource
+from fleet_forecast.training.gradients import Gradients, Ready, gradients_of
+from fleet_forecast.training.sampling import Plan, WindowSource
+from fleet_forecast.training.trainer_state import State
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 import tft_trainer
-from forecasting import fitting
+from fleet_forecast.training import trainer as fitting
 
 settings.register_profile("whatever the machine is doing", deadline=None)
 settings.load_profile("whatever the machine is doing")

@@ -13,7 +13,7 @@ from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS
 from fleet_forecast.simulation.physics import Scenario, simulate
-from forecasting.sampling import WindowSource
+from fleet_forecast.training.sampling import WindowSource
 from tests.conftest import tiny_fleet
 
 HOUR = 12

@@ -25,8 +25,8 @@ from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss, torch_run
-from forecasting.fitting import learning_rate_at
-from forecasting.split import Split
+from fleet_forecast.training.split import Split
+from fleet_forecast.training.trainer import learning_rate_at
 from server_profiles import BUILT_IN_RULES
 from tests.conftest import tiny_fleet
 

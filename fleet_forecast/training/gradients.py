@@ -23,10 +23,10 @@ from torch import Tensor
 
 from fleet_forecast.features.windows import Windows
 from fleet_forecast.network.model import ForecastModel, importance, pinball_loss, window_tensors
-from forecasting.kept_memory import keep_freed_memory
-from forecasting.resident_windows import ResidentPlan, ResidentWindows
-from forecasting.run_state import device_of
-from forecasting.sampling import Batch, Plan, WindowSource
+from fleet_forecast.training.allocator import keep_freed_memory
+from fleet_forecast.training.gpu_batches import ResidentPlan, ResidentWindows
+from fleet_forecast.training.sampling import Batch, Plan, WindowSource
+from fleet_forecast.training.trainer_state import device_of
 
 UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
 STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say

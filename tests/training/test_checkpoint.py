@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forecasting import checkpoint as module
 
 from fleet_forecast.features.grid import FleetGrid
-from forecasting import checkpoint as module
-from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
+from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
 
 IDENTITY = {"--epochs": 20, "profiles": ("database", "web_api"), "--max-minutes": None}
 STATE = PartState({"weights.a": torch.randn(3, 2), "random.cpu": torch.get_rng_state()}, {"steps": 7, "loss": 0.1})

@@ -19,7 +19,7 @@ from fleet_forecast.features.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINT
 from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS, overlap
 from fleet_forecast.features.quantile_map import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
 from fleet_forecast.features.windows import INPUT_GRID
-from forecasting.sampling import Plan, WindowSource
+from fleet_forecast.training.sampling import Plan, WindowSource
 
 
 class ResidentPlan(NamedTuple):

@@ -19,9 +19,9 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_directory import ModelConfig
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, torch_explain, torch_run
-from forecasting.fitting import FitSettings
-from forecasting.sampling import WindowSource
-from forecasting.split import Split
+from fleet_forecast.training.sampling import WindowSource
+from fleet_forecast.training.split import Split
+from fleet_forecast.training.trainer import FitSettings
 
 TEST_EVERY_HOURS = 8
 JUDGED_WINDOWS = 8_192  # at most: scores over more of them hardly differ, time and memory do

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import tft_trainer
-from forecasting import fitting
-from forecasting.comparison import METHOD
+from fleet_forecast.training import trainer as fitting
+from fleet_forecast.training.ablation import METHOD
 from tests.conftest import tiny_flags
 
 STEPS = 24  # of the model: four epochs of six; the comparison has six, one epoch

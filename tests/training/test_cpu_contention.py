@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forecasting.other_load import STAT, free_processors, in_the_way
+from fleet_forecast.training.cpu_contention import STAT, free_processors, in_the_way
 
 # user nice system idle iowait irq softirq steal guest guest_nice; guest time is part of user time
 BEFORE = "cpu  100 0 50 1000 50 0 0 0 90 0\ncpu0 50 0 25 500 25 0 0 0 45 0\ncpu1 50 0 25 500 25 0 0 0 45 0\nintr 1 2\n"

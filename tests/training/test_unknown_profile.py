@@ -16,9 +16,9 @@ from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, pinball_loss, window_tensors
-from forecasting.fitting import FitSettings, fit
-from forecasting.sampling import Batch, Handicaps, WindowSource
-from forecasting.split import Split
+from fleet_forecast.training.sampling import Batch, Handicaps, WindowSource
+from fleet_forecast.training.split import Split
+from fleet_forecast.training.trainer import FitSettings, fit
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from fleet_forecast.evaluation import backtest as evaluation
-from forecasting.job import Job
-from forecasting.run_state import Fit
+from fleet_forecast.training.job import Job
+from fleet_forecast.training.trainer_state import Fit
 
 COMPARISON_SHARE = 0.25  # of the model's steps
 METHOD = "model without profiles"

@@ -11,7 +11,7 @@ import pytest
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import STATISTICS, fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from forecasting.sampling import (
+from fleet_forecast.training.sampling import (
     HANDICAPS,
     NEWEST_SHARE,
     Batch,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import tft_trainer
-from forecasting.tensorboard_log import TESTED_VERSION
+from fleet_forecast.training.tensorboard_log import TESTED_VERSION
 from tests.conftest import tiny_flags
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_tensorboard_shows_the_course_of_the_training(tiny_training_dir: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import tft_trainer
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.network.model import build_network
-from forecasting.warm_start import PROFILE_EMBEDDING, profile_rows
+from fleet_forecast.training.warm_start import PROFILE_EMBEDDING, profile_rows
 from tests.conftest import tiny_flags, tiny_fleet
 
 

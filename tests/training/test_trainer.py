@@ -14,13 +14,13 @@ import torch
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
-from forecasting import fitting
-from forecasting.checkpoint import Checkpoint, CheckpointError
-from forecasting.fitting import FitError, FitSettings, fit, steps_between_checks
-from forecasting.job import Job
-from forecasting.run_state import Fit, Keeper, weights_of
-from forecasting.sampling import Batch, WindowSource
-from forecasting.split import Split
+from fleet_forecast.training import trainer as fitting
+from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError
+from fleet_forecast.training.job import Job
+from fleet_forecast.training.sampling import Batch, WindowSource
+from fleet_forecast.training.split import Split
+from fleet_forecast.training.trainer import FitError, FitSettings, fit, steps_between_checks
+from fleet_forecast.training.trainer_state import Fit, Keeper, weights_of
 
 SPEC = WindowSpec(("cpu_pct", "mem_pct"), 300, "UTC", context_steps=24, horizon_steps=12)
 SETTINGS = FitSettings(epochs=2, batch_size=16, learning_rate=3e-3, max_seconds=float("inf"), seed=3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
-from forecasting.split import FEWEST_TO_WATCH, SplitError, split_fleet
+from fleet_forecast.training.split import FEWEST_TO_WATCH, SplitError, split_fleet
 
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from forecasting import progress
-from forecasting.progress import ProgressDisplay
+from fleet_forecast.training import progress
+from fleet_forecast.training.progress import ProgressDisplay
 
 
 class Terminal(io.StringIO):

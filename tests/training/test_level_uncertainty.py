@@ -9,8 +9,8 @@ from scipy import stats
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from forecasting.level_doubt import doubt_after, level_doubt
-from forecasting.sampling import WindowSource
+from fleet_forecast.training.level_uncertainty import doubt_after, level_doubt
+from fleet_forecast.training.sampling import WindowSource
 
 METRICS = ("cpu_pct", "mem_pct")
 STEPS, FIT_END = 300, 200

@@ -25,13 +25,30 @@ import numpy as np
 import torch
 
 from fleet_forecast.network.model import ForecastModel
-from forecasting.gradients import Gradients, Ready, gradients_of, loss_arguments, loss_of
-from forecasting.level_doubt import level_doubt
-from forecasting.progress import ProgressDisplay
-from forecasting.run_state import Fit, Keeper, State, Weights, copy_of, device_of, put_weights, weights_of
-from forecasting.sampling import HANDICAPS, Handicaps, Plan, WindowSource, batches_per_epoch, draw_history, epoch
-from forecasting.split import Split
-from forecasting.tensorboard_log import TensorBoardLog
+from fleet_forecast.training.gradients import Gradients, Ready, gradients_of, loss_arguments, loss_of
+from fleet_forecast.training.level_uncertainty import level_doubt
+from fleet_forecast.training.progress import ProgressDisplay
+from fleet_forecast.training.sampling import (
+    HANDICAPS,
+    Handicaps,
+    Plan,
+    WindowSource,
+    batches_per_epoch,
+    draw_history,
+    epoch,
+)
+from fleet_forecast.training.split import Split
+from fleet_forecast.training.tensorboard_log import TensorBoardLog
+from fleet_forecast.training.trainer_state import (
+    Fit,
+    Keeper,
+    State,
+    Weights,
+    copy_of,
+    device_of,
+    put_weights,
+    weights_of,
+)
 
 WARM_UP = 0.05  # share of the run over which the learning rate rises
 WEIGHT_DECAY = 0.01

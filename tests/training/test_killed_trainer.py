@@ -24,14 +24,14 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, only_writer, verify
 from tests.conftest import tiny_flags
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # The trainer, saving its state after each step, that kills itself instead of its n-th call that changes the disk.
 KILLED = """
 import os, signal, sys
-import forecasting.fitting, tft_trainer
+import fleet_forecast.training.trainer, tft_trainer
 
-forecasting.fitting.CHECKPOINT_SECONDS = 0.0
+fleet_forecast.training.trainer.CHECKPOINT_SECONDS = 0.0
 calls, last = 0, int(sys.argv[1])
 
 def deadly(real):

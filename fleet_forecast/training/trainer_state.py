@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fleet_forecast.network.model import ForecastModel
-from forecasting.checkpoint import Checkpoint, CheckpointError, PartState, Tensors
-from forecasting.flat_parameters import named_parts, side_by_side
+from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, PartState, Tensors
+from fleet_forecast.training.flat_parameters import named_parts, side_by_side
 
 Weights = dict[str, torch.Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.test_fitting import job_with
+from tests.training.test_trainer import job_with
 
 
 def test_forecasts_are_explained_though_nothing_was_measured_at_the_moments_they_are_judged_at() -> None:

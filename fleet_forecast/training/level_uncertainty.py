@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forecasting.sampling import WindowSource
+from fleet_forecast.training.sampling import WindowSource
 
 FEWEST_SERVERS = 5  # of fewer the distribution has no variance, or one too large to learn from
 
