@@ -402,7 +402,14 @@ def _token(path: Path | None) -> str | None:
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
     """Write metrics of a real fleet from Prometheus."""
-    from serving.prometheus import NODE_EXPORTER, PrometheusClient, QueryFileError, QuerySet, load_query_set, pull_range
+    from fleet_forecast.sources.prometheus import (
+        NODE_EXPORTER,
+        PrometheusClient,
+        QueryFileError,
+        QuerySet,
+        load_query_set,
+        pull_range,
+    )
 
     began, tick = time.perf_counter(), arguments.tick_seconds
     hours = HOURS if arguments.hours is None else arguments.hours

@@ -35,12 +35,7 @@ from data_contract import ContractError, DataFileError, read_metrics
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import ModelError
-from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
-from serving import settings as daemon_settings
-from serving.alerts import AlertFileError, AlertRules, load_alert_rules
-from serving.cycle import profile_of
-from serving.explanations import as_text, weights_document
-from serving.prometheus import (
+from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusError,
@@ -48,6 +43,11 @@ from serving.prometheus import (
     QuerySet,
     load_query_set,
 )
+from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
+from serving import settings as daemon_settings
+from serving.alerts import AlertFileError, AlertRules, load_alert_rules
+from serving.cycle import profile_of
+from serving.explanations import as_text, weights_document
 from serving.settings import Settings, SettingsError, load_settings
 from serving.tables import long_table, schema
 

@@ -44,7 +44,8 @@ from fleet_forecast.inference.model_directory import (
     only_writer,
     promote,
 )
-from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx, torch_run
+from fleet_forecast.inference.torch_backend import torch_run
+from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx
 from fleet_forecast.training.ablation import beside, comparison_job, in_words, price, time_for_the_model
 from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, fingerprint
 from fleet_forecast.training.cpu_contention import free_processors, in_the_way

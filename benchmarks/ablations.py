@@ -41,7 +41,8 @@ from fleet_forecast.features.grid import FleetGrid, GridError  # noqa: E402
 from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # noqa: E402
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
-from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance, torch_run  # noqa: E402
+from fleet_forecast.inference.torch_backend import torch_run  # noqa: E402
+from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance  # noqa: E402
 from fleet_forecast.training.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from fleet_forecast.training.split import Split, SplitError, split_fleet  # noqa: E402
 from fleet_forecast.training.trainer import AVERAGING_DECAY, FitSettings, fit  # noqa: E402

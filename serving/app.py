@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from server_profiles import BUILT_IN_RULES, ProfileRules
 from serving import documents
 from serving.alert_watch import AlertWatch
@@ -44,7 +45,6 @@ from serving.history import HistoryBusyError, HistoryStore, HistoryUnavailableEr
 from serving.limits import RequestGuard
 from serving.live_routes import add_live_routes
 from serving.model_slot import LoadEngine, LoadResult, ModelSlot
-from serving.prometheus import PrometheusClient, QuerySet
 from serving.pull import Puller
 from serving.records import BodyError, CheckedBatch, Sample, check_records, parse_records
 from serving.scores import ForecastScores

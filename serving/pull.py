@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
 from serving.answers import iso
 from serving.daemon import Daemon
 from serving.history import HistoryBusyError, HistoryUnavailableError
-from serving.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
 from serving.records import check_records
 
 LOG = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import httpx
+from fleet_forecast.sources.address import is_address
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
@@ -196,17 +195,6 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"{name}: {address!r} is no address; write http://host:port")
     if settings.device not in ("cpu", "cuda", "auto"):
         raise SettingsError(f"device: {settings.device!r} is unknown; use cpu, cuda or auto")
-
-
-def is_address(text: str) -> bool:
-    """Whether requests can be sent there: http or https, a host name that can be looked up, a port that exists."""
-    try:
-        url = httpx.URL(text)
-        url.host.encode("idna")  # as the look-up does
-    except (httpx.InvalidURL, ValueError):
-        return False
-    has_port = url.port is None or 1 <= url.port <= 65_535
-    return bool(re.fullmatch(r"https?://[^/\s]+\S*", text) and url.host) and has_port
 
 
 def read_token(path: Path | None) -> bytes | None:

@@ -201,7 +201,7 @@ def test_refusals_and_nonsense_are_named_and_the_old_data_stays(capsys, tmp_path
 
 
 def test_a_prometheus_that_is_not_there_is_named(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.prometheus.ATTEMPTS", 1)
+    monkeypatch.setattr("fleet_forecast.sources.prometheus.ATTEMPTS", 1)
     code, _, err = pull(capsys, "http://127.0.0.1:9", tmp_path)
     assert code == 1
     assert "http://127.0.0.1:9/api/v1/query_range does not answer after 1 attempts: ConnectError" in err

@@ -11,10 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
+from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from serving import pull
 from serving.app import create_app
 from serving.history import HistoryStore
-from serving.prometheus import PrometheusClient, QuerySet
 from serving.pull import Puller
 from serving.records import Sample
 from serving.settings import Settings

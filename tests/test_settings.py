@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.prometheus import PrometheusClient, PrometheusError
+from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError
 from serving.settings import SettingsError, load_settings
 
 NO_ADDRESSES = (

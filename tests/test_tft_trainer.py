@@ -24,7 +24,8 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
-from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss, torch_run
+from fleet_forecast.inference.torch_backend import torch_run
+from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import learning_rate_at
 from server_profiles import BUILT_IN_RULES

@@ -20,14 +20,7 @@ import numpy as np
 
 from fleet_forecast.features.clock_change import changes_between
 from fleet_forecast.features.windows import Calendar, Windows, build_windows
-from fleet_forecast.inference.explanations import (
-    Interpretation,
-    NetworkWeights,
-    Variables,
-    blank,
-    interpret,
-    variables_of,
-)
+from fleet_forecast.inference.explanations import Interpretation, Variables, blank, interpret, variables_of
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
     CANARY_TOLERANCE,
@@ -38,6 +31,7 @@ from fleet_forecast.inference.model_directory import (
     read_config,
     verify,
 )
+from fleet_forecast.network.outputs import NetworkWeights
 
 CHUNK_WINDOWS = 45  # windows a thread runs at once: more share the tables of the network, but take more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
@@ -334,7 +328,7 @@ def _onnx_session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
 
 
 def _torch_run(model_dir: Path, config: ModelConfig) -> Run:
-    from fleet_forecast.network.model import load_model, torch_run
+    from fleet_forecast.inference.torch_backend import load_model, torch_run
 
     return torch_run(load_model(model_dir, config).to("cuda"))
 

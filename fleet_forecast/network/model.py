@@ -8,29 +8,26 @@ turns the raw outputs into quantiles that cannot cross and cannot leave the metr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 from pytorch_forecasting.data import MultiNormalizer, NaNLabelEncoder, TorchNormalizer
 from pytorch_forecasting.metrics import MultiLoss, QuantileLoss
 from pytorch_forecasting.utils import get_embedding_size
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from fleet_forecast.features.scaling import BOUND, FleetScaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
-from fleet_forecast.inference.explanations import NetworkWeights
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig
 from fleet_forecast.network.constants import constant
 from fleet_forecast.network.fleet_tft import FleetTFT
+from fleet_forecast.network.outputs import NetworkWeights
 from fleet_forecast.network.quantile_map import compressed_window_units, in_window_units
 
 Item = TypeVar("Item")
@@ -314,44 +311,6 @@ def _softplus(values: torch.Tensor) -> torch.Tensor:
 def window_tensors(windows: Windows, device: torch.device | str = "cpu") -> list[torch.Tensor]:
     """Fields of `windows` as tensors, in the order ForecastModel.forward takes them."""
     return [torch.from_numpy(field).to(device) for field in windows]
-
-
-def torch_run(model: ForecastModel) -> Callable[[Windows], np.ndarray]:
-    """Run windows through a torch model without gradients, for engine.Engine."""
-
-    def run(windows: Windows) -> np.ndarray:
-        return _without_gradients(model, model, windows).cpu().numpy()
-
-    return run
-
-
-def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
-    """The same with the network's weights."""
-
-    def explain(windows: Windows) -> NetworkWeights:
-        return NetworkWeights(*(field.cpu().numpy() for field in _without_gradients(model, model.explained, windows)))
-
-    return explain
-
-
-def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows: Windows) -> Any:
-    """What a method of the model gives at forecasting time; the model is left in the mode it was in.
-
-    A GPU's LSTM would round its factors to TF32's ten bits, which is too coarse for the canary.
-    """
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        output = method(*window_tensors(windows, next(model.parameters()).device))
-    model.train(was_training)
-    return output
-
-
-def load_model(model_dir: Path, config: ModelConfig) -> ForecastModel:
-    """Rebuild the torch model of a verified model directory."""
-    network = build_network(config.spec, config.network_profiles, config.hidden_size)
-    network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
-    return ForecastModel(network, config.spec, config.scaling).eval()
 
 
 def export_onnx(model: ForecastModel, windows: Windows, path: Path) -> None:

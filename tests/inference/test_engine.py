@@ -12,7 +12,8 @@ import torch
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
-from fleet_forecast.network.model import MEDIAN, load_model, ordered, torch_run
+from fleet_forecast.inference.torch_backend import load_model, torch_run
+from fleet_forecast.network.model import MEDIAN, ordered
 
 ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 

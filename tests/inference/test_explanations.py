@@ -17,16 +17,11 @@ from safetensors.torch import load_file
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import Windows, WindowSpec
 from fleet_forecast.inference.engine import Engine, NoExplanationError
-from fleet_forecast.inference.explanations import (
-    NetworkWeights,
-    in_lag_bins,
-    interpret,
-    label_of,
-    variables_of,
-    weight_tables,
-)
+from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of, weight_tables
 from fleet_forecast.inference.model_directory import ModelError, read_config
-from fleet_forecast.network.model import ForecastModel, build_network, load_model, torch_explain, window_tensors
+from fleet_forecast.inference.torch_backend import load_model, torch_explain
+from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
+from fleet_forecast.network.outputs import NetworkWeights
 from tests.inference.test_engine import ORIGIN, history_of
 from tests.inference.test_model_directory import reseal
 

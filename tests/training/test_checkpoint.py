@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forecasting import checkpoint as module
 
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.training import checkpoint as module
 from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
 
 IDENTITY = {"--epochs": 20, "profiles": ("database", "web_api"), "--max-minutes": None}

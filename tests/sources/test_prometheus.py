@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from serving import prometheus
-from serving.prometheus import (
+from fleet_forecast.sources import prometheus
+from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusError,

@@ -24,7 +24,7 @@ import orjson
 import pandas as pd
 
 from fleet_forecast.contract.specs import METRICS
-from serving.settings import is_address
+from fleet_forecast.sources.address import is_address
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer bound the memory of an answer
 ATTEMPTS = 4

@@ -1,0 +1,54 @@
+"""The torch model of a model directory, as the engine calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from fleet_forecast.features.windows import Windows
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig
+from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
+from fleet_forecast.network.outputs import NetworkWeights
+
+
+def torch_run(model: ForecastModel) -> Callable[[Windows], np.ndarray]:
+    """Run windows through a torch model without gradients, for engine.Engine."""
+
+    def run(windows: Windows) -> np.ndarray:
+        return _without_gradients(model, model, windows).cpu().numpy()
+
+    return run
+
+
+def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
+    """The same with the network's weights."""
+
+    def explain(windows: Windows) -> NetworkWeights:
+        return NetworkWeights(*(field.cpu().numpy() for field in _without_gradients(model, model.explained, windows)))
+
+    return explain
+
+
+def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows: Windows) -> Any:
+    """What a method of the model gives at forecasting time; the model is left in the mode it was in.
+
+    A GPU's LSTM would round its factors to TF32's ten bits, which is too coarse for the canary.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        output = method(*window_tensors(windows, next(model.parameters()).device))
+    model.train(was_training)
+    return output
+
+
+def load_model(model_dir: Path, config: ModelConfig) -> ForecastModel:
+    """Rebuild the torch model of a verified model directory."""
+    network = build_network(config.spec, config.network_profiles, config.hidden_size)
+    network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
+    return ForecastModel(network, config.spec, config.scaling).eval()

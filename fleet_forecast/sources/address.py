@@ -1,0 +1,18 @@
+"""Addresses of other services."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+
+
+def is_address(text: str) -> bool:
+    """Whether requests can be sent there: http or https, a host name that can be looked up, a port that exists."""
+    try:
+        url = httpx.URL(text)
+        url.host.encode("idna")  # as the look-up does
+    except (httpx.InvalidURL, ValueError):
+        return False
+    has_port = url.port is None or 1 <= url.port <= 65_535
+    return bool(re.fullmatch(r"https?://[^/\s]+\S*", text) and url.host) and has_port
