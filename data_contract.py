@@ -31,6 +31,7 @@ import pandas as pd
 from fleet_forecast.contract.audit import validate
 from fleet_forecast.contract.checks import ContractError, Violation
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
+from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
 from fleet_forecast.contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
 from fleet_forecast.contract.specs import (
     COLUMN_SPECS,
@@ -49,7 +50,7 @@ from fleet_forecast.contract.specs import (
     arrow_schema,
     document_tables,
 )
-from server_profiles import BUILT_IN_RULES, ProfileFileError, load_profile_rules
+from server_profiles import BUILT_IN_RULES
 
 __all__ = [
     "COLUMNS",

@@ -35,13 +35,15 @@ import numpy as np
 from tqdm import tqdm
 
 from data_contract import Metadata
+from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.incidents import LABELS, injected_event
 from fleet_forecast.simulation.live import Feed, Position, StreamPlan
 from fleet_forecast.simulation.live import stream as play
 from fleet_forecast.simulation.physics import STATE_NAMES, Scenario, World
 from fleet_forecast.simulation.writer import MOST_WORKERS, ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
-from server_profiles import BUILT_IN_RULES, ServerProfile, business_time, infer_profile_from_name, load_profile_rules
+from server_profiles import BUILT_IN_RULES, ServerProfile, infer_profile_from_name
 
 GENERATOR_VERSION = "1.0.0"
 

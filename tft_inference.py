@@ -32,9 +32,15 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_contract import ContractError, DataFileError, read_metrics
+from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules, profile_of
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.explanation_document import as_text, weights_document
+from fleet_forecast.inference.forecast_table import long_table, schema
 from fleet_forecast.inference.model_directory import ModelError
+from fleet_forecast.serving import settings as daemon_settings
+from fleet_forecast.serving.alerting.book import AlertFileError, AlertRules, load_alert_rules
+from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
@@ -43,13 +49,7 @@ from fleet_forecast.sources.prometheus import (
     QuerySet,
     load_query_set,
 )
-from server_profiles import BUILT_IN_RULES, ProfileFileError, ProfileRules, load_profile_rules
-from serving import settings as daemon_settings
-from serving.alerts import AlertFileError, AlertRules, load_alert_rules
-from serving.cycle import profile_of
-from serving.explanations import as_text, weights_document
-from serving.settings import Settings, SettingsError, load_settings
-from serving.tables import long_table, schema
+from server_profiles import BUILT_IN_RULES, ProfileRules
 
 SERVERS_PER_CHUNK = 64  # forecast at once; bounds memory
 DONE, FAILED, USAGE = 0, 1, 2
@@ -321,9 +321,9 @@ def forecast_inputs(
 
 def run_daemon(settings: Settings, rules: ProfileRules) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from serving.app import create_app
-    from serving.log import log_as_json
-    from serving.server import serve
+    from fleet_forecast.serving.app import create_app
+    from fleet_forecast.serving.http.server import serve
+    from fleet_forecast.serving.monitoring.log import log_as_json
 
     files = read_referenced_files(settings)
     if not settings.model.exists():

@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
+from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
 from fleet_forecast.evaluation.backtest import AMOUNTS, MODEL
 from fleet_forecast.evaluation.report import write_report
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
@@ -55,7 +57,7 @@ from fleet_forecast.training.tensorboard_log import LogError, TensorBoardLog
 from fleet_forecast.training.trainer import FitError, FitSettings, fit
 from fleet_forecast.training.trainer_state import Fit, Keeper
 from fleet_forecast.training.warm_start import earlier_model, start_from
-from server_profiles import BUILT_IN_RULES, ProfileFileError, business_time, load_profile_rules
+from server_profiles import BUILT_IN_RULES
 
 DEFAULT_TIMEZONE = "America/New_York"
 SHORTEST_DEFAULT_STEP = 300  # seconds: a day of context in finer steps is more than a network should read

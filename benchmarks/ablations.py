@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.strangers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E402
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS  # noqa: E402
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.cold_start import lengths  # noqa: E402
 from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
@@ -42,7 +43,7 @@ from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
 from fleet_forecast.inference.torch_backend import torch_run  # noqa: E402
-from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, importance  # noqa: E402
+from fleet_forecast.network.model import ForecastModel, build_network, importance  # noqa: E402
 from fleet_forecast.training.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
 from fleet_forecast.training.split import Split, SplitError, split_fleet  # noqa: E402
 from fleet_forecast.training.trainer import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
@@ -288,7 +289,7 @@ def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.nda
     day = job.spec.day_steps
     naive_error = evaluation.naive_daily_error(grid.values[:, : job.split.train_end], day)
     made = {evaluation.MODEL: forecast(model, source, rows, origins, steps, hidden)}
-    table = evaluation.Backtest(grid.metrics, QUANTILES, rows, origins, actual, naive_error, made).scores()
+    table = evaluation.Backtest(grid.metrics, QUANTILE_LEVELS, rows, origins, actual, naive_error, made).scores()
     mean = table.set_index("metric").loc["mean"]
     return {name: round(float(mean[name]), 5) for name in ("wql", "accuracy", "coverage_80", "coverage_96")}
 

@@ -37,15 +37,15 @@ sys.path.insert(0, str(ROOT))
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.serving.alerting.anomaly import Departures, distance, shares_of_distance  # noqa: E402
+from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRules  # noqa: E402
+from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402
+from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast, forecast_servers  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import PROFILES, ServerProfile  # noqa: E402
-from serving.alerts import DEPARTURE, AlertBook, AlertRules  # noqa: E402
-from serving.crossing import breach_probability  # noqa: E402
-from serving.cycle import ModelView, ServerForecast, forecast_servers  # noqa: E402
-from serving.departures import Departures, distance, shares_of_distance  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
 
 
 def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
-    """The constants of serving/departures.py, the level of AlertRules, and the baselines' own best thresholds."""
+    """The constants of alerting/anomaly.py, the level of AlertRules, and the baselines' own best thresholds."""
     rules, metrics = AlertRules(), engine.config.targets
     parts = [_scored(engine, weeks, rules) for weeks in fleets]
     averages = np.concatenate([scored.reshape(-1, len(metrics)) for scored, _ in parts])

@@ -7,7 +7,7 @@
 
 Forecasts reach 8 hours, from an origin every 8 hours of the last 30 % of the time. In each fold another part of the
 servers is held out; all methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, by the functions that
-score the model (fleet_forecast/evaluation/backtest.py). With --model, the held-out servers are that model's own, a fold for each
+score the model (evaluation/backtest.py). With --model, the held-out servers are that model's own, a fold for each
 model, so that LightGBM and the model know the same servers and days. `together` is the ratio of the WQL over the
 servers of all folds as if they were one. Tables go to stdout, the last line is JSON.
 
@@ -15,7 +15,7 @@ LightGBM gets one model per metric and quantile. Values are scaled by the mean a
 the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
 week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
 
-Beside it stands what nobody trained: the usual day as far as the last one followed it (fleet_forecast/features/daily_rhythm.py),
+Beside it stands what nobody trained: the usual day as far as the last one followed it (features/daily_rhythm.py),
 with the quantiles of what then remained of the last day around it.
 """
 
@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
+from fleet_forecast.contract.forecast_spec import SCORED_LEVELS  # noqa: E402
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
 from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
@@ -50,7 +51,7 @@ from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, ModelEr
 # --- settings -------------------------------------------------------------------------------------------------------
 
 DATA = (ROOT / "../shared/data/bitbrains_public.parquet", ROOT / "../shared/data/smd_fleet.parquet")
-QUANTILES = evaluation.SCORED_QUANTILES
+QUANTILES = SCORED_LEVELS
 HORIZON_HOURS = 8
 TRAIN_FRACTION = 0.7  # of the time
 VALIDATION_SHARE = 0.15  # of the training time, its end: when to stop adding trees

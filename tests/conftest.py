@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from fleet_forecast.training import trainer as fitting
 
 settings.register_profile("whatever the machine is doing", deadline=None)
 settings.load_profile("whatever the machine is doing")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background commands with SIGINT ignored, which children inherit: Ctrl-C tests could not end them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 fitting.VALIDATION_BATCHES = 3  # and checks take as long as their few steps
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import tft_inference
-from serving.settings import load_settings
-from tests.test_app import daemon, forecast_of, post, record, wait_for
+from fleet_forecast.serving.settings import load_settings
+from tests.serving.routes.test_routes import daemon, forecast_of, post, record, wait_for
 
 ROOT = Path(tft_inference.__file__).parent
 DEPLOY = ROOT / "deploy"
@@ -102,7 +102,8 @@ def test_the_image_installs_what_the_daemon_imports_and_no_torch():
     installed = set(line.split())
     list_imports = """
 import ast, importlib.metadata, json, pathlib, sys
-import tft_inference, fleet_forecast.inference.engine, serving.app, serving.daemon, serving.server
+import tft_inference, fleet_forecast.inference.engine
+import fleet_forecast.serving.app, fleet_forecast.serving.http.server
 own = [pathlib.Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
 own = [path for path in own if path.is_relative_to(pathlib.Path.cwd()) and "site-packages" not in path.parts]
 nodes = [node for path in own for node in ast.walk(ast.parse(path.read_text()))]

@@ -31,11 +31,12 @@ FLOORS = {
 }
 # Within the daemon.
 SERVING_FLOORS = {
+    f"{PACKAGE}.serving.dashboard": 0,
     f"{PACKAGE}.serving.storage": 0,
     f"{PACKAGE}.serving.forecasts": 1,
     f"{PACKAGE}.serving.ingest": 1,
-    f"{PACKAGE}.serving.alerting": 2,
-    f"{PACKAGE}.serving.monitoring": 3,
+    f"{PACKAGE}.serving.monitoring": 2,
+    f"{PACKAGE}.serving.alerting": 3,
     f"{PACKAGE}.serving.routes": 4,
     f"{PACKAGE}.serving.http": 4,
 }
@@ -110,7 +111,7 @@ def test_nothing_that_can_run_code_from_a_file_is_used(path):
 
 def test_the_daemon_and_batch_forecasts_need_no_torch():
     program = (
-        "import sys, tft_inference, serving.app, fleet_forecast.inference.engine\n"
+        "import sys, tft_inference, fleet_forecast.serving.app, fleet_forecast.inference.engine\n"
         "print([name for name in ('torch', 'lightning', 'pytorch_forecasting') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -66,8 +66,8 @@ def test_a_promise_holds_in_full_size(trial, tmp_path, tiny_model_dir):
 
 
 def test_the_ledger_sees_lost_and_torn_batches(tmp_path):
-    from serving.history import HistoryStore
-    from serving.records import check_records, parse_records
+    from fleet_forecast.serving.ingest.validation import check_records, parse_records
+    from fleet_forecast.serving.storage.store import HistoryStore
     from tests.reliability.traffic import BATCH_RECORDS, Ledger
 
     ledger = Ledger()

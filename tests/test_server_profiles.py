@@ -11,18 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server_profiles import (
-    BUILT_IN_RULES,
-    PROFILES,
-    BusinessTime,
-    ProfileFileError,
-    ServerProfile,
-    business_time,
-    demand_multiplier,
-    infer_profile_from_name,
-    load_profile_rules,
-    match_profile,
-)
+from fleet_forecast.contract.calendar import BusinessTime, business_time
+from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
+from fleet_forecast.simulation.demand import demand_multiplier
+from server_profiles import BUILT_IN_RULES, PROFILES, ServerProfile, infer_profile_from_name, match_profile
 
 NAMES = {
     "ml_compute": ("ppml0015", "ppgpu1", "cptrain22"),

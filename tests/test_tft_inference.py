@@ -18,7 +18,7 @@ import pytest
 import tft_inference
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.engine import Engine
-from serving.settings import SettingsError, read_token
+from fleet_forecast.serving.settings import SettingsError, read_token
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 QUANTILE_COLUMNS = ["q0.02", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.98"]
@@ -326,7 +326,10 @@ def test_the_daemon_serves_a_real_forecast_and_ends_cleanly(tiny_model_dir, tmp_
 
 
 def test_the_daemon_never_imports_torch():
-    code = "import sys, tft_inference, serving.app, serving.server, serving.log; print('torch' in sys.modules)"
+    code = (
+        "import sys, tft_inference, fleet_forecast.serving.app, fleet_forecast.serving.http.server\n"
+        "print('torch' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": "."}
     folder = Path(tft_inference.__file__).parent
     done = subprocess.run(

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import DAY_SECONDS
 
-SCORED_QUANTILES = (0.1, 0.5, 0.9)
 MEDIAN = 0.5
 MODEL = "model"
 AMOUNTS = ["points", "total"]  # columns of scores: points counted, and sum |actual|, which WQL and WAPE divide by
@@ -99,7 +99,7 @@ def score(
     naive_error [window, metric] (the denominator of MASE). A metric without a counted point scores NaN.
     """
     columns = list(quantiles)
-    scored = [columns.index(quantile) for quantile in SCORED_QUANTILES]
+    scored = [columns.index(quantile) for quantile in SCORED_LEVELS]
     records = []
     for metric in range(actual.shape[2]):
         mask = counted[:, :, metric]
@@ -118,7 +118,7 @@ def _score_points(
         return {**dict.fromkeys(names, np.nan), "points": 0, "total": 0.0}
     total = float(np.abs(truth).sum())
     size = total or np.nan
-    loss = pinball(truth, predicted[:, scored], SCORED_QUANTILES)
+    loss = pinball(truth, predicted[:, scored], SCORED_LEVELS)
     miss = np.abs(truth - predicted[:, columns.index(MEDIAN)])
     wape = float(miss.sum() / size)
     wql = float(np.mean(2 * loss.sum(axis=0) / size))

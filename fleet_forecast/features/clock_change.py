@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import clock_changes
 from fleet_forecast.features.earlier_days import EarlierDays, Lengths, earlier_days
-from server_profiles import clock_changes
 
 
 class ClockChange(NamedTuple):

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.features.clock_change import ClockChange, earlier_days_by_the_clock
 from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm
 from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS, EarlierDays, Lengths
 from fleet_forecast.features.masked_statistics import at_each_step, counted
 from fleet_forecast.features.quantile_map import window_shape
 from fleet_forecast.features.scaling import FleetScaling, WindowScale
-from server_profiles import business_time
 
 WINDOWS_VERSION = 5  # of what a window holds; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400

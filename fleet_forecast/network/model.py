@@ -23,6 +23,7 @@ from pytorch_forecasting.utils import get_embedding_size
 from torch import nn
 from torch.nn import functional
 
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.features.scaling import BOUND, FleetScaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
 from fleet_forecast.network.constants import constant
@@ -32,8 +33,7 @@ from fleet_forecast.network.quantile_map import compressed_window_units, in_wind
 
 Item = TypeVar("Item")
 
-QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-MEDIAN = QUANTILES.index(0.5)
+MEDIAN = QUANTILE_LEVELS.index(0.5)
 IMPORTANCE_OF_SPREAD = 0.25  # a power; benchmarks/ablations.md says what it is worth
 PROFILE_WIDTH = get_embedding_size(8)  # as pytorch-forecasting gives the seven profiles and the unknown one
 
@@ -100,7 +100,7 @@ def build_network(
     network: type[TemporalFusionTransformer] = FleetTFT,
 ) -> TemporalFusionTransformer:
     """A freshly initialised network for `spec`; `network` is the stock class or FleetTFT (same weights)."""
-    losses = [QuantileLoss(list(QUANTILES)) for _ in spec.metrics]
+    losses = [QuantileLoss(list(QUANTILE_LEVELS)) for _ in spec.metrics]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the template is tiny on purpose
         dataset = template_dataset(spec, profiles)
@@ -111,7 +111,7 @@ def build_network(
             hidden_continuous_size=8,
             attention_head_size=4,
             dropout=0.1,
-            output_size=_one_or_list([len(QUANTILES) for _ in spec.metrics]),
+            output_size=_one_or_list([len(QUANTILE_LEVELS) for _ in spec.metrics]),
             embedding_sizes=_embedding_sizes(profiles),
             loss=losses[0] if len(losses) == 1 else MultiLoss(losses),
         )
@@ -363,7 +363,7 @@ def pinball_loss(scaled: torch.Tensor, targets: torch.Tensor, weights: torch.Ten
     scaled: [window, metric, quantile, H]; targets: [window, H, metric] in the same units, NaN = not measured: left out.
     weights: [window, metric] or a number, above 0: of the mean over targets (importance).
     """
-    levels = constant(QUANTILES, scaled.dtype, scaled.device)[:, None]
+    levels = constant(QUANTILE_LEVELS, scaled.dtype, scaled.device)[:, None]
     targets = targets.transpose(1, 2)
     measured = ~torch.isnan(targets)
     error = torch.where(measured, targets, 0.0)[:, :, None] - scaled

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from server_profiles import BUSINESS_DAY, PROFILES, WEEKEND_DAY, ServerProfile, demand_table
+from fleet_forecast.simulation.demand import BUSINESS_DAY, WEEKEND_DAY, demand_table
+from server_profiles import PROFILES, ServerProfile
 
 Floats = npt.NDArray[np.float64]
 

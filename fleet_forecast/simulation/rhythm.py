@@ -13,17 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
-from server_profiles import (
-    BUSINESS_DAY,
-    HOLIDAY,
-    PROFILES,
-    WEEKEND_DAY,
-    ServerProfile,
-    business_time,
-    demand_table,
-    minutes,
-)
+from fleet_forecast.simulation.demand import BUSINESS_DAY, HOLIDAY, WEEKEND_DAY, demand_table, minutes
+from server_profiles import PROFILES, ServerProfile
 
 Float32 = npt.NDArray[np.float32]
 

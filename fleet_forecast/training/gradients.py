@@ -11,6 +11,8 @@ size, the last of an epoch, are computed without.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +25,6 @@ from torch import Tensor
 
 from fleet_forecast.features.windows import Windows
 from fleet_forecast.network.model import ForecastModel, importance, pinball_loss, window_tensors
-from fleet_forecast.training.allocator import keep_freed_memory
 from fleet_forecast.training.gpu_batches import ResidentPlan, ResidentWindows
 from fleet_forecast.training.sampling import Batch, Plan, WindowSource
 from fleet_forecast.training.trainer_state import device_of
@@ -165,3 +166,15 @@ class _Recorded:
         self.queued.append(event)
         if len(self.queued) > STEPS_AHEAD:
             self.queued.popleft().synchronize()
+
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
+NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """From here on, for all of this process; does nothing where the C library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)  # large blocks come from the heap as well
+        mallopt(TRIM_THRESHOLD, NEVER)  # whose end is not given back

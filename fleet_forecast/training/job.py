@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation import backtest as evaluation
 from fleet_forecast.features.grid import FleetGrid
@@ -19,7 +20,7 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_directory import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
-from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network
+from fleet_forecast.network.model import ForecastModel, build_network
 from fleet_forecast.training.sampling import WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitSettings
@@ -87,7 +88,7 @@ class Job:
             model_id=model_id,
             contract_version=CONTRACT_VERSION,
             hidden_size=self.hidden_size,
-            quantiles=QUANTILES,
+            quantiles=QUANTILE_LEVELS,
             network_profiles=self.profiles,
             spec=self.spec,
             scaling=self.scaling,
@@ -116,7 +117,13 @@ class Job:
             rows = self.judged(rows)
             print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
             past = evaluation.backtest(
-                self.grid, rows, origins, self.spec.horizon_steps, self.spec.history_steps, QUANTILES, engine.forecast
+                self.grid,
+                rows,
+                origins,
+                self.spec.horizon_steps,
+                self.spec.history_steps,
+                QUANTILE_LEVELS,
+                engine.forecast,
             )
             tables[name] = past.scores()
         return tables
@@ -131,9 +138,9 @@ class Job:
             self.judged(self.split.unseen),
             self.test_origins(),
             self.spec.horizon_steps,
-            QUANTILES,
+            QUANTILE_LEVELS,
             Engine(self.config("being judged"), torch_run(model)).forecast,
-            evaluation.profile_quantiles(self.grid, self.split.seen, self.split.train_end, QUANTILES),
+            evaluation.profile_quantiles(self.grid, self.split.seen, self.split.train_end, QUANTILE_LEVELS),
             bool(self.profiles),
         )
 

@@ -20,7 +20,8 @@ from data_contract import (
     read_metrics,
     validate,
 )
-from server_profiles import ServerProfile, load_profile_rules
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from server_profiles import ServerProfile
 from tests.contract.frames import fleet
 
 

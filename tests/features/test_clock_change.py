@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.features.clock_change import ClockChange, changes_between, earlier_days_by_the_clock
 from fleet_forecast.features.earlier_days import Lengths, earlier_days
-from server_profiles import business_time
 
 ZONE, STEP = "America/New_York", 300
 DAY, CONTEXT, HORIZON, HALF = 288, 288, 96, 6

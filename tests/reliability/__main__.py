@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fake_daemon import REPOSITORY
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Experiment
 from tests.reliability.strain import soak
+from tests.serving.fake_daemon import REPOSITORY
 
 VERDICTS = {True: "kept", False: "BROKEN", None: "not tried"}
 

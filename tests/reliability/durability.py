@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 
 from data_contract import METRICS
-from serving.history import HistoryStore
-from serving.records import Sample
-from tests.fake_daemon import FakeDaemon
+from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.store import HistoryStore
 from tests.reliability.finding import Finding, not_tried
 from tests.reliability.traffic import Ingest, Ledger, nothing_lost
+from tests.serving.fake_daemon import FakeDaemon
 
 
 def kills(folder: Path, count: int = 200) -> Finding:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.fake_daemon import FakeDaemon
 from tests.reliability.durability import can_trace
 from tests.reliability.finding import Finding
 from tests.reliability.hostile import POST_HEADERS, closed_within, connect, good_record
 from tests.reliability.traffic import Ingest, Ledger, nothing_lost
+from tests.serving.fake_daemon import FakeDaemon
 
 LIMIT_SECONDS = 10.0
 EVENTS = b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

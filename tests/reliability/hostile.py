@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 
 from data_contract import METRICS
-from tests.fake_daemon import FakeDaemon
 from tests.reliability.finding import Finding, milliseconds
 from tests.reliability.traffic import JSON, Probe
+from tests.serving.fake_daemon import FakeDaemon
 
 POST_HEADERS = b"POST /api/v1/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 

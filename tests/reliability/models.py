@@ -17,11 +17,11 @@ import httpx
 from starlette.testclient import TestClient
 
 from fleet_forecast.inference.model_directory import _seal, promote
-from serving.app import create_app
-from serving.settings import Settings
-from tests.fake_daemon import REPOSITORY, DaemonProcess
+from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.settings import Settings
 from tests.reliability.finding import Finding
 from tests.reliability.traffic import JSON, Probe
+from tests.serving.fake_daemon import REPOSITORY, DaemonProcess
 
 ADMIN = "0123456789abcdef"
 AS_ADMIN = {**JSON, "authorization": f"Bearer {ADMIN}"}
@@ -249,7 +249,7 @@ def swaps(folder: Path, model: Path, count: int = 24) -> Finding:
 
 CODE_RUNNING_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "runpy", "imp"}
 CODE_RUNNING_CALLS = {"eval", "exec", "compile", "__import__"}
-SERVED_FROM = ("serving", "forecasting", "tft_inference.py", "data_contract.py", "server_profiles.py")
+SERVED_FROM = ("server_profiles.py", "data_contract.py", "tft_inference.py", "fleet_forecast")
 
 
 def code_running(source: str) -> list[str]:

@@ -16,14 +16,14 @@ from starlette.testclient import TestClient
 
 from data_contract import METRICS
 from fleet_forecast.inference.model_directory import read_config
-from serving.app import create_app
-from serving.history import HistoryStore
-from serving.records import Sample
-from serving.settings import Settings
-from tests.fake_daemon import DaemonProcess, FakeDaemon
-from tests.fake_engine import FakeEngine
+from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.store import HistoryStore
 from tests.reliability.finding import Finding, milliseconds
 from tests.reliability.traffic import JSON, Probe
+from tests.serving.fake_daemon import DaemonProcess, FakeDaemon
+from tests.serving.fake_engine import FakeEngine
 
 # --- 10,000 servers -------------------------------------------------------------------------------------------------
 

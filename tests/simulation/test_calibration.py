@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fleet_forecast.simulation.calibration import CPU, MEM, calibrate, noise_mean, smoothed, soft_limit
-from server_profiles import BUSINESS_DAY, PROFILES, WEEKEND_DAY, ServerProfile, demand_table
+from fleet_forecast.simulation.demand import BUSINESS_DAY, WEEKEND_DAY, demand_table
+from server_profiles import PROFILES, ServerProfile
 
 
 @pytest.mark.parametrize("profile", ServerProfile)

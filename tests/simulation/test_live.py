@@ -93,7 +93,7 @@ def test_a_stream_sends_exactly_what_the_files_would_hold():
 
 
 def test_the_daemon_accepts_every_field_of_a_record():
-    from serving.records import check_records
+    from fleet_forecast.serving.ingest.validation import check_records
 
     records = LiveFleet(scenario(), 0).tick()
     now = int(START.astype("datetime64[ms]").astype(np.int64))

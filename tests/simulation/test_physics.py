@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS, STATES
+from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.simulation.calibration import METRIC_COUNT, burst, calibrate, noise_mean, soft_limit
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.physics import (
@@ -22,7 +23,7 @@ from fleet_forecast.simulation.physics import (
     World,
     simulate,
 )
-from server_profiles import PROFILES, ServerProfile, business_time
+from server_profiles import PROFILES, ServerProfile
 
 START = np.datetime64("2026-09-14T04:00:00", "s")  # midnight in New York, before ten weeks without a holiday
 WEEKS, SERVERS = 3, 60

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.simulation import rhythm
 from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
+from fleet_forecast.simulation.demand import demand_multiplier
 from fleet_forecast.simulation.rhythm import CASES, DAY_MINUTES, Calendar, tables
-from server_profiles import ServerProfile, business_time, demand_multiplier
+from server_profiles import ServerProfile
 
 ZONE = "America/New_York"
 # Thanksgiving week, both changes of the clock, a new year.

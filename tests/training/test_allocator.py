@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNT_FAULTS = """
 import resource
 import numpy as np
-from fleet_forecast.training.allocator import keep_freed_memory
+from fleet_forecast.training.gradients import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

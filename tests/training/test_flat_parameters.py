@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fleet_forecast.training.flat_parameters import named_parts, side_by_side
+from fleet_forecast.training.trainer_state import named_parts, side_by_side
 
 
 def network() -> nn.Module:

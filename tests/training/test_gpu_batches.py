@@ -13,11 +13,10 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, Windows, WindowSpec
 from fleet_forecast.network.model import ForecastModel, build_network
-from fleet_forecast.training.flat_parameters import side_by_side
 from fleet_forecast.training.gpu_batches import ResidentWindows
 from fleet_forecast.training.gradients import gradients_of
 from fleet_forecast.training.sampling import Handicaps, Plan, WindowSource, epoch
-from fleet_forecast.training.trainer_state import device_of
+from fleet_forecast.training.trainer_state import device_of, side_by_side
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)

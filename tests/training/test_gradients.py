@@ -13,9 +13,9 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import Windows, WindowSpec
 from fleet_forecast.network.model import ForecastModel, build_network
-from fleet_forecast.training.flat_parameters import side_by_side
 from fleet_forecast.training.gradients import Gradients, gradients_of, loss_arguments, loss_of
 from fleet_forecast.training.sampling import Batch, Plan, WindowSource, epoch
+from fleet_forecast.training.trainer_state import side_by_side
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")

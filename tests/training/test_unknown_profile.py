@@ -11,11 +11,12 @@ import torch
 
 import tft_inference
 import tft_trainer
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.network.model import QUANTILES, ForecastModel, build_network, pinball_loss, window_tensors
+from fleet_forecast.network.model import ForecastModel, build_network, pinball_loss, window_tensors
 from fleet_forecast.training.sampling import Batch, Handicaps, WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitSettings, fit
@@ -90,7 +91,7 @@ def loss_of_the_hours_quantiles(source: WindowSource, strangers: Batch, origins:
     """What can be said of servers of unknown kind at best: the quantiles, by hour, of those trained on."""
     steps = np.arange(TRAIN_END - SPEC.horizon_steps)
     known = without_history(source, np.arange(SEEN), steps, told=False).targets[:, 0, 0].reshape(-1, SEEN)
-    by_hour = np.stack([np.quantile(known[(steps + 1) % 24 == hour], QUANTILES) for hour in range(24)])
+    by_hour = np.stack([np.quantile(known[(steps + 1) % 24 == hour], QUANTILE_LEVELS) for hour in range(24)])
     ahead = origins[:, None] + 1 + np.arange(SPEC.horizon_steps)
     quantiles = np.repeat(by_hour[ahead % 24], len(SERVERS) - SEEN, axis=0).astype(np.float32)  # [window, H, Q]
     return pinball_loss(torch.from_numpy(quantiles).mT[:, None], torch.from_numpy(strangers.targets)).item()

@@ -1,0 +1,7 @@
+"""What a forecast consists of: its quantile levels, and the distances at which it is reported."""
+
+from __future__ import annotations
+
+QUANTILE_LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of a new model; a trained one records its own
+SCORED_LEVELS = (0.1, 0.5, 0.9)  # at which forecasts are scored and exposed
+REPORT_HORIZONS = {"15m": 900, "1h": 3_600, "4h": 14_400, "8h": 28_800}  # label -> seconds after the origin

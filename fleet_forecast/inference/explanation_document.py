@@ -1,0 +1,53 @@
+"""The weights behind a forecast as a document and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fleet_forecast.inference.explanations import Interpretation, Variables, in_lag_bins, label_of, lag_bin_steps
+
+
+def weights_document(found: Interpretation, variables: Variables, step_seconds: int) -> dict[str, Any]:
+    """The weights of one server: its variables by group, heaviest first, and its attention by lag."""
+    bin_steps = lag_bin_steps(found.attention.shape[1])
+    bin_hours = bin_steps * step_seconds / 3600
+    of_context = in_lag_bins(found.attention[0])[: -(-int(found.encoder_steps[0]) // bin_steps)]
+    return {
+        "variables": {
+            group: _heaviest_first(names, getattr(found, group)[0]) for group, names in variables._asdict().items()
+        },
+        "attention": {
+            "bin_hours": round(bin_hours, 4),
+            "lag_hours": [round(index * bin_hours, 4) for index in range(len(of_context))],
+            "weights": [_rounded(weight) for weight in of_context],
+            "horizon_weight": _rounded(found.attention_ahead[0]),
+        },
+    }
+
+
+def as_text(weights: Mapping[str, Any]) -> str:
+    """A weights_document as tables in percent."""
+    lines = []
+    for group, entries in weights["variables"].items():
+        lines += [f"{group} variables", *(f"{100 * e['weight']:8.1f} %  {e['label']}" for e in entries), ""]
+    attention = weights["attention"]
+    lines += ["attention", f"{100 * attention['horizon_weight']:8.1f} %  earlier steps of the horizon"]
+    lines += [
+        f"{100 * weight:8.1f} %  {lag:g} to {round(lag + attention['bin_hours'], 4):g} h before the origin"
+        for lag, weight in zip(attention["lag_hours"], attention["weights"], strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def _heaviest_first(names: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"variable": names[index], "label": label_of(names[index]), "weight": _rounded(weights[index])}
+        for index in np.argsort(-weights, kind="stable")
+    ]
+
+
+def _rounded(weight: float) -> float:
+    return round(float(weight), 5)

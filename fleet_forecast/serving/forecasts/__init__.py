@@ -1,0 +1,4 @@
+"""The forecast cycle, its snapshots and the model in use.
+
+Imports storage; imported by alerting, monitoring and routes.
+"""

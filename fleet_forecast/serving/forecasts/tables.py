@@ -1,0 +1,47 @@
+"""Forecasts as a table: one row per server, origin, step and metric, the quantiles as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleet_forecast.inference.forecast_table import long_table
+from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
+
+
+def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa.Table:
+    """Forecasts of one model as a table. `forecasts` is not empty."""
+    model = forecasts[0].model
+    steps = selected_steps(forecasts[0], selection)
+    metrics = [m for m in model.metrics if selection.metrics is None or m in selection.metrics]
+    levels = [q for q in model.quantiles if selection.quantiles is None or q in selection.quantiles]
+    values = np.stack([forecast.quantiles for forecast in forecasts])  # (server, metric, quantile, step)
+    values = values[:, [model.metrics.index(m) for m in metrics]]
+    values = values[:, :, [model.quantiles.index(q) for q in levels]][..., np.array(steps, dtype=np.int64) - 1]
+    origins = np.array([forecast.origin_seconds for forecast in forecasts]).astype("datetime64[s]")
+    names = [forecast.server_name for forecast in forecasts]
+    return long_table(names, origins, steps, model.step_seconds, metrics, levels, values.transpose(0, 3, 1, 2))
+
+
+def encoded(table: pa.Table, media_type: str) -> bytes:
+    """The table as an Arrow stream or a Parquet file."""
+    sink = pa.BufferOutputStream()
+    if media_type == PARQUET:
+        pq.write_table(table, sink, compression="zstd")
+    else:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def wanted_table(accept: str) -> str | None:
+    """The table format an Accept header asks for, None for JSON."""
+    kinds = [part.partition(";")[0].strip() for part in accept.split(",")]
+    return next((kind for kind in kinds if kind in (ARROW_STREAM, PARQUET)), None)

@@ -1,0 +1,4 @@
+"""Samples on their way in: validation and the Prometheus puller.
+
+Imports storage; imported by routes.
+"""

@@ -1,0 +1,4 @@
+"""The durable store, its integrity checks and the ring buffer in memory.
+
+Imports contract alone.
+"""

@@ -1,1 +1,0 @@
-"""What only the daemon needs: the durable store, the forecast cycle, alerts and HTTP."""

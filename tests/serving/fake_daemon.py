@@ -1,0 +1,107 @@
+"""The daemon as a process for tests, on the fake engine (`python -m tests.serving.fake_daemon FLAGS`) or a real one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class DaemonProcess:
+    """A daemon of a model directory, its history in `folder`; use it as a context manager.
+
+    prefix: a command to run it under, such as strace; it must end in the daemon's own process (exec).
+    """
+
+    program: tuple[str, ...] = ("tft_inference.py", "--daemon")
+
+    def __init__(self, folder: Path, *flags: object, model: Path, history: Path | None = None):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.history = history or folder / "h.sqlite"
+        fixed = ["--model", model, "--history", self.history, "--port", self.port]
+        fixed += ["--grace-seconds", 0, "--recheck-seconds", 0.1]
+        self.command = [sys.executable, *self.program, *map(str, [*fixed, *flags])]
+        self.prefix: Sequence[str] = ()
+        self.log = folder / "daemon.log"
+        self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def launch(self):
+        """Start the process and wait for nothing."""
+        command = [*self.prefix, *self.command]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, cwd=REPOSITORY, env=self.environment)
+
+    def start(self):
+        """Start it and wait until it can forecast."""
+        self.launch()
+        self.wait_for("/readyz")
+
+    def wait_for(self, path, seconds=60.0):
+        """Wait until `path` answers 200; gives the seconds it took."""
+        started = time.monotonic()
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)  # httpx would load its CAs
+            with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+                connection.request("GET", path)
+                if connection.getresponse().status == 200:
+                    return time.monotonic() - started
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() - started < seconds, self.log.read_text()
+            time.sleep(0.02)
+
+    def memory_mib(self):
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+    def stop(self, number=signal.SIGTERM):
+        """Signal it; gives the exit code and the seconds it took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(30), time.monotonic() - started
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+class FakeDaemon(DaemonProcess):
+    """The same on the fake engine; each forecast of a chunk takes `seconds_per_call`, each load `seconds_per_load`."""
+
+    program = ("-m", "tests.serving.fake_daemon")
+
+    def __init__(self, folder: Path, *flags: object, seconds_per_call=0.0, seconds_per_load=0.0, history=None):
+        super().__init__(folder, *flags, model=folder, history=history)
+        self.environment |= {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
+
+
+def main() -> int:
+    import tft_inference
+    from fleet_forecast.inference.engine import Engine
+    from tests.serving.fake_engine import FakeEngine
+
+    def load(*_arguments, **_flags):
+        time.sleep(float(os.environ["FAKE_LOAD_SECONDS"]))
+        return FakeEngine(seconds_per_call=float(os.environ["FAKE_SECONDS"]))
+
+    Engine.load = load  # type: ignore[method-assign]
+    return tft_inference.main(["--daemon", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

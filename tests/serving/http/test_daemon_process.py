@@ -1,0 +1,90 @@
+"""The daemon as a process: odd connections, its log, its end and its start. More in tests/reliability."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.reliability.hostile import closed_within, connect
+from tests.serving.fake_daemon import FakeDaemon
+from tests.serving.routes.test_routes import complete_start, iso, record, wait_for
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("daemon")
+    with FakeDaemon(folder, "--header-seconds", 2, "--body-seconds", 2) as started:
+        yield started
+
+
+def test_connections_that_say_nothing_are_closed(running):
+    with connect(running) as client:
+        assert closed_within(client, 8.0)
+
+
+def test_endless_headers_are_cut_off(running):
+    with connect(running, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n") as client:
+        try:
+            for _ in range(200):
+                client.sendall(b"X-Filler: " + b"a" * 1000 + b"\r\n")
+        except OSError:
+            pass
+        assert closed_within(client, 5.0)
+    assert httpx.get(running.url + "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"GET /%ff%00/../../etc/passwd HTTP/1.1", b"GET \xff HTTP/1.1", b"BREW / HTTP/1.1", b"GET http:// HTTP/1.1"],
+)
+def test_odd_request_lines_are_no_server_errors(running, request_line):
+    with connect(running, request_line + b"\r\nHost: 127.0.0.1\r\n\r\n") as client:
+        assert client.recv(100).split(b" ")[1][:1] == b"4"
+
+
+def test_a_name_from_outside_cannot_forge_a_log_line(running):
+    name = 'x"}\n{"event": "forged"'
+    body = json.dumps({"records": [record() | {"server_name": name}]}).encode()
+    assert httpx.post(running.url + "/api/v1/metrics", content=body, headers=JSON).json()["accepted"] == 0
+    for line in running.log.read_text().splitlines():
+        assert json.loads(line)["event"] != "forged"
+
+
+def test_the_server_sent_stream_tells_of_the_cycle(tmp_path):
+    with FakeDaemon(tmp_path) as started, httpx.stream("GET", started.url + "/api/v1/events", timeout=20) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "retry: 3000"
+        httpx.post(started.url + "/api/v1/metrics", json={"records": [record()]})
+        assert next(line for line in lines if line.startswith("event:")) == "event: cycle"
+
+
+def test_a_kill_and_a_restart_bring_the_forecasts_back(tmp_path):
+    with FakeDaemon(tmp_path) as started:
+        post = httpx.post(started.url + "/api/v1/metrics", json={"records": [record(cpu_pct=42.0)]})
+        assert post.json()["accepted"] == 1
+        started.stop(signal.SIGKILL)
+        started.start()
+        url = started.url + "/api/v1/servers/ppml0001/forecast"
+        got = wait_for(lambda: (answer := httpx.get(url)).status_code == 200 and answer.json())
+        assert got["metrics"]["cpu_pct"]["current"] == 42.0
+        assert got["origin"] <= iso(complete_start())
+
+
+def test_an_address_in_use_and_a_locked_history_are_named(tmp_path):
+    with FakeDaemon(tmp_path) as started:
+        again = subprocess.run(
+            started.command,
+            cwd=Path(__file__).parents[3],
+            env=started.environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert again.returncode == 1
+        assert "another process uses it" in again.stderr

@@ -1,0 +1,183 @@
+"""Who may do what, on every route there is; and names from outside that try to be paths, SQL, labels or HTML."""
+
+import itertools
+from urllib.parse import quote
+
+import pytest
+from starlette.websockets import WebSocketDisconnect
+
+from fleet_forecast.serving.dashboard import FILES
+from fleet_forecast.serving.http.middleware import ADMIN_PATHS
+from tests.serving.routes.test_routes import ADMIN, TOKEN, complete_start, daemon, iso, post, record, wait_for
+
+PROBES = {"/healthz", "/readyz"}
+SENT = {
+    "nothing": None,
+    "a wrong token": b"Bearer 0123456789abcdef-clienT",
+    "no ASCII": "Bearer é".encode(),
+    "another scheme": b"Basic " + TOKEN,
+    "the token": b"Bearer " + TOKEN,
+    "the admin token": b"Bearer " + ADMIN,
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    with daemon(tmp_path_factory.mktemp("guarded"), token=TOKEN, admin_token=ADMIN) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def routes(client):
+    """(method, path) of every route, those the OpenAPI document leaves out too."""
+    found = set()
+
+    def walk(routes):
+        for route in routes:
+            inner = getattr(route, "routes", None) or getattr(getattr(route, "router", None), "routes", None)
+            if inner:
+                walk(inner)
+            for method in getattr(route, "methods", None) or ():
+                found.add((method, route.path.replace("{name}", "ppml0001")))
+
+    walk(client.app.routes)
+    documented = client.get("/openapi.json", headers={"authorization": SENT["the token"]}).json()["paths"]
+    for path, operations in documented.items():
+        found |= {(method.upper(), path.replace("{name}", "ppml0001")) for method in operations}
+    return sorted(found - {("GET", "/api/v1/events"), ("HEAD", "/api/v1/events")})  # a stream; it is tried on its own
+
+
+def wanted_token(path):
+    if path in PROBES | set(FILES):
+        return None
+    return "the admin token" if path in ADMIN_PATHS else "the token"
+
+
+def test_every_route_wants_its_token_and_no_other(guarded):
+    tried = routes(guarded)
+    expected = {"/api/v1/metrics", "/api/v1/reload", "/metrics", "/feed/data", "/predictions/current", "/openapi.json"}
+    assert {path for _, path in tried} >= expected
+    for (method, path), (sent, header) in itertools.product(tried, SENT.items()):
+        headers = {"content-type": "application/json"} | ({} if header is None else {"authorization": header})
+        status = guarded.request(method, path, headers=headers).status_code
+        allowed = wanted_token(path) in (None, sent)
+        assert (status == 401) != allowed, (method, path, sent, status)
+        assert status < 500, (method, path, sent, status)
+
+
+def refused_socket(client, headers):
+    """The code a WebSocket is refused with."""
+    with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/ws/predictions", headers=headers):
+        pass
+    return refused.value.code
+
+
+def test_the_event_stream_and_the_web_socket_want_the_token(guarded):
+    assert guarded.get("/api/v1/events").status_code == 401
+    for header in (None, SENT["a wrong token"]):
+        headers = {} if header is None else {"authorization": header.decode()}
+        assert refused_socket(guarded, headers) == 1008
+    client, admin = ({"authorization": "Bearer " + token.decode()} for token in (TOKEN, ADMIN))
+    with guarded.websocket_connect("/ws/predictions", headers=client) as socket:
+        guarded.post("/api/v1/reload", headers=admin | {"content-type": "application/json"})
+        assert '"event":"model"' in socket.receive_text()
+
+
+def test_no_answer_tells_a_token(guarded):
+    for method, path in routes(guarded):
+        answer = guarded.request(method, path, headers={"authorization": SENT["the token"]})
+        assert TOKEN not in answer.content
+        assert ADMIN not in answer.content
+
+
+def test_a_page_of_another_origin_may_neither_write_nor_listen(guarded):
+    token = {"authorization": "Bearer " + TOKEN.decode(), "origin": "https://evil.example"}
+    forms = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")  # what a form may send unasked
+    for kind in forms:
+        assert guarded.post("/api/v1/metrics", headers=token | {"content-type": kind}).status_code == 415
+    answer = guarded.get("/api/v1/forecasts", headers=token)
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    preflight = guarded.options("/api/v1/metrics", headers=token | asked)
+    assert preflight.status_code == 405
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+    assert refused_socket(guarded, token) == 1008
+
+
+NASTY = (
+    "../../../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "/etc/passwd",
+    "....//....//etc/passwd",
+    "C:\\windows\\win.ini",
+    "\x00",
+    "a\r\nSet-Cookie: x=1",
+    "' OR 1=1 --",
+    "a'; DROP TABLE samples; --",
+    '"} 1\nforged_metric{x="',
+    "<script>alert(1)</script>",
+    "{{7*7}}${7*7}",
+    "$(touch /tmp/x)",
+    "é",
+    "a" * 254,
+)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    """Two that stay while the clock goes on: the last complete step, and the one five before."""
+    return complete_start(), complete_start(5)
+
+
+@pytest.fixture(scope="module")
+def open_daemon(tmp_path_factory, moments):
+    with daemon(tmp_path_factory.mktemp("open")) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        post(client, record("ppml0001", moments[0]))
+        wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 1)
+        yield client
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_nasty_name_in_a_path_or_query_finds_nothing_and_breaks_nothing(open_daemon, name):
+    for route in ("forecast", "history"):
+        for written in (quote(name, safe=""), quote(quote(name, safe=""), safe="")):
+            assert open_daemon.get(f"/api/v1/servers/{written}/{route}").status_code == 404
+    assert open_daemon.get("/" + quote(name, safe="/.")).status_code in (200, 404)
+    for parameter in ("server", "profile"):
+        assert open_daemon.get("/api/v1/forecasts", params={parameter: name}).json()["forecasts"] == []
+    assert open_daemon.get("/api/v1/forecasts", params={"after": name}).status_code == 200
+    for parameter in ("metric", "quantile", "horizon", "limit"):
+        assert open_daemon.get("/api/v1/forecasts", params={parameter: name}).status_code == 422
+    assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": []}
+
+
+def test_no_path_leads_to_a_file_of_the_machine(open_daemon):
+    climbing = ("/../README.md", "/%2e%2e/README.md", "/dashboard/../../README.md", "/app.js/../../history.py", "//etc")
+    for path in climbing:
+        answer = open_daemon.get(path)
+        assert answer.status_code in (200, 404), path
+        assert b"root:" not in answer.content
+        assert b"import" not in answer.content[:200]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_nasty_name_of_a_server_is_rejected_by_its_field_and_stored_nowhere(open_daemon, name):
+    answer = post(open_daemon, record(name)).json()
+    assert (answer["accepted"], answer["rejected"][0]["field"]) == (0, "server_name")
+    assert [server["server_name"] for server in open_daemon.get("/api/v1/servers").json()["servers"]] == ["ppml0001"]
+    page = open_daemon.get("/metrics").text
+    assert "forged_metric" not in page
+    assert "DROP" not in page
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_nasty_value_in_any_field_is_rejected_or_named_and_never_stored(open_daemon, moments, text):
+    for field in ("timestamp", "profile", "state", "cpu_pct"):
+        answer = post(open_daemon, record("ppml0001") | {field: text}).json()
+        assert [rejection["field"] for rejection in answer["rejected"]] == [field]
+    answer = post(open_daemon, record("ppml0001", moments[1]) | {text: text}).json()
+    assert answer["ignored_fields"] == [text[:100]]
+    history = open_daemon.get("/api/v1/servers/ppml0001/history", params={"raw": True}).json()
+    assert set(history["timestamps"]) == set(map(iso, moments))
+    assert set(history["states"]) == {None}

@@ -1,0 +1,181 @@
+"""One connection against its limits: what it may send beside a body, how long it may idle, and what it must take."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from fleet_forecast.serving.http.server import make_protocol
+from tests.reliability.hostile import closed_within
+from tests.serving.routes.test_routes import wait_for
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = GET + b"Transfer-Encoding: chunked\r\n\r\n"
+BIG = bytes(24 << 20)  # more than the kernel holds for a client
+
+
+async def answer_at_once(_scope, _receive, send, body=b"ok"):
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_big(scope, receive, send):
+    await answer_at_once(scope, receive, send, BIG)
+
+
+async def count_body(scope, receive, send):
+    """Answer with the size of the body, and with the names of the headers once the body is there."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    names = b",".join(name for name, _ in scope["headers"])
+    await answer_at_once(scope, receive, send, b"%d %s" % (size, names))
+
+
+@contextlib.contextmanager
+def serving(app, keep_alive=30.0, body_seconds=30.0):
+    """A server of `app` in a thread; gives a function that connects and sends, and the server's open connections."""
+    config = uvicorn.Config(
+        app,
+        http=make_protocol(30.0, body_seconds, 100),
+        ws="websockets-sansio",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=keep_alive,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, server, "should_exit", True)
+        wait_for(lambda: server.started)
+
+        def connected(sent, receive_buffer=None):
+            client = stack.enter_context(socket.socket())
+            if receive_buffer is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            client.settimeout(10)
+            client.connect(listening.getsockname())
+            client.sendall(sent)
+            return client
+
+        yield connected, server.server_state.connections
+
+
+def answer_of(client):
+    """Status line, headers and a short body; an answer of these applications comes whole."""
+    got = b""
+    while not got.partition(b"\r\n\r\n")[2]:
+        piece = client.recv(65536)
+        assert piece, "closed without an answer"
+        got += piece
+    return got
+
+
+def bytes_taken(client, piece, most=32 << 20):
+    """How much of endless `piece`s the other side takes before it closes."""
+    sent = 0
+    with contextlib.suppress(OSError):
+        while sent < most:
+            client.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+@pytest.mark.parametrize("piece", [b"X-A: " + b"a" * 8000 + b"\r\n", b"a" * 8000], ids=["many", "one"])
+@pytest.mark.parametrize("app", [answer_at_once, count_body])
+def test_endless_trailers_are_cut_off(app, piece):
+    with serving(app) as (connected, _):
+        client = connected(CHUNKED)
+        if app is answer_at_once:
+            answer_of(client)
+        client.sendall(b"0\r\nX-B: ")
+        assert bytes_taken(client, piece) < 32 << 20
+
+
+def test_a_trailer_is_no_header_and_the_connection_stays():
+    with serving(count_body) as (connected, _):
+        client = connected(CHUNKED)
+        for _ in range(2):
+            client.sendall(b"2\r\nab\r\n0\r\nX-Trailer: 1\r\n\r\n")
+            assert answer_of(client).endswith(b"\r\n\r\n2 host,transfer-encoding")
+            client.sendall(CHUNKED)
+
+
+def test_a_body_in_tiny_chunks_is_taken_whole():
+    with serving(count_body) as (connected, _):
+        client = connected(CHUNKED + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
+        assert b"\r\n\r\n100000 " in answer_of(client)
+
+
+def test_bytes_that_begin_no_request_do_not_keep_a_connection():
+    with serving(answer_at_once, keep_alive=0.5) as (connected, connections):
+        client = connected(GET + b"\r\n")
+        answer_of(client)
+        client.sendall(b"\r\n")
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_body_that_never_ends_after_its_answer_does_not_keep_a_connection():
+    with serving(answer_at_once, body_seconds=0.5) as (connected, connections):
+        client = connected(GET + b"Content-Length: 1000000\r\n\r\n")
+        answer_of(client)
+        client.sendall(b"x")
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_body_that_ends_after_its_answer_leaves_the_connection_to_the_next_request():
+    with serving(answer_at_once, body_seconds=0.4) as (connected, _):
+        client = connected(GET + b"Content-Length: 1\r\n\r\n")
+        answer_of(client)
+        client.sendall(b"x")
+        time.sleep(0.8)
+        client.sendall(GET + b"\r\n")
+        assert answer_of(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_websocket_on_a_kept_connection_outlives_the_clocks_of_requests():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answer_at_once(scope, receive, send)
+            return
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with serving(app, keep_alive=0.3, body_seconds=0.3) as (connected, _):
+        client = connected(GET + b"\r\n")
+        answer_of(client)
+        client.sendall(GET + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
+        assert not closed_within(client, 1.0)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
+def test_a_client_that_takes_nothing_is_let_go(ending):
+    with serving(answer_big, body_seconds=0.5) as (connected, connections):
+        client = connected(GET + ending)
+        assert client.recv(10)
+        wait_for(lambda: not connections, 5.0)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
+def test_a_slow_client_that_takes_its_answer_gets_it_whole(ending):
+    with serving(answer_big, keep_alive=0.6, body_seconds=0.6) as (connected, _):
+        client = connected(GET + ending, receive_buffer=65536)
+        started, got = time.monotonic(), 0
+        while piece := client.recv(65536):
+            got += len(piece)
+            slow_part = min(got, 4 << 20)  # 2 s of it; so slow that the kernel asks for more less often than in 0.6 s
+            time.sleep(max(0.0, started + slow_part / (2 << 20) - time.monotonic()))
+        assert got > len(BIG)

@@ -1,0 +1,138 @@
+"""The daemon fed by Prometheus instead of by agents."""
+
+import math
+import threading
+import time
+from types import SimpleNamespace
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from data_contract import METRICS
+from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.ingest import puller as pull
+from fleet_forecast.serving.ingest.puller import Puller
+from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.routes.test_routes import STEP, complete_start, forecast_of, iso, wait_for
+
+
+class ScriptedPrometheus:
+    """Says cpu = 40 for a good server and a bad name for another; down while `down` is set."""
+
+    def __init__(self):
+        self.down, self.measured_until, self.asked = False, math.inf, []
+
+    def __call__(self, request):
+        form = {key: values[0] for key, values in parse_qs(request.content.decode()).items()}
+        if self.down:
+            return httpx.Response(400, json={"error": "down"})
+        self.asked.append((int(form["start"]), int(form["end"])))
+        moments = range(int(form["start"]), int(form["end"]) + 1, STEP)
+        points = [[t, "40"] for t in moments if t <= self.measured_until]
+        names = ("ppml0001:9100", "bad name")
+        return httpx.Response(
+            200, json={"data": {"result": [{"metric": {"instance": n}, "values": points} for n in names]}}
+        )
+
+
+@pytest.fixture
+def scripted():
+    return ScriptedPrometheus()
+
+
+def running(folder, scripted, retention_hours=2.0, clock=time.time):
+    settings = Settings(
+        model=folder,
+        history=folder / "h.sqlite",
+        grace_seconds=0.0,
+        recheck_seconds=0.05,
+        retention_hours=retention_hours,
+        allowed_hosts=("testserver",),
+    )
+    client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
+    return TestClient(
+        create_app(settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet({"cpu_pct": "cpu"})), clock=clock)
+    )
+
+
+def test_the_fleet_is_pulled_as_far_back_as_samples_are_kept_and_forecast(tmp_path, scripted):
+    with running(tmp_path, scripted) as client:
+        got = wait_for(lambda: (found := forecast_of(client))["history_steps"] > 20 and found)
+        assert got["origin"] == iso(complete_start())
+        assert got["metrics"]["cpu_pct"]["current"] == 40.0
+        status = client.get("/status").json()
+    assert scripted.asked[0][0] >= time.time() - 2 * 3600 - STEP
+    assert status["records"]["accepted"] == status["records"]["rejected"] > 20
+
+
+def test_a_long_past_is_pulled_piece_by_piece_without_gap_or_overlap(tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(pull, "SECONDS_PER_PULL", 3600)
+    with running(tmp_path, scripted, retention_hours=3.0) as client:
+        wait_for(lambda: len(scripted.asked) >= 3)
+        forecast_of(client)
+    spans = scripted.asked[:3]
+    assert all(end - start < 3600 for start, end in spans)
+    assert [start for start, _ in spans[1:]] == [end + STEP for _, end in spans[:-1]]
+
+
+def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
+    with running(tmp_path, scripted) as client:
+        forecast_of(client)
+    first = len(scripted.asked)
+    with running(tmp_path, scripted) as client:
+        forecast_of(client)
+        time.sleep(0.3)
+    assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
+
+
+def test_pulling_goes_on_after_the_clock_was_ahead_for_a_while(tmp_path, scripted):
+    clock = [time.time()]
+    with running(tmp_path, scripted, clock=lambda: clock[0]) as client:
+        forecast_of(client)
+        scripted.measured_until = clock[0]
+        clock[0] += 2 * 86_400
+        wait_for(lambda: scripted.asked[-1][1] > clock[0] - 2 * STEP)
+        clock[0] -= 2 * 86_400 - STEP
+        first = len(scripted.asked)
+        wait_for(lambda: len(scripted.asked) > first)
+    assert scripted.asked[first][1] == clock[0] // STEP * STEP
+    assert scripted.asked[first][0] >= clock[0] - 3 * STEP
+
+
+def test_the_end_does_not_wait_for_a_prometheus_that_hangs(tmp_path):
+    asked, let_go = threading.Event(), threading.Event()
+
+    def hangs(_request):
+        asked.set()
+        let_go.wait(6.0)
+        return httpx.Response(200, json={"data": {"result": []}})
+
+    with running(tmp_path, hangs):
+        assert asked.wait(5.0)
+        began = time.monotonic()
+    took = time.monotonic() - began
+    let_go.set()
+    assert took < 3.0
+
+
+def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted):
+    scripted.down = True
+    with running(tmp_path, scripted) as client:
+        wait_for(lambda: 'fleet_prometheus_pulls_total{result="failure"} 1' in client.get("/metrics").text)
+        scripted.down = False
+        forecast_of(client)
+
+
+def test_a_server_that_appears_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([Sample("a", 20 * STEP * 1000, None, None, (1.0,) * len(METRICS))]).result(5)
+    last_step = store.last_step
+    store.last_step = lambda server_id: store.may_add("b") and last_step(server_id)
+    assert Puller(SimpleNamespace(store=store), None, None)._first_step(oldest=3) == 20
+    store.close()

@@ -1,0 +1,150 @@
+"""GET /api/v1/servers/{name}/explain: the explanation of the forecast that is served, or why there is none."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.serving.routes.explain import MAX_WAITING_EXPLANATIONS
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.routes.test_routes import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
+
+STEP = 300
+
+
+def explain(client, name="ppml0001", **query):
+    return client.get(f"/api/v1/servers/{name}/explain", params=query)
+
+
+def test_it_explains_the_forecast_of_the_last_cycle(tmp_path):
+    with daemon(tmp_path) as client:
+        post(client, record(cpu_pct=64.0))
+        forecast = forecast_of(client)
+        got = explain(client).json()
+    for key in ("server_name", "profile", "profile_rule", "model", "origin", "history_steps", "steps", "warnings"):
+        assert got[key] == forecast[key], key
+    assert got["variables"]["static"] == [
+        {"variable": "cpu_pct_centre", "label": "cpu_pct, level in the context", "weight": 0.75},
+        {"variable": "profile", "label": "profile", "weight": 0.25},
+    ]
+    attention = got["attention"]
+    assert attention["bin_hours"] == 1.0
+    assert attention["lag_hours"] == list(range(24))
+    assert attention["weights"][0] == pytest.approx(0.9 * (1 - 0.5**12), abs=1e-4)
+    assert sum(attention["weights"]) + attention["horizon_weight"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_network_itself_is_asked_on_the_history_and_origin_of_the_forecast(tiny_model_dir, tmp_path):
+    """Oracle: the engine, called directly with the samples that were sent."""
+    start = complete_start()
+    cpu = np.random.default_rng(0).uniform(20, 40, 30).round(2)
+    sent = [record("ppdb001", start - n * STEP, cpu_pct=float(cpu[-1 - n]), mem_pct=70.0) for n in range(30)]
+    engine = Engine.load(tiny_model_dir, device="cpu")
+    with daemon(tmp_path, engine) as client:
+        post(client, *sent)
+        forecast_of(client, "ppdb001")
+        got = explain(client, "ppdb001", horizon=["5m", "1h"]).json()
+    history = np.full((1, 30, 3), np.nan, dtype=np.float32)
+    history[0, :, 0], history[0, :, 1] = cpu, 70.0
+    expected = engine.explain(history, ["database"], np.datetime64(start, "s"), [1, 12])
+    assert got["steps"] == [1, 12]
+    for group, names in engine.variables._asdict().items():
+        weights = {entry["variable"]: entry["weight"] for entry in got["variables"][group]}
+        assert list(weights.values()) == sorted(weights.values(), reverse=True)
+        np.testing.assert_allclose([weights[n] for n in names], getattr(expected, group)[0], atol=2e-5)
+    weights = got["attention"]["weights"]
+    assert len(weights) == 24  # 48 steps were read, for 30 do not fit into 24
+    np.testing.assert_allclose(weights, expected.attention[0].reshape(24, 2).sum(axis=1), atol=2e-5)
+    assert got["attention"]["horizon_weight"] == pytest.approx(expected.attention_ahead[0], abs=2e-5)
+
+
+def test_attention_of_a_new_server_reaches_no_further_back_than_was_read(tiny_model_dir, tmp_path):
+    with daemon(tmp_path, Engine.load(tiny_model_dir, device="cpu")) as client:
+        post(client, record("ppdb001", int(time.time())))
+        assert forecast_of(client, "ppdb001")["cold_start"]
+        attention = explain(client, "ppdb001").json()["attention"]
+    assert attention["lag_hours"] == [0.0]
+    assert attention["weights"][0] + attention["horizon_weight"] == pytest.approx(1, abs=1e-4)
+
+
+def test_unknown_servers_and_horizons_are_named(tmp_path):
+    with daemon(tmp_path) as client:
+        post(client, record())
+        forecast_of(client)
+        assert explain(client, "nobody").status_code == 404
+        assert "9h" in explain(client, horizon="9hh").json()["detail"]
+        beyond = explain(client, horizon="9h")
+        assert beyond.status_code == 422
+        assert beyond.json()["detail"] == "horizon: 540m is asked for; the forecast reaches from its first step to 480m"
+
+
+def test_without_a_model_it_is_to_be_tried_again(tmp_path):
+    def load(_path):
+        raise OSError("no model")
+
+    with daemon(tmp_path, load=load) as client:
+        post(client, record())
+        answer = explain(client)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_a_model_without_explanations_says_so_and_forecasts_all_the_same(tmp_path):
+    with daemon(tmp_path, FakeEngine(explains=False)) as client:
+        post(client, record())
+        forecast_of(client)
+        answer = explain(client)
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == "tft_model_fake: this model has no explanations; train again"
+
+
+def test_it_is_read_with_the_token_only(tmp_path):
+    with daemon(tmp_path, token=TOKEN) as client:
+        assert explain(client).status_code == 401
+
+
+def test_a_forecast_the_history_no_longer_gives_is_not_explained(tmp_path):
+    """Late samples changed the history, and the forecast of before is still served."""
+    with daemon(tmp_path) as client:
+        post(client, record(cpu_pct=10.0))
+        forecast_of(client)
+        forecasts = client.app.state.daemon.forecasts
+        forecasts._grid._values[:] += 1
+        answer = explain(client)
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "a new forecast of this server is being made"
+
+
+def test_a_forecast_of_another_model_is_not_explained_by_this_one(tmp_path):
+    first, second = FakeEngine(model_id="first"), FakeEngine(model_id="second", bad_output=True)
+    engines = iter([first, second])
+    with daemon(tmp_path, load=lambda _path: next(engines), admin_token=b"0123456789abcdef") as client:
+        post(client, record())
+        assert forecast_of(client)["model"] == "first"
+        headers = {"Authorization": "Bearer 0123456789abcdef", "Content-Type": "application/json"}
+        assert client.post("/api/v1/reload", headers=headers, content="{}").json()["model"] == "second"
+        wait_for(lambda: explain(client).status_code == 503)
+        assert forecast_of(client)["model"] == "first"  # the second gives no finite forecast
+
+
+def test_beyond_a_few_waiting_ones_the_answer_is_503_and_the_others_are_served(tmp_path):
+    engine = FakeEngine()
+    with daemon(tmp_path, engine) as client:
+        post(client, record())
+        forecast_of(client)
+        engine.seconds_per_call = 0.3
+        answers = []
+        asked = MAX_WAITING_EXPLANATIONS + 3
+        threads = [threading.Thread(target=lambda: answers.append(explain(client))) for _ in range(asked)]
+        for thread in threads:
+            thread.start()
+        started = time.monotonic()
+        assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - started < 0.3  # the event loop is free
+        for thread in threads:
+            thread.join()
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [200] * MAX_WAITING_EXPLANATIONS + [503] * 3
+    assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 503} == {"1"}

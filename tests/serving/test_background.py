@@ -1,0 +1,78 @@
+"""Work beside the requests: what ends it unforeseen is told, and it begins again."""
+
+import asyncio
+import logging
+from collections import Counter
+
+from fleet_forecast.serving import background
+from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.background import keep_running
+from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from tests.serving.alerting.test_events_and_notifiers import alert
+from tests.serving.routes.test_routes import daemon, wait_for
+
+
+def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled(monkeypatch, caplog):
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.0)
+    failures, begun = Counter(), []
+
+    async def work():
+        begun.append(1)
+        if len(begun) < 3:
+            raise IndexError("nobody foresaw this")
+        await asyncio.Event().wait()
+
+    async def scene():
+        task = asyncio.create_task(keep_running("pull", work, failures))
+        while len(begun) < 3 and not task.done():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return task.cancelled()
+
+    with caplog.at_level(logging.ERROR):
+        assert asyncio.run(scene())
+    assert (len(begun), failures) == (3, {"pull": 2})
+    assert all(entry.exc_info and entry.work == "pull" for entry in caplog.records)
+
+
+def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
+    faults, watch = [RuntimeError("nobody foresaw this")], ModelSlot.watch
+
+    async def fails_once(slot):
+        if faults:
+            raise faults.pop()
+        await watch(slot)
+
+    monkeypatch.setattr(ModelSlot, "watch", fails_once)
+    with daemon(tmp_path) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert 'fleet_background_failures_total{work="model"} 1' in client.get("/metrics").text
+
+
+def test_a_delivery_begun_again_sends_what_waits(monkeypatch):
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
+    faults, sent = [OverflowError("nobody foresaw this")], []
+
+    async def post(_delivery, _url, body):
+        if faults:
+            raise faults.pop()
+        sent.append(body)
+
+    monkeypatch.setattr(Delivery, "_post", post)
+
+    async def scene():
+        delivery = Delivery("http://hook.example")
+        delivery.take([alert()])
+        task = asyncio.create_task(keep_running("delivery", delivery.run, Counter()))
+        for _ in range(200):
+            if sent:
+                break
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await delivery.close()
+
+    asyncio.run(scene())
+    assert len(sent) == 1
