@@ -15,6 +15,7 @@ CONTRACT_VERSION = "1.0.0"
 METRICS_FILE = "server_metrics.parquet"
 METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part files
 METADATA_FILE = "metrics_metadata.json"
+ROW_GROUP_ROWS = 262_144  # of the parquet files that are written
 
 SERVER_NAME_PATTERN = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}"
 FIRST_TIMESTAMP = np.datetime64("1970-01-01T00:00:00", "s")

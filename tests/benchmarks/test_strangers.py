@@ -11,8 +11,9 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS
-from fleet_forecast.simulation.physics import Scenario, simulate
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.training.sampling import WindowSource
 from tests.conftest import tiny_fleet
 

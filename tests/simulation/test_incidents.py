@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.incidents import (
-    CALM_MINUTES,
-    KINDS,
-    LABELS,
-    incident_table,
-    injected_event,
-    schedule_events,
-    schedule_outages,
-    trouble_weights,
-)
-from fleet_forecast.simulation.physics import CRITICAL, RECOVERY, Scenario, Simulator, World
+from fleet_forecast.simulation.incident_kinds import KINDS, LABELS, incident_table
+from fleet_forecast.simulation.incidents import CALM_MINUTES, incident_rate_factors, injected_event, schedule_events
+from fleet_forecast.simulation.outages import schedule_outages
+from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.simulator import Simulator
+from fleet_forecast.simulation.states import CRITICAL, RECOVERY
 from server_profiles import PROFILES, ServerProfile
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
@@ -85,16 +80,16 @@ def test_memory_leaks_for_hours_before_an_oom():
     assert memory[int(event.fade[0] // 60) + 3] < memory[:30].mean(), "a restart empties memory"
 
 
-def test_the_rate_is_incidents_a_server_and_month_and_trouble_prone_servers_have_more():
+def test_the_rate_is_incidents_a_server_and_month_and_incident_prone_servers_have_more():
     fleet = Fleet.of({"web_api": 400, "database": 400}, seed=1)
     for rate in (0.5, 1.0, 3.0):
         events = schedule_events(fleet, fleet.seed, rate, 0.0, 3 * MONTH)
         assert events.server.size / len(fleet) / 3 == pytest.approx(rate, rel=0.12)
     counts = np.bincount(events.server, minlength=len(fleet))
-    prone = fleet.habits.trouble_prone
+    prone = fleet.traits.incident_prone
     assert prone.mean() == pytest.approx(0.1, abs=0.01)
     assert counts[prone].mean() > 4 * counts[~prone].mean()
-    assert trouble_weights(fleet).mean() == pytest.approx(1.0, abs=0.05)
+    assert incident_rate_factors(fleet).mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_no_incidents_at_rate_0_and_none_on_generic_servers():
