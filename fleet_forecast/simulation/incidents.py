@@ -25,6 +25,13 @@ CASCADE_DELAY_MINUTES: Minutes = (3, 20)
 CASCADE_WEAKENING = 0.6
 
 
+class Period(NamedTuple):
+    """From `begin` to before `end`, in seconds since the scenario's start."""
+
+    begin: float
+    end: float
+
+
 class Events(NamedTuple):
     """Incidents of a fleet, ordered by server and onset: arrays [event], times in seconds since the start."""
 
@@ -48,16 +55,16 @@ def join_events(*parts: Events) -> Events:
 
 
 def schedule_events(
-    fleet: Fleet, seed: int, rate: float, begin: float, end: float, busy: npt.NDArray[np.float64] | None = None
+    fleet: Fleet, seed: int, rate: float, period: Period, busy: npt.NDArray[np.float64] | None = None
 ) -> Events:
-    """Incidents with onset from `begin` to `end`, `rate` per server and month on average; a later end only adds events.
+    """Incidents with onset in a period, `rate` per server and month on average; a longer period only adds events.
 
-    busy: [server] end of the incident that is active at `begin`.
+    busy: [server] end of the incident that is active when the period begins.
     """
     kinds = _kinds_by_profile()[fleet.profile_codes]  # [server, choice]
     counts = np.array([len(PROFILES[profile].incidents) for profile in ServerProfile])[fleet.profile_codes]
     per_second = np.where(counts > 0, rate * incident_rate_factors(fleet) / MONTH_SECONDS, 0.0)
-    free = np.maximum(begin, busy if busy is not None else np.full(len(fleet), begin))
+    free = np.full(len(fleet), period.begin) if busy is None else np.maximum(period.begin, busy)
     rounds: list[Events] = []
     servers = np.flatnonzero(per_second > 0)
     turn = 0
@@ -68,7 +75,7 @@ def schedule_events(
             return uniform(seed, keys, 50_000 + turn, field_)
 
         onset = free[servers] - np.log(draw(0)) / per_second[servers]
-        within = onset < end
+        within = onset < period.end
         kind = kinds[servers, np.floor(draw(1) * counts[servers]).astype(np.int64)]
         times = np.cumsum(
             [onset, *(60 * _between(kind, phase, draw(2 + i)) for i, phase in enumerate(_PHASES))], axis=0

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.incidents import MONTH_SECONDS, incident_rate_factors
+from fleet_forecast.simulation.incidents import MONTH_SECONDS, Period, incident_rate_factors
 from fleet_forecast.simulation.randomness import normal, uniform
 
 OUTAGES_PER_MONTH = 0.5
@@ -27,11 +27,11 @@ class Outages(NamedTuple):
         return Outages._make(array[chosen] for array in self)
 
 
-def schedule_outages(fleet: Fleet, seed: int, rate: float, begin: float, end: float) -> Outages:
-    """Outages that begin from `begin` to `end`, OUTAGES_PER_MONTH · rate per server and month on average."""
+def schedule_outages(fleet: Fleet, seed: int, rate: float, period: Period) -> Outages:
+    """Outages that begin in a period, OUTAGES_PER_MONTH · rate per server and month on average."""
     per_second = OUTAGES_PER_MONTH * rate * incident_rate_factors(fleet) / MONTH_SECONDS
     servers = np.flatnonzero(per_second > 0)
-    free = np.full(len(fleet), begin)
+    free = np.full(len(fleet), period.begin)
     rounds: list[Outages] = []
     turn = 0
     while servers.size:
@@ -39,7 +39,7 @@ def schedule_outages(fleet: Fleet, seed: int, rate: float, begin: float, end: fl
         start = free[servers] - np.log(uniform(seed, keys, 90_000 + turn, 0)) / per_second[servers]
         length = OUTAGE_MEDIAN_MINUTES * np.exp(0.6 * normal(seed, keys, 90_000 + turn, 1))
         finish = start + 60 * np.clip(length, 10, 8 * 60)
-        within = start < end
+        within = start < period.end
         rounds.append(Outages(servers, start, finish).where(within))
         free[servers] = finish + 60 * RESTART_MINUTES
         servers = servers[within]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.incidents import Events, join_events, schedule_events
+from fleet_forecast.simulation.incidents import Events, Period, join_events, schedule_events
 from fleet_forecast.simulation.outages import Outages, schedule_outages
 from fleet_forecast.simulation.rhythm import Calendar
 
@@ -92,15 +92,16 @@ class World:
 def _schedule(scenario: Scenario) -> tuple[Events, Outages]:
     """Incidents and outages; of those before a fork, only the ones that begin before it are kept."""
     fleet, rate = scenario.fleet, scenario.incident_rate
-    events = schedule_events(fleet, fleet.seed, rate, 0.0, scenario.seconds)
-    outages = schedule_outages(fleet, fleet.seed, scenario.outage_rate, 0.0, scenario.seconds)
+    whole = Period(0.0, scenario.seconds)
+    events = schedule_events(fleet, fleet.seed, rate, whole)
+    outages = schedule_outages(fleet, fleet.seed, scenario.outage_rate, whole)
     if scenario.fork_step is None:
         return events, outages
     fork = float(scenario.fork_step * scenario.step_seconds)
     events, outages = events.where(events.onset < fork), outages.where(outages.start < fork)
-    busy = np.full(len(fleet), fork)
+    after_fork, busy = Period(fork, scenario.seconds), np.full(len(fleet), fork)
     np.maximum.at(busy, events.server, events.end)
-    later_events = schedule_events(fleet, scenario.fork_seed, rate, fork, scenario.seconds, busy)
-    later_outages = schedule_outages(fleet, scenario.fork_seed, scenario.outage_rate, fork, scenario.seconds)
+    later_events = schedule_events(fleet, scenario.fork_seed, rate, after_fork, busy)
+    later_outages = schedule_outages(fleet, scenario.fork_seed, scenario.outage_rate, after_fork)
     joined = Outages._make(np.concatenate(pair) for pair in zip(outages, later_outages, strict=True))
     return join_events(events, later_events), joined
