@@ -1,12 +1,12 @@
-"""How fast the generator is and how much memory it takes, from the command line to files on disk.
+"""Speed and memory of the generator, from the command line to files on disk.
 
     python benchmarks/generator.py             # the three cases below, about a minute on 2 cores
     python benchmarks/generator.py --quick     # the same fleets, a tenth as long
 
-Each case runs metrics_generator.py in processes of its own; memory is the sum over all of them, sampled. What was
-written is counted and checked against the contract's schema. Rows a second are by the clock on the wall; rows a CPU
-second are what one core does, also where others use the machine. The physical limit beside it is what one core can draw
-in normal numbers, eight a row: nothing can be simulated faster. The last line on stdout is JSON.
+Each case runs metrics_generator.py in separate processes; memory is the sampled sum over all of them. The rows are
+counted and their schema is checked. Rows per second are wall-clock; rows per CPU second do not depend on other load of
+the machine. The limit is the rate at which one core draws normal numbers, one per noise source and row: no simulation
+is faster. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - found beside this folder
+from fleet_forecast.simulation.metric_model import SIMULATED_METRICS  # noqa: E402
 from fleet_forecast.simulation.noise import CORRELATION_MINUTES  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
 
-# --- settings: case, flags, what is asked of it ---------------------------------------------------------------------
+# --- settings: case, flags, targets ---------------------------------------------------------------------------------
 
 CASES: dict[str, dict[str, Any]] = {
     "90 servers, 720 h at 5 s, all cores": {"hours": 720, "tick": 5, "scale": 1, "workers": None, "seconds": 120},
@@ -51,9 +52,9 @@ SAMPLE_SECONDS = 0.05
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases; returns 0 if all reach what is asked of them, 1 otherwise."""
+    """Run the cases; returns 0 if all reach their targets, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of each length; nothing is asked then")
+    parser.add_argument("--quick", action="store_true", help="a tenth of each length, without targets")
     arguments = parser.parse_args(argv)
     results = {name: measure(case, 0.1 if arguments.quick else 1.0) for name, case in CASES.items()}
     for name, result in results.items():
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(case: dict[str, Any], share: float) -> dict[str, Any]:
-    """One case: rows, seconds, rows a second, peak memory and bytes a row."""
+    """One case: rows, seconds, rows per second, peak memory, bytes per row."""
     hours = case["hours"] * share
     fleet = {profile: round(count * case["scale"]) for profile, count in SERVERS.items()}
     servers = 10_000 if case["scale"] > 1 else sum(fleet.values())
@@ -114,12 +115,12 @@ def _cpu_seconds_of_children() -> float:
 
 
 def _check(path: Path, folder: Path, expected_rows: int) -> tuple[int, int]:
-    """Rows and bytes on disk; raises RuntimeError if they are not what was asked for."""
+    """Rows and bytes on disk; raises RuntimeError if rows or schema are not the expected ones."""
     data = ds.dataset(path, format="parquet")
     rows = data.count_rows()
     if rows != expected_rows or read_metadata(folder).rows != rows:
         raise RuntimeError(f"{rows} rows written, {expected_rows} expected, {read_metadata(folder).rows} in metadata")
-    if not data.schema.equals(arrow_schema()):
+    if not data.schema.equals(arrow_schema(SIMULATED_METRICS)):
         raise RuntimeError(f"schema is not the contract's: {data.schema}")
     files = [path] if path.is_file() else list(path.iterdir())
     return rows, sum(file.stat().st_size for file in files)
@@ -134,7 +135,7 @@ class PeakMemory:
         self._thread.start()
 
     def stop(self) -> int:
-        """Bytes."""
+        """End the sampling; returns bytes."""
         self._ended.set()
         self._thread.join()
         return self._peak
@@ -149,7 +150,7 @@ def _tree(pid: int) -> list[int]:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return [pid]
     return [pid, *(descendant for child in children for descendant in _tree(child))]
 
@@ -163,7 +164,7 @@ def _resident(pid: int) -> int:
 
 
 def normal_limit(numbers: int = 20_000_000) -> int:
-    """Rows a second and core if drawing their normal numbers were all there is to do."""
+    """Rows per second and core if only their normal numbers were drawn."""
     stream = np.random.Generator(np.random.SFC64(1))
     buffer = np.empty(numbers // 20, dtype=np.float32)
     began = time.perf_counter()

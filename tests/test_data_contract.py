@@ -78,7 +78,7 @@ def test_damaged_metadata_is_refused(tmp_path, text):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_yes_with_0_and_a_line_of_json(tmp_path, capsys):
+def test_the_command_exits_0_with_a_line_of_json_for_valid_data(tmp_path, capsys):
     fleet().to_csv(tmp_path / "m.csv", index=False)
     assert data_contract.main([str(tmp_path)]) == 0
     output = capsys.readouterr().out.splitlines()
@@ -87,7 +87,7 @@ def test_the_command_says_yes_with_0_and_a_line_of_json(tmp_path, capsys):
     assert (summary["rows"], summary["servers"], summary["violations"]) == (8, 2, [])
 
 
-def test_the_command_says_no_with_1_and_every_violation(tmp_path, capsys):
+def test_the_command_exits_1_with_every_violation(tmp_path, capsys):
     fleet(cpu_pct=101, state="up").to_csv(tmp_path / "m.csv", index=False)
     assert data_contract.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
@@ -96,7 +96,7 @@ def test_the_command_says_no_with_1_and_every_violation(tmp_path, capsys):
     assert {v["column"] for v in json.loads(captured.out)["violations"]} == {"cpu_pct", "state"}
 
 
-def test_the_command_says_1_for_an_empty_folder(tmp_path, capsys):
+def test_the_command_exits_1_for_an_empty_folder(tmp_path, capsys):
     assert data_contract.main([str(tmp_path)]) == 1
     assert "holds no metrics" in capsys.readouterr().err
 
@@ -115,14 +115,14 @@ def test_help_exits_0_and_names_an_example(capsys):
 # --- the document ---------------------------------------------------------------------------------------------------
 
 
-def test_the_document_holds_the_tables_of_the_code(capsys):
+def test_the_document_contains_the_tables_of_the_code(capsys):
     document = (Path(__file__).parent.parent / "DATA_CONTRACT.md").read_text()
     assert data_contract.main(["--document"]) == 0
     assert capsys.readouterr().out.strip() in document
     assert f"version {CONTRACT_VERSION}" in document
 
 
-def test_the_document_shows_what_the_command_says(tmp_path, capsys, monkeypatch):
+def test_the_document_shows_the_output_of_the_command(tmp_path, capsys, monkeypatch):
     document = (Path(__file__).parent.parent / "DATA_CONTRACT.md").read_text()
     times = pd.date_range("2026-11-23T10:00:00", periods=8, freq="5min").strftime("%Y-%m-%dT%H:%M:%S")
     monkeypatch.chdir(tmp_path)

@@ -15,10 +15,10 @@ import demo
 
 ROOT = Path(__file__).parent.parent
 
-# Stands for a script that starts a process of its own; with "deaf" both ignore the request to end.
+# Stands for a script that starts a process of its own; with "ignores signals" both ignore the request to end.
 CHILD = """
 import os, signal, subprocess, sys, time
-if sys.argv[1] == "deaf":
+if sys.argv[1] == "ignores signals":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(os.getpid(), grandchild.pid, file=open(sys.argv[2], "w"), flush=True)
@@ -57,7 +57,7 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("manner", ["willing", "deaf"])
+@pytest.mark.parametrize("manner", ["ends on signals", "ignores signals"])
 def test_a_stopped_demo_leaves_nothing_running(tmp_path, number, manner):
     pids, script = tmp_path / "pids", tmp_path / "child.py"
     script.write_text(CHILD)
@@ -80,7 +80,7 @@ def test_a_stopped_demo_leaves_nothing_running(tmp_path, number, manner):
     wait_for(lambda: not any(map(is_running, started)))
 
 
-def test_a_port_in_use_is_said_before_anything_is_done(capsys, monkeypatch, tmp_path):
+def test_a_port_in_use_is_reported_first(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "FOLDER", tmp_path / "files")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -102,7 +102,7 @@ def test_a_part_that_fails_ends_the_demo_and_is_named(capfd, monkeypatch, tmp_pa
     assert "error: metrics_generator.py ended with exit code 2" in error
 
 
-def test_a_daemon_that_ends_is_shown_with_its_last_words(monkeypatch, tmp_path):
+def test_a_daemon_that_ends_is_reported_with_the_end_of_its_log(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "ROOT", tmp_path)
     log = tmp_path / "daemon.log"
     log.write_text("one\ntwo\nno model\n")
@@ -120,7 +120,7 @@ def test_wrong_usage_exits_2(arguments, capsys):
 
 
 @pytest.mark.slow
-def test_the_whole_road_serves_a_forecast_of_a_server_that_is_new(tmp_path, capfd, monkeypatch):
+def test_the_demo_serves_a_forecast_of_a_server_that_is_new(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo, "FOLDER", tmp_path / "files")
     assert demo.main(["--port", str(free_port()), "--minutes", "0.3", "--once"]) == 0
     captured = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""The script as a user meets it: flags, messages, exit codes, files, and a daemon or Prometheus at the other end."""
+"""The script: flags, messages, exit codes, files, and a daemon that receives the stream."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def test_the_default_fleet_has_90_servers_of_seven_profiles(capsys, tmp_path):
     assert "states: " in err
 
 
-def test_what_is_written_keeps_the_contract_and_the_metadata_describes_it(capsys, tmp_path):
+def test_the_files_keep_the_contract_and_the_metadata_describes_them(capsys, tmp_path):
     code, result, _ = run(capsys, "--hours", 48, "--incident_rate", 30, "--out_dir", tmp_path, *FEW)
     assert code == 0
     data = read_metrics(tmp_path)
@@ -172,7 +172,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags)[:60] for flags, _ in BAD])
-def test_wrong_usage_is_answered_with_flag_value_and_remedy_and_nothing_is_written(capsys, tmp_path, flags, message):
+def test_wrong_usage_is_refused_with_flag_value_and_remedy_and_no_file_is_written(capsys, tmp_path, flags, message):
     folder = tmp_path / "data"
     code, _, err = run(capsys, *flags, "--out_dir", folder)
     assert code == 2
@@ -212,7 +212,7 @@ ENDINGS = [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pyt
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_interrupted_run_leaves_the_old_data_whole(tmp_path, ending):
+def test_an_interrupted_run_keeps_the_earlier_data(tmp_path, ending):
     assert main(["--hours", "2", "--out_dir", str(tmp_path), *FEW]) == 0
     before = digests(tmp_path)
     command = [sys.executable, "metrics_generator.py", "--tick_seconds", "5", "--out_dir", str(tmp_path)]
@@ -311,7 +311,7 @@ def test_a_stream_goes_on_with_the_fleet_that_was_written(capsys, tmp_path, daem
     assert compared > 50
 
 
-def test_a_stream_with_a_position_file_goes_on_after_the_last_tick(capsys, tmp_path, daemon):
+def test_a_stream_with_a_position_file_continues_after_the_last_tick(capsys, tmp_path, daemon):
     flags = ["--stream", daemon.url, "--position_file", tmp_path / "position.json", "--backfill_hours", 2, *FEW]
     assert run(capsys, *flags, "--hours", 1)[1]["ticks"] == 12
     code, result, err = run(capsys, *flags, "--hours", 1.5)
@@ -324,7 +324,7 @@ def test_a_stream_with_a_position_file_goes_on_after_the_last_tick(capsys, tmp_p
     ("status", "text", "message"),
     [(403, "no", "refuses the samples with status 403: no"), (200, "hello", "does not answer like this project's")],
 )
-def test_a_daemon_that_refuses_or_talks_nonsense_ends_the_stream(capsys, daemon, status, text, message):
+def test_a_daemon_that_refuses_or_has_an_unknown_response_ends_the_stream(capsys, daemon, status, text, message):
     daemon.answer = lambda path, body: (status, text)
     code, _, err = run(capsys, "--stream", daemon.url, *FEW)
     assert code == 1

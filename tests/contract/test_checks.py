@@ -129,7 +129,7 @@ def test_text_that_is_no_time_is_refused(text):
 
 
 @pytest.mark.parametrize("year", ["1500", "1969", "2300", "9999"])
-def test_a_time_beyond_those_of_the_contract_is_told_from_no_time(year):
+def test_a_time_beyond_those_of_the_contract_is_distinguished_from_text_that_is_no_time(year):
     times = fleet()["timestamp"].map(lambda time: time.isoformat().replace("2026", year))
     assert only_violation(fleet(timestamp=times)).message == "the time is not within 1970 to 2199"
 

@@ -1,4 +1,4 @@
-"""The simulated fleet against what is documented about it, and against slow references."""
+"""The simulated fleet against its documentation and against slow references."""
 
 from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_documented_uplifts_are_measurable_in_disk_network_and_the_odds_of_cpu(
     assert abs(odds[0] / odds[1] - 1 - uplift) < abs(uplift) / 3
 
 
-def test_documented_peaks_stand_out(healthy):
+def test_documented_peaks_are_measurable(healthy):
     by_profile, when, _ = healthy
     business = when.day_of_week < 5
 
@@ -161,7 +161,7 @@ def residuals(healthy):
     return logs - logs.mean(axis=1, keepdims=True)
 
 
-def test_metrics_of_a_server_are_correlated_but_no_copies(residuals):
+def test_metrics_of_a_server_are_correlated_but_different(residuals):
     correlation = np.mean([np.corrcoef(server.T) for server in residuals], axis=0)
     others = correlation[~np.eye(METRIC_COUNT, dtype=bool)]
     assert others.max() < 0.9
@@ -250,7 +250,7 @@ def test_the_mean_of_the_noise_factor_is_that_of_many_draws():
 # --- nothing but the scenario shows in the result -------------------------------------------------------------------
 
 
-def test_chunks_do_not_show_in_the_result():
+def test_values_do_not_depend_on_the_chunks():
     scenario = small(fork_step=333, fork_seed=9, incident_rate=20, outage_rate=20)
     whole = Simulator(World.of(scenario)).advance(500)
     simulator = Simulator(World.of(scenario))
@@ -276,7 +276,7 @@ def test_a_longer_scenario_begins_with_the_shorter_one():
     assert same(short.states, longer.states[:, :500])
 
 
-def test_the_seed_and_nothing_else_decides():
+def test_values_depend_on_the_seed_only():
     assert same(simulate(small()).metrics, simulate(small()).metrics)
     other = Fleet.of({"web_api": 3, "database": 2, "ml_compute": 1}, seed=6)
     assert not same(simulate(small()).metrics, simulate(small(fleet=other)).metrics)
@@ -309,7 +309,7 @@ def test_forks_in_memory_are_those_of_the_scenario():
     assert same(simulator.advance(300).metrics.transpose(1, 2, 0), simulate(quiet).metrics[:, 200:])
 
 
-def test_the_past_lies_within_the_distribution_of_the_forks():
+def test_the_actual_future_lies_within_the_distribution_of_the_forks():
     """The real future is one more draw: its rank among the forks is uniform."""
     fleet = Fleet.of({"generic": 30}, seed=2)
     scenario = Scenario(fleet, START, 300 + 97, 300, incident_rate=0, outage_rate=0)
@@ -346,14 +346,14 @@ def test_states_last_minutes_to_hours_and_no_single_ticks():
     assert (offline >= 5).all()
 
 
-def test_heavy_load_and_idle_show_in_the_metrics(healthy):
+def test_heavy_load_and_idle_change_the_metrics(healthy):
     trace = healthy[2]
     usual = np.nanmean(trace.metrics[trace.states == 0], axis=0)
     assert (np.nanmean(trace.metrics[trace.states == HEAVY_LOAD], axis=0) > usual)[[CPU, DISK, NET_IN, LATENCY]].all()
     assert (np.nanmean(trace.metrics[trace.states == IDLE], axis=0) < usual)[[CPU, DISK, NET_IN, LATENCY]].all()
 
 
-def test_maintenance_is_at_its_documented_time_and_nowhere_else(healthy):
+def test_maintenance_is_at_its_documented_time_only(healthy):
     _, when, trace = healthy
     window = (when.day_of_week == 5) & (when.minute_of_day >= 120) & (when.minute_of_day < 180)
     at = trace.states == MAINTENANCE

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import BusinessTime, business_time
 from fleet_forecast.simulation import rhythm
 from fleet_forecast.simulation.rhythm import (
     CASES,
@@ -65,3 +65,58 @@ def test_long_calendars_are_laid_out_in_pieces(monkeypatch):
 def test_cases_fit_their_type_and_only_databases_have_maintenance():
     assert np.iinfo(np.int16).max >= CASES
     assert tables().maintenance.sum(axis=1).tolist() == [60 if p == "database" else 0 for p in ServerProfile]
+
+
+def demand_at(profile: str, clock: str, day_of_week: int = 2, holiday: bool = False) -> float:
+    hour, minute = clock.split(":")
+    when = BusinessTime(
+        np.array([int(hour) * 60 + int(minute)], dtype=np.int16),
+        np.array([day_of_week], dtype=np.int8),
+        np.array([holiday]),
+        np.array([False]),
+    )
+    return float(demand_multiplier(ServerProfile(profile), when)[0])
+
+
+@pytest.mark.parametrize(
+    ("profile", "clock", "multiplier"),
+    [
+        ("ml_compute", "23:00", 1.4),
+        ("ml_compute", "03:00", 1.4),
+        ("ml_compute", "08:00", 1.0),
+        ("ml_compute", "18:00", 1.0),
+        ("database", "10:00", 1.2),
+        ("database", "17:30", 1.4),
+        ("database", "22:00", 1.0),
+        ("web_api", "14:30", 1.3),
+        ("web_api", "06:00", 0.5),
+        ("web_api", "21:00", 0.5),
+        ("web_api", "08:00", 1.0),
+        ("conductor_mgmt", "17:00", 1.4),
+        ("conductor_mgmt", "12:00", 1.0),
+        ("data_ingest", "10:30", 1.5),
+        ("data_ingest", "15:30", 1.5),
+        ("risk_analytics", "17:30", 2.0),
+        ("risk_analytics", "12:00", 1.0),
+        ("generic", "12:00", 1.0),
+    ],
+)
+def test_demand_has_the_documented_uplifts_on_a_business_day(profile: str, clock: str, multiplier: float) -> None:
+    assert demand_at(profile, clock) == pytest.approx(multiplier)
+
+
+def test_demand_has_the_documented_shapes() -> None:
+    assert demand_at("ml_compute", "12:00") < demand_at("ml_compute", "08:00"), "lower 09-16"
+    assert demand_at("ml_compute", "12:00", day_of_week=5) > demand_at("ml_compute", "12:00"), "weekend batch"
+    assert demand_at("database", "13:00") > demand_at("database", "20:00"), "steady high in market hours"
+    assert demand_at("web_api", "09:15") > demand_at("web_api", "12:30") > demand_at("web_api", "11:00")
+    assert demand_at("conductor_mgmt", "09:15") > demand_at("conductor_mgmt", "17:00")
+    assert demand_at("data_ingest", "16:30") > demand_at("data_ingest", "15:00")
+    assert demand_at("risk_analytics", "17:30", holiday=True) < 1
+    assert demand_at("risk_analytics", "17:30", day_of_week=6) < 1
+
+
+def test_demand_moves_by_ramps_and_never_jumps() -> None:
+    for profile in ServerProfile:
+        day = [demand_at(profile, f"{minute // 60 % 24}:{minute % 60}") for minute in range(24 * 60 + 1)]
+        assert np.abs(np.diff(day)).max() <= 0.11

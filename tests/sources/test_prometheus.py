@@ -72,7 +72,7 @@ def test_gaps_nan_and_inf_are_not_measured():
     ]
 
 
-def test_a_metric_one_server_lacks_is_missing_there():
+def test_a_metric_that_one_server_lacks_is_missing_for_it_only():
     queries = QuerySet(queries={"cpu_pct": "cpu", "mem_pct": "mem"})
     client = scripted(
         lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
@@ -83,16 +83,16 @@ def test_a_metric_one_server_lacks_is_missing_there():
     assert math.isnan(frame["mem_pct"].tolist()[1])
 
 
-def test_long_ranges_are_cut_into_queries_and_progress_is_told(monkeypatch):
+def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
     monkeypatch.setattr(prometheus, "STEPS_PER_QUERY", 4)
 
     def answer(form):
         begin, end = int(form["start"]), int(form["end"])
         return [{"metric": {"instance": "a"}, "values": [[t, str(t % 97)] for t in range(begin, end + 1, STEP)]}]
 
-    told = []
-    frame = pull_range(scripted(answer), CPU, at(0), at(10), STEP, lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    reported = []
+    frame = pull_range(scripted(answer), CPU, at(0), at(10), STEP, lambda done, total: reported.append((done, total)))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
     assert list(frame["timestamp"]) == [at(n) for n in range(10)]
     assert frame["cpu_pct"].tolist() == [int(at(n + 1).timestamp()) % 97 for n in range(10)]
 
@@ -128,7 +128,7 @@ def test_failures_are_named(answer, message):
         pull_range(scripted(lambda _form: answer), CPU, at(0), at(1), STEP)
 
 
-def test_an_answer_in_a_broken_encoding_is_asked_for_again_and_named():
+def test_a_response_in_a_broken_encoding_is_retried_and_reported():
     asked = []
 
     def answer(_form):
@@ -246,7 +246,7 @@ def ready(url):
         return False
 
 
-def test_the_real_prometheus_gives_the_fleet_over_a_reset_and_a_gap(real_prometheus):
+def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prometheus):
     with PrometheusClient(real_prometheus) as client:
         frame = pull_range(client, NODE_EXPORTER, at(0), at(100), STEP)
     assert set(frame["server_name"]) == {"ppml0001"}

@@ -1,4 +1,4 @@
-"""The live feed: nothing lost, nothing twice, whatever the daemon does."""
+"""The live feed: no tick is lost, no tick is stored twice."""
 
 import json
 import threading
@@ -65,10 +65,10 @@ class Waits(threading.Event):
 
 
 def feed_to(daemon, **options):
-    said = []
+    messages = []
     stopped = options.pop("stopped", Waits())
-    feed = Feed("http://daemon:8000", said.append, stopped, transport=httpx.MockTransport(daemon), **options)
-    return feed, said, stopped
+    feed = Feed("http://daemon:8000", messages.append, stopped, transport=httpx.MockTransport(daemon), **options)
+    return feed, messages, stopped
 
 
 def play(daemon, plan=None, feed=None, on_ticks=lambda *_: None, clock=lambda: LONG_AGO):
@@ -114,7 +114,7 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize("answers", TROUBLE)
-def test_nothing_is_lost_and_nothing_is_stored_twice_when_the_daemon_falters(answers):
+def test_nothing_is_lost_and_nothing_is_stored_twice_when_requests_fail(answers):
     daemon = Daemon(*answers)
     counts = play(daemon)
     assert daemon.rows.keys() == expected_rows(scenario())
@@ -123,16 +123,16 @@ def test_nothing_is_lost_and_nothing_is_stored_twice_when_the_daemon_falters(ans
     assert stamps == sorted(stamps), "ticks arrive in order"
 
 
-def test_pauses_grow_and_the_daemons_own_wish_is_kept():
+def test_pauses_double_and_a_requested_pause_is_kept():
     daemon = Daemon("ok", *[httpx.Response(500)] * 9, httpx.Response(503, headers={"retry-after": "7"}))
-    feed, said, stopped = feed_to(daemon)
+    feed, messages, stopped = feed_to(daemon)
     play(daemon, StreamPlan(scenario(), 0, 2, 1e9), feed)
     pauses = [seconds for seconds in stopped.waits if seconds > 0.1]  # the rest is the pace of the ticks
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 7]
-    assert "status 500; trying again in 0.5 s" in said[0]
+    assert "status 500; trying again in 0.5 s" in messages[0]
 
 
-def test_a_daemon_that_never_answered_is_given_up_soon_with_address_and_remedy(monkeypatch):
+def test_a_daemon_that_never_responded_ends_the_stream_soon_with_address_and_remedy(monkeypatch):
     times = iter(range(0, 10_000, 4))
     monkeypatch.setattr("tenacity.time.monotonic", lambda: float(next(times)))
     daemon = Daemon(*[httpx.ConnectError("[Errno 111] Connection refused")] * 100)
@@ -152,28 +152,28 @@ def test_a_daemon_that_never_answered_is_given_up_soon_with_address_and_remedy(m
         (httpx.Response(200, json=[]), "does not answer like this project's daemon"),
     ],
 )
-def test_refusals_and_nonsense_end_the_stream_with_the_reason(answer, message):
+def test_refusals_and_unknown_responses_end_the_stream_with_the_reason(answer, message):
     with pytest.raises(FeedError, match=message):
         play(Daemon(answer))
 
 
 def test_rejected_records_are_counted_and_the_first_reason_is_shown():
     reason = {"index": 1, "field": "timestamp", "value": "x", "reason": "too old"}
-    feed, said, _ = feed_to(Daemon(httpx.Response(200, json={"accepted": 3, "rejected": [reason]})))
+    feed, messages, _ = feed_to(Daemon(httpx.Response(200, json={"accepted": 3, "rejected": [reason]})))
     counts = play(None, StreamPlan(scenario(), 0, 1, None), feed)
     assert (counts["accepted"], counts["rejected"], counts["records"]) == (3, 1, 4)
-    assert "too old" in said[0]
+    assert "too old" in messages[0]
 
 
-def test_overdue_ticks_go_together_and_what_is_sent_is_the_same(monkeypatch):
-    together, one_by_one, told = Daemon(), Daemon(), []
+def test_overdue_ticks_are_sent_together_without_a_change_of_the_samples(monkeypatch):
+    together, one_by_one, progress = Daemon(), Daemon(), []
     play(one_by_one)
     monkeypatch.setattr(playback, "RECORDS_IN_ONE_BACKFILL", 50)
-    counts = play(together, StreamPlan(scenario(), 0, 40, None), on_ticks=lambda *ticks: told.append(ticks))
+    counts = play(together, StreamPlan(scenario(), 0, 40, None), on_ticks=lambda *ticks: progress.append(ticks))
     assert (one_by_one.requests, together.requests) == (40, 4)
     assert (together.rows, together.order, counts["ticks"]) == (one_by_one.rows, one_by_one.order, 40)
-    assert [ticks for _, ticks in told] == [13, 13, 13, 1]
-    assert told[-1][0] == max(stamp for _, stamp in together.rows)
+    assert [ticks for _, ticks in progress] == [13, 13, 13, 1]
+    assert progress[-1][0] == max(stamp for _, stamp in together.rows)
 
 
 def test_large_fleets_are_sent_in_requests_of_bounded_size(monkeypatch):
@@ -207,7 +207,7 @@ def test_sparse_streams_send_no_rows_of_offline_servers():
 
 @pytest.mark.parametrize("stop_after", [1, 7, 39])
 @pytest.mark.parametrize("every", [None, 5])
-def test_a_stopped_stream_goes_on_where_it_was_without_loss_or_doubles(tmp_path, stop_after, every):
+def test_a_stopped_stream_continues_without_lost_or_repeated_ticks(tmp_path, stop_after, every):
     position = tmp_path / "position.json"
     plan = StreamPlan(scenario(), 0, 40, 1e9, new_server_every_steps=every, position_file=position)
     daemon, whole = Daemon(), Daemon()
@@ -233,7 +233,7 @@ def test_a_stopped_stream_goes_on_where_it_was_without_loss_or_doubles(tmp_path,
             assert mine == last, "an added server stays without a gap"
 
 
-def test_an_injected_incident_goes_on_after_a_stop(tmp_path):
+def test_an_injected_incident_continues_after_a_restart(tmp_path):
     position = tmp_path / "position.json"
     plan = StreamPlan(
         scenario(incident_rate=0), 0, 40, 1e9, inject=(("ppdb001", "lock_contention"),), position_file=position
@@ -265,7 +265,7 @@ def test_a_position_file_of_another_stream_is_refused(tmp_path):
         play(Daemon(), other)
 
 
-def test_a_stream_that_is_stopped_while_the_daemon_is_away_ends_at_once():
+def test_a_stream_that_is_stopped_while_the_daemon_is_unreachable_ends_at_once():
     daemon = Daemon("ok", *[httpx.ConnectError("gone")] * 1_000)
     feed, _, stopped = feed_to(daemon)
     feed.report = lambda text: stopped.set()
@@ -284,7 +284,7 @@ def test_without_speed_the_past_is_due_at_once_and_the_future_at_its_time():
     assert pace.due(np.datetime64(1_000_300, "s")) == 1_000_300
 
 
-def test_with_speed_the_past_is_played_faster_and_never_overtakes_the_present():
+def test_with_speed_the_past_is_replayed_faster_up_to_the_present():
     began = 1_000_000.0
     pace = Pace(np.datetime64(999_400, "s"), 60, began)
     assert [pace.due(np.datetime64(999_400 + 300 * step, "s")) for step in range(3)] == [began, began + 5, began + 10]
@@ -307,10 +307,10 @@ def test_a_stream_waits_for_each_tick_of_the_future():
 
 def test_new_servers_are_added_live_with_the_next_number_of_their_profile():
     daemon = Daemon()
-    feed, said, _ = feed_to(daemon)
+    feed, messages, _ = feed_to(daemon)
     counts = play(daemon, StreamPlan(scenario(), 0, 40, 1e9, new_server_every_steps=4), feed)
     assert counts["servers"] == 4 + 9
-    assert sum("added" in text for text in said) == 9
+    assert sum("added" in text for text in messages) == 9
     names = {name for name, _ in daemon.rows}
     assert len(names) == 13
     larger = Fleet.of({"web_api": 9, "database": 9}, seed=5)
@@ -325,12 +325,12 @@ def test_new_servers_are_added_live_with_the_next_number_of_their_profile():
 def test_new_servers_and_incidents_wait_until_the_backfill_is_over():
     now = float(START.astype(np.int64)) + 3_000.0
     daemon = Daemon()
-    feed, said, _ = feed_to(daemon)
+    feed, messages, _ = feed_to(daemon)
     plan = StreamPlan(
         scenario(incident_rate=0), 0, 20, None, new_server_every_steps=2, inject=(("ppdb002", "lock_contention"),)
     )
     stream(plan, feed, lambda *_: None, clock=lambda: now)
-    assert "2026-09-14T04:55:00Z: lock_contention begins on ppdb002" in said[0]
+    assert "2026-09-14T04:55:00Z: lock_contention begins on ppdb002" in messages[0]
     assert all(stamp >= "2026-09-14T05:05" for name, stamp in daemon.rows if name not in scenario().fleet.names)
     labelled = [stamp for (_, stamp), row in daemon.rows.items() if row["incident"]]
     assert labelled

@@ -56,7 +56,7 @@ def digests(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_what_is_written_is_what_was_simulated(tmp_path):
+def test_the_files_contain_the_simulated_values(tmp_path):
     path, tally = write(tmp_path)
     assert path == tmp_path / METRICS_FILE
     trace, frame = simulate(scenario()), read_metrics(tmp_path).frame
@@ -87,7 +87,7 @@ def test_a_folder_of_parts_holds_the_same_rows_as_one_file(tmp_path, monkeypatch
     assert len(pd.read_parquet(parts)) == 36 * 700, "any parquet reader takes the folder as one data set"
 
 
-def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "ROWS_IN_ONE_GROUP", 9_000)
     for name, limit in (("file", 10**9), ("parts", 10_000)):
         for workers in (1, 2):
@@ -95,7 +95,7 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path, monkeypatch)
         assert digests(tmp_path / f"{name}1") == digests(tmp_path / f"{name}2")
 
 
-def test_a_run_ends_with_its_part_of_a_longer_one(tmp_path):
+def test_a_shorter_run_is_a_part_of_a_longer_one(tmp_path):
     write(tmp_path / "short", scenario(steps=300))
     write(tmp_path / "long")
     short, longer = (read_metrics(tmp_path / name).frame for name in ("short", "long"))
@@ -103,7 +103,7 @@ def test_a_run_ends_with_its_part_of_a_longer_one(tmp_path):
     pd.testing.assert_frame_equal(short, begin, check_categorical=False, check_dtype=False)
 
 
-def test_sparse_leaves_out_the_offline_rows_and_nothing_else(tmp_path):
+def test_sparse_files_lack_only_the_offline_rows(tmp_path):
     _, dense_tally = write(tmp_path / "dense")
     _, sparse_tally = write(tmp_path / "sparse", sparse=True)
     dense, sparse = (read_metrics(tmp_path / name).frame for name in ("dense", "sparse"))
@@ -128,7 +128,7 @@ def test_new_data_replaces_old_data_of_either_form_completely(tmp_path, before, 
 
 @pytest.mark.parametrize("limit", [1, 10**9])
 @pytest.mark.parametrize("failing", [(writer, "count_rows"), (writer, "write_metadata"), (publishing, "sync")])
-def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, monkeypatch, limit, failing):
+def test_a_run_that_fails_keeps_the_earlier_data_and_leaves_no_other_file(tmp_path, monkeypatch, limit, failing):
     write(tmp_path, rows_in_one_file=limit)
     before = digests(tmp_path)
 
@@ -142,7 +142,7 @@ def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, m
 
 
 @pytest.mark.parametrize("same_number", [False, True])  # as in a container, where each run is process 1 or so
-def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path, same_number):
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path, same_number):
     abandoned = tmp_path / f".server_metrics-{os.getpid() if same_number else 999_999_999}"
     abandoned.mkdir()
     (abandoned / METRICS_FILE).write_bytes(b"half")
