@@ -29,8 +29,9 @@ from safetensors.torch import save
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
-from fleet_forecast.evaluation.backtest import AMOUNTS, MODEL
-from fleet_forecast.evaluation.report import write_report
+from fleet_forecast.evaluation.backtest import MODEL
+from fleet_forecast.evaluation.report import ModelReport, write_report
+from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine, write_canary
@@ -489,7 +490,7 @@ def publish(
         weights = job.mean_weights(model)
         weights.variables.to_parquet(directory / "variable_weights.parquet", index=False)
         weights.attention.to_parquet(directory / "attention.parquet", index=False)
-        write_report(directory, config.model_id, info, scores, cold_start, weights)
+        write_report(directory, ModelReport(config.model_id, info, scores, cold_start, weights))
     Engine.load(models_dir / config.model_id, device="cpu")  # ONNX Runtime reproduces torch's canary, or ModelError
     if not arguments.no_promote:
         promote(models_dir, config.model_id)

@@ -92,7 +92,7 @@ def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
     assert last["windows_per_second"] > 0
     assert set(last["scores"]) == {"seen", "unseen"}
     for part in last["scores"].values():
-        assert set(part) == {"model", "last_value", "yesterday", "flat_6h", "flat_24h"}
+        assert set(part) == {"model", "naive", "seasonal_naive", "window_quantiles_6h", "window_quantiles_24h"}
         assert {"wql", "mase", "wape", "accuracy", "coverage_80"} <= set(part["model"]["cpu_pct"])
 
 
