@@ -31,7 +31,7 @@ import pandas as pd
 from fleet_forecast.contract.audit import validate
 from fleet_forecast.contract.checks import ContractError, Violation
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
+from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
 from fleet_forecast.contract.specs import (
     COLUMN_SPECS,
@@ -50,6 +50,8 @@ from fleet_forecast.contract.specs import (
     arrow_schema,
     document_tables,
 )
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.iso_time import iso_exact
 from server_profiles import BUILT_IN_RULES
 
 __all__ = [
@@ -89,8 +91,8 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
         "contract_version": CONTRACT_VERSION,
         "rows": data.rows,
         "servers": len(data.servers),
-        "first": pd.Timestamp(data.first, tz="UTC").isoformat(),
-        "last": pd.Timestamp(data.last, tz="UTC").isoformat(),
+        "first": iso_exact(pd.Timestamp(data.first, tz="UTC")),
+        "last": iso_exact(pd.Timestamp(data.last, tz="UTC")),
         "metrics": list(data.metrics),
         "profiles": sorted(set(data.profiles)),
         "notices": list(data.notices),
@@ -134,7 +136,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     try:
         rules = BUILT_IN_RULES if arguments.profiles is None else load_profile_rules(arguments.profiles)
         summary = _summary(check_metrics(arguments.path, rules))
-    except ProfileFileError as problem:
+    except TomlFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except ContractError as problem:

@@ -407,8 +407,6 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
     from fleet_forecast.sources.prometheus import (
         NODE_EXPORTER,
         PrometheusClient,
-        QueryFileError,
-        QuerySet,
         load_query_set,
         pull_range,
     )
@@ -423,11 +421,8 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
         rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
         business_time(np.array([start]), arguments.timezone)
         if arguments.queries:
-            own = load_query_set(arguments.queries)
-            # Another label for the server's name means that the ready queries do not fit.
-            ready = NODE_EXPORTER.queries if own.server_label == NODE_EXPORTER.server_label else {}
-            queries = QuerySet({**ready, **own.queries}, own.server_label, own.strip_port)
-    except (QueryFileError, ValueError) as problem:
+            queries = load_query_set(arguments.queries).with_defaults(NODE_EXPORTER)
+    except ValueError as problem:
         raise UsageError(str(problem)) from None
     _refuse_unwritable(arguments.out_dir)
     with (

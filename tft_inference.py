@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_contract import ContractError, DataFileError, read_metrics
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules, profile_of
+from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
@@ -45,7 +46,6 @@ from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusError,
-    QueryFileError,
     QuerySet,
     load_query_set,
 )
@@ -53,7 +53,7 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 
 SERVERS_PER_CHUNK = 64  # forecast at once; bounds memory
 DONE, FAILED, USAGE = 0, 1, 2
-_USER_ERRORS = (ContractError, DataFileError, GridError, ModelError, ProfileFileError)
+_USER_ERRORS = (ContractError, DataFileError, GridError, ModelError, TomlFileError)
 
 
 class UsageError(ValueError):
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.explain is not None:
             return run_explain(arguments, settings, rules)
         return run_batch(arguments, settings, rules)
-    except (SettingsError, UsageError, PrometheusError, QueryFileError, AlertFileError) as problem:
+    except (SettingsError, UsageError, PrometheusError, TomlFileError, AlertFileError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return USAGE
     except _USER_ERRORS as problem:

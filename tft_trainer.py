@@ -28,7 +28,8 @@ from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.backtest import MODEL
 from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.scores import AMOUNTS
@@ -86,7 +87,7 @@ EXPECTED_ERRORS = (
     ContractError,
     DataFileError,
     GridError,
-    ProfileFileError,
+    TomlFileError,
     SplitError,
     CheckpointError,
     FitError,

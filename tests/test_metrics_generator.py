@@ -164,7 +164,7 @@ BAD = [
         "--new_server_every is 10; write a number",
     ),
     (["--stream", "http://127.0.0.1:9", "--token_file", "absent"], "--token_file is absent; it cannot be read"),
-    (["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"], "query file absent.toml: No such file"),
+    (["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"], "query file absent.toml: no such file"),
     (["--from_prometheus", "http://127.0.0.1:9", "--profiles", "absent.toml"], "profiles file absent.toml: no such"),
     (["--from_prometheus", "http://127.0.0.1:9", "--hours", "0"], "--hours is 0.0"),
     (["--from_prometheus", "http://127.0.0.1:9", "--stream", "http://127.0.0.1:9"], "choose one of"),

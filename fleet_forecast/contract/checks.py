@@ -28,6 +28,7 @@ from fleet_forecast.contract.specs import (
     TEXT_COLUMNS,
     MetricSpec,
 )
+from fleet_forecast.iso_time import iso_exact
 
 _OUTSIDE = "the time is not within 1970 to 2199", "check the unit of the times"
 _ZONED_TEXT = re.compile(r"[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
@@ -287,6 +288,6 @@ def violation(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.bool_], mes
 
 def _shown(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
-        return value.isoformat().replace("+00:00", "Z")
+        return value.isoformat() if value.tzinfo is None else iso_exact(value)
     text = f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
     return repr(text) if text != text.strip() or not text or not text.isprintable() else text[:80]

@@ -134,3 +134,8 @@ def document_tables() -> str:
         f"| `{spec.name}` | {spec.unit} | {spec.range_text} | {spec.description} |" for spec in METRIC_SPECS.values()
     ]
     return "\n".join(lines)
+
+
+def is_supported_version(version: object) -> bool:
+    """Whether data of this contract version can be read: the major version is the same."""
+    return isinstance(version, str) and version.partition(".")[0] == CONTRACT_VERSION.partition(".")[0]

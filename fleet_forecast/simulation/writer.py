@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fleet_forecast.atomic_write import sync
 from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.specs import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, arrow_schema
 from fleet_forecast.simulation.fleet import PROFILE_ORDER
@@ -322,7 +323,7 @@ def publish(temporary: Path, folder: Path) -> Path:
     Who reads between the two finds new metrics beside the earlier metadata.
     """
     for file in temporary.rglob("*"):
-        _sync(file)
+        sync(file)
     new = next(path for path in (temporary / METRICS_FILE, temporary / METRICS_FOLDER) if path.exists())
     target = folder / new.name
     if new.is_dir() and target.is_dir():
@@ -334,16 +335,8 @@ def publish(temporary: Path, folder: Path) -> Path:
         (folder / METRICS_FILE).unlink(missing_ok=True)
     elif (folder / METRICS_FOLDER).is_dir():
         (folder / METRICS_FOLDER).rename(temporary / "replaced")
-    _sync(folder)
+    sync(folder)
     return target
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(first: Path, second: Path) -> None:

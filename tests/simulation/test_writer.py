@@ -26,7 +26,11 @@ def scenario(**options):
 
 
 def metadata_of(simulated, world, tally):
-    return Metadata("test", 5, f"{START}Z", 1.0, 300, "UTC", world.scenario.fleet.composition(), int(tally.rows.sum()))
+    fleet, rows = world.scenario.fleet.composition(), int(tally.rows.sum())
+    return Metadata(
+        generator_version="test", seed=5, start=f"{START}Z", hours=1.0, step_seconds=300, timezone="UTC", fleet=fleet,
+        rows=rows,
+    )  # fmt: skip
 
 
 def write(folder, simulated=None, **options):
@@ -110,7 +114,7 @@ def test_new_data_replaces_old_data_of_either_form_completely(tmp_path, before, 
 
 
 @pytest.mark.parametrize("limit", [1, 10**9])
-@pytest.mark.parametrize("failing", ["_count", "write_metadata", "_sync"])
+@pytest.mark.parametrize("failing", ["_count", "write_metadata", "sync"])
 def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, monkeypatch, limit, failing):
     write(tmp_path, rows_in_one_file=limit)
     before = digests(tmp_path)
@@ -149,7 +153,10 @@ def test_measured_rows_keep_the_contract_with_the_metrics_they_have(tmp_path):
             "cpu_pct": np.array([1.5, np.nan], dtype=np.float32),
         }
     )
-    metadata = Metadata("test", None, "2026-01-01T00:00:00Z", 1.0, 300, "UTC", {"database": 1}, 2)
+    metadata = Metadata(
+        generator_version="test", seed=None, start="2026-01-01T00:00:00Z", hours=1.0, step_seconds=300, timezone="UTC",
+        fleet={"database": 1}, rows=2,
+    )  # fmt: skip
     path = write_measured(frame, tmp_path, metadata)
     data = read_metrics(path.parent)
     assert data.metrics == ("cpu_pct",)
