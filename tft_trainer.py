@@ -35,15 +35,15 @@ from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
-from fleet_forecast.inference.engine import Engine, write_canary
+from fleet_forecast.inference.canary import write_canary
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_config import CONFIG_FILE, ModelError
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
-    CONFIG_FILE,
     EXPLAIN_FILE,
     ONNX_FILE,
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
-    ModelError,
     new_model_directory,
     only_writer,
     promote,
@@ -363,7 +363,7 @@ def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fi
     model = job.fresh_model()
     if arguments.warm_start:
         earlier = earlier_model(arguments.warm_start, job.spec, job.profiles, job.hidden_size)
-        say_what_profiles_become(earlier.network_profiles, job.profiles)
+        say_what_profiles_become(earlier.profiles, job.profiles)
         start_from(model.network, job.profiles, arguments.warm_start, earlier)
     if wants_comparison(job, arguments):
         job = replace(job, settings=replace(job.settings, max_seconds=time_for_the_model(job.settings.max_seconds)))
@@ -483,7 +483,7 @@ def publish(
         export_explanation(model, example.windows, directory / EXPLAIN_FILE)
         (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
-        write_canary(directory / CANARY_FILE, Engine(config, torch_run(model)))
+        write_canary(directory / CANARY_FILE, config, Engine(config, torch_run(model)).forecast)
         for name, table in scores.items():
             table.to_parquet(directory / f"scores_{name}.parquet", index=False)
         if len(cold_start):

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly import Departures, distance, shares_of_distance  # noqa: E402
 from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRules  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402

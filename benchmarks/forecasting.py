@@ -39,7 +39,8 @@ from data_contract import METRIC_SPECS  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig, ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelConfig, ModelError  # noqa: E402
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -151,13 +152,13 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # a line on devices at each call
     spec = config.spec
-    network = build_network(spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    network = build_network(spec, config.profiles, config.hidden_size, TemporalFusionTransformer)
     network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
     def predict() -> Any:
         lengths = {"shortest_encoder": spec.context_steps, "shortest_horizon": spec.horizon_steps}
-        dataset = dataset_of(frame, spec, config.network_profiles, **lengths)
+        dataset = dataset_of(frame, spec, config.profiles, **lengths)
         loader = dataset.to_dataloader(train=False, batch_size=batch_size, num_workers=0)
         return network.predict(loader, mode="quantiles", trainer_kwargs={**quiet, "enable_model_summary": False})
 

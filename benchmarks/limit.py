@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from fleet_forecast.evaluation.backtest import MEAN, MODEL, Backtest, best_baseline  # noqa: E402
 from fleet_forecast.evaluation.baselines import Observed, baseline_forecasts  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, Simulator, World  # noqa: E402

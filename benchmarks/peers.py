@@ -48,7 +48,8 @@ from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
 from fleet_forecast.features.history import past_values  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

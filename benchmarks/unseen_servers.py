@@ -41,7 +41,7 @@ from fleet_forecast.evaluation.backtest import (  # noqa: E402
 from fleet_forecast.evaluation.cold_start import history_lengths  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.inference.torch_backend import load_model, torch_run  # noqa: E402
 from fleet_forecast.network.model import ForecastModel  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402

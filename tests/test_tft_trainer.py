@@ -58,7 +58,7 @@ def write(folder: Path, frame: pd.DataFrame) -> Path:
 
 def test_the_stock_class_loads_the_trained_weights_and_gives_the_same_forecast(tiny_model_dir: Path) -> None:
     config = read_config(tiny_model_dir)
-    stock = build_network(config.spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    stock = build_network(config.spec, config.profiles, config.hidden_size, TemporalFusionTransformer)
     stock.load_state_dict(load_file(tiny_model_dir / "model.safetensors"))
     by_stock = Engine(config, torch_run(ForecastModel(stock, config.spec, config.scaling)))
     by_engine = Engine.load(tiny_model_dir, device="cpu")

@@ -21,7 +21,7 @@ from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
-from fleet_forecast.inference.model_directory import ModelConfig
+from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
 from fleet_forecast.network.model import ForecastModel, build_network
 from fleet_forecast.training.sampling import WindowSource
@@ -92,7 +92,7 @@ class Job:
             contract_version=CONTRACT_VERSION,
             hidden_size=self.hidden_size,
             quantiles=QUANTILE_LEVELS,
-            network_profiles=self.profiles,
+            profiles=self.profiles,
             spec=self.spec,
             scaling=self.scaling,
             windows_version=WINDOWS_VERSION,
