@@ -85,8 +85,6 @@ def test_a_server_without_a_measurement_is_forecast_without_history_and_named(ti
     )
     found = forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy()
     np.testing.assert_allclose(found, expected.reshape(-1, 7), rtol=1e-5)
-        forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy(), expected.reshape(-1, 7), rtol=1e-5
-    )
 
 
 def test_origins_every_few_hours_use_nothing_after_the_origin(tiny_model_dir, metrics_file, tmp_path):

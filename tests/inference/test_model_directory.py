@@ -1,4 +1,4 @@
-"""A model directory that is not complete, unchanged and of supported versions is refused, and the message says why."""
+"""A model directory that is not complete, unchanged and of supported versions is refused, with a message."""
 
 from __future__ import annotations
 
