@@ -1,19 +1,19 @@
-r"""What server metrics must look like, version 1.0.0; DATA_CONTRACT.md says the same in prose.
+r"""The format of server metrics, version 1.0.0; DATA_CONTRACT.md describes it.
 
-Check a file or a folder (parquet or CSV); every violation is listed with its remedy:
+Check a file or a folder (parquet or CSV). Every violation is listed with its remedy:
 
     python data_contract.py training/
     python data_contract.py my_servers.csv --profiles my_profiles.toml
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
-Exits 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
+Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
 
     from data_contract import read_metrics
     data = read_metrics(Path("training"))       # raises ContractError or DataFileError
     data.frame, data.metrics, data.notices
 
-Data is validated once; what read_metrics returns is trusted by everything after it. check_metrics does the same for
-data too large for one frame, and then gives it batch by batch. The parts are in fleet_forecast/contract/.
+Data is validated once: code that receives the result of read_metrics does not check it again. check_metrics validates
+data that is too large for one frame and returns it batch by batch. The code is in fleet_forecast/contract/.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from fleet_forecast.contract.specs import (
     document_tables,
 )
 from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso_exact
 from server_profiles import BUILT_IN_RULES
 
@@ -115,9 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Check server metrics against the data contract {CONTRACT_VERSION}.",
         epilog="example: python data_contract.py training/",
     )
+    add_version(parser)
     parser.add_argument("path", nargs="?", type=Path, help="parquet or CSV file, or a folder of them")
-    parser.add_argument("--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
-    parser.add_argument("--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
+    add_flag(parser, "--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
+    add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
     return parser
 
 

@@ -42,8 +42,9 @@ from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRule
 from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast, forecast_servers  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
+from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import PROFILES, ServerProfile  # noqa: E402
 

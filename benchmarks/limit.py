@@ -35,8 +35,9 @@ from fleet_forecast.evaluation.baselines import Observed, baseline_forecasts  # 
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from fleet_forecast.simulation.physics import Scenario, Simulator, World  # noqa: E402
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
+from fleet_forecast.simulation.simulator import Simulator  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------

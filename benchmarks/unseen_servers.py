@@ -44,8 +44,9 @@ from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.inference.torch_backend import load_model, torch_run  # noqa: E402
 from fleet_forecast.network.model import ForecastModel  # noqa: E402
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from fleet_forecast.simulation.physics import Scenario, simulate  # noqa: E402
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.scenario import Scenario  # noqa: E402
+from fleet_forecast.simulation.simulator import simulate  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

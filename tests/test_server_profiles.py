@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fleet_forecast.contract.calendar import BusinessTime, business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.simulation.demand import demand_multiplier
+from fleet_forecast.simulation.rhythm import demand_multiplier
 from server_profiles import BUILT_IN_RULES, PROFILES, ServerProfile, infer_profile_from_name, match_profile
 
 NAMES = {

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_VALUE = 100  # characters of a refused value that a message shows
@@ -119,7 +118,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _line(lines: Sequence[str], error: ErrorDetails) -> int | None:
+def _line(lines: Sequence[str], error: Mapping[str, Any]) -> int | None:
     """Number of the line with the refused key or value, from 1; None if the error has no location in the file."""
     keys = [str(part) for part in error["loc"] if isinstance(part, str) and part != "[key]"]
     if not keys or error["type"] == "missing":

@@ -48,7 +48,6 @@ class ModelConfig:
 
     @property
     def step_seconds(self) -> int:
-        """Seconds per step."""
         return self.spec.step_seconds
 
     @property
@@ -58,12 +57,10 @@ class ModelConfig:
 
     @property
     def context_steps(self) -> int:
-        """Length of the encoder in steps."""
         return self.spec.context_steps
 
     @property
     def horizon_steps(self) -> int:
-        """Length of the forecast in steps."""
         return self.spec.horizon_steps
 
     @property

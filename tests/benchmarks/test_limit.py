@@ -5,8 +5,9 @@ import pytest
 
 from benchmarks import limit
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS
-from fleet_forecast.simulation.physics import Scenario, simulate
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.simulation.simulator import simulate
 
 HOUR = 12
 
