@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +29,8 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForec
 from fleet_forecast.serving.forecasts.tables import encoded, fleet_table, wanted_table
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.puller import Puller
-from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, check_records, parse_records
+from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import joined_list, to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
@@ -46,9 +46,6 @@ from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore,
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
-EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
-LATEST_MS = 4_102_444_800_000  # the year 2100
-MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, further ones are in unknown fields
 MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
 MAX_WAITING_FORECASTS = 8
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
@@ -85,7 +82,7 @@ def create_app(
         work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
         work += [("delivery", delivery.run) for delivery in daemon.deliveries]
         if pull_from is not None:
-            work.append(("pull", Puller(daemon, *pull_from).run))
+            work.append(("pull", Puller(daemon.ingest, *pull_from).run))
         tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
         _reload_on_hangup(daemon.model)
         try:
@@ -96,7 +93,7 @@ def create_app(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
-            for worker in (daemon.judge, daemon.forecasts.worker):
+            for worker in (daemon.ingest.worker, daemon.forecasts.worker):
                 await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
             await asyncio.to_thread(daemon.store.close)
 
@@ -137,7 +134,8 @@ def _open(
     forecasts = FleetForecasts(settings, store, rules, clock)
     model = ModelSlot(settings.model, load, forecasts)
     book = AlertBook(alert_rules or AlertRules())
-    return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
+    ingest = IngestSink(settings, store, clock)
+    return Daemon(settings, rules, store, ingest, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
 
 
 def _deliveries(daemon: Daemon) -> list[Delivery]:
@@ -240,8 +238,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "failed": figures.failed,
         },
         "records": {
-            "accepted": daemon.accepted,
-            "rejected": daemon.rejected.total(),
+            "accepted": daemon.ingest.accepted,
+            "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
         },
         "history": {
@@ -267,38 +265,13 @@ def _add_ingest(app: FastAPI) -> None:
         openapi_extra=documents.RECORDS_BODY,
     )
     async def ingest(request: Request) -> Response:
-        daemon = daemon_of(request)
-        body = await _body(request)
-        judging = asyncio.get_running_loop().run_in_executor(daemon.judge, _checked_for_storage, daemon, body)
-        batch = await judging
-        if batch.samples:
-            try:
-                await asyncio.wrap_future(daemon.store.append(batch.samples))
-            except (HistoryBusyError, HistoryUnavailableError) as problem:
-                return try_again(f"not stored: {problem}")
-        daemon.accepted += len(batch.samples)
-        daemon.rejected.update(rejection.field for rejection in batch.rejected)
+        try:
+            batch = await daemon_of(request).ingest.take_body(await _body(request))
+        except BodyError as problem:
+            raise HTTPException(400, str(problem)) from None
+        except (HistoryBusyError, HistoryUnavailableError) as problem:
+            return try_again(f"not stored: {problem}")
         return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
-
-
-def _checked_for_storage(daemon: Daemon, body: bytes) -> CheckedBatch:
-    settings = daemon.settings
-    now_ms = daemon.clock() * 1000
-    records = _records(body, settings.max_records)
-    earliest_ms = math.ceil(now_ms - settings.retention_hours * 3_600_000)
-    latest_ms = math.floor(now_ms + settings.future_minutes * 60_000)
-    return check_records(records, earliest_ms, latest_ms, daemon.store.may_add)
-
-
-def _records(body: bytes, most: int) -> list[Any]:
-    """The records in a body, at most so many; raises 400 saying what is wrong with it."""
-    structures = body.count(b"{") + body.count(b"[")
-    if structures > MAX_STRUCTURES_PER_RECORD * (most + 1):  # the parser would build them all and hold everybody up
-        raise HTTPException(400, f"{structures} objects and lists in one request; send at most {most} records")
-    try:
-        return parse_records(body, most)
-    except BodyError as problem:
-        raise HTTPException(400, str(problem)) from None
 
 
 def _notes(batch: CheckedBatch) -> dict[str, Any]:
@@ -382,8 +355,10 @@ def _add_forecasts(app: FastAPI) -> None:
         engine = daemon.forecasts.engine
         if engine is None:
             return try_again("no model is loaded; see /readyz")
-        records = await asyncio.to_thread(_records, body, daemon.settings.max_records)
-        batch = await asyncio.to_thread(check_records, records, EARLIEST_MS, LATEST_MS)
+        try:
+            batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
+        except BodyError as problem:
+            raise HTTPException(400, str(problem)) from None
         servers = {sample.server_name for sample in batch.samples}
         if not servers or len(servers) > MAX_FORECAST_SERVERS:
             reason = "no record was accepted" if not servers else f"{len(servers)} servers; send at most 256 at once"

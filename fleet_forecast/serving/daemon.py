@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -32,6 +32,7 @@ class Daemon:
     settings: Settings
     rules: ProfileRules
     store: HistoryStore
+    ingest: IngestSink
     forecasts: FleetForecasts
     model: ModelSlot
     alerts: AlertBook
@@ -40,12 +41,6 @@ class Daemon:
     deliveries: list[Delivery]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
-    # Batches are judged apart from other blocking work and one at a time, so that a flood of them delays nothing else:
-    # the interpreter runs one thread at a time, and each more that wants it makes the event loop wait longer.
-    judge: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="judge"))
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
-    pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
     background_failures: Counter[str] = field(default_factory=Counter)  # by the name of the work, which began again
     waiting_forecasts: int = 0
 
