@@ -42,7 +42,8 @@ from fleet_forecast.serving.routes.fleet import add_fleet_routes
 from fleet_forecast.serving.routes.live import add_live_routes
 from fleet_forecast.serving.routes.responses import forecast_document, rejection_documents
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from server_profiles import BUILT_IN_RULES, ProfileRules
 

@@ -32,9 +32,10 @@ from fleet_forecast.serving.forecasts.snapshot import (
     forecast_servers,
 )
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.integrity import KnownServer
-from fleet_forecast.serving.storage.ring_buffer import NEVER, StepGrid
-from fleet_forecast.serving.storage.store import HistoryStore, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.ring_buffer import NEVER, RingBuffer
+from fleet_forecast.serving.storage.samples import KnownServer
+from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class FleetForecasts:
         self.listeners: list[Callable[[FleetSnapshot], None]] = []  # called on the event loop after each cycle
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast", initializer=_give_way)
         self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
-        self._grid: StepGrid | None = None
+        self._grid: RingBuffer | None = None
         self._grid_engine: Engine | None = None  # the one that reads the grid
         self._cycle_engine: Engine | None = None  # of the last cycle that was not cut short
         self._columns: list[int] | slice = []  # of METRICS, those the model forecasts
@@ -162,14 +163,14 @@ class FleetForecasts:
         """Fill the window in memory from the means on disk."""
         config = engine.config
         await asyncio.wrap_future(self._store.use_step(config.step_seconds))
-        grid = await self._on_worker(StepGrid, self._grid_steps(engine), len(METRICS), len(self._store.servers))
+        grid = await self._on_worker(RingBuffer, self._grid_steps(engine), len(METRICS), len(self._store.servers))
         for first in range(complete - grid.steps + 1, complete + 1, 100):
             last = min(first + 99, complete)
             for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
                 await self._on_worker(grid.put, means)
         await self._on_worker(self._use, engine, grid)
 
-    def _use(self, engine: Engine, grid: StepGrid) -> None:
+    def _use(self, engine: Engine, grid: RingBuffer) -> None:
         """Set on the worker, where they are read together."""
         self._grid, self._grid_engine = grid, engine
         forecast = engine.config.targets

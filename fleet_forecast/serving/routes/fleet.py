@@ -14,8 +14,8 @@ from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon, daemon_of, json_answer
 from fleet_forecast.serving.routes import schemas as documents
-from fleet_forecast.serving.storage.integrity import KnownServer
-from fleet_forecast.serving.storage.store import HistoryUnavailableError, RawSample
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.samples import KnownServer, RawSample
 from server_profiles import PROFILES
 
 MAX_HISTORY_HOURS = 24 * 14

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fleet_forecast.serving.storage.integrity import StepMeans
+from fleet_forecast.serving.storage.samples import StepMeans
 
 NEVER = -1  # the step of a server that was never measured
 
 
-class StepGrid:
+class RingBuffer:
     """Rolling window of float32 [server row, step, metric]; step s lies in column s modulo the window's length."""
 
     def __init__(self, steps: int, metrics: int, servers: int = 0) -> None:

@@ -12,7 +12,8 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.ingest.validation import BodyError, check_records
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore
+from fleet_forecast.serving.storage.errors import HistoryBusyError
+from fleet_forecast.serving.storage.store import HistoryStore
 
 STEP = 300
 NOW = 1_800_000_000
