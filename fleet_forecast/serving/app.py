@@ -21,8 +21,8 @@ from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Deli
 from fleet_forecast.serving.alerting.watch import AlertWatch
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
 from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast
@@ -132,8 +132,8 @@ def _open(
 ) -> Daemon:
     """Open the store and put the parts together; a damaged store delays this by its check, at most."""
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = FleetForecasts(settings, store, rules, clock)
-    model = ModelSlot(settings.model, load, forecasts)
+    forecasts = ForecastLoop(settings, store, rules, clock)
+    model = ModelManager(settings.model, load, forecasts)
     book = AlertBook(alert_rules or AlertRules())
     ingest = IngestSink(settings, store, clock)
     return Daemon(settings, rules, store, ingest, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
@@ -164,7 +164,7 @@ def _tell_events(daemon: Daemon) -> None:
     daemon.model.listeners.append(on_model)
 
 
-def _reload_on_hangup(model: ModelSlot) -> None:
+def _reload_on_hangup(model: ModelManager) -> None:
     """Load the model again on SIGHUP; only where the loop runs in the main thread."""
     running: set[asyncio.Task[Any]] = set()
 
@@ -216,7 +216,7 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _status(daemon: Daemon) -> dict[str, Any]:
-    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.figures, daemon.store
+    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.statistics, daemon.store
     last = daemon.model.last_load
     return {
         "ready": daemon.model.ready,

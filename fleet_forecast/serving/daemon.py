@@ -12,8 +12,8 @@ from fastapi import Request, Response
 
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.events import EventHub
@@ -33,8 +33,8 @@ class Daemon:
     rules: ProfileRules
     store: HistoryStore
     ingest: IngestSink
-    forecasts: FleetForecasts
-    model: ModelSlot
+    forecasts: ForecastLoop
+    model: ModelManager
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
@@ -68,7 +68,7 @@ def no_forecast(daemon: Daemon, name: str) -> Response:
     if daemon.forecasts.engine is None:
         return try_again("no model is loaded; see /readyz")
     complete = daemon.forecasts.complete_step(daemon.store.step_seconds)
-    if daemon.forecasts.is_heard(daemon.store.servers[name], complete):
+    if daemon.forecasts.sent_recently(daemon.store.servers[name], complete):
         return try_again("the first forecast of this server is being made")
     detail = "the server has been silent too long; it is forecast again with its next sample"
     return json_answer({"detail": detail}, 404)

@@ -7,7 +7,7 @@ from collections import Counter
 from fleet_forecast.serving import background
 from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.background import keep_running
-from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from tests.serving.alerting.test_events_and_notifiers import alert
 from tests.serving.routes.test_routes import daemon, wait_for
 
@@ -38,14 +38,14 @@ def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled
 
 def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    faults, watch = [RuntimeError("nobody foresaw this")], ModelSlot.watch
+    faults, watch = [RuntimeError("nobody foresaw this")], ModelManager.watch
 
     async def fails_once(slot):
         if faults:
             raise faults.pop()
         await watch(slot)
 
-    monkeypatch.setattr(ModelSlot, "watch", fails_once)
+    monkeypatch.setattr(ModelManager, "watch", fails_once)
     with daemon(tmp_path) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         assert 'fleet_background_failures_total{work="model"} 1' in client.get("/metrics").text

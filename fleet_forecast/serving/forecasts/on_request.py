@@ -8,7 +8,8 @@ from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.forecasts.snapshot import ServerForecast, forecast_servers
+from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ProfileRules
 

@@ -52,9 +52,7 @@ SAMPLES = st.lists(
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(samples=SAMPLES, repeats=st.integers(0, 10), seed=st.integers(0, 2**32))
-def test_means_in_sql_of_late_repeated_and_unordered_samples_equal_step_means_of_sorted_ones(
-    tmp_path_factory, samples, repeats, seed
-):
+def test_sql_means_of_late_repeated_and_unordered_samples_equal_step_means(tmp_path_factory, samples, repeats, seed):
     shuffled = samples + samples[:repeats]
     dice = random.Random(seed)
     dice.shuffle(shuffled)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from fleet_forecast.serving.forecasts.cycle import LOWEST_PRIORITY, NICENESS, FleetForecasts
+from fleet_forecast.serving.forecasts.forecast_loop import LOWEST_PRIORITY, NICENESS, ForecastLoop
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -29,7 +29,7 @@ class Scene:
         self.now = float(NOON)
         settings = Settings(history=folder / "h.sqlite", grace_seconds=0.0, **{"recheck_seconds": 0.05, **changes})
         self.store = HistoryStore(settings.history, STEP)
-        self.forecasts = FleetForecasts(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
+        self.forecasts = ForecastLoop(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
         self.engine = engine or FakeEngine()
         self.forecasts.engine = self.engine
 
@@ -116,14 +116,14 @@ def test_only_what_changed_is_forecast_between_two_steps(scene):
     assert scene.engine.calls[1]["history"].shape[0] == 2
     scene.cycle()
     assert len(scene.engine.calls) == 2
-    assert scene.forecasts.figures.cycles == 1
+    assert scene.forecasts.statistics.cycles == 1
 
 
 def test_steps_that_passed_during_a_cycle_are_counted(scene):
     scene.measure("a", 1)
     scene.cycle()
     scene.cycle(step=4)
-    assert scene.forecasts.figures.skipped == 3
+    assert scene.forecasts.statistics.skipped == 3
 
 
 def test_a_clock_set_far_ahead_and_back_loses_nothing(scene):
