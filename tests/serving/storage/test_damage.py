@@ -12,8 +12,8 @@ from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
 
-@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "other schema"])
-def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "damaged version"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_is_created(tmp_path, damage):
     path = tmp_path / "h.sqlite"
     store = HistoryStore(path, STEP)
     for start in range(20):
@@ -62,7 +62,7 @@ IDS = "UPDATE steps SET server_ids = ? WHERE step = 1"
         ("UPDATE meta SET value = ? WHERE key = 'step_seconds'", "text"),
     ],
 )
-def test_values_no_store_wrote_are_damage_and_never_block_the_start(tmp_path, statement, value):
+def test_values_that_no_store_writes_are_damage_and_never_block_the_start(tmp_path, statement, value):
     path = tmp_path / "h.sqlite"
     store = HistoryStore(path, STEP)
     store.append([sample(f"s{n}", second=step * STEP) for n in range(3) for step in range(3)])
@@ -80,7 +80,7 @@ def test_values_no_store_wrote_are_damage_and_never_block_the_start(tmp_path, st
 
 
 @pytest.mark.parametrize("place", ["schema", "header"])
-def test_a_damaged_byte_that_sqlite_does_not_call_damage_never_blocks_the_start(tmp_path, monkeypatch, place):
+def test_damage_that_sqlite_reports_as_another_error_never_blocks_the_start(tmp_path, monkeypatch, place):
     monkeypatch.setattr("fleet_forecast.serving.storage.opening.OPEN_PAUSE_SECONDS", 0.0)
     path = tmp_path / "h.sqlite"
     HistoryStore(path, STEP).close()
@@ -92,7 +92,7 @@ def test_a_damaged_byte_that_sqlite_does_not_call_damage_never_blocks_the_start(
     store.close()
 
 
-def test_a_damaged_step_that_shows_in_use_is_set_aside(store):
+def test_a_damaged_step_found_in_use_is_set_aside(store):
     store.append([sample()]).result(5)
     means_of(store)
     store._ask(lambda: store._database.connection.execute("UPDATE steps SET server_ids = x'fb00ff'")).result(5)
@@ -102,7 +102,7 @@ def test_a_damaged_step_that_shows_in_use_is_set_aside(store):
     assert store.set_aside is not None
 
 
-def test_damage_that_shows_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
+def test_damage_found_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
     path = tmp_path / "h.sqlite"
     store = HistoryStore(path, STEP)
     for start in range(20):
@@ -133,7 +133,7 @@ def test_damage_that_shows_in_use_is_set_aside_and_the_servers_keep_their_ids(tm
 
 
 @pytest.mark.parametrize("failures", [1, 10_000])
-def test_a_disk_that_fails_at_the_start_is_asked_again_before_its_file_is_set_aside(tmp_path, monkeypatch, failures):
+def test_a_disk_error_at_the_start_is_retried_before_the_file_is_set_aside(tmp_path, monkeypatch, failures):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([sample()]).result(5)
     store.close()

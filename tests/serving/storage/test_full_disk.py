@@ -1,4 +1,4 @@
-"""A full disk refuses samples, goes on computing means, and is used again when it has room."""
+"""While the disk is full, samples are refused and means are computed; later both are stored again."""
 
 import pytest
 
@@ -28,17 +28,17 @@ def test_a_full_disk_refuses_then_recovers_in_the_same_process(store):
 
 
 def steps_taken(store):
-    """Steps given until the list is empty, which it must be after a few calls."""
+    """Steps of one round: until the list is empty, which it must be after a few calls."""
     steps = []
     for _ in range(5):
         taken = store.changed_step_means(10**9, most=2).result(5)
         if not taken:
             return steps
         steps += [means.step for means in taken]
-    raise AssertionError("given without end")
+    raise AssertionError("the round does not end")
 
 
-def test_means_taken_while_the_disk_is_full_are_given_once_a_round_and_stored_after_it(store):
+def test_means_that_cannot_be_stored_are_returned_once_a_round_and_stored_later(store):
     steps = [0, 1, 2]
     store.append([sample(f"s{n}", second=step * STEP) for n in range(300) for step in steps]).result(5)
     limit_pages(store, pages(store))
@@ -50,7 +50,7 @@ def test_means_taken_while_the_disk_is_full_are_given_once_a_round_and_stored_af
     assert [means.step for means in store.stored_step_means(0, 9).result(5)] == steps
 
 
-def test_samples_the_disk_had_no_room_for_move_no_servers_newest_step(store):
+def test_samples_that_were_not_stored_do_not_change_the_newest_step_of_a_server(store):
     store.append([sample("s0", second=STEP)]).result(5)
     limit_pages(store, pages(store))
     refused = [sample(f"s{n}", second=9 * STEP) for n in range(5000)]

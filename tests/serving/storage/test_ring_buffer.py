@@ -15,14 +15,14 @@ from fleet_forecast.serving.storage.samples import StepMeans
     asked=st.integers(0, 35),
     length=st.integers(1, 12),
 )
-def test_the_rolling_window_holds_what_a_plain_table_holds(steps, asked, length):
-    grid, table = RingBuffer(8, 1), {}
+def test_the_ring_buffer_holds_the_same_values_as_a_plain_table(steps, asked, length):
+    buffer, table = RingBuffer(8, 1), {}
     for value, (step, server) in enumerate(steps):
         table = {cell: kept for cell, kept in table.items() if cell[1] != step} | {(server, step): float(value)}
-        grid.put(StepMeans(step, np.array([server], np.int32), np.array([[value]], np.float32)))
+        buffer.put(StepMeans(step, np.array([server], np.int32), np.array([[value]], np.float32)))
     newest = max(step for step, _ in steps)
     for server in (1, 2, 70):
-        history = grid.history([server], np.array([asked]), length)[0, :, 0]
+        history = buffer.history([server], np.array([asked]), length)[0, :, 0]
         expected = []
         for step in range(asked - min(length, 8) + 1, asked + 1):
             inside = newest - 8 < step <= newest
@@ -31,17 +31,17 @@ def test_the_rolling_window_holds_what_a_plain_table_holds(steps, asked, length)
 
 
 def test_last_measured_looks_back_no_further_than_asked():
-    grid = RingBuffer(10, 1)
-    grid.put(StepMeans(5, np.array([1, 2], np.int32), np.array([[1.0], [np.nan]], np.float32)))
-    grid.advance(8)
-    assert grid.last_measured([1, 2], 8, 4).tolist() == [5, NEVER]
-    assert grid.last_measured([1, 2], 8, 3).tolist() == [NEVER, NEVER]
+    buffer = RingBuffer(10, 1)
+    buffer.put(StepMeans(5, np.array([1, 2], np.int32), np.array([[1.0], [np.nan]], np.float32)))
+    buffer.advance(8)
+    assert buffer.last_measured([1, 2], 8, 4).tolist() == [5, NEVER]
+    assert buffer.last_measured([1, 2], 8, 3).tolist() == [NEVER, NEVER]
 
 
-def test_the_memory_of_dropped_servers_is_used_again():
-    grid = RingBuffer(4, 1)
+def test_new_servers_use_the_memory_of_dropped_ones():
+    buffer = RingBuffer(4, 1)
     for server in range(1000):
-        grid.put(StepMeans(server // 10, np.array([server], np.int32), np.ones((1, 1), np.float32)))
-        grid.drop([server])
-    assert grid._values.shape[0] == 64
-    assert np.isnan(grid.history([5000], np.array([99]), 4)).all()
+        buffer.put(StepMeans(server // 10, np.array([server], np.int32), np.ones((1, 1), np.float32)))
+        buffer.drop([server])
+    assert buffer._values.shape[0] == 64
+    assert np.isnan(buffer.history([5000], np.array([99]), 4)).all()

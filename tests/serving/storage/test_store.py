@@ -73,26 +73,26 @@ def test_sql_means_of_late_repeated_and_unordered_samples_equal_step_means(tmp_p
     shutil.rmtree(folder)
 
 
-def test_a_later_measurement_wins_and_null_erases_nothing(store):
+def test_a_repeated_time_takes_the_later_values_and_null_keeps_the_earlier(store):
     store.append([sample(cpu=1.0, mem_pct=2.0)])
     store.append([sample(cpu=5.0)])
     assert means_of(store) == {("a", 0): {"cpu_pct": 5.0, "mem_pct": 2.0}}
 
 
-def test_the_running_step_keeps_its_changes_for_later(store):
+def test_changes_of_the_running_step_stay_pending(store):
     store.append([sample(second=0), sample(second=STEP)]).result(5)
     assert [means.step for means in store.changed_step_means(0).result(5)] == [0]
     assert store.changed_step_means(0).result(5) == []
     assert [means.step for means in store.changed_step_means(1).result(5)] == [1]
 
 
-def test_raw_samples_come_back_as_received_and_sorted(store):
+def test_raw_samples_are_returned_as_received_and_sorted(store):
     store.append([sample(second=400, cpu=2.0), sample(second=10.5, cpu=1.0), sample("b", second=10)])
     found = store.raw_samples(1, 0, 1).result(5)
     assert [(each.timestamp_ms, each.values[0]) for each in found] == [(10_500, 1.0), (400_000, 2.0)]
 
 
-def test_one_servers_means_are_its_rows_of_the_whole_fleets(store):
+def test_the_means_of_one_server_equal_its_rows_of_the_whole_fleet(store):
     store.append([sample(f"s{n}", second=n % 3 * STEP + n, cpu=float(n)) for n in range(9)]).result(5)
     store.append([sample("s4", second=2 * STEP + 1, cpu=None, mem_pct=7.0)]).result(5)
     everything = means_of(store)
@@ -132,7 +132,7 @@ def test_too_many_waiting_records_are_refused_and_memory_stays_bounded(tmp_path)
     store.close()
 
 
-def test_what_expires_goes_with_its_servers(store):
+def test_expiry_deletes_old_samples_means_and_servers(store):
     store.append([sample("old", second=0), sample("new", second=50 * STEP)]).result(5)
     means_of(store)
     while store.expire(10, 5).result(5):
@@ -143,7 +143,7 @@ def test_what_expires_goes_with_its_servers(store):
     assert ("old", 51) in means_of(store)
 
 
-def test_an_expired_store_gives_its_space_back(tmp_path):
+def test_expiry_shrinks_the_file(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     for start in range(40):
         store.append([sample(f"s{n}", second=start * STEP + n) for n in range(200)])
@@ -157,14 +157,14 @@ def test_an_expired_store_gives_its_space_back(tmp_path):
     assert store.path.stat().st_size < grown / 2
 
 
-def test_another_step_takes_the_means_anew(tmp_path):
+def test_another_step_computes_the_means_again(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([sample(second=0, cpu=10.0), sample(second=STEP, cpu=20.0)])
     means_of(store)
     store.use_step(600).result(5)
     assert means_of(store) == {("a", 0): {"cpu_pct": 15.0}}
     store.close()
-    store = HistoryStore(tmp_path / "h.sqlite", STEP)  # an existing file keeps its step, and the means taken on it
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)  # an existing file keeps its step and its means
     assert means_of(store) == {("a", 0): {"cpu_pct": 15.0}}
     store.use_step(STEP).result(5)
     assert means_of(store) == {("a", 0): {"cpu_pct": 10.0}, ("a", 1): {"cpu_pct": 20.0}}
@@ -172,7 +172,7 @@ def test_another_step_takes_the_means_anew(tmp_path):
 
 
 @pytest.mark.parametrize("step_seconds", [60, 1500])
-def test_a_server_silent_over_a_change_of_step_keeps_its_samples_and_goes_in_its_time(store, step_seconds):
+def test_a_change_of_step_does_not_change_when_a_silent_server_expires(store, step_seconds):
     day = 86_400
     store.append([sample(name, second=day + 60 * n) for name in ("sending", "silent") for n in range(10)]).result(5)
     silent = store.servers["silent"].server_id
@@ -195,7 +195,7 @@ def test_a_second_process_is_refused(store):
         HistoryStore(store.path, STEP)
 
 
-def test_means_outlive_the_samples_they_were_taken_from(store):
+def test_means_are_kept_longer_than_their_samples(store):
     store.append([sample(second=step * STEP, cpu=float(step)) for step in range(20)]).result(5)
     means_of(store)
     while store.expire(15, 5).result(5):
@@ -204,7 +204,7 @@ def test_means_outlive_the_samples_they_were_taken_from(store):
     assert means_of(store) == {("a", step): {"cpu_pct": float(step)} for step in range(5, 20)}
 
 
-def test_a_new_server_never_inherits_the_means_of_one_that_expired(tmp_path):
+def test_a_new_server_never_gets_the_id_of_expired_means(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([sample("kept", second=20 * STEP), sample("gone", second=0, cpu=99.0)]).result(5)
     means_of(store)
@@ -222,7 +222,7 @@ def test_a_new_server_never_inherits_the_means_of_one_that_expired(tmp_path):
     store.close()
 
 
-def test_a_late_sample_before_a_restart_is_not_taken_for_the_newest(tmp_path):
+def test_a_late_sample_is_not_the_newest_step_after_a_restart(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([sample(second=100 * STEP)]).result(5)
     means_of(store)
