@@ -30,11 +30,14 @@ from typing import Any
 import httpx
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_contract import METRICS  # noqa: E402 - found beside this folder
+
 BATCH_RECORDS = 1_000
 READS_PER_SECOND = 200
 STEP_SECONDS = 300
-ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PREFIXES = ("ppml", "ppdb", "ppweb", "ppcon", "ppetl", "pprisk", "ppgen")
 
 

@@ -56,9 +56,7 @@ class DaemonProcess:
         """Wait until `path` answers 200; returns the seconds."""
         started = time.monotonic()
         while True:
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", self.port, timeout=10
-            )  # httpx would load CA certificates
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)  # httpx loads CA files
             with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
                 connection.request("GET", path)
                 if connection.getresponse().status == 200:

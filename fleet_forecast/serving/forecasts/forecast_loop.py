@@ -80,6 +80,11 @@ class ForecastLoop:
         self._complete_step = NEVER  # the last complete step at that cycle
         self._next_recheck = 0.0
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of the history; a model may forecast some of them or all."""
+        return self._store.metrics
+
     def complete_step(self, step_seconds: int) -> int:
         """Number (since 1970) of the last step that counts as complete now."""
         return int((self._clock() - self._settings.grace_seconds) // step_seconds) - 1

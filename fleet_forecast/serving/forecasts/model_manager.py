@@ -55,7 +55,7 @@ class ModelManager:
             engine: Engine | None = None
             problem: str | None = None
             try:
-                engine = await asyncio.to_thread(self._load_engine, self.path)
+                engine = await asyncio.to_thread(self._load_known_metrics)
             except (ModelError, OSError) as error:
                 problem = str(error)
             except Exception as error:
@@ -70,6 +70,16 @@ class ModelManager:
             for listener in self.listeners:
                 listener(self.last_load)
             return self.last_load
+
+    def _load_known_metrics(self) -> Engine:
+        engine = self._load_engine(self.path)
+        unknown = [metric for metric in engine.config.targets if metric not in self._forecasts.metrics]
+        if unknown:
+            raise ModelError(
+                f"{self.path}: it forecasts {', '.join(unknown)}, which the data contract does not have; train a model "
+                f"on {', '.join(self._forecasts.metrics)}"
+            )
+        return engine
 
     async def watch(self) -> None:
         """Load now, and whenever the link or the manifest has changed."""

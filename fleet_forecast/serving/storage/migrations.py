@@ -57,8 +57,8 @@ def _stored_version(database: sqlite3.Connection, path: Path) -> int:
         raise DamagedError(f"schema version {version!r}, user version {user_version}")
     if version > SCHEMA_VERSION:
         raise HistoryVersionError(
-            f"history {path}: it has schema version {version}, and this software reads versions up to "
-            f"{SCHEMA_VERSION}; start the newer software again, or give --history another file"
+            f"history {path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest that this software "
+            "reads; start the newer software, or give --history another file"
         )
     return version
 

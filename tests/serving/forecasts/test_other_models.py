@@ -8,6 +8,7 @@ import pytest
 
 from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, encoded, fleet_table
@@ -92,6 +93,18 @@ def test_a_metric_added_to_the_contract_keeps_the_history_of_the_others(tmp_path
     (call,) = after.calls
     assert call["history"].shape[2] == len(NEXT)
     assert np.isfinite(call["history"][0, -2:, NEXT.index("cpu_pct")]).all()
+
+
+def test_a_model_of_a_metric_that_the_contract_lacks_is_refused_and_the_model_in_use_stays(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, metrics=METRICS)
+    loop = ForecastLoop(Settings(), store, BUILT_IN_RULES)
+    loop.engine = in_use = FakeEngine()
+    manager = ModelManager(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=NEXT)), loop)
+    result = asyncio.run(manager.load())
+    assert "gpu_pct, swap_pct, which the data contract does not have" in result.problem
+    assert loop.engine is in_use
+    loop.worker.shutdown()
+    store.close()
 
 
 def test_a_model_of_the_old_metrics_forecasts_on_after_a_metric_was_added(tmp_path):

@@ -17,6 +17,7 @@ from fleet_forecast.serving.storage.errors import HistoryVersionError
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.schema import SCHEMA_VERSION
 from fleet_forecast.serving.storage.store import HistoryStore
+from tests.serving.fake_daemon import FakeDaemon
 from tests.serving.storage.stored import STEP
 
 REPOSITORY = Path(__file__).parents[3]
@@ -153,19 +154,35 @@ def test_the_same_metrics_change_nothing_in_the_file(old_file):
     assert dump(old_file) == before
 
 
-def test_a_file_of_newer_software_is_refused_and_left_alone(old_file):
-    newer = SCHEMA_VERSION + 1
+NEWER = SCHEMA_VERSION + 1
+
+
+@pytest.fixture
+def newer_file(old_file):
     HistoryStore(old_file, STEP, metrics=SIX).close()
     with sqlite3.connect(old_file) as database:
-        database.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (newer,))
-        database.execute(f"PRAGMA user_version = {newer}")
+        database.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (NEWER,))
+        database.execute(f"PRAGMA user_version = {NEWER}")
     database.close()
+    return old_file
+
+
+def test_a_file_of_newer_software_is_refused_and_left_unchanged(newer_file):
+    before = dump(newer_file)
     with pytest.raises(HistoryVersionError) as refused:
-        HistoryStore(old_file, STEP, metrics=SIX)
-    for part in (str(old_file), f"schema version {newer}", f"up to {SCHEMA_VERSION}", "--history"):
+        HistoryStore(newer_file, STEP, metrics=SIX)
+    for part in (str(newer_file), f"schema version {NEWER}", f"newer than {SCHEMA_VERSION}", "--history"):
         assert part in str(refused.value)
-    assert list(old_file.parent.glob("*.damaged*")) == []
-    assert dump(old_file)[0] == newer
+    assert list(newer_file.parent.glob("*.damaged*")) == []
+    assert dump(newer_file) == before
+
+
+def test_the_daemon_does_not_start_on_a_file_of_newer_software(newer_file, tmp_path):
+    daemon = FakeDaemon(tmp_path, history=newer_file)
+    daemon.launch()
+    assert daemon.process.wait(30) == 1
+    assert f"schema version {NEWER} is newer than {SCHEMA_VERSION}" in daemon.log.read_text()
+    assert dump(newer_file)[0] == NEWER
 
 
 @pytest.mark.parametrize(
