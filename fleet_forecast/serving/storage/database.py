@@ -17,7 +17,7 @@ import numpy as np
 
 from fleet_forecast.serving.storage.integrity import is_damage
 from fleet_forecast.serving.storage.migrations import move_to_step
-from fleet_forecast.serving.storage.opening import open_history, replace_damaged
+from fleet_forecast.serving.storage.opening import connect, open_history, put_aside
 from fleet_forecast.serving.storage.samples import Sample, StepMeans
 from fleet_forecast.serving.storage.schema import Layout, statements, transaction
 from fleet_forecast.serving.storage.servers import ServerRegistry
@@ -40,7 +40,8 @@ class HistoryDatabase:
         self.connection = opened.database
         self.servers = ServerRegistry(max_servers, opened.servers, opened.next_id)
         self.servers.last_steps.update(opened.last_steps)
-        self.damaged = False  # found in use; the file is to be replaced before the next task
+        self._damaged = False  # found in use; the file is to be replaced before the next task
+        self._replacing = False  # the damaged file is set aside, and there is no new one yet
         self._pending = opened.pending
         self._not_stored: set[int] = set()  # of the pending steps, those returned since the list was last empty
 
@@ -50,21 +51,25 @@ class HistoryDatabase:
 
     def note_problem(self, problem: Exception) -> None:
         """Remember whether an error means that the file is damaged."""
-        self.damaged = self.damaged or is_damage(problem)
+        self._damaged = self._damaged or is_damage(problem)
 
     def replace_if_damaged(self) -> None:
         """Replace a file whose damage was found in use. Servers keep their ids, which other parts hold."""
-        if not self.damaged:
+        if not self._damaged:
             return
         try:
-            self.connection.close()
-            self._pending.clear()
-            self.servers.mark_all_unsaved()
-            opened = replace_damaged(self.path, Layout(self.step_seconds, self.metrics))
+            if not self._replacing:
+                self.connection.close()
+                self.set_aside = put_aside(self.path)
+                self._replacing = True
+            opened = connect(self.path, Layout(self.step_seconds, self.metrics))
         except (sqlite3.Error, OSError) as problem:  # tried again before the next task
+            self._replacing = self._replacing and not is_damage(problem)
             LOG.error("no new history could be begun", extra={"reason": str(problem)})
         else:
-            self.connection, self.set_aside, self.damaged = opened.database, opened.set_aside, False
+            self._pending.clear()
+            self.servers.mark_all_unsaved()
+            self.connection, self._damaged, self._replacing = opened.database, False, False
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Write samples in one transaction. Raises sqlite3.Error; then nothing was written."""

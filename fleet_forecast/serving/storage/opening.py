@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,17 +62,18 @@ def open_history(path: Path, layout: Layout) -> OpenHistory:
             if is_damage(problem):
                 break
         time.sleep(OPEN_PAUSE_SECONDS)  # the disk failed; the next attempt may succeed
-    return replace_damaged(path, layout)
+    aside = put_aside(path)
+    return replace(connect(path, layout), set_aside=aside)
 
 
-def replace_damaged(path: Path, layout: Layout) -> OpenHistory:
-    """Set a damaged file aside and create a new one. Raises sqlite3.Error and OSError."""
+def put_aside(path: Path) -> Path:
+    """Set a damaged file aside and log it; returns the new name. Raises OSError."""
     aside = set_aside(path)
     LOG.error("history file damaged, set aside", extra={"file": str(path), "aside": str(aside)})
-    return connect(path, layout, aside)
+    return aside
 
 
-def connect(path: Path, layout: Layout, aside: Path | None = None) -> OpenHistory:
+def connect(path: Path, layout: Layout) -> OpenHistory:
     """Open the file once. Raises sqlite3.Error, DamagedError among them, and HistoryVersionError."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0)
     try:
@@ -81,7 +82,7 @@ def connect(path: Path, layout: Layout, aside: Path | None = None) -> OpenHistor
             database.execute(f"PRAGMA {pragma}").fetchall()
         database.execute("PRAGMA cache_size=-65536")
         check_integrity(database)
-        return _read(database, prepare_tables(database, path, layout), aside)
+        return _read(database, prepare_tables(database, path, layout))
     except UNREADABLE as problem:
         database.close()
         raise DamagedError(f"{type(problem).__name__}: {problem}") from problem
@@ -90,7 +91,7 @@ def connect(path: Path, layout: Layout, aside: Path | None = None) -> OpenHistor
         raise
 
 
-def _read(database: sqlite3.Connection, layout: Layout, aside: Path | None) -> OpenHistory:
+def _read(database: sqlite3.Connection, layout: Layout) -> OpenHistory:
     servers = tuple(map(known_server, database.execute("SELECT id, name, profile FROM servers")))
     ids = {server.server_id for server in servers}
     next_id = max(ids, default=0) + 1
@@ -108,7 +109,7 @@ def _read(database: sqlite3.Connection, layout: Layout, aside: Path | None) -> O
         sending = [server_id for (server_id,) in rows if server_id in ids]
         newest[sending] = np.maximum(newest[sending], step)  # a late sample's step is not the newest
     last_steps = {server_id: int(newest[server_id]) for server_id in ids}
-    return OpenHistory(database, layout, servers, next_id, last_steps, pending, aside)
+    return OpenHistory(database, layout, servers, next_id, last_steps, pending)
 
 
 def _raise_if_not_damage(path: Path, problem: sqlite3.DatabaseError) -> None:

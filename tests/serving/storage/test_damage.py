@@ -6,8 +6,10 @@ import sqlite3
 import numpy as np
 import pytest
 
+import fleet_forecast.serving.storage.database
 import fleet_forecast.serving.storage.opening
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.integrity import DamagedError
 from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
@@ -130,6 +132,26 @@ def test_damage_found_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_pat
     again = HistoryStore(path, STEP)
     assert {name: again.servers[name] for name in known} == known
     again.close()
+
+
+def test_a_damaged_file_is_set_aside_once_though_the_disk_has_no_room_for_a_new_one(store, monkeypatch):
+    store.append([sample()]).result(5)
+    connect, failures = fleet_forecast.serving.storage.database.connect, [1, 2]
+
+    def failing(path, layout):
+        if failures:
+            failures.pop()
+            raise sqlite3.OperationalError("database or disk is full")
+        return connect(path, layout)
+
+    monkeypatch.setattr(fleet_forecast.serving.storage.database, "connect", failing)
+    store._ask(lambda: store._database.note_problem(DamagedError("found"))).result(5)
+    for second in (1, 2):
+        with pytest.raises(HistoryUnavailableError):
+            store.append([sample(second=second)]).result(5)
+    store.append([sample(second=3)]).result(5)
+    assert [path.name for path in store.path.parent.glob("*.damaged-*[0-9]")] == [store.set_aside.name]
+    assert {each.timestamp_ms for each in store.raw_samples(1, 0, 1).result(5)} == {3000}
 
 
 @pytest.mark.parametrize("failures", [1, 10_000])
