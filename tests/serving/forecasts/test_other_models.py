@@ -20,7 +20,7 @@ from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 STEP = 300
 NOON = 1_800_000_000 // STEP * STEP
-NEXT = (*METRICS[:2], "gpu_pct", *METRICS[2:], "swap_pct")
+NEXT = (*METRICS[:2], "added_pct", *METRICS[2:], "other_pct")
 LEVELS = (0.05, 0.5, 0.95)
 MODELS = {
     "24 h horizon": FakeConfig(horizon_steps=288),
@@ -101,7 +101,7 @@ def test_a_model_of_a_metric_that_the_contract_lacks_is_refused_and_the_model_in
     loop.engine = in_use = FakeEngine()
     manager = ModelManager(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=NEXT)), loop)
     result = asyncio.run(manager.load())
-    assert "gpu_pct, swap_pct, which the data contract does not have" in result.problem
+    assert "added_pct, other_pct, which the data contract does not have" in result.problem
     assert loop.engine is in_use
     loop.worker.shutdown()
     store.close()
