@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
@@ -24,14 +21,16 @@ from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Deli
 from fleet_forecast.serving.alerting.watch import AlertWatch
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
+from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond
-from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast, forecast_servers
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast
 from fleet_forecast.serving.forecasts.tables import encoded, fleet_table, wanted_table
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.puller import Puller
-from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, check_records, parse_records
+from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import joined_list, to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
@@ -43,14 +42,11 @@ from fleet_forecast.serving.routes.fleet import add_fleet_routes
 from fleet_forecast.serving.routes.live import add_live_routes
 from fleet_forecast.serving.routes.responses import forecast_document, rejection_documents
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.samples import Sample
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
-EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
-LATEST_MS = 4_102_444_800_000  # the year 2100
-MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, further ones are in unknown fields
 MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
 MAX_WAITING_FORECASTS = 8
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
@@ -87,7 +83,7 @@ def create_app(
         work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
         work += [("delivery", delivery.run) for delivery in daemon.deliveries]
         if pull_from is not None:
-            work.append(("pull", Puller(daemon, *pull_from).run))
+            work.append(("pull", Puller(daemon.ingest, *pull_from).run))
         tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
         _reload_on_hangup(daemon.model)
         try:
@@ -98,7 +94,7 @@ def create_app(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
-            for worker in (daemon.judge, daemon.forecasts.worker):
+            for worker in (daemon.ingest.worker, daemon.forecasts.worker):
                 await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
             await asyncio.to_thread(daemon.store.close)
 
@@ -136,10 +132,11 @@ def _open(
 ) -> Daemon:
     """Open the store and put the parts together; a damaged store delays this by its check, at most."""
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = FleetForecasts(settings, store, rules, clock)
-    model = ModelSlot(settings.model, load, forecasts)
+    forecasts = ForecastLoop(settings, store, rules, clock)
+    model = ModelManager(settings.model, load, forecasts)
     book = AlertBook(alert_rules or AlertRules())
-    return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
+    ingest = IngestSink(settings, store, clock)
+    return Daemon(settings, rules, store, ingest, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
 
 
 def _deliveries(daemon: Daemon) -> list[Delivery]:
@@ -167,7 +164,7 @@ def _tell_events(daemon: Daemon) -> None:
     daemon.model.listeners.append(on_model)
 
 
-def _reload_on_hangup(model: ModelSlot) -> None:
+def _reload_on_hangup(model: ModelManager) -> None:
     """Load the model again on SIGHUP; only where the loop runs in the main thread."""
     running: set[asyncio.Task[Any]] = set()
 
@@ -219,7 +216,7 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _status(daemon: Daemon) -> dict[str, Any]:
-    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.figures, daemon.store
+    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.statistics, daemon.store
     last = daemon.model.last_load
     return {
         "ready": daemon.model.ready,
@@ -242,8 +239,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "failed": figures.failed,
         },
         "records": {
-            "accepted": daemon.accepted,
-            "rejected": daemon.rejected.total(),
+            "accepted": daemon.ingest.accepted,
+            "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
         },
         "history": {
@@ -269,38 +266,13 @@ def _add_ingest(app: FastAPI) -> None:
         openapi_extra=documents.RECORDS_BODY,
     )
     async def ingest(request: Request) -> Response:
-        daemon = daemon_of(request)
-        body = await _body(request)
-        judging = asyncio.get_running_loop().run_in_executor(daemon.judge, _checked_for_storage, daemon, body)
-        batch = await judging
-        if batch.samples:
-            try:
-                await asyncio.wrap_future(daemon.store.append(batch.samples))
-            except (HistoryBusyError, HistoryUnavailableError) as problem:
-                return try_again(f"not stored: {problem}")
-        daemon.accepted += len(batch.samples)
-        daemon.rejected.update(rejection.field for rejection in batch.rejected)
+        try:
+            batch = await daemon_of(request).ingest.take_body(await _body(request))
+        except BodyError as problem:
+            raise HTTPException(400, str(problem)) from None
+        except (HistoryBusyError, HistoryUnavailableError) as problem:
+            return try_again(f"not stored: {problem}")
         return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
-
-
-def _checked_for_storage(daemon: Daemon, body: bytes) -> CheckedBatch:
-    settings = daemon.settings
-    now_ms = daemon.clock() * 1000
-    records = _records(body, settings.max_records)
-    earliest_ms = math.ceil(now_ms - settings.retention_hours * 3_600_000)
-    latest_ms = math.floor(now_ms + settings.future_minutes * 60_000)
-    return check_records(records, earliest_ms, latest_ms, daemon.store.may_add)
-
-
-def _records(body: bytes, most: int) -> list[Any]:
-    """The records in a body, at most so many; raises 400 saying what is wrong with it."""
-    structures = body.count(b"{") + body.count(b"[")
-    if structures > MAX_STRUCTURES_PER_RECORD * (most + 1):  # the parser would build them all and hold everybody up
-        raise HTTPException(400, f"{structures} objects and lists in one request; send at most {most} records")
-    try:
-        return parse_records(body, most)
-    except BodyError as problem:
-        raise HTTPException(400, str(problem)) from None
 
 
 def _notes(batch: CheckedBatch) -> dict[str, Any]:
@@ -384,8 +356,10 @@ def _add_forecasts(app: FastAPI) -> None:
         engine = daemon.forecasts.engine
         if engine is None:
             return try_again("no model is loaded; see /readyz")
-        records = await asyncio.to_thread(_records, body, daemon.settings.max_records)
-        batch = await asyncio.to_thread(check_records, records, EARLIEST_MS, LATEST_MS)
+        try:
+            batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
+        except BodyError as problem:
+            raise HTTPException(400, str(problem)) from None
         servers = {sample.server_name for sample in batch.samples}
         if not servers or len(servers) > MAX_FORECAST_SERVERS:
             reason = "no record was accepted" if not servers else f"{len(servers)} servers; send at most 256 at once"
@@ -441,52 +415,6 @@ def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection
     model = daemon.forecasts.snapshot.model
     forecasts = [forecast for forecast in page if forecast.model == model]
     return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
-
-
-def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules) -> list[ServerForecast | None]:
-    """Forecast each server of some samples from these alone; a server's origin is the step of its newest sample."""
-    step_seconds, length = engine.config.step_seconds, engine.config.history_steps
-    columns = [METRICS.index(metric) for metric in engine.config.targets]
-    by_server: dict[str, list[Sample]] = {}
-    for sample in _one_a_time(samples):
-        by_server.setdefault(sample.server_name, []).append(sample)
-    names = sorted(by_server)
-    origin_steps = np.array([max(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names])
-    first_steps = [min(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names]
-    length = min(length, max(int(origin) - first + 1 for origin, first in zip(origin_steps, first_steps, strict=True)))
-    history = np.full((len(names), length, len(columns)), np.nan, dtype=np.float32)
-    profiles = []
-    for row, name in enumerate(names):
-        own = by_server[name]
-        history[row] = _step_means(own, int(origin_steps[row]), length, step_seconds)[:, columns]
-        sent = next((s.profile for s in sorted(own, key=lambda s: -s.timestamp_ms) if s.profile is not None), None)
-        profiles.append(profile_of(name, sent, rules))
-    return forecast_servers(engine, names, profiles, history, origin_steps * step_seconds)
-
-
-def _one_a_time(samples: list[Sample]) -> Iterable[Sample]:
-    """Samples of one server and time as one, as the history keeps them: of each metric the last value that was sent."""
-    merged: dict[tuple[str, int], Sample] = {}
-    for sample in samples:
-        before = merged.get((sample.server_name, sample.timestamp_ms), sample)
-        values = tuple(old if new is None else new for new, old in zip(sample.values, before.values, strict=True))
-        merged[sample.server_name, sample.timestamp_ms] = sample._replace(
-            values=values, profile=sample.profile or before.profile
-        )
-    return merged.values()
-
-
-def _step_means(samples: list[Sample], origin_step: int, length: int, step_seconds: int) -> np.ndarray:
-    """float64 [length, METRICS]: means of one server's samples on the steps up to `origin_step`."""
-    values = np.array([sample.values for sample in samples], dtype=np.float64)  # None becomes NaN
-    column = np.array([s.timestamp_ms // (step_seconds * 1000) for s in samples]) - (origin_step - length + 1)
-    inside = column >= 0
-    values, column = values[inside], column[inside]
-    measured = ~np.isnan(values)
-    total, count = np.zeros((length, len(METRICS))), np.zeros((length, len(METRICS)))
-    np.add.at(total, column, np.where(measured, values, 0.0))
-    np.add.at(count, column, measured)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def _own_forecasts_json(made: list[ServerForecast | None], batch: CheckedBatch) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +12,9 @@ from fastapi import Request, Response
 
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
+from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -32,20 +32,15 @@ class Daemon:
     settings: Settings
     rules: ProfileRules
     store: HistoryStore
-    forecasts: FleetForecasts
-    model: ModelSlot
+    ingest: IngestSink
+    forecasts: ForecastLoop
+    model: ModelManager
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
     deliveries: list[Delivery]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
-    # Batches are judged apart from other blocking work and one at a time, so that a flood of them delays nothing else:
-    # the interpreter runs one thread at a time, and each more that wants it makes the event loop wait longer.
-    judge: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="judge"))
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
-    pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
     background_failures: Counter[str] = field(default_factory=Counter)  # by the name of the work, which began again
     waiting_forecasts: int = 0
 
@@ -73,7 +68,7 @@ def no_forecast(daemon: Daemon, name: str) -> Response:
     if daemon.forecasts.engine is None:
         return try_again("no model is loaded; see /readyz")
     complete = daemon.forecasts.complete_step(daemon.store.step_seconds)
-    if daemon.forecasts.is_heard(daemon.store.servers[name], complete):
+    if daemon.forecasts.sent_recently(daemon.store.servers[name], complete):
         return try_again("the first forecast of this server is being made")
     detail = "the server has been silent too long; it is forecast again with its next sample"
     return json_answer({"detail": detail}, 404)

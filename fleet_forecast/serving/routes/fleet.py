@@ -11,11 +11,12 @@ from fastapi import FastAPI, Query, Request, Response
 
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
+from fleet_forecast.features.step_means import step_means
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon, daemon_of, json_answer
 from fleet_forecast.serving.routes import schemas as documents
-from fleet_forecast.serving.storage.integrity import KnownServer
-from fleet_forecast.serving.storage.store import HistoryUnavailableError, RawSample
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.samples import KnownServer, RawSample
 from server_profiles import PROFILES
 
 MAX_HISTORY_HOURS = 24 * 14
@@ -149,9 +150,8 @@ def _on_step(
         by_step.setdefault(sample.timestamp_ms // 1000 // step_seconds, []).append(sample)
     for step, own in by_step.items():
         values = np.array([sample.values for sample in own], dtype=np.float64)  # None becomes NaN
-        count = (~np.isnan(values)).sum(axis=0)
-        total = np.nansum(values, axis=0)
-        rows[step] = [float(np.float32(t / n)) if n else None for t, n in zip(total, count, strict=True)]
+        means = step_means(np.zeros(len(own), dtype=np.int64), values, 1)[0]
+        rows[step] = [None if np.isnan(value) else value for value in means.tolist()]
     steps = sorted(rows)
     return {
         "server_name": server.name,

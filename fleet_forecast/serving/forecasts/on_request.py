@@ -1,0 +1,77 @@
+"""Forecasts of a history sent with a request; nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.features.step_means import step_means
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.storage.samples import Sample
+from server_profiles import ProfileRules
+
+
+def forecast_samples(
+    engine: Engine, samples: list[Sample], rules: ProfileRules, metrics: Sequence[str] = METRICS
+) -> list[ServerForecast | None]:
+    """Forecast each server of some samples from these alone, in the order of the names.
+
+    metrics: the order of the samples' values. The origin of a server is the step of its newest sample. None in place
+    of a forecast that is not finite.
+    """
+    step_seconds = engine.config.step_seconds
+    histories = [_ServerHistory(own, step_seconds) for own in _by_server(samples)]
+    origins = np.array([history.last_step for history in histories])
+    longest = max(history.last_step - history.first_step + 1 for history in histories)
+    steps = min(engine.config.history_steps, longest)
+    columns = [metrics.index(metric) for metric in engine.config.targets]
+    window = np.stack([history.means(steps)[:, columns] for history in histories])  # (server, step, metric)
+    names = [history.name for history in histories]
+    profiles = [profile_of(history.name, history.newest_profile, rules) for history in histories]
+    return forecast_servers(engine, names, profiles, window, origins * step_seconds)
+
+
+class _ServerHistory:
+    """The samples of one server, at most one of each time."""
+
+    def __init__(self, samples: list[Sample], step_seconds: int) -> None:
+        self.name = samples[0].server_name
+        self._samples = samples
+        self._steps = np.array([sample.timestamp_ms // (step_seconds * 1000) for sample in samples])
+        self.first_step, self.last_step = int(self._steps.min()), int(self._steps.max())
+
+    @property
+    def newest_profile(self) -> str | None:
+        """The profile of the newest sample that has one."""
+        newest_first = sorted(self._samples, key=lambda sample: -sample.timestamp_ms)
+        return next((sample.profile for sample in newest_first if sample.profile is not None), None)
+
+    def means(self, steps: int) -> np.ndarray:
+        """float32 [steps, metric]: the step means of the newest `steps` steps, NaN = not measured."""
+        values = np.array([sample.values for sample in self._samples], dtype=np.float64)  # None becomes NaN
+        column = self._steps - (self.last_step - steps + 1)
+        inside = column >= 0
+        return step_means(column[inside], values[inside], steps)
+
+
+def _by_server(samples: list[Sample]) -> list[list[Sample]]:
+    """Lists of samples by server, in the order of the names.
+
+    Samples of one server and time are merged as the store merges them: the last value sent of each metric counts.
+    """
+    merged: dict[tuple[str, int], Sample] = {}
+    for sample in samples:
+        before = merged.get((sample.server_name, sample.timestamp_ms), sample)
+        values = tuple(old if new is None else new for new, old in zip(sample.values, before.values, strict=True))
+        merged[sample.server_name, sample.timestamp_ms] = sample._replace(
+            values=values, profile=sample.profile or before.profile
+        )
+    by_server: dict[str, list[Sample]] = {}
+    for sample in merged.values():
+        by_server.setdefault(sample.server_name, []).append(sample)
+    return [by_server[name] for name in sorted(by_server)]
