@@ -58,7 +58,7 @@ STOP_SECONDS = 15  # from SIGTERM to SIGKILL of a child
 
 
 class DemoError(RuntimeError):
-    """A part of the demo failed; the message says which and what to do."""
+    """A part of the demo failed; the message names it and the remedy."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

@@ -20,7 +20,7 @@ SOURCES = len(CORRELATION_MINUTES)
 
 
 class NoiseSources:
-    """Noise with variance 1 of a group of servers; every value is the same whatever the group or the chunk.
+    """Noise with variance 1 of a group of servers; no value depends on the group or the chunk.
 
     keys: [server] of the random numbers. time_scale: [server] factor of the correlation times.
     """

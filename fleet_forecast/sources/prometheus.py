@@ -52,9 +52,9 @@ _Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class QuerySet(BaseModel):
-    """One PromQL expression per metric; `$window` stands for the step as a duration. A TOML file has the same fields.
+    """One PromQL expression per metric; `$window` is replaced by the step as a duration.
 
-    A metric without a query is not pulled.
+    A query file (TOML) has the same fields. A metric without a query is not pulled.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
