@@ -15,7 +15,7 @@ LightGBM gets one model per metric and quantile. Values are scaled by the mean a
 the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
 week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
 
-Beside it stands what nobody trained: the usual day as far as the last one followed it (features/daily_rhythm.py),
+Beside it stands what nobody trained: the usual day as far as the last one followed it (features/seasonality.py),
 with the quantiles of what then remained of the last day around it.
 """
 
@@ -43,8 +43,8 @@ from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS  # noqa: E402
 from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
-from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
+from fleet_forecast.features.seasonality import seasonal_component  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, ModelError  # noqa: E402
 
@@ -252,9 +252,9 @@ def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float
     series = np.moveaxis(history, -1, 0)  # metric first
     usual = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
     today = history[:, -day:]
-    rhythm = daily_rhythm(today, usual, day)
-    remains = evaluation.baselines(today - rhythm.lift[:, :day], horizon, day, quantiles)["flat_24h"]
-    forecast: Floats = remains + rhythm.lift[:, day:, :, None]
+    seasonal = seasonal_component(today, usual, day)
+    remains = evaluation.baselines(today - seasonal.component[:, :day], horizon, day, quantiles)["flat_24h"]
+    forecast: Floats = remains + seasonal.component[:, day:, :, None]
     return forecast
 
 

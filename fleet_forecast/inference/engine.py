@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.clock_change import changes_between
-from fleet_forecast.features.windows import Calendar, Windows, build_windows
+from fleet_forecast.features.seasonality import changes_between
+from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, Windows, build_windows
 from fleet_forecast.inference.explanations import Interpretation, Variables, blank, interpret, variables_of
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
@@ -43,10 +43,10 @@ class NoExplanationError(ModelError):
 
 
 class _Fleet(NamedTuple):
-    """Servers to forecast: history as given, at most what a window reads; the other fields are per server.
+    """Servers to forecast: their history, at most what a window uses; the other fields are per server.
 
-    origin_steps: step numbers since the epoch. known_steps: steps since the first
-    measurement. profile_rows: rows of the scaling. encoder_steps: encoder length.
+    origin_steps: step numbers since the epoch. known_steps: steps since the first measurement. profile_rows: rows of
+    the scaling. encoder_steps: encoder length.
     """
 
     calendar: Calendar
@@ -183,7 +183,7 @@ class Engine:
     def _fleet(
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
     ) -> _Fleet:
-        """What the windows of the servers are cut from."""
+        """What the windows of the servers are built from."""
         spec, scaling = self.config.spec, self.config.scaling
         history = _at_least_one_step(history[:, -spec.history_steps :])
         origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
@@ -193,7 +193,7 @@ class Engine:
         calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.timezone)
         changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.timezone)
         return _Fleet(
-            replace(calendar, changes=changes),
+            replace(calendar, clock_changes=changes),
             history,
             origin_steps,
             known_steps,
@@ -211,22 +211,19 @@ class Engine:
         return chunks
 
     def _windows(self, fleet: _Fleet, chunk: np.ndarray) -> Windows:
-        """Cut the windows of some servers of one encoder length."""
+        """The windows of some servers of one encoder length."""
         spec, scaling = self.config.spec, self.config.scaling
         longest = max(1, int(fleet.known_steps[chunk].max()))
-        linked = scaling.to_link(fleet.history[chunk, -longest:])
-        return build_windows(
-            spec,
-            scaling,
-            fleet.calendar,
-            linked,
-            np.arange(len(chunk)),
-            np.full(len(chunk), linked.shape[1] - 1),
-            fleet.origin_steps[chunk],
-            fleet.profile_rows[chunk],
-            int(fleet.encoder_steps[chunk[0]]),
-            fleet.known_steps[chunk],
+        transformed = scaling.bounds.transform(fleet.history[chunk, -longest:])
+        request = WindowRequest(
+            rows=np.arange(len(chunk)),
+            origins=np.full(len(chunk), transformed.shape[1] - 1),
+            calendar_steps=fleet.origin_steps[chunk],
+            profile_rows=fleet.profile_rows[chunk],
+            encoder_steps=int(fleet.encoder_steps[chunk[0]]),
+            known_steps=fleet.known_steps[chunk],
         )
+        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed), request)
 
     def _check_canary(self, run: Run) -> None:
         """Forecast the stored canary: a network that computes something else than at training time is refused."""
@@ -247,10 +244,10 @@ def write_canary(path: Path, engine: Engine) -> None:
     """Store a made-up history, one server young and one with a daily rhythm, with what the engine forecasts now."""
     config = engine.config
     random = np.random.default_rng(0)
-    shape = (2, config.context_steps + config.spec.yesterday_steps, len(config.targets))
-    usual, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
+    shape = (2, config.context_steps + config.spec.seasonal_lag_steps, len(config.targets))
+    loc, scale = config.scaling.loc[0], config.scaling.scale[0]  # [metric]
     days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])  # the same one again and again
-    history = config.scaling.from_link(usual + spread * (days + 0.3 * random.normal(size=shape)))
+    history = config.scaling.bounds.inverse(loc + scale * (days + 0.3 * random.normal(size=shape)))
     history[0, : -config.context_steps // 4] = np.nan
     profiles = [config.profiles[0] if config.profiles else None, None]
     origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
@@ -321,7 +318,7 @@ def _onnx_session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
     inputs = {node.name for node in session.get_inputs()}
 
     def run(windows: Windows) -> list[np.ndarray]:
-        fields = {name: field for name, field in windows._asdict().items() if name in inputs}
+        fields = {name: field for name, field in windows.fields().items() if name in inputs}
         return [np.asarray(output) for output in session.run(None, fields)]
 
     return run

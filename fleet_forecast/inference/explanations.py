@@ -26,18 +26,18 @@ _LABELS = {
     "day_kind": "day of the week or holiday",
     "market_open": "market hours",
     "relative_time_idx": "distance from the origin",
-    "measured_share": "how much of the context was measured",
-    "yesterday_share": "whether the day before was measured",
-    "daily_mean_share": "how much of the earlier days was measured",
+    "measured_share": "share of the context measured",
+    "seasonal_lag_share": "share of the day before measured",
+    "seasonal_mean_share": "share of the earlier days measured",
 }
 _LABELS_OF_METRICS = {
     "scaled": "value",
     "mask": "measured or not",
-    "centre": "level in the context",
-    "spread": "spread in the context",
-    "yesterday": "same time of the day before",
-    "daily_mean": "usual at this time of day",
-    "rhythm": "how far it keeps its daily rhythm",
+    "loc": "level in the context",
+    "scale": "spread in the context",
+    "seasonal_lag": "same time of the day before",
+    "seasonal_mean": "mean of earlier days",
+    "seasonal_strength": "strength of the daily pattern",
 }
 
 
@@ -93,7 +93,7 @@ def variables_of(spec: WindowSpec, with_profile: bool) -> Variables:
 
 
 def label_of(variable: str) -> str:
-    """A variable in words: cpu_pct_daily_mean -> cpu_pct, usual at this time of day."""
+    """A variable in words: cpu_pct_seasonal_mean -> cpu_pct, mean of earlier days."""
     if variable in _LABELS:
         return _LABELS[variable]
     part = next(part for part in _LABELS_OF_METRICS if variable.endswith(f"_{part}"))
@@ -107,7 +107,7 @@ def interpret(
 
     horizon_steps: the steps of the horizon to explain, 1 is the first after the origin; None: all.
     """
-    measured = np.any(windows.encoder[..., 1::2], axis=2)  # [window, E], from the masks
+    measured = np.any(windows.inputs.encoder[..., 1::2], axis=2)  # [window, E], from the masks
     measured |= ~np.any(measured, axis=1, keepdims=True)
     chosen = np.arange(weights.attention.shape[1]) if horizon_steps is None else np.array(horizon_steps) - 1
     encoder_steps = measured.shape[1]

@@ -20,8 +20,9 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_directory import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
-from fleet_forecast.network.model import ForecastModel, build_network
-from fleet_forecast.training.sampling import WindowSource
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.training.batches import WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitSettings
 
