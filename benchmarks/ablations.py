@@ -170,8 +170,7 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
     def scaling_by(owners: Sequence[str | None]) -> FleetScaling:
         return fit_scaling(
             grid.values[split.seen, : split.train_end],
-            grid.metrics,
-            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
+            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(owners[row] for row in split.seen),
             job.spec.context_steps,
         )

@@ -140,8 +140,8 @@ def simulated_source() -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
-    percent = np.array([name.endswith("_pct") for name in METRICS])
-    scaling = fit_scaling(values, METRICS, percent, profiles, SPEC.context_steps)
+    is_percent = {name: name.endswith("_pct") for name in METRICS}
+    scaling = fit_scaling(values, is_percent, profiles, SPEC.context_steps)
     return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
 
 

@@ -9,8 +9,8 @@ cross-validation, Stone 1974) and n of its own steps. For some n, three things a
 - quantiles: of what follows, standardised with the expected loc and scale.
 
 An untrained network thereby forecasts the distribution of the profile at every length of history. A weight n / (n + k)
-would assume independent steps, but the first step tells nearly as much about a server's level as its first hour.
-Nothing is estimated for a whole context: a day averages over the daily pattern and stands for itself.
+would assume independent steps, but the first step is nearly as informative about a server's level as its first hour.
+Nothing is estimated for a whole context, as a day covers the daily pattern: the default prior is used.
 """
 
 from __future__ import annotations

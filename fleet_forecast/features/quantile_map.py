@@ -6,8 +6,8 @@ probability (normal-score transform). An untrained network forecasts the distrib
 departures from it. Beyond the outermost quantiles a score grows as sinh, the inverse of the asinh of the inputs.
 
 With few measured steps the window quantiles are drawn toward the prior of cold_start.py, estimated for the server's
-profile at that length of history. For a whole context the prior is the normal distribution: differences between servers
-say little about the variation of one of them.
+profile at that length of history. For a whole context the prior is the normal distribution: differences between
+servers are little evidence about the variation of one of them.
 """
 
 from __future__ import annotations

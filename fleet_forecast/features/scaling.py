@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -126,8 +127,7 @@ class FleetScaling:
 
 def fit_scaling(
     values: np.ndarray,
-    metrics: tuple[str, ...],
-    percent: np.ndarray,
+    is_percent: Mapping[str, bool],
     profiles: tuple[str | None, ...],
     context_steps: int,
     rows: np.ndarray | None = None,
@@ -135,9 +135,11 @@ def fit_scaling(
     """Fit bounded transform and profile statistics on training servers.
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
+    is_percent: by metric, in their order, whether it is a percentage.
     context_steps: length of a window in "the usual deviation inside a window".
     rows: the servers to fit on (all); `profiles` are those of these.
     """
+    metrics, percent = tuple(is_percent), np.array(list(is_percent.values()))
     chosen = slice(None) if rows is None else rows
     typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
     bound_width = bound_widths(percent, typical)

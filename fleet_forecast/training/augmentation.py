@@ -31,8 +31,8 @@ class Augmentation:
 
     short_history_share: of batches, with less than the whole context. one_day_share: of windows with a whole context,
     without anything older. masked_profile_share: of windows.
-    synthetic_servers: number of synthetic servers relative to the real ones. Their share of the windows with unknown
-    profile and whole context gets another order of metrics, and their share another calendar.
+    synthetic_servers: their number, counted with the training servers. Of the windows with unknown profile and whole
+    context, their share gets another order of metrics, and their share another calendar.
     position_noise: standard deviation of the noise on loc and log-scale relative to the profile, in asinh profile
     units, times the share of synthetic servers.
     level_uncertainty: factor of the level shift of windows without history; it falls linearly to 0 at a whole context.
@@ -46,7 +46,7 @@ class Augmentation:
     level_uncertainty: float = 1.0
 
     def synthetic_share(self, servers: int) -> float:
-        """Share of synthetic servers beside so many real ones: the more real servers, the less."""
+        """Share of synthetic servers, with this number of training servers."""
         return self.synthetic_servers / (self.synthetic_servers + servers)
 
 
@@ -82,7 +82,7 @@ def exchange_metrics(windows: Windows, targets: np.ndarray, order: np.ndarray) -
     """Windows and targets in which metric m of a window has the values of its metric order[window, m] (int64).
 
     Standardised metrics are alike: a server whose memory behaves like another's disk is a synthetic server. Only valid
-    where the profile is unknown, as the profile tells how its metrics behave.
+    where the profile is unknown: a profile implies how its metrics behave.
     """
     metrics = order.shape[1]
     rows = np.flatnonzero((order != np.arange(metrics)).any(axis=1))

@@ -63,8 +63,7 @@ class Job:
         grid, seen = self.grid, self.split.seen
         return fit_scaling(
             grid.values[:, : self.split.train_end],
-            grid.metrics,
-            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
+            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(grid.profiles[row] if self.profiles else None for row in seen),
             self.spec.context_steps,
             rows=seen,

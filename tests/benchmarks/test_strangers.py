@@ -86,10 +86,8 @@ def test_scaled_per_server_a_stranger_gets_the_median_server_whatever_its_histor
     values = (levels[:, None, None] + random.normal(0, 2, (5, 400, 1))).astype(np.float32)
     grid = FleetGrid(tuple("abcde"), ("web_api", "database") * 2 + ("web_api",), SPEC.metrics, limit.START, 300, values)
     known = slice(0, 4)
-    servers = ablations.for_strangers_the_median(
-        fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.servers[known], 48)
-    )
-    profiles = fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.profiles[known], 48)
+    servers = ablations.for_strangers_the_median(fit_scaling(values[known], {"cpu_pct": True}, grid.servers[known], 48))
+    profiles = fit_scaling(values[known], {"cpu_pct": True}, grid.profiles[known], 48)
     source = ablations.PerServerSource(grid, SPEC, servers, profiles)
     masked = np.array([False, False, True, False, False])
     selection = WindowSelection(np.arange(5), np.full(5, 300), 48, np.full(5, 48), masked)
@@ -106,7 +104,7 @@ def test_a_variant_leaves_out_what_it_says_and_only_while_it_runs(variant, rhyth
     values = np.random.default_rng(0).exponential(3, (2, hours.size, 1)) + (50 + 20 * np.sin(hours))[None, :, None]
     grid = FleetGrid(("a", "b"), (None, None), ("cpu_pct",), limit.START, 300, values.astype(np.float32))
     spec = WindowSpec(grid.metrics, 300, "UTC", context_steps=288, horizon_steps=12)
-    scaling = fit_scaling(grid.values, grid.metrics, np.array([True]), grid.profiles, 288)
+    scaling = fit_scaling(grid.values, {"cpu_pct": True}, grid.profiles, 288)
     source = WindowSource(grid, spec, scaling)
 
     def features():

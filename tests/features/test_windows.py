@@ -46,7 +46,7 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(values: np.ndarray) -> FleetScaling:
-    return fit_scaling(values, METRICS, np.array([True, False]), ("database", "web_api", None), 48)
+    return fit_scaling(values, {"cpu_pct": True, "net_in_mb_s": False}, ("database", "web_api", None), 48)
 
 
 def windows_at(
@@ -215,11 +215,11 @@ def test_values_after_the_origin_do_not_change_a_window(
 def test_unknown_steps_equal_unmeasured_steps(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     """Six known steps give the window of a server whose older steps were never measured."""
     origins, known = [400, 410, 420], 6
-    young = values.copy()
+    unmeasured = values.copy()
     for server, origin in enumerate(origins):
-        young[server, : origin - known + 1] = np.nan
+        unmeasured[server, : origin - known + 1] = np.nan
     limited = windows_at(spec, scaling, values, origins, encoder_steps=12, known_steps=known)
-    assert_equal(limited, windows_at(spec, scaling, young, origins, 12))
+    assert_equal(limited, windows_at(spec, scaling, unmeasured, origins, 12))
 
 
 def test_masks_are_one_where_a_value_was_measured(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:

@@ -65,7 +65,7 @@ def test_config_survives_a_round_trip(tiny_model_dir: Path) -> None:
     assert again.spec == config.spec
     assert again.network_profiles == ("database", "web_api")
     assert again.to_json() == config.to_json()
-    np.testing.assert_array_equal(again.scaling.loc, config.scaling.centre)
+    np.testing.assert_array_equal(again.scaling.loc, config.scaling.loc)
 
 
 def flip_a_bit(path: Path) -> None:

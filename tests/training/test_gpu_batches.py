@@ -41,7 +41,7 @@ def source() -> WindowSource:
     values[5, :400] = np.nan
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcdef"), PROFILES * 3, METRICS, start, 1800, values.astype(np.float32))
-    scaling = fit_scaling(grid.values, METRICS, np.array([True, True, False]), grid.profiles, 48)
+    scaling = fit_scaling(grid.values, dict(zip(METRICS, (True, True, False), strict=True)), grid.profiles, 48)
     return WindowSource(grid, SPEC, scaling)
 
 
