@@ -49,8 +49,10 @@ from fleet_forecast.inference.model_directory import (
     promote,
 )
 from fleet_forecast.inference.torch_backend import torch_run
-from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx
+from fleet_forecast.network.export import export_explanation, export_onnx
+from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.ablation import beside, comparison_job, in_words, price, time_for_the_model
+from fleet_forecast.training.batches import WindowSelection
 from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, fingerprint
 from fleet_forecast.training.cpu_contention import free_processors, in_the_way
 from fleet_forecast.training.job import Job
@@ -472,13 +474,9 @@ def publish(
         # Cloned, as the stock class holds some weights under two names and safetensors stores no shared memory.
         weights_by_name = {name: value.clone() for name, value in model.network.state_dict().items()}
         (directory / WEIGHTS_FILE).write_bytes(save(weights_by_name))  # save_file would keep others from reading it
-        example = job.source.batch(
-            np.zeros(2, np.int64),
-            np.full(2, config.context_steps),
-            config.context_steps,
-            np.full(2, config.history_steps),
-            np.zeros(2, dtype=bool),
-        )
+        rows, origins = np.zeros(2, np.int64), np.full(2, config.context_steps)
+        known_steps = np.full(2, config.history_steps)
+        example = job.source.batch(WindowSelection(rows, origins, config.context_steps, known_steps))
         export_onnx(model, example.windows, directory / ONNX_FILE)
         export_explanation(model, example.windows, directory / EXPLAIN_FILE)
         (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")

@@ -37,16 +37,19 @@ from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E4
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, Backtest, rolling_origins  # noqa: E402
 from fleet_forecast.evaluation.scores import mean_seasonal_error  # noqa: E402
-from fleet_forecast.features.cold_start import lengths  # noqa: E402
-from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
+from fleet_forecast.features.cold_start import history_lengths  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, GridError  # noqa: E402
 from fleet_forecast.features.history import past_values  # noqa: E402
-from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # noqa: E402
+from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_quantiles  # noqa: E402
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
+from fleet_forecast.features.seasonality import SeasonalComponent, seasonal_component  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
 from fleet_forecast.inference.torch_backend import torch_run  # noqa: E402
-from fleet_forecast.network.model import ForecastModel, build_network, importance  # noqa: E402
-from fleet_forecast.training.sampling import HANDICAPS, Batch, Handicaps, WindowSource  # noqa: E402
+from fleet_forecast.network.build import build_network  # noqa: E402
+from fleet_forecast.network.loss import sample_weight  # noqa: E402
+from fleet_forecast.network.model import ForecastModel  # noqa: E402
+from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation  # noqa: E402
+from fleet_forecast.training.batches import Batch, TrainingBatch, WindowSelection, WindowSource  # noqa: E402
 from fleet_forecast.training.split import Split, SplitError, split_fleet  # noqa: E402
 from fleet_forecast.training.trainer import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
 
@@ -64,22 +67,22 @@ class Variant:
 
     per_server: scale by statistics of each training server, of the median server for strangers, as
     pytorch-forecasting's GroupNormalizer does. prior_steps: as which the profile counts beside a window's own, instead
-    of estimated weights (short_history.py).
-    knows_rhythm: whether a server's daily rhythm is taken off its windows. shape: on what distribution answers are read
-    (SHAPES). weighs_windows: whether wide windows count more in the loss.
+    of estimated weights (features/cold_start.py).
+    seasonal: whether windows are without the seasonal component. quantiles: which window quantiles are used
+    (QUANTILES). weighs_windows: whether wide windows count more in the loss.
     trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
     of the rows is missing in training, at random from half of the servers, in blocks from the others (scored on all).
     """
 
     name: str
     title: str
-    handicaps: Handicaps = HANDICAPS
+    augmentation: Augmentation = DEFAULT_AUGMENTATION
     averaging_decay: float = AVERAGING_DECAY
     prior_steps: float | None = None
     per_server: bool = False
     knows_profiles: bool = True
-    knows_rhythm: bool = True
-    shape: str = "own and profile's"
+    seasonal: bool = True
+    quantiles: str = "own and profile's"
     weighs_windows: bool = True
     trains_unknown: bool = True
     gaps: bool = False
@@ -88,18 +91,24 @@ class Variant:
 VARIANTS = (
     Variant("shipped", "as shipped"),
     Variant("per_server", "scaled per server, strangers as the median server (GroupNormalizer)", per_server=True),
-    Variant("full_histories", "no short histories", replace(HANDICAPS, short_history_share=0.0)),
-    Variant("profile_always_told", "profile never hidden", replace(HANDICAPS, hidden_profile_share=0.0)),
+    Variant("full_histories", "no short histories", replace(DEFAULT_AUGMENTATION, short_history_share=0.0)),
+    Variant("profile_always_told", "profile never hidden", replace(DEFAULT_AUGMENTATION, masked_profile_share=0.0)),
     Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
     Variant("fixed_weights", "a window's own after n steps weighs n / (n + 3)", prior_steps=3.0),
-    Variant("no_position_noise", "no noise on the window's position", replace(HANDICAPS, position_noise=0.0)),
-    Variant("no_level_doubt", "levels of new servers not in doubt", replace(HANDICAPS, level_doubt=0.0)),
-    Variant("only_real_servers", "no fictional servers", replace(HANDICAPS, fictional_servers=0.0)),
+    Variant(
+        "no_position_noise", "no noise on the window's position", replace(DEFAULT_AUGMENTATION, position_noise=0.0)
+    ),
+    Variant(
+        "no_level_doubt", "levels of new servers not in doubt", replace(DEFAULT_AUGMENTATION, level_uncertainty=0.0)
+    ),
+    Variant("only_real_servers", "no fictional servers", replace(DEFAULT_AUGMENTATION, synthetic_servers=0.0)),
     Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
     Variant("no_profile", "no profile at all", knows_profiles=False),
-    Variant("no_rhythm", "daily rhythm left in the windows", knows_rhythm=False),
-    Variant("normal_prior", "of a short history, quantiles read on the normal distribution", shape="own and normal"),
-    Variant("no_shape", "quantiles read on the normal distribution", shape="normal"),
+    Variant("no_rhythm", "daily rhythm left in the windows", seasonal=False),
+    Variant(
+        "normal_prior", "of a short history, quantiles read on the normal distribution", quantiles="own and normal"
+    ),
+    Variant("no_shape", "quantiles read on the normal distribution", quantiles="normal"),
     Variant("equal_windows", "every window counts the same in the loss", weighs_windows=False),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
@@ -147,20 +156,13 @@ class PerServerSource(WindowSource):
         super().__init__(replace(grid, profiles=grid.servers), spec, servers)
         self._told = profiles.profile_rows(np.array(grid.profiles, dtype=object))
 
-    def batch(
-        self,
-        rows: np.ndarray,
-        origins: np.ndarray,
-        encoder_steps: int,
-        known_steps: np.ndarray,
-        hidden: np.ndarray,
-        clock_origins: np.ndarray | None = None,
-        raised: np.ndarray | None = None,
-    ) -> Batch:
+    def batch(self, selection: WindowSelection) -> Batch:
         """As WindowSource.batch."""
-        batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden), clock_origins, raised)
-        told = np.where(hidden, 0, self._told[rows])
-        return replace(batch, windows=batch.windows._replace(profile=told))
+        windows, targets = super().batch(replace(selection, masked_profile=None))
+        profile = self._told[selection.rows]
+        if selection.masked_profile is not None:
+            profile = np.where(selection.masked_profile, 0, profile)
+        return TrainingBatch(windows._replace(inputs=windows.inputs._replace(profile=profile)), targets)
 
 
 def source_of(variant: Variant, job: Job) -> WindowSource:
@@ -170,8 +172,7 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
     def scaling_by(owners: Sequence[str | None]) -> FleetScaling:
         return fit_scaling(
             grid.values[split.seen, : split.train_end],
-            grid.metrics,
-            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
+            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(owners[row] for row in split.seen),
             job.spec.context_steps,
         )
@@ -179,7 +180,7 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
     told = job.profiles and variant.knows_profiles
     by_profile = scaling_by(grid.profiles if told else (None,) * len(grid.servers))
     if variant.prior_steps is not None:
-        n = lengths(job.spec.context_steps)
+        n = history_lengths(job.spec.context_steps)
         by_profile = with_weights(by_profile, n / (n + variant.prior_steps))
     if not variant.per_server:
         return WindowSource(grid, job.spec, by_profile)
@@ -188,15 +189,15 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
 
 def with_weights(scaling: FleetScaling, weights: np.ndarray) -> FleetScaling:
     """The same weights [length] for every profile and metric, of means and deviations."""
-    table = np.broadcast_to(weights.astype(np.float32), scaling.level_weight.shape)
-    return replace(scaling, level_weight=table, spread_weight=table)
+    table = np.broadcast_to(weights.astype(np.float32), scaling.loc_weight.shape)
+    return replace(scaling, loc_weight=table, scale_weight=table)
 
 
 def for_strangers_the_median(scaling: FleetScaling) -> FleetScaling:
     """Statistics of each server in row 1 and on, the median server's in row 0; a window's own count for nothing."""
-    centre, spread = scaling.centre.copy(), scaling.spread.copy()
-    centre[0], spread[0] = np.median(centre[1:], axis=0), np.median(spread[1:], axis=0)
-    return with_weights(replace(scaling, centre=centre, spread=spread), np.zeros(scaling.level_weight.shape[2]))
+    loc, scale = scaling.loc.copy(), scaling.scale.copy()
+    loc[0], scale[0] = np.median(loc[1:], axis=0), np.median(scale[1:], axis=0)
+    return with_weights(replace(scaling, loc=loc, scale=scale), np.zeros(scaling.loc_weight.shape[2]))
 
 
 def with_gaps(job: Job) -> Job:
@@ -215,31 +216,32 @@ def windows_of(variant: Variant) -> Iterator[None]:
     with (
         mock.patch.multiple(
             "fleet_forecast.features.windows",
-            daily_rhythm=daily_rhythm if variant.knows_rhythm else no_rhythm,
-            window_shape=SHAPES[variant.shape],
+            seasonal_component=seasonal_component if variant.seasonal else no_seasonal_component,
+            window_quantiles=QUANTILES[variant.quantiles],
         ),
         mock.patch(
-            "fleet_forecast.training.gradients.importance", importance if variant.weighs_windows else torch.ones_like
+            "fleet_forecast.training.gradients.sample_weight",
+            sample_weight if variant.weighs_windows else torch.ones_like,
         ),
     ):
         yield
 
 
-def no_rhythm(context: np.ndarray, usual: np.ndarray, _context_steps: int) -> DailyRhythm:
-    """As daily_rhythm of servers that follow none."""
-    share = np.zeros((len(context), context.shape[2]), dtype=np.float32)
-    return DailyRhythm(share, np.zeros_like(usual))
+def no_seasonal_component(context: np.ndarray, seasonal_mean: np.ndarray, _day_steps: int) -> SeasonalComponent:
+    """As seasonal_component of servers without seasonality."""
+    strength = np.zeros((len(context), context.shape[2]), dtype=np.float32)
+    return SeasonalComponent(strength, np.zeros_like(seasonal_mean))
 
 
-def normal_like(shape: np.ndarray) -> np.ndarray:
-    """The normal distribution for every window and metric, float32 [window, metric, level]."""
-    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), shape.shape).copy()
+def normal_like(quantiles: np.ndarray) -> np.ndarray:
+    """The normal distribution for every window and metric, float32 [window, metric, knot]."""
+    return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), quantiles.shape).copy()
 
 
-SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "own and profile's": window_shape,
-    "own and normal": lambda units, prior: window_shape(units, normal_like(prior)),
-    "normal": lambda _units, prior: normal_like(prior),
+QUANTILES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "own and profile's": window_quantiles,
+    "own and normal": lambda standardised, prior: window_quantiles(standardised, normal_like(prior)),
+    "normal": lambda _standardised, prior: normal_like(prior),
 }
 
 
@@ -256,7 +258,7 @@ def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: i
         max_seconds=float("inf"),
         seed=seed,
         averaging_decay=variant.averaging_decay,
-        handicaps=variant.handicaps,
+        augmentation=variant.augmentation,
     )
     return fit(ForecastModel(network, job.spec, source.scaling), source, job.split, settings).model
 
@@ -276,8 +278,9 @@ def forecast(
     encoder_steps = lengths[int(np.searchsorted(lengths, np.clip(steps, 1, source.spec.context_steps)))]
     run, parts = torch_run(model), []
     for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // WINDOWS_AT_ONCE)):
-        known, unseen = np.full(len(chunk), steps), np.full(len(chunk), hidden)
-        parts.append(run(source.batch(rows[chunk], origins[chunk], encoder_steps, known, unseen).windows))
+        known, masked = np.full(len(chunk), steps), np.full(len(chunk), hidden)
+        selection = WindowSelection(rows[chunk], origins[chunk], encoder_steps, known, masked)
+        parts.append(run(source.batch(selection).windows))
     return np.concatenate(parts)
 
 

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
-from fleet_forecast.features.windows import CALENDAR_SIZES, Windows  # noqa: E402
+from fleet_forecast.features.windows import CALENDAR_SIZES, WindowBatch, Windows  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelConfig, ModelError  # noqa: E402
 from fleet_forecast.inference.model_directory import WEIGHTS_FILE  # noqa: E402
@@ -107,17 +107,23 @@ def windows_of(engine: Engine, history: np.ndarray, profiles: Sequence[str | Non
 
     def record(windows: Windows) -> np.ndarray:
         seen.append(windows)
-        shape = (len(windows.profile), config.horizon_steps, len(config.targets), len(config.quantiles))
+        shape = (len(windows.inputs.profile), config.horizon_steps, len(config.targets), len(config.quantiles))
         return np.zeros(shape, dtype=np.float32)
 
     Engine(config, record).forecast(history, profiles, ORIGIN)
     return seen
 
 
+def joined_windows(windows: Sequence[Windows]) -> Windows:
+    """The windows of all portions as one batch."""
+    parts = [part.fields() for part in windows]
+    return WindowBatch.of_fields({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
 def stock_frame(windows: Sequence[Windows], profiles: Sequence[str | None], config: ModelConfig) -> pd.DataFrame:
     """The network's inputs as the rows TimeSeriesDataSet takes: context and horizon of each server."""
     spec = config.spec
-    joined = Windows(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+    joined = joined_windows(windows).inputs
     servers, rows = len(joined.profile), spec.context_steps + spec.horizon_steps
 
     def over_time(encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:  # [server, E | H, column] -> [row, column]
@@ -148,7 +154,7 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
     from pytorch_forecasting import TemporalFusionTransformer
     from safetensors.torch import load_file
 
-    from fleet_forecast.network.model import build_network, dataset_of
+    from fleet_forecast.network.build import build_network, dataset_of
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # silences a line about devices at each call
     spec = config.spec
@@ -169,17 +175,15 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     """The stock network's raw outputs in physical units: [server, horizon, metric, quantile]."""
     import torch
 
-    from fleet_forecast.network.model import ordered
-    from fleet_forecast.network.quantile_map import in_window_units
+    from fleet_forecast.network.head import ordered
+    from fleet_forecast.network.quantile_map import map_scores
 
     rows = predicted if isinstance(predicted, list) else [predicted]  # [server, horizon, quantile] of each metric
     raw = torch.stack([row.transpose(1, 2) for row in rows], dim=1)
-    centre, spread, shape = (
-        np.concatenate([getattr(each, field) for each in windows]) for field in ("centre", "spread", "shape")
-    )
-    units = in_window_units(ordered(raw), torch.from_numpy(shape)).numpy()
-    units = np.moveaxis(units, (2, 3), (0, 2))  # [quantile, server, horizon, metric]
-    return np.moveaxis(config.scaling.from_link(centre + spread[:, None] * units), 0, -1)
+    loc, scale, window_quantiles = joined_windows(windows).target_scale
+    standardised = map_scores(ordered(raw), torch.from_numpy(window_quantiles)).numpy()
+    standardised = np.moveaxis(standardised, (2, 3), (0, 2))  # [quantile, server, horizon, metric]
+    return np.moveaxis(config.scaling.bounds.inverse(loc + scale[:, None] * standardised), 0, -1)
 
 
 # --- comparison ----------------------------------------------------------------------------------------------------

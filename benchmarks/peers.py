@@ -16,7 +16,7 @@ last day. Features of a step: latest values, means and quantiles of the window, 
 week (and the 2 hours around it), the distance, the calendar, the window's mean and scale.
 
 `usual_day` is not trained: the seasonal component of the last week with the strength that the last day shows
-(features/daily_rhythm.py), plus the quantiles of the remainder of the last day.
+(features/seasonality.py), plus the quantiles of the remainder of the last day.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metri
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, Backtest, BacktestPlan, backtest, rolling_origins  # noqa: E402
 from fleet_forecast.evaluation.baselines import Observed, window_quantiles  # noqa: E402
-from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
 from fleet_forecast.features.history import past_values  # noqa: E402
+from fleet_forecast.features.seasonality import seasonal_component  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE  # noqa: E402
@@ -261,9 +261,9 @@ def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float
     series = np.moveaxis(history, -1, 0)  # metric first
     usual = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
     today = history[:, -day:]
-    rhythm = daily_rhythm(today, usual, day)
-    remainder = last_day_quantiles(today - rhythm.lift[:, :day], day, quantiles)
-    forecast: Floats = remainder + rhythm.lift[:, day:, :, None]
+    seasonal = seasonal_component(today, usual, day)
+    remainder = last_day_quantiles(today - seasonal.component[:, :day], day, quantiles)
+    forecast: Floats = remainder + seasonal.component[:, day:, :, None]
     return forecast
 
 

@@ -67,12 +67,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
-from fleet_forecast.network.model import ForecastModel, build_network, dataset_of
+from fleet_forecast.network.build import build_network, dataset_of
+from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
-from fleet_forecast.training.gradients import Gradients, Ready, gradients_of
-from fleet_forecast.training.sampling import Plan, WindowSource
+from fleet_forecast.training.batches import BatchPlan, WindowSelection, WindowSource
+from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import State
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
@@ -140,8 +141,8 @@ def simulated_source() -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
-    percent = np.array([name.endswith("_pct") for name in METRICS])
-    scaling = fit_scaling(values, METRICS, percent, profiles, SPEC.context_steps)
+    is_percent = {name: name.endswith("_pct") for name in METRICS}
+    scaling = fit_scaling(values, is_percent, profiles, SPEC.context_steps)
     return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
 
 
@@ -170,7 +171,7 @@ def finish(device: torch.device) -> None:
 def our_side(source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack) -> Callable[[], int]:
     """One step of the trainer: cut a batch, forward, pinball loss, backward, AdamW."""
     gradients, train = our_trainer(source, batch_size, device, stack)
-    batches = gradients.one_ahead(full_context_plans(batch_size))
+    batches = gradients.prefetch(full_context_plans(batch_size))
 
     def step() -> int:
         _, ready = next(batches)
@@ -182,14 +183,14 @@ def our_side(source: WindowSource, batch_size: int, device: torch.device, stack:
 
 def our_trainer(
     source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack
-) -> tuple[Gradients, Callable[[Ready], None]]:
+) -> tuple[Gradients, Callable[[Prepared], None]]:
     """What makes batches ready, and a step with one that is."""
     network = build_network(SPEC, PROFILES, 32)
     model = ForecastModel(network, SPEC, source.scaling).to(device).train()
     state = State(model, 1e-3, 0.01)
     gradients = stack.enter_context(gradients_of(model, state.trained, source, batch_size))
 
-    def train(ready: Ready) -> None:
+    def train(ready: Prepared) -> None:
         gradients.compute(ready)
         torch.nn.utils.clip_grad_norm_(state.trained, 1.0)
         state.optimizer.step()
@@ -198,22 +199,17 @@ def our_trainer(
     return gradients, train
 
 
-def full_context_plans(batch_size: int) -> Iterator[Plan]:
+def full_context_plans(batch_size: int) -> Iterator[BatchPlan]:
     """Random windows with the whole context, for ever, nothing withheld."""
     random, metrics = np.random.default_rng(1), len(METRICS)
     while True:
         origins = random.integers(SPEC.context_steps, 7 * 288 - SPEC.horizon_steps - 1, batch_size)
-        yield Plan(
+        rows = random.integers(0, 2 * len(PROFILES), batch_size)
+        yield BatchPlan(
             number=0,
-            encoder_steps=SPEC.context_steps,
-            rows=random.integers(0, 2 * len(PROFILES), batch_size),
-            origins=origins,
-            known_steps=np.full(batch_size, SPEC.history_steps),
-            hidden=np.zeros(batch_size, dtype=bool),
-            clock_origins=origins,
-            raised=np.zeros((batch_size, metrics), dtype=np.float32),
-            noise=random.normal(0, 1, (batch_size, 2 * metrics)).astype(np.float32),
-            order=np.tile(np.arange(metrics), (batch_size, 1)),
+            selection=WindowSelection(rows, origins, SPEC.context_steps, np.full(batch_size, SPEC.history_steps)),
+            position_noise=random.normal(0, 1, (batch_size, 2 * metrics)).astype(np.float32),
+            metric_order=np.tile(np.arange(metrics), (batch_size, 1)),
         )
 
 
@@ -284,7 +280,7 @@ def loader_shares(source: WindowSource) -> dict[str, Any]:
         for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
             new, _ = following, following.result()
             step, step_processor = timed(partial(train, known), time.process_time)
-            cut, cut_processor = timed(partial(source.cut, next(plans)), time.thread_time)
+            cut, cut_processor = timed(partial(source.augmented_batch, next(plans)), time.thread_time)
             following = gradients.prepare(next(plans))
             busy, _ = timed(partial(train, new), time.process_time)
             turns.append((cut / step, cut_processor / step_processor, busy / step - 1))

@@ -25,7 +25,9 @@ from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import torch_run
-from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.loss import pinball_loss, sample_weight
+from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import learning_rate_at
 from server_profiles import BUILT_IN_RULES
@@ -170,7 +172,7 @@ def test_the_loss_of_windows_without_any_measurement_is_zero() -> None:
 
 
 def test_a_window_sixteen_times_as_wide_as_another_counts_twice_as_much_whatever_the_unit() -> None:
-    weights = importance(torch.tensor([[1.0, 3e5], [16.0, 3e5], [1.0, 48e5]]))
+    weights = sample_weight(torch.tensor([[1.0, 3e5], [16.0, 3e5], [1.0, 48e5]]))
     assert weights[1, 0] / weights[0, 0] == pytest.approx(2.0)
     assert weights[2, 1] / weights[0, 1] == pytest.approx(2.0)
     assert weights.mean(dim=0).tolist() == pytest.approx([1.0, 1.0])

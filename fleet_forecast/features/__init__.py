@@ -1,4 +1,4 @@
-"""NumPy features shared by training and serving: grid, transform, scaling, seasonality, windows.
+"""NumPy features shared by training and serving: grid, bounded transform, scaling, seasonality, windows.
 
 Imports contract; imported by network, evaluation, inference, training and serving.
 """

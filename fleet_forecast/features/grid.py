@@ -1,7 +1,7 @@
-"""The fleet on a regular time grid: contract rows in, one dense array [server, step, metric] out.
+"""The fleet on a regular time grid: contract rows -> one dense array [server, step, metric].
 
-A cell no sample fell into is NaN ("not measured"); nothing is filled. Samples finer than the step are averaged onto it.
-Rows are taken in batch by batch, so that the grid may be made of more rows than fit into memory.
+A cell without a sample is NaN ("not measured"); nothing is filled. Samples finer than the step are averaged. Rows are
+read batch by batch, so they need not fit into memory together.
 """
 
 from __future__ import annotations
@@ -15,15 +15,46 @@ import pandas as pd
 from fleet_forecast.contract.reading import Batch, CheckedMetrics
 from fleet_forecast.features.step_means import CellMeans
 
-LARGE_CELLS = 20_000_000  # of a server and step: a grid of so many, of which rows ...
-SPARSEST = 0.01  # ... fill less than this, is taken for a wrong time in a row, not for a fleet
-SUMS_AT_ONCE = 100_000_000  # cells, 12 bytes each: beyond that, metrics are read one after the other
+LARGE_GRID = 20_000_000  # cells of a server and step; a larger grid ...
+SMALLEST_FILL = 0.01  # ... filled by a smaller share of rows is refused: some row has a wrong time
+SUMS_AT_ONCE = 100_000_000  # cells, 12 bytes each; larger grids are averaged one metric after the other
 
-Batches = Callable[[Sequence[str]], Iterable[Batch]]  # all rows, with the values of some metrics
+Batches = Callable[[Sequence[str]], Iterable[Batch]]  # metrics -> all rows with their values
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Servers and steps of a grid; first_step: since the epoch."""
+
+    servers: int
+    first_step: int
+    steps: int
+    step_seconds: int
+
+    @classmethod
+    def between(cls, servers: int, first_second: int, last_second: int, step_seconds: int) -> _Cells:
+        first_step = first_second // step_seconds
+        return cls(servers, first_step, last_second // step_seconds - first_step + 1, step_seconds)
+
+    @property
+    def start(self) -> np.datetime64:
+        return np.datetime64(self.first_step * self.step_seconds, "s")
+
+    def __len__(self) -> int:
+        return self.servers * self.steps
+
+    def check(self, rows: int, first_second: int, last_second: int) -> None:
+        """Raises GridError if the rows are too few for so many cells."""
+        if len(self) > max(LARGE_GRID, rows / SMALLEST_FILL):
+            begin, end = (np.datetime64(second, "s") for second in (first_second, last_second))
+            raise GridError(
+                f"timestamp: from {begin}Z to {end}Z there are {len(self):,} times to measure {self.servers} servers, "
+                f"and {rows:,} rows; remove rows of a wrong time, or train on a part of the time"
+            )
 
 
 class GridError(ValueError):
-    """The rows cannot be laid on a regular grid; the message names the column, the value and the remedy."""
+    """The rows do not form a regular grid; the message names column, value and remedy."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +82,7 @@ class FleetGrid:
         return self.start + np.arange(self.steps) * np.timedelta64(self.step_seconds, "s")
 
     def step_at(self, timestamp: np.datetime64) -> int:
-        """Index of the step that holds `timestamp`; may lie outside the grid."""
+        """Index of the step that contains `timestamp`; may lie outside the grid."""
         elapsed_seconds = (timestamp.astype("datetime64[s]") - self.start) / np.timedelta64(1, "s")
         return int(np.floor(elapsed_seconds / self.step_seconds))
 
@@ -69,20 +100,21 @@ class FleetGrid:
 
     @classmethod
     def from_checked(cls, data: CheckedMetrics, step_seconds: int) -> FleetGrid:
-        """Lay checked rows on the grid, batch by batch.
+        """The grid of checked rows, read batch by batch.
 
-        Raises DataFileError if they have changed since, GridError if they are too far apart in time to be one fleet's.
+        Raises DataFileError if they have changed since the check, GridError if a row has a wrong time.
         """
         first, last = (int(time.astype("datetime64[s]").astype(np.int64)) for time in (data.first, data.last))
-        return cls._of_batches(
-            data.batches, data.servers, data.profiles, data.metrics, step_seconds, data.rows, first, last
-        )
+        cells = _Cells.between(len(data.servers), first, last, step_seconds)
+        cells.check(data.rows, first, last)
+        values = _mean_values(data.batches, data.metrics, cells)
+        return cls(tuple(data.servers), tuple(data.profiles), tuple(data.metrics), cells.start, step_seconds, values)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, metrics: Sequence[str], step_seconds: int) -> FleetGrid:
-        """Lay contract rows (see data_contract.read_metrics) on the grid.
+        """The grid of contract rows (see data_contract.read_metrics).
 
-        Raises GridError if there is no row, if a server's rows name two profiles or if they are too far apart in time.
+        Raises GridError without rows, if a server has two profiles, or if a row has a wrong time.
         """
         if frame.empty:
             raise GridError("the data has no rows: nothing to lay on a time grid; provide at least one row")
@@ -94,46 +126,12 @@ class FleetGrid:
             columns = {name: frame[name].to_numpy(dtype=np.float32, na_value=np.nan) for name in wanted}
             yield Batch(server_of_row, times, columns)
 
-        return cls._of_batches(
-            batches,
-            servers,
-            _profile_of_each_server(frame, servers, server_of_row),
-            metrics,
-            step_seconds,
-            len(frame),
-            int(seconds[0]),
-            int(seconds[1]),
-        )
-
-    @classmethod
-    def _of_batches(
-        cls,
-        batches: Batches,
-        servers: Sequence[str],
-        profiles: Sequence[str | None],
-        metrics: Sequence[str],
-        step_seconds: int,
-        rows: int,
-        first_second: int,
-        last_second: int,
-    ) -> FleetGrid:
-        first_step = first_second // step_seconds
-        steps = last_second // step_seconds - first_step + 1
-        if (cells := len(servers) * steps) > max(LARGE_CELLS, rows / SPARSEST):
-            begin, end = (np.datetime64(second, "s") for second in (first_second, last_second))
-            raise GridError(
-                f"timestamp: from {begin}Z to {end}Z there are {cells:,} times to measure {len(servers)} servers, and "
-                f"{rows:,} rows; remove rows of a wrong time, or train on a part of the time"
-            )
-        values = np.empty((len(servers), steps, len(metrics)), dtype=np.float32)
-        at_once = max(1, SUMS_AT_ONCE // (len(servers) * steps))
-        for first in range(0, len(metrics), at_once):
-            some = metrics[first : first + at_once]
-            means = _cell_means(batches, some, len(servers), first_step, steps, step_seconds)
-            for index, of_metric in enumerate(means, start=first):
-                values[:, :, index] = of_metric.reshape(len(servers), steps)
-        start = np.datetime64(first_step * step_seconds, "s")
-        return cls(tuple(servers), tuple(profiles), tuple(metrics), start, step_seconds, values)
+        first, last = map(int, seconds)
+        cells = _Cells.between(len(servers), first, last, step_seconds)
+        cells.check(len(frame), first, last)
+        profiles = _profile_of_each_server(frame, servers, server_of_row)
+        values = _mean_values(batches, metrics, cells)
+        return cls(tuple(servers), profiles, tuple(metrics), cells.start, step_seconds, values)
 
 
 def infer_step_seconds(frame: pd.DataFrame) -> int:
@@ -150,25 +148,35 @@ def infer_step_seconds(frame: pd.DataFrame) -> int:
 
 
 def usual_step(distances: Mapping[int, int]) -> int:
-    """The median distance in seconds, the shorter of two; by distance, how often it occurs.
+    """The lower median distance in seconds; distances: count by distance.
 
-    The most frequent one would be chance where rows come a little early or late. Raises GridError if there is none.
+    The mode would be arbitrary where rows are irregular. Raises GridError without any distance.
     """
     if not distances:
         raise GridError("timestamp: no server has two rows, so the step is unknown; give at least two rows per server")
     seconds = sorted(distances)
-    reached = np.cumsum([distances[distance] for distance in seconds])
-    return int(seconds[int(np.searchsorted(2 * reached, reached[-1]))])
+    cumulative = np.cumsum([distances[distance] for distance in seconds])
+    return int(seconds[int(np.searchsorted(2 * cumulative, cumulative[-1]))])
 
 
-def _cell_means(
-    batches: Batches, metrics: Sequence[str], servers: int, first_step: int, steps: int, step_seconds: int
-) -> Iterable[np.ndarray]:
+def _mean_values(batches: Batches, metrics: Sequence[str], cells: _Cells) -> np.ndarray:
+    """Mean of the samples of each cell: float32 [server, step, metric], NaN without samples."""
+    values = np.empty((cells.servers, cells.steps, len(metrics)), dtype=np.float32)
+    at_once = max(1, SUMS_AT_ONCE // len(cells))
+    for first in range(0, len(metrics), at_once):
+        means = _cell_means(batches, metrics[first : first + at_once], cells)
+        for index, of_metric in enumerate(means, start=first):
+            values[:, :, index] = of_metric.reshape(cells.servers, cells.steps)
+    return values
+
+
+def _cell_means(batches: Batches, metrics: Sequence[str], cells: _Cells) -> Iterable[np.ndarray]:
     """For each metric the means of its samples by server and step: float32 [server * step]."""
-    means = [CellMeans(servers * steps) for _ in metrics]
+    means = [CellMeans(len(cells)) for _ in metrics]
     for batch in batches(metrics):
         seconds = batch.timestamps.astype("datetime64[s]").astype(np.int64)
-        cell_of_row = batch.servers.astype(np.int64) * steps + (seconds // step_seconds - first_step)
+        step_of_row = seconds // cells.step_seconds - cells.first_step
+        cell_of_row = batch.servers.astype(np.int64) * cells.steps + step_of_row
         for name, of_metric in zip(metrics, means, strict=True):
             of_metric.add(cell_of_row, batch.metrics[name])
     for of_metric in means:
@@ -176,7 +184,7 @@ def _cell_means(
 
 
 def _servers(frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Position of each row's server [row], and the names in alphabetical order."""
+    """Server index of each row [row], and the names in alphabetical order."""
     names = frame["server_name"].astype("category").cat.remove_unused_categories()
     names = names.cat.reorder_categories(sorted(names.cat.categories))
     return names.cat.codes.to_numpy(), tuple(str(name) for name in names.cat.categories)
@@ -185,7 +193,7 @@ def _servers(frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
 def _profile_of_each_server(
     frame: pd.DataFrame, servers: Sequence[str], server_of_row: np.ndarray
 ) -> tuple[str | None, ...]:
-    """The one profile each server's rows name, None where they name none."""
+    """The profile of each server, None without one."""
     if "profile" not in frame.columns:
         return (None,) * len(servers)
     codes, labels = pd.factorize(frame["profile"].astype("category"), use_na_sentinel=True)

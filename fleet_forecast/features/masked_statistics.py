@@ -1,8 +1,8 @@
-"""Counts, sums and means over what was measured: arrays [window, step, metric], NaN = not measured.
+"""Sums, counts and means over the steps of windows with missing values.
 
-Metrics, the last axis, are few, and numpy works along it: an operator that must look up something per metric, or sum
-over the steps, takes several times as long as one that runs along all of a window. So sums are products, and what is
-known per window is laid out for each of its steps first.
+Arrays are [window, step, metric], NaN = not measured. The metric axis is short and NumPy loops over the last axis, so
+sums are written as matrix products and values per window are repeated over the steps before they are combined: both
+are several times as fast as broadcasting.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ from __future__ import annotations
 import numpy as np
 
 
-def summed(values: np.ndarray) -> np.ndarray:
+def sum_over_steps(values: np.ndarray) -> np.ndarray:
     """Sum of [window, step, metric] over the steps: [window, metric]."""
     return np.ones(values.shape[1], dtype=values.dtype) @ values
 
 
-def products_summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The same of a * b; inf where it does not fit."""
+def dot_over_steps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum of a * b over the steps: [window, metric]; inf where it overflows."""
     with np.errstate(over="ignore"):
-        return summed(a * b)
+        return sum_over_steps(a * b)
 
 
-def counted(flags: np.ndarray) -> np.ndarray:
-    """How many of boolean [window, step, metric] are true: float32 [window, metric]."""
-    return summed(flags.astype(np.float32))
+def count_over_steps(flags: np.ndarray) -> np.ndarray:
+    """Number of true values of boolean [window, step, metric] over the steps: float32 [window, metric]."""
+    return sum_over_steps(flags.astype(np.float32))
 
 
-def at_each_step(of_window: np.ndarray, steps: int) -> np.ndarray:
-    """[window, metric] laid out as [window, step, metric]."""
-    return np.repeat(of_window[:, None], steps, axis=1)
+def repeat_over_steps(values: np.ndarray, steps: int) -> np.ndarray:
+    """[window, metric] -> [window, step, metric]."""
+    return np.repeat(values[:, None], steps, axis=1)
 
 
-def centred(values: np.ndarray, unknown: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means [window, metric] over axis 1 but for the `unknown`, and what remains of the values, 0 where unknown.
+def masked_mean_and_deviations(
+    values: np.ndarray, missing: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masked mean over the steps [window, metric], and the deviations from it, 0 where missing.
 
-    values: float32 [window, step, metric], overwritten; unknown: boolean like them; known: how many are not.
+    values: float32 [window, step, metric], overwritten. missing: boolean of the same shape. count: values that are not
+    missing [window, metric].
     """
-    np.copyto(values, 0.0, where=unknown)
-    mean = summed(values) / np.maximum(known, np.float32(1.0))
-    values -= at_each_step(mean, values.shape[1])
-    np.copyto(values, 0.0, where=unknown)
+    np.copyto(values, 0.0, where=missing)
+    mean = sum_over_steps(values) / np.maximum(count, np.float32(1.0))
+    values -= repeat_over_steps(mean, values.shape[1])
+    np.copyto(values, 0.0, where=missing)
     return mean, values

@@ -1,14 +1,13 @@
-"""The shape of a window: how its own values are distributed, as the scale on which the network's answers are read.
+"""Window quantiles: the empirical distribution of a window's own values, as knots of a quantile map.
 
-An idle server with rare bursts, one that switches between two levels and one that swings evenly may have windows of one
-centre and spread, and little else in common. So a network's quantiles are normal scores, and a score is read at the
-window's own quantile of that probability (a normal-score transform): a network that has learned nothing says of every
-server what its last day was like, and learns where tomorrow departs from that. Beyond the outermost quantiles a
-score grows as the inverse of `compress` does: linearly at first, then ever faster.
+Windows of equal loc and scale can have very different distributions: idle with rare bursts, two alternating levels, an
+even swing. The network therefore outputs normal scores, and a score is mapped to the window's quantile of the same
+probability (normal-score transform). An untrained network forecasts the distribution of the window; training learns the
+departures from it. Beyond the outermost quantiles a score grows as sinh, the inverse of the asinh of the inputs.
 
-With few measured steps the shape is drawn toward that of what followed when its profile's servers had shown as few
-(short_history.py), so that of a new server the untrained network says what its kind is like. How servers of a kind
-differ says little of how one of them varies: as the history fills the context, a day, that becomes the normal shape.
+With few measured steps the window quantiles are drawn toward the prior of cold_start.py, estimated for the server's
+profile at that length of history. For a whole context the prior is the normal distribution: differences between
+servers are little evidence about the variation of one of them.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ import statistics
 
 import numpy as np
 
-from fleet_forecast.features.masked_statistics import counted
+from fleet_forecast.features.masked_statistics import count_over_steps
 
-LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in LEVELS)
-MIDDLE = LEVELS.index(0.5)
-PRIOR_STEPS = 24.0  # what the shape is drawn toward counts as many measured steps
-NARROWEST_GAP = 0.03  # between neighbours, in spreads: any score can be told from any other
+KNOT_LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the map; the levels of a forecast may differ
+NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in KNOT_LEVELS)
+MEDIAN_KNOT = KNOT_LEVELS.index(0.5)
+PRIOR_STEPS = 24.0  # weight of the prior, in measured steps
+SMALLEST_GAP = 0.03  # between neighbouring quantiles, standardised: keeps the map strictly increasing
 
 
-def window_shape(units: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Quantiles of windows at LEVELS: float32 [window, metric, level], in spreads from the centre, increasing.
+def window_quantiles(standardised: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Quantiles of windows at KNOT_LEVELS: float32 [window, metric, knot], standardised, strictly increasing.
 
-    units: float32 [window, step, metric], in spreads from the centre, NaN = not measured.
-    prior: float32 [window, metric, level], what it is drawn toward (FleetScaling.shape).
+    standardised: float32 [window, step, metric], NaN = not measured.
+    prior: float32 [window, metric, knot] (FleetScaling.prior_quantiles).
     """
-    ascending = np.sort(units, axis=1)  # NaN last
-    known = units.shape[1] - counted(np.isnan(units)).astype(np.int64)  # [window, metric]
-    last = np.maximum(known - 1, 0)
-    place = last[..., None] * np.array(LEVELS)
-    below = place.astype(np.int64)
+    ascending = np.sort(standardised, axis=1)  # NaN last
+    measured = standardised.shape[1] - count_over_steps(np.isnan(standardised)).astype(np.int64)  # [window, metric]
+    last = np.maximum(measured - 1, 0)
+    position = last[..., None] * np.array(KNOT_LEVELS)
+    below = position.astype(np.int64)
     above = np.minimum(below + 1, last[..., None])
     low, high = (np.take_along_axis(ascending, at.swapaxes(1, 2), axis=1).swapaxes(1, 2) for at in (below, above))
-    own = np.nan_to_num(low + (high - low) * (place - below))
-    weight = (known / (known + PRIOR_STEPS))[..., None]
-    shape = weight * own + (1.0 - weight) * prior
-    gaps = np.maximum(np.diff(shape, axis=-1), NARROWEST_GAP)
-    middle = shape[..., MIDDLE, None]
-    upper = middle + gaps[..., MIDDLE:].cumsum(axis=-1)
-    lower = middle - gaps[..., MIDDLE - 1 :: -1].cumsum(axis=-1)
-    return np.concatenate([lower[..., ::-1], middle, upper], axis=-1, dtype=np.float32)
+    own = np.nan_to_num(low + (high - low) * (position - below))
+    weight = (measured / (measured + PRIOR_STEPS))[..., None]
+    shrunk = weight * own + (1.0 - weight) * prior
+    gaps = np.maximum(np.diff(shrunk, axis=-1), SMALLEST_GAP)
+    median = shrunk[..., MEDIAN_KNOT, None]
+    upper = median + gaps[..., MEDIAN_KNOT:].cumsum(axis=-1)
+    lower = median - gaps[..., MEDIAN_KNOT - 1 :: -1].cumsum(axis=-1)
+    return np.concatenate([lower[..., ::-1], median, upper], axis=-1, dtype=np.float32)

@@ -1,37 +1,45 @@
-"""Windows: what the network sees of one server at one forecast origin.
+"""Windows: what the network reads of one server at one forecast origin.
 
-A window is cut from a linked history array (scaling.FleetScaling.to_link) by index. Everything in it is known at the
-origin: the context's scaled values with a mask beside each, the calendar of context and horizon, and for each decoder
-step the same time of earlier days. Context and targets are what remains when the server's own daily rhythm is taken off
-(daily_rhythm.py), so that it need not be learned, for no server. The trainer cuts windows out of the whole fleet's
-array, the engine out of the histories it is given; both use `build_windows`, so what is trained is what is served.
+Everything in a window is known at the origin: the standardised values of the context, each with a mask; the calendar of
+context and horizon; and for each step of the horizon the values of earlier days at that time. Context and targets are
+without the seasonal component (seasonality.py). Trainer and engine build windows with the same function,
+`build_windows`. It computes, in this order: seasonal component, loc and scale, window quantiles.
 
-Variable names and order are those of the TimeSeriesDataSet that model.py builds the network from.
+Variable names and order are those of the TimeSeriesDataSet in network/build.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.features.clock_change import ClockChange, earlier_days_by_the_clock
-from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm
-from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS, EarlierDays, Lengths
-from fleet_forecast.features.masked_statistics import at_each_step, counted
-from fleet_forecast.features.quantile_map import window_shape
+from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
+from fleet_forecast.features.quantile_map import window_quantiles
 from fleet_forecast.features.scaling import FleetScaling, WindowScale
+from fleet_forecast.features.seasonality import (
+    SEASONAL_MEAN_DAYS,
+    ClockChange,
+    LagSteps,
+    SeasonalLags,
+    seasonal_component,
+    seasonal_lags,
+)
 
-WINDOWS_VERSION = 5  # of what a window holds; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 5  # of the content of a window; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
-DAILY_MEAN_HALF_WIDTH_SECONDS = 1_800  # and averages half an hour to either side
+SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
 CATEGORICALS = ("profile", "half_hour", "day_kind")
-INPUT_GRID = 128  # scaled values are rounded to this fraction of a spread: the network evaluates each of them once
-LARGE_UNITS = 1e9  # spreads: beyond, asinh(x) is log(2 x) and the square of x need not fit a float32
+INPUT_GRID = 128  # inputs are multiples of 1 / INPUT_GRID: the network evaluates each distinct value once
+LARGE = 1e9  # beyond, asinh(x) is log(2 x), and the square of x may overflow a float32
 CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
+
+Array = TypeVar("Array")  # np.ndarray or torch.Tensor
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -50,26 +58,26 @@ class WindowSpec:
         return DAY_SECONDS // self.step_seconds
 
     @property
-    def yesterday_steps(self) -> int:
-        """Distance from a decoder step to the latest earlier day that is known over the whole horizon."""
+    def seasonal_lag_steps(self) -> int:
+        """Whole days from a horizon step back to the latest day that is known for the whole horizon."""
         return self.day_steps * -(-self.horizon_steps // self.day_steps)
 
     @property
     def half_width_steps(self) -> int:
-        """Steps to either side that the mean over earlier days averages."""
-        return DAILY_MEAN_HALF_WIDTH_SECONDS // self.step_seconds
+        """Steps to either side in the smoothed seasonal mean."""
+        return SMOOTHING_HALF_WIDTH_SECONDS // self.step_seconds
 
     @property
     def history_steps(self) -> int:
-        """How many past steps a window can use; older ones are ignored."""
-        oldest = self.yesterday_steps + (DAILY_MEAN_DAYS - 1) * self.day_steps + self.half_width_steps
+        """Past steps that a window can use; older ones are ignored."""
+        oldest = self.seasonal_lag_steps + (SEASONAL_MEAN_DAYS - 1) * self.day_steps + self.half_width_steps
         return max(self.context_steps, oldest)
 
     @property
     def encoder_lengths(self) -> tuple[int, ...]:
-        """The encoder lengths in use, doubling from three steps to the context.
+        """Encoder lengths in use: 1, 3, 6, 12, ... steps, and the context.
 
-        A server with less history than its length has unmeasured steps in front; one without any has a single one.
+        A history shorter than its encoder length has unmeasured steps in front; no history is one unmeasured step.
         """
         lengths = [1]
         while (length := 3 * 2 ** (len(lengths) - 1)) < self.context_steps:
@@ -78,57 +86,91 @@ class WindowSpec:
 
     @property
     def static_reals(self) -> tuple[str, ...]:
-        """Per window: level and width relative to the profile, share of the daily rhythm, how much was measured."""
-        position = (f"{m}_{part}" for m in self.metrics for part in ("centre", "spread"))
-        return (*position, *(f"{m}_rhythm" for m in self.metrics), "measured_share")
+        """Per window: loc and log-scale relative to the profile, seasonal strength, share of the context measured."""
+        position = (f"{m}_{part}" for m in self.metrics for part in ("loc", "scale"))
+        return (*position, *(f"{m}_seasonal_strength" for m in self.metrics), "measured_share")
 
     @property
     def encoder_reals(self) -> tuple[str, ...]:
-        """Per context step: the scaled value and, beside it, whether it was measured."""
+        """Per context step: the standardised value, and whether it was measured."""
         return tuple(f"{m}_{part}" for m in self.metrics for part in ("scaled", "mask"))
 
     @property
     def decoder_reals(self) -> tuple[str, ...]:
-        """Per horizon step: yesterday's value and the mean of earlier days at this time, with the share measured."""
-        lags = tuple(f"{m}_{part}" for m in self.metrics for part in ("yesterday", "daily_mean"))
-        return (*lags, "yesterday_share", "daily_mean_share")
+        """Per horizon step: seasonal lag and smoothed seasonal mean, and which share of each was measured."""
+        lags = tuple(f"{m}_{part}" for m in self.metrics for part in ("seasonal_lag", "seasonal_mean"))
+        return (*lags, "seasonal_lag_share", "seasonal_mean_share")
 
 
-class Windows(NamedTuple):
-    """A batch of windows of one encoder length E; H is the horizon, M the number of metrics.
+class NetworkInputs(NamedTuple, Generic[Array]):
+    """What the network reads, B windows of one encoder length E; H is the horizon, M the number of metrics.
 
-    profile: int64 [window], row of the profile, 0 = unknown.
-    encoder_calendar, decoder_calendar: int64 [window, E | H, 2]: half_hour, day_kind.
-    encoder_market, decoder_market: float32 [window, E | H, 1]: market open.
-    static: float32 [window, 3 * M + 1]; encoder: float32 [window, E, 2 * M]; decoder: float32 [window, H, 2 * M + 2].
-    centre: float32 [window, H, M], spread: float32 [window, M], link space: how to undo the scaling.
-    shape: float32 [window, M, level], on what scale the answers are read (window_shape.py).
+    profile: int64 (B,), row of the profile, 0 = unknown or masked.
+    encoder_calendar, decoder_calendar: int64 (B, E | H, 2): half_hour, day_kind.
+    encoder_market, decoder_market: float32 (B, E | H, 1): market open.
+    static: float32 (B, 3 M + 1). encoder: float32 (B, E, 2 M). decoder: float32 (B, H, 2 M + 2).
     """
 
-    profile: np.ndarray
-    encoder_calendar: np.ndarray
-    decoder_calendar: np.ndarray
-    encoder_market: np.ndarray
-    decoder_market: np.ndarray
-    static: np.ndarray
-    encoder: np.ndarray
-    decoder: np.ndarray
-    centre: np.ndarray
-    spread: np.ndarray
-    shape: np.ndarray
+    profile: Array
+    encoder_calendar: Array
+    decoder_calendar: Array
+    encoder_market: Array
+    decoder_market: Array
+    static: Array
+    encoder: Array
+    decoder: Array
+
+
+class TargetScale(NamedTuple, Generic[Array]):
+    """What turns normal scores into transformed values.
+
+    loc: float32 (B, H, M), with the seasonal component. scale: float32 (B, M). window_quantiles: float32 (B, M, knot),
+    standardised, at quantile_map.KNOT_LEVELS.
+    """
+
+    loc: Array
+    scale: Array
+    window_quantiles: Array
+
+
+class WindowBatch(NamedTuple, Generic[Array]):
+    """A batch of windows of one encoder length, in NumPy (`Windows`) or torch (network.model.WindowTensors)."""
+
+    inputs: NetworkInputs[Array]
+    target_scale: TargetScale[Array]
+
+    def fields(self) -> dict[str, Array]:
+        """All arrays by name, in the order of FIELDS; the names are the input names of the ONNX files."""
+        return {**self.inputs._asdict(), **self.target_scale._asdict()}
+
+    def map(self, function: Callable[[Array], Other]) -> WindowBatch[Other]:
+        """The batch with `function` applied to each array."""
+        return WindowBatch.of_fields({name: function(field) for name, field in self.fields().items()})
+
+    @staticmethod
+    def of_fields(fields: Mapping[str, Other]) -> WindowBatch[Other]:
+        """The inverse of `fields`."""
+        return WindowBatch(
+            NetworkInputs(**{name: fields[name] for name in NetworkInputs._fields}),
+            TargetScale(**{name: fields[name] for name in TargetScale._fields}),
+        )
+
+
+Windows = WindowBatch[np.ndarray]
+FIELDS = (*NetworkInputs._fields, *TargetScale._fields)
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """Business calendar of a run of steps; step numbers count from the Unix epoch.
+    """Business calendar of consecutive steps; steps are counted from the Unix epoch.
 
-    changes: of the clock, across which earlier days are looked up (none).
+    clock_changes: across which seasonal lags are looked up by local time (none).
     """
 
     first_step: int
     half_hour_and_day: np.ndarray  # int64 [step, 2]
     market_open: np.ndarray  # float32 [step, 1]
-    changes: tuple[ClockChange, ...] = ()
+    clock_changes: tuple[ClockChange, ...] = ()
 
     @classmethod
     def over(cls, first_step: int, last_step: int, step_seconds: int, timezone: str) -> Calendar:
@@ -141,147 +183,185 @@ class Calendar:
         return cls(first_step, np.stack([half_hour, day_kind], axis=1), market_open)
 
 
-def build_windows(
-    spec: WindowSpec,
-    scaling: FleetScaling,
-    calendar: Calendar,
-    linked: np.ndarray,
-    rows: np.ndarray,
-    origins: np.ndarray,
-    origin_steps: np.ndarray,
-    profile_rows: np.ndarray,
-    encoder_steps: int,
-    known_steps: np.ndarray,
-    raised: np.ndarray | None = None,
-) -> Windows:
-    """Cut a batch of windows.
+class FleetArrays(NamedTuple):
+    """What windows are built from.
 
-    linked: float32 [server, step, metric] in link space, NaN = not measured. rows, origins: int64 [window], server and
-    index of the last known step. origin_steps: int64 [window], the same moment as a step number since the epoch.
-    profile_rows: int64 [window], 0 hides the profile. encoder_steps: E, at least 1.
-    known_steps: int64 [window], how many steps up to the origin the forecaster may use (0 = a server without history).
-    raised: float32 [window, metric], added to all that the window's server measured (nothing).
+    transformed: float32 [server, step, metric], NaN = not measured (FleetScaling.bounds).
     """
-    past = _past(spec, linked, rows, origins, known_steps, encoder_steps)
-    if raised is not None:
-        past += raised[:, None]
+
+    spec: WindowSpec
+    scaling: FleetScaling
+    calendar: Calendar
+    transformed: np.ndarray
+
+
+@dataclass(frozen=True)
+class WindowRequest:
+    """Which windows to build.
+
+    rows, origins: int64 [window], server and index of the last known step.
+    calendar_steps: int64 [window], step since the epoch whose calendar the origin has; the origin's own except for
+        augmentation.
+    profile_rows: int64 [window], 0 = unknown or masked.
+    encoder_steps: E, at least 1.
+    known_steps: int64 [window], steps up to the origin that may be used (0 = a server without history).
+    level_shift: float32 [window, metric], added to the transformed values of the window's server (none).
+    """
+
+    rows: np.ndarray
+    origins: np.ndarray
+    calendar_steps: np.ndarray
+    profile_rows: np.ndarray
+    encoder_steps: int
+    known_steps: np.ndarray
+    level_shift: np.ndarray | None = None
+
+
+class _Standardised(NamedTuple):
+    """A batch's context, standardised, and how.
+
+    strength: [window, metric]. seasonal_ahead: seasonal component of the horizon [window, H, metric].
+    measured_steps: of the context [window, metric]. context: [window, E, metric]. quantiles: [window, metric, knot].
+    """
+
+    strength: np.ndarray
+    seasonal_ahead: np.ndarray
+    measured_steps: np.ndarray
+    scale: WindowScale
+    context: np.ndarray
+    quantiles: np.ndarray
+
+
+def build_windows(fleet: FleetArrays, request: WindowRequest) -> Windows:
+    """The requested windows of a fleet."""
+    spec, calendar, encoder_steps = fleet.spec, fleet.calendar, request.encoder_steps
+    past = _past(fleet, request)
     context = past[:, -encoder_steps:].copy()  # [window, E, metric]
-    lengths = Lengths(encoder_steps, spec.horizon_steps, spec.day_steps, spec.yesterday_steps, spec.half_width_steps)
-    days = earlier_days_by_the_clock(past, origin_steps, calendar.changes, lengths)
-    rhythm = daily_rhythm(context, days.usual, spec.day_steps)
-    context -= rhythm.lift[:, :encoder_steps]
-    measured_steps = encoder_steps - counted(np.isnan(context))
-    scale = scaling.window_scale(context, measured_steps, profile_rows)
-    units = _in_spreads(context, scale)
-    in_calendar = origin_steps[:, None] - calendar.first_step
+    lag_steps = LagSteps(
+        encoder_steps, spec.horizon_steps, spec.day_steps, spec.seasonal_lag_steps, spec.half_width_steps
+    )
+    lags = seasonal_lags(past, request.calendar_steps, calendar.clock_changes, lag_steps)
+    standardised = _standardise(fleet, context, lags, request.profile_rows)
+    in_calendar = request.calendar_steps[:, None] - calendar.first_step
     encoder_at = in_calendar + np.arange(1 - encoder_steps, 1)
     decoder_at = in_calendar + np.arange(1, spec.horizon_steps + 1)
-    return Windows(
-        profile=profile_rows,
+    inputs = NetworkInputs(
+        profile=request.profile_rows,
         encoder_calendar=calendar.half_hour_and_day.take(encoder_at, axis=0),
         decoder_calendar=calendar.half_hour_and_day.take(decoder_at, axis=0),
         encoder_market=calendar.market_open.take(encoder_at, axis=0),
         decoder_market=calendar.market_open.take(decoder_at, axis=0),
-        static=_static_reals(spec, scaling, scale, profile_rows, measured_steps, rhythm),
-        encoder=_value_and_mask(units),
-        decoder=_decoder_reals(days, scale, rhythm.lift[:, encoder_steps:]),
-        centre=scale.centre[:, None] + rhythm.lift[:, encoder_steps:],
-        spread=scale.spread,
-        shape=window_shape(units, scaling.prior_shape(measured_steps, profile_rows)),
+        static=_static_reals(fleet, standardised, request.profile_rows),
+        encoder=_values_and_masks(standardised.context),
+        decoder=_decoder_reals(lags, standardised),
     )
+    scale = standardised.scale
+    target_scale = TargetScale(scale.loc[:, None] + standardised.seasonal_ahead, scale.scale, standardised.quantiles)
+    return WindowBatch(inputs, target_scale)
 
 
-def compress(units: np.ndarray) -> np.ndarray:
-    """asinh: about linear within one spread, logarithmic beyond, so that bursts stay readable for the network.
+def asinh(values: np.ndarray) -> np.ndarray:
+    """Nearly linear within one scale, logarithmic beyond, so that bursts stay in a range the network can use.
 
-    To 1e-6, three times as fast as numpy's, which takes one number at a time: log(x + sqrt(x^2 + 1)), x^2 kept finite.
+    log(x + sqrt(x^2 + 1)) with x^2 kept finite: correct to 1e-6, and three times as fast as NumPy's, which is not
+    vectorised.
     """
-    size = np.abs(units)
-    near = np.minimum(size, LARGE_UNITS)
+    size = np.abs(values)
+    near = np.minimum(size, LARGE)
     logarithm = near * near
     logarithm += 1.0
     np.sqrt(logarithm, out=logarithm)
     logarithm += near
     np.log(logarithm, out=logarithm)
-    large = size > LARGE_UNITS
+    large = size > LARGE
     if large.any():
-        logarithm[large] += np.log(size[large] / np.float32(LARGE_UNITS))
-    return np.copysign(logarithm, units, out=logarithm)
+        logarithm[large] += np.log(size[large] / np.float32(LARGE))
+    return np.copysign(logarithm, values, out=logarithm)
 
 
-def on_grid(scaled: np.ndarray) -> np.ndarray:
-    """Rounded to multiples of 1 / INPUT_GRID, far finer than telemetry repeats; fleet_tft.py says what it buys."""
-    places = scaled * INPUT_GRID
-    np.rint(places, out=places)
-    places /= INPUT_GRID
-    return places
+def quantise(values: np.ndarray) -> np.ndarray:
+    """Rounded to multiples of 1 / INPUT_GRID, finer than telemetry repeats itself; network/fleet_tft.py needs it."""
+    multiples = values * INPUT_GRID
+    np.rint(multiples, out=multiples)
+    multiples /= INPUT_GRID
+    return multiples
 
 
-def _past(
-    spec: WindowSpec,
-    linked: np.ndarray,
-    rows: np.ndarray,
-    origins: np.ndarray,
-    known_steps: np.ndarray,
-    encoder_steps: int,
-) -> np.ndarray:
-    """What each window may read, up to its origin: float32 [window, step, metric], at least E steps.
+def _past(fleet: FleetArrays, request: WindowRequest) -> np.ndarray:
+    """What each window may use, up to its origin: float32 [window, step, metric], at least E steps.
 
-    NaN before the array and before the window's known steps. Copied server by server, as whole stretches of memory.
+    NaN before the array and before the window's known steps. Copied window by window, in contiguous runs.
     """
-    most = max(encoder_steps, min(spec.history_steps, int(known_steps.max(initial=0))))
-    past = np.empty((len(rows), most, linked.shape[2]), dtype=np.float32)
-    for window, (row, origin, known) in enumerate(zip(rows, origins, known_steps, strict=True)):
+    known_steps, transformed = request.known_steps, fleet.transformed
+    most = max(request.encoder_steps, min(fleet.spec.history_steps, int(known_steps.max(initial=0))))
+    past = np.empty((len(request.rows), most, transformed.shape[2]), dtype=np.float32)
+    for window, (row, origin, known) in enumerate(zip(request.rows, request.origins, known_steps, strict=True)):
         steps = min(known, most, origin + 1)
         past[window, : most - steps] = np.nan
-        past[window, most - steps :] = linked[row, origin + 1 - steps : origin + 1]
+        past[window, most - steps :] = transformed[row, origin + 1 - steps : origin + 1]
+    if request.level_shift is not None:
+        past += request.level_shift[:, None]
     return past
 
 
-def _value_and_mask(units: np.ndarray) -> np.ndarray:
-    """Interleaved scaled value (0 where not measured) and mask: float32 [window, E, 2 * metric]."""
-    unknown = np.isnan(units)
-    scaled = on_grid(compress(units))
-    np.copyto(scaled, 0.0, where=unknown)
-    return _interleave(scaled, ~unknown)
+def _standardise(
+    fleet: FleetArrays, context: np.ndarray, lags: SeasonalLags, profile_rows: np.ndarray
+) -> _Standardised:
+    """Seasonal component, then loc and scale, then window quantiles; `context` is overwritten."""
+    scaling, encoder_steps = fleet.scaling, context.shape[1]
+    seasonal = seasonal_component(context, lags.mean, fleet.spec.day_steps)
+    context -= seasonal.component[:, :encoder_steps]
+    measured_steps = encoder_steps - count_over_steps(np.isnan(context))
+    scale = scaling.window_scale(context, measured_steps, profile_rows)
+    standardised = _standardised(context, scale)
+    return _Standardised(
+        strength=seasonal.strength,
+        seasonal_ahead=seasonal.component[:, encoder_steps:],
+        measured_steps=measured_steps,
+        scale=scale,
+        context=standardised,
+        quantiles=window_quantiles(standardised, scaling.prior_quantiles(measured_steps, profile_rows)),
+    )
 
 
-def _static_reals(
-    spec: WindowSpec,
-    scaling: FleetScaling,
-    scale: WindowScale,
-    profile_rows: np.ndarray,
-    measured_steps: np.ndarray,
-    rhythm: DailyRhythm,
-) -> np.ndarray:
-    """Centre and log-spread in profile units, share of the rhythm, measured steps on a log scale: [window, 3 M + 1]."""
-    relative = scaling.in_profile_units(scale, profile_rows)
-    measured_share = np.log1p(measured_steps.mean(axis=1, keepdims=True)) / np.log1p(spec.context_steps)
-    position = _interleave(compress(relative.centre), relative.spread)
-    return np.concatenate([position, rhythm.share, measured_share], axis=1, dtype=np.float32)
+def _values_and_masks(standardised: np.ndarray) -> np.ndarray:
+    """Interleaved values (0 where not measured) and masks: float32 [window, E, 2 * metric]."""
+    missing = np.isnan(standardised)
+    values = quantise(asinh(standardised))
+    np.copyto(values, 0.0, where=missing)
+    return _interleave(values, ~missing)
 
 
-def _decoder_reals(days: EarlierDays, scale: WindowScale, lift: np.ndarray) -> np.ndarray:
-    """What this time of day looked like on earlier days, in window units: float32 [window, H, 2 * metric + 2].
+def _static_reals(fleet: FleetArrays, standardised: _Standardised, profile_rows: np.ndarray) -> np.ndarray:
+    """Loc and log-scale in profile units, seasonal strength, measured steps on a log scale: [window, 3 M + 1]."""
+    relative = fleet.scaling.relative_to_profile(standardised.scale, profile_rows)
+    measured_share = np.log1p(standardised.measured_steps.mean(axis=1, keepdims=True))
+    measured_share = measured_share / np.log1p(fleet.spec.context_steps)
+    position = _interleave(asinh(relative.loc), relative.scale)
+    return np.concatenate([position, standardised.strength, measured_share], axis=1, dtype=np.float32)
 
-    Yesterday without its rhythm, as the targets are, and the usual day with it. Zeros where nothing was measured, as
-    the two shares at the end tell.
+
+def _decoder_reals(lags: SeasonalLags, standardised: _Standardised) -> np.ndarray:
+    """Seasonal lag and smoothed seasonal mean, standardised, and their shares: float32 [window, H, 2 * metric + 2].
+
+    The lag is without the seasonal component, as the targets are; the mean is with it. 0 where nothing was measured.
     """
-    units = [_in_window_units(values, scale) for values in (days.yesterday - lift, days.around)]
-    parts = [_interleave(*units), days.yesterday_share, days.around_share]
-    return on_grid(np.concatenate(parts, axis=2, dtype=np.float32))
+    latest = lags.latest - standardised.seasonal_ahead
+    inputs = [_standardised_inputs(values, standardised.scale) for values in (latest, lags.smoothed_mean)]
+    parts = [_interleave(*inputs), lags.latest_share, lags.smoothed_mean_share]
+    return quantise(np.concatenate(parts, axis=2, dtype=np.float32))
 
 
-def _in_window_units(values: np.ndarray, scale: WindowScale) -> np.ndarray:
-    units = compress(_in_spreads(values, scale))
-    np.copyto(units, 0.0, where=np.isnan(units))
-    return units
+def _standardised_inputs(values: np.ndarray, scale: WindowScale) -> np.ndarray:
+    inputs = asinh(_standardised(values, scale))
+    np.copyto(inputs, 0.0, where=np.isnan(inputs))
+    return inputs
 
 
-def _in_spreads(values: np.ndarray, scale: WindowScale) -> np.ndarray:
-    units = values - at_each_step(scale.centre, values.shape[1])
-    units /= at_each_step(scale.spread, values.shape[1])
-    return units
+def _standardised(values: np.ndarray, scale: WindowScale) -> np.ndarray:
+    standardised = values - repeat_over_steps(scale.loc, values.shape[1])
+    standardised /= repeat_over_steps(scale.scale, values.shape[1])
+    return standardised
 
 
 def _interleave(*parts: np.ndarray) -> np.ndarray:

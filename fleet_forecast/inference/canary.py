@@ -71,9 +71,9 @@ def check_canary(path: Path, forecaster: Forecaster) -> None:
 def _synthetic_history(config: ModelConfig) -> np.ndarray:
     """float32 [server, step, metric] in the contract's units: the same day repeated, with noise."""
     random = np.random.default_rng(0)
-    shape = (2, config.context_steps + config.spec.yesterday_steps, len(config.targets))
-    centre, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
+    shape = (2, config.context_steps + config.spec.seasonal_lag_steps, len(config.targets))
+    loc, scale = config.scaling.loc[0], config.scaling.scale[0]  # [metric]
     days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])
-    history = config.scaling.from_link(centre + spread * (days + 0.3 * random.normal(size=shape)))
+    history = config.scaling.bounds.inverse(loc + scale * (days + 0.3 * random.normal(size=shape)))
     history[0, : -config.context_steps // 4] = np.nan
     return history

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.clock_change import changes_between
-from fleet_forecast.features.windows import Calendar, Windows, build_windows
+from fleet_forecast.features.seasonality import changes_between
+from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, Windows, build_windows
 from fleet_forecast.inference.canary import check_canary
 from fleet_forecast.inference.explanations import (
     Interpretation,
@@ -192,7 +192,7 @@ class Engine:
         calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.timezone)
         changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.timezone)
         return _Fleet(
-            replace(calendar, changes=changes),
+            replace(calendar, clock_changes=changes),
             history,
             origin_steps,
             known_steps,
@@ -213,19 +213,16 @@ class Engine:
         """Windows of some servers of one encoder length."""
         spec, scaling = self.config.spec, self.config.scaling
         longest = max(1, int(fleet.known_steps[chunk].max()))
-        linked = scaling.to_link(fleet.history[chunk, -longest:])
-        return build_windows(
-            spec,
-            scaling,
-            fleet.calendar,
-            linked,
-            np.arange(len(chunk)),
-            np.full(len(chunk), linked.shape[1] - 1),
-            fleet.origin_steps[chunk],
-            fleet.profile_rows[chunk],
-            int(fleet.encoder_steps[chunk[0]]),
-            fleet.known_steps[chunk],
+        transformed = scaling.bounds.transform(fleet.history[chunk, -longest:])
+        request = WindowRequest(
+            rows=np.arange(len(chunk)),
+            origins=np.full(len(chunk), transformed.shape[1] - 1),
+            calendar_steps=fleet.origin_steps[chunk],
+            profile_rows=fleet.profile_rows[chunk],
+            encoder_steps=int(fleet.encoder_steps[chunk[0]]),
+            known_steps=fleet.known_steps[chunk],
         )
+        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed), request)
 
     def _check_canary(self, run: Run) -> None:
         """Raise ModelError if `run` does not reproduce the canary forecast of the model directory."""

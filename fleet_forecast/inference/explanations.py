@@ -29,17 +29,17 @@ _LABELS = {
     "market_open": "market hours",
     "relative_time_idx": "distance from the origin",
     "measured_share": "share of the context that was measured",
-    "yesterday_share": "share of the previous day that was measured",
-    "daily_mean_share": "share of the earlier days that was measured",
+    "seasonal_lag_share": "share of the previous day that was measured",
+    "seasonal_mean_share": "share of the earlier days that was measured",
 }
 _METRIC_LABELS = {
     "scaled": "value",
     "mask": "measured or not",
-    "centre": "level in the context",
-    "spread": "spread in the context",
-    "yesterday": "same time of the previous day",
-    "daily_mean": "mean of earlier days at this time",
-    "rhythm": "strength of the daily seasonality",
+    "loc": "level in the context",
+    "scale": "spread in the context",
+    "seasonal_lag": "same time of the previous day",
+    "seasonal_mean": "mean of earlier days at this time",
+    "seasonal_strength": "strength of the daily seasonality",
 }
 
 
@@ -94,7 +94,7 @@ def variables_of(spec: WindowSpec, with_profile: bool) -> Variables:
 
 
 def label_of(variable: str) -> str:
-    """Label of a variable: cpu_pct_daily_mean -> "cpu_pct, mean of earlier days at this time"."""
+    """Label of a variable: cpu_pct_seasonal_mean -> "cpu_pct, mean of earlier days at this time"."""
     if variable in _LABELS:
         return _LABELS[variable]
     suffix = next(suffix for suffix in _METRIC_LABELS if variable.endswith(f"_{suffix}"))
@@ -108,7 +108,7 @@ def interpret(
 
     horizon_steps: the steps of the horizon to explain, 1 is the first after the origin; None: all.
     """
-    measured = np.any(windows.encoder[..., 1::2], axis=2)  # [window, E], from the masks
+    measured = np.any(windows.inputs.encoder[..., 1::2], axis=2)  # [window, E], from the masks
     measured |= ~np.any(measured, axis=1, keepdims=True)
     chosen = np.arange(weights.attention.shape[1]) if horizon_steps is None else np.array(horizon_steps) - 1
     encoder_steps = measured.shape[1]

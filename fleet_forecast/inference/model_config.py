@@ -101,7 +101,7 @@ def _check_versions(contract_version: object, windows_version: object) -> None:
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
-    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("strip", *STATISTICS)}
+    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("bound_width", *STATISTICS)}
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),

@@ -42,7 +42,7 @@ def _session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
     inputs = {node.name for node in session.get_inputs()}
 
     def run(windows: Windows) -> list[np.ndarray]:
-        fields = {name: field for name, field in windows._asdict().items() if name in inputs}
+        fields = {name: field for name, field in windows.fields().items() if name in inputs}
         return [np.asarray(output) for output in session.run(None, fields)]
 
     return run

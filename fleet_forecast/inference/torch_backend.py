@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from fleet_forecast.features.windows import Windows
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.model_directory import WEIGHTS_FILE
-from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.model import ForecastModel, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
 
 
@@ -30,7 +31,7 @@ def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
     """Windows -> quantiles and the weights of variables and attention."""
 
     def explain(windows: Windows) -> NetworkWeights:
-        return NetworkWeights(*(field.cpu().numpy() for field in _without_gradients(model, model.explained, windows)))
+        return NetworkWeights(*(field.cpu().numpy() for field in _without_gradients(model, model.explain, windows)))
 
     return explain
 
@@ -43,7 +44,7 @@ def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows
     was_training = model.training
     model.eval()
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        output = method(*window_tensors(windows, next(model.parameters()).device))
+        output = method(window_tensors(windows, next(model.parameters()).device))
     model.train(was_training)
     return output
 

@@ -1,9 +1,9 @@
-"""The windows of windows.py cut in torch, out of a fleet that stays in a GPU's memory.
+"""GPU batches: the windows of features/windows.py built in torch, from a fleet in GPU memory.
 
-A GPU trains a batch in less time than a processor takes to cut it. So the same windows are cut there: the same steps as
-in windows.py and the modules it uses, in operators that never ask for a number back and have the same shapes in every
-batch, so that all of it can be recorded and replayed (gradients.py). What is random is drawn by sampling.py: the same
-plan gives the same batch on either side, but for rounding.
+A GPU trains on a batch faster than a CPU builds it. This module follows features/windows.py and the modules it uses
+step by step, with the same names, in operators that never copy a number back to the CPU and have the same shapes in
+every batch, so that all of it can be captured in a CUDA graph (gradients.py). Random numbers are those of batches.py:
+the same plan gives the same batch on either side, up to rounding.
 """
 
 from __future__ import annotations
@@ -14,255 +14,301 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fleet_forecast.features.cold_start import PRIOR_STEPS_OF_SPREAD, SMALLEST_SPREAD
-from fleet_forecast.features.daily_rhythm import FITTED, FLAT, INDEPENDENT_POINTS
-from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS, overlap
-from fleet_forecast.features.quantile_map import LEVELS, MIDDLE, NARROWEST_GAP, PRIOR_STEPS
-from fleet_forecast.features.windows import INPUT_GRID
-from fleet_forecast.training.sampling import Plan, WindowSource
+from fleet_forecast.features.cold_start import SCALE_PRIOR_STEPS, SMALLEST_SCALE
+from fleet_forecast.features.quantile_map import KNOT_LEVELS, MEDIAN_KNOT, PRIOR_STEPS, SMALLEST_GAP
+from fleet_forecast.features.seasonality import (
+    FITTED_PARAMETERS,
+    INDEPENDENT_POINTS_PER_DAY,
+    SEASONAL_MEAN_DAYS,
+    SMALLEST_AMPLITUDE,
+    overlap,
+)
+from fleet_forecast.features.windows import INPUT_GRID, NetworkInputs, TargetScale, WindowBatch
+from fleet_forecast.training.batches import BatchPlan, TrainingBatch, WindowSource
 
 
-class ResidentPlan(NamedTuple):
-    """sampling.Plan as tensors: profile is the row told, 0 where it is hidden."""
+class GpuPlan(NamedTuple):
+    """A batches.BatchPlan as tensors; profile is 0 where masked."""
 
     rows: Tensor
     origins: Tensor
     known_steps: Tensor
-    clock_origins: Tensor
+    calendar_steps: Tensor
     profile: Tensor
-    order: Tensor
-    noise: Tensor
-    raised: Tensor
+    metric_order: Tensor
+    position_noise: Tensor
+    level_shift: Tensor
 
-    def take_over(self, other: ResidentPlan) -> None:
-        """Become the other plan, of as many windows, in the same memory."""
-        for mine, theirs in zip(self, other, strict=True):
-            mine.copy_(theirs, non_blocking=True)
-
-
-class _Days(NamedTuple):
-    """As earlier_days.EarlierDays."""
-
-    usual: Tensor
-    yesterday: Tensor
-    around: Tensor
-    yesterday_share: Tensor
-    around_share: Tensor
+    def copy_(self, other: GpuPlan) -> None:
+        """Overwrite with another plan of as many windows, in the same memory."""
+        for own, new in zip(self, other, strict=True):
+            own.copy_(new, non_blocking=True)
 
 
-class ResidentWindows:
-    """Cuts the batches of a WindowSource on `device`."""
+class _SeasonalLags(NamedTuple):
+    """As seasonality.SeasonalLags."""
+
+    mean: Tensor
+    latest: Tensor
+    smoothed_mean: Tensor
+    latest_share: Tensor
+    smoothed_mean_share: Tensor
+
+
+class _Standardised(NamedTuple):
+    """As windows._Standardised; missing: boolean like `context`."""
+
+    strength: Tensor
+    seasonal_ahead: Tensor
+    missing: Tensor
+    loc: Tensor
+    scale: Tensor
+    context: Tensor
+
+
+class GpuBatches:
+    """Builds the batches of a WindowSource on `device`."""
 
     def __init__(self, source: WindowSource, device: torch.device) -> None:
-        self.spec, self.scaling, self.device = source.spec, source.scaling, device
-        self._told = source.profile_rows
-        self._first_step_in_calendar = source.first_step - source.calendar.first_step
-        self._linked = torch.from_numpy(source.linked).to(device)
-        self._half_hour_and_day = torch.from_numpy(source.calendar.half_hour_and_day).to(device)
-        self._market_open = torch.from_numpy(source.calendar.market_open).to(device)
-        statistics = source.scaling.centre, source.scaling.spread, source.scaling.spread_within
-        self._centre, self._spread, self._within = (torch.from_numpy(table).to(device) for table in statistics)
-        told = (torch.from_numpy(table).to(device) for table in source.scaling.after_steps)
-        self._level_weight, self._spread_weight, self._prior_shape = told
+        self.source, self.spec, self.device = source, source.spec, device
+        scaling, calendar = source.scaling, source.fleet.calendar
+        self._first_calendar_step = calendar.first_step
+        self._transformed = torch.from_numpy(source.transformed).to(device)
+        self._half_hour_and_day = torch.from_numpy(calendar.half_hour_and_day).to(device)
+        self._market_open = torch.from_numpy(calendar.market_open).to(device)
+        statistics = scaling.loc, scaling.scale, scaling.scale_within
+        self._loc, self._scale, self._within = (torch.from_numpy(table).to(device) for table in statistics)
+        prior = (torch.from_numpy(table).to(device) for table in scaling.prior_by_steps)
+        self._loc_weight, self._scale_weight, self._prior_quantiles = prior
         self._metrics = torch.arange(len(source.spec.metrics), device=device)
-        self._levels = torch.tensor(LEVELS, dtype=torch.float64, device=device)
+        self._knot_levels = torch.tensor(KNOT_LEVELS, dtype=torch.float64, device=device)
 
-    def plan(self, plan: Plan) -> ResidentPlan:
-        """The plan on the device; on a GPU the copies are under way when this returns."""
-        whole = plan.rows, plan.origins, plan.known_steps, plan.clock_origins
-        fields = (*whole, np.where(plan.hidden, 0, self._told[plan.rows]), plan.order, plan.noise, plan.raised)
-        tensors = [torch.from_numpy(np.ascontiguousarray(field)) for field in fields]
-        if self.device.type == "cuda":  # else the copy would wait for all that is queued
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return ResidentPlan(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+    def plan(self, plan: BatchPlan) -> GpuPlan:
+        """The plan on the device; on a GPU the copies are still running when this returns."""
+        request = self.source.request(plan.selection)
+        shift = request.level_shift
+        fields = GpuPlan(
+            *(
+                torch.from_numpy(np.ascontiguousarray(field))
+                for field in (
+                    request.rows,
+                    request.origins,
+                    request.known_steps,
+                    request.calendar_steps,
+                    request.profile_rows,
+                    plan.metric_order,
+                    plan.position_noise,
+                    np.zeros((len(plan), len(self._metrics)), dtype=np.float32) if shift is None else shift,
+                )
+            )
+        )
+        if self.device.type == "cuda":  # from pageable memory the copy would wait for all queued work
+            fields = GpuPlan(*(tensor.pin_memory() for tensor in fields))
+        return GpuPlan(*(tensor.to(self.device, non_blocking=True) for tensor in fields))
 
     def largest_input(self) -> int:
-        """No scaled input of any window is larger, in steps of the input grid.
+        """Bound on the absolute value of quantised inputs, in steps of the input grid.
 
-        A value lies no farther from a window's centre than twice the range of all, a lagged one without its rhythm or
-        that of a server raised by 4 deviations of level_doubt.py than five times, and no window's spread is smaller
-        than SMALLEST_SPREAD of its profile's.
+        A value is at most twice the range of all values from a window's loc; a seasonal lag without its seasonal
+        component, or a value shifted by 4 deviations of the level uncertainty, at most five times. A window's scale is
+        at least SMALLEST_SCALE of its profile's.
         """
-        measured = self._linked[~torch.isnan(self._linked)]
-        values = torch.cat([measured, self._centre.flatten()])
-        farthest = 5 * float(values.max() - values.min()) / (SMALLEST_SPREAD * float(self._spread.min()))
+        measured = self._transformed[~torch.isnan(self._transformed)]
+        values = torch.cat([measured, self._loc.flatten()])
+        farthest = 5 * float(values.max() - values.min()) / (SMALLEST_SCALE * float(self._scale.min()))
         return int(np.ceil(np.arcsinh(farthest) * INPUT_GRID)) + 1
 
-    def cut(self, plan: ResidentPlan, encoder_steps: int) -> tuple[list[Tensor], Tensor]:
-        """Fields of windows.Windows and the targets, as WindowSource.cut gives them."""
-        spec = self.spec
+    def batch(self, plan: GpuPlan, encoder_steps: int) -> TrainingBatch[Tensor]:
+        """As WindowSource.augmented_batch."""
         past = self._past(plan, encoder_steps)
-        context = past[:, -encoder_steps:]  # [window, E, metric]
-        days = self._earlier_days(past, encoder_steps)
-        share, lift = self._daily_rhythm(context, days.usual)
-        ahead = lift[:, encoder_steps:]
-        context = context - lift[:, :encoder_steps]
-        unknown = torch.isnan(context)
-        centre, spread = self._scale(context, unknown, plan.profile)
-        units = (context - centre[:, None]) / spread[:, None]
-        forecast_centre = centre[:, None] + ahead
-        calendar, market = self._calendar(plan.clock_origins, encoder_steps)
-        static = self._static(unknown, centre, spread, share, plan)
-        encoder = torch.stack([_on_grid(torch.asinh(units)).nan_to_num(), (~unknown).float()], dim=-1)
-        decoder = torch.stack(
-            [
-                torch.asinh((values - centre[:, None]) / spread[:, None]).nan_to_num()
-                for values in (days.yesterday - ahead, days.around)
-            ],
-            dim=-1,
-        )
-        future = self._take(plan.rows, plan.origins, 1, spec.horizon_steps) + plan.raised[:, None]
-        targets = torch.asinh((future - forecast_centre) / spread[:, None])
-        order = plan.order
-        lags = [_exchanged(decoder, order), days.yesterday_share, days.around_share]
-        windows = [
-            plan.profile,
-            calendar[:, :encoder_steps],
-            calendar[:, encoder_steps:],
-            market[:, :encoder_steps],
-            market[:, encoder_steps:],
-            static,
-            _exchanged(encoder, order),
-            _on_grid(torch.cat(lags, dim=2)),
-            forecast_centre,
-            spread,
-            self._shape(units, unknown, plan.profile).gather(1, order[..., None].expand(-1, -1, len(LEVELS))),
-        ]
-        return windows, targets.gather(2, order[:, None].expand_as(targets))
+        lags = self._seasonal_lags(past, encoder_steps)
+        standardised = self._standardise(past[:, -encoder_steps:], lags, plan.profile)
+        target_scale = self._target_scale(standardised, plan)
+        future = self._take(plan.rows, plan.origins, 1, self.spec.horizon_steps) + plan.level_shift[:, None]
+        targets = torch.asinh((future - target_scale.loc) / target_scale.scale[:, None])
+        windows = WindowBatch(self._inputs(lags, standardised, plan), target_scale)
+        return TrainingBatch(windows, targets.gather(2, plan.metric_order[:, None].expand_as(targets)))
 
     def _take(self, rows: Tensor, origins: Tensor, first: int, last: int) -> Tensor:
         """Steps origin + first .. origin + last of each window: [window, step, metric], NaN before the grid."""
-        steps = self._linked.shape[1]
+        steps = self._transformed.shape[1]
         index = origins[:, None] + torch.arange(first, last + 1, device=self.device)
-        values = self._linked.flatten(0, 1)[rows[:, None] * steps + index.clamp(0, steps - 1)]
+        values = self._transformed.flatten(0, 1)[rows[:, None] * steps + index.clamp(0, steps - 1)]
         return values.masked_fill((index < 0)[..., None], torch.nan)
 
-    def _past(self, plan: ResidentPlan, encoder_steps: int) -> Tensor:
-        """What each window may read, up to its origin: [window, step, metric], NaN before its known steps."""
-        # A window that knows more than its encoder's steps has a whole context: sampling.draw_history.
+    def _past(self, plan: GpuPlan, encoder_steps: int) -> Tensor:
+        """What each window may use, up to its origin: [window, step, metric], NaN before its known steps."""
+        # A window with more known steps than its encoder length has a whole context: augmentation.draw_history.
         most = self.spec.history_steps if encoder_steps == self.spec.context_steps else encoder_steps
-        past = self._take(plan.rows, plan.origins, 1 - most, 0) + plan.raised[:, None]
-        withheld = torch.arange(most, 0, -1, device=self.device) > plan.known_steps[:, None]
-        return past.masked_fill(withheld[..., None], torch.nan)
+        past = self._take(plan.rows, plan.origins, 1 - most, 0) + plan.level_shift[:, None]
+        unknown = torch.arange(most, 0, -1, device=self.device) > plan.known_steps[:, None]
+        return past.masked_fill(unknown[..., None], torch.nan)
 
-    def _earlier_days(self, past: Tensor, encoder_steps: int) -> _Days:
-        """As earlier_days.earlier_days."""
+    def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> _SeasonalLags:
+        """As seasonality.seasonal_lags without clock changes."""
         spec, half, length = self.spec, self.spec.half_width_steps, past.shape[1]
         horizon = spec.horizon_steps
         steps = encoder_steps + horizon + 2 * half
-        first = length - encoder_steps - half - spec.yesterday_steps
-        yesterday = past.new_full((len(past), horizon, past.shape[2]), torch.nan)
-        there, here = overlap(first + half + encoder_steps, horizon, length)
-        yesterday[:, there] = past[:, here]
+        first = length - encoder_steps - half - spec.seasonal_lag_steps
+        latest = past.new_full((len(past), horizon, past.shape[2]), torch.nan)
+        target, source = overlap(first + half + encoder_steps, horizon, length)
+        latest[:, target] = past[:, source]
         measured = ~torch.isnan(past)
         values = past.nan_to_num()
         total = past.new_zeros(len(past), steps, past.shape[2])
         count = torch.zeros_like(total)
-        for begin in range(first, first - DAILY_MEAN_DAYS * spec.day_steps, -spec.day_steps):
-            there, here = overlap(begin, steps, length)
-            total[:, there] += values[:, here]
-            count[:, there] += measured[:, here]
-        ahead = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
-        return _Days(
-            usual=(total / count)[:, half : half + encoder_steps + horizon],
-            yesterday=yesterday,
-            around=ahead[0] / ahead[1],
-            yesterday_share=(~torch.isnan(yesterday)).float().mean(dim=2, keepdim=True),
-            around_share=ahead[1].mean(dim=2, keepdim=True) / ((2 * half + 1) * DAILY_MEAN_DAYS),
+        for begin in range(first, first - SEASONAL_MEAN_DAYS * spec.day_steps, -spec.day_steps):
+            target, source = overlap(begin, steps, length)
+            total[:, target] += values[:, source]
+            count[:, target] += measured[:, source]
+        smoothed = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
+        return _SeasonalLags(
+            mean=(total / count)[:, half : half + encoder_steps + horizon],
+            latest=latest,
+            smoothed_mean=smoothed[0] / smoothed[1],
+            latest_share=(~torch.isnan(latest)).float().mean(dim=2, keepdim=True),
+            smoothed_mean_share=smoothed[1].mean(dim=2, keepdim=True) / ((2 * half + 1) * SEASONAL_MEAN_DAYS),
         )
 
-    def _daily_rhythm(self, context: Tensor, usual: Tensor) -> tuple[Tensor, Tensor]:
-        """As daily_rhythm.daily_rhythm: share [window, metric], lift [window, step, metric]."""
-        before = usual[:, : context.shape[1]]
-        unknown = torch.isnan(context + before)
-        compared = (~unknown).sum(dim=1)
-        level, swing = _centred(before, unknown, compared)
-        _, value = _centred(context, unknown, compared)
-        together, of_usual, of_values = (
-            (a * b).sum(dim=1) for a, b in ((swing, value), (swing, swing), (value, value))
+    def _standardise(self, context: Tensor, lags: _SeasonalLags, profile: Tensor) -> _Standardised:
+        """As windows._standardise, without the window quantiles."""
+        encoder_steps = context.shape[1]
+        strength, component = self._seasonal_component(context, lags.mean)
+        context = context - component[:, :encoder_steps]
+        missing = torch.isnan(context)
+        loc, scale = self._window_scale(context, missing, profile)
+        standardised = (context - loc[:, None]) / scale[:, None]
+        return _Standardised(strength, component[:, encoder_steps:], missing, loc, scale, standardised)
+
+    def _seasonal_component(self, context: Tensor, seasonal_mean: Tensor) -> tuple[Tensor, Tensor]:
+        """As seasonality.seasonal_component: strength [window, metric], component [window, step, metric]."""
+        mean_of_context = seasonal_mean[:, : context.shape[1]]
+        missing = torch.isnan(context + mean_of_context)
+        compared = (~missing).sum(dim=1)
+        level, seasonal = _masked_mean_and_deviations(mean_of_context, missing, compared)
+        _, value = _masked_mean_and_deviations(context, missing, compared)
+        cross, seasonal_power, value_power = (
+            (a * b).sum(dim=1) for a, b in ((seasonal, value), (seasonal, seasonal), (value, value))
         )
-        least_swing = FLAT * level.abs().double().clamp(min=1.0)
-        points = INDEPENDENT_POINTS * compared / self.spec.day_steps - FITTED
-        finite = torch.isfinite(together + of_usual + of_values)
-        has_rhythm = finite & (points > 0) & (together > 0) & (of_usual > compared * least_swing**2)
-        slope = torch.where(has_rhythm, together / of_usual, 0.0)
-        explained = torch.where(has_rhythm, slope * together / of_values, 0.0)
+        least_amplitude = SMALLEST_AMPLITUDE * level.abs().double().clamp(min=1.0)
+        points = INDEPENDENT_POINTS_PER_DAY * compared / self.spec.day_steps - FITTED_PARAMETERS
+        finite = torch.isfinite(cross + seasonal_power + value_power)
+        is_seasonal = finite & (points > 0) & (cross > 0) & (seasonal_power > compared * least_amplitude**2)
+        slope = torch.where(is_seasonal, cross / seasonal_power, 0.0)
+        explained = torch.where(is_seasonal, slope * cross / value_power, 0.0)
         chance = torch.where(explained > 0, (1.0 - explained) / (points * explained), 1.0)
-        share = slope.clamp(max=1.0) * (1.0 - chance).clamp(min=0.0)
-        lift = (usual - level[:, None]) * share[:, None]
-        return share, lift.nan_to_num()
+        strength = slope.clamp(max=1.0) * (1.0 - chance).clamp(min=0.0)
+        component = (seasonal_mean - level[:, None]) * strength[:, None]
+        return strength, component.nan_to_num()
 
-    def _scale(self, context: Tensor, unknown: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
-        """As FleetScaling.window_scale: centre and spread [window, metric]."""
-        centre, spread, k = self._centre[profile], self._spread[profile], PRIOR_STEPS_OF_SPREAD
-        n = (~unknown).sum(dim=1)
-        mean, rest = _centred((context - centre[:, None]) / spread[:, None], unknown, n)
-        within = self._within[profile] / spread
-        deviation = torch.sqrt(((rest * rest).sum(dim=1) + k * within**2) / (n + k))
-        where = profile[:, None], self._metrics, n
-        weight, weight_of_spread = self._level_weight[where], self._spread_weight[where]
-        usual = torch.sqrt(1.0 - weight + weight * within**2)
-        own, usual = (torch.log(width.clamp(min=SMALLEST_SPREAD)) for width in (deviation, usual))
-        width = torch.exp(usual + weight_of_spread * (own - usual))
-        return centre + spread * weight * mean, spread * width
+    def _window_scale(self, context: Tensor, missing: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
+        """As FleetScaling.window_scale: loc and scale [window, metric]."""
+        loc, scale, k = self._loc[profile], self._scale[profile], SCALE_PRIOR_STEPS
+        n = (~missing).sum(dim=1)
+        mean, deviations = _masked_mean_and_deviations((context - loc[:, None]) / scale[:, None], missing, n)
+        within = self._within[profile] / scale
+        deviation = torch.sqrt(((deviations * deviations).sum(dim=1) + k * within**2) / (n + k))
+        at = profile[:, None], self._metrics, n
+        loc_weight, scale_weight = self._loc_weight[at], self._scale_weight[at]
+        prior = torch.sqrt(1.0 - loc_weight + loc_weight * within**2)
+        own, prior = (torch.log(width.clamp(min=SMALLEST_SCALE)) for width in (deviation, prior))
+        relative_scale = torch.exp(prior + scale_weight * (own - prior))
+        return loc + scale * loc_weight * mean, scale * relative_scale
 
-    def _static(self, unknown: Tensor, centre: Tensor, spread: Tensor, share: Tensor, plan: ResidentPlan) -> Tensor:
-        """Static reals [window, 3 M + 1], blurred and in the plan's order."""
-        own_centre, own_spread = self._centre[plan.profile], self._spread[plan.profile]
-        position = torch.stack(
-            [torch.asinh((centre - own_centre) / own_spread), torch.log(spread / own_spread)], dim=-1
-        )
-        position = position + plan.noise.view_as(position)
-        known = (~unknown).float().sum(dim=1).mean(dim=1, keepdim=True)
-        measured_share = torch.log1p(known) / np.log1p(self.spec.context_steps)
-        return torch.cat(
-            [_exchanged(position[:, None], plan.order)[:, 0], share.gather(1, plan.order), measured_share], dim=1
+    def _target_scale(self, standardised: _Standardised, plan: GpuPlan) -> TargetScale[Tensor]:
+        quantiles = self._window_quantiles(standardised, plan.profile)
+        return TargetScale(
+            loc=standardised.loc[:, None] + standardised.seasonal_ahead,
+            scale=standardised.scale,
+            window_quantiles=quantiles.gather(1, plan.metric_order[..., None].expand_as(quantiles)),
         )
 
-    def _shape(self, units: Tensor, unknown: Tensor, profile: Tensor) -> Tensor:
-        """As window_shape.window_shape: [window, metric, level]."""
-        ascending = units.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
-        steps = (~unknown).sum(dim=1)
-        prior, known = self._prior_shape[profile[:, None], self._metrics, steps], steps[..., None]
-        last = (known - 1).clamp(min=0)
-        place = last * self._levels
-        below = place.long()
+    def _window_quantiles(self, standardised: _Standardised, profile: Tensor) -> Tensor:
+        """As quantile_map.window_quantiles: [window, metric, knot]."""
+        ascending = standardised.context.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
+        steps = (~standardised.missing).sum(dim=1)
+        prior, measured = self._prior_quantiles[profile[:, None], self._metrics, steps], steps[..., None]
+        last = (measured - 1).clamp(min=0)
+        position = last * self._knot_levels
+        below = position.long()
         above = torch.minimum(below + 1, last)
         low, high = ascending.gather(2, below), ascending.gather(2, above)
-        own = (low + (high - low) * (place - below)).nan_to_num()
-        weight = known / (known + PRIOR_STEPS)
-        shape = weight * own + (1.0 - weight) * prior
-        gaps = shape.diff(dim=-1).clamp(min=NARROWEST_GAP)
-        middle = shape[..., MIDDLE, None]
-        upper = middle + gaps[..., MIDDLE:].cumsum(dim=-1)
-        lower = middle - gaps[..., :MIDDLE].flip(-1).cumsum(dim=-1).flip(-1)
-        return torch.cat([lower, middle, upper], dim=-1).float()
+        own = (low + (high - low) * (position - below)).nan_to_num()
+        weight = measured / (measured + PRIOR_STEPS)
+        shrunk = weight * own + (1.0 - weight) * prior
+        gaps = shrunk.diff(dim=-1).clamp(min=SMALLEST_GAP)
+        median = shrunk[..., MEDIAN_KNOT, None]
+        upper = median + gaps[..., MEDIAN_KNOT:].cumsum(dim=-1)
+        lower = median - gaps[..., :MEDIAN_KNOT].flip(-1).cumsum(dim=-1).flip(-1)
+        return torch.cat([lower, median, upper], dim=-1).float()
 
-    def _calendar(self, clock_origins: Tensor, encoder_steps: int) -> tuple[Tensor, Tensor]:
+    def _inputs(self, lags: _SeasonalLags, standardised: _Standardised, plan: GpuPlan) -> NetworkInputs[Tensor]:
+        """The network's inputs, augmented."""
+        encoder_steps = standardised.context.shape[1]
+        calendar, market = self._calendar(plan.calendar_steps, encoder_steps)
+        values = _quantise(torch.asinh(standardised.context)).nan_to_num()
+        encoder = torch.stack([values, (~standardised.missing).float()], dim=-1)
+        return NetworkInputs(
+            profile=plan.profile,
+            encoder_calendar=calendar[:, :encoder_steps],
+            decoder_calendar=calendar[:, encoder_steps:],
+            encoder_market=market[:, :encoder_steps],
+            decoder_market=market[:, encoder_steps:],
+            static=self._static_reals(standardised, plan),
+            encoder=_exchanged(encoder, plan.metric_order),
+            decoder=_decoder_reals(lags, standardised, plan.metric_order),
+        )
+
+    def _static_reals(self, standardised: _Standardised, plan: GpuPlan) -> Tensor:
+        """Static reals [window, 3 M + 1], with noise and in the plan's order of metrics."""
+        loc, scale = self._loc[plan.profile], self._scale[plan.profile]
+        position = torch.stack(
+            [torch.asinh((standardised.loc - loc) / scale), torch.log(standardised.scale / scale)], dim=-1
+        )
+        position = position + plan.position_noise.view_as(position)
+        measured = (~standardised.missing).float().sum(dim=1).mean(dim=1, keepdim=True)
+        measured_share = torch.log1p(measured) / np.log1p(self.spec.context_steps)
+        order = plan.metric_order
+        return torch.cat(
+            [_exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order), measured_share], dim=1
+        )
+
+    def _calendar(self, calendar_steps: Tensor, encoder_steps: int) -> tuple[Tensor, Tensor]:
         """half_hour, day_kind [window, E + H, 2] and market open [window, E + H, 1]."""
         steps = torch.arange(1 - encoder_steps, self.spec.horizon_steps + 1, device=self.device)
-        index = clock_origins[:, None] + steps + self._first_step_in_calendar
+        index = calendar_steps[:, None] + steps - self._first_calendar_step
         return self._half_hour_and_day[index], self._market_open[index]
 
 
-def _centred(values: Tensor, unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """As scaling.centred."""
-    values = values.masked_fill(unknown, 0.0)
-    mean = values.sum(dim=1) / known.clamp(min=1)
-    return mean, (values - mean[:, None]).masked_fill(unknown, 0.0)
+def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_order: Tensor) -> Tensor:
+    """As windows._decoder_reals, in this order of metrics."""
+    loc, scale = standardised.loc[:, None], standardised.scale[:, None]
+    inputs = [
+        torch.asinh((values - loc) / scale).nan_to_num()
+        for values in (lags.latest - standardised.seasonal_ahead, lags.smoothed_mean)
+    ]
+    pairs = _exchanged(torch.stack(inputs, dim=-1), metric_order)
+    return _quantise(torch.cat([pairs, lags.latest_share, lags.smoothed_mean_share], dim=2))
+
+
+def _masked_mean_and_deviations(values: Tensor, missing: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """As masked_statistics.masked_mean_and_deviations."""
+    values = values.masked_fill(missing, 0.0)
+    mean = values.sum(dim=1) / count.clamp(min=1)
+    return mean, (values - mean[:, None]).masked_fill(missing, 0.0)
 
 
 def _moving_sum(values: Tensor, width: int) -> Tensor:
-    """As earlier_days: sum over `width` consecutive steps of axis 1."""
+    """Sum over `width` consecutive steps of axis 1."""
     return values.unfold(1, width, 1).sum(dim=-1)
 
 
-def _on_grid(scaled: Tensor) -> Tensor:
-    """As windows.on_grid."""
-    return torch.round(scaled * INPUT_GRID) / INPUT_GRID
+def _quantise(values: Tensor) -> Tensor:
+    """As windows.quantise."""
+    return torch.round(values * INPUT_GRID) / INPUT_GRID
 
 
 def _exchanged(pairs: Tensor, order: Tensor) -> Tensor:
-    """[window, step, metric, 2] with the metrics in another order and the pairs side by side: [window, step, 2 * m]."""
+    """[window, step, metric, 2] with metrics in another order and the pairs interleaved: [window, step, 2 * metric]."""
     index = order[:, None, :, None].expand_as(pairs)
     return pairs.gather(2, index).flatten(2)

@@ -1,12 +1,12 @@
-"""Loss and gradients of a batch: on a processor step by step, on a GPU as a recording that is replayed.
+"""Loss and gradients of a batch: step by step on a CPU, as a captured CUDA graph on a GPU.
 
-On a processor a batch is cut in a thread of its own while the gradients of the one before are computed, which hides it
-where torch leaves a processor free (benchmarks/training.py says what it gains).
+On a CPU the next batch is built in a thread of its own while the gradients of the current one are computed
+(benchmarks/training.py measures the effect).
 
-A step of training is some two thousand small operations, which a GPU has done sooner than a processor can ask for them.
-So what a batch of each encoder length asks for is recorded once (a CUDA graph), cutting its windows included, and
-replayed for every further batch. Nothing in a recording may wait for the GPU or change its shape; batches of another
-size, the last of an epoch, are computed without.
+A training step is some two thousand small operations, which a GPU executes faster than a CPU can launch them. So the
+operations of a batch of each encoder length, building its windows included, are captured once in a CUDA graph and
+replayed for every further batch. Nothing in a graph may wait for the GPU or change its shape; batches of another size,
+the last of an epoch, are computed without.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fleet_forecast.features.windows import Windows
-from fleet_forecast.network.model import ForecastModel, importance, pinball_loss, window_tensors
-from fleet_forecast.training.gpu_batches import ResidentPlan, ResidentWindows
-from fleet_forecast.training.sampling import Batch, Plan, WindowSource
+from fleet_forecast.network.loss import pinball_loss, sample_weight
+from fleet_forecast.network.model import ForecastModel, WindowTensors, window_tensors
+from fleet_forecast.training.batches import Batch, BatchPlan, TrainingBatch, WindowSource
+from fleet_forecast.training.gpu_batches import GpuBatches, GpuPlan
 from fleet_forecast.training.trainer_state import device_of
 
-UNRECORDED = 2  # batches of a length before it is recorded, in which libraries choose and set up their kernels
-STEPS_AHEAD = 2  # that the processor may ask for before they are done, so that clock and Ctrl-C mean what they say
+UNCAPTURED_BATCHES = 2  # of a length before its capture, in which libraries choose and set up their kernels
+QUEUED_STEPS = 2  # at most, so that the clock and Ctrl-C act without delay
 
-Ready = Any  # a plan with what could be done for it beforehand
+Prepared = Any  # a plan, or a batch that is being built
 
 
 class Gradients(NamedTuple):
-    """prepare: to be called one plan ahead. compute: sets every parameter's gradient and returns the loss."""
+    """prepare: call it one plan ahead. compute: sets the gradient of every parameter and returns the loss."""
 
-    prepare: Callable[[Plan], Ready]
-    compute: Callable[[Ready], Tensor]
+    prepare: Callable[[BatchPlan], Prepared]
+    compute: Callable[[Prepared], Tensor]
 
-    def one_ahead(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Ready]]:
-        """Each plan, made ready, once the next one is being prepared."""
-        waiting: deque[tuple[Plan, Ready]] = deque()
+    def prefetch(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, Prepared]]:
+        """Each plan, prepared, while the next one is being prepared."""
+        waiting: deque[tuple[BatchPlan, Prepared]] = deque()
         for plan in plans:
             waiting.append((plan, self.prepare(plan)))
             if len(waiting) > 1:
@@ -55,116 +55,111 @@ class Gradients(NamedTuple):
 def gradients_of(
     model: ForecastModel, trained: Sequence[Tensor], source: WindowSource, batch_size: int
 ) -> Iterator[Gradients]:
-    """How to compute them where the model is; batch_size: of all batches but an epoch's last.
+    """Gradients on the model's device.
 
-    trained: run_state.State.trained of the model.
-
-    On a GPU the work of the whole block queues on a stream of its own, as recordings must, and products round their
-    factors to TF32's ten bits.
+    trained: parameters that are optimised. batch_size: of all batches except an epoch's last. On a GPU the work of the
+    whole block is queued on a stream of its own, as CUDA graphs require, and matrix products use TF32 (ten bits).
     """
     device = device_of(model)
     if device.type != "cuda":
         keep_freed_memory()
 
-        def compute(cut: Future[Batch]) -> Tensor:
+        def compute(built: Future[Batch]) -> Tensor:
             for tensor in trained:
-                tensor.grad.zero_()  # type: ignore[union-attr]  # side by side, they have one
-            return _backward(model, *loss_arguments(cut.result(), device))
+                tensor.grad.zero_()  # type: ignore[union-attr]  # flattened parameters have one
+            return _backward(model, to_device(built.result(), device))
 
         with ThreadPoolExecutor(1, "windows") as thread:
-            yield Gradients(lambda plan: thread.submit(source.cut, plan), compute)
+            yield Gradients(lambda plan: thread.submit(source.augmented_batch, plan), compute)
         return
     stream, outer, precision = (
         torch.cuda.Stream(device),
         torch.cuda.current_stream(),
         torch.get_float32_matmul_precision(),
     )
-    windows = ResidentWindows(source, device)
-    model.network.largest_input = windows.largest_input()
+    batches = GpuBatches(source, device)
     torch.set_float32_matmul_precision("high")
     stream.wait_stream(outer)
     try:
         with torch.cuda.stream(stream):
-            yield Gradients(lambda plan: plan, _Recorded(model, trained, windows, batch_size))
+            yield Gradients(lambda plan: plan, _CapturedGradients(model, trained, batches, batch_size))
     finally:
         outer.wait_stream(stream)
         torch.set_float32_matmul_precision(precision)
-        model.network.largest_input = None  # later measurements may be larger
 
 
-def loss_arguments(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Window tensors and targets of a batch, on the device."""
-    return window_tensors(batch.windows, device), torch.from_numpy(batch.targets).to(device)
+def to_device(batch: Batch, device: torch.device) -> TrainingBatch[Tensor]:
+    """The batch as tensors on the device."""
+    return TrainingBatch(window_tensors(batch.windows, device), torch.from_numpy(batch.targets).to(device))
 
 
-def loss_of(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:
-    """Mean pinball loss in compressed window units, wide windows weighing a little more."""
-    spread = windows[Windows._fields.index("spread")]
-    return pinball_loss(model.compressed_quantiles(*windows), targets, importance(spread))
+def loss_of(model: ForecastModel, windows: WindowTensors, targets: Tensor, largest_input: int | None = None) -> Tensor:
+    """Weighted mean pinball loss of asinh standardised values; largest_input: see FleetTFT.forward."""
+    quantiles = model.asinh_quantiles(windows, largest_input)
+    return pinball_loss(quantiles, targets, sample_weight(windows.target_scale.scale))
 
 
-def _backward(model: ForecastModel, windows: list[Tensor], targets: Tensor) -> Tensor:
-    loss = loss_of(model, windows, targets)
+def _backward(model: ForecastModel, batch: TrainingBatch[Tensor], largest_input: int | None = None) -> Tensor:
+    loss = loss_of(model, *batch, largest_input)
     loss.backward()
     return loss.detach()
 
 
 @dataclass
-class _Recording:
-    """A recorded step: what it reads, what it leaves behind."""
+class _Graph:
+    """A captured step with the memory of its input and its results."""
 
     graph: torch.cuda.CUDAGraph
-    plan: ResidentPlan
+    plan: GpuPlan
     loss: Tensor
     gradients: list[Tensor | None]
 
 
-class _Recorded:
+class _CapturedGradients:
     """Gradients on a GPU."""
 
-    def __init__(
-        self, model: ForecastModel, trained: Sequence[Tensor], windows: ResidentWindows, batch_size: int
-    ) -> None:
-        self.model, self.parameters, self.windows, self.batch_size = model, trained, windows, batch_size
-        self.recordings: dict[int, _Recording] = {}
-        self.seen: Counter[int] = Counter()
+    def __init__(self, model: ForecastModel, trained: Sequence[Tensor], batches: GpuBatches, batch_size: int) -> None:
+        self.model, self.parameters, self.batches, self.batch_size = model, trained, batches, batch_size
+        self.largest_input = batches.largest_input()
+        self.graphs: dict[int, _Graph] = {}
+        self.computed: Counter[int] = Counter()
         self.memory = torch.cuda.graph_pool_handle()
         self.queued: deque[torch.cuda.Event] = deque()
 
-    def __call__(self, plan: Plan) -> Tensor:
+    def __call__(self, plan: BatchPlan) -> Tensor:
         """As Gradients.compute."""
-        self._keep_pace()
-        resident, length = self.windows.plan(plan), plan.encoder_steps
+        self._limit_queue()
+        gpu_plan, length = self.batches.plan(plan), plan.selection.encoder_steps
         if len(plan) != self.batch_size:
-            return self._compute(resident, length)
-        if length not in self.recordings:
-            self.seen[length] += 1
-            if self.seen[length] <= UNRECORDED:
-                return self._compute(resident, length)
-            self.recordings[length] = self._record(resident, length)
-        recording = self.recordings[length]
-        recording.plan.take_over(resident)
-        recording.graph.replay()
-        for parameter, gradient in zip(self.parameters, recording.gradients, strict=True):
+            return self._compute(gpu_plan, length)
+        if length not in self.graphs:
+            self.computed[length] += 1
+            if self.computed[length] <= UNCAPTURED_BATCHES:
+                return self._compute(gpu_plan, length)
+            self.graphs[length] = self._capture(gpu_plan, length)
+        graph = self.graphs[length]
+        graph.plan.copy_(gpu_plan)
+        graph.graph.replay()
+        for parameter, gradient in zip(self.parameters, graph.gradients, strict=True):
             parameter.grad = gradient
-        return recording.loss
+        return graph.loss
 
-    def _compute(self, plan: ResidentPlan, length: int) -> Tensor:
+    def _compute(self, plan: GpuPlan, length: int) -> Tensor:
         for parameter in self.parameters:
-            parameter.grad = None  # so that a recording sets it instead of adding to it
-        return _backward(self.model, *self.windows.cut(plan, length))
+            parameter.grad = None  # so that a graph sets it instead of adding to it
+        return _backward(self.model, self.batches.batch(plan, length), self.largest_input)
 
-    def _record(self, plan: ResidentPlan, length: int) -> _Recording:
+    def _capture(self, plan: GpuPlan, length: int) -> _Graph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.memory, stream=torch.cuda.current_stream()):
             loss = self._compute(plan, length)
-        return _Recording(graph, plan, loss, [parameter.grad for parameter in self.parameters])
+        return _Graph(graph, plan, loss, [parameter.grad for parameter in self.parameters])
 
-    def _keep_pace(self) -> None:
+    def _limit_queue(self) -> None:
         event = torch.cuda.Event()
         event.record()
         self.queued.append(event)
-        if len(self.queued) > STEPS_AHEAD:
+        if len(self.queued) > QUEUED_STEPS:
             self.queued.popleft().synchronize()
 
 
@@ -173,8 +168,8 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """From here on, for all of this process; does nothing where the C library is not glibc."""
+    """Allocator settings of this process: freed memory is kept for reuse. Does nothing without glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(MMAP_MAX, 0)  # large blocks come from the heap as well
-        mallopt(TRIM_THRESHOLD, NEVER)  # whose end is not given back
+        mallopt(TRIM_THRESHOLD, NEVER)  # the end of the heap is not returned

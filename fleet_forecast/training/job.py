@@ -23,8 +23,9 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
-from fleet_forecast.network.model import ForecastModel, build_network
-from fleet_forecast.training.sampling import WindowSource
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.training.batches import WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitSettings
 
@@ -65,8 +66,7 @@ class Job:
         grid, seen = self.grid, self.split.seen
         return fit_scaling(
             grid.values[:, : self.split.train_end],
-            grid.metrics,
-            np.array([METRIC_SPECS[name].is_percent for name in grid.metrics]),
+            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(grid.profiles[row] if self.profiles else None for row in seen),
             self.spec.context_steps,
             rows=seen,

@@ -25,18 +25,10 @@ import numpy as np
 import torch
 
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.gradients import Gradients, Ready, gradients_of, loss_arguments, loss_of
-from fleet_forecast.training.level_uncertainty import level_doubt
+from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history
+from fleet_forecast.training.batches import BatchPlan, BatchSampler, TrainingBatch, WindowSelection, WindowSource
+from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of, loss_of, to_device
 from fleet_forecast.training.progress import ProgressDisplay
-from fleet_forecast.training.sampling import (
-    HANDICAPS,
-    Handicaps,
-    Plan,
-    WindowSource,
-    batches_per_epoch,
-    draw_history,
-    epoch,
-)
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.tensorboard_log import TensorBoardLog
 from fleet_forecast.training.trainer_state import (
@@ -64,7 +56,7 @@ CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving tak
 UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
 
 
-Validation = list[tuple[list[torch.Tensor], torch.Tensor]]  # windows and targets of each batch, where the model is
+Validation = list[TrainingBatch[torch.Tensor]]  # on the device of the model
 
 
 class FitError(ValueError):
@@ -85,7 +77,7 @@ class FitSettings:
     seed: int
     steps: int | None = None
     averaging_decay: float = AVERAGING_DECAY
-    handicaps: Handicaps = HANDICAPS
+    augmentation: Augmentation = DEFAULT_AUGMENTATION
 
 
 def fit(
@@ -103,7 +95,7 @@ def fit(
     KeyboardInterrupt. keeper: where the run is saved, and found if it was interrupted.
     """
     run, state = Fit(model), State(model, settings.learning_rate, WEIGHT_DECAY)
-    run.steps_per_epoch = batches_per_epoch(source, split.seen, split.fit_end - 1, settings.batch_size)
+    run.steps_per_epoch = _sampler(source, split, settings).batches_per_epoch()
     keeper = keeper or Keeper("training")
     keeper.restore(run, state)
     if not run.stopped_by:
@@ -142,7 +134,7 @@ class _Sitting:
     def train(
         self,
         gradients: Gradients,
-        plans: Iterator[Plan],
+        plans: Iterator[BatchPlan],
         display: ProgressDisplay,
         interrupted: Callable[[], bool],
     ) -> None:
@@ -150,7 +142,7 @@ class _Sitting:
         run, saved_at = self.run, self.run.seconds
         if not run.steps:
             self.check()
-        for plan, ready in gradients.one_ahead(plans):
+        for plan, ready in gradients.prefetch(plans):
             share, asked_to_stop = self.share_over(), interrupted()
             if asked_to_stop:
                 self.keeper.save(run, self.state)  # as under way: should it not be published, --resume trains on
@@ -199,7 +191,7 @@ class _Sitting:
         start = self.run.cooling_from
         return 1.0 - (self.run.steps - start) / (COOLING_SHARE * start)
 
-    def step(self, gradients: Gradients, plan: Plan, ready: Ready, share: float) -> None:
+    def step(self, gradients: Gradients, plan: BatchPlan, ready: Prepared, share: float) -> None:
         """One optimisation step, at the learning rate for this share of the run."""
         run, state, settings = self.run, self.state, self.settings
         self.learning_rate = settings.learning_rate * learning_rate_at(share)
@@ -287,9 +279,9 @@ def validation_batches(source: WindowSource, split: Split, seed: int, device: to
                 "training is checked; provide more data, or another --train-fraction"
             )
         rows, origins = windows
-        history = draw_history(source.spec, len(rows), random)
-        batch = source.batch(rows, origins, *history, np.zeros(len(rows), dtype=bool))
-        batches.append(loss_arguments(batch, device))
+        encoder_steps, known_steps = draw_history(source.spec, len(rows), random)
+        selection = WindowSelection(rows, origins, encoder_steps, known_steps)
+        batches.append(to_device(source.batch(selection), device))
     return batches
 
 
@@ -305,7 +297,7 @@ def _measured_windows(
     for _ in range(VALIDATION_DRAWS if len(servers) else 0):
         lacking = VALIDATION_BATCH_SIZE - len(rows)
         drawn = random.choice(servers, lacking), random.integers(first, last + 1, lacking)
-        ahead = source.linked[drawn[0][:, None], drawn[1][:, None] + np.arange(1, source.spec.horizon_steps + 1)]
+        ahead = source.transformed[drawn[0][:, None], drawn[1][:, None] + np.arange(1, source.spec.horizon_steps + 1)]
         measured = ~np.isnan(ahead).all(axis=(1, 2))
         rows, origins = (np.append(kept, new[measured]) for kept, new in zip((rows, origins), drawn, strict=True))
         if len(rows) == VALIDATION_BATCH_SIZE:
@@ -324,7 +316,7 @@ def judge(model: ForecastModel, weights: Weights, batches: Validation) -> float:
     return loss
 
 
-def _step(state: State, gradients: Gradients, ready: Ready, learning_rate: float) -> torch.Tensor:
+def _step(state: State, gradients: Gradients, ready: Prepared, learning_rate: float) -> torch.Tensor:
     """One optimisation step; returns the loss."""
     if not state.model.training:  # asked of each of a thousand modules, it would take a fiftieth of a step
         state.model.train()
@@ -336,13 +328,18 @@ def _step(state: State, gradients: Gradients, ready: Ready, learning_rate: float
     return loss
 
 
-def _plans(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[Plan]:
+def _sampler(source: WindowSource, split: Split, settings: FitSettings) -> BatchSampler:
+    """Batches of the servers and steps trained on."""
+    return BatchSampler(source, split.seen, split.fit_end - 1, settings.batch_size, settings.augmentation)
+
+
+def _plans(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[BatchPlan]:
     """Batches without end, from where the run stands; each epoch's order follows from the seed and its number."""
-    doubt, last_step = level_doubt(source, split.seen, split.fit_end), split.fit_end - 1
+    sampler = _sampler(source, split, settings)
     number, done = run.epoch, run.batch
     while True:
         random = np.random.default_rng([settings.seed, 2, number])
-        for plan in epoch(source, split.seen, last_step, settings.batch_size, random, doubt, settings.handicaps, done):
+        for plan in sampler.epoch(random, done):
             done = plan.number + 1
             yield plan
         if not done:

@@ -9,7 +9,7 @@ from benchmarks import ablations, limit
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.sampling import WindowSource
+from fleet_forecast.training.batches import WindowSelection, WindowSource
 from tests.conftest import tiny_fleet
 
 SPEC = WindowSpec(("cpu_pct",), 300, "UTC", context_steps=48, horizon_steps=12)
@@ -21,17 +21,16 @@ def test_scaled_per_server_a_stranger_gets_the_median_server_whatever_its_histor
     values = (levels[:, None, None] + random.normal(0, 2, (5, 400, 1))).astype(np.float32)
     grid = FleetGrid(tuple("abcde"), ("web_api", "database") * 2 + ("web_api",), SPEC.metrics, limit.START, 300, values)
     known = slice(0, 4)
-    servers = ablations.for_strangers_the_median(
-        fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.servers[known], 48)
-    )
-    profiles = fit_scaling(values[known], SPEC.metrics, np.array([True]), grid.profiles[known], 48)
+    servers = ablations.for_strangers_the_median(fit_scaling(values[known], {"cpu_pct": True}, grid.servers[known], 48))
+    profiles = fit_scaling(values[known], {"cpu_pct": True}, grid.profiles[known], 48)
     source = ablations.PerServerSource(grid, SPEC, servers, profiles)
-    hidden = np.array([False, False, True, False, False])
-    windows = source.batch(np.arange(5), np.full(5, 300), 48, np.full(5, 48), hidden).windows
-    own = servers.to_link(values[known]).mean(axis=1)
-    np.testing.assert_allclose(windows.centre[known][:, 0], own, rtol=1e-3)
-    np.testing.assert_allclose(windows.centre[4, 0], np.median(own, axis=0), rtol=1e-3)
-    assert windows.profile.tolist() == [2, 1, 0, 1, 2]  # database is 1, web_api is 2, hidden is 0
+    masked = np.array([False, False, True, False, False])
+    selection = WindowSelection(np.arange(5), np.full(5, 300), 48, np.full(5, 48), masked)
+    windows = source.batch(selection).windows
+    own = servers.bounds.transform(values[known]).mean(axis=1)
+    np.testing.assert_allclose(windows.target_scale.loc[known][:, 0], own, rtol=1e-3)
+    np.testing.assert_allclose(windows.target_scale.loc[4, 0], np.median(own, axis=0), rtol=1e-3)
+    assert windows.inputs.profile.tolist() == [2, 1, 0, 1, 2]  # database is 1, web_api is 2, masked is 0
 
 
 @pytest.mark.parametrize(("variant", "rhythm", "shape"), [("no_rhythm", False, True), ("no_shape", True, False)])
@@ -40,13 +39,14 @@ def test_a_variant_leaves_out_what_it_says_and_only_while_it_runs(variant, rhyth
     values = np.random.default_rng(0).exponential(3, (2, hours.size, 1)) + (50 + 20 * np.sin(hours))[None, :, None]
     grid = FleetGrid(("a", "b"), (None, None), ("cpu_pct",), limit.START, 300, values.astype(np.float32))
     spec = WindowSpec(grid.metrics, 300, "UTC", context_steps=288, horizon_steps=12)
-    scaling = fit_scaling(grid.values, grid.metrics, np.array([True]), grid.profiles, 288)
+    scaling = fit_scaling(grid.values, {"cpu_pct": True}, grid.profiles, 288)
     source = WindowSource(grid, spec, scaling)
 
     def features():
-        windows = source.batch(np.arange(2), np.full(2, 1300), 288, np.full(2, 1300), np.ones(2, dtype=bool)).windows
-        normal = np.allclose(windows.shape, ablations.NORMAL_SCORES, atol=1e-6)
-        return bool((windows.static[:, 2] > 0.5).all()), not normal
+        selection = WindowSelection(np.arange(2), np.full(2, 1300), 288, np.full(2, 1300), np.ones(2, dtype=bool))
+        inputs, target_scale = source.batch(selection).windows
+        normal = np.allclose(target_scale.window_quantiles, ablations.NORMAL_SCORES, atol=1e-6)
+        return bool((inputs.static[:, 2] > 0.5).all()), not normal
 
     (chosen,) = [one for one in ablations.VARIANTS if one.name == variant]
     with ablations.windows_of(chosen):

@@ -39,7 +39,7 @@ def scores() -> pd.DataFrame:
 
 
 def weights() -> WeightTables:
-    static = [("profile", 0.1), ("cpu_pct_centre", 0.6), ("cpu_pct_spread", 0.3)]
+    static = [("profile", 0.1), ("cpu_pct_loc", 0.6), ("cpu_pct_scale", 0.3)]
     rows = [(profile, "static", name, weight) for profile in ("database", "<web>") for name, weight in static]
     rows += [
         (profile, group, "half_hour", 1.0) for profile in ("database", "<web>") for group in ("encoder", "decoder")

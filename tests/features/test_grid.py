@@ -1,4 +1,4 @@
-"""The time grid: means by cell against a plain loop, and the same grid however the rows are cut into batches."""
+"""The time grid: cell means equal a plain loop and do not depend on the batches."""
 
 import tracemalloc
 
@@ -85,7 +85,7 @@ def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch
     assert as_cells(FleetGrid.from_checked(checked, STEP_SECONDS)) == pytest.approx(cell_means_by_loop(frame), 1e-6)
 
 
-def test_metrics_read_one_after_the_other_give_the_same_grid(monkeypatch):
+def test_metrics_averaged_one_after_the_other_give_the_same_grid(monkeypatch):
     frame = uneven_rows()
     together = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
     monkeypatch.setattr(fleet_forecast.features.grid, "SUMS_AT_ONCE", 1)
@@ -111,12 +111,13 @@ def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
 
     expected = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
     first = int(expected.start.astype("datetime64[s]").astype(int)) // STEP_SECONDS
-    means = fleet_forecast.features.grid._cell_means(batches, METRICS, len(names), first, expected.steps, STEP_SECONDS)
+    cells = fleet_forecast.features.grid._Cells(len(names), first, expected.steps, STEP_SECONDS)
+    means = fleet_forecast.features.grid._cell_means(batches, METRICS, cells)
     for index, of_metric in enumerate(means):
         np.testing.assert_array_equal(of_metric.reshape(len(names), -1), expected.values[:, :, index])
 
 
-def test_the_median_distance_is_the_step_and_the_shorter_of_two():
+def test_the_step_is_the_lower_median_distance():
     assert usual_step({60: 3, 300: 5, 5: 5}) == 60
     assert usual_step({300: 5, 60: 5}) == 60
     assert usual_step({300: 1}) == 300
@@ -126,7 +127,7 @@ def test_the_median_distance_is_the_step_and_the_shorter_of_two():
     assert infer_step_seconds(pd.DataFrame({"timestamp": times, "server_name": ["b"] * 4 + ["a"] * 2})) == 300
 
 
-def test_a_step_that_nothing_tells_is_refused():
+def test_without_two_rows_of_a_server_the_step_is_refused():
     with pytest.raises(GridError, match="at least two rows"):
         infer_step_seconds(uneven_rows().drop_duplicates("server_name"))
 
@@ -139,11 +140,11 @@ def test_no_rows_and_two_profiles_are_refused():
         FleetGrid.from_frame(two, METRICS, STEP_SECONDS)
 
 
-def test_memory_follows_the_batches_and_not_the_rows(tmp_path, monkeypatch):
+def test_memory_depends_on_the_batches_and_not_on_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", 2_000)
 
     def peak_bytes(rows: int) -> int:
-        """Of checking two days of one server and laying them on the grid: NumPy's and Python's memory."""
+        """Peak memory of checking two days of one server and building their grid."""
         times = pd.date_range("2026-03-02", "2026-03-04", periods=rows, tz="UTC").floor("ms")
         frame = pd.DataFrame({"timestamp": times, "server_name": "ppdb1", "cpu_pct": np.linspace(1, 99, rows)})
         frame.to_parquet(tmp_path / "rows.parquet", row_group_size=2_000)
@@ -153,11 +154,11 @@ def test_memory_follows_the_batches_and_not_the_rows(tmp_path, monkeypatch):
         tracemalloc.stop()
         return peak
 
-    peak_bytes(4_000)  # once for what is loaded at the first use
+    peak_bytes(4_000)  # loads what the first use loads
     assert peak_bytes(240_000) < 1.5 * peak_bytes(40_000)
 
 
-def test_a_row_of_a_wrong_time_is_refused_before_it_takes_the_memory():
+def test_a_row_with_a_wrong_time_is_refused_before_memory_is_allocated():
     rows = uneven_rows()
     frame = pd.concat([rows, rows.iloc[:1].assign(timestamp=pd.Timestamp("1970-01-02", tz="UTC"))])
     with pytest.raises(GridError, match=r"timestamp: from 1970-01-02T00:00:00Z to .* remove rows of a wrong time"):

@@ -1,4 +1,4 @@
-"""Windows: equal to TimeSeriesDataSet's, equal to a slow reference, blind to the future and to what is not known."""
+"""Windows: equal to TimeSeriesDataSet and to a plain loop, independent of the future and of unknown steps."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
-from fleet_forecast.features.daily_rhythm import daily_rhythm
-from fleet_forecast.features.earlier_days import DAILY_MEAN_DAYS
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.features.seasonality import SEASONAL_MEAN_DAYS, seasonal_component
 from fleet_forecast.features.windows import (
     CALENDAR_SIZES,
     INPUT_GRID,
     Calendar,
+    FleetArrays,
+    WindowRequest,
     Windows,
     WindowSpec,
+    asinh,
     build_windows,
-    compress,
 )
-from fleet_forecast.network.model import ForecastModel, build_network, dataset_of, window_tensors
+from fleet_forecast.network.build import build_network, dataset_of
+from fleet_forecast.network.model import ForecastModel, window_tensors
 
 METRICS = ("cpu_pct", "net_in_mb_s")
 PROFILES = ("database", "web_api")
@@ -44,10 +46,10 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(values: np.ndarray) -> FleetScaling:
-    return fit_scaling(values, METRICS, np.array([True, False]), ("database", "web_api", None), 48)
+    return fit_scaling(values, {"cpu_pct": True, "net_in_mb_s": False}, ("database", "web_api", None), 48)
 
 
-def cut(
+def windows_at(
     spec: WindowSpec,
     scaling: FleetScaling,
     values: np.ndarray,
@@ -59,24 +61,23 @@ def cut(
     rows = np.arange(len(origins)) % len(values)
     at = np.array(origins)
     calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
-    known = np.full(len(origins), known_steps)
-    profile_rows = np.array([1, 2, 0])[rows]
-    linked = scaling.to_link(values)
-    return build_windows(spec, scaling, calendar, linked, rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known)
+    fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(values))
+    known, profile_rows = np.full(len(origins), known_steps), np.array([1, 2, 0])[rows]
+    return build_windows(fleet, WindowRequest(rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known))
 
 
 def test_lengths_follow_from_the_step() -> None:
     five_minutes = WindowSpec(METRICS, 300, "UTC", 288, 96)
-    assert (five_minutes.day_steps, five_minutes.yesterday_steps, five_minutes.history_steps) == (288, 288, 2022)
+    assert (five_minutes.day_steps, five_minutes.seasonal_lag_steps, five_minutes.history_steps) == (288, 288, 2022)
     assert five_minutes.encoder_lengths == (1, 3, 6, 12, 24, 48, 96, 192, 288)
     assert WindowSpec(METRICS, 60, "UTC", 1440, 480).history_steps == 7 * 1440 + 30
-    assert WindowSpec(METRICS, 300, "UTC", 288, 300).yesterday_steps == 2 * 288
+    assert WindowSpec(METRICS, 300, "UTC", 288, 300).seasonal_lag_steps == 2 * 288
 
 
-def test_compress_is_asinh_of_anything_a_float32_holds() -> None:
+def test_asinh_is_correct_for_any_float32() -> None:
     sizes = np.concatenate([[0.0], np.logspace(-9, 38, 4000)]).astype(np.float32)
     units = np.concatenate([sizes, -sizes, [np.nan]])
-    np.testing.assert_allclose(compress(units), np.arcsinh(units.astype(np.float64)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(asinh(units), np.arcsinh(units.astype(np.float64)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("context_steps", "horizon_steps"), [(48, 16), (20, 10), (60, 50)])
@@ -87,17 +88,16 @@ def test_nothing_older_than_the_history_said_to_be_read_is_read(
     origin = 520
     older = values.copy()
     older[:, : origin + 1 - spec.history_steps] = 1.0
-    before, after = (cut(spec, scaling, fleet, [origin], context_steps) for fleet in (values, older))
-    for field, ours, theirs in zip(Windows._fields, before, after, strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    before, after = (windows_at(spec, scaling, fleet, [origin], context_steps) for fleet in (values, older))
+    assert_equal(before, after)
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 unknown classes")
 def test_windows_equal_those_of_timeseriesdataset(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     """Same columns, same order, same numbers, when the library is given the same variables (one series per window)."""
-    windows = cut(spec, scaling, values, [400, 450, 501])
+    windows = windows_at(spec, scaling, values, [400, 450, 501])
     model = ForecastModel(build_network(spec, PROFILES, 8), spec, scaling)
-    ours = model.network_inputs(*window_tensors(windows)[:-3])
+    ours = model.network_inputs(window_tensors(windows).inputs)
     theirs, _ = next(iter(library_dataset(spec, windows).to_dataloader(train=False, batch_size=3)))
     assert theirs["encoder_lengths"].tolist() == [48, 48, 48]
     assert theirs["decoder_lengths"].tolist() == [16, 16, 16]
@@ -116,109 +116,117 @@ def library_dataset(spec: WindowSpec, windows: Windows) -> TimeSeriesDataSet:
     """The windows' variables as a frame, one series per window, in pytorch-forecasting's own data set."""
     steps = spec.context_steps + spec.horizon_steps
     parts = []
-    for window in range(len(windows.profile)):
+    for window in range(len(windows.inputs.profile)):
         frame = pd.DataFrame({"server": f"w{window}", "step": np.arange(steps)})
-        frame["profile"] = ["mainframe", *PROFILES][windows.profile[window]]  # a profile it was not fitted on
-        calendar = np.concatenate([windows.encoder_calendar[window], windows.decoder_calendar[window]])
+        frame["profile"] = ["mainframe", *PROFILES][windows.inputs.profile[window]]  # a profile it was not fitted on
+        calendar = np.concatenate([windows.inputs.encoder_calendar[window], windows.inputs.decoder_calendar[window]])
         for column, name in enumerate(CALENDAR_SIZES):
             frame[name] = [f"{code:02d}" for code in calendar[:, column]]
-        frame["market_open"] = np.concatenate([windows.encoder_market[window], windows.decoder_market[window]])[:, 0]
-        reals = dict(zip(spec.static_reals, windows.static[window], strict=True))
-        reals |= dict(zip(spec.encoder_reals, pad(windows.encoder[window], 0, spec.horizon_steps).T, strict=True))
-        reals |= dict(zip(spec.decoder_reals, pad(windows.decoder[window], spec.context_steps, 0).T, strict=True))
+        frame["market_open"] = np.concatenate(
+            [windows.inputs.encoder_market[window], windows.inputs.decoder_market[window]]
+        )[:, 0]
+        reals = dict(zip(spec.static_reals, windows.inputs.static[window], strict=True))
+        reals |= dict(
+            zip(spec.encoder_reals, pad(windows.inputs.encoder[window], 0, spec.horizon_steps).T, strict=True)
+        )
+        reals |= dict(
+            zip(spec.decoder_reals, pad(windows.inputs.decoder[window], spec.context_steps, 0).T, strict=True)
+        )
         parts.append(frame.assign(**reals, **dict.fromkeys(spec.metrics, 0.0)))
     frame = pd.concat(parts, ignore_index=True)
     return dataset_of(frame, spec, PROFILES, spec.context_steps, spec.horizon_steps)
+
+
+def assert_equal(one: Windows, other: Windows) -> None:
+    for name, field in one.fields().items():
+        np.testing.assert_array_equal(field, other.fields()[name], err_msg=name)
 
 
 def pad(steps: np.ndarray, before: int, after: int) -> np.ndarray:
     return np.pad(steps, ((before, after), (0, 0)))
 
 
-def usual_by_a_plain_loop(linked: np.ndarray, at: int, spec: WindowSpec) -> np.ndarray:
+def seasonal_mean_by_loop(transformed: np.ndarray, at: int, spec: WindowSpec) -> np.ndarray:
     """Mean over the earlier days at exactly this time: [metric], NaN where none was measured."""
-    days = [linked[at - spec.yesterday_steps - day * spec.day_steps] for day in range(DAILY_MEAN_DAYS)]
+    days = [transformed[at - spec.seasonal_lag_steps - day * spec.day_steps] for day in range(SEASONAL_MEAN_DAYS)]
     return np.nanmean(days, axis=0)
 
 
-def lift_by_a_plain_loop(linked: np.ndarray, origin: int, spec: WindowSpec) -> np.ndarray:
+def component_by_loop(transformed: np.ndarray, origin: int, spec: WindowSpec) -> np.ndarray:
     """Of the steps of the horizon: [H, metric]."""
     steps = range(origin + 1 - spec.context_steps, origin + 1 + spec.horizon_steps)
-    usual = np.stack([usual_by_a_plain_loop(linked, at, spec) for at in steps])[None]
-    context = linked[None, origin + 1 - spec.context_steps : origin + 1]
-    return daily_rhythm(context, usual, spec.day_steps).lift[0, spec.context_steps :]
+    seasonal_mean = np.stack([seasonal_mean_by_loop(transformed, at, spec) for at in steps])[None]
+    context = transformed[None, origin + 1 - spec.context_steps : origin + 1]
+    return seasonal_component(context, seasonal_mean, spec.day_steps).component[0, spec.context_steps :]
 
 
-def test_a_window_of_a_server_that_repeats_itself_holds_no_rhythm_any_more(
+def test_the_window_of_a_server_that_repeats_its_day_is_flat_without_the_seasonal_component(
     spec: WindowSpec, scaling: FleetScaling
 ) -> None:
-    """What is left of it is flat and the centre is tomorrow, whatever the shape of its day, but for the level, which is
-    shrunk a little toward the profile's."""
+    """And its loc is the next day, up to a small shrinkage toward the profile."""
     day = np.random.default_rng(5).uniform(30, 60, (1, 48, 2)).astype(np.float32)
-    windows = cut(spec, scaling, np.tile(day, (1, 12, 1)), [480])
-    tomorrow = scaling.to_link(np.tile(day, (1, 2, 1)))[:, 481 % 48 :][:, :16]
-    np.testing.assert_allclose(np.diff(windows.centre, axis=1), np.diff(tomorrow, axis=1), atol=0.01)
-    np.testing.assert_allclose(windows.centre, tomorrow, rtol=0.02)
-    assert np.ptp(windows.encoder[..., 0::2], axis=1).max() < 0.02
-    np.testing.assert_allclose(windows.static[:, 4:6], 1.0, atol=1e-3)
+    windows = windows_at(spec, scaling, np.tile(day, (1, 12, 1)), [480])
+    tomorrow = scaling.bounds.transform(np.tile(day, (1, 2, 1)))[:, 481 % 48 :][:, :16]
+    np.testing.assert_allclose(np.diff(windows.target_scale.loc, axis=1), np.diff(tomorrow, axis=1), atol=0.01)
+    np.testing.assert_allclose(windows.target_scale.loc, tomorrow, rtol=0.02)
+    assert np.ptp(windows.inputs.encoder[..., 0::2], axis=1).max() < 0.02
+    np.testing.assert_allclose(windows.inputs.static[:, 4:6], 1.0, atol=1e-3)
 
 
-def test_earlier_days_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+def test_seasonal_lags_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     origin, server, half = 420, 1, spec.half_width_steps
-    windows = cut(spec, scaling, values, [100, origin])
-    linked = scaling.to_link(values)[server]
-    lift = lift_by_a_plain_loop(linked, origin, spec)
+    windows = windows_at(spec, scaling, values, [100, origin])
+    transformed = scaling.bounds.transform(values)[server]
+    component = component_by_loop(transformed, origin, spec)
     for horizon_step in (1, 7, 16):
         at = origin + horizon_step
-        row = windows.decoder[1, horizon_step - 1]
+        row = windows.inputs.decoder[1, horizon_step - 1]
         shares = []
         for metric in range(2):
-            lifted, spread = windows.centre[1, horizon_step - 1, metric], windows.spread[1, metric]
-            yesterday = linked[at - 48, metric]
-            expected = 0.0 if np.isnan(yesterday) else np.arcsinh((yesterday - lifted) / spread)
+            loc, scale = windows.target_scale.loc[1, horizon_step - 1, metric], windows.target_scale.scale[1, metric]
+            latest = transformed[at - 48, metric]
+            expected = 0.0 if np.isnan(latest) else np.arcsinh((latest - loc) / scale)
             assert row[2 * metric] == pytest.approx(expected, abs=ROUNDING)
-            around = [
-                linked[at - 48 * day + offset, metric]
-                for day in range(1, DAILY_MEAN_DAYS + 1)
+            smoothed = [
+                transformed[at - 48 * day + offset, metric]
+                for day in range(1, SEASONAL_MEAN_DAYS + 1)
                 for offset in range(-half, half + 1)
             ]
-            measured = [value for value in around if not np.isnan(value)]
-            shares.append(len(measured) / len(around))
-            mean = np.arcsinh((np.mean(measured) - lifted + lift[horizon_step - 1, metric]) / spread)
+            measured = [value for value in smoothed if not np.isnan(value)]
+            shares.append(len(measured) / len(smoothed))
+            mean = np.arcsinh((np.mean(measured) - loc + component[horizon_step - 1, metric]) / scale)
             assert row[2 * metric + 1] == pytest.approx(mean, abs=ROUNDING)
         assert row[-1] == pytest.approx(np.mean(shares), abs=ROUNDING)
 
 
 @pytest.mark.parametrize("horizon_steps", [16, 48, 60])
-def test_nothing_after_the_origin_changes_a_window(
+def test_values_after_the_origin_do_not_change_a_window(
     scaling: FleetScaling, values: np.ndarray, horizon_steps: int
 ) -> None:
     spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", 48, horizon_steps)
     origins = [400, 410, 420]
-    before = cut(spec, scaling, values, origins)
+    before = windows_at(spec, scaling, values, origins)
     changed = values.copy()
     for server, origin in enumerate(origins):
         changed[server, origin + 1 :] = 1.0
-    for field, ours, theirs in zip(Windows._fields, before, cut(spec, scaling, changed, origins), strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    assert_equal(before, windows_at(spec, scaling, changed, origins))
 
 
-def test_steps_that_are_not_known_do_not_exist(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
-    """A window of a server with six known steps is that of a server whose older steps were never measured."""
+def test_unknown_steps_equal_unmeasured_steps(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+    """Six known steps give the window of a server whose older steps were never measured."""
     origins, known = [400, 410, 420], 6
-    young = values.copy()
+    unmeasured = values.copy()
     for server, origin in enumerate(origins):
-        young[server, : origin - known + 1] = np.nan
-    limited = cut(spec, scaling, values, origins, encoder_steps=12, known_steps=known)
-    for field, ours, theirs in zip(Windows._fields, limited, cut(spec, scaling, young, origins, 12), strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+        unmeasured[server, : origin - known + 1] = np.nan
+    limited = windows_at(spec, scaling, values, origins, encoder_steps=12, known_steps=known)
+    assert_equal(limited, windows_at(spec, scaling, unmeasured, origins, 12))
 
 
-def test_masks_say_what_was_measured(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
-    windows = cut(spec, scaling, values, [400])
+def test_masks_are_one_where_a_value_was_measured(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
+    windows = windows_at(spec, scaling, values, [400])
     measured = ~np.isnan(values[0, 400 - 47 : 401])
-    np.testing.assert_array_equal(windows.encoder[0, :, 1::2], measured)
-    assert (windows.encoder[0, :, 0::2][~measured] == 0).all()
+    np.testing.assert_array_equal(windows.inputs.encoder[0, :, 1::2], measured)
+    assert (windows.inputs.encoder[0, :, 0::2][~measured] == 0).all()
 
 
 def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> None:

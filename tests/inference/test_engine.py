@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.features.windows import TargetScale
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_run
-from fleet_forecast.network.model import MEDIAN, ordered
+from fleet_forecast.network.head import MEDIAN, ordered
 
 ORIGIN = np.datetime64("2026-03-05T12:00:00", "s")
 
@@ -88,10 +89,10 @@ def test_quantiles_that_are_nearly_equal_do_not_cross_by_rounding(tiny_model_dir
     metrics, levels = len(config.targets), len(config.quantiles)
     raw = torch.randn(40, metrics, levels, config.horizon_steps, generator=draw) * 3
     raw[:, :, np.delete(np.arange(levels), MEDIAN)] -= 18  # softplus of which is below what a float32 tells apart
-    centre = 20 * torch.randn(40, config.horizon_steps, metrics, generator=draw)
-    shape = torch.randn(40, metrics, levels, generator=draw).sort(dim=-1).values
+    loc = 20 * torch.randn(40, config.horizon_steps, metrics, generator=draw)
+    knots = torch.randn(40, metrics, levels, generator=draw).sort(dim=-1).values
     with torch.no_grad():
-        quantiles = model.in_physical_units(ordered(raw), centre, torch.full((40, metrics), 7.0), shape)
+        quantiles = model.head(ordered(raw), TargetScale(loc, torch.full((40, metrics), 7.0), knots))
     assert (quantiles.diff(dim=-1) >= 0).all()
 
 

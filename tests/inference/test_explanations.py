@@ -15,13 +15,14 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.features.windows import Windows, WindowSpec
+from fleet_forecast.features.windows import FIELDS, WindowBatch, Windows, WindowSpec
 from fleet_forecast.inference.engine import Engine, NoExplanationError
 from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of, weight_tables
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_explain
-from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.model import ForecastModel, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
 from tests.inference.test_engine import ORIGIN, history_of
 from tests.inference.test_model_directory import reseal
@@ -42,10 +43,10 @@ def stock_weights(model_dir: Path):
     model = ForecastModel(stock, config.spec, config.scaling).eval().double()
 
     def run(windows: Windows) -> NetworkWeights:
-        inputs = [field.double() if field.is_floating_point() else field for field in window_tensors(windows)]
+        tensors = window_tensors(windows).map(lambda field: field.double() if field.is_floating_point() else field)
         with torch.no_grad():
-            output = model.network(model.network_inputs(*inputs[:-3]))
-            quantiles = model(*inputs)
+            output = model.network(model.network_inputs(tensors.inputs))
+            quantiles = model(tensors)
         attention = torch.cat([output["encoder_attention"], output["decoder_attention"]], dim=-1).mean(dim=2)
         parts = [output[f"{group}_variables"].squeeze(-2) for group in ("encoder", "decoder")]
         return NetworkWeights(
@@ -83,7 +84,7 @@ def test_every_variable_has_a_label_of_its_own() -> None:
     spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, "America/New_York", 24, 12)
     for group in variables_of(spec, with_profile=True):
         assert len({label_of(name) for name in group}) == len(group)
-    assert label_of("net_in_mb_s_daily_mean") == "net_in_mb_s, mean of earlier days at this time"
+    assert label_of("net_in_mb_s_seasonal_mean") == "net_in_mb_s, mean of earlier days at this time"
 
 
 @pytest.mark.parametrize("steps", [0, 1, 13, 48])
@@ -123,7 +124,7 @@ def test_the_explanation_of_a_server_is_the_same_alone_and_in_a_fleet(engine: En
 def windows_of(measured: list[bool]) -> Windows:
     """Only what `interpret` reads: the masks of one window with one metric."""
     encoder = np.array([[[5.0, float(flag)] for flag in measured]], dtype=np.float32)
-    return Windows(*(encoder if name == "encoder" else np.empty(0) for name in Windows._fields))
+    return WindowBatch.of_fields({name: encoder if name == "encoder" else np.empty(0) for name in FIELDS})
 
 
 def weights_of(encoder: list[float], attention: list[list[float]]) -> NetworkWeights:
@@ -169,8 +170,8 @@ def test_tables_are_means_by_profile(engine: Engine) -> None:
     assert len(sums) == 9
     np.testing.assert_allclose(sums, 1, rtol=1e-5)
     np.testing.assert_allclose(attention.groupby("profile")["weight"].sum(), 1, rtol=1e-5)
-    row = weights.query("profile == 'database' and group == 'static' and variable == 'cpu_pct_centre'")
-    column = engine.variables.static.index("cpu_pct_centre")
+    row = weights.query("profile == 'database' and group == 'static' and variable == 'cpu_pct_loc'")
+    column = engine.variables.static.index("cpu_pct_loc")
     assert row["weight"].item() == pytest.approx(found.static[[0, 2], column].mean())
     lags = attention.query("profile == 'database' and on == 'context'")["lag_hours"]
     assert lags.tolist() == pytest.approx(np.arange(24) * 600 / 3600)  # 4 h of context in 24 parts

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleet_forecast.features.clock_change import earlier_days_by_the_clock
-from fleet_forecast.features.earlier_days import EarlierDays
+from fleet_forecast.features.seasonality import SeasonalLags, seasonal_lags
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 from fleet_forecast.inference.model_directory import new_model_directory, only_writer, promote, read_config, verify
@@ -59,7 +58,7 @@ def test_config_survives_a_round_trip(tiny_model_dir: Path) -> None:
     assert again.spec == config.spec
     assert again.profiles == ("database", "web_api")
     assert again.to_json() == config.to_json()
-    np.testing.assert_array_equal(again.scaling.centre, config.scaling.centre)
+    np.testing.assert_array_equal(again.scaling.loc, config.scaling.loc)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -189,12 +188,12 @@ def test_a_network_with_other_outputs_fails_its_canary(copy: Path) -> None:
 def test_windows_that_are_built_in_another_way_fail_the_canary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary has a server with earlier days."""
 
-    def narrow(*arguments: Any) -> EarlierDays:
-        found = earlier_days_by_the_clock(*arguments)
-        return found._replace(around=found.yesterday)
+    def narrow(*arguments: Any) -> SeasonalLags:
+        found = seasonal_lags(*arguments)
+        return found._replace(smoothed_mean=found.latest)
 
     Engine.load(copy, device="cpu")
-    monkeypatch.setattr("fleet_forecast.features.windows.earlier_days_by_the_clock", narrow)
+    monkeypatch.setattr("fleet_forecast.features.windows.seasonal_lags", narrow)
     with pytest.raises(ModelError, match="does not reproduce its canary forecast"):
         Engine.load(copy, device="cpu")
 

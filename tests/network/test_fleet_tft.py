@@ -1,4 +1,4 @@
-"""FleetTFT against the stock class it replaces: same weights, same numbers, for every shape of batch."""
+"""FleetTFT equals the stock class with the same weights, for every shape of batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from pytorch_forecasting import TemporalFusionTransformer
 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
-from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
+from fleet_forecast.features.windows import INPUT_GRID, NetworkInputs, WindowSpec
+from fleet_forecast.network.build import build_network
 from fleet_forecast.network.fleet_tft import FleetTFT
-from fleet_forecast.network.model import ForecastModel, build_network
+from fleet_forecast.network.model import ForecastModel
 
 PROFILES = ("database", "generic", "web_api")
 
@@ -21,12 +22,14 @@ def spec_of(metrics: tuple[str, ...]) -> WindowSpec:
 
 def scaling_of(spec: WindowSpec) -> FleetScaling:
     values = np.random.default_rng(0).uniform(1, 90, (4, 600, len(spec.metrics))).astype(np.float32)
-    percent = np.array([name.endswith("_pct") for name in spec.metrics])
-    return fit_scaling(values, spec.metrics, percent, ("database", "generic", "web_api", None), 288)
+    is_percent = {name: name.endswith("_pct") for name in spec.metrics}
+    return fit_scaling(values, is_percent, ("database", "generic", "web_api", None), 288)
 
 
-def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: torch.Tensor) -> list[torch.Tensor]:
-    """What ForecastModel.normal_scores takes, random but of the right kind (flags are 0 or 1)."""
+def random_inputs(
+    spec: WindowSpec, windows: int, encoder_steps: int, profile: torch.Tensor
+) -> NetworkInputs[torch.Tensor]:
+    """Random inputs of the right kind (flags are 0 or 1)."""
     draw = torch.Generator().manual_seed(encoder_steps)
 
     def calendar(steps: int) -> torch.Tensor:
@@ -41,7 +44,7 @@ def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: t
 
     metrics = len(spec.metrics)
     measured = torch.stack([values(windows, encoder_steps, metrics), flags(windows, encoder_steps, metrics)], dim=-1)
-    return [
+    return NetworkInputs(
         profile,
         calendar(encoder_steps),
         calendar(96),
@@ -50,11 +53,11 @@ def random_inputs(spec: WindowSpec, windows: int, encoder_steps: int, profile: t
         values(windows, len(spec.static_reals)),
         measured.flatten(2),
         values(windows, 96, len(spec.decoder_reals)),
-    ]
+    )
 
 
 def both_networks(spec: WindowSpec) -> tuple[ForecastModel, ForecastModel]:
-    """Stock and fleet network with the same weights; biases, gates and norms are not at their initial zero or one."""
+    """Stock and fleet network with the same weights, none at the initial zero or one of biases, gates and norms."""
     torch.manual_seed(1)
     stock = build_network(spec, PROFILES, 32, TemporalFusionTransformer)
     with torch.no_grad():
@@ -66,22 +69,21 @@ def both_networks(spec: WindowSpec) -> tuple[ForecastModel, ForecastModel]:
     return ForecastModel(stock, spec, scaling_of(spec)), ForecastModel(fleet, spec, scaling_of(spec))
 
 
-def in_double_precision(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [field.double() if field.is_floating_point() else field for field in inputs]
+def in_double_precision(inputs: NetworkInputs[torch.Tensor]) -> NetworkInputs[torch.Tensor]:
+    return NetworkInputs(*(field.double() if field.is_floating_point() else field for field in inputs))
 
 
 @pytest.mark.parametrize("encoder_steps", [0, 1, 7, 288])
-@pytest.mark.parametrize("hidden_profiles", ["none", "some", "all"])
-def test_output_and_interpretation_equal_the_stock_class(encoder_steps: int, hidden_profiles: str) -> None:
+@pytest.mark.parametrize("masked_profiles", ["none", "some", "all"])
+def test_output_and_interpretation_equal_the_stock_class(encoder_steps: int, masked_profiles: str) -> None:
     """The stock class computes in double precision: its own rounding in single precision exceeds 1e-5 in places."""
     spec = spec_of(("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms"))
     stock, fleet = (model.eval() for model in both_networks(spec))
-    fleet.network.interpretable = True
-    profile = {"none": [1, 2, 3, 1], "some": [0, 2, 0, 3], "all": [0, 0, 0, 0]}[hidden_profiles]
+    profile = {"none": [1, 2, 3, 1], "some": [0, 2, 0, 3], "all": [0, 0, 0, 0]}[masked_profiles]
     inputs = random_inputs(spec, 4, encoder_steps, torch.tensor(profile))
     with torch.no_grad():
-        expected = stock.double().network(stock.network_inputs(*in_double_precision(inputs)))
-        actual = fleet.network(fleet.network_inputs(*inputs))
+        expected = stock.double().network(stock.network_inputs(in_double_precision(inputs)))
+        actual = fleet.network(fleet.network_inputs(inputs), attention_weights=True)
     for metric, (ours, theirs) in enumerate(zip(actual["prediction"], expected["prediction"], strict=True)):
         torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=0, msg=f"metric {metric}")
     for name in (
@@ -99,17 +101,17 @@ def test_one_target_equals_the_stock_class() -> None:
     stock, fleet = (model.eval() for model in both_networks(spec))
     inputs = random_inputs(spec, 3, 48, torch.tensor([0, 1, 2]))
     with torch.no_grad():
-        expected = stock.double().normal_scores(*in_double_precision(inputs))
-        torch.testing.assert_close(fleet.normal_scores(*inputs), expected.float(), atol=1e-5, rtol=0)
+        expected = stock.double().normal_scores(in_double_precision(inputs))
+        torch.testing.assert_close(fleet.normal_scores(inputs), expected.float(), atol=1e-5, rtol=0)
 
 
-def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() -> None:
-    """The stock class pads category 0 of a NaN-tolerant categorical, so that the unknown profile would never learn."""
+def test_gradients_equal_the_stock_class_except_that_the_unknown_profile_is_trained() -> None:
+    """The stock class pads category 0 of a NaN-tolerant categorical, so that its embedding stays zero."""
     spec = spec_of(("cpu_pct", "net_in_mb_s"))
     stock, fleet = (model.eval() for model in both_networks(spec))
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     for model in (stock, fleet):
-        model.normal_scores(*inputs).square().mean().backward()
+        model.normal_scores(inputs).square().mean().backward()
     theirs = dict(stock.network.named_parameters())
     for name, parameter in fleet.network.named_parameters():
         ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -121,15 +123,15 @@ def test_gradients_equal_the_stock_class_and_the_unknown_profile_learns_too() ->
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_network_that_was_judged_first_can_still_be_trained() -> None:
-    """What is computed once and kept, such as the interpolation, must not be kept as inference tensors."""
-    width = 20  # of no other test, so that nothing is kept yet
+def test_a_network_can_be_trained_after_inference() -> None:
+    """Cached tensors, such as the interpolation, must not be inference tensors."""
+    width = 20  # of no other test, so that nothing is cached yet
     spec = spec_of(("cpu_pct", "net_in_mb_s"))
     model = ForecastModel(build_network(spec, PROFILES, width), spec, scaling_of(spec))
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     with torch.inference_mode():
-        model.normal_scores(*inputs)
-    model.normal_scores(*inputs).square().mean().backward()
+        model.normal_scores(inputs)
+    model.normal_scores(inputs).square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
@@ -139,6 +141,6 @@ def test_dropout_is_active_in_training_only() -> None:
     inputs = random_inputs(spec, 4, 24, torch.tensor([0, 1, 2, 3]))
     with torch.no_grad():
         fleet.train()
-        assert not torch.equal(fleet.normal_scores(*inputs), fleet.normal_scores(*inputs))
+        assert not torch.equal(fleet.normal_scores(inputs), fleet.normal_scores(inputs))
         fleet.eval()
-        assert torch.equal(fleet.normal_scores(*inputs), fleet.normal_scores(*inputs))
+        assert torch.equal(fleet.normal_scores(inputs), fleet.normal_scores(inputs))

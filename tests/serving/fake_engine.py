@@ -35,7 +35,7 @@ class FakeEngine:
     bad_output: bool = False
     explains: bool = True
     calls: list[dict] = field(default_factory=list)
-    variables = Variables(("profile", "cpu_pct_centre"), ("cpu_pct_scaled",), ("half_hour", "cpu_pct_daily_mean"))
+    variables = Variables(("profile", "cpu_pct_loc"), ("cpu_pct_scaled",), ("half_hour", "cpu_pct_seasonal_mean"))
 
     def forecast(self, history, profiles, origins):
         time.sleep(self.seconds_per_call)

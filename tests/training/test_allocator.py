@@ -1,4 +1,4 @@
-"""Freed memory is reused: what the system would have to hand out anew, counted in a process of its own."""
+"""Allocator settings: freed memory is reused; page faults are counted in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(usual, faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-def test_blocks_asked_for_again_are_not_fetched_again() -> None:
+def test_freed_blocks_are_reused_without_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
     usual, kept = map(int, done.stdout.split())
     assert kept < usual / 20

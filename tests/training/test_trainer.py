@@ -6,7 +6,6 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ import torch
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training import trainer as fitting
+from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError
 from fleet_forecast.training.job import Job
-from fleet_forecast.training.sampling import Batch, WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitError, FitSettings, fit, steps_between_checks
 from fleet_forecast.training.trainer_state import Fit, Keeper, weights_of
@@ -67,9 +66,9 @@ def test_watched_servers_are_half_of_the_validation_and_none_of_the_training(mon
     drawn: list[set[int]] = []
     real = WindowSource.batch
 
-    def batch(source: WindowSource, rows: np.ndarray, *arguments: Any) -> Batch:
-        drawn.append(set(rows.tolist()))
-        return real(source, rows, *arguments)
+    def batch(source: WindowSource, selection: WindowSelection) -> Batch:
+        drawn.append(set(selection.rows.tolist()))
+        return real(source, selection)
 
     monkeypatch.setattr(WindowSource, "batch", batch)
     job = job_with()
@@ -299,9 +298,9 @@ def test_windows_without_a_target_do_not_count_in_the_validation(monkeypatch: py
     drawn: list[np.ndarray] = []
     real = WindowSource.batch
 
-    def batch(source: WindowSource, rows: np.ndarray, *arguments: Any) -> Batch:
-        drawn.append(rows)
-        return real(source, rows, *arguments)
+    def batch(source: WindowSource, selection: WindowSelection) -> Batch:
+        drawn.append(selection.rows)
+        return real(source, selection)
 
     monkeypatch.setattr(WindowSource, "batch", batch)
     job = job_with()

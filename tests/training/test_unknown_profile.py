@@ -1,4 +1,4 @@
-"""A profile the model never saw: said so, forecast like a hidden one, and better than by an untrained embedding."""
+"""Unknown profiles: reported, forecast like masked ones, and better than with an untrained embedding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.network.model import ForecastModel, build_network, pinball_loss, window_tensors
-from fleet_forecast.training.sampling import Batch, Handicaps, WindowSource
+from fleet_forecast.network.build import build_network
+from fleet_forecast.network.loss import pinball_loss
+from fleet_forecast.network.model import ForecastModel, window_tensors
+from fleet_forecast.training.augmentation import Augmentation
+from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import FitSettings, fit
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 
-def test_a_batch_names_the_unknown_profile_and_forecasts_it_as_a_hidden_one(
+def test_batch_mode_reports_an_unknown_profile_and_forecasts_it_as_a_masked_one(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = tiny_fleet(hours=5, seed=9)
@@ -34,23 +37,21 @@ def test_a_batch_names_the_unknown_profile_and_forecasts_it_as_a_hidden_one(
     assert "not trained on profile 'mainframe': its 1 server(s)" in capsys.readouterr().err
     forecasts = pd.read_parquet(tmp_path / "forecasts.parquet").query("server_name == 'ppdb001'")
     grid = FleetGrid.from_frame(frame[frame["server_name"] == "ppdb001"], TINY_METRICS, 300)
-    hidden = Engine.load(tiny_model_dir, device="cpu").forecast(grid.values, [None], grid.timestamps()[-1])
+    masked = Engine.load(tiny_model_dir, device="cpu").forecast(grid.values, [None], grid.timestamps()[-1])
     columns = [name for name in forecasts.columns if name.startswith("q0.")]
-    np.testing.assert_allclose(forecasts[columns].to_numpy().reshape(hidden.shape), hidden, rtol=1e-5)
+    np.testing.assert_allclose(forecasts[columns].to_numpy().reshape(masked.shape), masked, rtol=1e-5)
 
 
-def test_the_trainer_says_that_a_held_out_profile_is_unknown_to_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_trainer_reports_a_held_out_profile_as_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = tiny_fleet()
     frame.loc[frame["server_name"] == "ppdb007", "profile"] = "mainframe"
     frame.to_parquet(tmp_path / "server_metrics.parquet", index=False)
     flags = ["--training-dir", str(tmp_path), "--models-dir", str(tmp_path / "models"), "--epochs", "1"]
     small = ["--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--no-comparison"]
     assert tft_trainer.main([*flags, *small, "--holdout-servers", "ppdb007", "--device", "cpu"]) == 0
-    said = capsys.readouterr()
-    assert "no server to train on has profile mainframe" in said.err
-    coverage_by_metric = said.out.split("The model on unseen servers, by metric")[1]
+    printed = capsys.readouterr()
+    assert "no server to train on has profile mainframe" in printed.err
+    coverage_by_metric = printed.out.split("The model on unseen servers, by metric")[1]
     assert all(metric in coverage_by_metric for metric in TINY_METRICS)
 
 
@@ -62,8 +63,8 @@ SEEN, TRAIN_END, STEPS = 18, 180, 240
 SERVERS = np.arange(24)
 
 
-def fleet_of_early_and_late_kinds(seed: int) -> FleetGrid:
-    """Two kinds busy before noon, one after: each value is as frequent in all, so only the profile tells the hours."""
+def fleet_of_morning_and_afternoon_profiles(seed: int) -> FleetGrid:
+    """Two profiles busy before noon, one after; only the profile shows the hours, as all have the same values."""
     random = np.random.default_rng(seed)
     profiles = PROFILES * 8
     early = np.array(profiles) != "ml_compute"
@@ -75,51 +76,50 @@ def fleet_of_early_and_late_kinds(seed: int) -> FleetGrid:
     return FleetGrid(names, profiles, SPEC.metrics, start, 3600, values[:, :, None].astype(np.float32))
 
 
-def without_history(source: WindowSource, rows: np.ndarray, origins: np.ndarray, told: bool) -> Batch:
-    """Windows of each server from each origin, nothing of them known but, where told, the profile."""
+def without_history(source: WindowSource, rows: np.ndarray, origins: np.ndarray, masked: bool) -> Batch:
+    """Windows without history of each server from each origin."""
     rows, origins = (part.ravel() for part in np.meshgrid(rows, origins))
-    return source.batch(rows, origins, 1, np.zeros(len(rows), dtype=np.int64), np.full(len(rows), not told))
+    no_history = np.zeros(len(rows), dtype=np.int64)
+    return source.batch(WindowSelection(rows, origins, 1, no_history, np.full(len(rows), masked)))
 
 
 def loss_of(model: ForecastModel, batch: Batch) -> float:
     with torch.no_grad():
-        scaled = model.eval().compressed_quantiles(*window_tensors(batch.windows))
+        scaled = model.eval().asinh_quantiles(window_tensors(batch.windows))
         return pinball_loss(scaled, torch.from_numpy(batch.targets)).item()
 
 
-def loss_of_the_hours_quantiles(source: WindowSource, strangers: Batch, origins: np.ndarray) -> float:
-    """What can be said of servers of unknown kind at best: the quantiles, by hour, of those trained on."""
+def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.ndarray) -> float:
+    """Of the best forecast without a profile: the quantiles of the training servers by hour."""
     steps = np.arange(TRAIN_END - SPEC.horizon_steps)
-    known = without_history(source, np.arange(SEEN), steps, told=False).targets[:, 0, 0].reshape(-1, SEEN)
+    known = without_history(source, np.arange(SEEN), steps, masked=True).targets[:, 0, 0].reshape(-1, SEEN)
     by_hour = np.stack([np.quantile(known[(steps + 1) % 24 == hour], QUANTILE_LEVELS) for hour in range(24)])
     ahead = origins[:, None] + 1 + np.arange(SPEC.horizon_steps)
     quantiles = np.repeat(by_hour[ahead % 24], len(SERVERS) - SEEN, axis=0).astype(np.float32)  # [window, H, Q]
-    return pinball_loss(torch.from_numpy(quantiles).mT[:, None], torch.from_numpy(strangers.targets)).item()
+    return pinball_loss(torch.from_numpy(quantiles).mT[:, None], torch.from_numpy(unseen.targets)).item()
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
-    grid = fleet_of_early_and_late_kinds(seed)
-    scaling = fit_scaling(
-        grid.values[:SEEN, :TRAIN_END], SPEC.metrics, np.array([True]), grid.profiles[:SEEN], SPEC.context_steps
-    )
+    grid = fleet_of_morning_and_afternoon_profiles(seed)
+    scaling = fit_scaling(grid.values[:SEEN, :TRAIN_END], {"cpu_pct": True}, grid.profiles[:SEEN], SPEC.context_steps)
     source = WindowSource(grid, SPEC, scaling)
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)
-    only_new_servers = Handicaps(short_history_share=1.0)  # else most windows show their kind by yesterday's hours
-    settings = FitSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, handicaps=only_new_servers)
+    no_history = Augmentation(short_history_share=1.0)  # else most windows show their profile by their history
+    settings = FitSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, augmentation=no_history)
     fit(model, source, Split(np.arange(SEEN), np.arange(0), SERVERS[SEEN:], 150, TRAIN_END), settings)
     origins = np.arange(TRAIN_END, STEPS - SPEC.horizon_steps, 5)
-    strangers = without_history(source, SERVERS[SEEN:], origins, told=False)
-    trained = loss_of(model, strangers)
-    told = loss_of(model, without_history(source, SERVERS[SEEN:], origins, told=True))
+    unseen = without_history(source, SERVERS[SEEN:], origins, masked=True)
+    trained = loss_of(model, unseen)
+    with_profile = loss_of(model, without_history(source, SERVERS[SEEN:], origins, masked=False))
     embedding = model.network.input_embeddings["profile"].weight
     draw = torch.Generator().manual_seed(0)
     at_random = []
     for _ in range(10):
         with torch.no_grad():
             embedding[0] = torch.randn(embedding.shape[1], generator=draw)
-        at_random.append(loss_of(model, strangers))
-    assert told < 0.3 * trained, "the network does not read the profile: no embedding would matter"
+        at_random.append(loss_of(model, unseen))
+    assert with_profile < 0.3 * trained, "the network does not use the profile"
     assert trained < 0.9 * np.mean(at_random)
-    assert trained < 1.1 * loss_of_the_hours_quantiles(source, strangers, origins)
+    assert trained < 1.1 * loss_of_hourly_quantiles(source, unseen, origins)

@@ -11,7 +11,7 @@ import torch
 
 import tft_trainer
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.network.model import build_network
+from fleet_forecast.network.build import build_network
 from fleet_forecast.training.warm_start import PROFILE_EMBEDDING, profile_rows
 from tests.conftest import tiny_flags, tiny_fleet
 

@@ -189,7 +189,7 @@ EXPLANATION: dict[int | str, dict[str, Any]] = {
                 ],
                 "decoder": [
                     {
-                        "variable": "cpu_pct_daily_mean",
+                        "variable": "cpu_pct_seasonal_mean",
                         "label": "cpu_pct, mean of earlier days at this time",
                         "weight": 1.0,
                     }

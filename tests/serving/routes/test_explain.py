@@ -26,7 +26,7 @@ def test_it_explains_the_forecast_of_the_last_cycle(tmp_path):
     for key in ("server_name", "profile", "profile_rule", "model", "origin", "history_steps", "steps", "warnings"):
         assert got[key] == forecast[key], key
     assert got["variables"]["static"] == [
-        {"variable": "cpu_pct_centre", "label": "cpu_pct, level in the context", "weight": 0.75},
+        {"variable": "cpu_pct_loc", "label": "cpu_pct, level in the context", "weight": 0.75},
         {"variable": "profile", "label": "profile", "weight": 0.25},
     ]
     attention = got["attention"]

@@ -1,0 +1,87 @@
+"""Bounded transform: physical range of a metric <-> real line.
+
+Increasing, and the identity except near each bound (0, and 100 for percentages), where it becomes logarithmic. Metrics
+do sit exactly at a bound (an idle disk writes 0 MB/s), so the bound maps to a finite value and everything beyond that
+value maps back to the bound: a censored variable (Tobin 1958). The inverse of any real number is within the physical
+range by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PERCENT_BOUND_WIDTH = 20.0  # percentage points at 0 and 100 % (5 and 0.5 are worse on Bitbrains)
+RATE_BOUND_WIDTH = 0.02  # rates and latencies, at 0: share of the metric's typical level in the fleet
+BOUND = 0.05  # in bound widths: distance of the physical bound from the end of the open range
+VALUES_AT_ONCE = 2**20  # limits the memory of intermediate arrays
+
+
+@dataclass(frozen=True)
+class BoundedTransform:
+    """The transform of each metric.
+
+    percent: boolean [metric], True for percentages. bound_width: float32 [metric], physical units, distance from a
+    bound within which the transform is not the identity.
+    """
+
+    percent: np.ndarray
+    bound_width: np.ndarray
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Physical units [..., metric] -> float32 [..., metric]; NaN stays NaN."""
+        if values.ndim == 1 or values.size <= VALUES_AT_ONCE:
+            return self._transform(values)
+        transformed = np.empty(values.shape, dtype=np.float32)
+        rows = max(1, len(values) * VALUES_AT_ONCE // values.size)
+        for first in range(0, len(values), rows):
+            transformed[first : first + rows] = self._transform(values[first : first + rows])
+        return transformed
+
+    def _transform(self, values: np.ndarray) -> np.ndarray:
+        # Single precision, in place, on long rows, with one log of a quotient: this runs on every step of a history.
+        # Both parts of the quotient are at least 1 - exp(-BOUND / 2), so at most two of seven digits cancel.
+        rows = values.reshape(len(values), -1) if values.ndim > 1 else values[None]
+        scale, hundred, width = (
+            np.tile(per_metric.astype(np.float32), rows.shape[1] // len(self.percent))
+            for per_metric in (self._inside / self.bound_width, self._hundred, self.bound_width)
+        )
+        inside = np.multiply(rows, scale, dtype=np.float32)
+        inside += np.float32(BOUND)
+        from_upper = np.maximum(hundred - inside, BOUND / 2)  # smaller by rounding only; inf for a rate
+        transformed = _one_minus_exp_minus(inside.copy())
+        transformed /= _one_minus_exp_minus(from_upper)
+        np.log(transformed, out=transformed)
+        transformed += inside
+        transformed *= width
+        return transformed.reshape(values.shape)
+
+    def inverse(self, transformed: np.ndarray) -> np.ndarray:
+        """Transformed [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
+        in_widths = transformed / self.bound_width
+        inside = np.logaddexp(0.0, in_widths) - np.logaddexp(0.0, in_widths - self._hundred)
+        values = np.clip((inside - BOUND) / self._inside, 0.0, self._hundred)
+        return (self.bound_width * values).astype(np.float32, copy=False)
+
+    @property
+    def _hundred(self) -> np.ndarray:
+        """The upper bound in bound widths, inf where there is none: float32 [metric]."""
+        return np.where(self.percent, 100.0 / self.bound_width, np.inf).astype(np.float32)
+
+    @property
+    def _inside(self) -> np.ndarray:
+        """Factor that shrinks the range to leave BOUND at each end: float32 [metric]."""
+        return np.where(self.percent, 1.0 - 2.0 * BOUND * self.bound_width / 100.0, 1.0).astype(np.float32)
+
+
+def bound_widths(percent: np.ndarray, typical_level: np.ndarray) -> np.ndarray:
+    """Default bound widths: float32 [metric]; typical_level: physical units [metric]."""
+    return np.where(percent, PERCENT_BOUND_WIDTH, RATE_BOUND_WIDTH * typical_level).astype(np.float32)
+
+
+def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:
+    """1 - exp(-values), in place."""
+    np.negative(values, out=values)
+    np.exp(values, out=values)
+    return np.subtract(1.0, values, out=values)

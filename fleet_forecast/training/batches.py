@@ -1,0 +1,253 @@
+"""Training batches: which windows an epoch visits, and their inputs and targets.
+
+An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour, and
+plans for each batch which windows it has and how they are augmented (augmentation.py). Plans are turned into batches
+here, or on a GPU in gpu_batches.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, NamedTuple
+
+import numpy as np
+
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.masked_statistics import repeat_over_steps
+from fleet_forecast.features.scaling import FleetScaling
+from fleet_forecast.features.windows import (
+    Array,
+    Calendar,
+    FleetArrays,
+    WindowBatch,
+    WindowRequest,
+    WindowSpec,
+    asinh,
+    build_windows,
+)
+from fleet_forecast.training.augmentation import (
+    DEFAULT_AUGMENTATION,
+    Augmentation,
+    add_position_noise,
+    draw_history,
+    exchange_metrics,
+    level_uncertainty,
+    mean_level,
+)
+
+HOUR_SECONDS = 3_600
+
+
+class TrainingBatch(NamedTuple, Generic[Array]):
+    """Windows and their targets: float32 (B, H, M), asinh of standardised values, NaN = not measured."""
+
+    windows: WindowBatch[Array]
+    targets: Array
+
+
+Batch = TrainingBatch[np.ndarray]
+
+
+@dataclass(frozen=True)
+class WindowSelection:
+    """Windows of a fleet's grid.
+
+    rows, origins: int64 [window], server and grid step. encoder_steps: of all of them. known_steps: int64 [window],
+    steps of history that may be used. masked_profile: boolean [window], where the profile is unknown (nowhere).
+    calendar_origins: int64 [window], grid step whose calendar the origin has (its own). level_shift: float32 [window,
+    metric], added to the server's transformed values (0).
+    """
+
+    rows: np.ndarray
+    origins: np.ndarray
+    encoder_steps: int
+    known_steps: np.ndarray
+    masked_profile: np.ndarray | None = None
+    calendar_origins: np.ndarray | None = None
+    level_shift: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """An augmented batch of an epoch.
+
+    number: of the batch in its epoch. position_noise: float32 [window, 2 * metric], see add_position_noise.
+    metric_order: int64 [window, metric], see exchange_metrics.
+    """
+
+    number: int
+    selection: WindowSelection
+    position_noise: np.ndarray
+    metric_order: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.selection)
+
+
+class WindowSource:
+    """Builds batches of windows from a fleet in memory.
+
+    fleet: the arrays that windows are built from. profile_rows: int64 [server]. first_step: of the grid, since the
+    epoch.
+    """
+
+    def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling) -> None:
+        self.first_step = int(grid.start.astype("datetime64[s]").astype(np.int64)) // grid.step_seconds
+        calendar = Calendar.over(
+            self.first_step - spec.context_steps,
+            self.first_step + grid.steps + spec.horizon_steps,
+            grid.step_seconds,
+            spec.timezone,
+        )
+        self.fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(grid.values))
+        self.profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
+
+    @property
+    def spec(self) -> WindowSpec:
+        """Lengths of the windows."""
+        return self.fleet.spec
+
+    @property
+    def scaling(self) -> FleetScaling:
+        """Scaling of the windows."""
+        return self.fleet.scaling
+
+    @property
+    def transformed(self) -> np.ndarray:
+        """The fleet's transformed values: float32 [server, step, metric]."""
+        return self.fleet.transformed
+
+    def without_profiles(self) -> WindowSource:
+        """The same windows with unknown profiles; the transformed values are shared."""
+        source = copy(self)
+        source.fleet = self.fleet._replace(scaling=self.scaling.without_profiles())
+        source.profile_rows = np.zeros_like(self.profile_rows)
+        return source
+
+    def request(self, selection: WindowSelection) -> WindowRequest:
+        """The selection in the terms of build_windows."""
+        rows, shift = selection.rows, selection.level_shift
+        calendar_origins = selection.origins if selection.calendar_origins is None else selection.calendar_origins
+        return WindowRequest(
+            rows=rows,
+            origins=selection.origins,
+            calendar_steps=self.first_step + calendar_origins,
+            profile_rows=self.profiles_of(rows, selection.masked_profile),
+            encoder_steps=selection.encoder_steps,
+            known_steps=selection.known_steps,
+            level_shift=shift if shift is not None and shift.any() else None,
+        )
+
+    def profiles_of(self, rows: np.ndarray, masked: np.ndarray | None) -> np.ndarray:
+        """Profile rows that the network sees, 0 = unknown or masked: int64 [window]."""
+        return self.profile_rows[rows] if masked is None else np.where(masked, 0, self.profile_rows[rows])
+
+    def batch(self, selection: WindowSelection) -> Batch:
+        """The selected windows with their targets."""
+        request = self.request(selection)
+        windows = build_windows(self.fleet, request)
+        index = request.origins[:, None] + np.arange(1, self.spec.horizon_steps + 1)
+        future = self.transformed[request.rows[:, None], index]
+        if request.level_shift is not None:
+            future += request.level_shift[:, None]
+        future -= windows.target_scale.loc
+        future /= repeat_over_steps(windows.target_scale.scale, self.spec.horizon_steps)
+        return TrainingBatch(windows, asinh(future))
+
+    def augmented_batch(self, plan: BatchPlan) -> Batch:
+        """The planned batch."""
+        batch = self.batch(plan.selection)
+        windows = add_position_noise(batch.windows, plan.position_noise)
+        return TrainingBatch(*exchange_metrics(windows, batch.targets, plan.metric_order))
+
+    def has_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
+        """True for windows with at least one measured target: boolean [window]."""
+        measured = ~np.isnan(self.transformed).all(axis=2)
+        counts = np.zeros((len(measured), measured.shape[1] + 1), dtype=np.int32)
+        np.cumsum(measured, axis=1, out=counts[:, 1:])
+        return counts[rows, origins + 1 + self.spec.horizon_steps] > counts[rows, origins + 1]
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Plans the batches of epochs over some servers.
+
+    servers: int64 [server], rows of the source. last_step: the last grid step of any target.
+    """
+
+    source: WindowSource
+    servers: np.ndarray
+    last_step: int
+    batch_size: int
+    augmentation: Augmentation = DEFAULT_AUGMENTATION
+
+    @cached_property
+    def level_uncertainty(self) -> np.ndarray:
+        """Of the servers' profiles: float32 [1 + profile, metric]."""
+        source = self.source
+        levels = np.stack([mean_level(source.transformed[row, : self.last_step + 1]) for row in self.servers])
+        return level_uncertainty(levels, source.profile_rows[self.servers], len(source.scaling.profiles))
+
+    def epoch(self, random: np.random.Generator, first_batch: int = 0) -> Iterator[BatchPlan]:
+        """One epoch from `first_batch` on, batches in random order.
+
+        Each batch has its own random numbers, so that an epoch can be entered anywhere without planning what precedes.
+        """
+        spec = self.source.spec
+        server, origin, hour = self._server_hours()
+        origin = np.minimum(origin + random.integers(0, hour, origin.shape), self.last_step - spec.horizon_steps)
+        kept = random.permutation(np.flatnonzero(self.source.has_targets(server, origin)))
+        seed = int(random.integers(2**63))
+        for number in range(first_batch, -(-len(kept) // self.batch_size)):
+            chosen = kept[number * self.batch_size : (number + 1) * self.batch_size]
+            batch_random = np.random.default_rng([seed, number])
+            yield self._plan(number, server[chosen], origin[chosen], origin, batch_random)
+
+    def _plan(
+        self,
+        number: int,
+        rows: np.ndarray,
+        origins: np.ndarray,
+        origins_of_epoch: np.ndarray,
+        random: np.random.Generator,
+    ) -> BatchPlan:
+        """Draws the augmentation of a batch; the order of the draws is part of a run's identity."""
+        source, augmentation = self.source, self.augmentation
+        spec, size, metrics = source.spec, len(rows), len(source.spec.metrics)
+        synthetic_share = augmentation.synthetic_share(len(self.servers))
+        encoder_steps, known_steps = draw_history(spec, size, random, augmentation)
+        masked = random.random(size) < augmentation.masked_profile_share
+        profiles = source.profiles_of(rows, masked)
+        eligible = (profiles == 0) & (known_steps >= spec.context_steps)  # for synthetic servers
+        exchanged, other_calendar = eligible & (random.random((2, size)) < synthetic_share)
+        calendar_origins = np.where(other_calendar, random.choice(origins_of_epoch, size), origins)
+        deviation = augmentation.position_noise * synthetic_share
+        noise = random.normal(0, deviation, (size, 2 * metrics)).astype(np.float32)
+        order = np.tile(np.arange(metrics), (size, 1))
+        order[exchanged] = random.permuted(order[exchanged], axis=1)
+        missing_share = np.maximum(1.0 - known_steps / spec.context_steps, 0.0)[:, None]
+        deviation_of_shift = augmentation.level_uncertainty * self.level_uncertainty[profiles] * missing_share
+        shift = (deviation_of_shift * random.normal(0, 1, deviation_of_shift.shape)).astype(np.float32)
+        selection = WindowSelection(rows, origins, encoder_steps, known_steps, masked, calendar_origins, shift)
+        return BatchPlan(number, selection, noise, order)
+
+    def batches_per_epoch(self) -> int:
+        """Number of batches, at least 1; with gaps in the data, random minutes may make it one more or fewer."""
+        server, hours, _ = self._server_hours()
+        return max(1, -(-int(self.source.has_targets(server, hours).sum()) // self.batch_size))
+
+    def _server_hours(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Server and first step of each server-hour whose targets end by last_step, int64 [window]; steps per hour."""
+        spec = self.source.spec
+        hour = max(1, HOUR_SECONDS // spec.step_seconds)
+        hours = np.arange(0, self.last_step - spec.horizon_steps + 1, hour)
+        server, origin = (part.ravel() for part in np.meshgrid(self.servers, hours, indexing="ij"))
+        return server, origin, hour

@@ -1,0 +1,60 @@
+"""A small fleet for tests of batches and augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation
+from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSelection, WindowSource
+
+METRICS = ("cpu_pct", "mem_pct")
+SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=48, horizon_steps=12)
+START = np.datetime64("2026-03-02T00:00:00", "s")
+PROFILES = ("database", "web_api") * 2
+LAST_STEP = 599
+
+
+class RecordingSource(WindowSource):
+    """Records the selections it builds batches of."""
+
+    values: np.ndarray
+    selections: list[WindowSelection]
+
+    def batch(self, selection: WindowSelection) -> Batch:
+        self.selections.append(selection)
+        return super().batch(selection)
+
+
+def grid_of(values: np.ndarray) -> FleetGrid:
+    return FleetGrid(tuple("abcd"), PROFILES, METRICS, START, 300, values)
+
+
+def recording_source() -> RecordingSource:
+    """Four servers, the last with a gap longer than a window."""
+    values = np.random.default_rng(0).uniform(5, 90, (4, 700, 2)).astype(np.float32)
+    values[3, 200:420] = np.nan
+    source = RecordingSource(grid_of(values), SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), PROFILES, 48))
+    source.values, source.selections = values, []
+    return source
+
+
+def sampler_of(
+    source: WindowSource, servers: list[int], augmentation: Augmentation = DEFAULT_AUGMENTATION
+) -> BatchSampler:
+    return BatchSampler(source, np.array(servers), LAST_STEP, 16, augmentation)
+
+
+def plans_of(
+    source: WindowSource, servers: list[int], seed: int, augmentation: Augmentation = DEFAULT_AUGMENTATION
+) -> list[BatchPlan]:
+    """All batches of an epoch."""
+    return list(sampler_of(source, servers, augmentation).epoch(np.random.default_rng(seed)))
+
+
+def batches_of(
+    source: WindowSource, servers: list[int], seed: int, augmentation: Augmentation = DEFAULT_AUGMENTATION
+) -> list[Batch]:
+    return [source.augmented_batch(plan) for plan in plans_of(source, servers, seed, augmentation)]
