@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -26,8 +25,9 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import torch_run
 from fleet_forecast.network.model import ForecastModel, build_network, importance, pinball_loss
-from fleet_forecast.training.split import Split
-from fleet_forecast.training.trainer import learning_rate_at
+from fleet_forecast.training.job import data_step_seconds, model_step_seconds
+from fleet_forecast.training.split import Split, TrainingError
+from fleet_forecast.training.trainer import learning_rate_factor
 from server_profiles import BUILT_IN_RULES
 from tests.conftest import tiny_fleet
 
@@ -90,7 +90,7 @@ def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
     assert Path(last["model_dir"]).is_dir()
     assert last["parameters"] > 0
     assert last["windows_per_second"] > 0
-    assert set(last["scores"]) == {"seen", "unseen"}
+    assert set(last["scores"]) == {"training", "unseen"}
     for part in last["scores"].values():
         assert set(part) == {"model", "last_value", "yesterday", "flat_6h", "flat_24h"}
         assert {"wql", "mase", "wape", "accuracy", "coverage_80"} <= set(part["model"]["cpu_pct"])
@@ -143,7 +143,7 @@ def test_a_share_holds_out_servers_of_every_profile(tiny_model_dir: Path, tmp_pa
     folder = write(tmp_path / "data", tiny_fleet())
     assert run(folder, tmp_path / "models", "--holdout-servers", "0.25") == 0
     info = json.loads((tmp_path / "models" / "current" / "training_info.json").read_text())
-    assert sorted(name[:4] for name in info["holdout_servers"]) == ["ppdb", "ppwe"]
+    assert sorted(name[:4] for name in info["unseen_servers"]) == ["ppdb", "ppwe"]
 
 
 def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> None:
@@ -177,7 +177,7 @@ def test_a_window_sixteen_times_as_wide_as_another_counts_twice_as_much_whatever
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    rates = [learning_rate_at(progress) for progress in np.linspace(0, 1, 101)]
+    rates = [learning_rate_factor(progress) for progress in np.linspace(0, 1, 101)]
     peak = int(np.argmax(rates))
     assert rates[peak] == pytest.approx(1.0, abs=0.01)
     assert (np.diff(rates[: peak + 1]) > 0).all()
@@ -294,7 +294,7 @@ def test_the_models_step_divides_a_day_whatever_the_distance_of_the_rows_is(
     distance_seconds: int, step_seconds: int, tmp_path: Path
 ) -> None:
     data = check_metrics(write(tmp_path, tiny_fleet(hours=4, step_seconds=distance_seconds)), BUILT_IN_RULES)
-    assert tft_trainer.choose_step(data, argparse.Namespace(step_seconds=None)) == step_seconds
+    assert model_step_seconds(data_step_seconds(data), None) == step_seconds
 
 
 def test_a_metric_that_is_not_measured_where_it_could_be_learned_is_left_out_and_named(
@@ -304,17 +304,17 @@ def test_a_metric_that_is_not_measured_where_it_could_be_learned_is_left_out_and
     values[:2, :50, 1] = np.nan  # only a held-out server has it, and the days after
     spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, "UTC", 12, 4)
     grid = FleetGrid(("a", "b", "c"), (None,) * 3, spec.metrics, np.datetime64("2026-03-02", "s"), 3600, values)
-    split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), fit_end=50, train_end=70)
-    left, spec_of_it = tft_trainer.learnable(grid, spec, split)
+    split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), train_end=50, test_start=70)
+    left, spec_of_it = tft_trainer.drop_unmeasured_metrics(grid, spec, split)
     assert left.metrics == spec_of_it.metrics == ("cpu_pct",)
     assert left.values.shape == (3, 100, 1)
-    assert "no server to train on has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
+    assert "no training server has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
     values[:, 70:] = np.nan
-    with pytest.raises(tft_trainer.TrainingError, match=r"from 2026-03-04T22:00:00Z on, in the later days"):
-        tft_trainer.learnable(grid, spec, split)
+    with pytest.raises(TrainingError, match=r"in the test period, from 2026-03-04T22:00:00Z on"):
+        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
     values[:2, :50] = np.nan
-    with pytest.raises(tft_trainer.TrainingError, match="no server to train on has a measurement before"):
-        tft_trainer.learnable(grid, spec, split)
+    with pytest.raises(TrainingError, match="no training server has a measurement before"):
+        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
 
 
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
@@ -379,7 +379,7 @@ def test_a_busy_machine_is_told_of_once_more_than_one_thread_would_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tft_trainer, "free_processors", lambda: 0.9)
-    tft_trainer.say_what_is_in_the_way(threads=1)
+    tft_trainer.note_cpu_contention(threads=1)
     assert capsys.readouterr().err == ""
-    tft_trainer.say_what_is_in_the_way(threads=2)
+    tft_trainer.note_cpu_contention(threads=2)
     assert capsys.readouterr().err.startswith("note: other work leaves 0.9 processors free, and 2 threads wait")

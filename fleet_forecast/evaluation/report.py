@@ -44,7 +44,7 @@ def write_report(
     weights: WeightTables,
 ) -> None:
     """Write report.html into a model directory: data, course of the training, scores, cold start, mean weights."""
-    parts = [f"<h1>{html.escape(title)}</h1>", _facts(info), "<h2>Course</h2>", _course(info["course"])]
+    parts = [f"<h1>{html.escape(title)}</h1>", _facts(info), "<h2>Loss history</h2>", _course(info["loss_history"])]
     for name, table in scores.items():
         of_all = table["metric"] == "mean"
         parts += [
@@ -63,10 +63,11 @@ def _facts(info: Mapping[str, Any]) -> str:
     facts = {
         "data": info["data"],
         "servers": info["servers"],
-        "held-out servers": ", ".join(info["holdout_servers"]) or "none",
-        "servers watched to stop by, not trained on": ", ".join(info["watched_servers"]) or "none",
-        "trained on": f"{info['first_timestamp']} to {info['train_end']}",
-        "judged on": f"{info['train_end']} to {info['last_timestamp']}",
+        "unseen servers": ", ".join(info["unseen_servers"]) or "none",
+        "validation servers": ", ".join(info["validation_servers"]) or "none",
+        "training period": f"{info['first_timestamp']} to {info['train_end']}",
+        "validation period": f"{info['train_end']} to {info['test_start']}",
+        "test period": f"{info['test_start']} to {info['last_timestamp']}",
         "parameters": f"{info['parameters']:,}",
         "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
         f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",

@@ -57,7 +57,7 @@ def gradients_of(
 ) -> Iterator[Gradients]:
     """How to compute them where the model is; batch_size: of all batches but an epoch's last.
 
-    trained: run_state.State.trained of the model.
+    trained: trainer_state.TrainerTensors.parameters of the model.
 
     On a GPU the work of the whole block queues on a stream of its own, as recordings must, and products round their
     factors to TF32's ten bits.

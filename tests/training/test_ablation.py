@@ -26,7 +26,7 @@ def run(training_dir: Path, models_dir: Path, *more: str) -> int:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, happens) -> None:
     """Something happens at an optimisation step, counted over both models."""
-    real, calls = fitting._step, []
+    real, calls = fitting.optimisation_step, []
 
     def step(*arguments, **options):
         calls.append(1)
@@ -34,7 +34,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, happens) -> None:
             happens()
         return real(*arguments, **options)
 
-    monkeypatch.setattr(fitting, "_step", step)
+    monkeypatch.setattr(fitting, "optimisation_step", step)
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_both_trainings_keep_within_max_minutes(
         return does
 
     monkeypatch.setattr(fitting, "monotonic", lambda: seconds[0])
-    monkeypatch.setattr(fitting, "_step", work(0.5, torch.tensor(0.1)))
-    monkeypatch.setattr(fitting, "judge", work(2.0, 0.2))
-    monkeypatch.setattr(fitting, "PATIENCE_CHECKS", 1000)
+    monkeypatch.setattr(fitting, "optimisation_step", work(0.5, torch.tensor(0.1)))
+    monkeypatch.setattr(fitting, "validate", work(2.0, 0.2))
+    monkeypatch.setattr(fitting, "PATIENCE", 1000)
     assert run(tiny_training_dir, tmp_path, "--epochs", "1000", "--max-minutes", "3") == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["stopped_by"] == "minutes"

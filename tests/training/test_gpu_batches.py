@@ -16,7 +16,7 @@ from fleet_forecast.network.model import ForecastModel, build_network
 from fleet_forecast.training.gpu_batches import ResidentWindows
 from fleet_forecast.training.gradients import gradients_of
 from fleet_forecast.training.sampling import Handicaps, Plan, WindowSource, epoch
-from fleet_forecast.training.trainer_state import device_of, side_by_side
+from fleet_forecast.training.trainer_state import device_of, flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
@@ -93,7 +93,7 @@ def test_told_the_largest_input_the_network_computes_the_same(source: WindowSour
     batch = next(plan for plan in plans(source) if plan.encoder_steps == 48)
     gradients = []
     for largest in (None, ResidentWindows(source, CPU).largest_input()):
-        with gradients_of(model, [side_by_side(model)], source, 32) as gradients_at:
+        with gradients_of(model, [flatten_parameters(model)], source, 32) as gradients_at:
             model.network.largest_input = largest
             loss = gradients_at.compute(gradients_at.prepare(batch))
         gradients.append([loss, *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)])
@@ -117,7 +117,7 @@ def test_a_gpu_gives_the_gradients_a_processor_gives(
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         there.train()
-        trained = list(there.parameters()) if device == "cuda" else [side_by_side(there)]
+        trained = list(there.parameters()) if device == "cuda" else [flatten_parameters(there)]
         with gradients_of(there, trained, source, 32) as gradients:
             found[device] = []
             for _, ready in gradients.one_ahead(batches):

@@ -15,7 +15,7 @@ from fleet_forecast.features.windows import Windows, WindowSpec
 from fleet_forecast.network.model import ForecastModel, build_network
 from fleet_forecast.training.gradients import Gradients, gradients_of, loss_arguments, loss_of
 from fleet_forecast.training.sampling import Batch, Plan, WindowSource, epoch
-from fleet_forecast.training.trainer_state import side_by_side
+from fleet_forecast.training.trainer_state import flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")
@@ -43,7 +43,7 @@ def model(source: WindowSource) -> ForecastModel:
 
 
 def test_every_batch_gets_its_own_gradients(source: WindowSource, plans: list[Plan], model: ForecastModel) -> None:
-    whole = side_by_side(model)
+    whole = flatten_parameters(model)
     with gradients_of(model, [whole], source, 16) as gradients:
         found = [(gradients.compute(ready), whole.grad.clone()) for _, ready in gradients.one_ahead(plans)]
     assert len(found) == len(plans) > 3
@@ -91,7 +91,7 @@ def test_a_batch_is_cut_in_another_thread_and_what_goes_wrong_there_is_raised_he
         return cut(plan)
 
     monkeypatch.setattr(source, "cut", cutting)
-    trained = [side_by_side(model)]
+    trained = [flatten_parameters(model)]
     with gradients_of(model, trained, source, 16) as gradients:
         ready = [gradients.prepare(replace(plan)) for plan in plans[:2]]
         gradients.compute(ready[0])

@@ -19,7 +19,7 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.network.model import ForecastModel, build_network, pinball_loss, window_tensors
 from fleet_forecast.training.sampling import Batch, Handicaps, WindowSource
 from fleet_forecast.training.split import Split
-from fleet_forecast.training.trainer import FitSettings, fit
+from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 
@@ -49,7 +49,7 @@ def test_the_trainer_says_that_a_held_out_profile_is_unknown_to_it(
     small = ["--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--no-comparison"]
     assert tft_trainer.main([*flags, *small, "--holdout-servers", "ppdb007", "--device", "cpu"]) == 0
     said = capsys.readouterr()
-    assert "no server to train on has profile mainframe" in said.err
+    assert "no training server has profile mainframe" in said.err
     coverage_by_metric = said.out.split("The model on unseen servers, by metric")[1]
     assert all(metric in coverage_by_metric for metric in TINY_METRICS)
 
@@ -58,7 +58,7 @@ def test_the_trainer_says_that_a_held_out_profile_is_unknown_to_it(
 
 PROFILES = ("database", "ml_compute", "web_api")
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", context_steps=1, horizon_steps=8)
-SEEN, TRAIN_END, STEPS = 18, 180, 240
+SEEN, TEST_START, STEPS = 18, 180, 240
 SERVERS = np.arange(24)
 
 
@@ -89,7 +89,7 @@ def loss_of(model: ForecastModel, batch: Batch) -> float:
 
 def loss_of_the_hours_quantiles(source: WindowSource, strangers: Batch, origins: np.ndarray) -> float:
     """What can be said of servers of unknown kind at best: the quantiles, by hour, of those trained on."""
-    steps = np.arange(TRAIN_END - SPEC.horizon_steps)
+    steps = np.arange(TEST_START - SPEC.horizon_steps)
     known = without_history(source, np.arange(SEEN), steps, told=False).targets[:, 0, 0].reshape(-1, SEEN)
     by_hour = np.stack([np.quantile(known[(steps + 1) % 24 == hour], QUANTILE_LEVELS) for hour in range(24)])
     ahead = origins[:, None] + 1 + np.arange(SPEC.horizon_steps)
@@ -101,15 +101,16 @@ def loss_of_the_hours_quantiles(source: WindowSource, strangers: Batch, origins:
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
     grid = fleet_of_early_and_late_kinds(seed)
     scaling = fit_scaling(
-        grid.values[:SEEN, :TRAIN_END], SPEC.metrics, np.array([True]), grid.profiles[:SEEN], SPEC.context_steps
+        grid.values[:SEEN, :TEST_START], SPEC.metrics, np.array([True]), grid.profiles[:SEEN], SPEC.context_steps
     )
     source = WindowSource(grid, SPEC, scaling)
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)
     only_new_servers = Handicaps(short_history_share=1.0)  # else most windows show their kind by yesterday's hours
-    settings = FitSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, handicaps=only_new_servers)
-    fit(model, source, Split(np.arange(SEEN), np.arange(0), SERVERS[SEEN:], 150, TRAIN_END), settings)
-    origins = np.arange(TRAIN_END, STEPS - SPEC.horizon_steps, 5)
+    settings = TrainerSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, augmentation=only_new_servers)
+    split = Split(np.arange(SEEN), np.arange(0), SERVERS[SEEN:], train_end=150, test_start=TEST_START)
+    Trainer(model, TrainingData(source, split), settings).fit()
+    origins = np.arange(TEST_START, STEPS - SPEC.horizon_steps, 5)
     strangers = without_history(source, SERVERS[SEEN:], origins, told=False)
     trained = loss_of(model, strangers)
     told = loss_of(model, without_history(source, SERVERS[SEEN:], origins, told=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_forecast.training.cpu_contention import STAT, free_processors, in_the_way
+from fleet_forecast.cpu_contention import STAT, contention_advice, free_processors
 
 # user nice system idle iowait irq softirq steal guest guest_nice; guest time is part of user time
 BEFORE = "cpu  100 0 50 1000 50 0 0 0 90 0\ncpu0 50 0 25 500 25 0 0 0 45 0\ncpu1 50 0 25 500 25 0 0 0 45 0\nintr 1 2\n"
@@ -29,7 +29,7 @@ def test_time_that_is_neither_idle_nor_waiting_for_a_disk_is_busy(tmp_path: Path
 
 
 def test_where_the_system_does_not_tell_nothing_is_advised(tmp_path: Path) -> None:
-    assert in_the_way(64, free_processors(0.0, tmp_path / "none")) is None
+    assert contention_advice(64, free_processors(0.0, tmp_path / "none")) is None
 
 
 @pytest.mark.skipif(not STAT.exists(), reason="needs Linux's /proc/stat")
@@ -49,5 +49,5 @@ def test_a_process_that_never_rests_is_seen() -> None:
 def test_only_more_threads_than_processors_are_free_are_advised_against(
     threads: int, free: float, advised: int | None
 ) -> None:
-    told = in_the_way(threads, free)
+    told = contention_advice(threads, free)
     assert told is None if advised is None else told is not None and f"OMP_NUM_THREADS={advised} " in told
