@@ -136,7 +136,7 @@ def markdown(title: str, table: pd.DataFrame) -> str:
         name = f"**{row['method']}**" if row["method"] == MODEL else row["method"]
         lines.append(
             f"| {row['servers']} | {name} "
-            f"| {row['ratio']:.2f}{spread} | {row['together']:.2f} "
+            f"| {row['ratio']:.2f}{spread} | {row['pooled']:.2f} "
             f"| {row['wql']:.3f} | {row['mase']:.2f} | {row['accuracy']:.1f} | {row['coverage_80']:.1f} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The TensorBoard log, read back by TensorBoard's own reader."""
+"""The TensorBoard log, read by TensorBoard's own reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_tensorboard_shows_the_course_of_the_training(tiny_training_dir: Path, t
     assert EventAccumulator(str(tmp_path / "logs" / "comparison")).Reload().Scalars("loss")
 
 
-def test_without_the_package_the_remedy_is_named(
+def test_without_the_package_the_error_names_the_remedy(
     tiny_training_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
