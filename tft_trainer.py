@@ -45,7 +45,7 @@ from fleet_forecast.training.job import (
 )
 from fleet_forecast.training.progress import LogError, TensorBoardLog
 from fleet_forecast.training.publish import RunResult, publish, run_summary
-from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet
+from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import Trainer, TrainerSettings
 from fleet_forecast.training.trainer_state import TrainerState
 from fleet_forecast.training.warm_start import earlier_config, load_earlier_weights, profile_changes
@@ -190,7 +190,7 @@ def drop_unmeasured_metrics(grid: FleetGrid, spec: WindowSpec, split: Split) -> 
     if measured.all():
         return grid, spec
     dropped = ", ".join(name for name, kept in zip(grid.metrics, measured, strict=True) if not kept)
-    note(f"no training server has {dropped} before {grid.timestamps()[split.train_end]}Z: not forecast")
+    note(f"no training server has {dropped} before {step_time(grid, split.train_end)}: not forecast")
     return select_metrics(grid, spec, measured)
 
 
@@ -354,7 +354,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="step of the model; samples of finer data are averaged (the data's own step, at least "
         f"{MIN_DEFAULT_STEP_SECONDS})",
     )
-    add("--timezone", help=f"business time zone, if the data has no metadata ({DEFAULT_TIMEZONE})")
+    add("--timezone", help=f"business time zone (that of the data's metadata, otherwise {DEFAULT_TIMEZONE})")
     add("--seed", type=_seed, default=42, help="seed of weights, windows and unseen servers (%(default)s)")
     _add_run_flags(parser)
     add_version(parser)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -141,7 +141,7 @@ class PerServerSource(WindowSource):
 
     def __init__(self, grid: FleetGrid, spec: WindowSpec, servers: FleetScaling, profiles: FleetScaling) -> None:
         super().__init__(replace(grid, profiles=grid.servers), spec, servers)
-        self._told = profiles.profile_rows(np.array(grid.profiles, dtype=object))
+        self._network_profile = profiles.profile_rows(np.array(grid.profiles, dtype=object))
 
     def batch(
         self,
@@ -155,8 +155,8 @@ class PerServerSource(WindowSource):
     ) -> Batch:
         """As WindowSource.batch."""
         batch = super().batch(rows, origins, encoder_steps, known_steps, np.zeros_like(hidden), clock_origins, raised)
-        told = np.where(hidden, 0, self._told[rows])
-        return replace(batch, windows=batch.windows._replace(profile=told))
+        profile = np.where(hidden, 0, self._network_profile[rows])
+        return replace(batch, windows=batch.windows._replace(profile=profile))
 
 
 def source_of(variant: Variant, job: Job) -> WindowSource:
@@ -172,8 +172,8 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
             job.spec.context_steps,
         )
 
-    told = job.profiles and variant.uses_profiles
-    by_profile = scaling_by(grid.profiles if told else (None,) * len(grid.servers))
+    with_profiles = job.profiles and variant.uses_profiles
+    by_profile = scaling_by(grid.profiles if with_profiles else (None,) * len(grid.servers))
     if variant.prior_steps is not None:
         n = lengths(job.spec.context_steps)
         by_profile = with_weights(by_profile, n / (n + variant.prior_steps))
@@ -265,20 +265,29 @@ def without_unknown(gradient: torch.Tensor) -> torch.Tensor:
     return kept
 
 
+class Inputs(NamedTuple):
+    """What a scored model receives of a server: steps of its history, and its profile unless masked."""
+
+    history_steps: int
+    profile_masked: bool
+
+
 def forecast(
-    model: ForecastModel, source: WindowSource, rows: np.ndarray, origins: np.ndarray, steps: int, hidden: bool
+    model: ForecastModel, source: WindowSource, rows: np.ndarray, origins: np.ndarray, inputs: Inputs
 ) -> np.ndarray:
-    """Quantiles [window, horizon, metric, quantile] from `steps` steps of history, with the engine's encoder length."""
-    lengths = source.spec.encoder_lengths
+    """Quantiles [window, horizon, metric, quantile], with the encoder length of the engine."""
+    lengths, steps = source.spec.encoder_lengths, inputs.history_steps
     encoder_steps = lengths[int(np.searchsorted(lengths, np.clip(steps, 1, source.spec.context_steps)))]
     run, parts = torch_run(model), []
     for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // WINDOWS_AT_ONCE)):
-        known, unseen = np.full(len(chunk), steps), np.full(len(chunk), hidden)
-        parts.append(run(source.batch(rows[chunk], origins[chunk], encoder_steps, known, unseen).windows))
+        known, masked = np.full(len(chunk), steps), np.full(len(chunk), inputs.profile_masked)
+        parts.append(run(source.batch(rows[chunk], origins[chunk], encoder_steps, known, masked).windows))
     return np.concatenate(parts)
 
 
-def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.ndarray, steps: int, hidden: bool) -> Any:
+def scores(
+    model: ForecastModel, source: WindowSource, job: Job, servers: np.ndarray, inputs: Inputs
+) -> dict[str, float]:
     """WQL, accuracy and coverage in the test period: {score: mean over metrics}."""
     grid, horizon = job.grid, job.spec.horizon_steps
     rows, origins = (part.ravel() for part in np.meshgrid(servers, job.origins(), indexing="ij"))
@@ -287,7 +296,7 @@ def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.nda
     rows, origins, actual = rows[some], origins[some], actual[some]
     day = job.spec.day_steps
     naive_error = evaluation.naive_daily_error(grid.values[:, : job.split.test_start], day)
-    made = {evaluation.MODEL: forecast(model, source, rows, origins, steps, hidden)}
+    made = {evaluation.MODEL: forecast(model, source, rows, origins, inputs)}
     table = evaluation.Backtest(grid.metrics, QUANTILE_LEVELS, rows, origins, actual, naive_error, made).scores()
     mean = table.set_index("metric").loc["mean"]
     return {name: round(float(mean[name]), 5) for name in ("wql", "accuracy", "coverage_80", "coverage_96")}
@@ -308,10 +317,13 @@ def _run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
     steps = {name: 1 if hours is None else round(hours * hour) for name, hours in HISTORIES.items()}
     profiles = {"given": False, "masked": True} if job.profiles and variant.uses_profiles else {"masked": True}
     unseen = {
-        profile: {name: scores(model, source, job, job.split.unseen_servers, n, masked) for name, n in steps.items()}
+        profile: {
+            name: scores(model, source, job, job.split.unseen_servers, Inputs(n, masked)) for name, n in steps.items()
+        }
         for profile, masked in profiles.items()
     }
-    training = scores(model, source, job, job.split.training_servers, steps[LONGEST], "given" not in profiles)
+    longest = Inputs(steps[LONGEST], profile_masked="given" not in profiles)
+    training = scores(model, source, job, job.split.training_servers, longest)
     servers = {
         "servers": len(job.grid.servers),
         "training_servers": len(job.split.training_servers),

@@ -272,8 +272,8 @@ def loader_shares(source: WindowSource) -> dict[str, Any]:
     """Cost of loading (cutting a batch) as a share of a training step on a CPU: medians over turns.
 
     loader_share_of_step: time of a batch / time of a step, one after the other. loader_share_of_processor_time: the
-    same in CPU time, which other load hardly changes. loader_share_beside: relative increase of a step's time while the
-    next batch is cut in parallel, as in training; with quartiles, as single steps vary by more than that.
+    same in CPU time, which other load hardly changes. loader_share_overlapped: relative increase of a step's time while
+    the next batch is cut in parallel, as in training; with quartiles, as single steps vary by more than that.
     """
     size, turns = OUR_BATCH_SIZES["cpu"][0], []
     with ExitStack() as stack:
@@ -291,8 +291,8 @@ def loader_shares(source: WindowSource) -> dict[str, Any]:
     return {
         "loader_share_of_step": median[0],
         "loader_share_of_processor_time": median[1],
-        "loader_share_beside": median[2],
-        "loader_share_beside_quartiles": [low[2], high[2]],
+        "loader_share_overlapped": median[2],
+        "loader_share_overlapped_quartiles": [low[2], high[2]],
     }
 
 

@@ -29,6 +29,7 @@ from fleet_forecast.inference.torch_backend import torch_run
 from fleet_forecast.network.model import ForecastModel, export_explanation, export_onnx
 from fleet_forecast.training.ablation import cost
 from fleet_forecast.training.job import Job
+from fleet_forecast.training.split import step_time
 from fleet_forecast.training.trainer_state import TrainerState
 
 
@@ -94,16 +95,16 @@ def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables
 
 def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict[str, Any]:
     """training_info.json: data, split, flags, loss history, cost and scores of the run."""
-    grid, split, times = job.grid, job.split, job.grid.timestamps()
+    grid, split = job.grid, job.split
     return {
         "data": str(flags["training_dir"]),
         "servers": len(grid.servers),
         "unseen_servers": [grid.servers[row] for row in split.unseen_servers],
         "validation_servers": [grid.servers[row] for row in split.validation_servers],
-        "first_timestamp": f"{times[0]}Z",
-        "train_end": f"{times[split.train_end]}Z",
-        "test_start": f"{times[split.test_start]}Z",
-        "last_timestamp": f"{times[-1]}Z",
+        "first_timestamp": step_time(grid, 0),
+        "train_end": step_time(grid, split.train_end),
+        "test_start": step_time(grid, split.test_start),
+        "last_timestamp": step_time(grid, grid.steps - 1),
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()},
         "loss_history": result.training.loss_history,
         **run_summary(result),

@@ -8,6 +8,7 @@ import numpy as np
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.iso_time import iso
 
 VALIDATION_TIME_SHARE = 0.15  # the validation period, as a share of the steps before the test period ...
 VALIDATION_HORIZONS = 1.5  # ... but at least this many horizons, so that there are several validation origins
@@ -75,15 +76,13 @@ def measured_metrics(grid: FleetGrid, split: Split) -> np.ndarray:
     Raises TrainingError if there is no such metric, or if nothing was measured in the test period.
     """
     measured = ~np.isnan(grid.values[:, : split.train_end]).all(axis=1)[split.training_servers].all(axis=0)
-    times = grid.timestamps()
     if not measured.any():
-        raise TrainingError(
-            f"values: no training server has a measurement before {times[split.train_end]}Z; provide more data"
-        )
+        train_end = step_time(grid, split.train_end)
+        raise TrainingError(f"values: no training server has a measurement before {train_end}; provide more data")
     if np.isnan(grid.values[:, split.test_start :]).all():
         raise TrainingError(
-            f"values: nothing was measured in the test period, from {times[split.test_start]}Z on; provide more data, "
-            "or a smaller --train-fraction"
+            f"values: nothing was measured in the test period, from {step_time(grid, split.test_start)} on; provide "
+            "more data, or a smaller --train-fraction"
         )
     return measured
 
@@ -92,6 +91,11 @@ def select_metrics(grid: FleetGrid, spec: WindowSpec, kept: np.ndarray) -> tuple
     """The grid and the window lengths for a subset of the metrics (boolean [metric])."""
     metrics = tuple(name for name, keep in zip(grid.metrics, kept, strict=True) if keep)
     return replace(grid, metrics=metrics, values=grid.values[..., kept]), replace(spec, metrics=metrics)
+
+
+def step_time(grid: FleetGrid, step: int) -> str:
+    """Time of a grid step as ISO text."""
+    return iso(int(grid.start.astype("datetime64[s]").astype(np.int64)) + step * grid.step_seconds)
 
 
 def _unseen_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from tests.conftest import tiny_flags
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_tensorboard_shows_the_course_of_the_training(tiny_training_dir: Path, tmp_path: Path) -> None:
+def test_the_log_has_the_loss_history(tiny_training_dir: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
