@@ -62,9 +62,8 @@ COOL_DOWN_SHARE = 0.2  # of the steps so far: length of the cool-down
 CHECKPOINT_SECONDS = 30.0  # a crash loses at most this much work; saving takes a tenth of a second
 THROUGHPUT_WARM_UP_STEPS = 10  # not counted in the throughput: caches fill, kernels may be compiled
 
-ValidationSet = list[
-    tuple[list[torch.Tensor], torch.Tensor]
-]  # windows and targets of each batch, on the model's device
+# Windows and targets of each validation batch, on the model's device.
+ValidationSet = list[tuple[list[torch.Tensor], torch.Tensor]]
 
 
 @dataclass(frozen=True)
