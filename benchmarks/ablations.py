@@ -1,15 +1,14 @@
-"""What each choice for strangers is worth: the same short training run, with one choice undone at a time.
+"""Effect of each design choice on unseen servers: the same short training, with one choice undone at a time.
 
     python benchmarks/ablations.py --training-dir ./training/           # all variants, about 4 minutes each
     python benchmarks/ablations.py --step-seconds 3600 --seeds 1,2,3    # hourly means: twenty seconds each
     python benchmarks/ablations.py --variants shipped,per_server        # some of them
-    python benchmarks/ablations.py --variants '' --output table.md      # only the table, of the runs there are
+    python benchmarks/ablations.py --variants '' --output table.md      # only the table, of existing runs
 
-Every variant trains as many windows, from the same seed, on the same servers and days, with the same network, and is
-scored on the later days: on servers it never saw, with none, one step, one hour, one day and one week of history, the
-profile given and hidden; and on the servers it was trained on, with one week of history. Each run is kept as a JSON
-file in --work-dir and not repeated, so the table can be made piece by piece; benchmarks/ablations.md is written from
-all runs there are. The last line is JSON.
+All variants have the same seed, number of windows, servers, days and network. They are scored in the test period: on
+unseen servers with a history of 0, one step, one hour, one day and one week, with the profile given and masked; and on
+training servers with one week of history. Each run is stored as a JSON file in --work-dir and not repeated, so that the
+table can be made in several calls. benchmarks/ablations.md is written from all stored runs. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -50,39 +49,39 @@ from fleet_forecast.network.loss import sample_weight  # noqa: E402
 from fleet_forecast.network.model import ForecastModel  # noqa: E402
 from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation  # noqa: E402
 from fleet_forecast.training.batches import Batch, TrainingBatch, WindowSelection, WindowSource  # noqa: E402
-from fleet_forecast.training.split import Split, SplitError, split_fleet  # noqa: E402
-from fleet_forecast.training.trainer import AVERAGING_DECAY, FitSettings, fit  # noqa: E402
+from fleet_forecast.training.job import choose_profiles  # noqa: E402
+from fleet_forecast.training.split import Split, TrainingError, split_fleet  # noqa: E402
+from fleet_forecast.training.trainer import EMA_DECAY, Trainer, TrainerSettings, TrainingData  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
 HELD_OUT_SHARE = "0.2"  # of each profile's servers
 BATCH_SIZE, LEARNING_RATE, HIDDEN_SIZE = 64, 3e-3, 32
-ORIGIN_EVERY_HOURS = 7  # no divisor of a day, so that all hours occur
+ORIGIN_INTERVAL_HOURS = 7  # does not divide a day, so that origins fall on all hours
 WINDOWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train; the defaults are the shipped ones.
+    """A training set-up; the defaults are those of the trainer.
 
-    per_server: scale by statistics of each training server, of the median server for strangers, as
-    pytorch-forecasting's GroupNormalizer does. prior_steps: as which the profile counts beside a window's own, instead
-    of estimated weights (features/cold_start.py).
-    seasonal: whether windows are without the seasonal component. quantiles: which window quantiles are used
-    (QUANTILES). weighs_windows: whether wide windows count more in the loss.
-    trains_unknown: whether the embedding of the unknown profile is trained or stays at its initial zero. gaps: a fifth
-    of the rows is missing in training, at random from half of the servers, in blocks from the others (scored on all).
+    per_server: scale by the statistics of each training server, and by those of the median server for unseen servers,
+    as pytorch-forecasting's GroupNormalizer does. prior_steps: fixed shrinkage weight n / (n + prior_steps) after n
+    measurements, instead of the learned weights (features/cold_start.py). uses_seasonality: subtract the daily seasonal
+    component. quantile_map: the distribution on which quantiles are read (QUANTILE_MAPS). weighs_windows: sample
+    weights in the loss. trains_unknown: train the embedding of the unknown profile; otherwise it stays zero. gaps:
+    remove a fifth of the rows from training, at random for half of the servers, in blocks for the others.
     """
 
     name: str
     title: str
     augmentation: Augmentation = DEFAULT_AUGMENTATION
-    averaging_decay: float = AVERAGING_DECAY
+    ema_decay: float = EMA_DECAY
     prior_steps: float | None = None
     per_server: bool = False
-    knows_profiles: bool = True
-    seasonal: bool = True
-    quantiles: str = "own and profile's"
+    uses_profiles: bool = True
+    uses_seasonality: bool = True
+    quantile_map: str = "window and profile"
     weighs_windows: bool = True
     trains_unknown: bool = True
     gaps: bool = False
@@ -90,36 +89,32 @@ class Variant:
 
 VARIANTS = (
     Variant("shipped", "as shipped"),
-    Variant("per_server", "scaled per server, strangers as the median server (GroupNormalizer)", per_server=True),
+    Variant("per_server", "scaled per server, unseen servers as the median server (GroupNormalizer)", per_server=True),
     Variant("full_histories", "no short histories", replace(DEFAULT_AUGMENTATION, short_history_share=0.0)),
-    Variant("profile_always_told", "profile never hidden", replace(DEFAULT_AUGMENTATION, masked_profile_share=0.0)),
-    Variant("unknown_untrained", "profile hidden at times, its embedding left at zero", trains_unknown=False),
-    Variant("fixed_weights", "a window's own after n steps weighs n / (n + 3)", prior_steps=3.0),
+    Variant("no_profile_masking", "profile never masked", replace(DEFAULT_AUGMENTATION, masked_profile_share=0.0)),
+    Variant("unknown_untrained", "embedding of the unknown profile not trained", trains_unknown=False),
+    Variant("fixed_shrinkage", "fixed shrinkage weight n / (n + 3) after n steps", prior_steps=3.0),
+    Variant("no_position_noise", "no noise on loc and scale inputs", replace(DEFAULT_AUGMENTATION, position_noise=0.0)),
     Variant(
-        "no_position_noise", "no noise on the window's position", replace(DEFAULT_AUGMENTATION, position_noise=0.0)
+        "no_level_uncertainty", "no predictive level uncertainty", replace(DEFAULT_AUGMENTATION, level_uncertainty=0.0)
     ),
-    Variant(
-        "no_level_doubt", "levels of new servers not in doubt", replace(DEFAULT_AUGMENTATION, level_uncertainty=0.0)
-    ),
-    Variant("only_real_servers", "no fictional servers", replace(DEFAULT_AUGMENTATION, synthetic_servers=0.0)),
-    Variant("last_weights", "last weights instead of averaged ones", averaging_decay=0.0),
-    Variant("no_profile", "no profile at all", knows_profiles=False),
-    Variant("no_rhythm", "daily rhythm left in the windows", seasonal=False),
-    Variant(
-        "normal_prior", "of a short history, quantiles read on the normal distribution", quantiles="own and normal"
-    ),
-    Variant("no_shape", "quantiles read on the normal distribution", quantiles="normal"),
-    Variant("equal_windows", "every window counts the same in the loss", weighs_windows=False),
+    Variant("only_real_servers", "no synthetic servers", replace(DEFAULT_AUGMENTATION, synthetic_servers=0.0)),
+    Variant("last_weights", "last weights instead of their EMA", ema_decay=0.0),
+    Variant("no_profile", "no profile at all", uses_profiles=False),
+    Variant("no_seasonality", "seasonal component not subtracted", uses_seasonality=False),
+    Variant("normal_prior", "quantile map shrunk to the normal distribution", quantile_map="window and normal"),
+    Variant("no_quantile_map", "no quantile map: normal distribution", quantile_map="normal"),
+    Variant("equal_windows", "no sample weights in the loss", weighs_windows=False),
     Variant("gaps", "a fifth of the training rows missing", gaps=True),
 )
 HISTORIES = {"none": 0.0, "1 step": None, "1 h": 1.0, "24 h": 24.0, "7 days": 168.0}  # hours; None = a single step
 LONGEST = "7 days"
-COLD_START = ("none", "1 step")  # the histories a new server's score in the last line is averaged over
+COLD_START = ("none", "1 step")  # histories that the scores in the last line are averaged over
 
 
 @dataclass(frozen=True)
 class Job:
-    """The data set every variant is trained on."""
+    """The data that all variants are trained on."""
 
     name: str
     grid: FleetGrid
@@ -129,37 +124,36 @@ class Job:
 
     def origins(self) -> np.ndarray:
         """Grid steps of the scored forecasts."""
-        every = max(1, ORIGIN_EVERY_HOURS * 3600 // self.grid.step_seconds)
-        return rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
+        interval_steps = max(1, ORIGIN_INTERVAL_HOURS * 3600 // self.grid.step_seconds)
+        first, last = self.split.test_start, self.grid.steps - 1
+        return rolling_origins(first, last, self.spec.horizon_steps, interval_steps)
 
 
 def load_job(training_dir: Path, step_seconds: int, seed: int) -> Job:
-    """Read and split the data as the trainer does."""
+    """Read and split the data with the trainer's functions."""
     flags = ["--training-dir", str(training_dir), "--step-seconds", str(step_seconds), "--seed", str(seed)]
     arguments = tft_trainer.build_parser().parse_args(flags)
     data = tft_trainer.read(arguments)
-    grid, spec = tft_trainer.lay_out(data, arguments)
+    grid, spec = tft_trainer.grid_and_windows(data, arguments)
     split = split_fleet(grid, spec, arguments.train_fraction, HELD_OUT_SHARE, seed)
-    seen_profiles = {grid.profiles[row] for row in split.seen} if data.has_profile_column else set()
-    profiles = tuple(sorted(str(name) for name in seen_profiles if name is not None))
-    name = f"{training_dir.absolute().stem}-{step_seconds}s"
-    return Job(name, grid, spec, split, profiles if len(profiles) > 1 else ())
+    profiles, _ = choose_profiles(data, grid, split)
+    return Job(f"{training_dir.absolute().stem}-{step_seconds}s", grid, spec, split, profiles)
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
 
 
 class PerServerSource(WindowSource):
-    """Windows scaled by fixed statistics of their server; the network is told the profile, as ever."""
+    """Windows scaled by fixed statistics of their server. The profile remains an input of the network."""
 
     def __init__(self, grid: FleetGrid, spec: WindowSpec, servers: FleetScaling, profiles: FleetScaling) -> None:
         super().__init__(replace(grid, profiles=grid.servers), spec, servers)
-        self._told = profiles.profile_rows(np.array(grid.profiles, dtype=object))
+        self._network_profile = profiles.profile_rows(np.array(grid.profiles, dtype=object))
 
     def batch(self, selection: WindowSelection) -> Batch:
         """As WindowSource.batch."""
         windows, targets = super().batch(replace(selection, masked_profile=None))
-        profile = self._told[selection.rows]
+        profile = self._network_profile[selection.rows]
         if selection.masked_profile is not None:
             profile = np.where(selection.masked_profile, 0, profile)
         return TrainingBatch(windows._replace(inputs=windows.inputs._replace(profile=profile)), targets)
@@ -171,37 +165,37 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
 
     def scaling_by(owners: Sequence[str | None]) -> FleetScaling:
         return fit_scaling(
-            grid.values[split.seen, : split.train_end],
+            grid.values[split.training_servers, : split.test_start],
             {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
-            tuple(owners[row] for row in split.seen),
+            tuple(owners[row] for row in split.training_servers),
             job.spec.context_steps,
         )
 
-    told = job.profiles and variant.knows_profiles
-    by_profile = scaling_by(grid.profiles if told else (None,) * len(grid.servers))
+    with_profiles = job.profiles and variant.uses_profiles
+    by_profile = scaling_by(grid.profiles if with_profiles else (None,) * len(grid.servers))
     if variant.prior_steps is not None:
         n = history_lengths(job.spec.context_steps)
         by_profile = with_weights(by_profile, n / (n + variant.prior_steps))
     if not variant.per_server:
         return WindowSource(grid, job.spec, by_profile)
-    return PerServerSource(grid, job.spec, for_strangers_the_median(scaling_by(grid.servers)), by_profile)
+    return PerServerSource(grid, job.spec, median_for_unseen(scaling_by(grid.servers)), by_profile)
 
 
 def with_weights(scaling: FleetScaling, weights: np.ndarray) -> FleetScaling:
-    """The same weights [length] for every profile and metric, of means and deviations."""
+    """The same shrinkage weights [length] of loc and scale for every profile and metric."""
     table = np.broadcast_to(weights.astype(np.float32), scaling.loc_weight.shape)
     return replace(scaling, loc_weight=table, scale_weight=table)
 
 
-def for_strangers_the_median(scaling: FleetScaling) -> FleetScaling:
-    """Statistics of each server in row 1 and on, the median server's in row 0; a window's own count for nothing."""
+def median_for_unseen(scaling: FleetScaling) -> FleetScaling:
+    """Median statistics in row 0 for unseen servers, and shrinkage weight 0 for the window's own statistics."""
     loc, scale = scaling.loc.copy(), scaling.scale.copy()
     loc[0], scale[0] = np.median(loc[1:], axis=0), np.median(scale[1:], axis=0)
     return with_weights(replace(scaling, loc=loc, scale=scale), np.zeros(scaling.loc_weight.shape[2]))
 
 
 def with_gaps(job: Job) -> Job:
-    """The job with rows removed, another way from every other server."""
+    """The job with a fifth of the rows removed, at random from even servers and in blocks from odd ones."""
     random, block_steps = np.random.default_rng(0), BLOCK_HOURS * 3600 // job.grid.step_seconds
     shape = (len(job.grid.servers), job.grid.steps)
     every_other = np.arange(shape[0])[:, None] % 2 == 0
@@ -212,12 +206,12 @@ def with_gaps(job: Job) -> Job:
 
 @contextmanager
 def windows_of(variant: Variant) -> Iterator[None]:
-    """Windows are cut, and count in the loss, as the variant wants it meanwhile."""
+    """Replaces the functions that build and weigh windows within the block, as the variant requires."""
     with (
         mock.patch.multiple(
             "fleet_forecast.features.windows",
-            seasonal_component=seasonal_component if variant.seasonal else no_seasonal_component,
-            window_quantiles=QUANTILES[variant.quantiles],
+            seasonal_component=seasonal_component if variant.uses_seasonality else no_seasonality,
+            window_quantiles=QUANTILE_MAPS[variant.quantile_map],
         ),
         mock.patch(
             "fleet_forecast.training.gradients.sample_weight",
@@ -227,8 +221,8 @@ def windows_of(variant: Variant) -> Iterator[None]:
         yield
 
 
-def no_seasonal_component(context: np.ndarray, seasonal_mean: np.ndarray, _day_steps: int) -> SeasonalComponent:
-    """As seasonal_component of servers without seasonality."""
+def no_seasonality(context: np.ndarray, seasonal_mean: np.ndarray, _day_steps: int) -> SeasonalComponent:
+    """seasonal_component for windows without a daily pattern."""
     strength = np.zeros((len(context), context.shape[2]), dtype=np.float32)
     return SeasonalComponent(strength, np.zeros_like(seasonal_mean))
 
@@ -238,62 +232,72 @@ def normal_like(quantiles: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.array(NORMAL_SCORES, dtype=np.float32), quantiles.shape).copy()
 
 
-QUANTILES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "own and profile's": window_quantiles,
-    "own and normal": lambda standardised, prior: window_quantiles(standardised, normal_like(prior)),
-    "normal": lambda _standardised, prior: normal_like(prior),
+QUANTILE_MAPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "window and profile": window_quantiles,
+    "window and normal": lambda units, prior: window_quantiles(units, normal_like(prior)),
+    "normal": lambda _units, prior: normal_like(prior),
 }
 
 
 def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: int) -> ForecastModel:
-    """A model of this variant."""
+    """Train a model of this variant."""
     torch.manual_seed(seed)
-    network = build_network(job.spec, job.profiles if variant.knows_profiles else (), HIDDEN_SIZE)
+    network = build_network(job.spec, job.profiles if variant.uses_profiles else (), HIDDEN_SIZE)
     if not variant.trains_unknown:
         network.input_embeddings["profile"].weight.register_hook(without_unknown)
-    settings = FitSettings(
+    settings = TrainerSettings(
         epochs=epochs,
         batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         max_seconds=float("inf"),
         seed=seed,
-        averaging_decay=variant.averaging_decay,
+        ema_decay=variant.ema_decay,
         augmentation=variant.augmentation,
     )
-    return fit(ForecastModel(network, job.spec, source.scaling), source, job.split, settings).model
+    model = ForecastModel(network, job.spec, source.scaling)
+    return Trainer(model, TrainingData(source, job.split), settings).fit().model
 
 
 def without_unknown(gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient of an embedding, zero for category 0 (what padding_idx=0 does in the stock class)."""
+    """The gradient of an embedding with zeros for category 0 (padding_idx=0 of the stock class)."""
     kept = gradient.clone()
     kept[0] = 0.0
     return kept
 
 
+class Inputs(NamedTuple):
+    """What a scored model receives of a server: steps of its history, and its profile unless masked."""
+
+    history_steps: int
+    profile_masked: bool
+
+
 def forecast(
-    model: ForecastModel, source: WindowSource, rows: np.ndarray, origins: np.ndarray, steps: int, hidden: bool
+    model: ForecastModel, source: WindowSource, rows: np.ndarray, origins: np.ndarray, inputs: Inputs
 ) -> np.ndarray:
-    """Quantiles from so many steps of history, cut as the engine cuts them: [window, horizon, metric, quantile]."""
-    lengths = source.spec.encoder_lengths
+    """Quantiles [window, horizon, metric, quantile], with the encoder length of the engine."""
+    lengths, steps = source.spec.encoder_lengths, inputs.history_steps
     encoder_steps = lengths[int(np.searchsorted(lengths, np.clip(steps, 1, source.spec.context_steps)))]
     run, parts = torch_run(model), []
     for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // WINDOWS_AT_ONCE)):
-        known, masked = np.full(len(chunk), steps), np.full(len(chunk), hidden)
+        known, masked = np.full(len(chunk), steps), np.full(len(chunk), inputs.profile_masked)
         selection = WindowSelection(rows[chunk], origins[chunk], encoder_steps, known, masked)
         parts.append(run(source.batch(selection).windows))
     return np.concatenate(parts)
 
 
-def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.ndarray, steps: int, hidden: bool) -> Any:
-    """WQL, accuracy and coverage of some servers' later days: {score: mean over metrics}."""
+def scores(
+    model: ForecastModel, source: WindowSource, job: Job, servers: np.ndarray, inputs: Inputs
+) -> dict[str, float]:
+    """WQL, accuracy and coverage in the test period: {score: mean over metrics}."""
     grid, horizon = job.grid, job.spec.horizon_steps
     rows, origins = (part.ravel() for part in np.meshgrid(servers, job.origins(), indexing="ij"))
     actual = past_values(grid.values, rows, origins + horizon, horizon)
     some = ~np.isnan(actual).all(axis=(1, 2))
     rows, origins, actual = rows[some], origins[some], actual[some]
     day = job.spec.day_steps
-    seasonal_error = mean_seasonal_error(grid.values[:, : job.split.train_end], day)
-    made = {MODEL: forecast(model, source, rows, origins, steps, hidden)}
+    seasonal_error = mean_seasonal_error(grid.values[:, : job.split.test_start], day)
+    made = {MODEL: forecast(model, source, rows, origins, inputs)}
     table = Backtest(grid.metrics, QUANTILE_LEVELS, rows, origins, actual, seasonal_error, made).scores()
     mean = table.set_index("metric").loc["mean"]
     return {name: round(float(mean[name]), 5) for name in ("wql", "accuracy", "coverage_80", "coverage_96")}
@@ -312,17 +316,24 @@ def _run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
         source = WindowSource(job.grid, job.spec, source.scaling)
     hour = 3600 / job.grid.step_seconds
     steps = {name: 1 if hours is None else round(hours * hour) for name, hours in HISTORIES.items()}
-    told = {"given": False, "hidden": True} if job.profiles and variant.knows_profiles else {"hidden": True}
+    profiles = {"given": False, "masked": True} if job.profiles and variant.uses_profiles else {"masked": True}
     unseen = {
-        profile: {name: scores(model, source, job, job.split.unseen, n, hidden) for name, n in steps.items()}
-        for profile, hidden in told.items()
+        profile: {
+            name: scores(model, source, job, job.split.unseen_servers, Inputs(n, masked)) for name, n in steps.items()
+        }
+        for profile, masked in profiles.items()
     }
-    seen = scores(model, source, job, job.split.seen, steps[LONGEST], "given" not in told)
-    facts = {"servers": len(job.grid.servers), "trained": len(job.split.seen), "unseen": len(job.split.unseen)}
+    longest = Inputs(steps[LONGEST], profile_masked="given" not in profiles)
+    training = scores(model, source, job, job.split.training_servers, longest)
+    servers = {
+        "servers": len(job.grid.servers),
+        "training_servers": len(job.split.training_servers),
+        "unseen_servers": len(job.split.unseen_servers),
+    }
     return {
-        "variant": variant.name, "seed": seed, "epochs": epochs, "data": job.name, **facts,
+        "variant": variant.name, "seed": seed, "epochs": epochs, "data": job.name, **servers,
         "steps": job.grid.steps, "step_seconds": job.grid.step_seconds, "metrics": job.grid.metrics,
-        "unseen_scores": unseen, "seen_score": seen,
+        "unseen_scores": unseen, "training_score": training,
     }  # fmt: skip
 
 
@@ -330,17 +341,19 @@ def _run(variant: Variant, job: Job, epochs: int, seed: int) -> dict[str, Any]:
 
 
 def columns_of(result: Mapping[str, Any], score: str) -> dict[str, float]:
-    """One table row's figures; a variant without profiles forecasts as if the profile were hidden."""
-    shown = [name for name in HISTORIES if name != "1 h" or result["step_seconds"] < 3600]  # else it is the 1 step
+    """The values of a table row. For variants without profiles those with masked profile count as given, too."""
+    shown = [
+        name for name in HISTORIES if name != "1 h" or result["step_seconds"] < 3600
+    ]  # otherwise "1 h" is "1 step"
     columns: dict[str, float] = {}
-    for profile in ("given", "hidden"):
-        by_history = result["unseen_scores"].get(profile, result["unseen_scores"]["hidden"])
+    for profile in ("given", "masked"):
+        by_history = result["unseen_scores"].get(profile, result["unseen_scores"]["masked"])
         columns |= {f"{profile}, {history}": float(by_history[history][score]) for history in shown}
-    return columns | {f"seen, {LONGEST}": float(result["seen_score"][score])}
+    return columns | {f"training servers, {LONGEST}": float(result["training_score"][score])}
 
 
 def on_common_seeds(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The runs of those seeds that every variant has been run with; all runs if there is no such seed."""
+    """The runs with the seeds that all variants have in common; all runs if there is no such seed."""
     seeds_of: dict[str, set[int]] = {}
     for result in results:
         seeds_of.setdefault(result["variant"], set()).add(result["seed"])
@@ -370,14 +383,15 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         f"steps of {first['step_seconds']} s"
     )
     setting = (
-        f"{first['epochs']} visit(s) of every server-hour of {first['trained']} servers, "
-        f"{first['unseen']} others held out; seed {', '.join(map(str, seeds))}. Unseen servers by length of history, "
-        f"profile given or hidden; seen servers with {LONGEST}. In brackets: change against the first row in percent."
+        f"{first['epochs']} epoch(s) over {first['training_servers']} training servers, "
+        f"{first['unseen_servers']} unseen servers; seed {', '.join(map(str, seeds))}. "
+        f"Unseen servers by length of history, profile given or masked; training servers with {LONGEST}. "
+        "In brackets: change from the first row in percent."
     )
     lines = [title, "", setting]
     spread = spread_between_seeds([result for result in results if result["variant"] == "shipped"])
     if spread is not None:
-        lines += ["", f"Between seeds, the first row's WQL differs by {spread:.1f} % (deviation, mean of columns)."]
+        lines += ["", f"Standard deviation of the first row's WQL between seeds: {spread:.1f} % (mean of columns)."]
     for score, heading in (("wql", "WQL (smaller is better)"), ("accuracy", "Accuracy, % (larger is better)")):
         lines += ["", heading, "", *_rows(table_of(results, score), score)]
     return "\n".join(lines)
@@ -396,7 +410,7 @@ def _rows(table: pd.DataFrame, score: str) -> list[str]:
 
 
 def spread_between_seeds(shipped: Sequence[Mapping[str, Any]]) -> float | None:
-    """Deviation of WQL between seeds in percent, mean over columns; None with a single seed."""
+    """Standard deviation of WQL between seeds in percent, mean over columns; None with a single seed."""
     if len(shipped) < 2:
         return None
     table = pd.DataFrame([columns_of(result, "wql") for result in shipped])
@@ -404,9 +418,10 @@ def spread_between_seeds(shipped: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def write_table(work_dir: Path, output: Path) -> dict[str, Any]:
-    """benchmarks/ablations.md from every run in `work_dir`.
+    """Write benchmarks/ablations.md from all runs in `work_dir`.
 
-    Returns by data and variant the mean WQL of servers with a step of history or none, profile given if there are any.
+    Returns by data and variant the mean WQL of unseen servers with at most one step of history, with the profile given
+    if the data have profiles.
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work_dir.glob("*.json"))]
     summary: dict[str, Any] = {}
@@ -415,20 +430,20 @@ def write_table(work_dir: Path, output: Path) -> dict[str, Any]:
         of_data = on_common_seeds([result for result in results if result["data"] == name])
         sections.append(markdown(of_data))
         table = table_of(of_data, "wql")
-        told = "given" if any(name.startswith("given") for name in table.columns) else "hidden"
-        means = table[[f"{told}, {history}" for history in COLD_START]].mean(axis=1)
+        profile = "given" if any(name.startswith("given") for name in table.columns) else "masked"
+        means = table[[f"{profile}, {history}" for history in COLD_START]].mean(axis=1)
         summary[name] = {str(variant): round(float(value), 5) for variant, value in means.items()}
-    title = "# What each choice for strangers is worth\n\nWritten by `python benchmarks/ablations.py`.\n"
+    title = "# Effect of each design choice on unseen servers\n\nWritten by `python benchmarks/ablations.py`.\n"
     output.write_text(title + "".join(f"\n{section}\n" for section in sections), encoding="utf-8")
     return summary
 
 
 def run_missing(variants: Sequence[Variant], job: Job, arguments: argparse.Namespace, seed: int) -> None:
-    """Run and keep those variants that have no file yet."""
+    """Run and store the variants that have no file yet."""
     for variant in variants:
         path = arguments.work_dir / f"{job.name}-{variant.name}-{seed}.json"
         if path.exists():
-            print(f"{path}: there already, not repeated", file=sys.stderr)
+            print(f"{path}: exists, not repeated", file=sys.stderr)
             continue
         print(f"{variant.title}, seed {seed}", file=sys.stderr)
         path.write_text(json.dumps(run(variant, job, arguments.epochs, seed)), encoding="utf-8")
@@ -441,20 +456,20 @@ def _chosen(text: str) -> tuple[Variant, ...]:
     names = [name for name in text.split(",") if name]
     known = {variant.name: variant for variant in VARIANTS}
     if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(f"no variant {', '.join(unknown)}; known are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"no variant {', '.join(unknown)}; choose from {', '.join(known)}")
     return tuple(known[name] for name in names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the table; returns 0 when done, 1 if the data cannot be used, 2 for wrong usage."""
+    """Run missing variants and write the table; returns 1 if the data cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--training-dir", type=Path, default=ROOT / "training", help="folder or file to train on (./training)")
-    add("--work-dir", type=Path, default=ROOT / "models/ablations", help="where runs are kept (models/ablations)")
+    add("--work-dir", type=Path, default=ROOT / "models/ablations", help="folder of the stored runs (models/ablations)")
     add("--output", type=Path, default=ROOT / "benchmarks/ablations.md", help="the table (benchmarks/ablations.md)")
     add("--variants", type=_chosen, default=VARIANTS, help="comma-separated names (all)")
-    add("--step-seconds", type=int, default=300, help="finer data are averaged onto this step (%(default)s)")
-    add("--epochs", type=int, default=1, help="visits of every server-hour (%(default)s)")
+    add("--step-seconds", type=int, default=300, help="step; samples of finer data are averaged (%(default)s)")
+    add("--epochs", type=int, default=1, help="passes over all server-hours (%(default)s)")
     add("--seeds", default="1", help="comma-separated; a run for each (%(default)s)")
     arguments = parser.parse_args(argv)
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
@@ -463,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_missing(
                 arguments.variants, load_job(arguments.training_dir, arguments.step_seconds, seed), arguments, seed
             )
-    except (ContractError, DataFileError, GridError, SplitError, tft_trainer.TrainingError, OSError) as problem:
+    except (ContractError, DataFileError, GridError, TrainingError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(write_table(arguments.work_dir, arguments.output)))

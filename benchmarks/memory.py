@@ -1,12 +1,12 @@
-"""How much memory training takes on about 50 million rows: few servers at a fine step, and many at the usual one.
+"""Peak memory of training on about 50 million rows: few servers at a fine step, and many at the default step.
 
-    python benchmarks/memory.py             # both cases below, about a quarter of an hour on 2 cores
-    python benchmarks/memory.py --quick     # the same, a fortieth as many rows
+    python benchmarks/memory.py             # both cases, about a quarter of an hour on 2 cores
+    python benchmarks/memory.py --quick     # the same with a fortieth of the rows
 
-Each case is simulated into a folder of its own, and tft_trainer.py is run on it as anybody would: read, checked, laid
-on the grid, a few steps of both models, judged, published. Its peak is the resident memory the kernel reports when it
-has ended. Beside it stands what nobody can do without: the grid and its image in link space (floor_bytes). The last
-line on stdout is JSON.
+Each case is simulated into a temporary folder, and tft_trainer.py runs on it in a process of its own: reading, checks,
+grid, a few steps of both models, evaluation, publication. The peak is the maximum resident memory that the kernel
+reports for that process. floor_bytes is the size of the two arrays that training needs in any case: the grid and its
+transformed values. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TRAINING_FLAGS = ("--max-minutes", "0.5", "--holdout-servers", "0.01", "--no-pro
 
 
 class Case(NamedTuple):
-    """A fleet: so many times the default's 90 servers, for some hours, a row every few seconds."""
+    """fleets: number of servers, as a multiple of the default fleet's 90."""
 
     fleets: float
     hours: float
@@ -57,7 +57,7 @@ QUICK_CASES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases; returns 0 if all stay below the limit, 1 otherwise."""
+    """Run the cases; returns 1 if one exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fortieth of the rows")
     arguments = parser.parse_args(argv)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Simulate, train, and say how many rows, how large on disk, and what training took."""
+    """Simulate and train; returns the number of rows, the size on disk, and the memory and time of training."""
     with tempfile.TemporaryDirectory() as folder:
         training, models = Path(folder) / "training", Path(folder) / "models"
         flags = [text for profile, count in case.fleet().items() for text in (f"--num_{profile}", str(count))]
@@ -102,11 +102,11 @@ class _Finished(NamedTuple):
 
 
 def _run(script: str, *flags: str) -> _Finished:
-    """A script in a process of its own: the last line of its output, and what it took."""
+    """Run a script in a process of its own; the last line of its output, and the resources it used."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()
         child = subprocess.Popen([sys.executable, script, *flags], cwd=ROOT, stdout=out, stderr=errors)
-        _, status, usage = os.wait4(child.pid, 0)  # of this process alone, not of all that ended before it
+        _, status, usage = os.wait4(child.pid, 0)  # usage of this child only
         child.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - began
         out.seek(0)

@@ -371,7 +371,7 @@ def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:
 
 def _held_out_by(model: Path, task: Task) -> Parts:
     info = json.loads((model / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
-    named = [set(info[part]) for part in ("holdout_servers", "watched_servers")]
+    named = [set(info[part]) for part in ("unseen_servers", "validation_servers")]
     parts = Parts(*(np.flatnonzero([server in names for server in task.grid.servers]) for names in named))
     if not len(parts.unseen):
         raise ModelError(f"{model}: held out no server of {task.name}; train it on this data with --holdout-servers")

@@ -1,13 +1,12 @@
-"""Train on real servers, forecast others of them that the model never saw, and print README's tables.
+"""Accuracy on real servers: train on some of them, forecast the others, and print the result tables.
 
     python benchmarks/real_servers.py                          # both real data sets, 15 minutes of training each
     python benchmarks/real_servers.py --minutes 2              # a quick look
     python benchmarks/real_servers.py --data my_fleet.parquet --folds 4
 
-Each data set is trained on by tft_trainer.py with a quarter of the servers held out (other ones in each fold), judged
-on the last 30 % of the time beside the baselines, and its held-out servers are forecast by tft_inference.py every 8
-hours from there on. Models and forecasts stay under models/real/. Tables (Markdown) go to stdout, the last line is
-JSON.
+In each fold tft_trainer.py trains with a different quarter of the servers held out and is scored with the baselines on
+the last 30 % of the time. tft_inference.py then forecasts the held-out servers every 8 hours of that period. Models and
+forecasts are kept in models/real/. Tables (Markdown) go to stdout; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,23 +29,24 @@ sys.path.insert(0, str(ROOT))
 import tft_inference  # noqa: E402
 import tft_trainer  # noqa: E402
 from data_contract import ContractError, DataFileError, read_metrics  # noqa: E402
+from fleet_forecast.evaluation.backtest import MODEL  # noqa: E402
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
 DATA = (ROOT / "../shared/data/bitbrains_public.parquet", ROOT / "../shared/data/smd_fleet.parquet")
 HELD_OUT_SHARE = 0.25
 MODELS = Path("models/real")
-MODEL = "model"
 SEED = 0
-SHOWN = ("wql", "mase", "accuracy", "coverage_80")
+SCORE_COLUMNS = ("wql", "mase", "accuracy", "coverage_80")
 
 
 class FailedRunError(RuntimeError):
-    """One of the scripts ended with an error; its message stands above."""
+    """One of the scripts failed; its message is on stderr."""
 
 
 def held_out_names(path: Path, folds: int) -> list[list[str]]:
-    """Servers held out in each fold: a quarter of them, other ones in each fold as far as they reach."""
+    """Servers held out in each fold: consecutive quarters of a random order, repeated if there are not enough."""
     names = sorted(map(str, read_metrics(path).frame["server_name"].unique()))
     if len(names) < 2:
         raise DataFileError(f"{path}: holds {len(names)} server; holding some out needs at least two")
@@ -56,7 +56,7 @@ def held_out_names(path: Path, folds: int) -> list[list[str]]:
 
 
 def last_json_line(main: Callable[[Sequence[str]], int], flags: Sequence[str]) -> dict[str, Any]:
-    """Run one of the scripts; what it says last. Raises FailedRunError."""
+    """Run one of the scripts; the JSON object in its last line. Raises FailedRunError."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         code = main(flags)
@@ -67,23 +67,23 @@ def last_json_line(main: Callable[[Sequence[str]], int], flags: Sequence[str]) -
 
 
 def one_fold(path: Path, held_out: Sequence[str], minutes: float, seed: int) -> dict[str, Any]:
-    """Train without some servers, forecast exactly those; scores, minutes and where the forecasts are."""
+    """Train without some servers and forecast these; the JSON lines of both scripts."""
     folder = ROOT / MODELS / path.stem
     flags = ["--training-dir", str(path), "--models-dir", str(folder), "--max-minutes", f"{minutes:g}"]
     trained = last_json_line(tft_trainer.main, [*flags, "--holdout-servers", ",".join(held_out), "--seed", str(seed)])
     model_dir = Path(trained["model_dir"])
-    test_begin = json.loads((model_dir / "training_info.json").read_text(encoding="utf-8"))["train_end"]
-    strangers = folder / f"{model_dir.name}_held_out.parquet"
+    test_start = json.loads((model_dir / TRAINING_INFO_FILE).read_text(encoding="utf-8"))["test_start"]
+    unseen = folder / f"{model_dir.name}_held_out.parquet"
     frame = read_metrics(path).frame
-    frame[frame["server_name"].isin(held_out)].to_parquet(strangers, index=False)
+    frame[frame["server_name"].isin(held_out)].to_parquet(unseen, index=False)
     output = folder / f"{model_dir.name}_forecasts.parquet"
-    flags = ["--model", str(model_dir), "--input", str(strangers), "--output", str(output)]
-    made = last_json_line(tft_inference.main, [*flags, "--origins", "every:8h", "--from", test_begin])
+    flags = ["--model", str(model_dir), "--input", str(unseen), "--output", str(output)]
+    made = last_json_line(tft_inference.main, [*flags, "--origins", "every:8h", "--from", test_start])
     return {"trained": trained, "forecasts": made}
 
 
 def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The table of `ratios` for some runs of the trainer."""
+    """The table of `ratios` over the folds."""
     records = pd.DataFrame.from_records(
         {"servers": servers, "method": method, "fold": number, "metric": metric, **row}
         for number, fold in enumerate(folds)
@@ -95,11 +95,11 @@ def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def ratios(records: pd.DataFrame, contestants: Sequence[str]) -> pd.DataFrame:
-    """Mean over metrics and folds for each method, servers seen and unseen.
+    """Scores of each method, means over metrics and folds, for training and for unseen servers.
 
-    ratio: WQL / that of the best method that is no contestant, its mean over the folds, and its spread. together: the
-    same of the WQL over the servers of all folds as if they were one, so that it does not matter which of them share a
-    fold. records: rows of evaluation.Backtest.scores with the columns `fold` and `servers`.
+    ratio: WQL / WQL of the best method that is no contestant, mean over the folds; spread: its standard deviation.
+    pooled: the same ratio for the WQL over the windows of all folds, which does not depend on the assignment of servers
+    to folds. records: rows of evaluation.Backtest.scores with the columns `fold` and `servers`.
     """
     scores = records[records["metric"] == "mean"].drop(columns="metric")
     simple = scores[~scores["method"].isin(contestants)].groupby(["servers", "method"])["wql"].mean()
@@ -110,40 +110,40 @@ def ratios(records: pd.DataFrame, contestants: Sequence[str]) -> pd.DataFrame:
         for fold, servers, wql in zip(scores["fold"], scores["servers"], scores["wql"], strict=True)
     ]
     groups = scores.groupby(["servers", "method"], sort=False)
-    table = groups[[*SHOWN, "ratio"]].mean().assign(spread=groups["ratio"].std())
-    wql = wql_together(records[records["metric"] != "mean"])
-    table["together"] = [wql[key] / wql[key[0], best[key[0]]] for key in table.index]
+    table = groups[[*SCORE_COLUMNS, "ratio"]].mean().assign(spread=groups["ratio"].std())
+    wql = pooled_wql(records[records["metric"] != "mean"])
+    table["pooled"] = [wql[key] / wql[key[0], best[key[0]]] for key in table.index]
     return table.reset_index().sort_values(["servers", "wql"], ignore_index=True)
 
 
-def wql_together(records: pd.DataFrame) -> pd.Series[float]:
-    """WQL of each (servers, method) over all folds as one set of points, mean over metrics."""
+def pooled_wql(records: pd.DataFrame) -> pd.Series[float]:
+    """WQL of each (servers, method) over the windows of all folds, mean over metrics."""
     keys = ["servers", "method", "metric"]
     loss = (records["wql"] * records["total"]).groupby([records[key] for key in keys]).sum()
     return (loss / records.groupby(keys)["total"].sum()).groupby(["servers", "method"]).mean()
 
 
 def markdown(title: str, table: pd.DataFrame) -> str:
-    """The table as it stands in README."""
+    """The table in Markdown."""
     lines = [
         title,
         "",
-        "| servers | method | WQL ÷ best baseline | all together | WQL | MASE | accuracy % | 80 % band covers % |",
+        "| servers | method | WQL ÷ best baseline | pooled | WQL | MASE | accuracy % | 80 % band covers % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table.to_dict("records"):
         spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.2f}"
         name = f"**{row['method']}**" if row["method"] == MODEL else row["method"]
         lines.append(
-            f"| {'never seen' if row['servers'] == 'unseen' else 'trained on'} | {name} "
-            f"| {row['ratio']:.2f}{spread} | {row['together']:.2f} "
+            f"| {row['servers']} | {name} "
+            f"| {row['ratio']:.2f}{spread} | {row['pooled']:.2f} "
             f"| {row['wql']:.3f} | {row['mase']:.2f} | {row['accuracy']:.1f} | {row['coverage_80']:.1f} |"
         )
     return "\n".join(lines)
 
 
 def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
-    """One data set, all folds; prints its table."""
+    """Run all folds of a data set and print the table."""
     runs = [one_fold(path, names, minutes, SEED + fold) for fold, names in enumerate(held_out_names(path, folds))]
     table = table_of(runs)
     spent = [run["trained"]["minutes"] for run in runs]
@@ -157,13 +157,13 @@ def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and forecast; returns 0 when done, 1 if a part failed, 2 for wrong usage."""
+    """Train and forecast; returns 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, action="append", help="file or folder; may be given again (both real sets)"
+        "--data", type=Path, action="append", help="file or folder; may be repeated (both real data sets)"
     )
-    parser.add_argument("--minutes", type=float, default=15.0, help="of training for each model (%(default)s)")
-    parser.add_argument("--folds", type=int, default=1, help="with other servers held out in each (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=15.0, help="training time of each model (%(default)s)")
+    parser.add_argument("--folds", type=int, default=1, help="number of folds (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.folds < 1 or not arguments.minutes > 0:
         parser.error("--folds and --minutes: give numbers above 0")

@@ -1,45 +1,45 @@
-"""Windows a second in training, against stock pytorch-forecasting on the same processors in the same run.
+"""Training throughput in windows a second, compared with stock pytorch-forecasting in the same process.
 
     python benchmarks/training.py                 # about three minutes; JSON is the last line
     python benchmarks/training.py --rounds 1      # a quick look
     python benchmarks/training.py --device cuda   # on a GPU
 
-Both sides train the same network (six targets, hidden size 32, 288 + 96 steps, the same variables) with dropout,
-back-propagation and AdamW. Stock runs its own data set and loader at fixed encoder lengths (checked), at the best of
-several batch sizes; ours runs the trainer's steps at full context. Rounds alternate between the sides, so that other
-load on the machine meets both; the ratio is the median over rounds.
+Both implementations train the same network (six targets, hidden size 32, 288 + 96 steps, the same variables) with
+dropout, backpropagation and AdamW. Stock runs its own data set and loader at fixed encoder lengths (checked), at the
+best of several batch sizes. Ours runs the trainer's steps at full context. Rounds alternate between the two, so that
+other load on the machine affects both; the reported ratio is the median over rounds.
 
-What each idea gave, in windows a second of one processor (AVX-512, batches of 64; stock about 70):
+Effect of each optimisation, in windows a second on one CPU (AVX-512, batches of 64; stock: about 70):
 
-    variables of a kind in one product, flags and categories looked up, attention without scores     182
-    each different measured value evaluated once, one gathering sum, a byte of randomness a mask     308
-    AdamW in one kernel                                                                              330
-    all parameters side by side in one tensor         a tenth less a step (329 -> 280 ms of two processors)
-    the next batch cut in a thread of its own         where torch leaves a processor free (50 turns, one thread), 0.5
-                                                      instead of 1.7 % of a step; where it does not, nothing
-    freed memory kept for the next step               a tenth less a step (361 -> 327 ms, 40 pairs, in turns)
-    bfloat16 (autocast)                               nothing: 227 instead of 290, time goes into conversions
-    torch.compile around the LSTM                     nothing: 190 instead of 187, after 190 s of compilation
-    half a batch in each of two threads               nothing: 232 and 243 ms a step instead of 193 and 232
-    half a batch in each of two processes             198 to 206 ms instead of 206 to 237, cutting and AdamW included:
-                                                      1.1 times as fast, and two random states to save and resume
-    a whole batch in each of two processes            210 ms for both instead of 190 for one; not a batch of 64 any more
+    one matrix product per kind of variable, embedding lookup, fused attention             182
+    each distinct measured value embedded once, one scatter-add, one random byte per mask  308
+    fused AdamW                                                                            330
+    flattened parameters                   10 % less time per step (329 -> 280 ms on two CPUs)
+    windows of the next batch in a thread  with an idle CPU (50 pairs, one torch thread) loading takes 0.5 instead of
+                                           1.7 % of a step; without one there is no effect
+    allocator keeps freed memory           10 % less time per step (361 -> 327 ms, 40 alternating pairs)
+    bfloat16 (autocast)                    no gain: 227 instead of 290, conversions take the time
+    torch.compile around the LSTM          no gain: 190 instead of 187, after 190 s of compilation
+    half a batch in each of two threads    no gain: 232 and 243 ms a step instead of 193 and 232
+    half a batch in each of two processes  198 to 206 ms instead of 206 to 237, loading and AdamW included: 1.1 times as
+                                           fast, with two random states to save and resume
+    a batch in each of two processes       210 ms for both instead of 190 for one; the batch size is no longer 64
 
-The compilation was measured before the second line: dropout's random numbers keep the compiled loops from being
-vectorised. In the last three torch computes on one thread in each part, on a machine of two processors, and the one
-batch they stand beside is computed on two threads; milliseconds are of several runs. Half a batch takes 0.6 of a whole
-one's time, as many operations are small.
+Compilation was measured before the second line: dropout's random numbers prevent the compiled loops from being
+vectorised. The last three lines were measured on two CPUs: torch has one thread in each part, and two threads for the
+batch it is compared with; times are from several runs. Half a batch takes 0.6 of the time of a batch, as many
+operations are small.
 
-On a GPU (H100, torch 2.11 with CUDA 13.0, 16 processors beside it) stock has no use for larger batches: each window
-takes it four milliseconds, in one process as with four that load (239 windows a second at best, batches of 256). Ours,
-in batches of 64 and 1,024 windows:
+On a GPU (H100, torch 2.11 with CUDA 13.0, 16 CPUs) stock does not benefit from larger batches: each window takes four
+milliseconds, with one process as with four loader processes (at best 239 windows a second, batches of 256). Ours, in
+batches of 64 and 1,024 windows:
 
-    the processor's code, windows cut on the GPU, steps recorded                             3,600     27,700
+    the CPU implementation, windows cut on the GPU, CUDA graphs                              3,600     27,700
     attention in bfloat16 without a mask, products in TF32                                   5,200     32,000
-    the windows of today, learned from short histories and weighed (256: 18,100)             6,300     31,900
+    with cold-start shrinkage and sample weights (256: 18,100)                               6,300     31,900
 
-Not kept: cuDNN's LSTM without its gradients of weights and biases, which take it seven times as long as all else (4 ms
-of 33), as the way around it leads through functions torch does not document.
+Not used: cuDNN's LSTM without its gradients of weights and biases. These gradients take seven times as long as the
+other parts (4 of 33 ms), but avoiding them needs torch functions that are not documented.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.training.batches import BatchPlan, WindowSelection, WindowSource
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
-from fleet_forecast.training.trainer_state import State
+from fleet_forecast.training.trainer_state import TrainerTensors
 
 METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
@@ -82,15 +82,15 @@ SPEC = WindowSpec(METRICS, 300, "America/New_York", 288, 96)
 STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}
 OUR_BATCH_SIZES = {"cpu": (64,), "cuda": (64, 256, 1024)}
 STOCK_LOADER_PROCESSES = {"cpu": 0, "cuda": 4}
-LEAST_STEPS, LEAST_SECONDS = 4, 1.0  # optimisation steps per side and round
+MIN_STEPS, MIN_SECONDS = 4, 1.0  # of a measurement
 WARM_UP_STEPS = 4
-LOADED_BATCHES = 60  # steps with a new batch that are timed
+LOADER_TURNS = 60  # timed pairs of a step and a batch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a line per side, and JSON last; returns 0, or 1 without the GPU that is asked for."""
+    """Measure; print a line per round and JSON last. Returns 1 if the requested GPU is not available."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often both sides are measured (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each implementation (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -108,12 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(source: WindowSource, device: torch.device, rounds: int, stack: ExitStack) -> dict[str, Any]:
-    """Windows a second of both sides at each batch size, and the ratio of the best."""
+    """Windows a second of both implementations at each batch size, and the ratio of the best two."""
     sides: dict[str, Callable[[], float]] = {}
     for size in STOCK_BATCH_SIZES[device.type]:
-        sides[f"stock_{size}"] = pace_of(stock_side(size, device), device)
+        sides[f"stock_{size}"] = throughput_of(stock_step(size, device), device)
     for size in OUR_BATCH_SIZES[device.type]:
-        sides[f"fleet_{size}"] = pace_of(our_side(source, size, device, stack), device)
+        sides[f"fleet_{size}"] = throughput_of(our_step(source, size, device, stack), device)
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, windows_per_second in sides.items():
@@ -136,7 +136,7 @@ def compare(source: WindowSource, device: torch.device, rounds: int, stack: Exit
 
 
 def simulated_source() -> WindowSource:
-    """Two servers of every profile over a week: our speed depends on how many different values there are."""
+    """Two simulated servers of every profile over a week: our speed depends on the number of distinct values."""
     fleet = Fleet.of(dict.fromkeys(PROFILES, 2), seed=0)
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
@@ -146,15 +146,15 @@ def simulated_source() -> WindowSource:
     return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
 
 
-def pace_of(step: Callable[[], int], device: torch.device) -> Callable[[], float]:
-    """A measurement: warm up once, then windows a second over some optimisation steps."""
+def throughput_of(step: Callable[[], int], device: torch.device) -> Callable[[], float]:
+    """Warm up once; the returned function measures windows a second over some optimisation steps."""
     for _ in range(WARM_UP_STEPS):
         step()
 
     def measure() -> float:
         finish(device)
         started, windows, steps = time.perf_counter(), 0, 0
-        while steps < LEAST_STEPS or time.perf_counter() - started < LEAST_SECONDS:
+        while steps < MIN_STEPS or time.perf_counter() - started < MIN_SECONDS:
             windows, steps = windows + step(), steps + 1
         finish(device)
         return windows / (time.perf_counter() - started)
@@ -163,13 +163,13 @@ def pace_of(step: Callable[[], int], device: torch.device) -> Callable[[], float
 
 
 def finish(device: torch.device) -> None:
-    """Wait until all that was asked for is done."""
+    """Wait for all queued kernels."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def our_side(source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack) -> Callable[[], int]:
-    """One step of the trainer: cut a batch, forward, pinball loss, backward, AdamW."""
+def our_step(source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack) -> Callable[[], int]:
+    """One step of the trainer: cut a batch, forward, pinball loss, backward, AdamW, EMA."""
     gradients, train = our_trainer(source, batch_size, device, stack)
     batches = gradients.prefetch(full_context_plans(batch_size))
 
@@ -184,23 +184,23 @@ def our_side(source: WindowSource, batch_size: int, device: torch.device, stack:
 def our_trainer(
     source: WindowSource, batch_size: int, device: torch.device, stack: ExitStack
 ) -> tuple[Gradients, Callable[[Prepared], None]]:
-    """What makes batches ready, and a step with one that is."""
+    """The trainer's gradients, and a step with a prepared batch."""
     network = build_network(SPEC, PROFILES, 32)
     model = ForecastModel(network, SPEC, source.scaling).to(device).train()
-    state = State(model, 1e-3, 0.01)
-    gradients = stack.enter_context(gradients_of(model, state.trained, source, batch_size))
+    tensors = TrainerTensors(model, 1e-3, 0.01)
+    gradients = stack.enter_context(gradients_of(model, tensors.parameters, source, batch_size))
 
     def train(ready: Prepared) -> None:
         gradients.compute(ready)
-        torch.nn.utils.clip_grad_norm_(state.trained, 1.0)
-        state.optimizer.step()
-        state.take_average(0.995)
+        torch.nn.utils.clip_grad_norm_(tensors.parameters, 1.0)
+        tensors.optimizer.step()
+        tensors.update_ema(0.995)
 
     return gradients, train
 
 
 def full_context_plans(batch_size: int) -> Iterator[BatchPlan]:
-    """Random windows with the whole context, for ever, nothing withheld."""
+    """Batches of random windows with full context and without masking, without end."""
     random, metrics = np.random.default_rng(1), len(METRICS)
     while True:
         origins = random.integers(SPEC.context_steps, 7 * 288 - SPEC.horizon_steps - 1, batch_size)
@@ -213,7 +213,7 @@ def full_context_plans(batch_size: int) -> Iterator[BatchPlan]:
         )
 
 
-def stock_side(batch_size: int, device: torch.device) -> Callable[[], int]:
+def stock_step(batch_size: int, device: torch.device) -> Callable[[], int]:
     """One step of stock pytorch-forecasting: its loader, its forward, its loss, backward, AdamW."""
     model = build_network(SPEC, PROFILES, 32, TemporalFusionTransformer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -240,7 +240,7 @@ def stock_side(batch_size: int, device: torch.device) -> Callable[[], int]:
 def stock_dataset() -> TimeSeriesDataSet:
     """A week of random values for as many series, with the variables of SPEC, at fixed lengths.
 
-    Stock's speed does not depend on what the values are.
+    Stock's speed does not depend on the values.
     """
     random = np.random.default_rng(0)
     steps, names = 7 * 288, [f"server{row:02d}" for row in range(2 * len(PROFILES))]
@@ -260,24 +260,24 @@ def stock_dataset() -> TimeSeriesDataSet:
 
 
 def endless(loader: Any) -> Iterator[Any]:
-    """Batches for ever, the incomplete last one of an epoch left out."""
+    """Batches without end; the loader drops the incomplete last batch of an epoch."""
     while True:
         yield from loader
 
 
 def loader_shares(source: WindowSource) -> dict[str, Any]:
-    """What cutting a batch costs, as a share of a step on a CPU: medians over turns.
+    """Cost of loading (cutting a batch) as a share of a training step on a CPU: medians over turns.
 
-    loader_share_of_step: time of cutting a batch / of a step, one after the other; in processor time, which other load
-    hardly changes, the threads' waiting for each other counts as the step's. loader_share_beside: how much longer a
-    step takes if the next batch is cut meanwhile, as in a training; with quartiles, as steps differ by more than that.
+    loader_share_of_step: time of a batch / time of a step, one after the other. loader_share_of_processor_time: the
+    same in CPU time, which other load hardly changes. loader_share_overlapped: relative increase of a step's time while
+    the next batch is cut in parallel, as in training; with quartiles, as single steps vary by more than that.
     """
     size, turns = OUR_BATCH_SIZES["cpu"][0], []
     with ExitStack() as stack:
         gradients, train = our_trainer(source, size, torch.device("cpu"), stack)
         plans = full_context_plans(size)
         known, following = gradients.prepare(next(plans)), gradients.prepare(next(plans))
-        for _ in range(WARM_UP_STEPS + LOADED_BATCHES):
+        for _ in range(WARM_UP_STEPS + LOADER_TURNS):
             new, _ = following, following.result()
             step, step_processor = timed(partial(train, known), time.process_time)
             cut, cut_processor = timed(partial(source.augmented_batch, next(plans)), time.thread_time)
@@ -288,8 +288,8 @@ def loader_shares(source: WindowSource) -> dict[str, Any]:
     return {
         "loader_share_of_step": median[0],
         "loader_share_of_processor_time": median[1],
-        "loader_share_beside": median[2],
-        "loader_share_beside_quartiles": [low[2], high[2]],
+        "loader_share_overlapped": median[2],
+        "loader_share_overlapped_quartiles": [low[2], high[2]],
     }
 
 

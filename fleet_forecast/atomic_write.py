@@ -9,12 +9,13 @@ from pathlib import Path
 READABLE_BY_ALL = 0o644
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, prefix: str | None = None) -> None:
     """Write `content` to a temporary file in the same folder, flush it to disk and rename it to `path`.
 
+    prefix: of the temporary file's name, by which a later run finds what a killed one left; default: .NAME.
     Raises OSError if the folder cannot be written or the disk is full; `path` is then unchanged.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=prefix or f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -18,3 +18,42 @@ def add_flag(group: argparse._ActionsContainer, flag: str, **options: Any) -> No
 def add_version(parser: argparse.ArgumentParser) -> None:
     """--version, which prints the toolkit's version and exits with 0."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = _float_number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number above 0 and below 1."""
+    value = _float_number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1")
+    return value
+
+
+def int_number(text: str) -> int:
+    """An argparse type: a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _float_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None

@@ -1,4 +1,4 @@
-"""Fixtures several test files share: a tiny fleet and a tiny model trained on it by the real trainer."""
+"""Shared fixtures: a tiny fleet, and a tiny model trained on it by the trainer script."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from hypothesis import settings
 
 import tft_trainer
-from fleet_forecast.training import trainer as fitting
+from fleet_forecast.training import trainer
 
-settings.register_profile("whatever the machine is doing", deadline=None)
-settings.load_profile("whatever the machine is doing")
+settings.register_profile("no deadline", deadline=None)  # the machine may be busy
+settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts background commands with SIGINT ignored, which children inherit: Ctrl-C tests could not end them.
+    # Background commands of a shell ignore SIGINT and children inherit this; tests of Ctrl-C need the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # tiny models: more threads only wait for each other
-fitting.VALIDATION_BATCHES = 3  # and checks take as long as their few steps
+torch.set_num_threads(1)  # more threads make tiny models slower
+trainer.VALIDATION_BATCHES = 3  # otherwise validation takes longer than the training
 
 TINY_METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 
 
 def tiny_fleet(hours: int = 48, step_seconds: int = 300, seed: int = 0) -> pd.DataFrame:
-    """Rows of eight servers of two profiles with a daily rhythm, their own levels and noise; contract columns."""
+    """Rows of eight servers of two profiles with daily seasonality, own levels and noise, in the contract's columns."""
     random = np.random.default_rng(seed)
     steps = hours * 3600 // step_seconds
     timestamps = pd.date_range("2026-03-02", periods=steps, freq=f"{step_seconds}s", tz="UTC")
@@ -51,7 +51,7 @@ def tiny_fleet(hours: int = 48, step_seconds: int = 300, seed: int = 0) -> pd.Da
 
 
 def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
-    """The trainer's flags for a tiny model: six steps, and two of the comparison without profiles."""
+    """The trainer's flags for a tiny model: six steps, and two of the ablation without profiles."""
     flags = {
         "--training-dir": training_dir,
         "--models-dir": models_dir,

@@ -1,8 +1,7 @@
-"""The trainer from the outside: what it prints, what it publishes, what it refuses, and that it peeks at nothing."""
+"""The trainer script: output, published model, refused input, and no leakage from test data."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -28,8 +27,9 @@ from fleet_forecast.inference.torch_backend import torch_run
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.loss import pinball_loss, sample_weight
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.split import Split
-from fleet_forecast.training.trainer import learning_rate_at
+from fleet_forecast.training.job import data_step_seconds, model_step_seconds
+from fleet_forecast.training.split import Split, TrainingError
+from fleet_forecast.training.trainer import learning_rate_factor
 from server_profiles import BUILT_IN_RULES
 from tests.conftest import tiny_fleet
 
@@ -76,7 +76,7 @@ def test_the_stock_class_loads_the_trained_weights_and_gives_the_same_forecast(t
     )
 
 
-def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
+def test_it_prints_the_transfer_lines_and_one_json_line_last(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_training_dir, tmp_path, "--holdout_servers", "ppdb007,ppweb006") == 0
@@ -92,13 +92,13 @@ def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
     assert Path(last["model_dir"]).is_dir()
     assert last["parameters"] > 0
     assert last["windows_per_second"] > 0
-    assert set(last["scores"]) == {"seen", "unseen"}
+    assert set(last["scores"]) == {"training", "unseen"}
     for part in last["scores"].values():
         assert set(part) == {"model", "naive", "seasonal_naive", "window_quantiles_6h", "window_quantiles_24h"}
         assert {"wql", "mase", "wape", "accuracy", "coverage_80"} <= set(part["model"]["cpu_pct"])
 
 
-def test_without_a_profile_column_it_says_why_and_what_to_do(
+def test_without_a_profile_column_the_message_names_cause_and_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "data", tiny_fleet().drop(columns="profile")[["timestamp", "server_name", "cpu_pct"]])
@@ -110,14 +110,14 @@ def test_without_a_profile_column_it_says_why_and_what_to_do(
     assert read_config(tmp_path / "models" / "current").targets == ("cpu_pct",)
 
 
-def test_a_single_profile_is_said_to_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_single_profile_the_profile_feature_is_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "data", tiny_fleet().assign(profile="database"))
     assert run(folder, tmp_path / "models", "--no-promote") == 0
     assert "all training servers have the profile 'database'" in capsys.readouterr().out
     assert not (tmp_path / "models" / "current").exists()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_training_dir: Path, tmp_path: Path) -> None:
+def test_weights_depend_on_the_seed_only(tiny_training_dir: Path, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert run(tiny_training_dir, tmp_path / name, "--seed", seed, "--holdout-servers", "ppdb007") == 0
@@ -126,13 +126,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_train
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
-def test_held_out_servers_and_later_days_leave_no_trace_in_the_weights(tmp_path: Path) -> None:
-    """Training again with other values there gives the same weights, bit for bit."""
+def test_weights_do_not_depend_on_unseen_servers_and_the_test_period(tmp_path: Path) -> None:
     original = tiny_fleet()
     changed = original.copy()
     later = changed["timestamp"] >= changed["timestamp"].min() + pd.Timedelta(hours=48 * 0.7)
-    secret = later | (changed["server_name"] == "ppdb007")
-    changed.loc[secret, ["cpu_pct", "mem_pct"]] = np.float32(99.0)
+    unused = later | (changed["server_name"] == "ppdb007")
+    changed.loc[unused, ["cpu_pct", "mem_pct"]] = np.float32(99.0)
     weights = []
     for name, frame in (("original", original), ("changed", changed)):
         folder = write(tmp_path / name, frame)
@@ -145,10 +144,10 @@ def test_a_share_holds_out_servers_of_every_profile(tiny_model_dir: Path, tmp_pa
     folder = write(tmp_path / "data", tiny_fleet())
     assert run(folder, tmp_path / "models", "--holdout-servers", "0.25") == 0
     info = json.loads((tmp_path / "models" / "current" / "training_info.json").read_text())
-    assert sorted(name[:4] for name in info["holdout_servers"]) == ["ppdb", "ppwe"]
+    assert sorted(name[:4] for name in info["unseen_servers"]) == ["ppdb", "ppwe"]
 
 
-def test_the_loss_equals_a_plain_loop_and_leaves_out_what_was_not_measured() -> None:
+def test_the_loss_equals_a_plain_loop_and_excludes_missing_targets() -> None:
     random = np.random.default_rng(0)
     scaled, targets = random.normal(size=(2, 3, 2, 7)), random.normal(size=(2, 3, 2))
     targets[0, 1, 1] = np.nan
@@ -171,7 +170,7 @@ def test_the_loss_of_windows_without_any_measurement_is_zero() -> None:
     assert loss.item() == 0.0
 
 
-def test_a_window_sixteen_times_as_wide_as_another_counts_twice_as_much_whatever_the_unit() -> None:
+def test_a_window_of_sixteen_times_the_scale_has_twice_the_weight_in_every_unit() -> None:
     weights = sample_weight(torch.tensor([[1.0, 3e5], [16.0, 3e5], [1.0, 48e5]]))
     assert weights[1, 0] / weights[0, 0] == pytest.approx(2.0)
     assert weights[2, 1] / weights[0, 1] == pytest.approx(2.0)
@@ -179,7 +178,7 @@ def test_a_window_sixteen_times_as_wide_as_another_counts_twice_as_much_whatever
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    rates = [learning_rate_at(progress) for progress in np.linspace(0, 1, 101)]
+    rates = [learning_rate_factor(progress) for progress in np.linspace(0, 1, 101)]
     peak = int(np.argmax(rates))
     assert rates[peak] == pytest.approx(1.0, abs=0.01)
     assert (np.diff(rates[: peak + 1]) > 0).all()
@@ -187,7 +186,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- refused input --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_timestamps_without_a_zone_are_named(tmp_path: Path, capsys: pytest.Capt
     assert "zone" in message
 
 
-def test_fewer_rows_than_one_window_say_how_many_hours_are_needed(
+def test_data_shorter_than_a_window_are_refused_with_the_hours_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(write(tmp_path / "data", tiny_fleet(hours=5)), tmp_path, capsys)
@@ -279,7 +278,7 @@ def test_unknown_holdout_servers_are_named(
     assert "must be at least 0 and below 1" in refused(tiny_training_dir, tmp_path, capsys, "--holdout-servers", "1.5")
 
 
-def test_unknown_zones_and_unfit_steps_are_named(
+def test_unknown_time_zones_and_invalid_steps_are_named(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "Mars/Olympus" in refused(tiny_training_dir, tmp_path, capsys, "--timezone", "Mars/Olympus")
@@ -292,35 +291,35 @@ def test_unknown_zones_and_unfit_steps_are_named(
 
 
 @pytest.mark.parametrize(("distance_seconds", "step_seconds"), [(10, 300), (301, 300), (313, 320), (900, 900)])
-def test_the_models_step_divides_a_day_whatever_the_distance_of_the_rows_is(
+def test_the_models_step_divides_a_day_for_every_interval_of_the_rows(
     distance_seconds: int, step_seconds: int, tmp_path: Path
 ) -> None:
     data = check_metrics(write(tmp_path, tiny_fleet(hours=4, step_seconds=distance_seconds)), BUILT_IN_RULES)
-    assert tft_trainer.choose_step(data, argparse.Namespace(step_seconds=None)) == step_seconds
+    assert model_step_seconds(data_step_seconds(data), None) == step_seconds
 
 
-def test_a_metric_that_is_not_measured_where_it_could_be_learned_is_left_out_and_named(
+def test_a_metric_without_training_measurements_is_dropped_and_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     values = np.ones((3, 100, 2), dtype=np.float32)
-    values[:2, :50, 1] = np.nan  # only a held-out server has it, and the days after
+    values[:2, :50, 1] = np.nan  # measured by the unseen server, and later
     spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, "UTC", 12, 4)
     grid = FleetGrid(("a", "b", "c"), (None,) * 3, spec.metrics, np.datetime64("2026-03-02", "s"), 3600, values)
-    split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), fit_end=50, train_end=70)
-    left, spec_of_it = tft_trainer.learnable(grid, spec, split)
+    split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), train_end=50, test_start=70)
+    left, spec_of_it = tft_trainer.drop_unmeasured_metrics(grid, spec, split)
     assert left.metrics == spec_of_it.metrics == ("cpu_pct",)
     assert left.values.shape == (3, 100, 1)
-    assert "no server to train on has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
+    assert "no training server has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
     values[:, 70:] = np.nan
-    with pytest.raises(tft_trainer.TrainingError, match=r"from 2026-03-04T22:00:00Z on, in the later days"):
-        tft_trainer.learnable(grid, spec, split)
+    with pytest.raises(TrainingError, match=r"in the test period, from 2026-03-04T22:00:00Z on"):
+        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
     values[:2, :50] = np.nan
-    with pytest.raises(tft_trainer.TrainingError, match="no server to train on has a measurement before"):
-        tft_trainer.learnable(grid, spec, split)
+    with pytest.raises(TrainingError, match="no training server has a measurement before"):
+        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
 
 
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
-def test_a_seed_that_cannot_be_one_is_refused(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_seed_is_refused(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         tft_trainer.main(["--seed", seed])
     assert ended.value.code == 2
@@ -334,7 +333,7 @@ def test_a_models_folder_that_cannot_be_written_is_named(
     assert run(tiny_training_dir, tmp_path / "file" / "models") == 1
     captured = capsys.readouterr()
     assert f"{tmp_path / 'file'}" in captured.err
-    assert "[TRANSFER]" not in captured.out, "refused before the data is read and trained on"
+    assert "[TRANSFER]" not in captured.out, "refused before the data are read"
 
 
 def test_finer_samples_are_averaged_onto_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,11 +376,11 @@ def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path,
     assert Engine.load(tmp_path / "current", device="cpu").config.targets == ("cpu_pct", "mem_pct", "net_in_mb_s")
 
 
-def test_a_busy_machine_is_told_of_once_more_than_one_thread_would_wait(
+def test_contention_is_noted_when_there_is_more_than_one_thread(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tft_trainer, "free_processors", lambda: 0.9)
-    tft_trainer.say_what_is_in_the_way(threads=1)
+    tft_trainer.note_cpu_contention(threads=1)
     assert capsys.readouterr().err == ""
-    tft_trainer.say_what_is_in_the_way(threads=2)
+    tft_trainer.note_cpu_contention(threads=2)
     assert capsys.readouterr().err.startswith("note: other work leaves 0.9 processors free, and 2 threads wait")

@@ -55,7 +55,7 @@ class ModelReport:
 def write_report(directory: Path, report: ModelReport) -> None:
     """Write report.html into a model directory."""
     title, info = html.escape(report.title), report.info
-    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Course</h2>", _course(info["course"])]
+    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Loss history</h2>", _course(info["loss_history"])]
     for name, table in report.scores.items():
         is_mean = table["metric"] == MEAN
         parts += [
@@ -75,10 +75,11 @@ def _facts(info: Mapping[str, Any]) -> str:
     facts = {
         "data": info["data"],
         "servers": info["servers"],
-        "held-out servers": ", ".join(info["holdout_servers"]) or "none",
-        "validation servers (early stopping)": ", ".join(info["watched_servers"]) or "none",
-        "trained on": f"{info['first_timestamp']} to {info['train_end']}",
-        "tested on": f"{info['train_end']} to {info['last_timestamp']}",
+        "unseen servers": ", ".join(info["unseen_servers"]) or "none",
+        "validation servers": ", ".join(info["validation_servers"]) or "none",
+        "training period": f"{info['first_timestamp']} to {info['train_end']}",
+        "validation period": f"{info['train_end']} to {info['test_start']}",
+        "test period": f"{info['test_start']} to {info['last_timestamp']}",
         "parameters": f"{info['parameters']:,}",
         "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
         f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",

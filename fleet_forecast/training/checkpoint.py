@@ -1,16 +1,15 @@
-"""What an interrupted training goes on from: one file below the models folder, replaced as a whole.
+"""The checkpoint of an unfinished training run: one file in the models folder, replaced atomically.
 
-models/.unfinished.safetensors holds the tensors of each part of the run (the model; the comparison without profiles)
-and, in its header as JSON, their counters and the run's identity: a fingerprint of the data and the settings. It is
-written beside and renamed, so that a crash at any point leaves the state before or the state after. It is no model:
-the loader and the daemon never look at it, and the run that publishes removes it.
+models/.unfinished.safetensors has the tensors of each part of the run (the model; the ablation without profiles) and,
+as JSON in its header, a format version, the counters of each part and the identity of the run: settings and a
+fingerprint of the data. It is not a model: the loader and the daemon do not read it. It is removed after the run has
+published its model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,25 +19,27 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from fleet_forecast.atomic_write import sync
+from fleet_forecast.atomic_write import replace_file
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
+from fleet_forecast.training.trainer_state import TrainerState, TrainerTensors
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
-SEPARATOR = "/"  # between a part's name and a tensor's
+CHECKPOINT_FORMAT = 2  # increase it when the names or the meaning of counters or tensors change; 1 was not recorded
+SEPARATOR = "/"  # between the name of a part and that of a tensor
 
 Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """There is nothing to resume, or not by this run; the message says why and what to do."""
+    """There is no run to resume, or its checkpoint cannot be used. The message says why and gives the remedy."""
 
 
 @dataclass(frozen=True)
 class PartState:
-    """Tensors and JSON-able counters of one part of a run."""
+    """Tensors, and counters that JSON can represent, of one part of a run."""
 
     tensors: Tensors
     counters: dict[str, Any]
@@ -48,7 +49,7 @@ class PartState:
 class Checkpoint:
     """The state of an unfinished run, by part.
 
-    identity: what must be the same for the run to go on bit for bit, by the flag or field that sets it.
+    identity: settings and data that must be equal for a run to be resumed, by the flag or field that sets them.
     """
 
     path: Path
@@ -57,19 +58,19 @@ class Checkpoint:
 
     @classmethod
     def new(cls, models_dir: Path, identity: Mapping[str, Any]) -> Checkpoint:
-        """For a run from the start; an older file stays until this run first saves its state."""
-        return cls(models_dir / CHECKPOINT_FILE, _as_json(identity))
+        """An empty checkpoint. The file of an earlier run remains until the first `save`."""
+        return cls(models_dir / CHECKPOINT_FILE, _json_round_trip(identity))
 
     @classmethod
     def resume(cls, models_dir: Path, identity: Mapping[str, Any]) -> Checkpoint:
-        """The interrupted run's state. Raises CheckpointError if there is none or if it is not of this identity."""
+        """The checkpoint in the folder. Raises CheckpointError if there is none or if its identity differs."""
         path = models_dir / CHECKPOINT_FILE
         if not path.exists():
             raise CheckpointError(
                 f"--resume: {path} does not exist, so there is nothing to resume; train without --resume"
             )
         saved, parts = _read(path)
-        present = _as_json(identity)
+        present = _json_round_trip(identity)
         differing = [
             f"{name} (was {saved.get(name)!r}, is {present.get(name)!r})"
             for name in sorted({*saved, *present})
@@ -83,9 +84,9 @@ class Checkpoint:
         return cls(path, present, parts)
 
     def save(self, part: str, state: PartState) -> None:
-        """Keep the state of one part beside those of the others; on disk when this returns.
+        """Write this state and the latest ones of the other parts to disk.
 
-        A full disk costs the training nothing but the checkpoint: it is said on stderr.
+        If the file cannot be written (full disk), a note goes to stderr and the earlier file remains.
         """
         self.parts[part] = state
         tensors = {
@@ -93,33 +94,77 @@ class Checkpoint:
             for name, of_part in self.parts.items()
             for key, value in of_part.tensors.items()
         }
-        header = {"identity": self.identity, "parts": {name: of.counters for name, of in self.parts.items()}}
-        temporary = self.path.with_name(f"{TEMPORARY_PREFIX}unfinished-{os.getpid()}")
+        header = {
+            "format": CHECKPOINT_FORMAT,
+            "identity": self.identity,
+            "parts": {name: of_part.counters for name, of_part in self.parts.items()},
+        }
         try:
-            save_file(tensors, temporary, metadata={"run": json.dumps(header)})
-            sync(temporary)
-            temporary.replace(self.path)
-            sync(self.path.parent)
+            content = save(tensors, metadata={"run": json.dumps(header)})
+            replace_file(self.path, content, prefix=f"{TEMPORARY_PREFIX}unfinished-")
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            print(f"\nnote: {self.path}: the state could not be saved ({error}); training goes on", file=sys.stderr)
+            print(
+                f"\nnote: {self.path}: the checkpoint could not be saved ({error}); training goes on", file=sys.stderr
+            )
 
     def remove(self) -> None:
-        """The run is published: there is nothing left to resume."""
+        """Delete the file."""
         self.path.unlink(missing_ok=True)
 
 
-def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: tuples are lists there."""
-    read: dict[str, Any] = json.loads(json.dumps(identity))
-    return read
+@dataclass(frozen=True)
+class Checkpointer:
+    """Saves and restores one part of a run. Without a checkpoint it does nothing."""
+
+    part: str
+    checkpoint: Checkpoint | None = None
+
+    def save(self, state: TrainerState, tensors: TrainerTensors) -> None:
+        """Write the state to disk."""
+        if self.checkpoint:
+            self.checkpoint.save(self.part, PartState(tensors.state_dict(), state.counters()))
+
+    def restore(self, state: TrainerState, tensors: TrainerTensors) -> None:
+        """Load the last saved state of the part, if there is one.
+
+        Raises CheckpointError if it belongs to another network.
+        """
+        if not self.checkpoint or self.part not in self.checkpoint.parts:
+            return
+        saved = self.checkpoint.parts[self.part]
+        try:
+            tensors.load_state_dict(saved.tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"--resume: the state of the interrupted run does not fit this network ({error}); it was made by "
+                "another version of this software: train without --resume"
+            ) from error
+        state.restore(saved.counters)
+
+
+def fingerprint(grid: FleetGrid) -> str:
+    """sha256 of the data: servers, profiles, metrics, times and values."""
+    digest = hashlib.sha256()
+    described = [grid.servers, grid.profiles, grid.metrics, str(grid.start), grid.step_seconds, grid.values.shape]
+    digest.update(json.dumps(described).encode())
+    for of_server in grid.values:
+        digest.update(np.ascontiguousarray(of_server).data)
+    return digest.hexdigest()
+
+
+def _json_round_trip(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as it is read back from a file: tuples become lists."""
+    decoded: dict[str, Any] = json.loads(json.dumps(identity))
+    return decoded
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, PartState]]:
+    """Identity and parts. Raises CheckpointError if the file is damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            _check_format(path, header.get("format", 1))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         parts = {
             part: PartState(
                 {
@@ -136,11 +181,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, PartState]]:
         raise CheckpointError(f"--resume: {path} is damaged ({error}); remove it and train without --resume") from error
 
 
-def fingerprint(grid: FleetGrid) -> str:
-    """sha256 over everything training reads of the data: servers, profiles, metrics, times and values."""
-    digest = hashlib.sha256()
-    described = [grid.servers, grid.profiles, grid.metrics, str(grid.start), grid.step_seconds, grid.values.shape]
-    digest.update(json.dumps(described).encode())
-    for of_server in grid.values:
-        digest.update(np.ascontiguousarray(of_server).data)
-    return digest.hexdigest()
+def _check_format(path: Path, version: object) -> None:
+    if version != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"--resume: {path} has checkpoint format {version}, this software reads {CHECKPOINT_FORMAT}; train without "
+            "--resume, or resume with the version of the software that wrote it"
+        )

@@ -1,4 +1,7 @@
-"""One training job: a fleet, how it is split and cut into windows, the network to fit, and how its model is judged."""
+"""A training job: fleet, split, window lengths, network and settings, and the evaluation of its model.
+
+The functions at the end choose what a job consists of from the data: the step, and the profiles.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ import pandas as pd
 import torch
 
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
+from fleet_forecast.contract.reading import CheckedMetrics
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.cold_start import cold_start_table
-from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.grid import FleetGrid, usual_step
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
-from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
+from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
@@ -26,20 +30,21 @@ from fleet_forecast.inference.torch_backend import torch_explain, torch_run
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.batches import WindowSource
-from fleet_forecast.training.split import Split
-from fleet_forecast.training.trainer import FitSettings
+from fleet_forecast.training.split import Split, TrainingError
+from fleet_forecast.training.trainer import TrainerSettings, TrainingData
 
-TEST_EVERY_HOURS = 8
-JUDGED_WINDOWS = 8_192  # at most: scores over more of them hardly differ, time and memory do
-EXPLAINED_WINDOWS = 48  # of each profile, at most: a mean over more of them hardly differs
+TEST_ORIGIN_INTERVAL_HOURS = 8
+MAX_TEST_WINDOWS = 8_192  # scores over more windows hardly differ, time and memory do
+MAX_EXPLAINED_WINDOWS = 48  # of each profile: means over more windows hardly differ
+MIN_DEFAULT_STEP_SECONDS = 300  # a context of 24 h in finer steps is too long for the network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained on and how.
+    """What is trained, on which data, and how.
 
-    profiles: those the network will know; empty: no profile feature. beside: the same job with profiles, whose
-    statistics and windows serve this one too.
+    profiles: those the network distinguishes; empty: no profile feature. profiled_job: the same job with the profile
+    feature, whose scaling statistics and windows this one shares.
     """
 
     grid: FleetGrid
@@ -48,45 +53,49 @@ class Job:
     profiles: tuple[str, ...]
     hidden_size: int
     device: torch.device
-    settings: FitSettings
-    beside: Job | None = None
+    settings: TrainerSettings
+    profiled_job: Job | None = None
 
     def without_profiles(self) -> Job:
-        """The same with the profile feature off."""
-        return replace(self, profiles=(), beside=self)
+        """The same job without the profile feature."""
+        return replace(self, profiles=(), profiled_job=self)
 
     @cached_property
     def scaling(self) -> FleetScaling:
-        """Scaling statistics of training servers, before the later days; the fleet's alone where profiles play no role.
+        """Scaling statistics of the training servers before the test period.
 
-        The validation days are counted in: what levels are usual tells nothing of a network that learns by heart.
+        The validation period is included: scaling statistics cannot overfit as a network does.
         """
-        if self.beside:
-            return self.beside.scaling.without_profiles()
-        grid, seen = self.grid, self.split.seen
+        if self.profiled_job:
+            return self.profiled_job.scaling.without_profiles()
+        grid, rows = self.grid, self.split.training_servers
         return fit_scaling(
-            grid.values[:, : self.split.train_end],
+            grid.values[:, : self.split.test_start],
             {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
-            tuple(grid.profiles[row] if self.profiles else None for row in seen),
+            tuple(grid.profiles[row] if self.profiles else None for row in rows),
             self.spec.context_steps,
-            rows=seen,
+            rows=rows,
         )
 
     @cached_property
     def source(self) -> WindowSource:
-        """Windows of the fleet."""
-        if self.beside:
-            return self.beside.source.without_profiles()
+        """The fleet's windows."""
+        if self.profiled_job:
+            return self.profiled_job.source.without_profiles()
         return WindowSource(self.grid, self.spec, self.scaling)
 
+    @property
+    def training_data(self) -> TrainingData:
+        return TrainingData(self.source, self.split)
+
     def fresh_model(self) -> ForecastModel:
-        """A network with the seed's weights, on the device to train on."""
+        """A model with the initial weights of the seed, on the job's device."""
         torch.manual_seed(self.settings.seed)
         network = build_network(self.spec, self.profiles, self.hidden_size)
         return ForecastModel(network, self.spec, self.scaling).to(self.device)
 
     def config(self, model_id: str) -> ModelConfig:
-        """The configuration the job's model is published with."""
+        """The configuration in the job's model directory."""
         return ModelConfig(
             model_id=model_id,
             contract_version=CONTRACT_VERSION,
@@ -99,60 +108,116 @@ class Job:
         )
 
     def test_origins(self) -> np.ndarray:
-        """Grid steps of the later days from which forecasts are judged: int64 [origin]."""
-        every = max(1, TEST_EVERY_HOURS * 3600 // self.grid.step_seconds)
-        return rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
+        """Grid steps of the test forecasts: int64 [origin]."""
+        interval_steps = max(1, TEST_ORIGIN_INTERVAL_HOURS * 3600 // self.grid.step_seconds)
+        first, last = self.split.test_start, self.grid.steps - 1
+        return rolling_origins(first, last, self.spec.horizon_steps, interval_steps)
 
-    def judged(self, rows: np.ndarray) -> np.ndarray:
-        """The servers forecasts are judged on: `rows`, or as many drawn of them as JUDGED_WINDOWS has room for."""
-        most = max(1, JUDGED_WINDOWS // max(1, len(self.test_origins())))
-        if len(rows) <= most:
-            return rows
-        return np.sort(np.random.default_rng(self.settings.seed).choice(rows, most, replace=False))
-
-    def scores(self, model: ForecastModel) -> dict[str, pd.DataFrame]:
-        """Scores on the later days with baselines, servers `seen` and `unseen` apart."""
-        engine, origins = Engine(self.config("being judged"), torch_run(model)), self.test_origins()
+    def test_scores(self, model: ForecastModel) -> dict[str, pd.DataFrame]:
+        """Scores of model and baselines in the test period, for "training" and for "unseen" servers."""
+        engine, origins = Engine(self.config("test"), torch_run(model)), self.test_origins()
         tables = {}
-        for name, rows in (("seen", self.split.seen), ("unseen", self.split.unseen)):
+        for name, rows in (("training", self.split.training_servers), ("unseen", self.split.unseen_servers)):
             if not len(rows):
                 continue
-            rows = self.judged(rows)
+            rows = self._test_sample(rows)
             print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
             tables[name] = backtest(self._backtest_plan(rows), engine.forecast, self.spec.history_steps).scores()
         return tables
 
-    def cold_start(self, model: ForecastModel) -> pd.DataFrame:
-        """cold_start_table of the unseen servers; empty if there are none."""
-        if not len(self.split.unseen):
+    def cold_start_table(self, model: ForecastModel) -> pd.DataFrame:
+        """Scores of unseen servers by length of history; empty if there are no unseen servers."""
+        split = self.split
+        if not len(split.unseen_servers):
             return pd.DataFrame()
         print("evaluating unseen servers with little history", file=sys.stderr)
-        grid, split = self.grid, self.split
         return cold_start_table(
-            self._backtest_plan(self.judged(split.unseen)),
-            Engine(self.config("being judged"), torch_run(model)).forecast,
-            training_quantiles(grid, split.seen, split.train_end, QUANTILE_LEVELS),
+            self._backtest_plan(self._test_sample(split.unseen_servers)),
+            Engine(self.config("test"), torch_run(model)).forecast,
+            training_quantiles(self.grid, split.training_servers, split.test_start, QUANTILE_LEVELS),
             bool(self.profiles),
         )
 
     def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
-        """The later days of some servers."""
+        """The test period of some servers."""
         return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS)
 
     def mean_weights(self, model: ForecastModel) -> WeightTables:
-        """What forecasts of the later days rest on, by profile: means over a sample of windows."""
+        """Mean variable and attention weights by profile, over a sample of windows of the test period."""
         grid, origins = self.grid, self.test_origins()
         measured = ~np.isnan(grid.values[:, origins]).all(axis=2)  # [server, origin]
-        if not measured.any():  # gaps at just these moments
-            origins = np.arange(self.split.train_end, grid.steps)
+        if not measured.any():  # every test origin lies in a gap
+            origins = np.arange(self.split.test_start, grid.steps)
             measured = ~np.isnan(grid.values[:, origins]).all(axis=2)
         random = np.random.default_rng(self.settings.seed)
         owner = np.array([profile or "" for profile in grid.profiles])[:, None]
-        places = [np.flatnonzero(measured & (owner == profile)) for profile in np.unique(owner)]
-        chosen = np.concatenate([random.permutation(of_profile)[:EXPLAINED_WINDOWS] for of_profile in places])
+        windows = [np.flatnonzero(measured & (owner == profile)) for profile in np.unique(owner)]
+        chosen = np.concatenate([random.permutation(of_profile)[:MAX_EXPLAINED_WINDOWS] for of_profile in windows])
         rows, steps = chosen // len(origins), origins[chosen % len(origins)]
         profiles = [grid.profiles[row] for row in rows]
-        engine = Engine(self.config("being explained"), torch_run(model), load_explain=lambda: torch_explain(model))
+        engine = Engine(self.config("explained"), torch_run(model), load_explain=lambda: torch_explain(model))
         history = past_values(grid.values, rows, steps, self.spec.history_steps)
-        found = engine.explain(history, profiles, grid.timestamps()[steps])
-        return weight_tables(found, engine.variables, profiles, grid.step_seconds)
+        explanation = engine.explain(history, profiles, grid.timestamps()[steps])
+        return weight_tables(explanation, engine.variables, profiles, grid.step_seconds)
+
+    def _test_sample(self, rows: np.ndarray) -> np.ndarray:
+        """`rows`, or a random sample of them if they have more than MAX_TEST_WINDOWS windows."""
+        most = max(1, MAX_TEST_WINDOWS // max(1, len(self.test_origins())))
+        if len(rows) <= most:
+            return rows
+        return np.sort(np.random.default_rng(self.settings.seed).choice(rows, most, replace=False))
+
+
+def data_step_seconds(data: CheckedMetrics) -> int:
+    """The divisor of a day that is nearest to the usual interval between the rows of a server.
+
+    Raises TrainingError if that interval is longer than a day.
+    """
+    usual = data.metadata.step_seconds if data.metadata else usual_step(data.distances)
+    if usual > DAY_SECONDS:
+        raise TrainingError(f"timestamp: rows are {usual} s apart; provide each server's at least once a day")
+    return min(_steps_of_a_day(), key=lambda seconds: abs(seconds - usual))
+
+
+def model_step_seconds(data_step: int, requested: int | None) -> int:
+    """The requested step, or the data's own but at least MIN_DEFAULT_STEP_SECONDS.
+
+    Raises TrainingError if the requested step does not divide a day or is finer than the data's.
+    """
+    default = max(data_step, MIN_DEFAULT_STEP_SECONDS)
+    step_seconds = requested or default
+    if step_seconds < data_step or step_seconds not in _steps_of_a_day():
+        valid = next(seconds for seconds in _steps_of_a_day() if seconds >= default)
+        raise TrainingError(
+            f"--step-seconds {step_seconds}: must divide a day and not be finer than the data's {data_step} s; "
+            f"choose one such as {valid}"
+        )
+    return step_seconds
+
+
+def _steps_of_a_day() -> list[int]:
+    return [seconds for seconds in range(1, DAY_SECONDS + 1) if not DAY_SECONDS % seconds]
+
+
+def choose_profiles(data: CheckedMetrics, grid: FleetGrid, split: Split) -> tuple[tuple[str, ...], str]:
+    """The profiles of the training servers, and why they are no feature if they are not.
+
+    One of the two is empty.
+    """
+    profiles = profiles_of(grid, split.training_servers)
+    if not data.has_profile_column:
+        return (), (
+            "the data has no profile column, only names to guess from. "
+            "Add a profile column (see DATA_CONTRACT.md) so that new servers can profit from their kind"
+        )
+    if len(profiles) < 2:
+        return (), (
+            f"all training servers have the profile {', '.join(map(repr, profiles)) or 'unknown'}; "
+            "nothing to tell profiles apart by. Train on servers of several profiles"
+        )
+    return profiles, ""
+
+
+def profiles_of(grid: FleetGrid, rows: np.ndarray) -> tuple[str, ...]:
+    """The profiles of some servers, sorted."""
+    return tuple(sorted({profile for row in rows if (profile := grid.profiles[row]) is not None}))

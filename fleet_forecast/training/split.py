@@ -1,97 +1,129 @@
-"""Who and what is trained on, and what is kept from the training to judge it: some servers, and the later days."""
+"""The split of a fleet by server and by time: training, validation and test."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.iso_time import iso
 
-VALIDATION_SHARE = 0.15  # the last part of the training period, never trained on ...
-VALIDATION_HORIZONS = 1.5  # ... or so many horizons, where that is longer: its origins must differ
-WATCHED_SHARE = 0.125  # of the servers of each profile that are left to train on ...
-FEWEST_TO_WATCH = 8  # ... where there are so many: fewer can spare none
+VALIDATION_TIME_SHARE = 0.15  # the validation period, as a share of the steps before the test period ...
+VALIDATION_HORIZONS = 1.5  # ... but at least this many horizons, so that there are several validation origins
+VALIDATION_SERVER_SHARE = 0.125  # of each profile's servers that are not held out ...
+MIN_SERVERS_FOR_VALIDATION = 8  # ... in profiles with at least this many
 
 
-class SplitError(ValueError):
-    """The fleet cannot be split as asked for; the message names the field, the value and the remedy."""
+class TrainingError(ValueError):
+    """The data cannot be trained on as requested. The message names the field, the value and the remedy."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who and what is trained on. Rows are grid rows; steps are grid steps, `*_end` not included.
+    """Rows (servers) and steps of a FleetGrid for each purpose; intervals of steps exclude their end.
 
-    Training: servers `seen`, targets in [0, fit_end). Validation: `seen` and `watched` in equal parts, targets in
-    [fit_end, train_end), more than a horizon. Test: `seen` and `unseen` apart, targets in [train_end, steps).
+    | period     | steps                    | servers                                          |
+    |------------|--------------------------|--------------------------------------------------|
+    | training   | [0, train_end)           | training_servers                                 |
+    | validation | [train_end, test_start)  | training_servers and validation_servers, 1 to 1  |
+    | test       | [test_start, grid.steps) | training_servers and unseen_servers, separately  |
 
-    Watched servers are known to nothing but the validation. Later days of the servers trained on do not tell when a
-    network begins to learn these by heart: on Bitbrains (14 servers, 2 watched, 6 unseen, 2,000 steps) their loss fell
-    to the end, while that of the watched ones was smallest after 1,200 steps and 1.7 % larger at the end, and that of
-    the unseen ones after 1,400 and 1.7 %.
+    Validation servers exist because later days of the training servers do not show overfitting to these servers. On
+    Bitbrains (14 servers, 2 for validation, 6 unseen, 2,000 optimisation steps) the loss of the training servers fell
+    to the end. The loss of the validation servers had its minimum at step 1,200, that of the unseen servers at step
+    1,400; both were 1.7 % higher at the end.
     """
 
-    seen: np.ndarray
-    watched: np.ndarray
-    unseen: np.ndarray
-    fit_end: int
+    training_servers: np.ndarray
+    validation_servers: np.ndarray
+    unseen_servers: np.ndarray
     train_end: int
+    test_start: int
 
 
 def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdout: str, seed: int) -> Split:
-    """Hold out servers and the later days, and choose servers to watch.
+    """Split servers at random within each profile, and time at fixed steps.
 
-    holdout: a share of each profile's servers such as "0.1", or server names, comma-separated.
-    Raises SplitError if the data are too short, a name is unknown or nothing would be left to train on.
+    train_fraction: share of the steps before the test period. holdout: share of each profile's servers such as "0.1",
+    or comma-separated server names. Raises TrainingError if the data are too short, a name is unknown or no server is
+    left to train on.
     """
-    train_end, validation = int(grid.steps * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
-    fit_end = min(int(train_end * (1 - VALIDATION_SHARE)), train_end - validation)
-    window = spec.context_steps + spec.horizon_steps
-    if fit_end < window or grid.steps - train_end < spec.horizon_steps:
-        training = max(window / (1 - VALIDATION_SHARE), window + validation)
-        steps = max(training / train_fraction, spec.horizon_steps / (1 - train_fraction))
+    test_start, validation_steps = int(grid.steps * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
+    train_end = min(int(test_start * (1 - VALIDATION_TIME_SHARE)), test_start - validation_steps)
+    window_steps = spec.context_steps + spec.horizon_steps
+    if train_end < window_steps or grid.steps - test_start < spec.horizon_steps:
+        steps_before_test = max(window_steps / (1 - VALIDATION_TIME_SHARE), window_steps + validation_steps)
+        steps = max(steps_before_test / train_fraction, spec.horizon_steps / (1 - train_fraction))
         hours = np.ceil(steps * grid.step_seconds / 3600) + 1
-        raise SplitError(
+        raise TrainingError(
             f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
             f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
             "shorten --context-hours or --horizon-hours"
         )
-    unseen = _holdout_rows(grid, holdout, np.random.default_rng(seed))
+    unseen = _unseen_rows(grid, holdout, np.random.default_rng(seed))
     left = np.setdiff1d(np.arange(len(grid.servers)), unseen)
     if not len(left):
-        raise SplitError(f"--holdout-servers {holdout}: every server is held out; leave some to train on")
-    watched = _watched_rows(grid, left, np.random.default_rng([seed, 1]))
-    return Split(np.setdiff1d(left, watched), watched, unseen, fit_end, train_end)
+        raise TrainingError(f"--holdout-servers {holdout}: every server is held out; leave some to train on")
+    validation = _validation_rows(grid, left, np.random.default_rng([seed, 1]))
+    return Split(np.setdiff1d(left, validation), validation, unseen, train_end, test_start)
 
 
-def _holdout_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:
-    """Rows of the held-out servers: named ones, or a share of each profile's (at least one of any that has three)."""
+def measured_metrics(grid: FleetGrid, split: Split) -> np.ndarray:
+    """Metrics that training servers measured in the training period: boolean [metric].
+
+    Raises TrainingError if there is no such metric, or if nothing was measured in the test period.
+    """
+    measured = ~np.isnan(grid.values[:, : split.train_end]).all(axis=1)[split.training_servers].all(axis=0)
+    if not measured.any():
+        train_end = step_time(grid, split.train_end)
+        raise TrainingError(f"values: no training server has a measurement before {train_end}; provide more data")
+    if np.isnan(grid.values[:, split.test_start :]).all():
+        raise TrainingError(
+            f"values: nothing was measured in the test period, from {step_time(grid, split.test_start)} on; provide "
+            "more data, or a smaller --train-fraction"
+        )
+    return measured
+
+
+def select_metrics(grid: FleetGrid, spec: WindowSpec, kept: np.ndarray) -> tuple[FleetGrid, WindowSpec]:
+    """The grid and the window lengths for a subset of the metrics (boolean [metric])."""
+    metrics = tuple(name for name, keep in zip(grid.metrics, kept, strict=True) if keep)
+    return replace(grid, metrics=metrics, values=grid.values[..., kept]), replace(spec, metrics=metrics)
+
+
+def step_time(grid: FleetGrid, step: int) -> str:
+    """Time of a grid step as ISO text."""
+    return iso(int(grid.start.astype("datetime64[s]").astype(np.int64)) + step * grid.step_seconds)
+
+
+def _unseen_rows(grid: FleetGrid, wanted: str, random: np.random.Generator) -> np.ndarray:
+    """Rows of the named servers, or a share of each profile's rows (at least one of any profile with three servers)."""
     try:
         share = float(wanted)
     except ValueError:
         return _named_rows(grid, wanted)
     if not 0 <= share < 1:
-        raise SplitError(f"--holdout-servers {wanted}: a share must be at least 0 and below 1")
+        raise TrainingError(f"--holdout-servers {wanted}: a share must be at least 0 and below 1")
     rows = []
-    for of_profile in _by_profile(grid, np.arange(len(grid.servers)), random):
-        least = 1 if share > 0 and len(of_profile) >= 3 else 0
-        rows.append(of_profile[: max(least, round(share * len(of_profile)))])
+    for of_profile in _rows_by_profile(grid, np.arange(len(grid.servers)), random):
+        minimum = 1 if share > 0 and len(of_profile) >= 3 else 0
+        rows.append(of_profile[: max(minimum, round(share * len(of_profile)))])
     return np.sort(np.concatenate(rows))
 
 
-def _watched_rows(grid: FleetGrid, left: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Of the rows `left`, a share of each profile that has enough of them."""
+def _validation_rows(grid: FleetGrid, left: np.ndarray, random: np.random.Generator) -> np.ndarray:
     rows = [
-        of_profile[: round(WATCHED_SHARE * len(of_profile))]
-        for of_profile in _by_profile(grid, left, random)
-        if len(of_profile) >= FEWEST_TO_WATCH
+        of_profile[: round(VALIDATION_SERVER_SHARE * len(of_profile))]
+        for of_profile in _rows_by_profile(grid, left, random)
+        if len(of_profile) >= MIN_SERVERS_FOR_VALIDATION
     ]
     return np.sort(np.concatenate([left[:0], *rows]))
 
 
-def _by_profile(grid: FleetGrid, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """The rows of each profile, shuffled; servers without one are together, too."""
+def _rows_by_profile(grid: FleetGrid, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    """The rows of each profile, shuffled. Servers without a profile form one group."""
     owner = np.array([grid.profiles[row] or "" for row in rows])
     return [random.permutation(rows[owner == profile]) for profile in np.unique(owner)]
 
@@ -100,7 +132,7 @@ def _named_rows(grid: FleetGrid, wanted: str) -> np.ndarray:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     unknown = [name for name in names if name not in grid.servers]
     if unknown or not names:
-        raise SplitError(
+        raise TrainingError(
             f"--holdout-servers {wanted}: no server named {', '.join(unknown) or '(nothing)'} in the data; "
             "give a share such as 0.1 or names as in server_name"
         )

@@ -1,14 +1,13 @@
-"""The training loop: AdamW with warm-up and cosine decay, averaged weights, the best of them on later days kept.
+"""The training loop: AdamW, warm-up and cosine decay, EMA of the weights, early stopping.
 
-More training is not always better: a network learns the month it is shown by heart, and the servers. So the weights
-that are judged and kept are an exponential average over the steps (Polyak & Juditsky 1992; Izmailov et al. 2018),
-judged on days after those trained on, half of them of servers that are not trained on (split.py). When these no longer
-improve, the learning rate falls to zero over a fifth of the steps so far, which is where much of a run's gain is made,
-and training ends.
+The weights that are validated and kept are an exponential moving average (EMA) over the steps (Polyak & Juditsky 1992;
+Izmailov et al. 2018). Training keeps the EMA with the best validation loss. When the validation loss has not improved
+for PATIENCE validations, the learning rate falls to zero over a fifth of the steps so far, and training ends. Much of
+a run's improvement happens while the learning rate falls.
 
-All that decides how a run goes on is in its counters and tensors (run_state.py), and those are saved now and then: an
-interrupted run goes on bit for bit on the same machine and number of threads, unless its learning rate follows the
-clock (`max_seconds`), or it runs on a GPU, which adds up gradients in any order.
+A run is determined by its counters and tensors (trainer_state.py), which are saved at intervals (checkpoint.py). A
+resumed run gives bit-identical weights on the same machine and number of threads. Exceptions: with `max_seconds` the
+learning rate depends on the clock, and a GPU adds up gradients in any order.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,47 +27,42 @@ import torch
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history
 from fleet_forecast.training.batches import BatchPlan, BatchSampler, TrainingBatch, WindowSelection, WindowSource
+from fleet_forecast.training.checkpoint import Checkpointer
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of, loss_of, to_device
-from fleet_forecast.training.progress import ProgressDisplay
-from fleet_forecast.training.split import Split
-from fleet_forecast.training.tensorboard_log import TensorBoardLog
+from fleet_forecast.training.progress import ProgressDisplay, TensorBoardLog
+from fleet_forecast.training.split import Split, TrainingError
 from fleet_forecast.training.trainer_state import (
-    Fit,
-    Keeper,
-    State,
+    TrainerState,
+    TrainerTensors,
     Weights,
-    copy_of,
+    clone_weights,
+    copy_weights,
     device_of,
-    put_weights,
-    weights_of,
+    load_weights,
 )
 
-WARM_UP = 0.05  # share of the run over which the learning rate rises
+WARM_UP_SHARE = 0.05  # of the run: the learning rate rises
 WEIGHT_DECAY = 0.01
-GRADIENT_NORM = 1.0
-AVERAGING_DECAY = 0.995  # per step, of the weights that are judged and kept
+MAX_GRADIENT_NORM = 1.0
+EMA_DECAY = 0.995  # per step
 VALIDATION_BATCHES, VALIDATION_BATCH_SIZE = 12, 64
-VALIDATION_DRAWS = 50  # of a batch's windows, until all have a measured target
-CHECKS_PER_EPOCH = 4
-FEWEST_STEPS, MOST_STEPS = 100, 250  # between two checks, which take as long as about four steps
-PATIENCE_CHECKS = 12  # checks without improvement before training cools down and ends
-COOLING_SHARE = 0.2  # of the steps so far
-CHECKPOINT_SECONDS = 30.0  # so much work at most is lost to a crash; saving takes a tenth of a second
-UNTIMED_STEPS = 10  # at the start, before the pace is measured: caches fill, code may be compiled
+VALIDATION_DRAWS = 50  # attempts to fill a validation batch with windows that have a measured target
+VALIDATIONS_PER_EPOCH = 4
+MIN_VALIDATION_INTERVAL, MAX_VALIDATION_INTERVAL = 100, 250  # steps; a validation takes as long as about four steps
+PATIENCE = 12  # validations without improvement before the learning rate falls to zero
+COOL_DOWN_SHARE = 0.2  # of the steps so far: length of the cool-down
+CHECKPOINT_SECONDS = 30.0  # a crash loses at most this much work; saving takes a tenth of a second
+THROUGHPUT_WARM_UP_STEPS = 10  # not counted in the throughput: caches fill, kernels may be compiled
 
-
-Validation = list[TrainingBatch[torch.Tensor]]  # on the device of the model
-
-
-class FitError(ValueError):
-    """There is nothing to learn from; the message says what is missing and what to do."""
+# Windows and targets of each validation batch, on the model's device.
+ValidationSet = list[TrainingBatch[torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How long and how to train; see the trainer's flags. The last two are options of benchmarks/ablations.py.
+class TrainerSettings:
+    """Length and hyperparameters of a run; the trainer script's flags set the first five.
 
-    steps: optimisation steps at most; None: as many as `epochs` have.
+    epochs: passes over all server-hours. steps: maximum number of optimisation steps; None: those of `epochs`.
     """
 
     epochs: int
@@ -76,207 +71,219 @@ class FitSettings:
     max_seconds: float
     seed: int
     steps: int | None = None
-    averaging_decay: float = AVERAGING_DECAY
+    ema_decay: float = EMA_DECAY
     augmentation: Augmentation = DEFAULT_AUGMENTATION
 
 
-def fit(
-    model: ForecastModel,
-    source: WindowSource,
-    split: Split,
-    settings: FitSettings,
-    keeper: Keeper | None = None,
-    log: TensorBoardLog | None = None,
-) -> Fit:
-    """Train `model` in place on the split's training part, with a progress display on stderr.
+class TrainingData(NamedTuple):
+    """Windows of a fleet, and which of them are for training and for validation."""
 
-    The learning rate follows the share of the run that is over, in steps or in seconds, whichever is further; the
-    seconds count the checks, too, the last one included. Ctrl-C ends training in good order, a second one raises
-    KeyboardInterrupt. keeper: where the run is saved, and found if it was interrupted.
+    source: WindowSource
+    split: Split
+
+
+class Trainer:
+    """Trains a model in place on the training part of a split.
+
+    The learning rate follows the completed share of the run, in steps or in seconds, whichever is larger. The seconds
+    include all validations. checkpointer: saves the run, and provides its state if it was interrupted.
     """
-    run, state = Fit(model), State(model, settings.learning_rate, WEIGHT_DECAY)
-    run.steps_per_epoch = _sampler(source, split, settings).batches_per_epoch()
-    keeper = keeper or Keeper("training")
-    keeper.restore(run, state)
-    if not run.stopped_by:
-        validation = validation_batches(source, split, settings.seed, device_of(model))
-        sitting = _Sitting(run, state, settings, validation, keeper, log)
-        with (
-            ProgressDisplay(keeper.part) as display,
-            _interruptible() as interrupted,
-            gradients_of(model, state.trained, source, settings.batch_size) as gradients,
-        ):
-            sitting.train(gradients, _plans(source, split, settings, run), display, interrupted)
-    put_weights(model, state.best)
-    return run
-
-
-class _Sitting:
-    """A run from its start, or from where it was interrupted, to its end or the next interruption."""
 
     def __init__(
         self,
-        run: Fit,
-        state: State,
-        settings: FitSettings,
-        validation: Validation,
-        keeper: Keeper,
-        log: TensorBoardLog | None,
+        model: ForecastModel,
+        data: TrainingData,
+        settings: TrainerSettings,
+        checkpointer: Checkpointer | None = None,
+        log: TensorBoardLog | None = None,
     ) -> None:
-        self.run, self.state, self.settings, self.validation = run, state, settings, validation
-        self.keeper, self.log = keeper, log
-        self.total_steps = settings.steps or run.steps_per_epoch * settings.epochs
-        self.check_every = steps_between_checks(run.steps_per_epoch, self.total_steps)
-        self.first_step = run.steps
-        self.learning_rate = 0.0
-        self.zero = monotonic() - run.seconds  # on the clock of a run that was never interrupted
+        self._data, self._settings, self._log = data, settings, log
+        self._checkpointer = checkpointer or Checkpointer("training")
+        split = data.split
+        self._sampler = BatchSampler(
+            data.source, split.training_servers, split.train_end - 1, settings.batch_size, settings.augmentation
+        )
+        steps_per_epoch = self._sampler.batches_per_epoch()
+        self.state = TrainerState(model, steps_per_epoch)
+        self.tensors = TrainerTensors(model, settings.learning_rate, WEIGHT_DECAY)
+        self._checkpointer.restore(self.state, self.tensors)
+        self._total_steps = settings.steps or steps_per_epoch * settings.epochs
+        self._validation_interval = validation_interval(steps_per_epoch, self._total_steps)
+        self._validation_set = validation_batches(data, settings.seed, device_of(model))
+        self._first_step = self.state.steps  # since the start or the resumption
+        self._clock_start = monotonic() - self.state.seconds  # as if the run had not been interrupted
+        self._learning_rate = 0.0
 
-    def train(
-        self,
-        gradients: Gradients,
-        plans: Iterator[BatchPlan],
-        display: ProgressDisplay,
-        interrupted: Callable[[], bool],
-    ) -> None:
-        """Step until a limit is reached, checking, saving and showing in between; sets `run.stopped_by`."""
-        run, saved_at = self.run, self.run.seconds
-        if not run.steps:
-            self.check()
-        for plan, ready in gradients.prefetch(plans):
-            share, asked_to_stop = self.share_over(), interrupted()
-            if asked_to_stop:
-                self.keeper.save(run, self.state)  # as under way: should it not be published, --resume trains on
-            run.stopped_by = self.reason_to_stop(asked_to_stop)
-            if run.stopped_by:
+    def fit(self) -> TrainerState:
+        """Train to the end, with a progress display on stderr; a run that had ended is not trained further.
+
+        Ctrl-C ends training after the current step; a second one raises KeyboardInterrupt. Raises TrainingError if
+        there is nothing to train on.
+        """
+        model = self.state.model
+        if not self.state.stopped_by:
+            with (
+                ProgressDisplay(self._checkpointer.part) as display,
+                _interruptible() as interrupted,
+                gradients_of(model, self.tensors.parameters, self._data.source, self._settings.batch_size) as gradients,
+            ):
+                self._run(gradients, display, interrupted)
+        load_weights(model, self.tensors.best)
+        return self.state
+
+    def _run(self, gradients: Gradients, display: ProgressDisplay, interrupted: Callable[[], bool]) -> None:
+        """Steps, validations and saves until a limit is reached; sets `state.stopped_by`."""
+        state, saved_at = self.state, self.state.seconds
+        if not state.steps:
+            self._validate()
+        for plan, ready in gradients.prefetch(self._plans()):
+            progress, stop_requested = self._progress(), interrupted()
+            if stop_requested:  # saved as unfinished: --resume continues if the model is not published
+                self._checkpointer.save(state, self.tensors)
+            state.stopped_by = self._stop_reason(stop_requested)
+            if state.stopped_by:
                 break
-            self.step(gradients, plan, ready, share)
-            if run.steps % self.check_every == 0:
-                self.check()
-            run.seconds = self.now()
-            display.update(share, run.seconds, self.facts)
-            if run.seconds - saved_at >= CHECKPOINT_SECONDS:
-                self.keeper.save(run, self.state)
-                saved_at = run.seconds
-        if self.steps_since_check():
-            self.check()
-        run.seconds = self.now()
-        display.update(1.0, run.seconds, self.facts, last=True)
-        if run.stopped_by != "ctrl-c":
-            self.keeper.save(run, self.state)
+            self._step(gradients, plan, ready, progress)
+            if state.steps % self._validation_interval == 0:
+                self._validate()
+            state.seconds = self._seconds()
+            display.update(progress, state.seconds, self._summary)
+            if state.seconds - saved_at >= CHECKPOINT_SECONDS:
+                self._checkpointer.save(state, self.tensors)
+                saved_at = state.seconds
+        if self._steps_since_validation():
+            self._validate()
+        state.seconds = self._seconds()
+        display.update(1.0, state.seconds, self._summary, last=True)
+        if state.stopped_by != "ctrl-c":
+            self._checkpointer.save(state, self.tensors)
 
-    def now(self) -> float:
-        """Seconds of the run so far, those of its earlier sittings included."""
-        return monotonic() - self.zero
+    def _plans(self) -> Iterator[BatchPlan]:
+        """Batches without end, from the current position. The order of an epoch depends on the seed and its number."""
+        number, done = self.state.epoch, self.state.batch
+        while True:
+            random = np.random.default_rng([self._settings.seed, 2, number])
+            for plan in self._sampler.epoch(random, done):
+                done = plan.number + 1
+                yield plan
+            if not done:
+                raise TrainingError("values: no server has a measurement in the training part; provide more data")
+            number, done = number + 1, 0
 
-    def share_over(self) -> float:
-        """How much of the run is over: 1 and more when a limit is reached."""
-        return max(self.shares().values())
+    def _seconds(self) -> float:
+        """Duration of the run so far, including the time before an interruption."""
+        return monotonic() - self._clock_start
 
-    def shares(self) -> dict[str, float]:
-        """The same by limit. What the check after the last step takes is kept back."""
-        seconds = max(self.settings.max_seconds - self.run.check_seconds, 1e-9)
-        return {"epochs": self.run.steps / self.total_steps, "minutes": self.now() / seconds}
+    def _progress(self) -> float:
+        """Completed share of the run; 1 or more when a limit is reached."""
+        return max(self._progress_by_limit().values())
 
-    def reason_to_stop(self, interrupted: bool) -> str:
-        """Empty: go on."""
-        if interrupted:
+    def _progress_by_limit(self) -> dict[str, float]:
+        # The time of the final validation is reserved.
+        max_seconds = max(self._settings.max_seconds - self.state.longest_validation_seconds, 1e-9)
+        return {"epochs": self.state.steps / self._total_steps, "minutes": self._seconds() / max_seconds}
+
+    def _stop_reason(self, stop_requested: bool) -> str:
+        """Empty while training continues."""
+        if stop_requested:
             return "ctrl-c"
-        for limit, share in self.shares().items():
+        for limit, share in self._progress_by_limit().items():
             if share >= 1:
                 return limit
-        return "no improvement" if self.run.cooling_from and self.warmth() <= 0 else ""
+        return "no improvement" if self.state.cool_down_start and self._cool_down_factor() <= 0 else ""
 
-    def warmth(self) -> float:
-        """From 1, when patience runs out, down to 0 over COOLING_SHARE of the steps until then."""
-        start = self.run.cooling_from
-        return 1.0 - (self.run.steps - start) / (COOLING_SHARE * start)
+    def _cool_down_factor(self) -> float:
+        """Falls linearly from 1 at the start of the cool-down to 0 after COOL_DOWN_SHARE of the steps before it."""
+        start = self.state.cool_down_start
+        return 1.0 - (self.state.steps - start) / (COOL_DOWN_SHARE * start)
 
-    def step(self, gradients: Gradients, plan: BatchPlan, ready: Prepared, share: float) -> None:
-        """One optimisation step, at the learning rate for this share of the run."""
-        run, state, settings = self.run, self.state, self.settings
-        self.learning_rate = settings.learning_rate * learning_rate_at(share)
-        if run.cooling_from:
-            self.learning_rate = min(self.learning_rate, run.cooling_rate * self.warmth())
-        state.loss_sum += _step(state, gradients, ready, self.learning_rate)
-        if run.batch and not plan.number:
-            run.epoch += 1
-        run.steps, run.batch, run.windows = run.steps + 1, plan.number + 1, run.windows + len(plan)
-        state.take_average(min(settings.averaging_decay, (1 + run.steps) / (10 + run.steps)))
-        if run.steps - self.first_step > UNTIMED_STEPS:
-            run.paced_windows += len(plan)
-            run.paced_seconds += self.now() - run.seconds  # since the step before, loading included
+    def _step(self, gradients: Gradients, plan: BatchPlan, ready: Prepared, progress: float) -> None:
+        """One optimisation step and the update of counters and EMA."""
+        state, tensors, settings = self.state, self.tensors, self._settings
+        self._learning_rate = settings.learning_rate * learning_rate_factor(progress)
+        if state.cool_down_start:
+            self._learning_rate = min(self._learning_rate, state.cool_down_learning_rate * self._cool_down_factor())
+        tensors.loss_sum += optimisation_step(tensors, gradients, ready, self._learning_rate)
+        if state.batch and not plan.number:
+            state.epoch += 1
+        state.steps, state.batch, state.windows = state.steps + 1, plan.number + 1, state.windows + len(plan)
+        tensors.update_ema(min(settings.ema_decay, (1 + state.steps) / (10 + state.steps)))
+        if state.steps - self._first_step > THROUGHPUT_WARM_UP_STEPS:
+            state.timed_windows += len(plan)
+            state.timed_seconds += self._seconds() - state.seconds  # since the previous step, data loading included
 
-    def check(self) -> None:
-        """Judge the averaged weights, keep them if they are the best so far, note the point of the course."""
-        run, state, started = self.run, self.state, self.now()
+    def _validate(self) -> None:
+        """Validate the EMA, keep it if it is the best so far, and append to the loss history."""
+        state, tensors, started = self.state, self.tensors, self._seconds()
         point = {
-            "step": run.steps,
-            "epoch": run.epochs,
-            "validation_loss": judge(run.model, state.average, self.validation),
+            "step": state.steps,
+            "epoch": state.epochs,
+            "validation_loss": validate(state.model, tensors.ema, self._validation_set),
         }
-        run.check_seconds = max(run.check_seconds, self.now() - started)
-        if run.steps:
-            point |= {"loss": self.mean_loss(), "learning_rate": self.learning_rate}
-            run.course.append(point)
-            state.loss_sum.zero_()
-            run.checks_without_gain += 1
+        state.longest_validation_seconds = max(state.longest_validation_seconds, self._seconds() - started)
+        if state.steps:
+            point |= {"loss": self._mean_loss(), "learning_rate": self._learning_rate}
+            state.loss_history.append(point)
+            tensors.loss_sum.zero_()
+            state.validations_without_improvement += 1
         else:
-            run.first_validation_loss = point["validation_loss"]
-        if point["validation_loss"] < run.best_validation_loss:
-            run.best_validation_loss, state.best = point["validation_loss"], copy_of(state.average)
-            run.checks_without_gain = 0
-        if run.checks_without_gain >= PATIENCE_CHECKS and not run.cooling_from:
-            run.cooling_from, run.cooling_rate = run.steps, self.learning_rate
-        if self.log:
-            self.log.write(run.steps, {**point, "windows_per_second": run.windows_per_second})
+            state.first_validation_loss = point["validation_loss"]
+        if point["validation_loss"] < state.best_validation_loss:
+            state.best_validation_loss, tensors.best = point["validation_loss"], clone_weights(tensors.ema)
+            state.validations_without_improvement = 0
+        if state.validations_without_improvement >= PATIENCE and not state.cool_down_start:
+            state.cool_down_start, state.cool_down_learning_rate = state.steps, self._learning_rate
+        if self._log:
+            self._log.write(state.steps, {**point, "windows_per_second": state.windows_per_second})
 
-    def steps_since_check(self) -> int:
-        """Steps not judged yet."""
-        return self.run.steps - int(self.run.course[-1]["step"] if self.run.course else 0)
+    def _steps_since_validation(self) -> int:
+        history = self.state.loss_history
+        return self.state.steps - int(history[-1]["step"] if history else 0)
 
-    def mean_loss(self) -> float:
-        """Of the training batches since the last check; of those before it if there is none."""
-        if steps := self.steps_since_check():
-            return float(self.state.loss_sum) / steps
-        return self.run.course[-1]["loss"] if self.run.course else float("nan")
+    def _mean_loss(self) -> float:
+        """Mean loss of the training batches since the last validation, or before it if there is none since."""
+        if steps := self._steps_since_validation():
+            return float(self.tensors.loss_sum) / steps
+        return self.state.loss_history[-1]["loss"] if self.state.loss_history else float("nan")
 
-    def facts(self) -> str:
-        """What the progress display says of the run."""
-        run = self.run
-        validation = run.course[-1]["validation_loss"] if run.course else run.first_validation_loss
+    def _summary(self) -> str:
+        """Throughput and losses for the progress display."""
+        state = self.state
+        validation = state.loss_history[-1]["validation_loss"] if state.loss_history else state.first_validation_loss
         return (
-            f"epoch {run.epochs:.2f}, {run.windows_per_second:.0f} windows/s, loss {self.mean_loss():.4f}, "
-            f"validation {validation:.4f} (best {run.best_validation_loss:.4f})"
+            f"epoch {state.epochs:.2f}, {state.windows_per_second:.0f} windows/s, loss {self._mean_loss():.4f}, "
+            f"validation {validation:.4f} (best {state.best_validation_loss:.4f})"
         )
 
 
-def steps_between_checks(steps_per_epoch: int, total_steps: int) -> int:
-    """Four checks an epoch, within FEWEST_STEPS and MOST_STEPS between two; and four in a short run."""
-    quarter = min(max(steps_per_epoch // CHECKS_PER_EPOCH, FEWEST_STEPS), MOST_STEPS)
-    return max(1, min(quarter, total_steps // CHECKS_PER_EPOCH))
+def validation_interval(steps_per_epoch: int, total_steps: int) -> int:
+    """Steps between two validations: four an epoch within the limits above, and at least four in a short run."""
+    quarter = min(max(steps_per_epoch // VALIDATIONS_PER_EPOCH, MIN_VALIDATION_INTERVAL), MAX_VALIDATION_INTERVAL)
+    return max(1, min(quarter, total_steps // VALIDATIONS_PER_EPOCH))
 
 
-def learning_rate_at(progress: float) -> float:
-    """Factor of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
-    if progress < WARM_UP:
-        return (progress + 1e-3) / (WARM_UP + 1e-3)
-    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP) / (1 - WARM_UP))))
+def learning_rate_factor(progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
+    if progress < WARM_UP_SHARE:
+        return (progress + 1e-3) / (WARM_UP_SHARE + 1e-3)
+    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))))
 
 
-def validation_batches(source: WindowSource, split: Split, seed: int, device: torch.device) -> Validation:
-    """A fixed sample of windows from the validation days, with the histories training draws.
+def validation_batches(data: TrainingData, seed: int, device: torch.device) -> ValidationSet:
+    """A fixed sample of windows of the validation period, with history lengths drawn as in training.
 
-    Every other batch is of watched servers, if any of them is measured then. Raises FitError if no server is.
+    Every second batch is of validation servers, if one of them has measurements in the period. Raises TrainingError if
+    no server has.
     """
-    random = np.random.default_rng([seed, 1])
-    batches = []
+    source, split = data
+    random, batches = np.random.default_rng([seed, 1]), []
     for number in range(VALIDATION_BATCHES):
-        watched = _measured_windows(source, split.watched, split, random) if number % 2 else ()
-        windows = watched or _measured_windows(source, split.seen, split, random)
+        windows = _measured_windows(data, split.validation_servers, random) if number % 2 else ()
+        windows = windows or _measured_windows(data, split.training_servers, random)
         if not windows:
-            raise FitError(
-                "values: no server to train on has a measurement in the last part of the training period, on which "
-                "training is checked; provide more data, or another --train-fraction"
+            raise TrainingError(
+                "values: no training server has a measurement in the validation period, the last part of the time "
+                "before the test period; provide more data, or another --train-fraction"
             )
         rows, origins = windows
         encoder_steps, known_steps = draw_history(source.spec, len(rows), random)
@@ -285,15 +292,14 @@ def validation_batches(source: WindowSource, split: Split, seed: int, device: to
     return batches
 
 
-def _measured_windows(
-    source: WindowSource, servers: np.ndarray, split: Split, random: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """Rows and origins of a batch of validation windows after which something is measured: int64 [window] each.
+def _measured_windows(data: TrainingData, servers: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Rows and origins (int64 [window]) of a batch of validation windows with a measured target.
 
-    Drawn again where nothing is; fewer where that is rare, and () where there is none.
+    Windows without one are drawn again. The batch is smaller if such windows are rare, and () if there are none.
     """
+    source, split = data
     rows, origins = np.empty(0, np.int64), np.empty(0, np.int64)
-    first, last = split.fit_end - 1, split.train_end - source.spec.horizon_steps - 1
+    first, last = split.train_end - 1, split.test_start - source.spec.horizon_steps - 1
     for _ in range(VALIDATION_DRAWS if len(servers) else 0):
         lacking = VALIDATION_BATCH_SIZE - len(rows)
         drawn = random.choice(servers, lacking), random.integers(first, last + 1, lacking)
@@ -305,65 +311,48 @@ def _measured_windows(
     return (rows, origins) if len(rows) else ()
 
 
-def judge(model: ForecastModel, weights: Weights, batches: Validation) -> float:
-    """Mean pinball loss of `weights` on the batches; the model's own weights are put back."""
-    own = weights_of(model)
-    put_weights(model, weights)
+def validate(model: ForecastModel, weights: Weights, batches: ValidationSet) -> float:
+    """Mean pinball loss of `weights` on the batches; the model's own weights are restored."""
+    own = copy_weights(model)
+    load_weights(model, weights)
     model.eval()
     with torch.inference_mode():
         loss = float(torch.stack([loss_of(model, *batch) for batch in batches]).double().mean())
-    put_weights(model, own)
+    load_weights(model, own)
     return loss
 
 
-def _step(state: State, gradients: Gradients, ready: Prepared, learning_rate: float) -> torch.Tensor:
-    """One optimisation step; returns the loss."""
-    if not state.model.training:  # asked of each of a thousand modules, it would take a fiftieth of a step
-        state.model.train()
-    for group in state.optimizer.param_groups:
+def optimisation_step(
+    tensors: TrainerTensors, gradients: Gradients, ready: Prepared, learning_rate: float
+) -> torch.Tensor:
+    """One step of AdamW with clipped gradients; returns the loss."""
+    if not tensors.model.training:  # train() visits a thousand modules, which takes 2 % of a step
+        tensors.model.train()
+    for group in tensors.optimizer.param_groups:
         group["lr"] = learning_rate
     loss = gradients.compute(ready)
-    torch.nn.utils.clip_grad_norm_(state.trained, GRADIENT_NORM)
-    state.optimizer.step()
+    torch.nn.utils.clip_grad_norm_(tensors.parameters, MAX_GRADIENT_NORM)
+    tensors.optimizer.step()
     return loss
-
-
-def _sampler(source: WindowSource, split: Split, settings: FitSettings) -> BatchSampler:
-    """Batches of the servers and steps trained on."""
-    return BatchSampler(source, split.seen, split.fit_end - 1, settings.batch_size, settings.augmentation)
-
-
-def _plans(source: WindowSource, split: Split, settings: FitSettings, run: Fit) -> Iterator[BatchPlan]:
-    """Batches without end, from where the run stands; each epoch's order follows from the seed and its number."""
-    sampler = _sampler(source, split, settings)
-    number, done = run.epoch, run.batch
-    while True:
-        random = np.random.default_rng([settings.seed, 2, number])
-        for plan in sampler.epoch(random, done):
-            done = plan.number + 1
-            yield plan
-        if not done:
-            raise FitError("values: no server has a measurement in the training part; provide more data")
-        number, done = number + 1, 0
 
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once turns the yielded function true, twice raises KeyboardInterrupt."""
-    asked: list[int] = []
+    """After one Ctrl-C the yielded function returns True; a second one raises KeyboardInterrupt."""
+    requests: list[int] = []
 
     def on_interrupt(number: int, _frame: FrameType | None) -> None:
-        if asked:
+        if requests:
             raise KeyboardInterrupt
-        asked.append(number)
+        requests.append(number)
         print("\nstopping after this batch and keeping the best model; Ctrl-C again to abort", file=sys.stderr)
 
     try:
         before = signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # not in the main thread: somebody else handles signals
+    except ValueError:  # outside the main thread no handler can be set
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(requests)
     finally:
         signal.signal(signal.SIGINT, before)

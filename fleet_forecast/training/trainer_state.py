@@ -1,4 +1,4 @@
-"""What a training run consists of: its counters, its tensors, and where both are kept while it is unfinished."""
+"""The state of a training run: counters, weights, their exponential moving average (EMA) and optimizer moments."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, PartState, Tensors
 
-Weights = dict[str, torch.Tensor]
+Weights = dict[str, Tensor]  # by parameter name
 
 
 @dataclass
-class Fit:
-    """How a training run stands or went; at its end `model` has the kept weights.
+class TrainerState:
+    """Counters and losses of a run. After training `model` has the weights of the best validation.
 
-    first_validation_loss: before the first step. course: a point per check on the validation days, its `loss` the mean
-    of the training batches since the check before. stopped_by: empty while the run is under way.
-    cooling_from, cooling_rate: the step at which patience ran out, 0 before, and the learning rate then.
-    epoch, batch: epochs done, and batches done of the epoch under way. paced_*: those of the steps that count for
-    `windows_per_second`.
+    epoch, batch: completed epochs, and completed batches of the current epoch. seconds: training time, validations
+    included. timed_windows, timed_seconds: of the steps that `windows_per_second` counts. cool_down_start,
+    cool_down_learning_rate: step and learning rate when patience ran out; 0 before. first_validation_loss: before the
+    first step. loss_history: one point per validation, its `loss` the mean of the training batches since the previous
+    one. stopped_by: the reason why training ended; empty before.
     """
 
     model: ForecastModel
@@ -33,81 +32,85 @@ class Fit:
     batch: int = 0
     windows: int = 0
     seconds: float = 0.0
-    paced_windows: int = 0
-    paced_seconds: float = 0.0
-    check_seconds: float = 0.0
-    checks_without_gain: int = 0
-    cooling_from: int = 0
-    cooling_rate: float = 0.0
+    timed_windows: int = 0
+    timed_seconds: float = 0.0
+    longest_validation_seconds: float = 0.0
+    validations_without_improvement: int = 0
+    cool_down_start: int = 0
+    cool_down_learning_rate: float = 0.0
     first_validation_loss: float = float("nan")
     best_validation_loss: float = float("inf")
     stopped_by: str = ""
-    course: list[dict[str, float]] = field(default_factory=list)
+    loss_history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def epochs(self) -> float:
-        """Visits of every server-hour."""
         return self.steps / self.steps_per_epoch
 
     @property
     def windows_per_second(self) -> float:
-        """Pace of the training steps, loading included, checks and the first steps of a session left out."""
-        if self.paced_windows:
-            return self.paced_windows / self.paced_seconds
+        """Throughput of the training steps with data loading, without validations and the first steps."""
+        if self.timed_windows:
+            return self.timed_windows / self.timed_seconds
         return self.windows / self.seconds if self.seconds else 0.0
 
     def counters(self) -> dict[str, Any]:
-        """All but the model, as JSON takes it."""
+        """All fields except the model; JSON can represent them."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "model"}
 
     def restore(self, counters: dict[str, Any]) -> None:
-        """Set what `counters` gave."""
+        """Set the fields that `counters` returned."""
         for name, value in counters.items():
             setattr(self, name, value)
 
 
-class State:
-    """The tensors of a run: weights, their average, the best average so far, AdamW's moments, the loss summed."""
+class TrainerTensors:
+    """Weights, their EMA, the EMA of the best validation, AdamW's moments and the sum of the training loss.
+
+    parameters: what the optimizer updates. On a CPU it is one tensor of all parameters, so that AdamW, gradient
+    clipping and the EMA are one operation each. On a GPU cuDNN's LSTM requires its own layout of its parameters.
+    """
 
     def __init__(self, model: ForecastModel, learning_rate: float, weight_decay: float) -> None:
         self.model = model
-        # A GPU's LSTM wants its own parameters in memory of their own.
         on_gpu = device_of(model).type == "cuda"
-        self.trained: list[torch.Tensor] = list(model.parameters()) if on_gpu else [side_by_side(model)]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        self.averaged = [tensor.detach().clone() for tensor in self.trained]
-        self.best = weights_of(model)
+        self.parameters: list[Tensor] = list(model.parameters()) if on_gpu else [flatten_parameters(model)]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self._ema = [tensor.detach().clone() for tensor in self.parameters]
+        self.best = copy_weights(model)
         self.loss_sum = torch.zeros((), device=device_of(model))
 
     @property
-    def average(self) -> Weights:
-        """The averaged weights by name, in the memory where they are averaged."""
-        if len(self.averaged) == 1:
-            return named_parts(self.averaged[0], self.model)
+    def ema(self) -> Weights:
+        """The EMA of the weights: views, which `update_ema` changes."""
+        if len(self._ema) == 1:
+            return split_by_parameter(self._ema[0], self.model)
         names = [name for name, _ in self.model.named_parameters()]
-        return dict(zip(names, self.averaged, strict=True))
+        return dict(zip(names, self._ema, strict=True))
 
-    def take_average(self, decay: float) -> None:
-        """Move the averaged weights by 1 - decay toward those of now."""
+    def update_ema(self, decay: float) -> None:
+        """EMA = decay * EMA + (1 - decay) * weights."""
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+            torch._foreach_lerp_(self._ema, self.parameters, 1 - decay)
 
-    def tensors(self) -> Tensors:
-        """Everything above and torch's random state, by name."""
-        groups = {"weights": weights_of(self.model), "average": self.average, "best": self.best}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all tensors and of torch's random state, on the CPU, by name."""
+        groups = {"weights": copy_weights(self.model), "ema": self.ema, "best": self.best}
         named = {f"{group}.{name}": value for group, weights in groups.items() for name, value in weights.items()}
         moments = self.optimizer.state_dict()["state"]
         named |= {f"adamw.{index}.{key}": value for index, of in moments.items() for key, value in of.items()}
         named |= {"loss_sum": self.loss_sum, "random.cpu": torch.get_rng_state()}
         if self.loss_sum.is_cuda:
             named["random.cuda"] = torch.cuda.get_rng_state(self.loss_sum.device)
-        # Copies, as the loop goes on changing its own.
         return {name: value.detach().cpu().clone() for name, value in named.items()}
 
-    def restore(self, tensors: Tensors) -> None:
-        """Set what `tensors` gave. Raises KeyError or ValueError if they are another network's."""
-        groups: dict[str, Weights] = {"weights": {}, "average": {}, "best": {}}
-        moments: dict[int, Tensors] = {}
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Set what `state_dict` returned.
+
+        Raises KeyError, RuntimeError or ValueError if the tensors belong to another network.
+        """
+        groups: dict[str, Weights] = {"weights": {}, "ema": {}, "best": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             group, _, name = full_name.partition(".")
             if group in groups:
@@ -115,12 +118,12 @@ class State:
             elif group == "adamw":
                 index, _, key = name.partition(".")
                 moments.setdefault(int(index), {})[key] = value
-        lengths = [moments[index]["exp_avg"].shape for index in sorted(moments)]
-        if lengths and lengths != [tensor.shape for tensor in self.trained]:
+        shapes = [moments[index]["exp_avg"].shape for index in sorted(moments)]
+        if shapes and shapes != [tensor.shape for tensor in self.parameters]:
             raise ValueError("AdamW's moments belong to other tensors")
-        put_weights(self.model, groups["weights"])
-        for name, average in self.average.items():
-            average.copy_(groups["average"][name])
+        load_weights(self.model, groups["weights"])
+        for name, average in self.ema.items():
+            average.copy_(groups["ema"][name])
         self.best = {name: value.to(self.loss_sum.device) for name, value in groups["best"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.loss_sum.copy_(tensors["loss_sum"])
@@ -129,79 +132,47 @@ class State:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.loss_sum.device)
 
 
-@dataclass(frozen=True)
-class Keeper:
-    """Saves a run as one part of a checkpoint, or nowhere."""
-
-    part: str
-    checkpoint: Checkpoint | None = None
-
-    def save(self, run: Fit, state: State) -> None:
-        """On disk when this returns."""
-        if self.checkpoint:
-            self.checkpoint.save(self.part, PartState(state.tensors(), run.counters()))
-
-    def restore(self, run: Fit, state: State) -> None:
-        """Put a run where its last save left it, if there is one.
-
-        Raises CheckpointError if it is of another network.
-        """
-        if self.checkpoint and self.part in self.checkpoint.parts:
-            saved = self.checkpoint.parts[self.part]
-            try:
-                state.restore(saved.tensors)
-            except (KeyError, ValueError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"--resume: the state of the interrupted run does not fit this network ({error}); it was made by "
-                    "another version of this software: train without --resume"
-                ) from error
-            run.restore(saved.counters)
-
-
-def weights_of(model: ForecastModel) -> Weights:
-    """A copy of the model's weights, each once."""
+def copy_weights(model: ForecastModel) -> Weights:
+    """A copy of the model's weights; a parameter that has two names occurs once."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def put_weights(model: ForecastModel, weights: Weights) -> None:
-    """Set the model's weights, in place."""
+def load_weights(model: ForecastModel, weights: Weights) -> None:
+    """Set the model's weights in place. Raises KeyError or RuntimeError if one is missing or has another shape."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
 
 
-def copy_of(weights: Weights) -> Weights:
-    """The same numbers in other memory."""
+def clone_weights(weights: Weights) -> Weights:
     return {name: value.clone() for name, value in weights.items()}
 
 
 def device_of(model: ForecastModel) -> torch.device:
-    """Where the model is computed."""
     return next(model.parameters()).device
 
 
-def side_by_side(model: nn.Module) -> nn.Parameter:
-    """One tensor that holds all parameters of the model, and their gradients in its own.
+def flatten_parameters(model: nn.Module) -> nn.Parameter:
+    """One tensor with all parameters of the model, and one with all gradients as its `grad`.
 
-    The model's parameters become views of it, and their gradients of its gradient, to which backward adds: what happens
-    to the one happens to the other. Gradients are zeroed in place.
+    The model's parameters and gradients become views of these two. Gradients must be zeroed in place.
     """
     parameters = list(model.parameters())
-    whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    whole.grad = torch.zeros_like(whole)
+    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    flat.grad = torch.zeros_like(flat)
     for parameter, values, gradient in zip(
-        parameters, _parts(whole.data, parameters), _parts(whole.grad, parameters), strict=True
+        parameters, _views(flat.data, parameters), _views(flat.grad, parameters), strict=True
     ):
         parameter.data, parameter.grad = values, gradient
-    return whole
+    return flat
 
 
-def named_parts(whole: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Views of a tensor as long as all parameters of the model, by the parameters' names."""
+def split_by_parameter(flat: Tensor, model: nn.Module) -> Weights:
+    """Views of a flat tensor with the shapes of the model's parameters, by parameter name."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, _parts(whole, parameters), strict=True))
+    return dict(zip(names, _views(flat, parameters), strict=True))
 
 
-def _parts(whole: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    pieces = whole.split([parameter.numel() for parameter in parameters])
+def _views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    pieces = flat.split([parameter.numel() for parameter in parameters])
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]

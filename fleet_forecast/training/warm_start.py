@@ -1,7 +1,7 @@
-"""Go on from an earlier model: its weights in a network for new data.
+"""Warm start: the weights of an earlier model in a network for new data.
 
-What the earlier model knew about each kind of server it keeps; a kind it never saw starts as the unknown one, for which
-it was trained too. Scaling is always fitted on the new data.
+The embedding of each known profile is kept. A new profile starts with the embedding of the unknown profile. Scaling is
+always fitted on the new data.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 from fleet_forecast.inference.model_directory import WEIGHTS_FILE, read_config, verify
 
-PROFILE_EMBEDDING = "input_embeddings.embeddings.profile.weight"  # [1 + profile, width]; row 0 is the unknown profile
+PROFILE_EMBEDDING = "input_embeddings.embeddings.profile.weight"  # [1 + profile, width]; row 0: unknown profile
 
 
-def earlier_model(model_dir: Path, spec: WindowSpec, profiles: tuple[str, ...], hidden_size: int) -> ModelConfig:
-    """The configuration of a verified model directory, checked to be of the same architecture.
+def earlier_config(model_dir: Path, spec: WindowSpec, profiles: tuple[str, ...], hidden_size: int) -> ModelConfig:
+    """The configuration of a verified model directory of the same architecture.
 
-    profiles: those the new network will know, empty without the profile feature; they need not be the same ones.
-    Raises ModelError naming what differs.
+    profiles: those of the new network, empty without the profile feature; they may differ from the earlier ones.
+    Raises ModelError naming every difference in architecture.
     """
     config = read_config(verify(model_dir))
-    wanted = {
+    required = {
         "metrics": (config.targets, spec.metrics),
         "step in seconds": (config.step_seconds, spec.step_seconds),
         "context in steps": (config.context_steps, spec.context_steps),
@@ -34,7 +34,7 @@ def earlier_model(model_dir: Path, spec: WindowSpec, profiles: tuple[str, ...], 
         "hidden size": (config.hidden_size, hidden_size),
         "profile feature": (bool(config.profiles), bool(profiles)),
     }
-    differing = [f"{name} (there {there}, here {here})" for name, (there, here) in wanted.items() if there != here]
+    differing = [f"{name} (there {there}, here {here})" for name, (there, here) in required.items() if there != here]
     if differing:
         raise ModelError(
             f"--warm-start {model_dir}: another architecture than this training's: {', '.join(differing)}; choose "
@@ -43,8 +43,8 @@ def earlier_model(model_dir: Path, spec: WindowSpec, profiles: tuple[str, ...], 
     return config
 
 
-def start_from(network: nn.Module, profiles: tuple[str, ...], model_dir: Path, earlier: ModelConfig) -> None:
-    """Put the earlier model's weights into a network that knows `profiles`.
+def load_earlier_weights(network: nn.Module, profiles: tuple[str, ...], model_dir: Path, earlier: ModelConfig) -> None:
+    """Load the earlier model's weights into a network with other `profiles`.
 
     Raises ModelError if they do not fit (a model of another version of this software).
     """
@@ -60,7 +60,17 @@ def start_from(network: nn.Module, profiles: tuple[str, ...], model_dir: Path, e
         ) from error
 
 
+def profile_changes(earlier: tuple[str, ...], profiles: tuple[str, ...]) -> list[str]:
+    """Sentences on the profiles that only one of the two networks has."""
+    changes = []
+    if new := sorted(set(profiles) - set(earlier)):
+        changes.append(f"profiles new to the earlier model start as the unknown one: {', '.join(new)}")
+    if removed := sorted(set(earlier) - set(profiles)):
+        changes.append(f"profiles without a training server are removed: {', '.join(removed)}")
+    return changes
+
+
 def profile_rows(rows: torch.Tensor, known: tuple[str, ...], wanted: tuple[str, ...]) -> torch.Tensor:
-    """Embedding rows [1 + known, width] -> [1 + wanted, width]: new profiles get the unknown one's row, row 0."""
+    """Embedding rows [1 + known, width] -> [1 + wanted, width]; new profiles get row 0, the unknown profile's."""
     row_of = {name: row for row, name in enumerate(known, start=1)}
     return rows[[0, *(row_of.get(name, 0) for name in wanted)]].clone()

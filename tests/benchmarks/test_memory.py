@@ -1,4 +1,4 @@
-"""benchmarks/memory.py runs, and its figures are those of the data it made."""
+"""benchmarks/memory.py runs and reports the size of the data it simulates."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_training_stays_below_the_limit_and_above_what_it_cannot_do_without():
+def test_peak_memory_of_training_lies_between_the_floor_and_the_limit():
     command = [sys.executable, "benchmarks/memory.py", "--quick"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

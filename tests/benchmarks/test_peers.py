@@ -85,8 +85,8 @@ def test_ratios_are_to_the_best_baseline_of_the_same_servers(peers):
 def test_all_folds_together_are_scored_as_one_set_of_servers(peers):
     quiet, busy = {"lightgbm": 0.5, "flat": 1.0, "last": 2.0}, {"lightgbm": 3.0, "flat": 4.0, "last": 6.0}
     table = peers.summarise([fold_scores(quiet, 10.0), fold_scores(busy, 30.0)]).set_index(["servers", "method"])
-    assert table["together"]["unseen", "lightgbm"] == pytest.approx((0.5 * 10 + 3 * 30) / (1 * 10 + 4 * 30))
-    assert table["together"]["unseen", "flat"] == 1
+    assert table["pooled"]["unseen", "lightgbm"] == pytest.approx((0.5 * 10 + 3 * 30) / (1 * 10 + 4 * 30))
+    assert table["pooled"]["unseen", "flat"] == 1
 
 
 def test_every_server_is_held_out_once(peers):

@@ -14,10 +14,11 @@ from fleet_forecast.inference.explanations import WeightTables
 INFO = {
     "data": "training",
     "servers": 3,
-    "holdout_servers": ["a<b>"],
-    "watched_servers": [],
+    "unseen_servers": ["a<b>"],
+    "validation_servers": [],
     "first_timestamp": "2026-01-01T00:00:00Z",
-    "train_end": "2026-01-20T00:00:00Z",
+    "train_end": "2026-01-17T00:00:00Z",
+    "test_start": "2026-01-20T00:00:00Z",
     "last_timestamp": "2026-01-30T00:00:00Z",
     "parameters": 12345,
     "minutes": 2.0,
@@ -25,7 +26,10 @@ INFO = {
     "windows_per_second": 300.0,
     "stopped_by": "minutes",
     "comparison": None,
-    "course": [{"epoch": 0.5, "loss": 0.3, "validation_loss": 0.4}, {"epoch": 1, "loss": 0.2, "validation_loss": 0.3}],
+    "loss_history": [
+        {"epoch": 0.5, "loss": 0.3, "validation_loss": 0.4},
+        {"epoch": 1, "loss": 0.2, "validation_loss": 0.3},
+    ],
 }
 
 

@@ -1,4 +1,4 @@
-"""The model without profiles beside each model with them: what it is, what it costs, that it does no harm."""
+"""The ablation of the profile feature: its training, its cost, and that its failure does not affect the model."""
 
 from __future__ import annotations
 
@@ -17,29 +17,27 @@ from fleet_forecast.training import trainer as fitting
 from fleet_forecast.training.ablation import METHOD
 from tests.conftest import tiny_flags
 
-STEPS = 24  # of the model: four epochs of six; the comparison has six, one epoch
-
 
 def run(training_dir: Path, models_dir: Path, *more: str) -> int:
     return tft_trainer.main([*tiny_flags(training_dir, models_dir), *more])
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, number: int, happens) -> None:
-    """Something happens at an optimisation step, counted over both models."""
-    real, calls = fitting._step, []
+def call_at_step(monkeypatch: pytest.MonkeyPatch, number: int, action) -> None:
+    """Call `action` at an optimisation step, counted over both models."""
+    real, calls = fitting.optimisation_step, []
 
     def step(*arguments, **options):
         calls.append(1)
         if len(calls) == number:
-            happens()
+            action()
         return real(*arguments, **options)
 
-    monkeypatch.setattr(fitting, "_step", step)
+    monkeypatch.setattr(fitting, "optimisation_step", step)
 
 
 @pytest.fixture(scope="module")
 def compared(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A model of four epochs with its comparison, and what was printed."""
+    """A model of four epochs (24 steps) with its ablation (6 steps), and the printed lines."""
     models_dir = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
@@ -48,27 +46,29 @@ def compared(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     return models_dir / "current", "\n".join(lines)
 
 
-def test_it_is_the_same_training_without_profiles_and_with_a_quarter_of_the_steps(
+def test_the_ablation_equals_a_training_without_profiles_and_with_a_quarter_of_the_steps(
     compared: tuple[Path, str], tiny_training_dir: Path, tmp_path: Path
 ) -> None:
-    """One epoch trained with --no-profile scores exactly the same."""
+    """One epoch with --no-profile has identical scores."""
     assert run(tiny_training_dir, tmp_path, "--epochs", "1", "--no-profile") == 0
     alone = pd.read_parquet(tmp_path / "current" / "cold_start.parquet")
-    beside = pd.read_parquet(compared[0] / "cold_start.parquet")
+    joined = pd.read_parquet(compared[0] / "cold_start.parquet")
     pd.testing.assert_frame_equal(
-        beside[beside["method"] == METHOD].drop(columns="method").reset_index(drop=True),
+        joined[joined["method"] == METHOD].drop(columns="method").reset_index(drop=True),
         alone[alone["method"] == "model"].drop(columns="method").reset_index(drop=True),
     )
 
 
-def test_it_stands_in_the_table_for_every_history_and_is_not_published(compared: tuple[Path, str]) -> None:
+def test_the_cold_start_table_has_the_ablation_for_every_history_and_the_model_is_published(
+    compared: tuple[Path, str],
+) -> None:
     table = pd.read_parquet(compared[0] / "cold_start.parquet")
     assert list(table["history"].unique()) == ["none", "1 step", "1 h", "6 h", "24 h"]
     assert (table.groupby("history")["method"].last() == METHOD).all()
     assert json.loads((compared[0] / "config.json").read_text())["profiles"] == ["database", "web_api"]
 
 
-def test_what_the_profile_costs_is_printed(compared: tuple[Path, str]) -> None:
+def test_the_cost_of_the_profile_feature_is_printed(compared: tuple[Path, str]) -> None:
     model_dir, printed = compared
     last = json.loads(printed.splitlines()[-1])
     assert last["windows"] == 4 * last["comparison"]["windows"]
@@ -82,7 +82,7 @@ def test_what_the_profile_costs_is_printed(compared: tuple[Path, str]) -> None:
 
 
 def distinct(weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Each parameter once: the stock class holds some under two names."""
+    """Each parameter once: the stock class has some under two names."""
     kept: list[torch.Tensor] = []
     for value in weights.values():
         if not any(value.shape == other.shape and torch.equal(value, other) for other in kept):
@@ -90,10 +90,10 @@ def distinct(weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return kept
 
 
-def test_ctrl_c_skips_it_and_publishes_the_model(
+def test_ctrl_c_skips_the_ablation_and_publishes_the_model(
     tiny_training_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    call_at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert run(tiny_training_dir, tmp_path) == 0
     captured = capsys.readouterr()
     assert "stopped by Ctrl-C and is left out" in captured.err
@@ -101,35 +101,35 @@ def test_ctrl_c_skips_it_and_publishes_the_model(
     assert METHOD not in set(pd.read_parquet(tmp_path / "current" / "cold_start.parquet")["method"])
 
 
-def test_its_failure_costs_the_model_nothing(
+def test_a_failed_ablation_does_not_change_the_model(
     tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise RuntimeError("out of memory")
 
-    at_step(monkeypatch, 7, fail)
+    call_at_step(monkeypatch, 7, fail)
     assert run(tiny_training_dir, tmp_path) == 0
     assert "the comparison without profiles failed (out of memory)" in capsys.readouterr().err
     weights, same = (load_file(path / "model.safetensors") for path in (tmp_path / "current", tiny_model_dir))
     assert all(torch.equal(weights[name], same[name]) for name in same)
 
 
-def test_both_trainings_keep_within_max_minutes(
+def test_both_trainings_together_stay_within_max_minutes(
     tiny_training_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = [0.0]
 
-    def work(cost: float, result):
-        def does(*_arguments, **_options):
-            seconds[0] += cost
+    def taking(duration: float, result):
+        def function(*_arguments, **_options):
+            seconds[0] += duration
             return result
 
-        return does
+        return function
 
     monkeypatch.setattr(fitting, "monotonic", lambda: seconds[0])
-    monkeypatch.setattr(fitting, "_step", work(0.5, torch.tensor(0.1)))
-    monkeypatch.setattr(fitting, "judge", work(2.0, 0.2))
-    monkeypatch.setattr(fitting, "PATIENCE_CHECKS", 1000)
+    monkeypatch.setattr(fitting, "optimisation_step", taking(0.5, torch.tensor(0.1)))
+    monkeypatch.setattr(fitting, "validate", taking(2.0, 0.2))
+    monkeypatch.setattr(fitting, "PATIENCE", 1000)
     assert run(tiny_training_dir, tmp_path, "--epochs", "1000", "--max-minutes", "3") == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["stopped_by"] == "minutes"
@@ -137,7 +137,7 @@ def test_both_trainings_keep_within_max_minutes(
     assert last["comparison"]["minutes"] == pytest.approx(0.25 * last["minutes"], rel=0.1)
 
 
-def test_without_held_out_servers_there_is_nothing_to_show_it_on(
+def test_without_unseen_servers_no_ablation_is_trained(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_training_dir, tmp_path, "--holdout-servers", "0") == 0

@@ -1,16 +1,18 @@
-"""What is saved comes back as it was; what does not fit the run is refused by name."""
+"""Checkpoints are restored exactly; one that does not fit the run is refused with the reason."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.training import checkpoint as module
-from fleet_forecast.training.checkpoint import Checkpoint, CheckpointError, PartState, fingerprint
+from fleet_forecast.training.checkpoint import CHECKPOINT_FORMAT, Checkpoint, CheckpointError, PartState, fingerprint
 
 IDENTITY = {"--epochs": 20, "profiles": ("database", "web_api"), "--max-minutes": None}
 STATE = PartState({"weights.a": torch.randn(3, 2), "random.cpu": torch.get_rng_state()}, {"steps": 7, "loss": 0.1})
@@ -29,7 +31,7 @@ def grid(**changes) -> FleetGrid:
     return FleetGrid(**{**fields, **changes})
 
 
-def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_parts_are_restored_bit_for_bit(tmp_path: Path) -> None:
     saved = Checkpoint.new(tmp_path, IDENTITY)
     saved.save("training", STATE)
     saved.save("comparison", PartState({"weights.a": torch.zeros(1)}, {"steps": 1}))
@@ -41,12 +43,12 @@ def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(parts["training"].tensors[name], value)
 
 
-def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist, so there is nothing to resume"):
         Checkpoint.resume(tmp_path, IDENTITY)
 
 
-def test_every_setting_that_differs_is_named_with_both_values(tmp_path: Path) -> None:
+def test_a_refusal_names_every_different_setting_with_both_values(tmp_path: Path) -> None:
     Checkpoint.new(tmp_path, IDENTITY).save("training", STATE)
     with pytest.raises(CheckpointError) as refused:
         Checkpoint.resume(tmp_path, {**IDENTITY, "--epochs": 30, "--max-minutes": 5.0})
@@ -64,23 +66,35 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage) -> None:
         Checkpoint.resume(tmp_path, IDENTITY)
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_training_goes_on(
+def test_a_checkpoint_without_a_format_version_is_refused_by_name(tmp_path: Path) -> None:
+    """Checkpoints before format 2 had other names of tensors and counters."""
+    path = Checkpoint.new(tmp_path, IDENTITY).path
+    header = {"identity": IDENTITY, "parts": {"training": {"steps": 7, "course": []}}}
+    save_file({"training/average.a": torch.zeros(1)}, path, metadata={"run": json.dumps(header)})
+    with pytest.raises(CheckpointError) as refused:
+        Checkpoint.resume(tmp_path, IDENTITY)
+    assert f"{path} has checkpoint format 1, this software reads {CHECKPOINT_FORMAT}; train without" in str(
+        refused.value
+    )
+
+
+def test_a_failed_save_keeps_the_earlier_checkpoint_and_does_not_stop_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = Checkpoint.new(tmp_path, IDENTITY)
     saved.save("training", STATE)
 
-    def full(_path: Path) -> None:
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "sync", full)
+    monkeypatch.setattr(os, "fsync", full)
     saved.save("training", PartState({}, {"steps": 8}))
     assert "No space left on device" in capsys.readouterr().err
     assert Checkpoint.resume(tmp_path, IDENTITY).parts["training"].counters["steps"] == 7
     assert [path.name for path in tmp_path.iterdir()] == [saved.path.name]
 
 
-def test_the_fingerprint_tells_any_change_of_the_data() -> None:
+def test_the_fingerprint_depends_on_every_part_of_the_data() -> None:
     changed = grid().values.copy()
     changed[1, 2, 0] = np.nan
     others = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fleet_forecast.training.trainer_state import named_parts, side_by_side
+from fleet_forecast.training.trainer_state import flatten_parameters, split_by_parameter
 
 
 def network() -> nn.Module:
@@ -33,7 +33,7 @@ def learn(model: nn.Module, trained: list[nn.Parameter], steps: int = 5) -> list
 
 def test_they_learn_the_same_as_one_by_one() -> None:
     apart, together = network(), network()
-    whole = side_by_side(together)
+    whole = flatten_parameters(together)
     assert learn(apart, list(apart.parameters())) == pytest.approx(learn(together, [whole]), rel=1e-5)
     for expected, parameter in zip(apart.parameters(), together.parameters(), strict=True):
         torch.testing.assert_close(parameter, expected)
@@ -41,8 +41,8 @@ def test_they_learn_the_same_as_one_by_one() -> None:
 
 def test_the_parts_are_the_parameters_by_name_in_the_same_memory() -> None:
     model = network()
-    whole = side_by_side(model)
-    parts = named_parts(whole.data, model)
+    whole = flatten_parameters(model)
+    parts = split_by_parameter(whole.data, model)
     assert list(parts) == [name for name, _ in model.named_parameters()]
     whole.data.mul_(2.0)
     for name, parameter in model.named_parameters():

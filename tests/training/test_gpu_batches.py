@@ -18,7 +18,7 @@ from fleet_forecast.training.augmentation import Augmentation
 from fleet_forecast.training.batches import BatchPlan, BatchSampler, WindowSource
 from fleet_forecast.training.gpu_batches import GpuBatches
 from fleet_forecast.training.gradients import gradients_of, loss_of, to_device
-from fleet_forecast.training.trainer_state import device_of, side_by_side
+from fleet_forecast.training.trainer_state import device_of, flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
@@ -128,7 +128,7 @@ def test_a_gpu_has_the_gradients_of_a_cpu(source: WindowSource, model: ForecastM
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         there.train()
-        trained = list(there.parameters()) if device == "cuda" else [side_by_side(there)]
+        trained = list(there.parameters()) if device == "cuda" else [flatten_parameters(there)]
         with gradients_of(there, trained, source, 32) as gradients:
             found[device] = []
             for _, ready in gradients.prefetch(batches):

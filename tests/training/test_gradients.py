@@ -16,7 +16,7 @@ from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSource
 from fleet_forecast.training.gradients import Gradients, gradients_of, loss_of, to_device
-from fleet_forecast.training.trainer_state import side_by_side
+from fleet_forecast.training.trainer_state import flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")
@@ -43,7 +43,7 @@ def model(source: WindowSource) -> ForecastModel:
 
 
 def test_gradients_are_those_of_the_batch(source: WindowSource, plans: list[BatchPlan], model: ForecastModel) -> None:
-    whole = side_by_side(model)
+    whole = flatten_parameters(model)
     with gradients_of(model, [whole], source, 16) as gradients:
         found = [(gradients.compute(ready), whole.grad.clone()) for _, ready in gradients.prefetch(plans)]
     assert len(found) == len(plans) > 3
@@ -89,7 +89,7 @@ def test_a_batch_is_built_in_another_thread_whose_errors_are_raised_in_this_one(
         return build(plan)
 
     monkeypatch.setattr(source, "augmented_batch", recorded)
-    trained = [side_by_side(model)]
+    trained = [flatten_parameters(model)]
     with gradients_of(model, trained, source, 16) as gradients:
         ready = [gradients.prepare(replace(plan)) for plan in plans[:2]]
         gradients.compute(ready[0])

@@ -1,4 +1,4 @@
-"""kill -9 at any point of a training leaves the old model or the new one; --resume ends as if nothing had happened."""
+"""After kill -9 at any point of a training, models/current is complete, and --resume gives an identical model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import tiny_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The trainer, saving its state after each step, that kills itself instead of its n-th call that changes the disk.
+# Runs the trainer with a checkpoint after each step; the process kills itself at its n-th call that changes the disk.
 KILLED = """
 import os, signal, sys
 import fleet_forecast.training.trainer, tft_trainer
@@ -34,7 +34,7 @@ import fleet_forecast.training.trainer, tft_trainer
 fleet_forecast.training.trainer.CHECKPOINT_SECONDS = 0.0
 calls, last = 0, int(sys.argv[1])
 
-def deadly(real):
+def killing(real):
     def call(*arguments, **options):
         global calls
         calls += 1
@@ -44,16 +44,16 @@ def deadly(real):
     return call
 
 for name in ("fsync", "replace", "rename", "symlink"):
-    setattr(os, name, deadly(getattr(os, name)))
+    setattr(os, name, killing(getattr(os, name)))
 sys.exit(tft_trainer.main(sys.argv[2:]))
 """
-CALLS_PER_SAVE = 3  # flush the file, rename it, flush the folder
+CALLS_PER_SAVE = 3  # fsync of the file, rename, fsync of the folder
 
 
 def run_and_kill(at_call: int, flags: Sequence[str]) -> int:
-    """Exit code of a training killed at a call of that number; 0 = never."""
+    """Exit code of a training that is killed at this call; 0: never."""
     command = [sys.executable, "-c", KILLED, str(at_call), *flags]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest.py has it: sums to the bit
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest.py, for identical sums
     return subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, timeout=300, check=False).returncode
 
 
@@ -75,7 +75,7 @@ def assert_current_can_forecast(models_dir: Path) -> None:
     assert np.isfinite(engine.forecast(history, ["database"], np.datetime64("2026-03-04T15:00:00", "s"))).all()
 
 
-def test_a_run_killed_in_training_and_resumed_publishes_what_it_would_have(
+def test_a_killed_and_resumed_run_publishes_the_same_model_as_an_uninterrupted_one(
     tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = tiny_flags(tiny_training_dir, tmp_path)
@@ -91,21 +91,21 @@ def test_a_run_killed_in_training_and_resumed_publishes_what_it_would_have(
     assert "nothing to resume" in capsys.readouterr().err
 
 
-def test_a_new_run_says_that_it_forgets_an_interrupted_one(
+def test_a_new_run_notes_that_it_overwrites_the_checkpoint_of_an_interrupted_one(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def aborted(*_arguments) -> None:
+    def abort(*_arguments) -> None:
         raise KeyboardInterrupt
 
     (tmp_path / ".unfinished.safetensors").write_bytes(b"of another run")
-    monkeypatch.setattr(tft_trainer, "train", aborted)
+    monkeypatch.setattr(tft_trainer, "train", abort)
     assert tft_trainer.main(tiny_flags(tiny_training_dir, tmp_path)) == 1
     err = capsys.readouterr().err
     assert "holds an interrupted run; starting afresh" in err
     assert "aborted; nothing was published" in err
 
 
-def test_two_trainings_do_not_write_into_one_folder(
+def test_a_second_training_in_the_same_models_folder_is_refused(
     tiny_training_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with only_writer(tmp_path):
@@ -117,17 +117,17 @@ def test_two_trainings_do_not_write_into_one_folder(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_every_change_of_the_disk_the_current_model_is_whole(
+def test_killed_at_every_change_of_the_disk_the_current_model_is_complete(
     tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path
 ) -> None:
-    """First in the midst of training and of the comparison, then while publishing, one call further each time."""
+    """First during training and during the ablation, then while publishing, one call later each time."""
     shutil.copytree(tiny_models_dir, tmp_path / "models", symlinks=True)
     models_dir = tmp_path / "models"
     old = (models_dir / "current").readlink()
     flags = tiny_flags(tiny_training_dir, models_dir)
     assert run_and_kill(4 * CALLS_PER_SAVE + 2, flags) == -signal.SIGKILL
     assert (models_dir / "current").readlink() == old
-    assert run_and_kill(4 * CALLS_PER_SAVE, [*flags, "--resume"]) == -signal.SIGKILL  # in the comparison
+    assert run_and_kill(4 * CALLS_PER_SAVE, [*flags, "--resume"]) == -signal.SIGKILL  # in the ablation
     at_call, killed = 0, 0
     while (models_dir / ".unfinished.safetensors").exists():
         at_call += 1
@@ -142,7 +142,7 @@ def test_killed_at_every_change_of_the_disk_the_current_model_is_whole(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_random_times_the_current_model_is_whole(
+def test_killed_at_random_times_the_current_model_is_complete(
     tiny_training_dir: Path, tiny_models_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_models_dir, tmp_path / "models", symlinks=True)

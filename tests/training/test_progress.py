@@ -1,4 +1,4 @@
-"""The progress display says how far, how fast, how good and how long still, on a terminal and in a file."""
+"""The progress display on a terminal and in a file: completed share, summary, remaining time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def test_a_file_gets_a_line_now_and_then(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_gets_one_line_per_interval(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
-    asked: list[float] = []
+    called_at: list[float] = []
 
-    def facts() -> str:
-        asked.append(clock[0])
+    def summary() -> str:
+        called_at.append(clock[0])
         return f"fact {clock[0]:.0f}"
 
     with ProgressDisplay("training") as display:
         for second in range(101):
             clock[0] = float(second)
-            display.update(second / 200, float(second), facts)
+            display.update(second / 200, float(second), summary)
         display.update(1.0, 3700.0, lambda: "the end", last=True)
     assert written.getvalue().splitlines() == [
         "training   0 %: fact 0, ETA unknown",
@@ -45,10 +45,10 @@ def test_a_file_gets_a_line_now_and_then(clock: list[float], monkeypatch: pytest
         "training  45 %: fact 90, ETA 1:50",
         "training 100 %: the end, took 1:01:40",
     ]
-    assert asked == [0, 30, 60, 90], "facts may wait for the device: they are asked for only when shown"
+    assert called_at == [0, 30, 60, 90], "the summary may wait for the GPU, so it is called only when it is shown"
 
 
-def test_a_terminal_gets_one_bar_with_the_same_facts(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_one_bar_with_the_summary(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     written = Terminal()
     monkeypatch.setattr(sys, "stderr", written)
     with ProgressDisplay("training") as display:
@@ -56,7 +56,7 @@ def test_a_terminal_gets_one_bar_with_the_same_facts(clock: list[float], monkeyp
         display.update(0.25, 60.0, lambda: "215 windows/s")
         clock[0] = 61.0
         display.update(0.5, 61.0, lambda: "216 windows/s")
-    assert "\n" not in written.getvalue().rstrip("\n"), "one line, written over"
+    assert "\n" not in written.getvalue().rstrip("\n"), "one line, overwritten"
     shown = [text for text in re.split(r"[\r\n]", written.getvalue()) if "windows/s" in text]
     assert "training  25%" in shown[0]
     assert "215 windows/s, ETA 3:00" in shown[0]

@@ -1,4 +1,4 @@
-"""Who is trained on: held-out and watched servers are known to nobody, and nobody is in two groups."""
+"""The split: every server is in exactly one group, and the periods follow each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.split import FEWEST_TO_WATCH, SplitError, split_fleet
+from fleet_forecast.training.split import MIN_SERVERS_FOR_VALIDATION, TrainingError, split_fleet
 
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
 
@@ -29,33 +29,35 @@ def fleet(profiles: list[str | None]) -> FleetGrid:
     st.sampled_from(["0", "0.1", "0.25", "server1"]),
     st.integers(0, 5),
 )
-def test_each_server_is_trained_on_watched_or_held_out(profiles: list[str | None], holdout: str, seed: int) -> None:
+def test_each_server_is_in_exactly_one_group(profiles: list[str | None], holdout: str, seed: int) -> None:
     split = split_fleet(fleet(profiles), SPEC, 0.7, holdout, seed)
-    together = np.concatenate([split.seen, split.watched, split.unseen])
+    together = np.concatenate([split.training_servers, split.validation_servers, split.unseen_servers])
     assert sorted(together.tolist()) == list(range(len(profiles)))
-    assert len(split.seen)
-    trained, watched = (Counter(profiles[row] for row in rows) for rows in (split.seen, split.watched))
-    for profile, many in watched.items():
-        assert trained[profile] + many >= FEWEST_TO_WATCH
-        assert many <= trained[profile] / 4
+    assert len(split.training_servers)
+    training, validation = (
+        Counter(profiles[row] for row in rows) for rows in (split.training_servers, split.validation_servers)
+    )
+    for profile, count in validation.items():
+        assert training[profile] + count >= MIN_SERVERS_FOR_VALIDATION
+        assert count <= training[profile] / 4
     again = split_fleet(fleet(profiles), SPEC, 0.7, holdout, seed)
-    assert again.watched.tolist() == split.watched.tolist()
+    assert again.validation_servers.tolist() == split.validation_servers.tolist()
 
 
-@pytest.mark.parametrize(("servers", "watched"), [(7, 0), (8, 1), (16, 2), (72, 9)])
-def test_an_eighth_of_enough_servers_is_watched(servers: int, watched: int) -> None:
+@pytest.mark.parametrize(("servers", "validation"), [(7, 0), (8, 1), (16, 2), (72, 9)])
+def test_an_eighth_of_the_servers_of_a_large_profile_is_for_validation(servers: int, validation: int) -> None:
     split = split_fleet(fleet(["database"] * servers), SPEC, 0.7, "0", 42)
-    assert (len(split.watched), len(split.seen)) == (watched, servers - watched)
+    assert (len(split.validation_servers), len(split.training_servers)) == (validation, servers - validation)
 
 
 @pytest.mark.parametrize("holdout", ["0.6", "server0,server1"])
 def test_holding_out_every_server_is_refused(holdout: str) -> None:
-    with pytest.raises(SplitError, match=f"--holdout-servers {holdout}: every server is held out"):
+    with pytest.raises(TrainingError, match=f"--holdout-servers {holdout}: every server is held out"):
         split_fleet(fleet(["database", "web_api"]), SPEC, 0.7, holdout, 42)
 
 
 @pytest.mark.parametrize("horizon_steps", [2, 8, 16])
-def test_validation_begins_after_training_and_has_room_for_more_than_one_origin(horizon_steps: int) -> None:
+def test_the_validation_period_follows_training_and_has_more_than_one_origin(horizon_steps: int) -> None:
     spec = WindowSpec(SPEC.metrics, 3600, "UTC", 24, horizon_steps)
     split = split_fleet(fleet(["database"] * 3), spec, 0.7, "0", 42)
-    assert split.fit_end + horizon_steps < split.train_end <= 70
+    assert split.train_end + horizon_steps < split.test_start <= 70

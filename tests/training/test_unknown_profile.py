@@ -22,7 +22,7 @@ from fleet_forecast.network.model import ForecastModel, window_tensors
 from fleet_forecast.training.augmentation import Augmentation
 from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.split import Split
-from fleet_forecast.training.trainer import FitSettings, fit
+from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 
@@ -49,9 +49,9 @@ def test_the_trainer_reports_a_held_out_profile_as_unknown(tmp_path: Path, capsy
     flags = ["--training-dir", str(tmp_path), "--models-dir", str(tmp_path / "models"), "--epochs", "1"]
     small = ["--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--no-comparison"]
     assert tft_trainer.main([*flags, *small, "--holdout-servers", "ppdb007", "--device", "cpu"]) == 0
-    printed = capsys.readouterr()
-    assert "no server to train on has profile mainframe" in printed.err
-    coverage_by_metric = printed.out.split("The model on unseen servers, by metric")[1]
+    said = capsys.readouterr()
+    assert "no training server has profile mainframe" in said.err
+    coverage_by_metric = said.out.split("The model on unseen servers, by metric")[1]
     assert all(metric in coverage_by_metric for metric in TINY_METRICS)
 
 
@@ -59,7 +59,7 @@ def test_the_trainer_reports_a_held_out_profile_as_unknown(tmp_path: Path, capsy
 
 PROFILES = ("database", "ml_compute", "web_api")
 SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", context_steps=1, horizon_steps=8)
-SEEN, TRAIN_END, STEPS = 18, 180, 240
+SEEN, TEST_START, STEPS = 18, 180, 240
 SERVERS = np.arange(24)
 
 
@@ -91,7 +91,7 @@ def loss_of(model: ForecastModel, batch: Batch) -> float:
 
 def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.ndarray) -> float:
     """Of the best forecast without a profile: the quantiles of the training servers by hour."""
-    steps = np.arange(TRAIN_END - SPEC.horizon_steps)
+    steps = np.arange(TEST_START - SPEC.horizon_steps)
     known = without_history(source, np.arange(SEEN), steps, masked=True).targets[:, 0, 0].reshape(-1, SEEN)
     by_hour = np.stack([np.quantile(known[(steps + 1) % 24 == hour], QUANTILE_LEVELS) for hour in range(24)])
     ahead = origins[:, None] + 1 + np.arange(SPEC.horizon_steps)
@@ -102,14 +102,15 @@ def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.nd
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
     grid = fleet_of_morning_and_afternoon_profiles(seed)
-    scaling = fit_scaling(grid.values[:SEEN, :TRAIN_END], {"cpu_pct": True}, grid.profiles[:SEEN], SPEC.context_steps)
+    scaling = fit_scaling(grid.values[:SEEN, :TEST_START], {"cpu_pct": True}, grid.profiles[:SEEN], SPEC.context_steps)
     source = WindowSource(grid, SPEC, scaling)
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)
     no_history = Augmentation(short_history_share=1.0)  # else most windows show their profile by their history
-    settings = FitSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, augmentation=no_history)
-    fit(model, source, Split(np.arange(SEEN), np.arange(0), SERVERS[SEEN:], 150, TRAIN_END), settings)
-    origins = np.arange(TRAIN_END, STEPS - SPEC.horizon_steps, 5)
+    settings = TrainerSettings(12, 64, 5e-3, max_seconds=float("inf"), seed=seed, augmentation=no_history)
+    split = Split(np.arange(SEEN), np.arange(0), SERVERS[SEEN:], train_end=150, test_start=TEST_START)
+    Trainer(model, TrainingData(source, split), settings).fit()
+    origins = np.arange(TEST_START, STEPS - SPEC.horizon_steps, 5)
     unseen = without_history(source, SERVERS[SEEN:], origins, masked=True)
     trained = loss_of(model, unseen)
     with_profile = loss_of(model, without_history(source, SERVERS[SEEN:], origins, masked=False))

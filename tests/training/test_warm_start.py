@@ -1,4 +1,4 @@
-"""Going on from an earlier model: same start, new kinds of server, and what is refused."""
+"""Warm start: initial loss, new and removed profiles, refused architectures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def info(model_dir: Path) -> dict:
     return json.loads((model_dir / "training_info.json").read_text())
 
 
-def test_it_starts_at_the_earlier_models_validation_loss(
+def test_the_first_validation_loss_is_the_earlier_models_best(
     tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     assert run(tiny_training_dir, tmp_path, "--warm-start", str(tiny_model_dir)) == 0
@@ -33,10 +33,10 @@ def test_it_starts_at_the_earlier_models_validation_loss(
     assert warm["first_validation_loss"] < earlier["first_validation_loss"]
     assert warm["best_validation_loss"] <= warm["first_validation_loss"]
     assert earlier["comparison"]
-    assert not warm["comparison"], "a fresh network would be no equal"
+    assert not warm["comparison"], "the ablation would have other initial weights"
 
 
-def test_new_kinds_of_server_join_and_old_ones_leave(
+def test_new_profiles_are_added_and_missing_ones_removed(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fleet = tiny_fleet()
@@ -47,17 +47,16 @@ def test_new_kinds_of_server_join_and_old_ones_leave(
     assert run(tmp_path / "data", tmp_path / "models", "--warm-start", str(tiny_model_dir)) == 0
     err = capsys.readouterr().err
     assert "start as the unknown one: generic, ml_compute" in err
-    assert "profiles without a training server are forgotten: web_api" in err
+    assert "profiles without a training server are removed: web_api" in err
 
 
-def test_a_known_profile_keeps_its_row_and_a_new_one_gets_the_unknown_ones() -> None:
+def test_a_known_profile_keeps_its_embedding_and_a_new_one_gets_that_of_the_unknown_profile() -> None:
     rows = torch.arange(6.0).reshape(3, 2)  # unknown, database, web_api
     moved = profile_rows(rows, ("database", "web_api"), ("generic", "web_api"))
     assert moved.tolist() == [[0.0, 1.0], [0.0, 1.0], [4.0, 5.0]]
 
 
-def test_a_network_keeps_its_shape_whatever_profiles_it_knows() -> None:
-    """But for the rows of the embedding."""
+def test_only_the_profile_embedding_depends_on_the_number_of_profiles() -> None:
     spec = WindowSpec(("cpu_pct",), 300, "UTC", 24, 12)
     few, many = (build_network(spec, profiles, 8).state_dict() for profiles in (("a", "b"), tuple("abcdefgh")))
     differing = [name for name in few if few[name].shape != many[name].shape]
@@ -73,7 +72,7 @@ def test_a_network_keeps_its_shape_whatever_profiles_it_knows() -> None:
         (["--no-profile"], "profile feature (there True, here False)"),
     ],
 )
-def test_another_architecture_is_refused_by_name(
+def test_another_architecture_is_refused_with_its_difference(
     tiny_training_dir: Path,
     tiny_model_dir: Path,
     tmp_path: Path,

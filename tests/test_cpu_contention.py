@@ -1,4 +1,4 @@
-"""What other work there is is told from the processors' own clocks, and only where it stands in a training's way."""
+"""Free CPUs from /proc/stat, and advice only where more threads than free CPUs would be used."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fleet_forecast.training.cpu_contention import STAT, free_processors, in_the_way
+from fleet_forecast.cpu_contention import STAT, contention_advice, free_processors
 
 # user nice system idle iowait irq softirq steal guest guest_nice; guest time is part of user time
 BEFORE = "cpu  100 0 50 1000 50 0 0 0 90 0\ncpu0 50 0 25 500 25 0 0 0 45 0\ncpu1 50 0 25 500 25 0 0 0 45 0\nintr 1 2\n"
 AFTER = "cpu  160 0 60 1110 60 0 0 10 150 0\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\nintr 3 4\n"
 
 
-def test_time_that_is_neither_idle_nor_waiting_for_a_disk_is_busy(tmp_path: Path) -> None:
-    """120 of 200 ticks of two processors: 60 more are users', 10 the system's, 10 of other guests of the host."""
+def test_time_that_is_neither_idle_nor_iowait_is_busy(tmp_path: Path) -> None:
+    """Of 200 ticks of two CPUs, 120 are idle or iowait, 60 user, 10 system and 10 steal."""
     stat = tmp_path / "stat"
     stat.write_text(BEFORE)
     replaced = threading.Timer(0.1, stat.write_text, [AFTER])
@@ -28,12 +28,12 @@ def test_time_that_is_neither_idle_nor_waiting_for_a_disk_is_busy(tmp_path: Path
     replaced.join()
 
 
-def test_where_the_system_does_not_tell_nothing_is_advised(tmp_path: Path) -> None:
-    assert in_the_way(64, free_processors(0.0, tmp_path / "none")) is None
+def test_without_proc_stat_there_is_no_advice(tmp_path: Path) -> None:
+    assert contention_advice(64, free_processors(0.0, tmp_path / "none")) is None
 
 
 @pytest.mark.skipif(not STAT.exists(), reason="needs Linux's /proc/stat")
-def test_a_process_that_never_rests_is_seen() -> None:
+def test_a_busy_process_occupies_a_cpu() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         time.sleep(0.2)
         try:
@@ -46,8 +46,6 @@ def test_a_process_that_never_rests_is_seen() -> None:
     ("threads", "free", "advised"),
     [(2, 1.9, None), (2, 1.0, 1), (2, 0.0, 1), (8, 8.1, None), (16, 11.8, 12), (1, 0.0, None)],
 )
-def test_only_more_threads_than_processors_are_free_are_advised_against(
-    threads: int, free: float, advised: int | None
-) -> None:
-    told = in_the_way(threads, free)
-    assert told is None if advised is None else told is not None and f"OMP_NUM_THREADS={advised} " in told
+def test_advice_is_given_for_more_threads_than_free_cpus(threads: int, free: float, advised: int | None) -> None:
+    advice = contention_advice(threads, free)
+    assert advice is None if advised is None else advice is not None and advice.endswith(f"OMP_NUM_THREADS={advised}")

@@ -1,0 +1,65 @@
+"""The evaluation of a model as tables for people and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fleet_forecast.evaluation.backtest import MODEL
+from fleet_forecast.evaluation.scores import AMOUNTS
+
+METRIC_COLUMNS = ["metric", "wql", "accuracy", "coverage_80", "coverage_96"]
+
+
+class Evaluation(NamedTuple):
+    """Scores in the test period.
+
+    scores: a table of Backtest.scores for each group of servers ("training", "unseen"). cold_start: scores of unseen
+    servers by length of history; empty if there are no unseen servers.
+    """
+
+    scores: dict[str, pd.DataFrame]
+    cold_start: pd.DataFrame
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """The tables for a terminal."""
+    parts = []
+    for servers, table in evaluation.scores.items():
+        means = table[table["metric"] == "mean"].drop(columns=["metric", *AMOUNTS])
+        by_metric = table[(table["method"] == MODEL) & (table["metric"] != "mean")][METRIC_COLUMNS]
+        about_means = "mean over metrics; WQL, MASE, WAPE: smaller is better"
+        about_bands = "calibrated bands cover 80 and 96 % of the measurements"
+        parts += [
+            f"Test period, {servers} servers ({about_means})\n{_text(means)}",
+            f"The model on {servers} servers, by metric ({about_bands})\n{_text(by_metric)}",
+        ]
+    if len(evaluation.cold_start):
+        parts.append(
+            f"New servers: accuracy and WQL by length of history (mean over metrics)\n{_text(evaluation.cold_start)}"
+        )
+    return "\n\n".join(parts)
+
+
+def scores_as_json(scores: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """{training|unseen: {method: {metric: {wql, mase, ...}}}}; a score that does not exist is null."""
+    return {
+        servers: {
+            str(method): {
+                str(row["metric"]): {
+                    key: None if not np.isfinite(row[key]) else round(float(row[key]), 5)
+                    for key in table.columns
+                    if key not in ("method", "metric")
+                }
+                for _, row in of_method.iterrows()
+            }
+            for method, of_method in table.groupby("method", sort=False)
+        }
+        for servers, table in scores.items()
+    }
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.3f}")

@@ -1,0 +1,123 @@
+"""Publishes a trained model: the model directory with weights, ONNX files, canary, scores and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.torch import save
+
+from fleet_forecast.evaluation.report import ModelReport, write_report
+from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
+from fleet_forecast.inference.canary import write_canary
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.explanations import WeightTables
+from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
+from fleet_forecast.inference.model_directory import (
+    CANARY_FILE,
+    EXPLAIN_FILE,
+    ONNX_FILE,
+    TRAINING_INFO_FILE,
+    WEIGHTS_FILE,
+    new_model_directory,
+)
+from fleet_forecast.inference.torch_backend import torch_run
+from fleet_forecast.network.export import export_explanation, export_onnx
+from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.training.ablation import cost
+from fleet_forecast.training.batches import WindowSelection
+from fleet_forecast.training.job import Job
+from fleet_forecast.training.split import step_time
+from fleet_forecast.training.trainer_state import TrainerState
+
+
+class RunResult(NamedTuple):
+    """The outcome of a run. ablation: None if none was trained."""
+
+    training: TrainerState
+    ablation: TrainerState | None
+    evaluation: Evaluation
+
+
+def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, Any]) -> Path:
+    """Write the model directory atomically and check that it loads; returns its path.
+
+    flags: those of the trainer script, recorded in training_info.json. Raises ModelError if ONNX Runtime does not
+    reproduce the canary forecast of torch.
+    """
+    model = result.training.model.to("cpu").eval()
+    config = job.config(free_model_id(models_dir))
+    info = training_info(job, result, flags)
+    with new_model_directory(models_dir, config.model_id) as directory:
+        _write_network(directory, job, model, config)
+        (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
+        weights = job.mean_weights(model)
+        _write_tables(directory, result.evaluation, weights)
+        write_report(directory, ModelReport(config.model_id, info, *result.evaluation, weights))
+    Engine.load(models_dir / config.model_id, device="cpu")
+    return models_dir / config.model_id
+
+
+def free_model_id(models_dir: Path) -> str:
+    """tft_model_<UTC time>, followed by a number if a model of the same second exists."""
+    name = datetime.now(UTC).strftime("tft_model_%Y%m%d_%H%M%S")
+    taken = sum(1 for path in models_dir.glob(f"{name}*"))
+    return f"{name}_{taken + 1}" if taken else name
+
+
+def _write_network(directory: Path, job: Job, model: ForecastModel, config: ModelConfig) -> None:
+    # Cloned, as the stock class has some weights under two names and safetensors rejects shared memory.
+    weights_by_name = {name: value.clone() for name, value in model.network.state_dict().items()}
+    (directory / WEIGHTS_FILE).write_bytes(save(weights_by_name))  # save_file would make the file unreadable to others
+    rows, origins = np.zeros(2, np.int64), np.full(2, config.context_steps)
+    known_steps = np.full(2, config.history_steps)
+    example = job.source.batch(WindowSelection(rows, origins, config.context_steps, known_steps))
+    export_onnx(model, example.windows, directory / ONNX_FILE)
+    export_explanation(model, example.windows, directory / EXPLAIN_FILE)
+    (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    write_canary(directory / CANARY_FILE, config, Engine(config, torch_run(model)).forecast)
+
+
+def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables) -> None:
+    for servers, table in evaluation.scores.items():
+        table.to_parquet(directory / f"scores_{servers}.parquet", index=False)
+    if len(evaluation.cold_start):
+        evaluation.cold_start.to_parquet(directory / "cold_start.parquet", index=False)
+    weights.variables.to_parquet(directory / "variable_weights.parquet", index=False)
+    weights.attention.to_parquet(directory / "attention.parquet", index=False)
+
+
+def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """training_info.json: data, split, flags, loss history, cost and scores of the run."""
+    grid, split = job.grid, job.split
+    return {
+        "data": str(flags["training_dir"]),
+        "servers": len(grid.servers),
+        "unseen_servers": [grid.servers[row] for row in split.unseen_servers],
+        "validation_servers": [grid.servers[row] for row in split.validation_servers],
+        "first_timestamp": step_time(grid, 0),
+        "train_end": step_time(grid, split.train_end),
+        "test_start": step_time(grid, split.test_start),
+        "last_timestamp": step_time(grid, grid.steps - 1),
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()},
+        "loss_history": result.training.loss_history,
+        **run_summary(result),
+    }
+
+
+def run_summary(result: RunResult) -> dict[str, Any]:
+    """Cost, losses and scores of the run; "comparison" has the cost of the ablation, null if none was trained."""
+    training, ablation, evaluation = result
+    return {
+        **cost(training),
+        "epochs": round(training.epochs, 3),
+        "stopped_by": training.stopped_by,
+        "first_validation_loss": training.first_validation_loss,
+        "best_validation_loss": training.best_validation_loss,
+        "comparison": cost(ablation) if ablation else None,
+        "scores": scores_as_json(evaluation.scores),
+    }
