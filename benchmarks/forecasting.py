@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
-from fleet_forecast.features.windows import CALENDAR_SIZES, WindowBatch, Windows  # noqa: E402
+from fleet_forecast.features.window_batch import WindowBatch, Windows  # noqa: E402
+from fleet_forecast.features.windows import CALENDAR_SIZES  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelConfig, ModelError  # noqa: E402
 from fleet_forecast.inference.model_directory import WEIGHTS_FILE  # noqa: E402

@@ -10,9 +10,8 @@ Variable names and order are those of the TimeSeriesDataSet in network/build.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,18 +27,15 @@ from fleet_forecast.features.seasonality import (
     seasonal_component,
     seasonal_lags,
 )
+from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
 
 WINDOWS_VERSION = 5  # of the content of a window; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
-CATEGORICALS = ("profile", "half_hour", "day_kind")
 INPUT_GRID = 128  # inputs are multiples of 1 / INPUT_GRID: the network evaluates each distinct value once
 LARGE = 1e9  # beyond, asinh(x) is log(2 x), and the square of x may overflow a float32
 CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
-
-Array = TypeVar("Array")  # np.ndarray or torch.Tensor
-Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -100,64 +96,6 @@ class WindowSpec:
         """Per horizon step: seasonal lag and smoothed seasonal mean, and which share of each was measured."""
         lags = tuple(f"{m}_{part}" for m in self.metrics for part in ("seasonal_lag", "seasonal_mean"))
         return (*lags, "seasonal_lag_share", "seasonal_mean_share")
-
-
-class NetworkInputs(NamedTuple, Generic[Array]):
-    """What the network reads, B windows of one encoder length E; H is the horizon, M the number of metrics.
-
-    profile: int64 (B,), row of the profile, 0 = unknown or masked.
-    encoder_calendar, decoder_calendar: int64 (B, E | H, 2): half_hour, day_kind.
-    encoder_market, decoder_market: float32 (B, E | H, 1): market open.
-    static: float32 (B, 3 M + 1). encoder: float32 (B, E, 2 M). decoder: float32 (B, H, 2 M + 2).
-    """
-
-    profile: Array
-    encoder_calendar: Array
-    decoder_calendar: Array
-    encoder_market: Array
-    decoder_market: Array
-    static: Array
-    encoder: Array
-    decoder: Array
-
-
-class TargetScale(NamedTuple, Generic[Array]):
-    """What turns normal scores into transformed values.
-
-    loc: float32 (B, H, M), with the seasonal component. scale: float32 (B, M). window_quantiles: float32 (B, M, knot),
-    standardised, at quantile_map.KNOT_LEVELS.
-    """
-
-    loc: Array
-    scale: Array
-    window_quantiles: Array
-
-
-class WindowBatch(NamedTuple, Generic[Array]):
-    """A batch of windows of one encoder length, in NumPy (`Windows`) or torch (network.model.WindowTensors)."""
-
-    inputs: NetworkInputs[Array]
-    target_scale: TargetScale[Array]
-
-    def fields(self) -> dict[str, Array]:
-        """All arrays by name, in the order of FIELDS; the names are the input names of the ONNX files."""
-        return {**self.inputs._asdict(), **self.target_scale._asdict()}
-
-    def map(self, function: Callable[[Array], Other]) -> WindowBatch[Other]:
-        """The batch with `function` applied to each array."""
-        return WindowBatch.of_fields({name: function(field) for name, field in self.fields().items()})
-
-    @staticmethod
-    def of_fields(fields: Mapping[str, Other]) -> WindowBatch[Other]:
-        """The inverse of `fields`."""
-        return WindowBatch(
-            NetworkInputs(**{name: fields[name] for name in NetworkInputs._fields}),
-            TargetScale(**{name: fields[name] for name in TargetScale._fields}),
-        )
-
-
-Windows = WindowBatch[np.ndarray]
-FIELDS = (*NetworkInputs._fields, *TargetScale._fields)
 
 
 @dataclass(frozen=True)
@@ -280,7 +218,7 @@ def asinh(values: np.ndarray) -> np.ndarray:
 
 
 def quantise(values: np.ndarray) -> np.ndarray:
-    """Rounded to multiples of 1 / INPUT_GRID, finer than telemetry repeats itself; network/fleet_tft.py needs it."""
+    """Rounded to multiples of 1 / INPUT_GRID, finer than telemetry repeats; for network/variable_selection.py."""
     multiples = values * INPUT_GRID
     np.rint(multiples, out=multiples)
     multiples /= INPUT_GRID

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.features.seasonality import changes_between
-from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, Windows, build_windows
+from fleet_forecast.features.window_batch import Windows
+from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, build_windows
 from fleet_forecast.inference.canary import check_canary
 from fleet_forecast.inference.explanations import (
     Interpretation,

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
+from fleet_forecast.features.window_batch import Windows
+from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.network.outputs import NetworkWeights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_forecast.features.windows import Windows
+from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.network.outputs import NetworkWeights
 
 

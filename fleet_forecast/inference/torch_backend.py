@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from fleet_forecast.features.windows import Windows
+from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.model_directory import WEIGHTS_FILE
 from fleet_forecast.network.build import build_network

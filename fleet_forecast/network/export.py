@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fleet_forecast.features.windows import FIELDS, WindowBatch, Windows
+from fleet_forecast.features.window_batch import FIELDS, WindowBatch, Windows
 from fleet_forecast.network.model import ForecastModel, WindowTensors, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.features.bounded_transform import BOUND, BoundedTransform
-from fleet_forecast.features.windows import TargetScale
+from fleet_forecast.features.window_batch import TargetScale
 from fleet_forecast.network.activations import softplus
 from fleet_forecast.network.quantile_map import map_scores
 

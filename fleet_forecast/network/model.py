@@ -7,7 +7,8 @@ from pytorch_forecasting import TemporalFusionTransformer
 from torch import Tensor, nn
 
 from fleet_forecast.features.scaling import FleetScaling
-from fleet_forecast.features.windows import NetworkInputs, WindowBatch, Windows, WindowSpec
+from fleet_forecast.features.window_batch import NetworkInputs, WindowBatch, Windows
+from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.network.build import scalar_or_list
 from fleet_forecast.network.constants import constant
 from fleet_forecast.network.head import QuantileHead, ordered

@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.windows import Array
+from fleet_forecast.features.window_batch import Array
 
 
 class NetworkOutput(NamedTuple, Generic[Array]):

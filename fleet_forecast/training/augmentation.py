@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_forecast.features.windows import NetworkInputs, TargetScale, WindowBatch, Windows, WindowSpec
+from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
+from fleet_forecast.features.windows import WindowSpec
 
 SHORTEST_SHARE = 0.25  # of short histories: one measurement or none; unlike any other, and cheap to compute
 SMALLEST_SAMPLE = 5  # servers; with fewer the Student distribution has no variance, or one too large to learn from

@@ -18,16 +18,8 @@ import numpy as np
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.masked_statistics import repeat_over_steps
 from fleet_forecast.features.scaling import FleetScaling
-from fleet_forecast.features.windows import (
-    Array,
-    Calendar,
-    FleetArrays,
-    WindowBatch,
-    WindowRequest,
-    WindowSpec,
-    asinh,
-    build_windows,
-)
+from fleet_forecast.features.window_batch import Array, WindowBatch
+from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, WindowSpec, asinh, build_windows
 from fleet_forecast.training.augmentation import (
     DEFAULT_AUGMENTATION,
     Augmentation,

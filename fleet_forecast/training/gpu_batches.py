@@ -23,7 +23,8 @@ from fleet_forecast.features.seasonality import (
     SMALLEST_AMPLITUDE,
     overlap,
 )
-from fleet_forecast.features.windows import INPUT_GRID, NetworkInputs, TargetScale, WindowBatch
+from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch
+from fleet_forecast.features.windows import INPUT_GRID
 from fleet_forecast.training.batches import BatchPlan, TrainingBatch, WindowSource
 
 

@@ -10,13 +10,13 @@ from pytorch_forecasting import TimeSeriesDataSet
 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.seasonality import SEASONAL_MEAN_DAYS, seasonal_component
+from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.features.windows import (
     CALENDAR_SIZES,
     INPUT_GRID,
     Calendar,
     FleetArrays,
     WindowRequest,
-    Windows,
     WindowSpec,
     asinh,
     build_windows,

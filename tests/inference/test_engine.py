@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fleet_forecast.features.windows import TargetScale
+from fleet_forecast.features.window_batch import TargetScale
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_run

@@ -15,7 +15,8 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.features.windows import FIELDS, WindowBatch, Windows, WindowSpec
+from fleet_forecast.features.window_batch import FIELDS, WindowBatch, Windows
+from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine, NoExplanationError
 from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of, weight_tables
 from fleet_forecast.inference.model_config import ModelError

@@ -8,7 +8,8 @@ import torch
 from pytorch_forecasting import TemporalFusionTransformer
 
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
-from fleet_forecast.features.windows import INPUT_GRID, NetworkInputs, WindowSpec
+from fleet_forecast.features.window_batch import NetworkInputs
+from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.fleet_tft import FleetTFT
 from fleet_forecast.network.model import ForecastModel

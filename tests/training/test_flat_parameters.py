@@ -1,4 +1,4 @@
-"""Parameters side by side in one tensor learn what they learn one by one."""
+"""Flattened parameters train like separate ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def learn(model: nn.Module, trained: list[nn.Parameter], steps: int = 5) -> list
     return losses
 
 
-def test_they_learn_the_same_as_one_by_one() -> None:
+def test_flattened_parameters_train_like_separate_ones() -> None:
     apart, together = network(), network()
     whole = flatten_parameters(together)
     assert learn(apart, list(apart.parameters())) == pytest.approx(learn(together, [whole]), rel=1e-5)
@@ -39,7 +39,7 @@ def test_they_learn_the_same_as_one_by_one() -> None:
         torch.testing.assert_close(parameter, expected)
 
 
-def test_the_parts_are_the_parameters_by_name_in_the_same_memory() -> None:
+def test_the_named_parts_share_the_memory_of_the_parameters() -> None:
     model = network()
     whole = flatten_parameters(model)
     parts = split_by_parameter(whole.data, model)
