@@ -263,6 +263,17 @@ def test_files_named_in_documents_exist(document):
         assert (ROOT / name).exists(), name
 
 
+def test_calls_in_the_roads_of_design_exist():
+    design = text_of(ROOT / "docs" / "design.md").partition("## From POST to forecast")[2].partition("## How to add")[0]
+    rows = re.findall(r"^\| `(fleet_forecast/\S+)` \| (.*?) \|", design, re.MULTILINE)
+    assert len(rows) > 15
+    for package, call in rows:
+        source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / package).glob("*.py"))
+        for name in re.findall(r"`([A-Za-z_.]+)(?:\(|`)", call):
+            for part in name.split("."):
+                assert re.search(rf"^ *(?:async )?(?:def|class) {part}\b", source, re.MULTILINE), f"{package} {name}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_routes_named_in_documents_exist(document):
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleet_forecast/serving").rglob("*.py"))
