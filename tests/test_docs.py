@@ -263,7 +263,7 @@ def test_files_named_in_documents_exist(document):
         assert (ROOT / name).exists(), name
 
 
-def test_calls_in_the_roads_of_design_exist():
+def test_calls_of_the_data_flows_in_design_exist():
     design = text_of(ROOT / "docs" / "design.md").partition("## From POST to forecast")[2].partition("## How to add")[0]
     rows = re.findall(r"^\| `(fleet_forecast/\S+)` \| (.*?) \|", design, re.MULTILINE)
     assert len(rows) > 15
