@@ -1,19 +1,19 @@
-r"""What server metrics must look like, version 1.0.0; DATA_CONTRACT.md says the same in prose.
+r"""The format of server metrics, version 1.0.0; DATA_CONTRACT.md describes it.
 
-Check a file or a folder (parquet or CSV); every violation is listed with its remedy:
+Check a file or a folder (parquet or CSV). Every violation is listed with its remedy:
 
     python data_contract.py training/
     python data_contract.py my_servers.csv --profiles my_profiles.toml
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
-Exits 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
+Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
 
     from data_contract import read_metrics
     data = read_metrics(Path("training"))       # raises ContractError or DataFileError
     data.frame, data.metrics, data.notices
 
-Data is validated once; what read_metrics returns is trusted by everything after it. check_metrics does the same for
-data too large for one frame, and then gives it batch by batch. The parts are in fleet_forecast/contract/.
+Data is validated once: code that receives the result of read_metrics does not check it again. check_metrics validates
+data that is too large for one frame and returns it batch by batch. The code is in fleet_forecast/contract/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import pandas as pd
 from fleet_forecast.contract.audit import validate
 from fleet_forecast.contract.checks import ContractError, Violation
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
+from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
 from fleet_forecast.contract.specs import (
     COLUMN_SPECS,
@@ -50,6 +50,9 @@ from fleet_forecast.contract.specs import (
     arrow_schema,
     document_tables,
 )
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.iso_time import iso_exact
 from server_profiles import BUILT_IN_RULES
 
 __all__ = [
@@ -89,8 +92,8 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
         "contract_version": CONTRACT_VERSION,
         "rows": data.rows,
         "servers": len(data.servers),
-        "first": pd.Timestamp(data.first, tz="UTC").isoformat(),
-        "last": pd.Timestamp(data.last, tz="UTC").isoformat(),
+        "first": iso_exact(pd.Timestamp(data.first, tz="UTC")),
+        "last": iso_exact(pd.Timestamp(data.last, tz="UTC")),
         "metrics": list(data.metrics),
         "profiles": sorted(set(data.profiles)),
         "notices": list(data.notices),
@@ -113,9 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Check server metrics against the data contract {CONTRACT_VERSION}.",
         epilog="example: python data_contract.py training/",
     )
+    add_version(parser)
     parser.add_argument("path", nargs="?", type=Path, help="parquet or CSV file, or a folder of them")
-    parser.add_argument("--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
-    parser.add_argument("--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
+    add_flag(parser, "--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
+    add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
     return parser
 
 
@@ -134,7 +138,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     try:
         rules = BUILT_IN_RULES if arguments.profiles is None else load_profile_rules(arguments.profiles)
         summary = _summary(check_metrics(arguments.path, rules))
-    except ProfileFileError as problem:
+    except TomlFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except ContractError as problem:

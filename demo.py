@@ -1,11 +1,11 @@
-"""The whole road on one machine: simulate a fleet, train on it, serve live forecasts. `make demo` runs it.
+"""The three scripts in a row on one machine: simulate a fleet, train on it, serve live forecasts. `make demo` runs it.
 
     python demo.py                              # until Ctrl-C, which stops everything it started
     python demo.py --port 8001 --minutes 5      # another port, longer training
     python demo.py --once                       # end after the first served forecast
 
-Everything it writes goes to demo_files/, anew in each run. The live feed plays the same fleet on, with one server more
-than the model was trained on. Progress goes to stderr; the last line on stdout is JSON with the seconds each part took.
+Its files are in demo_files/, which each run empties. The live feed continues the same fleet with one additional server
+that is not in the training data. Progress goes to stderr; the last line on stdout is JSON with seconds by part.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from typing import Any, BinaryIO
 import httpx
 from tqdm import tqdm
 
+from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.iso_time import iso
+
 ROOT = Path(__file__).resolve().parent
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -48,51 +51,51 @@ SERVERS = {  # per profile, in the training data
 }
 NEW_SERVER, NEW_SERVER_PROFILE = "ppweb005", "web_api"  # only in the live feed: the next number of its profile
 SEED = 42
-BACKFILL_HOURS = 25  # of history for the daemon to start with; the model looks back 24
+BACKFILL_HOURS = 25  # of history that the feed sends first; the model needs 24
 DAEMON_START_SECONDS = 60  # longest wait until it is ready
 FORECAST_SECONDS = 120  # longest wait for the first forecast
-STOP_SECONDS = 15  # for a child to end by itself, before it is killed
+STOP_SECONDS = 15  # from SIGTERM to SIGKILL of a child
 
 
 class DemoError(RuntimeError):
     """A part of the demo failed; the message says which and what to do."""
 
 
-class Stopped(Exception):  # noqa: N818 - the ordinary end
-    """Ctrl-C or a request to end."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Ctrl-C, SIGTERM or SIGHUP."""
 
 
 class StopSignals:
-    """Ctrl-C, a closed terminal and a request to end all raise Stopped, once; not while `held`, but right after."""
+    """Raises Stopped once on SIGINT, SIGTERM or SIGHUP; within `blocked()` only at its end."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self._asked = self._held = False
+        self._asked = self._blocked = False
         self._before = {number: signal.signal(number, self._on_signal) for number in self.NUMBERS}
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._asked = True
-        if not self._held:
+        if not self._blocked:
             self.ignore()
             raise Stopped
 
     def ignore(self) -> None:
-        """From now on nothing interrupts: the way out."""
+        """Ignore the signals from now on, for the clean-up."""
         for number in self.NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """As it was before."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """A part that is not to be interrupted half-way."""
-        self._held = True
+    def blocked(self) -> Iterator[None]:
+        """Delay a signal until the end of the block."""
+        self._blocked = True
         yield
-        self._held = False
+        self._blocked = False
         if self._asked:
             self.ignore()
             raise Stopped
@@ -100,14 +103,14 @@ class StopSignals:
 
 @dataclass
 class Children:
-    """The processes the demo started, each with its own process group, so that none outlives it."""
+    """The processes of the demo, each in its own process group; `stop` ends them all."""
 
     signals: StopSignals
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, arguments: Sequence[str], output: BinaryIO | int, errors: int | None) -> subprocess.Popen[bytes]:
         """Start one of the project's scripts."""
-        with self.signals.held():
+        with self.signals.blocked():
             command = [sys.executable, *arguments]
             child = subprocess.Popen(  # noqa: S603 - our own scripts
                 command, cwd=ROOT, start_new_session=True, stdout=output, stderr=errors
@@ -116,25 +119,25 @@ class Children:
         return child
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run a script to its end, showing what it prints but the last line, JSON. Raises DemoError if it failed."""
+        """Run a script to its end and print its output without the JSON. Raises DemoError if it failed."""
         child = self.start(arguments, subprocess.PIPE, None)
         assert child.stdout is not None  # noqa: S101 - a pipe was asked for
         with child.stdout as lines:
             for line in lines:
                 if not line.startswith(b"{"):
-                    _say(line.decode(errors="replace").rstrip("\n"))
+                    _print(line.decode(errors="replace").rstrip("\n"))
         code = child.wait()
         self.running.remove(child)
         if code != 0:
-            raise DemoError(f"{arguments[0]} ended with exit code {code}; its message stands above")
+            raise DemoError(f"{arguments[0]} ended with exit code {code}; its message is above")
 
     def start_logged(self, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a script that goes on; what it prints goes to `log`."""
+        """Start a script in the background; its output goes to `log`."""
         with log.open("wb") as output:
             return self.start(arguments, output, subprocess.STDOUT)
 
     def stop(self) -> None:
-        """End all that still run: ask first, kill what does not listen."""
+        """End all running children: SIGTERM, then SIGKILL after STOP_SECONDS."""
         for child in reversed(self.running):
             _signal_group(child, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
@@ -154,11 +157,11 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         return
 
 
-# --- the road -------------------------------------------------------------------------------------------------------
+# --- the parts of the demo ------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, train, serve, feed; returns 0 when it was stopped or is done, 1 if a part failed."""
+    """Simulate, train, serve, feed; returns 0 if it was stopped or is done, 1 if a part failed."""
     arguments = _parser().parse_args(argv)
     url = f"http://{HOST}:{arguments.port}"
     signals = StopSignals()
@@ -178,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _step("4/4 feeding it live telemetry", seconds, "first_forecast"):
             feed = children.start_logged(_feed_command(url, end), folder / "feed.log")
             forecast = _first_forecast(url, {"daemon": daemon, "feed": feed}, folder)
-        _say(_where_to_look(url, forecast))
+        _print(_where_to_look(url, forecast))
         if not arguments.once:
             _watch({"daemon": daemon, "feed": feed}, folder)
     except Stopped:
-        _say("\nstopping")
+        _print("\nstopping")
     except DemoError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -200,7 +203,7 @@ def _generator_command(folder: Path, end: datetime) -> list[str]:
     return [
         "metrics_generator.py",
         *_fleet_flags(SERVERS),
-        *("--hours", str(hours), "--start", _iso(start), "--out_dir", str(folder / "training")),
+        *("--hours", str(hours), "--start", iso(start), "--out_dir", str(folder / "training")),
     ]
 
 
@@ -223,17 +226,13 @@ def _daemon_command(folder: Path, port: int) -> list[str]:
 def _feed_command(url: str, end: datetime) -> list[str]:
     fleet = {**SERVERS, NEW_SERVER_PROFILE: SERVERS[NEW_SERVER_PROFILE] + 1}
     start = end - timedelta(hours=TRAINING_DAYS * 24)
-    flags = ["--start", _iso(start), "--stream", url, "--backfill_hours", str(BACKFILL_HOURS)]
+    flags = ["--start", iso(start), "--stream", url, "--backfill_hours", str(BACKFILL_HOURS)]
     return ["metrics_generator.py", *_fleet_flags(fleet), *flags]
 
 
 def _fleet_flags(servers: dict[str, int]) -> list[str]:
     counts = [text for profile, count in servers.items() for text in (f"--num_{profile}", str(count))]
     return [*counts, "--seed", str(SEED)]
-
-
-def _iso(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------
@@ -248,18 +247,18 @@ def _wait_until_ready(url: str, daemon: subprocess.Popen[bytes], folder: Path) -
             return
         if answer is not None and "still loading" not in answer.text:
             raise DemoError(f"the daemon is {answer.text.strip()}")
-    raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_shown(folder / 'daemon.log')}")
+    raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_relative(folder / 'daemon.log')}")
 
 
 def _first_forecast(url: str, children: dict[str, subprocess.Popen[bytes]], folder: Path) -> dict[str, Any]:
-    """The first forecast served for the server that was not in the training data."""
+    """The first forecast of the server that is not in the training data."""
     for _ in _ticks("waiting for the first forecast", FORECAST_SECONDS):
         _require_running(children, folder)
         answer = _get(f"{url}/api/v1/servers/{NEW_SERVER}/forecast")
         if answer is not None and answer.status_code == httpx.codes.OK:
             forecast: dict[str, Any] = answer.json()
             return forecast
-    raise DemoError(f"no forecast within {FORECAST_SECONDS} s; see {_shown(folder / 'daemon.log')} and feed.log")
+    raise DemoError(f"no forecast within {FORECAST_SECONDS} s; see {_relative(folder / 'daemon.log')} and feed.log")
 
 
 def _watch(children: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
@@ -274,11 +273,11 @@ def _require_running(children: dict[str, subprocess.Popen[bytes]], folder: Path)
         if child.poll() is not None:
             log = folder / f"{name}.log"
             last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise DemoError(f"the {name} ended with exit code {child.returncode}; the end of {_shown(log)}:\n{last}")
+            raise DemoError(f"the {name} ended with exit code {child.returncode}; the end of {_relative(log)}:\n{last}")
 
 
 def _ticks(what: str, most_seconds: int) -> Iterator[None]:
-    """Half a second each, with a progress bar, for at most so many seconds."""
+    """Yields every half second for at most `most_seconds`, with a progress bar."""
     with tqdm(total=most_seconds, desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
         started = time.monotonic()
         while (passed := time.monotonic() - started) < most_seconds:
@@ -294,7 +293,7 @@ def _get(url: str) -> httpx.Response | None:
         return None
 
 
-# --- set-up and words -----------------------------------------------------------------------------------------------
+# --- set-up and messages --------------------------------------------------------------------------------------------
 
 
 def _require_free_port(port: int) -> None:
@@ -314,13 +313,13 @@ def _empty_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as problem:
-        raise DemoError(f"{_shown(folder)} cannot be written ({problem.strerror}); make it writable") from None
+        raise DemoError(f"{_relative(folder)} cannot be written ({problem.strerror}); make it writable") from None
     return folder
 
 
 @contextmanager
 def _step(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
-    _say(f"\n== {title}")
+    _print(f"\n== {title}")
     started = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - started, 1)
@@ -335,23 +334,23 @@ Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cas
 
 Where to look:
   {url}/                    the dashboard
-  {url}/status              what the daemon does
+  {url}/status              state of the daemon
   {url}/openapi.json        its API
-  {_shown(ROOT / FOLDER)}/models/current/report.html      how good the model is
+  {_relative(ROOT / FOLDER)}/models/current/report.html      accuracy of the model
 
   curl -s '{url}/api/v1/servers/{NEW_SERVER}/forecast?metric=cpu_pct&horizon=8h'
   curl -s '{url}/api/v1/forecasts?profile=database&quantile=0.5&horizon=1h'
   curl -s {url}/api/v1/forecast -H 'Content-Type: application/json' \\
        -d '{{"records": [{{"timestamp": "{forecast["origin"]}", "server_name": "some-new-box", "cpu_pct": 42}}]}}'
 
-A new forecast of the fleet every 5 minutes. Ctrl-C stops everything."""
+The fleet is forecast every 5 minutes. Ctrl-C stops everything."""
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -373,9 +372,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=_port, default=8000, help="port of the daemon (%(default)s)")
-    parser.add_argument("--minutes", type=_minutes, default=2.5, help="minutes of training (%(default)s)")
-    parser.add_argument("--once", action="store_true", help="end after the first served forecast")
+    add_version(parser)
+    add_flag(parser, "--port", type=_port, default=8000, help="port of the daemon (%(default)s)")
+    add_flag(parser, "--minutes", type=_minutes, default=2.5, help="minutes of training (%(default)s)")
+    add_flag(parser, "--once", action="store_true", help="end after the first served forecast")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Script 1: metrics of a fleet of servers, simulated, streamed live, or pulled from a real Prometheus.
+"""Script 1: metrics of a fleet of servers, simulated, streamed live, or pulled from Prometheus.
 
     python metrics_generator.py                                     # 90 servers, 720 h at 5 min -> ./training/
     python metrics_generator.py --hours 72 --num_web_api 4 --num_database 2 --out_dir /tmp/small
@@ -8,7 +8,7 @@
     python metrics_generator.py --plot fleet.png                    # one week of one server per profile
 
 The same seed and start give the same files to the byte. Progress and a summary go to stderr, one JSON line is last on
-stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The data keeps DATA_CONTRACT.md.
+stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The format of the data is in DATA_CONTRACT.md.
 """
 
 from __future__ import annotations
@@ -23,51 +23,48 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from data_contract import Metadata
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.iso_time import iso
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
-from fleet_forecast.simulation.incidents import LABELS, injected_event
-from fleet_forecast.simulation.live import Feed, Position, StreamPlan
-from fleet_forecast.simulation.live import stream as play
-from fleet_forecast.simulation.physics import STATE_NAMES, Scenario, World
-from fleet_forecast.simulation.writer import MOST_WORKERS, ROWS_WORTH_A_WORKER, Tally, write_measured, write_scenario
-from server_profiles import BUILT_IN_RULES, ServerProfile, infer_profile_from_name
+from fleet_forecast.simulation.incidents import injected_event
+from fleet_forecast.simulation.live.feed import Feed
+from fleet_forecast.simulation.live.playback import StreamPlan
+from fleet_forecast.simulation.live.playback import stream as play
+from fleet_forecast.simulation.live.position import Position
+from fleet_forecast.simulation.output.tally import metadata_of, summary
+from fleet_forecast.simulation.output.writer import MOST_WORKERS, ROWS_PER_WORKER, WriteOptions, write_scenario
+from fleet_forecast.simulation.scenario import Scenario
+from server_profiles import BUILT_IN_RULES, PROFILES
 
-GENERATOR_VERSION = "1.0.0"
+if TYPE_CHECKING:
+    from fleet_forecast.sources.measured import PullRequest
 
 # --- settings: flag, default, unit and effect -----------------------------------------------------------------------
 
 HOURS = 720.0
 TICK_SECONDS = 300
-START = "2026-09-14T00:00:00Z"  # a Monday before ten weeks without a market holiday
+START = "2026-09-14T00:00:00Z"  # a Monday, followed by ten weeks without a market holiday
 SEED = 42
 TIMEZONE = "America/New_York"
 OUT_DIR = Path("training")
-SERVERS = {
-    ServerProfile.ML_COMPUTE: 20,
-    ServerProfile.DATABASE: 15,
-    ServerProfile.WEB_API: 25,
-    ServerProfile.CONDUCTOR_MGMT: 5,
-    ServerProfile.DATA_INGEST: 10,
-    ServerProfile.RISK_ANALYTICS: 8,
-    ServerProfile.GENERIC: 7,
-}
-INCIDENT_RATE = 1.0  # a server and month
+SERVERS = {profile: spec.default_servers for profile, spec in PROFILES.items()}
+INCIDENT_RATE = 1.0  # per server and month
 BACKFILL_HOURS = 25.0  # of a stream
 LONGEST_STREAM_HOURS = 366 * 24.0
 LONGEST_HOURS = 87_660.0
+PLOT_HOURS = 168.0
 
 
 class UsageError(ValueError):
@@ -108,56 +105,57 @@ def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def generate(arguments: argparse.Namespace) -> dict[str, object]:
-    """Simulate a fleet into files."""
+    """Simulate a fleet and write its files."""
     began = time.perf_counter()
-    if arguments.hours is None:
-        arguments.hours = HOURS
-    scenario = scenario_of(arguments)
+    hours = HOURS if arguments.hours is None else arguments.hours
+    scenario = scenario_of(arguments, hours, arguments.start or START)
     rows = scenario.steps * len(scenario.fleet)
     if arguments.workers is not None and arguments.workers < 1:
         raise _usage("--workers", arguments.workers, "give 1 or more")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    workers = min(arguments.workers or cores, 1 + rows // ROWS_WORTH_A_WORKER)
+    workers = min(arguments.workers or cores, 1 + rows // ROWS_PER_WORKER)
     _refuse_unwritable(arguments.out_dir)
     with tqdm(total=rows, unit="row", unit_scale=True, desc="simulating", disable=None, leave=False) as bar:
         path, tally = write_scenario(
             scenario,
             arguments.out_dir,
-            lambda world, tally: metadata_of(world, tally, arguments.hours),
-            sparse=arguments.offline_mode == "sparse",
-            workers=workers,
-            progress=bar.update,
+            lambda world, tally: metadata_of(world, tally, hours),
+            WriteOptions(sparse=arguments.offline_mode == "sparse", workers=workers),
+            bar.update,
         )
     seconds = time.perf_counter() - began
-    print_summary(scenario, tally)
-    written = int(tally.rows.sum())
+    print(summary(scenario, tally), file=sys.stderr)
+    return _result(int(tally.rows.sum()), len(scenario.fleet), seconds, path)
+
+
+def _result(rows: int, servers: int, seconds: float, path: Path) -> dict[str, object]:
     return {
-        "rows": written,
-        "servers": len(scenario.fleet),
+        "rows": rows,
+        "servers": servers,
         "seconds": round(seconds, 3),
-        "rows_per_second": round(written / seconds),
+        "rows_per_second": round(rows / seconds),
         "path": str(path),
     }
 
 
-def scenario_of(arguments: argparse.Namespace) -> Scenario:
-    """The scenario that the flags describe. Raises UsageError."""
-    hours, tick = arguments.hours, arguments.tick_seconds
+def scenario_of(arguments: argparse.Namespace, hours: float, start_text: str) -> Scenario:
+    """The scenario of the flags, with this length and start. Raises UsageError."""
+    tick = arguments.tick_seconds
     _check_length(hours, tick)
     if not 0 <= arguments.incident_rate <= 100:
-        raise _usage("--incident_rate", arguments.incident_rate, "give incidents a server and month, 0 to 100")
+        raise _usage("--incident_rate", arguments.incident_rate, "give incidents per server and month, 0 to 100")
     for flag in ("seed", "fork_seed"):
         if getattr(arguments, flag) < 0:
             raise _usage(f"--{flag}", getattr(arguments, flag), "give 0 or more")
     try:
         fleet = Fleet.of({profile: getattr(arguments, f"num_{profile}") for profile in PROFILE_ORDER}, arguments.seed)
-        start = instant("--start", arguments.start or START, tick)
+        start = instant("--start", start_text, tick)
         business_time(np.array([start]), arguments.timezone)
     except UsageError:
         raise
     except ValueError as problem:
         raise UsageError(str(problem)) from None
-    steps = int(hours * 3600 / tick + 1e-6)  # whole steps, whatever the rounding of hours
+    steps = int(hours * 3600 / tick + 1e-6)  # whole steps, in spite of the rounding of hours
     return Scenario(
         fleet,
         start,
@@ -181,7 +179,7 @@ def _check_length(hours: float, tick_seconds: int) -> None:
 
 
 def _fork_step(arguments: argparse.Namespace, start: np.datetime64, steps: int) -> int | None:
-    """The first step whose randomness is drawn anew, at or after --fork_at."""
+    """The first step at or after --fork_at."""
     if arguments.fork_at is None:
         return None
     fork = instant("--fork_at", arguments.fork_at, 1)
@@ -189,9 +187,13 @@ def _fork_step(arguments: argparse.Namespace, start: np.datetime64, steps: int) 
     step = -int((start - fork).astype("timedelta64[s]").astype(np.int64) // tick)
     if not 0 <= step < steps:
         last = start + np.timedelta64((steps - 1) * tick, "s")
-        raise _usage("--fork_at", arguments.fork_at, f"give a time from {start}Z to {last}Z")
+        raise _usage("--fork_at", arguments.fork_at, f"give a time from {iso(start)} to {iso(last)}")
     if arguments.fork_seed == arguments.seed:
-        raise _usage("--fork_seed", arguments.fork_seed, "give another number than --seed, or the future is no other")
+        raise _usage(
+            "--fork_seed",
+            arguments.fork_seed,
+            "give another number than --seed",
+        )
     return step
 
 
@@ -214,68 +216,14 @@ def instant(flag: str, text: str, tick_seconds: int) -> np.datetime64:
     return np.datetime64(int(utc.timestamp()), "s")
 
 
-def metadata_of(world: World, tally: Tally, hours: float) -> Metadata:
-    """What stands beside the metrics."""
-    scenario, events = world.scenario, world.events
-    shown = np.flatnonzero(events.onset < scenario.seconds)
-
-    def at(seconds: float) -> str:
-        return f"{scenario.start + np.timedelta64(round(float(seconds)), 's')}Z"
-
-    incidents = [
-        {
-            "server_name": scenario.fleet.names[events.server[event]],
-            "incident": LABELS[events.kind[event]],
-            "onset": at(events.onset[event]),
-            "start": at(events.start[event]),
-            "peak": at(events.peak[event]),
-            "recovery": at(events.fade[event]),
-            "end": at(events.end[event]),
-        }
-        for event in shown
-    ]
-    states = tally.states.sum(axis=0)
-    return Metadata(
-        generator_version=GENERATOR_VERSION,
-        seed=scenario.fleet.seed,
-        start=at(0),
-        hours=hours,
-        step_seconds=scenario.step_seconds,
-        timezone=scenario.timezone,
-        fleet=scenario.fleet.composition(),
-        rows=int(tally.rows.sum()),
-        state_counts={name: int(count) for name, count in zip(STATE_NAMES, states, strict=True) if count},
-        incident_counts=dict(sorted(Counter(str(incident["incident"]) for incident in incidents).items())),
-        incidents=incidents,
-    )
-
-
-def print_summary(scenario: Scenario, tally: Tally) -> None:
-    """Means by profile and the share of each state, to stderr."""
-    short = ("CPU %", "mem %", "disk MB/s", "in MB/s", "out MB/s", "latency ms")
-    lines = [f"{'profile':<16}{'servers':>8}{'rows':>12}" + "".join(f"{name:>12}" for name in short)]
-    for code, profile in enumerate(PROFILE_ORDER):
-        if tally.rows[code]:
-            servers = int((scenario.fleet.profile_codes == code).sum())
-            means = tally.sums[code] / max(1, tally.measured[code])
-            lines.append(f"{profile:<16}{servers:>8}{tally.rows[code]:>12,}" + "".join(f"{m:>12.1f}" for m in means))
-    states = tally.states.sum(axis=0)
-    shares = ", ".join(
-        f"{name} {100 * count / states.sum():.2f} %" for name, count in zip(STATE_NAMES, states, strict=True) if count
-    )
-    print("\n".join([*lines, f"states: {shares}"]), file=sys.stderr)
-
-
 def _refuse_unwritable(folder: Path) -> None:
-    """Find out before the work rather than after it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        msg = f"folder {folder} cannot be written; choose another with --out_dir, or change its permissions"
-        raise OSError(msg)
+        raise OSError(f"folder {folder} cannot be written; choose another with --out_dir, or change its permissions")
 
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:
-    """Flags that would be ignored are refused."""
+    """Refuse flags that would be ignored."""
     chosen = [f"--{flag}" for flag in ("stream", "from_prometheus", "plot") if getattr(arguments, flag) is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
@@ -305,7 +253,7 @@ def _in_words(problem: Exception, out_dir: Path) -> str:
 
 
 def stream(arguments: argparse.Namespace) -> dict[str, object]:
-    """Send a simulated fleet live to a daemon, until Ctrl-C, a request to end, or the end of --hours."""
+    """Send a simulated fleet live to a daemon until Ctrl-C, SIGTERM or the end of --hours."""
     plan = stream_plan(arguments)
     token, stopped = _token(arguments.token_file), threading.Event()
     with _until_asked_to_stop(stopped), tqdm(unit="tick", desc="streaming", disable=None, leave=False) as bar:
@@ -318,7 +266,7 @@ def stream(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def stream_plan(arguments: argparse.Namespace) -> StreamPlan:
-    """What the flags ask to stream. Raises UsageError, and ValueError for a damaged position file."""
+    """The plan of the flags. Raises UsageError, and ValueError for a damaged position file."""
     tick, position_file = arguments.tick_seconds, arguments.position_file
     hours = LONGEST_STREAM_HOURS if arguments.hours is None else arguments.hours
     _check_length(hours, tick)
@@ -326,16 +274,16 @@ def stream_plan(arguments: argparse.Namespace) -> StreamPlan:
         raise _usage("--speed", arguments.speed, "give how many times faster than real, above 0")
     if not 0 <= arguments.backfill_hours < float("inf"):
         raise _usage("--backfill_hours", arguments.backfill_hours, "give 0 or more")
-    if arguments.start is None and position_file:
-        arguments.start = Position.start_of(position_file)
-    if arguments.start is None:
-        arguments.start = f"now-{arguments.backfill_hours:f}h"
-    elapsed = time.time() - float(instant("--start", arguments.start, tick).astype(np.int64))
+    start = arguments.start
+    if start is None and position_file:
+        start = Position.start_of(position_file)
+    if start is None:
+        start = f"now-{arguments.backfill_hours:f}h"
+    elapsed = time.time() - float(instant("--start", start, tick).astype(np.int64))
     if elapsed < 0:
-        raise _usage("--start", arguments.start, "a stream cannot begin in the future; give an earlier time, or now")
+        raise _usage("--start", start, "a stream cannot begin in the future; give an earlier time, or now")
     first = max(0, math.ceil((elapsed - arguments.backfill_hours * 3600) / tick))
-    arguments.hours = first * tick / 3600 + hours
-    scenario = scenario_of(arguments)
+    scenario = scenario_of(arguments, first * tick / 3600 + hours, start)
     every = _seconds("--new_server_every", arguments.new_server_every) if arguments.new_server_every else None
     return StreamPlan(
         scenario,
@@ -356,7 +304,7 @@ def _show_ticks(bar: tqdm[NoReturn], timestamp: str, ticks: int) -> None:
 
 @contextmanager
 def _until_asked_to_stop(stopped: threading.Event) -> Iterator[None]:
-    """Ctrl-C and a request to end let the tick under way be acknowledged; the old handlers come back afterwards."""
+    """On Ctrl-C and SIGTERM the current tick is still acknowledged; the earlier handlers are restored afterwards."""
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         stopped.set()
@@ -377,8 +325,7 @@ def _injections(scenario: Scenario, texts: Sequence[str]) -> Iterator[tuple[str,
         try:
             injected_event(scenario.fleet, server_name, label, 0.0)
         except ValueError as problem:
-            msg = f"--inject {text}: {problem}"
-            raise UsageError(msg) from None
+            raise UsageError(f"--inject {text}: {problem}") from None
         yield server_name, label
 
 
@@ -404,31 +351,10 @@ def _token(path: Path | None) -> str | None:
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
     """Write metrics of a real fleet from Prometheus."""
-    from fleet_forecast.sources.prometheus import (
-        NODE_EXPORTER,
-        PrometheusClient,
-        QueryFileError,
-        QuerySet,
-        load_query_set,
-        pull_range,
-    )
+    from fleet_forecast.sources.measured import pull_to_folder  # Arrow and HTTP are slow to import
+    from fleet_forecast.sources.prometheus import PrometheusClient
 
-    began, tick = time.perf_counter(), arguments.tick_seconds
-    hours = HOURS if arguments.hours is None else arguments.hours
-    _check_length(hours, tick)
-    start = instant("--start", arguments.start or f"now-{hours}h", tick)
-    end = start + np.timedelta64(round(hours * 3600), "s")
-    queries = NODE_EXPORTER
-    try:
-        rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-        business_time(np.array([start]), arguments.timezone)
-        if arguments.queries:
-            own = load_query_set(arguments.queries)
-            # Another label for the server's name means that the ready queries do not fit.
-            ready = NODE_EXPORTER.queries if own.server_label == NODE_EXPORTER.server_label else {}
-            queries = QuerySet({**ready, **own.queries}, own.server_label, own.strip_port)
-    except (QueryFileError, ValueError) as problem:
-        raise UsageError(str(problem)) from None
+    began, request = time.perf_counter(), _pull_request(arguments)
     _refuse_unwritable(arguments.out_dir)
     with (
         PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file)) as client,
@@ -439,33 +365,30 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
             bar.total = total
             bar.update(done - bar.n)
 
-        frame = pull_range(client, queries, _utc(start), _utc(end), tick, progress)
-    if frame.empty:
-        msg = (
-            f"{arguments.from_prometheus} has no values from {start}Z to {end}Z for any query; check the time range, "
-            "that node_exporter is scraped, or give your own queries with --queries"
+        written = pull_to_folder(client, request, arguments.out_dir, progress)
+    return _result(written.rows, written.servers, time.perf_counter() - began, written.path)
+
+
+def _pull_request(arguments: argparse.Namespace) -> PullRequest:
+    from fleet_forecast.sources.measured import PullRequest
+    from fleet_forecast.sources.prometheus import NODE_EXPORTER, load_query_set
+
+    tick = arguments.tick_seconds
+    hours = HOURS if arguments.hours is None else arguments.hours
+    _check_length(hours, tick)
+    start = instant("--start", arguments.start or f"now-{hours}h", tick)
+    try:
+        business_time(np.array([start]), arguments.timezone)
+        return PullRequest(
+            _utc(start),
+            _utc(start + np.timedelta64(round(hours * 3600), "s")),
+            tick,
+            arguments.timezone,
+            load_query_set(arguments.queries).with_defaults(NODE_EXPORTER) if arguments.queries else NODE_EXPORTER,
+            load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES,
         )
-        raise RuntimeError(msg)
-    profiles = {name: infer_profile_from_name(name, rules) for name in frame["server_name"].unique()}
-    metadata = Metadata(
-        generator_version=GENERATOR_VERSION,
-        seed=None,
-        start=f"{start}Z",
-        hours=hours,
-        step_seconds=tick,
-        timezone=arguments.timezone,
-        fleet={str(profile): count for profile, count in sorted(Counter(profiles.values()).items())},
-        rows=len(frame),
-    )
-    path = write_measured(frame.assign(profile=frame["server_name"].map(profiles)), arguments.out_dir, metadata)
-    seconds = time.perf_counter() - began
-    return {
-        "rows": len(frame),
-        "servers": len(profiles),
-        "seconds": round(seconds, 3),
-        "rows_per_second": round(len(frame) / seconds),
-        "path": str(path),
-    }
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
 
 
 def _utc(moment: np.datetime64) -> datetime:
@@ -474,11 +397,10 @@ def _utc(moment: np.datetime64) -> datetime:
 
 def plot(arguments: argparse.Namespace) -> dict[str, object]:
     """Draw a week of the fleet the flags describe."""
-    from fleet_forecast.simulation.plot import plot_week  # matplotlib is slow to import
+    from fleet_forecast.simulation.output.plot import plot_week  # matplotlib is slow to import
 
-    if arguments.hours is None:
-        arguments.hours = 168.0
-    scenario = scenario_of(arguments)
+    hours = PLOT_HOURS if arguments.hours is None else arguments.hours
+    scenario = scenario_of(arguments, hours, arguments.start or START)
     try:
         servers = plot_week(scenario, arguments.plot)
     except ValueError as problem:
@@ -486,111 +408,123 @@ def plot(arguments: argparse.Namespace) -> dict[str, object]:
     return {"path": str(arguments.plot), "servers": servers}
 
 
+# --- flags ----------------------------------------------------------------------------------------------------------
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is understood with hyphens, too."""
+    """The command line; every flag may be written with underscores or with hyphens."""
     result = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add_version(result)
+    _add_length_and_place(result.add_argument_group("length and place"))
+    fleet = result.add_argument_group("fleet")
+    for profile, count in SERVERS.items():
+        add_flag(fleet, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
+    _add_incidents(result.add_argument_group("incidents"))
+    _add_live(result.add_argument_group("live"))
+    _add_real_fleet(result.add_argument_group("a real fleet"))
+    picture = result.add_argument_group("a picture")
+    add_flag(
+        picture, "--plot", type=Path, metavar="FILE", help="draw one week of one server per profile, as .png or .svg"
+    )
+    return result
 
-    def add(group: argparse._ArgumentGroup, flag: str, **options: Any) -> None:
-        hyphens = "--" + flag.removeprefix("--").replace("_", "-")
-        group.add_argument(*dict.fromkeys((flag, hyphens)), **options)
 
-    what = result.add_argument_group("length and place")
-    add(what, "--hours", type=float, help=f"length of the data ({HOURS:g}); a stream goes on until stopped")
-    add(what, "--tick_seconds", type=int, default=TICK_SECONDS, help="distance of two rows of a server (%(default)s)")
-    add(
-        what,
+def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
+    add_flag(group, "--hours", type=float, help=f"length of the data ({HOURS:g}); a stream runs until it is stopped")
+    add_flag(
+        group, "--tick_seconds", type=int, default=TICK_SECONDS, help="time between two rows of a server (%(default)s)"
+    )
+    add_flag(
+        group,
         "--start",
         metavar="TIME",
-        help=f"first time, UTC ({START}); or now-72h. A stream goes on with the fleet that began then",
+        help=f"first time, UTC ({START}), or now-72h; a stream continues the fleet that started then",
     )
-    add(what, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
-    add(what, "--timezone", default=TIMEZONE, help="business time zone of the rhythms (%(default)s)")
-    add(what, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
-    add(
-        what,
+    add_flag(group, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
+    add_flag(group, "--timezone", default=TIMEZONE, help="business time zone of the rhythms (%(default)s)")
+    add_flag(group, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
+    add_flag(
+        group,
         "--offline_mode",
         choices=("dense", "sparse"),
         default="dense",
-        help="dense: rows of an offline server have state offline and null metrics; sparse: it has none (%(default)s)",
+        help="dense: rows of an offline server have state offline and null metrics; sparse: no rows (%(default)s)",
     )
-    add(
-        what,
+    add_flag(
+        group,
         "--workers",
         type=int,
-        help="processes (one a core, at most 4, fewer for few rows); no result depends on it",
+        help="processes (one per core, at most 4, fewer for few rows); the files do not depend on it",
     )
 
-    fleet = result.add_argument_group("fleet")
-    for profile, count in SERVERS.items():
-        add(fleet, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
 
-    trouble = result.add_argument_group("trouble")
-    add(
-        trouble,
+def _add_incidents(group: argparse._ArgumentGroup) -> None:
+    add_flag(
+        group,
         "--incident_rate",
         type=float,
         default=INCIDENT_RATE,
         metavar="RATE",
-        help="incidents a server and month, more on the trouble-prone tenth (%(default)s)",
+        help="incidents per server and month, more on the incident-prone tenth (%(default)s)",
     )
-    add(
-        trouble,
+    add_flag(
+        group,
         "--fork_at",
         metavar="TIME",
-        help="keep every value before it, draw all randomness after it anew",
+        help="keep every value before this time, draw all random numbers after it anew",
     )
-    add(trouble, "--fork_seed", type=int, default=1, help="which other future --fork_at gives (%(default)s)")
+    add_flag(group, "--fork_seed", type=int, default=1, help="seed of the values after --fork_at (%(default)s)")
 
-    live = result.add_argument_group("live")
-    add(live, "--stream", metavar="URL", help="send the fleet tick by tick to a running daemon")
-    add(
-        live,
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    add_flag(group, "--stream", metavar="URL", help="send the fleet tick by tick to a running daemon")
+    add_flag(
+        group,
         "--backfill_hours",
         type=float,
         default=BACKFILL_HOURS,
         metavar="H",
-        help="begin so long before now; the model looks back 24 h (%(default)s)",
+        help="first send this much history; the model needs 24 h (%(default)s)",
     )
-    add(
-        live,
+    add_flag(
+        group,
         "--speed",
         type=float,
-        help="play the backfill so many times faster than real, such as 60 (at once); from now on in real time",
+        help="send the backfill at this multiple of real time, such as 60 (at once); then in real time",
     )
-    add(live, "--new_server_every", metavar="10m", help="rack a new server of a random profile so often")
-    add(
-        live,
+    add_flag(group, "--new_server_every", metavar="10m", help="add a server of a random profile at this interval")
+    add_flag(
+        group,
         "--inject",
         action="append",
         default=[],
         metavar="SERVER:INCIDENT",
-        help="let an incident begin after the backfill, such as ppdb003:lock_contention; may be repeated",
+        help="start an incident after the backfill, such as ppdb003:lock_contention; may be repeated",
     )
-    add(
-        live,
+    add_flag(
+        group,
         "--position_file",
         type=Path,
         metavar="FILE",
-        help="remember the last acknowledged tick; a stream started again with it goes on from there",
+        help="store the last acknowledged tick; a stream with the same file continues after it",
     )
-    add(live, "--token_file", type=Path, metavar="FILE", help="bearer token of the daemon or of Prometheus")
+    add_flag(group, "--token_file", type=Path, metavar="FILE", help="bearer token of the daemon or of Prometheus")
 
-    real = result.add_argument_group("a real fleet")
-    add(real, "--from_prometheus", metavar="URL", help="write metrics of real servers instead of simulated ones")
-    add(
-        real,
+
+def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
+    add_flag(group, "--from_prometheus", metavar="URL", help="write metrics of real servers instead of simulated ones")
+    add_flag(
+        group,
         "--queries",
         type=Path,
         metavar="FILE",
-        help="TOML: [queries] metric = 'PromQL' in place of the ready query of that metric; server_label, strip_port",
+        help="TOML: [queries] metric = 'PromQL' replaces the default query of a metric; server_label, strip_port",
     )
-    add(real, "--profiles", type=Path, metavar="FILE", help="TOML file of further name patterns and pinned servers")
-
-    picture = result.add_argument_group("a picture")
-    add(picture, "--plot", type=Path, metavar="FILE", help="draw one week of one server per profile, as .png or .svg")
-    return result
+    add_flag(
+        group, "--profiles", type=Path, metavar="FILE", help="TOML file of further name patterns and pinned servers"
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-r"""The seven kinds of server: host-name patterns, baselines, rhythms in business time, incidents.
+r"""The profiles of servers: name patterns, baselines, daily rhythm, incidents.
 
-    from server_profiles import infer_profile_from_name, match_profile
+    from server_profiles import PROFILES, infer_profile_from_name, match_profile
+
     infer_profile_from_name("ppml0015.dc1.example.com")     # ServerProfile.ML_COMPUTE
-    match_profile("unknown_server").rule                    # None: nothing matched, so it is generic
+    match_profile("unknown_server")                         # generic, rule None: no pattern matches
+    PROFILES["database"].baselines["cpu_pct"].mean          # 55 %
+    PROFILES["database"].rhythm.description                 # '+20 % 09:00-11:00, ...'
 
-Names other than the built-in ones are added by a TOML file (`--profiles FILE` of every script):
+A TOML file (`--profiles FILE` of every script) adds patterns and pins single servers:
 
     [patterns]                       # regular expressions, matched at the start of the name, case ignored
     database = ['sql\d+', 'pg-\d+']
 
-    [servers]                        # single servers, pinned
+    [servers]
     "legacy-host-7" = "risk_analytics"
 
-A pin goes before a pattern of the file, a pattern of the file before the built-in ones.
+A pin precedes the patterns of the file, and these precede the built-in patterns.
+
+To add a profile, add a member to ServerProfile and a ProfileSpec to _SPECS.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import NamedTuple
 
 
 class ServerProfile(StrEnum):
-    """What a server is for; the value is what stands in the `profile` column."""
+    """Purpose of a server; the value is the text in the `profile` column."""
 
     ML_COMPUTE = "ml_compute"
     DATABASE = "database"
@@ -37,29 +42,27 @@ class ServerProfile(StrEnum):
     GENERIC = "generic"
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """One metric of a healthy server: its long-run mean over a week and its deviation around its own rhythm.
+class Baseline(NamedTuple):
+    """One metric of a healthy server, in the metric's unit.
 
-    The spread holds the differences between the servers of a profile and those in time together.
+    mean: over a regular week. spread: standard deviation around the rhythm, between servers and in time together.
     """
 
     mean: float
     spread: float
-    unit: str
 
 
 @dataclass(frozen=True)
 class DemandWindow:
-    """Hours of the business day in which demand is `multiplier` times the profile's ordinary demand.
+    """Hours of the business day in which demand is `multiplier` times the profile's usual demand.
 
-    `start` and `end` are "HH:MM" in business time; an end before the start runs over midnight.
+    `start` and `end` are "HH:MM" in business time; a window whose end is before its start contains midnight.
     """
 
     start: str
     end: str
     multiplier: float
-    every_day: bool = False  # otherwise on business days only: Monday to Friday, market holidays excepted
+    every_day: bool = False  # otherwise on business days: Monday to Friday without market holidays
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ class MaintenanceWindow:
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How demand follows business time; 1 is the ordinary demand outside all windows of a business day.
+    """Demand over business time; 1 is the demand of a business day outside all windows.
 
-    Where windows overlap, the later one in the list counts. `weekend` and `holiday` multiply the whole day.
+    Where windows overlap, the later one in the list applies. `weekend` and `holiday` multiply the whole day.
     """
 
     description: str
@@ -87,33 +90,31 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class ProfileSpec:
-    """All that is documented about one profile; `baselines` is keyed by the contract's metric columns."""
+    """One profile.
+
+    name_patterns: regular expressions for the start of a server's name, case ignored.
+    first_name: name of the profile's first simulated server; the others count on from its number.
+    default_servers: number of servers in the default simulated fleet.
+    baselines: by metric of the data contract.
+    incidents: types of incident, from fleet_forecast/simulation/incident_kinds.py.
+    """
 
     profile: ServerProfile
     name_patterns: tuple[str, ...]
+    first_name: str
+    default_servers: int
     baselines: Mapping[str, Baseline]
     rhythm: Rhythm
     incidents: tuple[str, ...]
 
+    def server_name(self, number: int) -> str:
+        """Name of a simulated server by its number, from 1: ppml0001, ppml0002, ..."""
+        prefix = self.first_name.rstrip("0123456789")
+        return f"{prefix}{number:0{len(self.first_name) - len(prefix)}d}"
 
-def _baselines(
-    cpu: tuple[float, float],
-    mem: tuple[float, float],
-    disk: tuple[float, float],
-    net_in: tuple[float, float],
-    net_out: tuple[float, float],
-    latency: tuple[float, float],
-) -> Mapping[str, Baseline]:
-    return MappingProxyType(
-        {
-            "cpu_pct": Baseline(*cpu, "%"),
-            "mem_pct": Baseline(*mem, "%"),
-            "disk_io_mb_s": Baseline(*disk, "MB/s"),
-            "net_in_mb_s": Baseline(*net_in, "MB/s"),
-            "net_out_mb_s": Baseline(*net_out, "MB/s"),
-            "latency_ms": Baseline(*latency, "ms"),
-        }
-    )
+
+def _baselines(**mean_and_spread: tuple[float, float]) -> Mapping[str, Baseline]:
+    return MappingProxyType({metric: Baseline(*values) for metric, values in mean_and_spread.items()})
 
 
 def _numbered(*prefixes: str) -> tuple[str, ...]:
@@ -122,21 +123,39 @@ def _numbered(*prefixes: str) -> tuple[str, ...]:
 
 _SPECS = (
     ProfileSpec(
-        ServerProfile.ML_COMPUTE,
-        _numbered("ppml", "ppgpu", "cptrain"),
-        _baselines(cpu=(78, 12), mem=(82, 10), disk=(45, 15), net_in=(8.5, 3), net_out=(5.2, 2), latency=(22, 5)),
-        Rhythm(
+        profile=ServerProfile.ML_COMPUTE,
+        name_patterns=_numbered("ppml", "ppgpu", "cptrain"),
+        first_name="ppml0001",
+        default_servers=20,
+        baselines=_baselines(
+            cpu_pct=(78, 12),
+            mem_pct=(82, 10),
+            disk_io_mb_s=(45, 15),
+            net_in_mb_s=(8.5, 3),
+            net_out_mb_s=(5.2, 2),
+            latency_ms=(22, 5),
+        ),
+        rhythm=Rhythm(
             "+40 % from 19:00 to 07:00, lower 09:00-16:00 on business days, heavy batch at weekends",
             (DemandWindow("19:00", "07:00", 1.4, every_day=True), DemandWindow("09:00", "16:00", 0.9)),
             weekend=1.25,
         ),
-        ("oom", "cuda_oom", "thermal_throttling", "disk_cache_exhaustion"),
+        incidents=("oom", "cuda_oom", "thermal_throttling", "disk_cache_exhaustion"),
     ),
     ProfileSpec(
-        ServerProfile.DATABASE,
-        _numbered("ppdb", "psdb", "oracle", "mongo", "postgres"),
-        _baselines(cpu=(55, 15), mem=(87, 8), disk=(180, 45), net_in=(35, 12), net_out=(28, 10), latency=(8.5, 3)),
-        Rhythm(
+        profile=ServerProfile.DATABASE,
+        name_patterns=_numbered("ppdb", "psdb", "oracle", "mongo", "postgres"),
+        first_name="ppdb001",
+        default_servers=15,
+        baselines=_baselines(
+            cpu_pct=(55, 15),
+            mem_pct=(87, 8),
+            disk_io_mb_s=(180, 45),
+            net_in_mb_s=(35, 12),
+            net_out_mb_s=(28, 10),
+            latency_ms=(8.5, 3),
+        ),
+        rhythm=Rhythm(
             "+20 % 09:00-11:00, steady high (+10 %) in market hours, +40 % 16:00-19:00; maintenance Saturday 02:00",
             (
                 DemandWindow("09:30", "16:00", 1.1),
@@ -147,13 +166,22 @@ _SPECS = (
             holiday=0.85,
             maintenance=MaintenanceWindow(day_of_week=5, start="02:00", minutes=60),
         ),
-        ("lock_contention", "disk_io_saturation", "connection_pool_exhaustion", "slow_query_storm"),
+        incidents=("lock_contention", "disk_io_saturation", "connection_pool_exhaustion", "slow_query_storm"),
     ),
     ProfileSpec(
-        ServerProfile.WEB_API,
-        _numbered("ppweb", "ppapi", "nginx", "tomcat"),
-        _baselines(cpu=(28, 8), mem=(55, 12), disk=(12, 4), net_in=(85, 25), net_out=(120, 35), latency=(45, 15)),
-        Rhythm(
+        profile=ServerProfile.WEB_API,
+        name_patterns=_numbered("ppweb", "ppapi", "nginx", "tomcat"),
+        first_name="ppweb001",
+        default_servers=25,
+        baselines=_baselines(
+            cpu_pct=(28, 8),
+            mem_pct=(55, 12),
+            disk_io_mb_s=(12, 4),
+            net_in_mb_s=(85, 25),
+            net_out_mb_s=(120, 35),
+            latency_ms=(45, 15),
+        ),
+        rhythm=Rhythm(
             "peak (+60 %) 09:00-09:30, +30 % 09:30-16:00 with a spike (+45 %) 12:00-13:00, "
             "-50 % before 07:00 and after 20:00",
             (
@@ -165,61 +193,100 @@ _SPECS = (
             weekend=0.8,
             holiday=0.8,
         ),
-        ("http_503", "connection_timeouts", "ssl_expiry", "ddos"),
+        incidents=("http_503", "connection_timeouts", "ssl_expiry", "ddos"),
     ),
     ProfileSpec(
-        ServerProfile.CONDUCTOR_MGMT,
-        _numbered("ppcon", "conductor", "egomgmt"),
-        _baselines(cpu=(28, 8), mem=(75, 10), disk=(18, 6), net_in=(22, 8), net_out=(18, 6), latency=(15, 4)),
-        Rhythm(
+        profile=ServerProfile.CONDUCTOR_MGMT,
+        name_patterns=_numbered("ppcon", "conductor", "egomgmt"),
+        first_name="ppcon01",
+        default_servers=5,
+        baselines=_baselines(
+            cpu_pct=(28, 8),
+            mem_pct=(75, 10),
+            disk_io_mb_s=(18, 6),
+            net_in_mb_s=(22, 8),
+            net_out_mb_s=(18, 6),
+            latency_ms=(15, 4),
+        ),
+        rhythm=Rhythm(
             "surge (+60 %) 09:00-09:45, heavy (+40 %) 16:00-19:00, otherwise steady",
             (DemandWindow("09:00", "09:45", 1.6), DemandWindow("16:00", "19:00", 1.4)),
             weekend=0.9,
             holiday=0.9,
         ),
-        ("job_queue_overflow", "scheduler_deadlock", "resource_allocation_failure", "metadata_corruption"),
+        incidents=("job_queue_overflow", "scheduler_deadlock", "resource_allocation_failure", "metadata_corruption"),
     ),
     ProfileSpec(
-        ServerProfile.DATA_INGEST,
-        _numbered("ppetl", "ppkafka", "stream", "spark"),
-        _baselines(cpu=(60, 15), mem=(78, 12), disk=(220, 60), net_in=(150, 45), net_out=(95, 30), latency=(12, 5)),
-        Rhythm(
+        profile=ServerProfile.DATA_INGEST,
+        name_patterns=_numbered("ppetl", "ppkafka", "stream", "spark"),
+        first_name="ppetl001",
+        default_servers=10,
+        baselines=_baselines(
+            cpu_pct=(60, 15),
+            mem_pct=(78, 12),
+            disk_io_mb_s=(220, 60),
+            net_in_mb_s=(150, 45),
+            net_out_mb_s=(95, 30),
+            latency_ms=(12, 5),
+        ),
+        rhythm=Rhythm(
             "+50 % from 09:30, sustained to 16:00, close processing (+70 %) 16:00-17:00",
             (DemandWindow("09:30", "16:00", 1.5), DemandWindow("16:00", "17:00", 1.7)),
             weekend=0.85,
             holiday=0.85,
         ),
-        ("kafka_consumer_lag", "disk_queue_saturation", "network_congestion", "backpressure_cascade"),
+        incidents=("kafka_consumer_lag", "disk_queue_saturation", "network_congestion", "backpressure_cascade"),
     ),
     ProfileSpec(
-        ServerProfile.RISK_ANALYTICS,
-        _numbered("pprisk", "varrisk", "credit"),
-        _baselines(cpu=(82, 10), mem=(88, 8), disk=(38, 12), net_in=(12, 4), net_out=(8, 3), latency=(18, 6)),
-        Rhythm(
+        profile=ServerProfile.RISK_ANALYTICS,
+        name_patterns=_numbered("pprisk", "varrisk", "credit"),
+        first_name="pprisk001",
+        default_servers=8,
+        baselines=_baselines(
+            cpu_pct=(82, 10),
+            mem_pct=(88, 8),
+            disk_io_mb_s=(38, 12),
+            net_in_mb_s=(12, 4),
+            net_out_mb_s=(8, 3),
+            latency_ms=(18, 6),
+        ),
+        rhythm=Rhythm(
             "+100 % 16:00-19:00 on business days (the critical window), low otherwise",
             (DemandWindow("16:00", "19:00", 2.0),),
             weekend=0.9,
             holiday=0.9,
         ),
-        ("calculation_timeout", "matrix_operation_failure", "resource_starvation", "numerical_instability"),
+        incidents=("calculation_timeout", "matrix_operation_failure", "resource_starvation", "numerical_instability"),
     ),
     ProfileSpec(
-        ServerProfile.GENERIC,
-        _numbered("ppgen"),
-        _baselines(cpu=(35, 10), mem=(50, 12), disk=(25, 10), net_in=(15, 8), net_out=(12, 6), latency=(30, 10)),
-        Rhythm("flat"),
-        (),
+        profile=ServerProfile.GENERIC,
+        name_patterns=_numbered("ppgen"),
+        first_name="ppgen001",
+        default_servers=7,
+        baselines=_baselines(
+            cpu_pct=(35, 10),
+            mem_pct=(50, 12),
+            disk_io_mb_s=(25, 10),
+            net_in_mb_s=(15, 8),
+            net_out_mb_s=(12, 6),
+            latency_ms=(30, 10),
+        ),
+        rhythm=Rhythm("flat"),
+        incidents=(),
     ),
 )
 
 PROFILES: Mapping[ServerProfile, ProfileSpec] = MappingProxyType({spec.profile: spec for spec in _SPECS})
+for _profile in ServerProfile:
+    if _profile not in PROFILES:
+        raise ValueError(f"server_profiles.py: profile {_profile} has no ProfileSpec; add one to _SPECS")
 
 
-# --- which profile a server has -------------------------------------------------------------------------------------
+# --- profile of a server by its name --------------------------------------------------------------------------------
 
 
 class ProfileMatch(NamedTuple):
-    """The profile of a server and the rule that gave it; `rule` is None where nothing matched (generic)."""
+    """Profile of a server and the rule that matched; `rule` is None if no rule matched (generic)."""
 
     profile: ServerProfile
     rule: str | None
@@ -227,11 +294,11 @@ class ProfileMatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ProfileRules:
-    """Rules from names to profiles; pins are tried first, then the patterns in order.
+    """Rules from names to profiles: the pins, then the patterns in order.
 
     patterns: (regular expression, profile), matched at the start of the name, case ignored.
     pins: lower-case server name, or its part before the first dot -> profile.
-    added: how many of the patterns, from the first one on, come from the user's file.
+    added: number of patterns, from the first one on, that come from the user's file.
     """
 
     patterns: tuple[tuple[re.Pattern[str], ServerProfile], ...]
@@ -245,7 +312,7 @@ BUILT_IN_RULES = ProfileRules(
 
 
 def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> ProfileMatch:
-    """Profile of a server by its name (bare or full domain name), and the rule that matched, in words."""
+    """Profile of a server by its name (host name or full domain name), and a description of the rule that matched."""
     lowered = server_name.lower()
     for pin in (lowered, lowered.partition(".")[0]):
         if pin in rules.pins:
@@ -258,5 +325,5 @@ def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> Pro
 
 
 def infer_profile_from_name(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> ServerProfile:
-    """Profile of a server by its name: ppml0015 -> ml_compute; a name that no rule matches -> generic."""
+    """Profile of a server by its name: ppml0015 -> ml_compute; a name without a matching rule -> generic."""
     return match_profile(server_name, rules).profile

@@ -28,20 +28,22 @@ from safetensors.torch import save
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
-from fleet_forecast.evaluation.backtest import AMOUNTS, MODEL
-from fleet_forecast.evaluation.report import write_report
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.evaluation.backtest import MODEL
+from fleet_forecast.evaluation.report import ModelReport, write_report
+from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.features.grid import FleetGrid, GridError, usual_step
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
-from fleet_forecast.inference.engine import Engine, write_canary
+from fleet_forecast.inference.canary import write_canary
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_config import CONFIG_FILE, ModelError
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
-    CONFIG_FILE,
     EXPLAIN_FILE,
     ONNX_FILE,
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
-    ModelError,
     new_model_directory,
     only_writer,
     promote,
@@ -85,7 +87,7 @@ EXPECTED_ERRORS = (
     ContractError,
     DataFileError,
     GridError,
-    ProfileFileError,
+    TomlFileError,
     SplitError,
     CheckpointError,
     FitError,
@@ -361,7 +363,7 @@ def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Fi
     model = job.fresh_model()
     if arguments.warm_start:
         earlier = earlier_model(arguments.warm_start, job.spec, job.profiles, job.hidden_size)
-        say_what_profiles_become(earlier.network_profiles, job.profiles)
+        say_what_profiles_become(earlier.profiles, job.profiles)
         start_from(model.network, job.profiles, arguments.warm_start, earlier)
     if wants_comparison(job, arguments):
         job = replace(job, settings=replace(job.settings, max_seconds=time_for_the_model(job.settings.max_seconds)))
@@ -481,7 +483,7 @@ def publish(
         export_explanation(model, example.windows, directory / EXPLAIN_FILE)
         (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
-        write_canary(directory / CANARY_FILE, Engine(config, torch_run(model)))
+        write_canary(directory / CANARY_FILE, config, Engine(config, torch_run(model)).forecast)
         for name, table in scores.items():
             table.to_parquet(directory / f"scores_{name}.parquet", index=False)
         if len(cold_start):
@@ -489,7 +491,7 @@ def publish(
         weights = job.mean_weights(model)
         weights.variables.to_parquet(directory / "variable_weights.parquet", index=False)
         weights.attention.to_parquet(directory / "attention.parquet", index=False)
-        write_report(directory, config.model_id, info, scores, cold_start, weights)
+        write_report(directory, ModelReport(config.model_id, info, scores, cold_start, weights))
     Engine.load(models_dir / config.model_id, device="cpu")  # ONNX Runtime reproduces torch's canary, or ModelError
     if not arguments.no_promote:
         promote(models_dir, config.model_id)

@@ -32,13 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tft_trainer  # noqa: E402
-from benchmarks.strangers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
+from benchmarks.unseen_servers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E402
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS  # noqa: E402
-from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
+from fleet_forecast.evaluation.backtest import MODEL, Backtest, rolling_origins  # noqa: E402
+from fleet_forecast.evaluation.scores import mean_seasonal_error  # noqa: E402
 from fleet_forecast.features.cold_start import lengths  # noqa: E402
 from fleet_forecast.features.daily_rhythm import DailyRhythm, daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, GridError  # noqa: E402
+from fleet_forecast.features.history import past_values  # noqa: E402
 from fleet_forecast.features.quantile_map import NORMAL_SCORES, window_shape  # noqa: E402
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling  # noqa: E402
 from fleet_forecast.features.windows import WindowSpec  # noqa: E402
@@ -119,7 +121,7 @@ class Job:
     def origins(self) -> np.ndarray:
         """Grid steps of the scored forecasts."""
         every = max(1, ORIGIN_EVERY_HOURS * 3600 // self.grid.step_seconds)
-        return evaluation.rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
+        return rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
 
 
 def load_job(training_dir: Path, step_seconds: int, seed: int) -> Job:
@@ -283,13 +285,13 @@ def scores(model: ForecastModel, source: WindowSource, job: Job, servers: np.nda
     """WQL, accuracy and coverage of some servers' later days: {score: mean over metrics}."""
     grid, horizon = job.grid, job.spec.horizon_steps
     rows, origins = (part.ravel() for part in np.meshgrid(servers, job.origins(), indexing="ij"))
-    actual = evaluation.past(grid.values, rows, origins + horizon, horizon)
+    actual = past_values(grid.values, rows, origins + horizon, horizon)
     some = ~np.isnan(actual).all(axis=(1, 2))
     rows, origins, actual = rows[some], origins[some], actual[some]
     day = job.spec.day_steps
-    naive_error = evaluation.naive_daily_error(grid.values[:, : job.split.train_end], day)
-    made = {evaluation.MODEL: forecast(model, source, rows, origins, steps, hidden)}
-    table = evaluation.Backtest(grid.metrics, QUANTILE_LEVELS, rows, origins, actual, naive_error, made).scores()
+    seasonal_error = mean_seasonal_error(grid.values[:, : job.split.train_end], day)
+    made = {MODEL: forecast(model, source, rows, origins, steps, hidden)}
+    table = Backtest(grid.metrics, QUANTILE_LEVELS, rows, origins, actual, seasonal_error, made).scores()
     mean = table.set_index("metric").loc["mean"]
     return {name: round(float(mean[name]), 5) for name in ("wql", "accuracy", "coverage_80", "coverage_96")}
 

@@ -1,21 +1,21 @@
-"""How good the alerts are: simulated weeks with labelled incidents are replayed, and every alarm is judged.
+"""Precision and recall of alerts on simulated weeks with labelled incidents.
 
     python benchmarks/alerts.py --model models/current                  # JSON is the last line
     python benchmarks/alerts.py --seeds 301,302 --hours 336 --servers 45
     python benchmarks/alerts.py --choose --seeds 101,201                # how the defaults were chosen
 
-The model is one trained on a simulated fleet; other seeds are other fleets. Each fleet runs eight days to fill the
-history, then every step is forecast and judged by the daemon's own code with its default rules. An alarm is a stretch
-of time in which anything fires on a server. It is right if it begins between the onset of an incident's precursor and
-the incident's end on that server; more alarms of one incident count once, all other alarms are false. An incident is
-found if such an alarm exists, and found ahead if it begins before the harm does. Precision depends on how often things
-go wrong: it is given at the replay's rate (--incident-rate, raised so that a week has enough of them) and at the
-simulator's usual rate of one incident a server and month, with the false alarms as measured.
+The model is one trained on a simulated fleet; each seed is another fleet. A fleet runs eight days to fill the history.
+Then the daemon's code forecasts every step and evaluates its default rules. An alarm is a period in which any alert
+fires on a server. It is a true alarm if it begins between the onset of an incident's precursor and the end of the
+incident on that server; several alarms of one incident count once. All other alarms are false. An incident is detected
+if it has an alarm, and detected ahead if the alarm begins before the harm. Precision depends on the rate of incidents:
+it is given at the rate of the replay (--incident-rate, high enough for a week to have many) and at the simulator's
+usual rate of one incident per server and month, with the measured false alarms.
 
-Beside the forecasts stand the current value over the threshold and a straight line through the last hour extended over
-the look-ahead (predict_linear), with the same thresholds and persistence; and the current value once more with
-thresholds chosen for it by --choose: those that find most at a precision of at least 0.8 at the usual rate. For the
-straight line there are none.
+Two methods without a model are compared, with the same thresholds and persistence: the current value, and a straight
+line through the last hour extended over the look-ahead (predict_linear). The current value is also evaluated with its
+own thresholds from --choose: those with the highest recall at a precision of at least 0.8 at the usual rate. The
+straight line reaches that precision with none.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly import Departures, distance, shares_of_distance  # noqa: E402
 from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRules  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast, forecast_servers  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
+from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import PROFILES, ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
 START = np.datetime64("2026-09-14T00:00:00", "s")  # a Monday
-HISTORY_HOURS = 192  # the model looks back a week at the same time of day
+HISTORY_HOURS = 192  # the model reads the same time of day of the last week
 LINE_STEPS = 12  # the straight line goes through the last hour of 5-minute steps
-LONG_PRECURSOR_SECONDS = 3_600  # incidents that announce themselves this long before can be foreseen
+LONG_PRECURSOR_SECONDS = 3_600  # incidents with a precursor of this length can be predicted
 USUAL_RATE = 1.0
 TARGET_PRECISION = 0.8
-STRICTNESS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 32)  # spreads above the mean, tried for the baselines
-CURRENT_VALUE_SPREADS = 18  # what --choose found; a straight line is never precise
+STRICTNESS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 32)  # standard deviations above the mean, tried for the baselines
+CURRENT_VALUE_SPREADS = 18  # result of --choose
 FIRE_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-INFLATION = 0.4  # of the scatter's variances: a forecast may be off in its own way for one server
-CALM_MINUTES_AFTER = 120  # after an incident, before its server's scores count as those of ordinary times
+INFLATION = 0.4  # added share of the variances: the errors of a single server may differ from the fleet's
+CALM_MINUTES_AFTER = 120  # after an incident; only later scores of its server count as normal operation
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Incident:
 
     @property
     def announced(self) -> bool:
-        """Whether its precursor is long."""
+        """Whether it has a long precursor."""
         return self.start - self.onset >= LONG_PRECURSOR_SECONDS
 
 
@@ -93,13 +94,13 @@ class Weeks:
 
     @property
     def server_weeks(self) -> float:
-        """Judged time of all servers."""
+        """Evaluated time of all servers."""
         step_seconds = float(self.times[1] - self.times[0])
         return len(self.names) * (len(self.times) - self.first) * step_seconds / (7 * 86_400)
 
 
 def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float) -> Weeks:
-    """A fleet that runs HISTORY_HOURS and then `hours`."""
+    """Simulate a fleet for HISTORY_HOURS and then for `hours`."""
     step_seconds = engine.config.step_seconds
     first = HISTORY_HOURS * 3600 // step_seconds
     steps = first + int(hours * 3600 / step_seconds)
@@ -120,7 +121,7 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
 
 
 def _counts(servers: int) -> dict[str, int]:
-    """So many servers in the shares of the generator's default fleet, by largest remainder."""
+    """Servers by profile in the shares of the generator's default fleet, by largest remainder."""
     exact = {str(profile): servers * share / sum(SERVERS.values()) for profile, share in SERVERS.items()}
     counts: dict[str, int] = {profile: int(value) for profile, value in exact.items()}
     for profile in sorted(exact, key=lambda each: counts[each] - exact[each])[: servers - sum(counts.values())]:
@@ -129,7 +130,7 @@ def _counts(servers: int) -> dict[str, int]:
 
 
 def replay(engine: Engine, weeks: Weeks) -> Iterator[tuple[int, list[ServerForecast]]]:
-    """The daemon's cycles: each judged step with the forecasts of all servers that were measured at it."""
+    """The daemon's cycles: each evaluated step with the forecasts of all servers that were measured at it."""
     steps = range(weeks.first, len(weeks.times))
     for step in tqdm(steps, desc="forecast", unit="step", file=sys.stderr, disable=None):
         history = weeks.values[:, max(0, step + 1 - engine.config.history_steps) : step + 1]
@@ -145,7 +146,7 @@ def replay(engine: Engine, weeks: Weeks) -> Iterator[tuple[int, list[ServerForec
 
 
 def forecast_firing(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, int, int]:
-    """When anything fires by the daemon's code: bool [server, judged step]; how many departures and breaches began."""
+    """Firing alerts by the daemon's code: bool [server, evaluated step]; and the numbers of departures and breaches."""
     book, row_of = AlertBook(rules), {name: row for row, name in enumerate(weeks.names)}
     step_seconds = int(weeks.times[1] - weeks.times[0])
     firing = np.zeros((len(weeks.names), len(weeks.times) - weeks.first), dtype=bool)
@@ -174,7 +175,7 @@ def persistent(above: np.ndarray, below: np.ndarray, rules: AlertRules) -> np.nd
 
 
 def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
-    """Where a least-squares line through the last hour leads, [server, step, metric]; NaN where a step is missing."""
+    """A least-squares line through the last hour, extrapolated: [server, step, metric]; NaN where a step is missing."""
     offsets = np.arange(LINE_STEPS) - (LINE_STEPS - 1) / 2
     windows = np.lib.stride_tricks.sliding_window_view(values.astype(np.float64), LINE_STEPS, axis=1)
     slope = windows @ offsets / (offsets @ offsets)
@@ -194,7 +195,7 @@ def thresholds_of(weeks: Weeks, metrics: Sequence[str], rules: AlertRules) -> np
 
 
 def strict_thresholds(weeks: Weeks, metrics: Sequence[str], spreads: float) -> np.ndarray:
-    """So many spreads above the profile's mean, [server, metric]; for percentages on the scale of log odds."""
+    """Thresholds `spreads` above the profile's mean, [server, metric]; for percentages on the scale of log odds."""
 
     def one(profile: str, metric: str) -> float:
         baseline = PROFILES[ServerProfile(profile)].baselines[metric]
@@ -209,23 +210,23 @@ def strict_thresholds(weeks: Weeks, metrics: Sequence[str], spreads: float) -> n
 
 def over(values: np.ndarray, thresholds: np.ndarray, weeks: Weeks, rules: AlertRules) -> np.ndarray:
     """When a value [server, step, metric] is persistently above its threshold in any metric: bool [server, step]."""
-    judged = values[:, weeks.first :]
-    above = judged > thresholds[:, None]
-    return np.asarray(persistent(above, ~above & ~np.isnan(judged), rules).any(axis=2))
+    evaluated = values[:, weeks.first :]
+    above = evaluated > thresholds[:, None]
+    return np.asarray(persistent(above, ~above & ~np.isnan(evaluated), rules).any(axis=2))
 
 
-# --- judging --------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def judge(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
-    """Precision, recall and lead time over all fleets. firing: bool [server, judged step] per fleet."""
+def evaluate(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
+    """Precision, recall and lead time over all fleets. firing: bool [server, evaluated step] per fleet."""
     false, leads = 0, []
     found: dict[bool, list[bool]] = {True: [], False: []}  # by whether the precursor is long
     ahead: dict[bool, list[bool]] = {True: [], False: []}
     for on, weeks in zip(firing, fleets, strict=True):
         step_seconds = float(weeks.times[1] - weeks.times[0])
         begins = on & ~np.concatenate([np.zeros((len(on), 1), dtype=bool), on[:, :-1]], axis=1)
-        alarm_at = weeks.times[weeks.first :] + step_seconds  # a step is judged when it is over
+        alarm_at = weeks.times[weeks.first :] + step_seconds  # a step is evaluated when it is over
         explained = np.zeros(on.shape, dtype=bool)
         for incident in weeks.incidents:
             during = (alarm_at >= incident.onset) & (alarm_at <= incident.end)
@@ -264,11 +265,11 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
     ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
     lines = [straight_line(weeks.values, ahead_steps) for weeks in fleets]
     made = [forecast_firing(engine, weeks, rules) for weeks in fleets]
-    results = {"forecast": judge([firing for firing, _, _ in made], fleets, rate)}
+    results = {"forecast": evaluate([firing for firing, _, _ in made], fleets, rate)}
     results["forecast"] |= {"departures": sum(n for _, n, _ in made), "breaches": sum(n for _, _, n in made)}
 
     def simple(values: Sequence[np.ndarray], thresholds: Sequence[np.ndarray]) -> dict[str, Any]:
-        return judge([over(*case, rules) for case in zip(values, thresholds, fleets, strict=True)], fleets, rate)
+        return evaluate([over(*case, rules) for case in zip(values, thresholds, fleets, strict=True)], fleets, rate)
 
     measured = [weeks.values for weeks in fleets]
     results["current_value"] = simple(measured, shipped)
@@ -286,15 +287,15 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
     rules, metrics = AlertRules(), engine.config.targets
     parts = [_scored(engine, weeks, rules) for weeks in fleets]
     averages = np.concatenate([scored.reshape(-1, len(metrics)) for scored, _ in parts])
-    trouble = np.concatenate([_trouble(weeks).ravel() for weeks in fleets])
+    harm = np.concatenate([_harm(weeks).ravel() for weeks in fleets])
     known = ~np.isnan(averages).any(axis=1)
-    scatter = np.cov(averages[known & (trouble == 0)].T)
+    scatter = np.cov(averages[known & (harm == 0)].T)
     scatter += INFLATION * np.diag(np.diag(scatter))
     t = [distance(shares_of_distance(scored.reshape(-1, len(metrics)), scatter)) for scored, _ in parts]
     service = averages[:, metrics.index("latency_ms")] > 0
-    use = known & service & (trouble >= 0)
-    weight = np.where(trouble == 1, USUAL_RATE / rate, 1.0)
-    intercept, slope = _logistic(np.concatenate(t)[use], trouble[use] == 1, weight[use])
+    use = known & service & (harm >= 0)
+    weight = np.where(harm == 1, USUAL_RATE / rate, 1.0)
+    intercept, slope = _logistic(np.concatenate(t)[use], harm[use] == 1, weight[use])
     print(f"SCATTER = np.array({np.round(scatter, 3).tolist()})\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
     results: dict[str, Any] = {"scatter": np.round(scatter, 3).tolist(), "intercept": intercept, "slope": slope}
     for level in FIRE_PROBABILITIES:
@@ -304,7 +305,7 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
             probability[~(scored[..., metrics.index("latency_ms")] > 0)] = 0.0
             both = np.maximum(np.nan_to_num(probability), breaches)[..., None]
             firing.append(persistent(both >= level, both < level / 2, rules)[..., 0])
-        results[f"fire_probability {level}"] = judge(firing, fleets, rate)
+        results[f"fire_probability {level}"] = evaluate(firing, fleets, rate)
     ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
     values = {
         "current_value": [weeks.values for weeks in fleets],
@@ -315,7 +316,7 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
         for spreads in STRICTNESS:
             limits = [strict_thresholds(weeks, metrics, spreads) for weeks in fleets]
             firing = [over(*case, rules) for case in zip(series, limits, fleets, strict=True)]
-            tried[spreads] = results[f"{name} {spreads} spreads"] = judge(firing, fleets, rate)
+            tried[spreads] = results[f"{name} {spreads} spreads"] = evaluate(firing, fleets, rate)
         precise = [n for n, result in tried.items() if (result["precision_at_usual_rate"] or 0) >= TARGET_PRECISION]
         best = max(precise, key=lambda spreads: tried[spreads]["recall_long_precursor"] or 0, default=None)
         results[f"{name}: spreads that find most at the target precision"] = best
@@ -323,7 +324,7 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
 
 
 def _scored(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, np.ndarray]:
-    """Departure scores [server, judged step, metric] and the highest breach probability [server, judged step]."""
+    """Departure scores [server, evaluated step, metric] and the highest breach probability [server, evaluated step]."""
     metrics = engine.config.targets
     row_of = {name: row for row, name in enumerate(weeks.names)}
     thresholds, model = thresholds_of(weeks, metrics, rules), ModelView.of(engine)
@@ -340,8 +341,8 @@ def _scored(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray
     return scored, breaches
 
 
-def _trouble(weeks: Weeks) -> np.ndarray:
-    """[server, judged step]: 1 from the start of harm to the end, 0 in ordinary times, -1 before and after harm."""
+def _harm(weeks: Weeks) -> np.ndarray:
+    """[server, evaluated step]: 1 from the start of harm to its end, 0 in normal operation, else -1."""
     times = weeks.times[weeks.first :]
     found = np.zeros((len(weeks.names), len(times)), dtype=int)
     for incident in weeks.incidents:
@@ -364,16 +365,22 @@ def _logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, replay, judge, print."""
+    """Simulate, replay, evaluate, print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, default=Path("models/current"), help="model directory (%(default)s)")
     add("--seeds", type=lambda text: [int(each) for each in text.split(",")], default=[202], help="fleets (202)")
-    add("--servers", type=int, default=90, help="of each fleet (%(default)s)")
-    add("--hours", type=float, default=168.0, help="judged hours of each fleet (%(default)s)")
-    add("--incident-rate", "--incident_rate", type=float, default=4.0, help="a server and month (%(default)s)")
-    add("--choose", action="store_true", help="fit the defaults on these fleets instead of judging them")
-    add("--threads", type=int, help="for the forecasts (all cores)")
+    add("--servers", type=int, default=90, help="servers of each fleet (%(default)s)")
+    add("--hours", type=float, default=168.0, help="evaluated hours of each fleet (%(default)s)")
+    add(
+        "--incident-rate",
+        "--incident_rate",
+        type=float,
+        default=4.0,
+        help="per server and month (%(default)s)",
+    )
+    add("--choose", action="store_true", help="fit the default parameters on these fleets instead of evaluating them")
+    add("--threads", type=int, help="threads of a forecast (default: one per core)")
     arguments = parser.parse_args(argv)
     try:
         engine = Engine.load(arguments.model, threads=arguments.threads)

@@ -1,11 +1,11 @@
-"""How fast the daemon receives, forecasts and answers, measured over HTTP against a running process.
+"""Speed of the daemon over HTTP: ingest, reads during a forecast cycle, restart.
 
     python benchmarks/daemon.py --model models/current
     python benchmarks/daemon.py --model models/current --servers 1000 --ingest-seconds 3600
 
 Ingest: batches of 1,000 records, each answered after its fsync. Reads: 200 requests a second during a forecast cycle.
-Restart: kill -9, then the time until every server is forecast again. Prints one JSON line. The limit the ingest
-approaches is SQLite's own rate with one commit per 1,000 rows, about 50,000 rows a second on this kind of machine.
+Restart: kill -9, then the time until every server has a forecast. Prints one JSON line. The upper limit of ingest is
+SQLite's rate with one commit per 1,000 rows, about 50,000 rows a second on a machine with two cores.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from typing import Any
 import httpx
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_contract import METRICS  # noqa: E402
+
 BATCH_RECORDS = 1_000
 READS_PER_SECOND = 200
 STEP_SECONDS = 300
-ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PREFIXES = ("ppml", "ppdb", "ppweb", "ppcon", "ppetl", "pprisk", "ppgen")
 
 
 class DaemonProcess:
-    """The daemon under test, on a free port, with its history in a folder of its own."""
+    """The daemon on a free port, with its own history file."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         with socket.socket() as probe:
@@ -79,7 +82,7 @@ class DaemonProcess:
         return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self) -> float:
-        """SIGTERM; seconds until the end."""
+        """Send SIGTERM; returns the seconds until the process ends."""
         started = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -87,12 +90,12 @@ class DaemonProcess:
 
 
 def server_names(count: int) -> list[str]:
-    """Names over all profiles."""
+    """Names of servers of all profiles in turn."""
     return [f"{PREFIXES[n % len(PREFIXES)]}{n:05d}" for n in range(count)]
 
 
 def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: int) -> list[bytes]:
-    """Ready-made bodies of 1,000 records: all servers at one tick, then at the next."""
+    """Request bodies of 1,000 records: all servers at one tick, then at the next."""
     random = np.random.default_rng(0)
     bodies: list[bytes] = []
     records: list[str] = []
@@ -111,7 +114,7 @@ def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: i
 
 
 async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, connections: int = 4) -> dict[str, Any]:
-    """Post the bodies (again and again, for `seconds`, if given) and measure records a second and answer times."""
+    """Post the bodies (repeatedly for `seconds`, if given): records per second and response times."""
     answered: list[float] = []
     accepted = 0
     queue = iter(range(len(bodies) if seconds is None else 10**12))
@@ -137,9 +140,9 @@ async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, conne
 
 
 async def read(port: int, names: Sequence[str], seconds: float, connections: int = 20) -> list[float]:
-    """Single forecasts at a steady rate; seconds until each answer, counted from when it should have been sent.
+    """Read single forecasts at a steady rate; returns the seconds from the scheduled time to each response.
 
-    Plain sockets: a full HTTP client would take more processor time than the daemon it measures.
+    Uses plain sockets: an HTTP client needs more CPU time than the daemon.
     """
     taken: list[float] = []
     queue = iter(range(round(seconds * READS_PER_SECOND)))
@@ -169,7 +172,7 @@ def _quantile_ms(seconds: Sequence[float], quantile: float) -> float:
 
 
 def forecast_count(client: httpx.Client) -> int:
-    """Servers the daemon has a forecast of."""
+    """Number of servers that the daemon has a forecast of."""
     return int(client.get("/status").json()["servers"]["forecast"])
 
 
@@ -194,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one daemon."""
+    """All measurements of one daemon."""
     names = server_names(arguments.servers)
     figures: dict[str, Any] = {"servers": len(names), "cores": os.cpu_count()}
     try:
@@ -216,13 +219,13 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         daemon.restart()
         restarted = time.perf_counter()
         daemon.wait_until(lambda client: client.get("/readyz").status_code == 200)
-        # The cycle of the restarted daemon is under way now: reads during it are what the promise is about.
+        # The restarted daemon computes its first cycle now; the promise is about reads during a cycle.
         print("reads", file=sys.stderr)
         daemon.wait_until(lambda client: forecast_count(client) == len(names), seconds=300.0)
         figures["restart_to_all_forecast_seconds"] = round(time.perf_counter() - restarted, 2)
         with httpx.Client(base_url=daemon.url) as client:
             figures["cycle"] = client.get("/status").json()["cycle"]
-        # Late samples of every server make the next cycle begin at once.
+        # Late samples of every server start the next cycle at once.
         asyncio.run(ingest(daemon.url, batches(names, now - STEP_SECONDS + 7, 1, 1), None))
         seconds = max(3.0, figures["cycle"]["seconds"] + 1.5)
         taken = asyncio.run(read(daemon.port, names, seconds))

@@ -1,16 +1,16 @@
-"""Forecasting, from raw history to quantiles: against stock pytorch-forecasting, and a fleet of 10,000 in one call.
+"""Speed of forecasting from raw history to quantiles, compared with stock pytorch-forecasting; a fleet of 10,000.
 
     python benchmarks/forecasting.py --model models/current          # about two minutes; JSON is the last line
     python benchmarks/forecasting.py --rounds 1 --fleet 1000         # a quick look
 
 Both sides run the same weights on the same 90 servers with 24 h of history and the same number of threads. Rounds
-alternate, so that other load meets both; CPU seconds, which it hardly changes, stand beside. Ours starts from rows as
-they come from a file: grid, windows, network (ONNX Runtime), physical units. Stock starts from a frame that has all
-inputs computed and scaled already, which favours it: its TimeSeriesDataSet, its loader at the best of several batch
-sizes, its predict. The answers are compared.
+alternate, so that other load affects both; CPU seconds are measured as well. Our side starts from rows of a file: grid,
+windows, network (ONNX Runtime), physical units. The stock side starts from a frame with all inputs computed and scaled,
+which favours it: TimeSeriesDataSet, its loader with the best of several batch sizes, predict. The forecasts of both
+sides must be equal.
 
-The large fleet is forecast in a process of its own with all the history the model can use; its peak memory counts
-everything, Python and the arrays that go in and come out included.
+The large fleet is forecast in a separate process with all the history that the model can use. Its peak memory includes
+Python and the arrays of input and output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from data_contract import METRIC_SPECS  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig, ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelConfig, ModelError  # noqa: E402
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -47,7 +48,7 @@ SERVERS = 90
 HISTORY_HOURS = 24
 STOCK_BATCH_SIZES = (32, 64, 128)
 ORIGIN = np.datetime64("2026-11-03T15:00:00", "s")
-TOLERANCE = 1e-3  # relative and in the metric's unit: two runtimes add in different order
+TOLERANCE = 1e-3  # relative, and absolute in the metric's unit: two runtimes sum in different order
 TARGET_RATIO = 1 / 3
 TARGET_MEMORY_MB = 2_000
 
@@ -55,7 +56,7 @@ Forecast = Callable[[], np.ndarray]  # -> physical quantiles [server, horizon, m
 
 
 class WrongAnswerError(RuntimeError):
-    """The two sides do not forecast the same, so their times say nothing."""
+    """The two sides do not give the same forecast, so their times cannot be compared."""
 
 
 def random_history(config: ModelConfig, servers: int, steps: int) -> np.ndarray:
@@ -67,7 +68,7 @@ def random_history(config: ModelConfig, servers: int, steps: int) -> np.ndarray:
 
 
 def profiles_of(config: ModelConfig, servers: int) -> list[str | None]:
-    """Profiles in turn, None where the model knows none."""
+    """The model's profiles in turn; None if it has no profile feature."""
     known = config.profiles or (None,)
     return [known[server % len(known)] for server in range(servers)]
 
@@ -101,7 +102,7 @@ def our_side(engine: Engine, frame: pd.DataFrame) -> Forecast:
 
 
 def windows_of(engine: Engine, history: np.ndarray, profiles: Sequence[str | None]) -> list[Windows]:
-    """What the engine hands to the network, in its own portions."""
+    """The windows that the engine gives to the network, by chunk."""
     config, seen = engine.config, []
 
     def record(windows: Windows) -> np.ndarray:
@@ -149,15 +150,15 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
 
     from fleet_forecast.network.model import build_network, dataset_of
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # a line on devices at each call
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # silences a line about devices at each call
     spec = config.spec
-    network = build_network(spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    network = build_network(spec, config.profiles, config.hidden_size, TemporalFusionTransformer)
     network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
     def predict() -> Any:
         lengths = {"shortest_encoder": spec.context_steps, "shortest_horizon": spec.horizon_steps}
-        dataset = dataset_of(frame, spec, config.network_profiles, **lengths)
+        dataset = dataset_of(frame, spec, config.profiles, **lengths)
         loader = dataset.to_dataloader(train=False, batch_size=batch_size, num_workers=0)
         return network.predict(loader, mode="quantiles", trainer_kwargs={**quiet, "enable_model_summary": False})
 
@@ -165,7 +166,7 @@ def stock_side(model_dir: Path, config: ModelConfig, frame: pd.DataFrame, batch_
 
 
 def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelConfig) -> np.ndarray:
-    """Stock's raw outputs through our head: [server, horizon, metric, quantile]."""
+    """The stock network's raw outputs in physical units: [server, horizon, metric, quantile]."""
     import torch
 
     from fleet_forecast.network.model import ordered
@@ -181,10 +182,10 @@ def in_physical_units(predicted: Any, windows: Sequence[Windows], config: ModelC
     return np.moveaxis(config.scaling.from_link(centre + spread[:, None] * units), 0, -1)
 
 
-# --- the contest ----------------------------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------------------------
 
 
-def contest(model_dir: Path, rounds: int, threads: int) -> dict[str, Any]:
+def compare(model_dir: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Seconds of both sides for 90 servers."""
     import torch
 
@@ -233,7 +234,7 @@ def contest(model_dir: Path, rounds: int, threads: int) -> dict[str, Any]:
 
 
 def forecast_fleet(model_dir: Path, servers: int, threads: int) -> dict[str, Any]:
-    """Forecast so many servers in one call, in this process: seconds and this process's peak memory."""
+    """Forecast a number of servers in one call in this process: seconds and peak memory."""
     engine = Engine.load(model_dir, device="cpu", threads=threads)
     history = random_history(engine.config, servers, engine.config.history_steps)
     started = time.perf_counter()
@@ -246,8 +247,8 @@ def forecast_fleet(model_dir: Path, servers: int, threads: int) -> dict[str, Any
     return {"servers": servers, "seconds": round(seconds, 2), "peak_memory_mb": round(peak / 1e6)}
 
 
-def in_a_process_of_its_own(model_dir: Path, servers: int, threads: int) -> dict[str, Any]:
-    """forecast_fleet in a child that has imported nothing else."""
+def forecast_fleet_in_new_process(model_dir: Path, servers: int, threads: int) -> dict[str, Any]:
+    """forecast_fleet in a separate process without other imports."""
     flags = ["--model", str(model_dir), "--fleet", str(servers), "--only-fleet", "--threads", str(threads)]
     child = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
@@ -258,11 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns 0 when done, 1 if the model cannot be used, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models/current", help="model directory (models/current)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often both sides are measured (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measurements of both sides (%(default)s)")
     parser.add_argument("--fleet", type=int, default=10_000, help="servers of the large fleet (%(default)s)")
     parser.add_argument("--only-fleet", action="store_true", help="measure the large fleet in this process, no stock")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--threads", type=int, default=threads, help="of each side (as many as there are cores)")
+    parser.add_argument("--threads", type=int, default=threads, help="threads of each side (default: one per core)")
     arguments = parser.parse_args(argv)
     if min(arguments.rounds, arguments.fleet, arguments.threads) < 1:
         parser.error("--rounds, --fleet and --threads: give numbers of at least 1")
@@ -271,9 +272,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.only_fleet:
             result = forecast_fleet(arguments.model, arguments.fleet, arguments.threads)
         else:
-            # First, while this process is small: a child's peak memory starts at its parent's.
-            fleet = in_a_process_of_its_own(arguments.model, arguments.fleet, arguments.threads)
-            result = contest(arguments.model, arguments.rounds, arguments.threads) | {"fleet": fleet}
+            # First, while this process is small: the peak memory of a child starts at that of its parent.
+            fleet = forecast_fleet_in_new_process(arguments.model, arguments.fleet, arguments.threads)
+            result = compare(arguments.model, arguments.rounds, arguments.threads) | {"fleet": fleet}
     except (ModelError, WrongAnswerError, subprocess.CalledProcessError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - found beside this folder
-from fleet_forecast.simulation.physics import CORRELATION_MINUTES  # noqa: E402
+from fleet_forecast.simulation.noise import CORRELATION_MINUTES  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
 

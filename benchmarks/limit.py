@@ -1,16 +1,16 @@
-"""How close the model comes to what can be known at all: the true predictive distribution of the simulator.
+"""The model's WQL against a lower bound: the true predictive distribution of the simulator.
 
     python benchmarks/limit.py --model models/current     # about two minutes; JSON is the last line
     python benchmarks/limit.py --model models/current --origins 3 --servers 14
 
-The model is one trained on a simulated fleet. Servers it never saw (another seed) run without incidents or outages. At
-each origin the simulator is forked 200 times: the same present, independent futures. Their quantiles are the best
-forecast there is: they know the server's habits and the state of its noise, where the model has 24 hours of
-measurements. Both, and simple baselines, are scored at the same quantiles on the same points: a further future, drawn
-independently of the forks. Origins lie 37 hours apart, so all hours and kinds of day occur.
+The model is one trained on a simulated fleet. The servers are unseen (another seed) and run without incidents or
+outages. At each origin the simulator is forked 200 times: the same present, independent futures. Their quantiles are
+the best possible forecast: they use the server's parameters and the state of its noise; the model uses 24 hours of
+measurements. The limit, the model and the baselines are scored at the same quantiles on the same points: one more
+future, drawn independently of the forks. Origins are 37 hours apart, so that all hours and kinds of day occur.
 
-Quantiles of a sample are a little worse than those of the distribution, by an amount that is inversely proportional to
-its size. Scoring half the forks, too, shows how much: the excess is printed, and the ratio without it as well.
+Quantiles of a sample are a little worse than those of the distribution. The excess is inversely proportional to the
+size of the sample, so scoring half of the forks measures it: the excess is printed, and the ratio without it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
+from fleet_forecast.evaluation.backtest import MEAN, MODEL, Backtest, best_baseline  # noqa: E402
+from fleet_forecast.evaluation.baselines import Observed, baseline_forecasts  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
-from fleet_forecast.simulation.physics import Scenario, Simulator, World  # noqa: E402
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
+from fleet_forecast.simulation.simulator import Simulator  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -44,14 +46,14 @@ FORKS = 200
 HISTORY_HOURS = 24
 ORIGIN_EVERY_HOURS = 37
 START = np.datetime64("2026-10-05T00:00:00", "s")  # a Monday; no market holiday in the weeks after it
-FLEET_SEED, FIRST_NUMBER = 20_261_005, 501  # servers no other fleet of the simulator has
+FLEET_SEED, FIRST_NUMBER = 20_261_005, 501  # numbers that no other simulated fleet uses
 LIMIT, HALF = "limit", ("half of the forks", "other half")
 TARGET_RATIO = 1.15
 
 
 @dataclass(frozen=True)
 class Origin:
-    """One moment: what was known and what came; arrays in the model's order of metrics, NaN nowhere.
+    """One forecast origin; the arrays have the model's order of metrics and no NaN.
 
     history, future: float32 [server, step, metric]. forks: float32 [fork, server, step, metric].
     """
@@ -62,15 +64,15 @@ class Origin:
     forks: np.ndarray
 
 
-def strangers(servers: int) -> Fleet:
-    """A fleet of all seven profiles in equal parts."""
+def unseen_fleet(servers: int) -> Fleet:
+    """A fleet of all profiles in equal parts that no model was trained on."""
     share, rest = divmod(servers, len(ServerProfile))
     counts = {str(profile): share + (position < rest) for position, profile in enumerate(ServerProfile)}
     return Fleet.of(counts, FLEET_SEED, dict.fromkeys(counts, FIRST_NUMBER))
 
 
 def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
-    """Run the fleet from START on, stop at each origin, fork, go on."""
+    """Simulate the fleet from START on; fork the simulator at each origin."""
     config = engine.config
     hour = 3600 // config.step_seconds
     known, horizon, every = HISTORY_HOURS * hour, config.horizon_steps, ORIGIN_EVERY_HOURS * hour
@@ -91,19 +93,19 @@ def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
 def forecasts_at(origin: Origin, engine: Engine, profiles: Sequence[str]) -> dict[str, np.ndarray]:
     """Every method's quantiles at one origin: [server, horizon, metric, quantile]."""
     quantiles, horizon = engine.config.quantiles, engine.config.horizon_steps
-    day_steps = engine.config.spec.day_steps
     samples = (origin.forks, origin.forks[: FORKS // 2], origin.forks[FORKS // 2 :])
     drawn = {
         name: np.moveaxis(np.quantile(forks, quantiles, axis=0), 0, -1).astype(np.float32)
         for name, forks in zip((LIMIT, *HALF), samples, strict=True)
     }
     model = engine.forecast(origin.history, profiles, origin.time)
-    return {evaluation.MODEL: model, **drawn} | evaluation.baselines(origin.history, horizon, day_steps, quantiles)
+    observed = Observed(origin.history, horizon, engine.config.spec.day_steps, quantiles)
+    return {MODEL: model, **drawn} | baseline_forecasts(observed)
 
 
-def run(engine: Engine, servers: int, count: int) -> tuple[evaluation.Backtest, list[np.datetime64]]:
-    """All forecasts beside what then happened, and the origins' times; rows are servers, origins are numbered."""
-    fleet = strangers(servers)
+def run(engine: Engine, servers: int, count: int) -> tuple[Backtest, list[np.datetime64]]:
+    """Backtest of all methods, and the origins' times; rows are servers, origins are numbered."""
+    fleet = unseen_fleet(servers)
     profiles = [str(fleet.profile(server)) for server in range(len(fleet))]
     parts: dict[str, list[np.ndarray]] = {}
     actual, times, changes = [], [], []
@@ -112,26 +114,26 @@ def run(engine: Engine, servers: int, count: int) -> tuple[evaluation.Backtest, 
             parts.setdefault(name, []).append(values)
         actual.append(origin.future)
         times.append(origin.time)
-        # A day before the horizon's steps lies the beginning of the known day.
+        # The history is one day long: its first steps are one day before the horizon's.
         changes.append(np.abs(origin.future - origin.history[:, : origin.future.shape[1]]).mean(axis=1))
-    past = evaluation.Backtest(
+    made = Backtest(
         metrics=engine.config.targets,
         quantiles=engine.config.quantiles,
         rows=np.tile(np.arange(len(fleet)), count),
         origins=np.repeat(np.arange(count), len(fleet)),
         actual=np.concatenate(actual),
-        naive_error=np.mean(changes, axis=0),
+        seasonal_error=np.mean(changes, axis=0),
         forecasts={name: np.concatenate(values) for name, values in parts.items()},
     )
-    return past, times
+    return made, times
 
 
 def table_of(scores: pd.DataFrame, best: str) -> pd.DataFrame:
-    """A row per metric and the mean: WQL of limit, model and the best baseline, their ratios, coverage of all."""
+    """One row per metric and the mean: WQL of limit, model and best baseline, ratios to the limit, coverage."""
     by_method = scores.set_index(["method", "metric"])
-    shown = {LIMIT: LIMIT, evaluation.MODEL: evaluation.MODEL, best: best}
+    shown = {LIMIT: LIMIT, MODEL: MODEL, best: best}
     table = pd.DataFrame({name: by_method.loc[name]["wql"] for name in shown})
-    table["model/limit"] = table[evaluation.MODEL] / table[LIMIT]
+    table["model/limit"] = table[MODEL] / table[LIMIT]
     table[f"{best}/limit"] = table[best] / table[LIMIT]
     for band in (80, 96):
         for name in shown:
@@ -139,32 +141,34 @@ def table_of(scores: pd.DataFrame, best: str) -> pd.DataFrame:
     return table
 
 
-def by_origin(past: evaluation.Backtest, times: Sequence[np.datetime64], timezone: str) -> pd.DataFrame:
-    """A row per origin, in business time: mean WQL of limit and model and their ratio."""
+def by_origin(made: Backtest, times: Sequence[np.datetime64], timezone: str) -> pd.DataFrame:
+    """One row per origin, in business time: mean WQL of limit and model and their ratio."""
     records = []
     for number, time in enumerate(times):
-        means = _means(past.scores(past.origins == number))
+        means = _means(made.scores(made.origins == number))
         local = pd.Timestamp(time).tz_localize("UTC").tz_convert(timezone)
-        limit, model = means[LIMIT], means[evaluation.MODEL]
+        limit, model = means[LIMIT], means[MODEL]
         records.append({"origin": f"{local:%a %H:%M}", "limit": limit, "model": model, "model/limit": model / limit})
     return pd.DataFrame(records)
 
 
 def _means(scores: pd.DataFrame) -> dict[str, float]:
-    means = scores[scores["metric"] == "mean"]
+    means = scores[scores["metric"] == MEAN]
     return {str(method): float(wql) for method, wql in zip(means["method"], means["wql"], strict=True)}
 
 
-def result_of(past: evaluation.Backtest, times: Sequence[np.datetime64], engine: Engine) -> dict[str, Any]:
-    """Print the tables; returns what the last line says."""
-    scores = past.scores()
+def result_of(made: Backtest, times: Sequence[np.datetime64], engine: Engine) -> dict[str, Any]:
+    """Print the tables; returns the content of the JSON line."""
+    scores = made.scores()
     means = _means(scores)
     baselines = scores[~scores["method"].isin([LIMIT, *HALF])]
-    best = evaluation.best_baseline(baselines)
-    table, origins = table_of(scores, best), by_origin(past, times, engine.config.timezone)
-    limit, model = means[LIMIT], means[evaluation.MODEL]
+    best = best_baseline(baselines)
+    table, origins = table_of(scores, best), by_origin(made, times, engine.config.timezone)
+    limit, model = means[LIMIT], means[MODEL]
     excess = float(np.mean([means[name] for name in HALF])) - limit
-    print(f"Unseen servers, {HISTORY_HOURS} h of history: WQL beside the true distribution ({FORKS} forks)")
+    print(
+        f"Unseen servers, {HISTORY_HOURS} h of history: WQL of the model and of the true distribution ({FORKS} forks)"
+    )
     print(table.to_string(float_format=lambda value: f"{value:.3f}"))
     print("\nBy origin (mean over metrics)")
     print(origins.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
@@ -172,7 +176,7 @@ def result_of(past: evaluation.Backtest, times: Sequence[np.datetime64], engine:
     ratios = origins["model/limit"]
     return {
         "model": engine.model_id,
-        "servers": int(past.rows.max()) + 1,
+        "servers": int(made.rows.max()) + 1,
         "origins": len(times),
         "wql": {name: round(value, 5) for name, value in means.items() if name not in HALF},
         "model_over_limit": round(model / limit, 4),
@@ -183,7 +187,7 @@ def result_of(past: evaluation.Backtest, times: Sequence[np.datetime64], engine:
         "target": TARGET_RATIO,
         "best_baseline": best,
         "best_baseline_over_limit": round(means[best] / limit, 4),
-        "by_metric": json.loads(table.drop(index="mean").to_json(orient="index", double_precision=4)),
+        "by_metric": json.loads(table.drop(index=MEAN).to_json(orient="index", double_precision=4)),
         "limit_excess_percent": round(100 * excess / limit, 3),
     }
 

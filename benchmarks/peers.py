@@ -1,22 +1,22 @@
-"""What others reach on real servers they were not trained on: LightGBM with lags and calendar, and simple baselines.
+"""Other methods on unseen real servers: LightGBM with lags and calendar, and the baselines.
 
     python benchmarks/peers.py                                          # both data sets, four folds each
     python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --folds 2
     python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --model models/current
     python benchmarks/peers.py --data ../shared/data/smd_fleet.parquet --model models/a --model models/b
 
-Forecasts reach 8 hours, from an origin every 8 hours of the last 30 % of the time. In each fold another part of the
-servers is held out; all methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, by the functions that
-score the model (evaluation/backtest.py). With --model, the held-out servers are that model's own, a fold for each
-model, so that LightGBM and the model know the same servers and days. `together` is the ratio of the WQL over the
-servers of all folds as if they were one. Tables go to stdout, the last line is JSON.
+The horizon is 8 hours, with an origin every 8 hours of the last 30 % of the time. Each fold holds out another part of
+the servers. All methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, with the functions that score
+the model (fleet_forecast/evaluation). With --model, the held-out servers are those of the model, one fold per model, so
+that LightGBM and the model are trained on the same servers and days. `together` is the ratio of the WQL over the
+servers of all folds as one set. Tables go to stdout, the last line is JSON.
 
-LightGBM gets one model per metric and quantile. Values are scaled by the mean and deviation of the window's last day;
-the features of a step are: newest values, the window's means and quantiles, the same hour of yesterday and of last
-week (and the 2 hours around), its distance, the calendar, the window's own level and deviation.
+LightGBM has one model per metric and quantile. Values are scaled with the mean and standard deviation of the window's
+last day. Features of a step: latest values, means and quantiles of the window, the same time of the previous day and
+week (and the 2 hours around it), the distance, the calendar, the window's mean and scale.
 
-Beside it stands what nobody trained: the usual day as far as the last one followed it (features/daily_rhythm.py),
-with the quantiles of what then remained of the last day around it.
+`usual_day` is not trained: the seasonal component of the last week with the strength that the last day shows
+(features/daily_rhythm.py), plus the quantiles of the remainder of the last day.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +42,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS  # noqa: E402
-from fleet_forecast.evaluation import backtest as evaluation  # noqa: E402
+from fleet_forecast.evaluation.backtest import MODEL, Backtest, BacktestPlan, backtest, rolling_origins  # noqa: E402
+from fleet_forecast.evaluation.baselines import Observed, window_quantiles  # noqa: E402
 from fleet_forecast.features.daily_rhythm import daily_rhythm  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
+from fleet_forecast.features.history import past_values  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
-from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, ModelError  # noqa: E402
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -67,7 +70,7 @@ PATIENCE_TREES = 40
 WINDOW_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the last day, as features
 SEED = 0
 DAY_HOURS, WEEK_HOURS = 24, 168
-USUAL_DAY = "usual_day"
+LIGHTGBM, USUAL_DAY = "lightgbm", "usual_day"  # names of the methods in tables
 
 Floats = npt.NDArray[np.float32]
 
@@ -80,7 +83,7 @@ class Task:
     grid: FleetGrid
     horizon: int
     day: int
-    train_end: int  # grid step; targets before it are for training
+    test_start: int  # grid step; targets before it are for training and validation
 
     @property
     def week(self) -> int:
@@ -97,30 +100,36 @@ class Task:
 
 
 def window_statistics(history: Floats, day: int) -> tuple[Floats, Floats, Floats]:
-    """Centre and scale of the last day, and the features that all steps of a window share, scaled.
+    """Mean (loc) and scale of the last day, and the scaled features that all steps of a window share.
 
     history: [window, step], NaN = not measured -> [window], [window], [window, feature].
     """
     last_day = history[:, -day:].astype(np.float64)
-    centre = _masked(np.nanmean, last_day, 0.0)
+    loc = _masked(np.nanmean, last_day, 0.0)
     spread = _masked(np.nanstd, last_day, 0.0)
-    scale = np.maximum(spread, 0.01 * np.abs(centre) + 0.05)
+    scale = np.maximum(spread, 0.01 * np.abs(loc) + 0.05)
     hour = day // 24
-    scaled = (last_day - centre[:, None]) / scale[:, None]
+    scaled = (last_day - loc[:, None]) / scale[:, None]
     newest = scaled[:, [-1, -2, -3, -6, -12]]
     means = [_masked(np.nanmean, scaled[:, -steps:], np.nan) for steps in (hour, 3 * hour, 6 * hour, 12 * hour)]
     spreads = [_masked(np.nanstd, scaled[:, -steps:], np.nan) for steps in (hour, 6 * hour)]
-    flat = evaluation.baselines(scaled[:, :, None].astype(np.float32), 1, day, WINDOW_QUANTILES)["flat_24h"]
-    quantiles = flat[:, 0, 0]  # [window, quantile]
-    shared = np.column_stack([newest, *means, *spreads, quantiles, np.log(scale), centre])
-    return centre.astype(np.float32), scale.astype(np.float32), shared.astype(np.float32)
+    quantiles = last_day_quantiles(scaled[:, :, None].astype(np.float32), day, WINDOW_QUANTILES)[:, 0, 0]
+    shared = np.column_stack([newest, *means, *spreads, quantiles, np.log(scale), loc])
+    return loc.astype(np.float32), scale.astype(np.float32), shared.astype(np.float32)
 
 
-def step_features(history: Floats, steps: npt.NDArray[np.int64], day: int, centre: Floats, scale: Floats) -> Floats:
+def last_day_quantiles(history: Floats, day: int, quantiles: Sequence[float]) -> Floats:
+    """Empirical quantiles of the last 24 hours: history [window, step, metric] -> [window, 1, metric, quantile]."""
+    found = window_quantiles(Observed(history, 1, day, quantiles), hours=24)
+    assert found is not None  # noqa: S101 - the history has a day
+    return found
+
+
+def step_features(history: Floats, steps: npt.NDArray[np.int64], day: int, loc: Floats, scale: Floats) -> Floats:
     """Features of single horizon steps: history [window, step], steps [window, chosen], 1 is the first.
 
-    The same hour of yesterday and of last week, and the means of the 2 hours around them, scaled; and the mean of the
-    same hour over the week's days -> [window, chosen, feature].
+    The same time of the previous day and week and the means of the 2 hours around them, scaled; and the mean of the
+    same time over the days of the week before -> [window, chosen, feature].
     """
     hour = day // 24
     last = history.shape[1] - 1
@@ -133,7 +142,7 @@ def step_features(history: Floats, steps: npt.NDArray[np.int64], day: int, centr
     days = last + steps[..., None] - day * np.arange(1, 8)
     columns.append(_masked(np.nanmean, _take(history, days), np.nan))
     stacked = np.stack(columns, axis=-1)
-    return ((stacked - centre[:, None, None]) / scale[:, None, None]).astype(np.float32)
+    return ((stacked - loc[:, None, None]) / scale[:, None, None]).astype(np.float32)
 
 
 def calendar_features(origins: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], task: Task) -> Floats:
@@ -146,12 +155,12 @@ def calendar_features(origins: npt.NDArray[np.int64], steps: npt.NDArray[np.int6
 def features(
     history: Floats, origins: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], task: Task
 ) -> tuple[Floats, Floats, Floats]:
-    """All features [window * chosen, feature], and centre and scale [window] to scale targets with."""
-    centre, scale, shared = window_statistics(history, task.day)
-    own = step_features(history, steps, task.day, centre, scale)
+    """All features [window * chosen, feature], and loc and scale [window] to scale targets with."""
+    loc, scale, shared = window_statistics(history, task.day)
+    own = step_features(history, steps, task.day, loc, scale)
     repeated = np.broadcast_to(shared[:, None], (*steps.shape, shared.shape[1]))
     table = np.concatenate([repeated, own, calendar_features(origins, steps, task)], axis=-1)
-    return table.reshape(-1, table.shape[-1]), centre, scale
+    return table.reshape(-1, table.shape[-1]), loc, scale
 
 
 def _take(history: Floats, index: npt.NDArray[np.int64]) -> Floats:
@@ -184,19 +193,19 @@ class LightGBMPeer:
 
     def _fit_metric(self, metric: int, rows: npt.NDArray[np.int64]) -> list[lightgbm.LGBMRegressor]:
         task = self._task
-        fit_end = int(task.train_end * (1 - VALIDATION_SHARE))
-        learn = self._examples(metric, rows, task.day, fit_end)
-        judge = self._examples(metric, rows, fit_end, task.train_end)
+        train_end = int(task.test_start * (1 - VALIDATION_SHARE))
+        training = self._examples(metric, rows, task.day, train_end)
+        validation = self._examples(metric, rows, train_end, task.test_start)
         models = []
         for quantile in QUANTILES:
             model = lightgbm.LGBMRegressor(**{**TREES.get_params(), "alpha": quantile})
             model.fit(
-                learn[0],
-                learn[1],
-                sample_weight=learn[2],
-                eval_X=judge[0],
-                eval_y=judge[1],
-                eval_sample_weight=[judge[2]],
+                training[0],
+                training[1],
+                sample_weight=training[2],
+                eval_X=validation[0],
+                eval_y=validation[1],
+                eval_sample_weight=[validation[2]],
                 callbacks=[lightgbm.early_stopping(PATIENCE_TREES, verbose=False)],
             )
             models.append(model)
@@ -216,10 +225,10 @@ class LightGBMPeer:
             windows, chosen = windows[kept], chosen[kept]
         steps = random.integers(1, task.horizon + 1, (len(windows), STEPS_PER_WINDOW))
         values = task.grid.values[:, :, metric]
-        history = evaluation.past(values[:, :, None], windows, chosen, task.history)[:, :, 0]
-        table, centre, scale = features(history, chosen, steps, task)
-        target = ((values[windows[:, None], chosen[:, None] + steps] - centre[:, None]) / scale[:, None]).ravel()
-        # Errors count in the metric's unit, as in the score; the floor keeps quiet servers in sight.
+        history = past_values(values[:, :, None], windows, chosen, task.history)[:, :, 0]
+        table, loc, scale = features(history, chosen, steps, task)
+        target = ((values[windows[:, None], chosen[:, None] + steps] - loc[:, None]) / scale[:, None]).ravel()
+        # Errors count in the metric's unit, as in the score; the floor gives servers of small scale some weight.
         weight = np.repeat(scale / scale.mean() + 0.1, STEPS_PER_WINDOW)
         known = ~np.isnan(target)
         return table[known], target[known], weight[known]
@@ -233,10 +242,10 @@ class LightGBMPeer:
         steps = np.broadcast_to(np.arange(1, task.horizon + 1), (len(history), task.horizon))
         result = np.empty((len(history), task.horizon, history.shape[2], len(QUANTILES)), dtype=np.float32)
         for metric, models in enumerate(self._models):
-            table, centre, scale = features(history[:, :, metric], at, steps, task)
+            table, loc, scale = features(history[:, :, metric], at, steps, task)
             for index, model in enumerate(models):
                 scaled = np.asarray(model.predict(table)).reshape(steps.shape)
-                result[:, :, metric, index] = scaled * scale[:, None] + centre[:, None]
+                result[:, :, metric, index] = scaled * scale[:, None] + loc[:, None]
             spec = METRIC_SPECS[task.grid.metrics[metric]]
             np.clip(result[:, :, metric], spec.lower, spec.upper, out=result[:, :, metric])
         result.sort(axis=3)
@@ -247,18 +256,18 @@ class LightGBMPeer:
 
 
 def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float]) -> Floats:
-    """The daily rhythm alone: history [window, step, metric] -> [window, horizon, metric, quantile], physical units."""
+    """The daily seasonality alone: [window, step, metric] -> [window, horizon, metric, quantile], physical units."""
     at = history.shape[1] - 1 + np.arange(1 - day, horizon + 1)[None, :, None] - day * np.arange(1, 8)
     series = np.moveaxis(history, -1, 0)  # metric first
     usual = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
     today = history[:, -day:]
     rhythm = daily_rhythm(today, usual, day)
-    remains = evaluation.baselines(today - rhythm.lift[:, :day], horizon, day, quantiles)["flat_24h"]
-    forecast: Floats = remains + rhythm.lift[:, day:, :, None]
+    remainder = last_day_quantiles(today - rhythm.lift[:, :day], day, quantiles)
+    forecast: Floats = remainder + rhythm.lift[:, day:, :, None]
     return forecast
 
 
-# --- the contest ----------------------------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------------------------
 
 
 def load_task(path: Path) -> Task:
@@ -271,58 +280,57 @@ def load_task(path: Path) -> Task:
 
 
 class Parts(NamedTuple):
-    """Rows held out, and rows a model only watched in training: int64 [server] each."""
+    """Rows of unseen servers, and of servers a model used for validation only: int64 [server] each."""
 
     unseen: npt.NDArray[np.int64]
-    watched: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
 
 
 def held_out(task: Task, folds: int) -> list[Parts]:
-    """Of each fold; every server is held out once, none is only watched."""
+    """Of each fold; every server is held out once, none is used for validation only."""
     shuffled = np.random.default_rng(SEED).permutation(len(task.grid.servers))
     return [Parts(np.sort(part), shuffled[:0]) for part in np.array_split(shuffled, folds)]
 
 
-def contest(task: Task, parts: Parts, engine: Engine | None) -> tuple[pd.DataFrame, float]:
-    """Scores of all methods on seen and unseen servers, and the seconds LightGBM was fitted for.
+def compare(task: Task, parts: Parts, engine: Engine | None) -> tuple[pd.DataFrame, float]:
+    """Scores of all methods on training and unseen servers, and the seconds it took to fit LightGBM.
 
-    LightGBM is fitted on the watched servers, too; they are scored for nobody.
+    LightGBM is fitted on the validation servers, too; they are not scored.
     """
     fitted = np.setdiff1d(np.arange(len(task.grid.servers)), parts.unseen)
     peer = LightGBMPeer(task, fitted)
-    origins = evaluation.rolling_origins(
-        task.train_end, task.grid.steps - 1, task.horizon, ORIGIN_EVERY_HOURS * 3600 // task.grid.step_seconds
+    origins = rolling_origins(
+        task.test_start, task.grid.steps - 1, task.horizon, ORIGIN_EVERY_HOURS * 3600 // task.grid.step_seconds
     )
     tables = []
-    for name, rows in (("seen", np.setdiff1d(fitted, parts.watched)), ("unseen", parts.unseen)):
-        past = evaluation.backtest(task.grid, rows, origins, task.horizon, task.history, QUANTILES, peer.forecast)
-        forecasts = {"lightgbm" if method == evaluation.MODEL else method: f for method, f in past.forecasts.items()}
-        past = evaluation.Backtest(**{**vars(past), "forecasts": forecasts})
-        past = past.beside(USUAL_DAY, _usual_days(task, past))
+    for name, rows in (("training", np.setdiff1d(fitted, parts.validation)), ("unseen", parts.unseen)):
+        made = backtest(BacktestPlan(task.grid, rows, origins, task.horizon, QUANTILES), peer.forecast, task.history)
+        forecasts = {LIGHTGBM if method == MODEL else method: f for method, f in made.forecasts.items()}
+        made = replace(made, forecasts=forecasts).with_forecast(USUAL_DAY, _usual_days(task, made))
         if engine is not None:
-            past = past.beside(evaluation.MODEL, _model_forecast(engine, task, past))
-        tables.append(past.scores().assign(servers=name))
+            made = made.with_forecast(MODEL, _model_forecast(engine, task, made))
+        tables.append(made.scores().assign(servers=name))
     return pd.concat(tables, ignore_index=True), peer.fit_seconds
 
 
-def _usual_days(task: Task, past: evaluation.Backtest) -> Floats:
+def _usual_days(task: Task, made: Backtest) -> Floats:
     """`usual_day` of all windows, within the metrics' ranges."""
-    history = evaluation.past(task.grid.values, past.rows, past.origins, task.history)
-    made = usual_day(history, task.horizon, task.day, QUANTILES)
+    history = past_values(task.grid.values, made.rows, made.origins, task.history)
+    forecast = usual_day(history, task.horizon, task.day, QUANTILES)
     for metric, name in enumerate(task.grid.metrics):
-        np.clip(made[:, :, metric], METRIC_SPECS[name].lower, METRIC_SPECS[name].upper, out=made[:, :, metric])
-    return made
+        np.clip(forecast[:, :, metric], METRIC_SPECS[name].lower, METRIC_SPECS[name].upper, out=forecast[:, :, metric])
+    return forecast
 
 
-def _model_forecast(engine: Engine, task: Task, past: evaluation.Backtest) -> npt.NDArray[np.float32]:
+def _model_forecast(engine: Engine, task: Task, made: Backtest) -> npt.NDArray[np.float32]:
     """The model's quantiles 0.1, 0.5 and 0.9 of the same windows."""
     wanted = [engine.config.quantiles.index(quantile) for quantile in QUANTILES]
     metrics = [engine.config.targets.index(metric) for metric in task.grid.metrics]
     times = task.grid.timestamps()
     parts = []
-    for chunk in np.array_split(np.arange(len(past.rows)), max(1, len(past.rows) // 256)):
-        rows, origins = past.rows[chunk], past.origins[chunk]
-        history = evaluation.past(task.grid.values, rows, origins, engine.config.history_steps)
+    for chunk in np.array_split(np.arange(len(made.rows)), max(1, len(made.rows) // 256)):
+        rows, origins = made.rows[chunk], made.origins[chunk]
+        history = past_values(task.grid.values, rows, origins, engine.config.history_steps)
         profiles = [task.grid.profiles[row] for row in rows]
         forecast = engine.forecast(_ordered(history, metrics), profiles, times[origins])
         parts.append(forecast[:, :, metrics][..., wanted])
@@ -339,7 +347,7 @@ def _ordered(history: Floats, metrics: list[int]) -> Floats:
 def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The table of real_servers.ratios for the scores of some folds."""
     records = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
-    return ratios(records, ["lightgbm", USUAL_DAY, evaluation.MODEL])
+    return ratios(records, [LIGHTGBM, USUAL_DAY, MODEL])
 
 
 def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:
@@ -349,7 +357,7 @@ def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:
     parts = [_held_out_by(model, task) for model in models] or held_out(task, folds)
     tables, seconds = [], 0.0
     for part, engine in zip(tqdm(parts, desc=task.name, unit="fold", file=sys.stderr), engines, strict=True):
-        table, fit_seconds = contest(task, part, engine)
+        table, fit_seconds = compare(task, part, engine)
         tables.append(table)
         seconds += fit_seconds / len(parts)
     summary = summarise(tables)
@@ -371,7 +379,7 @@ def _held_out_by(model: Path, task: Task) -> Parts:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the contest; returns 0 when done, 1 if data or model cannot be used, 2 for wrong usage."""
+    """Run the comparison; returns 0 when done, 1 if data or model cannot be used, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, action="append", help="file or folder; may be given again (both real sets)"

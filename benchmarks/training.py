@@ -69,7 +69,8 @@ from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.network.model import ForecastModel, build_network, dataset_of
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.physics import Scenario, simulate
+from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.training.gradients import Gradients, Ready, gradients_of
 from fleet_forecast.training.sampling import Plan, WindowSource
 from fleet_forecast.training.trainer_state import State

@@ -1,11 +1,11 @@
-r"""Draw forecasts beside what was measured before and after: the picture of README.
+r"""Draw forecasts with the measurements before and after the origin: the picture of README.
 
     python tft_inference.py --input training/ --output forecasts.parquet --origins every:8h
     python docs/draw_forecast.py --data training/ --forecasts forecasts.parquet --servers ppweb003 ppdb002 \
         --metric cpu_pct --output docs/forecast.png
 
-One panel for each server: the day before the origin, the median, the 80 % and the 96 % band, and what came then, which
-the model had not seen. The origin is the last one with measurements for its whole horizon, or that of --origin.
+One panel per server: the day before the origin, the median, the 80 % and the 96 % band, and the measurements of the
+horizon, which the model did not receive. The default origin is the last one with measurements for its whole horizon.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -58,16 +59,14 @@ def draw_panel(axes: Axes, measured: pd.Series, forecast: pd.DataFrame, title: s
 
 
 def choose_origin(forecasts: pd.DataFrame, last_measured: pd.Timestamp) -> pd.Timestamp:
-    """The last origin whose whole horizon was measured, else the last one."""
+    """The last origin with measurements for its whole horizon, or the last one."""
     ends = forecasts.groupby("origin")["timestamp"].max()
     complete = ends[ends <= last_measured]
     return pd.Timestamp(complete.index[-1] if len(complete) else ends.index[-1])
 
 
-def draw(
-    data: Path, forecasts: Path, servers: Sequence[str], metric: str, output: Path, origin: str | None = None
-) -> None:
-    """Write the picture. Raises DataFileError if a server or an origin is not in the files."""
+def draw(data: Path, forecasts: Path, servers: Sequence[str], metric: str, origin: str | None) -> Figure:
+    """The picture. Raises DataFileError if a server or an origin is not in the files."""
     frame = read_metrics(data).frame
     table = pd.read_parquet(forecasts)
     table = table[table["metric"] == metric]
@@ -86,29 +85,22 @@ def draw(
         draw_panel(axes, measured, forecast, f"{server}: {spec.description}", spec.unit)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", fontsize=9, frameon=False, ncols=4)
     figure.tight_layout(rect=(0, 0.25 / (height * len(servers)), 1, 1))
-    figure.savefig(output, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw one picture; returns 0 when it is written, 1 if something is not there, 2 for wrong usage."""
+    """Draw one picture; returns 0 when it is written, 1 if input is missing, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="what was measured: file or folder")
+    parser.add_argument("--data", type=Path, required=True, help="measurements: file or folder")
     parser.add_argument("--forecasts", type=Path, required=True, help="parquet file of tft_inference.py")
     parser.add_argument("--servers", nargs="+", required=True, metavar="NAME", help="one panel for each")
-    parser.add_argument("--metric", choices=tuple(METRIC_SPECS), default="cpu_pct", help="what to draw (%(default)s)")
+    parser.add_argument("--metric", choices=tuple(METRIC_SPECS), default="cpu_pct", help="metric to draw (%(default)s)")
     parser.add_argument("--origin", metavar="TIME", help="origin, such as 2026-11-20T08:00:00Z")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     arguments = parser.parse_args(argv)
     try:
-        draw(
-            arguments.data,
-            arguments.forecasts,
-            arguments.servers,
-            arguments.metric,
-            arguments.output,
-            arguments.origin,
-        )
+        figure = draw(arguments.data, arguments.forecasts, arguments.servers, arguments.metric, arguments.origin)
+        figure.savefig(arguments.output, dpi=110, metadata={"Software": None})
     except (ContractError, DataFileError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

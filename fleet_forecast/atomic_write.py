@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, never half of either."""
+"""Files that are replaced as a whole: a reader finds the old content or the new content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ READABLE_BY_ALL = 0o644
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to disk and rename it to `path`.
+    """Write `content` to a temporary file in the same folder, flush it to disk and rename it to `path`.
 
     Raises OSError if the folder cannot be written or the disk is full; `path` is then unchanged.
     """

@@ -4,7 +4,31 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
 
-def iso(seconds: float) -> str:
-    """UTC time as 2026-11-23T10:00:00Z."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+def iso(moment: float | datetime | np.datetime64) -> str:
+    """UTC time as 2026-11-23T10:00:00Z; a fraction of a second is cut off.
+
+    moment: seconds since 1970, a datetime with a zone, or a NumPy time (UTC). Raises ValueError for a datetime without
+    a zone.
+    """
+    if isinstance(moment, np.datetime64):
+        return f"{moment.astype('datetime64[s]')}Z"
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(moment, UTC)
+    return f"{_in_utc(moment):%Y-%m-%dT%H:%M:%S}Z"
+
+
+def iso_exact(moment: datetime) -> str:
+    """UTC time as 2026-11-23T10:00:00.25Z, with the fraction of a second if there is one.
+
+    Raises ValueError for a datetime without a zone.
+    """
+    return _in_utc(moment).isoformat().removesuffix("+00:00") + "Z"
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {moment} has no zone; add one, such as UTC")
+    return moment.astimezone(UTC)

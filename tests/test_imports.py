@@ -20,6 +20,8 @@ FLOORS = {
     f"{PACKAGE}.sources": 3,
     f"{PACKAGE}.simulation": 3,
     f"{PACKAGE}.features": 3,
+    f"{PACKAGE}.simulation.live": 4,
+    f"{PACKAGE}.simulation.output": 4,
     f"{PACKAGE}.network": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,

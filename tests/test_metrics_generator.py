@@ -136,7 +136,7 @@ BAD = [
     (["--start", "2026-13-01"], "--start is 2026-13-01; give a UTC time"),
     (["--start", "0001-01-01"], "--start is 0001-01-01; give a time from 1971 to 2198"),
     (["--seed", "-1"], "--seed is -1; give 0 or more"),
-    (["--incident_rate", "-1"], "--incident_rate is -1.0; give incidents a server and month"),
+    (["--incident_rate", "-1"], "--incident_rate is -1.0; give incidents per server and month"),
     (["--incident_rate", "nan"], "--incident_rate is nan"),
     (["--workers", "0"], "--workers is 0; give 1 or more"),
     (["--offline_mode", "none"], "argument --offline_mode/--offline-mode: invalid choice: 'none'"),
@@ -164,7 +164,7 @@ BAD = [
         "--new_server_every is 10; write a number",
     ),
     (["--stream", "http://127.0.0.1:9", "--token_file", "absent"], "--token_file is absent; it cannot be read"),
-    (["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"], "query file absent.toml: No such file"),
+    (["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"], "query file absent.toml: no such file"),
     (["--from_prometheus", "http://127.0.0.1:9", "--profiles", "absent.toml"], "profiles file absent.toml: no such"),
     (["--from_prometheus", "http://127.0.0.1:9", "--hours", "0"], "--hours is 0.0"),
     (["--from_prometheus", "http://127.0.0.1:9", "--stream", "http://127.0.0.1:9"], "choose one of"),
@@ -340,7 +340,7 @@ def test_a_daemon_that_is_not_there_is_named_with_the_remedy(capsys, monkeypatch
 
 
 def _impatient(*arguments, **options):
-    from fleet_forecast.simulation.live import Feed
+    from fleet_forecast.simulation.live.feed import Feed
 
     return Feed(*arguments, **options, patience_at_first_seconds=0.2)
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_forecast.contract.calendar import BusinessTime, business_time
-from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules
-from fleet_forecast.simulation.demand import demand_multiplier
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.simulation.rhythm import demand_multiplier
 from server_profiles import BUILT_IN_RULES, PROFILES, ServerProfile, infer_profile_from_name, match_profile
 
 NAMES = {
@@ -80,26 +81,29 @@ def test_a_rules_file_adds_patterns_and_pins_in_front_of_the_built_in_rules(tmp_
             r"line 2: unknown profile 'mainframe'; use one of ml_compute, database",
         ),
         ('[servers]\nhost1 = "database"\nhost2 = "sql"\n', r"line 3: unknown profile 'sql'; use one of"),
-        ("[patterns]\ndatabase = 'sql\\d+'\n", r"line 2: database is not a list of strings; write database = "),
-        ("[pattern]\ndatabase = []\n", r"line 1: unknown table or key 'pattern'; use \[patterns\] and \[servers\]"),
-        ("patterns = 3\n", r"line 1: patterns is not a table"),
+        (
+            "[patterns]\ndatabase = 'sql\\d+'\n",
+            r"line 2: patterns.database is 'sql.*'; write a list, as in database = \['...'\]",
+        ),
+        ("[pattern]\ndatabase = []\n", r"line 1: unknown key 'pattern'; use patterns, servers"),
+        ("patterns = 3\n", r"line 1: patterns is 3; write \[patterns\] on a line of its own"),
         ('[patterns]\ndatabase = ["sql\\d+"]\n', r"not TOML: .*line 2.*; write regular expressions in single quotes"),
     ],
 )
 def test_a_bad_rules_file_is_refused_with_line_and_remedy(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ProfileFileError, match=message) as refused:
+    with pytest.raises(TomlFileError, match=message) as refused:
         load_profile_rules(path)
     assert str(path) in str(refused.value)
 
 
 def test_a_rules_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ProfileFileError, match="no such file"):
+    with pytest.raises(TomlFileError, match="no such file"):
         load_profile_rules(tmp_path / "absent.toml")
-    with pytest.raises(ProfileFileError, match="cannot be read"):
+    with pytest.raises(TomlFileError, match="cannot be read"):
         load_profile_rules(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"# caf\xe9")
-    with pytest.raises(ProfileFileError, match="not UTF-8"):
+    with pytest.raises(TomlFileError, match="not UTF-8"):
         load_profile_rules(tmp_path / "latin.toml")
 
 

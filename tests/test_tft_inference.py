@@ -1,4 +1,4 @@
-"""Script 3: batch forecasts with a real tiny model, its messages and exit codes; the daemon as a process."""
+"""Script 3: batch forecasts with a tiny model, messages and exit codes; the daemon as a process."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fleet_forecast
 import tft_inference
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.engine import Engine
@@ -50,7 +51,7 @@ def test_one_row_per_server_origin_step_and_metric(forecasts):
     assert str(forecasts["timestamp"].dtype) == "datetime64[ns, UTC]"
 
 
-def test_a_forecasts_timestamps_continue_the_history(forecasts, metrics_file):
+def test_timestamps_of_a_forecast_continue_the_history(forecasts, metrics_file):
     last = pd.read_parquet(metrics_file)["timestamp"].max()
     assert (forecasts["origin"] == last).all()
     assert (forecasts["timestamp"] == forecasts["origin"] + pd.to_timedelta(forecasts["step"] * 300, unit="s")).all()
@@ -60,7 +61,7 @@ def test_quantiles_are_ordered(forecasts):
     assert (np.diff(forecasts[QUANTILE_COLUMNS].to_numpy(), axis=1) >= 0).all()
 
 
-def test_the_file_holds_what_the_engine_says(forecasts, tiny_model_dir, metrics_file):
+def test_the_file_has_the_forecasts_of_the_engine(forecasts, tiny_model_dir, metrics_file):
     engine = Engine.load(tiny_model_dir, device="cpu")
     grid = FleetGrid.from_frame(pd.read_parquet(metrics_file), TINY_METRICS, 300)
     origins = np.full(8, grid.timestamps()[-1])
@@ -79,10 +80,11 @@ def test_a_server_without_a_measurement_is_forecast_without_history_and_named(ti
     assert "note: ppdb003 has no measurement the model can use: forecast without history" in capsys.readouterr().err
     forecasts = pd.read_parquet(output).set_index("server_name")
     assert len(forecasts.loc["ppdb003"]) == 12 * len(TINY_METRICS)
-    untold = Engine.load(tiny_model_dir, device="cpu").forecast(
+    expected = Engine.load(tiny_model_dir, device="cpu").forecast(
         np.empty((1, 0, 3), np.float32), ["database"], fleet["timestamp"].max().to_datetime64()
     )
-    np.testing.assert_allclose(forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy(), untold.reshape(-1, 7), rtol=1e-5)
+    found = forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy()
+    np.testing.assert_allclose(found, expected.reshape(-1, 7), rtol=1e-5)
 
 
 def test_origins_every_few_hours_use_nothing_after_the_origin(tiny_model_dir, metrics_file, tmp_path):
@@ -101,8 +103,8 @@ def test_origins_every_few_hours_use_nothing_after_the_origin(tiny_model_dir, me
     assert not a[~known].equals(b[~known])
 
 
-def test_one_row_of_an_unknown_server_is_enough(tiny_model_dir, tmp_path):
-    (tmp_path / "one.csv").write_text("timestamp,server_name,cpu_pct\n2026-03-02T00:00:00Z,stranger,40\n")
+def test_one_row_of_an_unseen_server_is_enough(tiny_model_dir, tmp_path):
+    (tmp_path / "one.csv").write_text("timestamp,server_name,cpu_pct\n2026-03-02T00:00:00Z,new,40\n")
     assert run("--model", tiny_model_dir, "--input", tmp_path / "one.csv", "--output", tmp_path / "o.parquet") == 0
     forecast = pd.read_parquet(tmp_path / "o.parquet")
     assert len(forecast) == 12 * len(TINY_METRICS)
@@ -130,7 +132,7 @@ def test_the_last_line_of_stdout_is_json(tiny_model_dir, metrics_file, tmp_path,
     assert (summary["servers"], summary["origins"], summary["rows"]) == (8, 1, 8 * 12 * 3)
 
 
-def test_explain_prints_what_the_engine_says_of_the_last_row(tiny_model_dir, metrics_file, capsys):
+def test_explain_prints_the_weights_of_the_forecast_from_the_last_row(tiny_model_dir, metrics_file, capsys):
     assert run("--model", tiny_model_dir, "--input", metrics_file, "--explain", "ppdb003") == 0
     *table, last = capsys.readouterr().out.splitlines()
     summary = json.loads(last)
@@ -205,7 +207,7 @@ def test_both_spellings_of_a_flag(capsys):
         (["--daemon", "--model", "no/model"], 2, "train one with tft_trainer.py"),
     ],
 )
-def test_bad_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir, metrics_file, tmp_path, capsys):
+def test_invalid_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir, metrics_file, tmp_path, capsys):
     filled = [flag.format(input=metrics_file, out=tmp_path / "o.parquet") for flag in flags]
     model = [] if "--model" in filled else ["--model", tiny_model_dir]
     assert run(*model, *filled) == code
@@ -215,7 +217,7 @@ def test_bad_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir
     assert not (tmp_path / "o.parquet").exists()
 
 
-def test_a_token_in_the_variable_is_held_to_the_same_length_as_one_in_a_file(monkeypatch, tiny_model_dir, capsys):
+def test_a_token_in_the_variable_must_be_as_long_as_one_in_a_file(monkeypatch, tiny_model_dir, capsys):
     command = ("--check-config", "--host", "0.0.0.0", "--model", tiny_model_dir)
     monkeypatch.setenv("FLEET_FORECAST_TOKEN", "short")
     assert run(*command) == 2
@@ -224,13 +226,20 @@ def test_a_token_in_the_variable_is_held_to_the_same_length_as_one_in_a_file(mon
     assert run(*command) == 0
 
 
-def test_a_token_file_its_user_may_not_read_is_named_with_the_user(monkeypatch, tmp_path):
+def test_a_token_file_without_permission_is_named_with_the_user(monkeypatch, tmp_path):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(SettingsError, match=rf"token: may not be read by user {os.geteuid()}; let that user"):
         read_token(tmp_path / "token")
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--version")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split()[-1] == fleet_forecast.__version__
 
 
 def test_an_unknown_flag_is_refused():

@@ -58,7 +58,7 @@ def write(folder: Path, frame: pd.DataFrame) -> Path:
 
 def test_the_stock_class_loads_the_trained_weights_and_gives_the_same_forecast(tiny_model_dir: Path) -> None:
     config = read_config(tiny_model_dir)
-    stock = build_network(config.spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    stock = build_network(config.spec, config.profiles, config.hidden_size, TemporalFusionTransformer)
     stock.load_state_dict(load_file(tiny_model_dir / "model.safetensors"))
     by_stock = Engine(config, torch_run(ForecastModel(stock, config.spec, config.scaling)))
     by_engine = Engine.load(tiny_model_dir, device="cpu")
@@ -92,7 +92,7 @@ def test_it_says_that_the_profile_feature_is_on_and_ends_with_one_json_line(
     assert last["windows_per_second"] > 0
     assert set(last["scores"]) == {"seen", "unseen"}
     for part in last["scores"].values():
-        assert set(part) == {"model", "last_value", "yesterday", "flat_6h", "flat_24h"}
+        assert set(part) == {"model", "naive", "seasonal_naive", "window_quantiles_6h", "window_quantiles_24h"}
         assert {"wql", "mase", "wape", "accuracy", "coverage_80"} <= set(part["model"]["cpu_pct"])
 
 

@@ -1,7 +1,7 @@
-"""What only all rows together tell, gathered batch by batch: servers, their profiles, rows that occur twice, the step.
+"""Checks that need all rows, batch by batch: servers, their profiles, repeated rows, the step.
 
-Memory does not grow with the rows, as long as each server's come in order of time. Where they do not, the times of all
-rows are read once more and held, 12 bytes a row, to find those that occur twice.
+Memory does not grow with the number of rows if the rows of each server are in order of time. Otherwise the times of all
+rows are read a second time and kept, 12 bytes per row, to find repeated rows.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pandas as pd
 from fleet_forecast.contract.checks import Examined, Labels, Violation, examine, violation
 from fleet_forecast.contract.specs import METRICS, REQUIRED, TEXT_COLUMNS
 
-NOBODY = -1  # code of a row without a value
+NULL_CODE = -1  # of a row without a value
 _NEVER = np.iinfo(np.int64).min
-_CHECK_ORDER = ("timestamp", *TEXT_COLUMNS, *METRICS)  # in which violations are listed
+_CHECK_ORDER = ("timestamp", *TEXT_COLUMNS, *METRICS)  # order of the listed violations
 
 
 class Audit:
-    """Rows taken in batch by batch, and what is wrong with them.
+    """Facts and violations of the rows that were added batch by batch.
 
-    rows: how many. first, last: of their times, ns since the epoch. metrics, labels: the columns with a value.
-    servers, profiles: code of each name, in order of appearance. own_profile: code of each server's, NOBODY if none.
+    rows: their number. first, last: their first and last time, ns since the epoch. metrics, labels: columns with a
+    value. servers, profiles: code of each name, in order of appearance. own_profile: [server] code, NULL_CODE if none.
     """
 
     def __init__(self, columns: Sequence[str], left_out: Sequence[str] = ()) -> None:
-        """columns: all of the rows, but for those left_out, which are not the contract's."""
+        """columns: the contract's columns of the rows. left_out: the other columns."""
         self.rows = 0
         self.first, self.last = np.iinfo(np.int64).max, _NEVER
         self.metrics: set[str] = set()
@@ -45,11 +45,11 @@ class Audit:
 
     @property
     def broken(self) -> bool:
-        """Whether a batch by itself has broken the contract so far."""
+        """Whether a batch so far has a violation of its own."""
         return bool(self._found)
 
     def add(self, frame: pd.DataFrame) -> Examined:
-        """Take in the next rows; their index is their number, from 0."""
+        """Add the next rows; their index is the row number, from 0."""
         examined = examine(frame)
         self.rows += len(frame)
         self.metrics |= examined.metrics.keys()
@@ -63,20 +63,20 @@ class Audit:
             instants = examined.times().view(np.int64)
             self.first, self.last = min(self.first, int(instants.min())), max(self.last, int(instants.max()))
             servers = coded(examined.labels["server_name"], self.servers)
-            named = servers != NOBODY
+            named = servers != NULL_CODE
             self.timeline.add(servers[named], instants[named], len(self.servers))
             self._add_profiles(frame, servers, examined.labels.get("profile"))
         return examined
 
     def _add_profiles(self, frame: pd.DataFrame, servers: npt.NDArray[np.int32], labels: Labels | None) -> None:
-        """Note each server's profile, the first one named, and rows that name another."""
-        strangers = len(self.servers) - len(self.own_profile)
-        self.own_profile = np.append(self.own_profile, np.full(strangers, NOBODY))
+        """Store the first profile of each server, and find rows with another one."""
+        new_servers = len(self.servers) - len(self.own_profile)
+        self.own_profile = np.append(self.own_profile, np.full(new_servers, NULL_CODE))
         if labels is None:
             return
         profiles = coded(labels, self.profiles)
-        named = np.flatnonzero((profiles != NOBODY) & (servers != NOBODY))
-        newly = named[self.own_profile[servers[named]] == NOBODY]
+        named = np.flatnonzero((profiles != NULL_CODE) & (servers != NULL_CODE))
+        newly = named[self.own_profile[servers[named]] == NULL_CODE]
         self.own_profile[servers[newly[::-1]]] = profiles[newly[::-1]]  # the first row is written last
         differs = np.zeros(len(frame), dtype=bool)
         differs[named] = profiles[named] != self.own_profile[servers[named]]
@@ -86,7 +86,7 @@ class Audit:
             self._two_profiles = self._two_profiles.and_later(new) if self._two_profiles else new
 
     def violations(self, again: Callable[[], Iterable[pd.DataFrame]]) -> list[Violation]:
-        """Every way in which the rows break the contract. `again` reads times and server names once more."""
+        """All violations of the contract. `again` reads times and server names a second time."""
         missing = [name for name in REQUIRED if name not in self._columns]
         if not self.rows and not missing:
             return [Violation("timestamp", 0, "", "there are no rows", "provide at least one row")]
@@ -106,7 +106,7 @@ class Audit:
         return listed
 
     def _repeated(self, again: Callable[[], Iterable[pd.DataFrame]]) -> list[Violation]:
-        """Rows of the same server and time as an earlier one; on the way, the distances of rows in order of time."""
+        """Rows with the server and time of an earlier row; also counts the distances of all rows."""
         servers, instants = np.empty(self.rows, dtype=np.int32), np.empty(self.rows, dtype=np.int64)
         for frame in again():
             examined, at = examine(frame), slice(frame.index[0], frame.index[-1] + 1)
@@ -123,9 +123,9 @@ class Audit:
 
 
 class Timeline:
-    """When each server's rows are: whether in order of time, and how far apart.
+    """Order and distances of each server's rows.
 
-    distances: seconds from one row of a server to the next, with how often that is; 0 is not counted.
+    distances: seconds from one row of a server to the next, and their number; 0 is not counted.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Timeline:
         self._latest = np.empty(0, dtype=np.int64)  # [server] ns
 
     def add(self, servers: npt.NDArray[np.int32], instants: npt.NDArray[np.int64], count: int) -> None:
-        """The next rows [row], each of a server; there are `count` servers so far."""
+        """Add rows: [row] code of the server and time; `count` is the number of servers so far."""
         self._latest = np.append(self._latest, np.full(count - len(self._latest), _NEVER))
         if not self.in_order or not len(servers):
             return
@@ -150,10 +150,10 @@ class Timeline:
         self._latest[servers[begins]] = instants[np.append(begins[1:], len(instants)) - 1]
 
     def sort(self, servers: npt.NDArray[np.int32], instants: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-        """Take in all rows at once, whatever their order; returns those of the same server and time as an earlier."""
+        """Count all rows at once, in any order; returns the rows with the server and time of another row."""
         order = np.lexsort((instants, servers))
         servers = servers[order]
-        same = (servers[1:] == servers[:-1]) & (servers[1:] != NOBODY)
+        same = (servers[1:] == servers[:-1]) & (servers[1:] != NULL_CODE)
         del servers
         instants = instants[order]
         self.distances.clear()
@@ -169,16 +169,16 @@ class Timeline:
 
 
 def coded(labels: Labels, codes: dict[str, int]) -> npt.NDArray[np.int32]:
-    """[row] code of each row's value, NOBODY for null; values new to `codes` are given the next one."""
-    own = np.array([codes.setdefault(text, len(codes)) for text in labels.values] + [NOBODY], dtype=np.int32)
+    """[row] code of each row's value, NULL_CODE for null; new values get the next code in `codes`."""
+    own = np.array([codes.setdefault(text, len(codes)) for text in labels.values] + [NULL_CODE], dtype=np.int32)
     rows: npt.NDArray[np.int32] = own[labels.codes]
     return rows
 
 
 def validate(frame: pd.DataFrame) -> list[Violation]:
-    """Every way in which rows break the contract; an empty list if they keep it.
+    """All violations of the contract; an empty list if there are none.
 
-    Columns may have any type pandas reads; text timestamps are understood if they carry their zone.
+    Columns may have any type that pandas reads. Timestamps may be text with a zone.
     """
     numbered = frame.reset_index(drop=True)
     audit = Audit(list(frame.columns))

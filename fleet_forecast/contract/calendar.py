@@ -11,6 +11,7 @@ import holidays
 import numpy as np
 import numpy.typing as npt
 
+BUSINESS_DAY, WEEKEND_DAY, HOLIDAY = 0, 1, 2  # kinds of day; a holiday at the weekend is a weekend day
 MARKET_OPEN_MINUTE, MARKET_CLOSE_MINUTE = 9 * 60 + 30, 16 * 60
 _EPOCH = date(1970, 1, 1)
 
@@ -43,10 +44,15 @@ def business_time(timestamps_utc: npt.NDArray[np.datetime64], timezone: str) -> 
     return BusinessTime(minute_of_day, day_of_week, is_holiday, in_hours & (day_of_week < 5) & ~is_holiday)
 
 
+def kind_of_day(when: BusinessTime) -> npt.NDArray[np.int64]:
+    """BUSINESS_DAY, WEEKEND_DAY or HOLIDAY, of the timestamps' shape."""
+    return np.where(when.day_of_week >= 5, WEEKEND_DAY, np.where(when.is_holiday, HOLIDAY, BUSINESS_DAY))
+
+
 def clock_changes(
     first_utc: np.datetime64, last_utc: np.datetime64, timezone: str
 ) -> list[tuple[np.datetime64, np.timedelta64]]:
-    """When clocks are changed after the first and up to the last time (UTC), and by how much they are put ahead.
+    """Changes of the UTC offset after the first and up to the last time (UTC): when, and the change of the offset.
 
     Raises ValueError naming an unknown time zone.
     """
@@ -62,7 +68,7 @@ def _first_day(year: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _market_holidays(first_year: int, last_year: int) -> npt.NDArray[np.bool_]:
-    """One flag per day from 1 January of the first year to 31 December of the last."""
+    """[day] whether it is a holiday, from 1 January of the first year to 31 December of the last."""
     first_day = _first_day(first_year)
     flags = np.zeros(_first_day(last_year + 1) - first_day, dtype=np.bool_)
     for day in holidays.financial_holidays("NYSE", years=range(first_year, last_year + 1)):
@@ -77,7 +83,7 @@ def _market_holidays(first_year: int, last_year: int) -> npt.NDArray[np.bool_]:
 def _utc_offsets(
     timezone: str, first_year: int, last_year: int
 ) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.timedelta64]]:
-    """Offsets from UTC and the instants from which they hold; the first one holds from before the first year."""
+    """Offsets from UTC and their start times (UTC); the first offset starts before the first year."""
     try:
         zone = ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):  # no such zone, no zone name, a folder of zones

@@ -1,6 +1,6 @@
-"""What one batch of rows tells by itself: times with their zone, names, states, numbers within their range.
+"""Checks of one batch of rows: times with their zone, names, states, numbers within their range.
 
-What only all rows together tell (rows that occur twice, servers with two profiles) is rows.py's business.
+audit.py checks what needs all rows: repeated rows, servers with two profiles.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fleet_forecast.contract.specs import (
     TEXT_COLUMNS,
     MetricSpec,
 )
+from fleet_forecast.iso_time import iso_exact
 
 _OUTSIDE = "the time is not within 1970 to 2199", "check the unit of the times"
 _ZONED_TEXT = re.compile(r"[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
@@ -35,7 +36,7 @@ _ZONED_TEXT = re.compile(r"[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
 
 @dataclass(frozen=True)
 class Violation:
-    """One way in which data breaks the contract: how many rows, one of them, and what to do."""
+    """One way in which data breaks the contract: the number of rows, an example and the remedy."""
 
     column: str
     rows: int
@@ -49,12 +50,12 @@ class Violation:
         return f"{self.column}: {rows}{self.message}{example}; {self.remedy}"
 
     def and_later(self, other: Violation) -> Violation:
-        """The same found in later rows, too: the example stays the first one."""
+        """This violation with the rows of a later one added; the example is still the first one."""
         return replace(self, rows=self.rows + other.rows)
 
 
 class ContractError(ValueError):
-    """Data breaks the contract; `violations` has every way in which it does, str() lists them."""
+    """Data breaks the contract; `violations` lists every way, and so does the message."""
 
     def __init__(self, source: Path, violations: Sequence[Violation]) -> None:
         self.source = source
@@ -65,20 +66,20 @@ class ContractError(ValueError):
 
 @dataclass
 class Labels:
-    """A text column, each distinct value once, in alphabetical order; code -1 is null."""
+    """A text column as codes of its distinct values in alphabetical order; code -1 is null."""
 
     values: npt.NDArray[np.object_]  # [label]
     codes: npt.NDArray[np.integer[Any]]  # [row]
 
     def rows_where(self, flags: npt.NDArray[np.bool_], null: bool = False) -> npt.NDArray[np.bool_]:
-        """[row] whether the row's value is flagged; `null` is the answer for rows without a value."""
-        rows: npt.NDArray[np.bool_] = np.append(flags, null)[self.codes]  # code -1 takes the last one
+        """[row] the flag of the row's value; `null` for rows without a value."""
+        rows: npt.NDArray[np.bool_] = np.append(flags, null)[self.codes]  # code -1 selects the last one
         return rows
 
 
 @dataclass
 class Examined:
-    """What was found out about a batch; the arrays are complete only where there is no violation."""
+    """Content and violations of a batch; the arrays are complete only if there is no violation."""
 
     violations: list[Violation]
     timestamps: npt.NDArray[np.datetime64] | None = None  # [row] ns, UTC
@@ -86,14 +87,14 @@ class Examined:
     metrics: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)  # NaN where not measured
 
     def times(self) -> npt.NDArray[np.datetime64]:
-        """`timestamps` of rows without violation."""
+        """`timestamps`; raises ValueError if the batch has rows without a valid time."""
         if self.timestamps is None:
-            raise ValueError("rows were used whose times are not all known")
+            raise ValueError("the batch has rows without a valid time")
         return self.timestamps
 
 
 def examine(frame: pd.DataFrame) -> Examined:
-    """Check rows whose index is their number, counted from 0; columns may have any type pandas reads."""
+    """Check rows; the index is the row number from 0, and columns may have any type that pandas reads."""
     examined = Examined([])
     if "timestamp" in frame.columns:
         _examine_timestamps(frame, examined)
@@ -124,7 +125,7 @@ def _examine_timestamps(frame: pd.DataFrame, examined: Examined) -> None:
 
 
 def _instants(frame: pd.DataFrame, examined: Examined) -> npt.NDArray[np.datetime64] | None:
-    """UTC times [row], NaT where null; None if some are no times or have no zone."""
+    """[row] UTC times, NaT where null; None if a value is not a time or has no zone."""
     column = frame["timestamp"]
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         utc: npt.NDArray[np.datetime64] = pd.DatetimeIndex(column).tz_convert("UTC").tz_localize(None).to_numpy()
@@ -162,7 +163,7 @@ def _instants(frame: pd.DataFrame, examined: Examined) -> npt.NDArray[np.datetim
 
 
 def _is_time(text: str) -> bool:
-    """Also of a year that nanoseconds since the epoch do not reach."""
+    """Whether the text is a time, also in a year that 64-bit nanoseconds cannot represent."""
     try:
         datetime.fromisoformat(text)
     except ValueError:
@@ -173,7 +174,7 @@ def _is_time(text: str) -> bool:
 def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> None:
     column = frame[name]
     if name not in REQUIRED and bool(column.isna().all()):
-        return  # a column without values counts as absent
+        return  # a column without values is treated as absent
     labels = labels_of(column)
     if labels is None:
         text = column.map(lambda value: isinstance(value, str) or value is None or value != value)
@@ -205,10 +206,10 @@ def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> None:
 
 
 def _numbers(frame: pd.DataFrame, name: str, examined: Examined) -> npt.NDArray[np.float32] | None:
-    """A metric column as float32 [row], None if it holds something else."""
+    """A metric column as float32 [row], None if it contains anything but numbers."""
     column = frame[name]
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        with np.errstate(over="ignore"):  # the value becomes infinite and is refused
             return column.to_numpy(dtype=np.float32, na_value=np.nan)
     if bool(column.isna().all()):
         return np.full(len(column), np.nan, dtype=np.float32)
@@ -225,9 +226,9 @@ def _numbers(frame: pd.DataFrame, name: str, examined: Examined) -> npt.NDArray[
 
 
 def _examine_range(frame: pd.DataFrame, spec: MetricSpec, values: npt.NDArray[np.float32], examined: Examined) -> None:
-    lowest, highest = np.fmin.reduce(values), np.fmax.reduce(values)  # NaN only where nothing is measured
+    lowest, highest = np.fmin.reduce(values), np.fmax.reduce(values)  # NaN only if nothing is measured
     if np.isnan(lowest):
-        return  # a column without values counts as absent
+        return  # a column without values is treated as absent
     found: list[tuple[npt.NDArray[np.bool_], str, str]] = []
     if np.isinf(lowest) or np.isinf(highest):
         found.append((np.isinf(values), "not a finite number", "write null where not measured"))
@@ -246,9 +247,9 @@ def _range_words(spec: MetricSpec) -> tuple[str, str]:
 
 
 def labels_of(column: pd.Series[Any]) -> Labels | None:
-    """A text column by its distinct values, None if there is anything but text and null in it."""
+    """A text column by its distinct values, None if it contains anything but text and null."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        labels: Any = column.array  # column.cat would keep the column alive until the next garbage collection
+        labels: Any = column.array  # column.cat keeps a reference to the column until the next garbage collection
         if len(pd.unique(labels.codes[labels.codes >= 0])) < len(labels.categories):
             labels = labels.remove_unused_categories()
         codes, values = labels.codes, labels.categories.to_numpy(dtype=object)
@@ -272,7 +273,7 @@ def labels_of(column: pd.Series[Any]) -> Labels | None:
 
 
 def violation(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.bool_], message: str, remedy: str) -> Violation:
-    """A violation of the rows where `rows` [row] is true, the first one as the example."""
+    """A violation in the rows where `rows` [row] is true; the first one is the example."""
     row = int(np.argmax(rows))
     values = [frame[name].iloc[row] for name in column.split(", ")]
     example = " at ".join(_shown(value) for value in values)
@@ -287,6 +288,6 @@ def violation(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.bool_], mes
 
 def _shown(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
-        return value.isoformat().replace("+00:00", "Z")
+        return value.isoformat() if value.tzinfo is None else iso_exact(value)
     text = f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
     return repr(text) if text != text.strip() or not text or not text.isprintable() else text[:80]

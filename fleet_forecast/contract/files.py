@@ -1,4 +1,4 @@
-"""Where rows of metrics are, and reading them in batches: parquet or CSV, one file or a folder of parts."""
+"""Finds files of metrics and reads their rows in batches: parquet or CSV, one file or a folder of parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CSV_NULLS = ["", "null", "NULL", "None", "NaN", "nan", "NA", "N/A"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows are: the files, their common root (for hive partitions) and the folder of the metadata."""
+    """Files with rows, their common root (for hive partitions) and the folder of the metadata."""
 
     files: tuple[Path, ...]
     root: Path
@@ -31,15 +31,15 @@ class Source:
     is_csv: bool
 
     def stamp(self) -> list[tuple[int, int]]:
-        """Size and time of change of each file: the same as long as nobody writes to them."""
+        """Size and time of the last change of each file, to detect that a file was written."""
         return [(found.st_size, found.st_mtime_ns) for found in (file.stat() for file in self.files)]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of all files as one table, read in batches as often as asked.
+    """The rows of all files as one table; they can be read in batches several times.
 
-    columns: those of the contract, in its order. left_out: the names of the others.
+    columns: columns of the contract, in its order. left_out: names of the other columns.
     """
 
     columns: tuple[str, ...]
@@ -49,10 +49,10 @@ class Rows:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """Frames of about BATCH_ROWS rows, in the order of the files, indexed by row number from 0.
 
-        Metrics that are numbers are float32. Raises DataFileError where a file cannot be read.
+        Numeric metrics are float32. Raises DataFileError if a file cannot be read.
         """
         first = 0
-        for table in _together(self._tables(self.columns if columns is None else columns), BATCH_ROWS):
+        for table in _rebatched(self._tables(self.columns if columns is None else columns), BATCH_ROWS):
             index = pd.RangeIndex(first, first + table.num_rows)
             frame = pd.DataFrame({name: _to_pandas(table, name) for name in table.column_names}, copy=False)
             frame.index = index
@@ -61,7 +61,7 @@ class Rows:
 
 
 def find_source(path: Path) -> Source:
-    """The files that `path` stands for (see read_metrics). Raises DataFileError if there is none."""
+    """The files of `path` (see read_metrics). Raises DataFileError if there is none."""
     if path.is_file():
         return Source((path,), path.parent, path.parent, _is_csv(path))
     if not path.exists():
@@ -103,7 +103,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def open_rows(source: Source) -> Rows:
-    """What columns the files have, and how to read them. Raises DataFileError if they cannot be read as one table."""
+    """Open the files as one table. Raises DataFileError if that is not possible."""
     names, tables = _open_csv(source) if source.is_csv else _open_parquet(source)
     kept = tuple(name for name in COLUMNS if name in names)
     return Rows(kept, tuple(name for name in names if name not in COLUMNS), tables)
@@ -145,7 +145,7 @@ def _open_parquet(source: Source) -> tuple[list[str], Callable[[Sequence[str]], 
 
     def tables(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
-            # Row group by row group: a scan of the whole reads ahead as far as there are files.
+            # By row group: a scan of the dataset reads all files ahead.
             for file in dataset.get_fragments():
                 for row_group in file.split_by_row_group():
                     yield from row_group.to_batches(
@@ -192,14 +192,14 @@ def _unreadable_csv(path: Path, problem: Exception) -> DataFileError:
 
 
 def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    if not columns:  # nothing of the contract is there; validation says so
+    if not columns:  # no column of the contract: validation reports it
         return
     rows = 0
     try:
         for batch in _parse_csv(path, columns, pa.float32()):
             yield batch
             rows += batch.num_rows
-    except pa.ArrowInvalid:  # text among the numbers: from here on read as text, so that validation can count it
+    except pa.ArrowInvalid:  # text among the numbers: read the rest as text, so that validation can count it
         for batch in _parse_csv(path, columns, pa.string()):
             if rows < batch.num_rows:
                 yield _numbers_where_possible(batch.slice(rows))
@@ -218,7 +218,7 @@ def _parse_csv(path: Path, columns: list[str], metric_type: pa.DataType) -> Iter
 
 
 def _numbers_where_possible(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Metrics read as text as numbers again, where all of a column's text is."""
+    """Converts a text column of a metric to numbers if all its values are numbers."""
     for place, name in enumerate(batch.schema.names):
         if name in METRICS:
             try:
@@ -229,7 +229,7 @@ def _numbers_where_possible(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _with_columns(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-    """The columns in order; one this file lacks, but another has, is null."""
+    """The columns in order; a column that only other files have is null."""
     rows, label = batch.num_rows, pa.dictionary(pa.int32(), pa.string())
     return pa.RecordBatch.from_arrays(
         [
@@ -245,8 +245,8 @@ def _with_columns(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBat
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _together(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Small batches of one schema put together, and large ones taken apart, to tables of about `rows` rows."""
+def _rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Joins small batches of one schema and splits large ones into tables of about `rows` rows."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         if waiting and batch.schema != waiting[0].schema:
@@ -262,7 +262,7 @@ def _together(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table
 
 
 def _to_pandas(table: pa.Table, name: str) -> pd.Series[Any]:
-    """One column; numbers of a metric as float32."""
+    """One column; numeric metrics as float32."""
     column = table.select([name]).unify_dictionaries(memory_pool=_pool()).column(0)
     kind = column.type
     number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
@@ -283,4 +283,4 @@ def _first_line(problem: Exception) -> str:
 
 
 def _pool() -> pa.MemoryPool:
-    return pa.system_memory_pool()  # unlike Arrow's default one, it gives memory back at once
+    return pa.system_memory_pool()  # returns memory at once, unlike Arrow's default pool

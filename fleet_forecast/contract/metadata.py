@@ -1,46 +1,44 @@
-"""metrics_metadata.json: what is known of the metrics beside it, read by field and written atomically."""
+"""metrics_metadata.json: where the metrics beside it come from."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import os
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fleet_forecast.contract.specs import CONTRACT_VERSION, METADATA_FILE
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet_forecast.atomic_write import replace_file
+from fleet_forecast.contract.specs import CONTRACT_VERSION, METADATA_FILE, is_supported_version
 
 
 class DataFileError(ValueError):
     """A file or folder cannot be read as metrics at all; the message names it and the remedy."""
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What stands in metrics_metadata.json beside the metrics."""
+class Metadata(BaseModel):
+    """Content of metrics_metadata.json."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
     generator_version: str
-    seed: int | None  # None where the data is measured, not simulated
-    start: str  # ISO 8601 with zone
-    hours: float
-    step_seconds: int
-    timezone: str  # business time zone of the fleet
-    fleet: dict[str, int]  # servers by profile
+    seed: int | None = Field(description="None if the data is measured")
+    start: str = Field(description="ISO 8601 with zone")
+    hours: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    step_seconds: Annotated[int, Field(gt=0)]
+    timezone: str = Field(description="business time zone of the fleet")
+    fleet: dict[str, int] = Field(description="servers by profile")
     rows: int
-    state_counts: dict[str, int] = field(default_factory=dict)
-    incident_counts: dict[str, int] = field(default_factory=dict)
-    incidents: list[dict[str, Any]] = field(default_factory=list)
+    state_counts: dict[str, int] = {}
+    incident_counts: dict[str, int] = {}
+    incidents: list[dict[str, Any]] = []
     contract_version: str = CONTRACT_VERSION
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read metrics_metadata.json of a folder.
+    """Read metrics_metadata.json of a folder; fields that are not the contract's are ignored.
 
-    Raises DataFileError if it is missing, damaged, of another contract version, or lacks a field.
+    Raises DataFileError if it is missing, damaged, of another major contract version, or lacks a field.
     """
     path = Path(folder) / METADATA_FILE
     try:
@@ -54,58 +52,33 @@ def read_metadata(folder: Path) -> Metadata:
     if not isinstance(document, dict):
         raise DataFileError(f"{path}: not a JSON object; remove it, or generate the data again")
     version = document.get("contract_version")
-    if not isinstance(version, str) or version.partition(".")[0] != CONTRACT_VERSION.partition(".")[0]:
+    if not is_supported_version(version):
         raise DataFileError(
             f"{path}: contract_version is {version!r}, this program reads {CONTRACT_VERSION}; generate the data again"
         )
-    values = {}
-    for spec in dataclasses.fields(Metadata):
-        if spec.name in document:
-            values[spec.name] = _checked_metadata(path, spec.name, document[spec.name])
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise DataFileError(f"{path}: {spec.name} is missing; add it, or generate the data again")
-    return Metadata(**values)
+    try:
+        return Metadata.model_validate(document)
+    except ValidationError as problem:
+        raise DataFileError(f"{path}: {_field_problem(problem, document)}") from None
 
 
-_METADATA_TYPES: Mapping[str, tuple[type, ...]] = {
-    "contract_version": (str,),
-    "generator_version": (str,),
-    "seed": (int, type(None)),
-    "start": (str,),
-    "hours": (int, float),
-    "step_seconds": (int,),
-    "timezone": (str,),
-    "fleet": (dict,),
-    "rows": (int,),
-    "state_counts": (dict,),
-    "incident_counts": (dict,),
-    "incidents": (list,),
-}
-
-
-def _checked_metadata(path: Path, name: str, value: Any) -> Any:
-    expected: Any = _METADATA_TYPES[name]
-    if isinstance(value, bool) or not isinstance(value, expected):
-        words = " or ".join("null" if kind is type(None) else kind.__name__ for kind in expected)
-        raise DataFileError(f"{path}: {name} is {value!r}, which is no {words}; generate the data again")
-    if name in ("hours", "step_seconds") and not (math.isfinite(value) and value > 0):
-        raise DataFileError(f"{path}: {name} is {value!r}, must be above 0; generate the data again")
-    return value
+def _field_problem(error: ValidationError, document: dict[str, Any]) -> str:
+    """The first field that cannot be used, its value and the remedy."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "missing":
+        return f"{name} is missing; add it, or generate the data again"
+    value = document[name]
+    if first["type"] in ("greater_than", "finite_number"):
+        return f"{name} is {value!r}, must be above 0; generate the data again"
+    kind = Metadata.model_fields[name].annotation
+    words = getattr(kind, "__name__", str(kind)).replace(" | ", " or ").replace("None", "null")
+    return f"{name} is {value!r}, which is no {words}; generate the data again"
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> Path:
-    """Write metrics_metadata.json so that a reader sees the old or the new one, never half of one; returns its path."""
+    """Replace metrics_metadata.json as a whole; returns its path. Raises OSError if the folder cannot be written."""
     path = Path(folder) / METADATA_FILE
-    text = json.dumps(dataclasses.asdict(metadata), indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=f".{METADATA_FILE}.", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = json.dumps(metadata.model_dump(), indent=2, allow_nan=False) + "\n"
+    replace_file(path, text.encode())
     return path

@@ -1,4 +1,4 @@
-"""Metrics in, checked: as one frame, or, where they are too many for that, batch by batch."""
+"""Reads and checks metrics: as one frame, or batch by batch if they do not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fleet_forecast.contract.audit import NOBODY, Audit, coded
+from fleet_forecast.contract.audit import NULL_CODE, Audit, coded
 from fleet_forecast.contract.checks import ContractError, Examined, examine
 from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
@@ -25,12 +25,12 @@ class ContractData:
     """Validated metrics.
 
     frame: sorted by server_name and timestamp, index 0..n-1. timestamp datetime64[ns, UTC]; server_name and profile
-        categorical (profile never null: inferred where it was missing); the metrics of `metrics` float32, NaN where
-        not measured; state and incident categorical, where given.
-    metadata: of the folder, None where there is none.
+        categorical (profile never null: a missing one is inferred); the metrics of `metrics` float32, NaN where
+        not measured; state and incident categorical, if the data has them.
+    metadata: of the folder, None without one.
     metrics: those with at least one value, in the contract's order.
-    has_profile_column: whether profiles were given rather than inferred from the names.
-    notices: what was left out, inferred or not known; nothing of it is an error.
+    has_profile_column: whether the data has profiles; otherwise all are inferred from the names.
+    notices: ignored columns, inferred profiles, unknown profiles; none of them is an error.
     """
 
     frame: pd.DataFrame
@@ -41,7 +41,7 @@ class ContractData:
 
 
 class Batch(NamedTuple):
-    """Some of the rows: position in CheckedMetrics.servers, UTC time in ns, and values by metric; arrays [row]."""
+    """Some rows: position in CheckedMetrics.servers, UTC time in ns, values by metric; arrays [row]."""
 
     servers: npt.NDArray[np.int32]
     timestamps: npt.NDArray[np.datetime64]
@@ -50,11 +50,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckedMetrics:
-    """Metrics on disk that were found to keep the contract; their rows are read batch by batch.
+    """Validated metrics on disk, to be read batch by batch.
 
-    rows: how many. first, last: their first and last time, UTC, ns. servers: names in alphabetical order. profiles:
-    of each server, inferred where none is given. distances: seconds from one row of a server to the next, with how
-    often that is. The rest is as in ContractData.
+    rows: their number. first, last: their first and last time, UTC, ns. servers: names in alphabetical order. profiles:
+    [server], inferred if the data has none. distances: seconds from one row of a server to the next, and their number.
+    The other fields are those of ContractData.
     """
 
     path: Path
@@ -88,25 +88,22 @@ class CheckedMetrics:
 
     def _refuse_if_changed(self) -> None:
         if self._source.stamp() != self._stamp:
-            raise DataFileError(f"{self.path}: was changed while it was read; leave it alone and start again")
+            raise DataFileError(f"{self.path}: was changed while it was read; do not change the files and start again")
 
 
 def check_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> CheckedMetrics:
-    """Validate the metrics that read_metrics reads, in memory that does not grow with the rows.
-
-    Raises what read_metrics raises.
-    """
+    """Validate metrics in memory that does not grow with the number of rows; paths and errors as in read_metrics."""
     return _check(Path(path), rules)[0]
 
 
 def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractData:
     """Read and validate metrics from a parquet or CSV file, or from a folder.
 
-    A folder holds server_metrics.parquet (a file, or a folder of part files), server_metrics/, server_metrics.csv, or
-    is itself a folder of part files; hive partitions (`date=2026-11-23/`) are followed.
+    A folder contains server_metrics.parquet (a file, or a folder of part files), server_metrics/ or server_metrics.csv,
+    or is itself a folder of part files; hive partitions (`date=2026-11-23/`) are read.
     A missing profile is inferred from the server's name by `rules`.
 
-    Raises DataFileError if nothing readable is there, ContractError if the rows break the contract.
+    Raises DataFileError if there is nothing readable, ContractError if the rows break the contract.
     """
     parts: list[Examined] = []
     checked, audit = _check(Path(path), rules, parts.append)
@@ -117,7 +114,7 @@ def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractDa
 def _check(
     path: Path, rules: ProfileRules, keep: Callable[[Examined], object] = lambda _part: None
 ) -> tuple[CheckedMetrics, Audit]:
-    """Validate all rows; `keep` is given each batch of them as long as nothing is wrong."""
+    """Validate all rows; `keep` is called with each batch until there is a violation."""
     source = find_source(path)
     metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
     stamp, rows = source.stamp(), open_rows(source)
@@ -154,10 +151,10 @@ def _check(
 
 
 def _given_profiles(audit: Audit, servers: Sequence[str]) -> list[str | None]:
-    """The profile that each server's rows name, None where they name none."""
+    """Profile of each server in its rows, None if they have none."""
     names = list(audit.profiles)
     own = [int(audit.own_profile[audit.servers[server]]) for server in servers]
-    return [None if code == NOBODY else names[code] for code in own]
+    return [None if code == NULL_CODE else names[code] for code in own]
 
 
 def _notices(rows: Rows, audit: Audit, given: Sequence[str | None], profiles: Sequence[str]) -> Iterator[str]:
@@ -170,11 +167,11 @@ def _notices(rows: Rows, audit: Audit, given: Sequence[str | None], profiles: Se
     if inferred := sum(profile is None for profile in given):
         yield f"profile of {inferred:,} of {len(given):,} servers inferred from the name"
     if unknown := sorted(set(profiles) - set(ServerProfile)):
-        yield f"profile {', '.join(unknown)}: not one of the seven, unknown to a model not trained on it"
+        yield f"profile {', '.join(unknown)}: not a built-in profile; only a model that was trained on it uses it"
 
 
 def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:
-    """The rows of all batches in the contract's types and order; the parts are used up."""
+    """The rows of all batches in the contract's types and order; empties the parts."""
     codes = {name: code for code, name in enumerate(checked.servers)}
     servers = np.concatenate([coded(part.labels["server_name"], codes) for part in parts])
     times = np.concatenate([part.times() for part in parts])
@@ -200,7 +197,7 @@ def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> 
 def _by_server_and_time(
     servers: npt.NDArray[np.int32], times: npt.NDArray[np.datetime64]
 ) -> npt.NDArray[np.intp] | slice[None, None, None]:
-    """Rows in order; a slice of all of them if they are."""
+    """Positions of the rows in order; a slice of all rows if they are in order."""
     same_server = servers[1:] == servers[:-1]
     if bool(np.all(np.where(same_server, times[1:] > times[:-1], servers[1:] > servers[:-1]))):
         return slice(None)
@@ -210,11 +207,13 @@ def _by_server_and_time(
 def _categorical(
     name: str, parts: Sequence[Examined], order: npt.NDArray[np.intp] | slice[None, None, None]
 ) -> pd.Categorical:
-    """A text column of all parts; a part without any value lacks it."""
+    """A text column of all parts; a part without a value does not have it."""
     values = sorted({str(value) for part in parts if name in part.labels for value in part.labels[name].values})
     codes = {value: code for code, value in enumerate(values)}
     rows = [
-        coded(part.labels.pop(name), codes) if name in part.labels else np.full(_length(part), NOBODY, dtype=np.int32)
+        coded(part.labels.pop(name), codes)
+        if name in part.labels
+        else np.full(_length(part), NULL_CODE, dtype=np.int32)
         for part in parts
     ]
     return _labelled(np.concatenate(rows)[order], values)

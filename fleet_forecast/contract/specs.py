@@ -1,4 +1,7 @@
-"""What the contract says: its version, the columns with their units and ranges, the names of the files."""
+"""The data contract: version, columns with units and ranges, states, names of the files.
+
+To add a metric, add an entry to METRIC_SPECS.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ CONTRACT_VERSION = "1.0.0"
 METRICS_FILE = "server_metrics.parquet"
 METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part files
 METADATA_FILE = "metrics_metadata.json"
+ROW_GROUP_ROWS = 262_144  # of the parquet files that are written
 
 SERVER_NAME_PATTERN = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}"
 FIRST_TIMESTAMP = np.datetime64("1970-01-01T00:00:00", "s")
@@ -44,12 +48,12 @@ class MetricSpec:
 
     @property
     def range_text(self) -> str:
-        """The range in words."""
+        """The range for messages, such as "0 to 100"."""
         return f"{self.lower:,.0f} to {self.upper:,.0f}"
 
     @property
     def is_percent(self) -> bool:
-        """True if 100 is the most there can be, not just more than there is."""
+        """Whether the upper limit can be reached, as opposed to the limit of a rate."""
         return self.unit == "%"
 
 
@@ -63,7 +67,7 @@ class ColumnSpec:
     description: str
 
 
-LARGEST_RATE = 1e9  # MB/s or ms: far beyond any server; its square fits a float32, as what computes with it needs
+LARGEST_RATE = 1e9  # MB/s or ms: far beyond any server; its square is still a float32
 
 METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
     {
@@ -74,7 +78,7 @@ METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
             MetricSpec("disk_io_mb_s", "MB/s", 0, LARGEST_RATE, "disk reads and writes together"),
             MetricSpec("net_in_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic received"),
             MetricSpec("net_out_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic sent"),
-            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "time to answer a request or to serve an I/O"),
+            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "response time of a request or of an I/O"),
         )
     }
 )
@@ -88,19 +92,22 @@ COLUMN_SPECS: Mapping[str, ColumnSpec] = MappingProxyType(
                 "timestamp",
                 "UTC time, or text in ISO 8601 with its zone (`2026-11-23T10:00:00Z`)",
                 True,
-                "when the values were measured; 1970 to 2199, unique for each server",
+                "time of the measurement; 1970 to 2199, unique for each server",
             ),
             ColumnSpec(
-                "server_name", f"text, `{SERVER_NAME_PATTERN}`", True, "name of the server, bare or full domain name"
+                "server_name",
+                f"text, `{SERVER_NAME_PATTERN}`",
+                True,
+                "name of the server, host name or full domain name",
             ),
             ColumnSpec(
                 "profile",
                 "text or null",
                 False,
-                "what the server is for: " + ", ".join(f"`{p}`" for p in ServerProfile) + "; one for each server",
+                "purpose of the server: " + ", ".join(f"`{p}`" for p in ServerProfile) + "; one for each server",
             ),
             ColumnSpec("state", "text or null", False, "one of " + ", ".join(f"`{s}`" for s in STATES)),
-            ColumnSpec("incident", "text or null", False, "label of the incident the row belongs to"),
+            ColumnSpec("incident", "text or null", False, "label of the incident that the row belongs to"),
         )
     }
 )
@@ -134,3 +141,8 @@ def document_tables() -> str:
         f"| `{spec.name}` | {spec.unit} | {spec.range_text} | {spec.description} |" for spec in METRIC_SPECS.values()
     ]
     return "\n".join(lines)
+
+
+def is_supported_version(version: object) -> bool:
+    """Whether data of this contract version can be read: the major version is the same."""
+    return isinstance(version, str) and version.partition(".")[0] == CONTRACT_VERSION.partition(".")[0]

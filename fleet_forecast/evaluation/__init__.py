@@ -1,4 +1,4 @@
-"""How good forecasts are: scores, baselines, rolling backtest, report. NumPy and pandas only.
+"""Evaluation of forecasts: scores, baselines, rolling backtest, cold start, report. NumPy and pandas only.
 
-Imports features and contract; imported by training, benchmarks and the scripts.
+Imports inference, features and contract; imported by training, serving, benchmarks and the scripts.
 """

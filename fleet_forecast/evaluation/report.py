@@ -1,16 +1,18 @@
-"""report.html: one page, readable offline, that says how a model was trained and how it did."""
+"""report.html: one page, readable offline: training, scores, cold start and mean weights of a model."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from fleet_forecast.evaluation.backtest import AMOUNTS
+from fleet_forecast.evaluation.backtest import MEAN
+from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.inference.explanations import WeightTables, label_of
 
 REPORT_FILE = "report.html"
@@ -23,39 +25,49 @@ STYLE = (
     "svg{display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
 )
 WEIGHTS_EXPLAINED = (
-    "Mean weights of the network on windows of the later days, in percent. In each group and profile all variables "
-    "together have 100; the heaviest are shown. They say where the network looked, not what would happen if a value "
-    "were another."
+    "Mean weights of the network on windows of the later days, in percent. The weights of all variables of a group "
+    "add up to 100 for each profile; the largest are shown. They are what the network attends to. They do not predict "
+    "how a forecast changes if a value changes."
 )
-SHOWN_VARIABLES = 12  # of each group, the heaviest
+SHOWN_VARIABLES = 12  # per group, those with the largest weights
 GROUPS = {
-    "static": "What the server is (static variables)",
-    "encoder": "The context's measurements (encoder variables)",
-    "decoder": "What is known of the hours to come (decoder variables)",
+    "static": "Server (static variables)",
+    "encoder": "Context (encoder variables)",
+    "decoder": "Horizon (decoder variables)",
 }
 
 
-def write_report(
-    directory: Path,
-    title: str,
-    info: Mapping[str, Any],
-    scores: Mapping[str, pd.DataFrame],
-    cold_start: pd.DataFrame,
-    weights: WeightTables,
-) -> None:
-    """Write report.html into a model directory: data, course of the training, scores, cold start, mean weights."""
-    parts = [f"<h1>{html.escape(title)}</h1>", _facts(info), "<h2>Course</h2>", _course(info["course"])]
-    for name, table in scores.items():
-        of_all = table["metric"] == "mean"
+@dataclass(frozen=True)
+class ModelReport:
+    """Content of the page.
+
+    info: the content of training_info.json. scores: tables of Backtest.scores by group of servers. cold_start:
+    cold_start_table, or empty.
+    """
+
+    title: str
+    info: Mapping[str, Any]
+    scores: Mapping[str, pd.DataFrame]
+    cold_start: pd.DataFrame
+    weights: WeightTables
+
+
+def write_report(directory: Path, report: ModelReport) -> None:
+    """Write report.html into a model directory."""
+    title, info = html.escape(report.title), report.info
+    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Course</h2>", _course(info["course"])]
+    for name, table in report.scores.items():
+        is_mean = table["metric"] == MEAN
         parts += [
             f"<h2>Later days, {html.escape(name)} servers</h2>",
-            _table(table[of_all].drop(columns=["metric", *AMOUNTS])),
-            f"<details><summary>by metric</summary>{_table(table[~of_all].drop(columns='total'))}</details>",
+            _table(table[is_mean].drop(columns=["metric", *AMOUNTS])),
+            f"<details><summary>by metric</summary>{_table(table[~is_mean].drop(columns='total'))}</details>",
         ]
-    if len(cold_start):
-        parts += ["<h2>New servers, by length of history</h2>", _table(cold_start)]
-    parts += ["<h2>What the forecasts rest on</h2>", *_weights(weights.variables), _attention(weights.attention)]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    if len(report.cold_start):
+        parts += ["<h2>New servers, by length of history</h2>", _table(report.cold_start)]
+    weights = report.weights
+    parts += ["<h2>Variable and attention weights</h2>", *_weights(weights.variables), _attention(weights.attention)]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     (directory / REPORT_FILE).write_text(page + "".join(parts) + "</html>\n", encoding="utf-8")
 
 
@@ -64,15 +76,15 @@ def _facts(info: Mapping[str, Any]) -> str:
         "data": info["data"],
         "servers": info["servers"],
         "held-out servers": ", ".join(info["holdout_servers"]) or "none",
-        "servers watched to stop by, not trained on": ", ".join(info["watched_servers"]) or "none",
+        "validation servers (early stopping)": ", ".join(info["watched_servers"]) or "none",
         "trained on": f"{info['first_timestamp']} to {info['train_end']}",
-        "judged on": f"{info['train_end']} to {info['last_timestamp']}",
+        "tested on": f"{info['train_end']} to {info['last_timestamp']}",
         "parameters": f"{info['parameters']:,}",
         "training": f"{info['minutes']:.1f} minutes, {info['epochs']:.2f} epochs, "
         f"{info['windows_per_second']:.0f} windows/s, ended by {info['stopped_by']}",
     }
     if without := info["comparison"]:
-        facts["the same without profiles"] = (
+        facts["same model without profiles"] = (
             f"{without['parameters']:,} parameters, {without['windows']:,} windows (the model: {info['windows']:,}), "
             f"{without['windows_per_second']:.0f} windows/s"
         )
@@ -81,7 +93,7 @@ def _facts(info: Mapping[str, Any]) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    """Numbers to the right, with three digits where they are fractions; - where there is none."""
+    """Numbers are right-aligned, fractions have three digits, NaN is "-"."""
     right = [' class="number"' if is_numeric_dtype(kind) else "" for kind in table.dtypes]
     head = "".join(f"<th{place}>{html.escape(str(name))}" for place, name in zip(right, table.columns, strict=True))
     rows = "".join(
@@ -119,16 +131,16 @@ def _course(course: list[dict[str, float]]) -> str:
 
 
 def _weights(variables: pd.DataFrame) -> list[str]:
-    """For each group a table of the heaviest variables by profile, in percent, shaded by weight."""
+    """One table per group: the variables with the largest weights, in percent, by profile; shaded by weight."""
     parts = [f"<p>{WEIGHTS_EXPLAINED}</p>"]
     for group, title in GROUPS.items():
         own = variables[variables["group"] == group]
         table = own.pivot_table(index="variable", columns="profile", values="weight", observed=True)
-        heaviest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
-        head = "".join(f'<th class="number">{html.escape(str(profile))}' for profile in heaviest.columns)
+        largest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
+        head = "".join(f'<th class="number">{html.escape(str(profile))}' for profile in largest.columns)
         rows = "".join(
             f"<tr><td>{html.escape(label_of(str(variable)))}{''.join(_shaded(weight) for weight in row)}"
-            for variable, row in zip(heaviest.index, heaviest.to_numpy(), strict=True)
+            for variable, row in zip(largest.index, largest.to_numpy(), strict=True)
         )
         parts.append(f"<h3>{title}</h3><table class=weights><tr><th>variable{head}{rows}</table>")
     return parts
@@ -139,12 +151,12 @@ def _shaded(weight: float) -> str:
 
 
 def _attention(attention: pd.DataFrame) -> str:
-    """For each profile, attention on the parts of the context as a bar chart; all on one scale."""
+    """One bar chart per profile: attention by lag before the origin. All charts have the same scale."""
     highest = float(attention.loc[attention["on"] == "context", "weight"].max())
     charts = "".join(_attention_of(str(profile), own, highest) for profile, own in attention.groupby("profile"))
     return (
-        "<h3>Attention by lag</h3><p>From all steps of the horizon, mean over the heads, to the context (left: its "
-        f'begin, right: the origin) and to earlier steps of the horizon itself.</p><div class="charts">{charts}</div>'
+        "<h3>Attention by lag</h3><p>Mean over the steps of the horizon and the heads: on the context (left: its "
+        f'start, right: the origin) and on earlier steps of the horizon.</p><div class="charts">{charts}</div>'
     )
 
 
@@ -168,6 +180,6 @@ def _attention_of(profile: str, attention: pd.DataFrame, highest: float) -> str:
         f'<text x="{left}" y="{height + foot - 3}">{longest:g} h before</text>'
         f'<text x="{left + width}" y="{height + foot - 3}" text-anchor="end">origin</text>'
     )
-    caption = f"<b>{html.escape(profile)}</b>, {100 * ahead:.0f} % on the horizon itself"
+    caption = f"<b>{html.escape(profile)}</b>, {100 * ahead:.0f} % on the horizon"
     size = f'viewBox="0 0 {left + width} {height + foot}" width="{left + width}"'
     return f"<figure><figcaption>{caption}</figcaption><svg {size}>{bars}{axes}</svg></figure>"

@@ -1,52 +1,52 @@
-"""The engine: history arrays in, quantile arrays out. It knows no names of servers, no HTTP, no files of metrics.
+"""The engine: history arrays in, quantile arrays out. It has no names of servers, no HTTP and no files of metrics.
 
-On a CPU the network runs in ONNX Runtime and torch is never imported; on a GPU it runs in torch, on the same windows.
-Each processor gets chunks of servers of its own, one thread each: many operators of the network are too small to share.
-Explanations, which are asked for one at a time, run in ONNX Runtime on either.
+On a CPU the network runs in ONNX Runtime and torch is not imported; on a GPU it runs in torch, on the same windows.
+Each CPU core runs its own chunks of servers with one thread: many operators of the network are too small to be split.
+Explanations are requested one at a time and run in ONNX Runtime on both.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fleet_forecast.features.clock_change import changes_between
 from fleet_forecast.features.windows import Calendar, Windows, build_windows
-from fleet_forecast.inference.explanations import Interpretation, Variables, blank, interpret, variables_of
-from fleet_forecast.inference.model_directory import (
-    CANARY_FILE,
-    CANARY_TOLERANCE,
-    EXPLAIN_FILE,
-    ONNX_FILE,
-    ModelConfig,
-    ModelError,
-    read_config,
-    verify,
+from fleet_forecast.inference.canary import check_canary
+from fleet_forecast.inference.explanations import (
+    Interpretation,
+    Variables,
+    empty_interpretation,
+    interpret,
+    variables_of,
 )
+from fleet_forecast.inference.model_config import ModelConfig, ModelError
+from fleet_forecast.inference.model_directory import CANARY_FILE, EXPLAIN_FILE, ONNX_FILE, read_config, verify
+from fleet_forecast.inference.onnx_backend import onnx_explain, onnx_run
 from fleet_forecast.network.outputs import NetworkWeights
 
-CHUNK_WINDOWS = 45  # windows a thread runs at once: more share the tables of the network, but take more memory
+CHUNK_WINDOWS = 45  # run at once by a thread: larger chunks are faster and need more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
 Explain = Callable[[Windows], NetworkWeights]
 
 
 class NoExplanationError(ModelError):
-    """A model was made without the network that explains its forecasts; the message names it and the remedy."""
+    """The model directory has no explain.onnx; the message names the model and the remedy."""
 
 
 class _Fleet(NamedTuple):
-    """Servers to forecast: history as given, at most what a window reads; the other fields are per server.
+    """Servers to forecast. All fields but the calendar have one entry per server.
 
-    origin_steps: step numbers since the epoch. known_steps: steps since the first
-    measurement. profile_rows: rows of the scaling. encoder_steps: encoder length.
+    history: float32 [server, step, metric], at most the steps that a window reads. origin_steps: step numbers since
+    the Unix epoch. known_steps: steps since the first measurement. profile_rows: rows of the scaling. encoder_steps:
+    length of the encoder.
     """
 
     calendar: Calendar
@@ -58,9 +58,9 @@ class _Fleet(NamedTuple):
 
 
 class Engine:
-    """Forecasts with one model. Thread-safe: between calls it keeps nothing but the network that explains, once loaded.
+    """Forecasts with one model. Thread-safe: no call changes its state.
 
-    load_explain loads that network when the first explanation is asked for.
+    run: the network. load_explain loads the network with weights as outputs, at the first call of `explain`.
     """
 
     def __init__(
@@ -84,25 +84,25 @@ class Engine:
 
     @classmethod
     def load(cls, model_dir: Path, device: str = "auto", threads: int | None = None) -> Engine:
-        """Verify a model directory (manifest, contract version, canary forecast) and load it.
+        """Verify a model directory (manifest, versions, canary forecast) and load it.
 
-        device: auto, cpu or cuda; auto takes a GPU where torch finds one. threads: on a CPU, default one a core.
-        Raises ModelError if anything is not as it should be.
+        device: auto, cpu or cuda; auto uses a GPU if torch finds one. threads: on a CPU, default one per core.
+        Raises ModelError if the directory cannot be used.
         """
         resolved = verify(Path(model_dir))
         config = read_config(resolved)
         explain_file = resolved / EXPLAIN_FILE
-        load_explain = partial(_onnx_explain, explain_file) if explain_file.exists() else None
+        load_explain = partial(onnx_explain, explain_file) if explain_file.exists() else None
         if _wants_gpu(device):
             run, threads = _torch_run(resolved, config), 1
         else:
-            run, threads = _onnx_run(resolved / ONNX_FILE), threads or _cores()
+            run, threads = onnx_run(resolved / ONNX_FILE), threads or _cores()
         engine = cls(config, run, resolved, load_explain, threads)
         engine._check_canary(run)
         return engine
 
     def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:
-        """Names among `profiles` that the model was not trained on: forecast as an unknown profile."""
+        """Names in `profiles` that the model was not trained on; their servers are forecast as of unknown profile."""
         return tuple(sorted({name for name in profiles if name is not None} - set(self.config.profiles)))
 
     def forecast(
@@ -111,9 +111,9 @@ class Engine:
         """Forecast servers.
 
         history: float32 [server, history_step, metric] in the contract's units, NaN = not measured; the last step is
-        the origin, any number of steps from 0 up. profiles: one per server, None = unknown. origins: datetime64 of
-        the last step, one or [server]. Returns float32 [server, horizon, metric, quantile], a view of memory in which
-        the steps of a quantile lie side by side.
+        the origin, any number of steps from 0. profiles: one per server, None = unknown. origins: datetime64 of the
+        last step, one for all or [server]. Returns float32 [server, horizon, metric, quantile], a view of memory in
+        which the steps of a quantile are contiguous.
         """
         return self._forecast(self._run, history, profiles, origins)
 
@@ -124,14 +124,14 @@ class Engine:
         origins: np.ndarray | np.datetime64,
         horizon_steps: Sequence[int] | None = None,
     ) -> Interpretation:
-        """What the forecasts of some servers rest on; the first three arguments as for `forecast`.
+        """Variable and attention weights of forecasts; the first three arguments as for `forecast`.
 
         horizon_steps: the steps of the horizon to explain (1 is the first after the origin), None for all of them.
-        `variables` names the columns. Raises NoExplanationError if the model has no explain.onnx, and ModelError if
-        that does not reproduce the canary forecast.
+        `variables` has the names of the columns. Raises NoExplanationError if the model has no explain.onnx, and
+        ModelError if explain.onnx does not reproduce the canary forecast.
         """
         config = self.config
-        found = blank(len(history), self.variables, config.spec, len(config.quantiles))
+        found = empty_interpretation(len(history), self.variables, config)
         if not len(history):
             return found
         fleet = self._fleet(history, profiles, origins)
@@ -144,7 +144,7 @@ class Engine:
 
     @property
     def variables(self) -> Variables:
-        """Names of the variables that `explain` weighs."""
+        """Names of the variables in the columns of `explain`."""
         return variables_of(self.config.spec, bool(self.config.profiles))
 
     @cached_property
@@ -154,8 +154,7 @@ class Engine:
                 f"{self.model_id}: this model has no explanations ({EXPLAIN_FILE}); train again with this version"
             )
         explain = self._load_explain()
-        if self.model_dir is not None:
-            self._check_canary(lambda windows: explain(windows).quantiles)
+        self._check_canary(lambda windows: explain(windows).quantiles)
         return explain
 
     def _forecast(
@@ -183,7 +182,7 @@ class Engine:
     def _fleet(
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
     ) -> _Fleet:
-        """What the windows of the servers are cut from."""
+        """The input of `_windows`, for all servers."""
         spec, scaling = self.config.spec, self.config.scaling
         history = _at_least_one_step(history[:, -spec.history_steps :])
         origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
@@ -202,7 +201,7 @@ class Engine:
         )
 
     def _chunks(self, encoder_steps: np.ndarray) -> list[np.ndarray]:
-        """Rows of servers to forecast together: of one encoder length, and as many chunks for each thread."""
+        """Rows of servers to run together: one encoder length per chunk, the same number of chunks for each thread."""
         chunks: list[np.ndarray] = []
         for length in np.unique(encoder_steps):
             servers = np.flatnonzero(encoder_steps == length)
@@ -211,7 +210,7 @@ class Engine:
         return chunks
 
     def _windows(self, fleet: _Fleet, chunk: np.ndarray) -> Windows:
-        """Cut the windows of some servers of one encoder length."""
+        """Windows of some servers of one encoder length."""
         spec, scaling = self.config.spec, self.config.scaling
         longest = max(1, int(fleet.known_steps[chunk].max()))
         linked = scaling.to_link(fleet.history[chunk, -longest:])
@@ -229,50 +228,9 @@ class Engine:
         )
 
     def _check_canary(self, run: Run) -> None:
-        """Forecast the stored canary: a network that computes something else than at training time is refused."""
-        assert self.model_dir is not None  # noqa: S101 - it was loaded from there
-        path = self.model_dir / CANARY_FILE
-        canary = read_canary(path)
-        made = self._forecast(run, canary["history"], canary["profiles"], canary["origins"])
-        expected = canary["quantiles"]
-        if not np.allclose(made, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
-            worst = float(np.max(np.abs(made - expected)))
-            raise ModelError(
-                f"{path}: the model does not reproduce its canary forecast (off by up to {worst:.3g}); "
-                "use the package versions of requirements.txt or train again"
-            )
-
-
-def write_canary(path: Path, engine: Engine) -> None:
-    """Store a made-up history, one server young and one with a daily rhythm, with what the engine forecasts now."""
-    config = engine.config
-    random = np.random.default_rng(0)
-    shape = (2, config.context_steps + config.spec.yesterday_steps, len(config.targets))
-    usual, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
-    days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])  # the same one again and again
-    history = config.scaling.from_link(usual + spread * (days + 0.3 * random.normal(size=shape)))
-    history[0, : -config.context_steps // 4] = np.nan
-    profiles = [config.profiles[0] if config.profiles else None, None]
-    origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
-    quantiles = engine.forecast(history, profiles, origins)
-    canary = {
-        "history": [
-            [[None if np.isnan(value) else float(value) for value in step] for step in server] for server in history
-        ],
-        "profiles": profiles,
-        "origins": [str(origin) for origin in origins],
-        "quantiles": quantiles.tolist(),
-    }
-    path.write_text(json.dumps(canary), encoding="utf-8")
-
-
-def read_canary(path: Path) -> dict[str, Any]:
-    """The stored canary with arrays in place of lists (None -> NaN)."""
-    canary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    canary["history"] = np.array(canary["history"], dtype=np.float32)
-    canary["quantiles"] = np.array(canary["quantiles"], dtype=np.float32)
-    canary["origins"] = np.array(canary["origins"], dtype="datetime64[s]")
-    return canary
+        """Raise ModelError if `run` does not reproduce the canary forecast of the model directory."""
+        if self.model_dir is not None:
+            check_canary(self.model_dir / CANARY_FILE, partial(self._forecast, run))
 
 
 def _wants_gpu(device: str) -> bool:
@@ -292,41 +250,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _onnx_run(path: Path) -> Run:
-    run_all = _onnx_session(path)
-
-    def run(windows: Windows) -> np.ndarray:
-        return run_all(windows)[0]
-
-    return run
-
-
-def _onnx_explain(path: Path) -> Explain:
-    run_all = _onnx_session(path)
-
-    def explain(windows: Windows) -> NetworkWeights:
-        return NetworkWeights(*run_all(windows))
-
-    return explain
-
-
-def _onnx_session(path: Path) -> Callable[[Windows], list[np.ndarray]]:
-    """Load a network into ONNX Runtime: windows in, its outputs in their order out, in the calling thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = {node.name for node in session.get_inputs()}
-
-    def run(windows: Windows) -> list[np.ndarray]:
-        fields = {name: field for name, field in windows._asdict().items() if name in inputs}
-        return [np.asarray(output) for output in session.run(None, fields)]
-
-    return run
-
-
 def _torch_run(model_dir: Path, config: ModelConfig) -> Run:
     from fleet_forecast.inference.torch_backend import load_model, torch_run
 
@@ -334,20 +257,20 @@ def _torch_run(model_dir: Path, config: ModelConfig) -> Run:
 
 
 def _at_least_one_step(history: np.ndarray) -> np.ndarray:
-    """A server without history is one whose only step was not measured."""
+    """No history is represented by one step that was not measured."""
     if history.shape[1]:
         return history
     return np.full((history.shape[0], 1, history.shape[2]), np.nan, dtype=np.float32)
 
 
 def _step_numbers(origins: np.ndarray | np.datetime64, servers: int, step_seconds: int) -> np.ndarray:
-    """Origins as step numbers since the epoch: int64 [server]."""
+    """Origins as step numbers since the Unix epoch: int64 [server]."""
     seconds = np.asarray(origins, dtype="datetime64[s]").astype(np.int64)
     return np.broadcast_to(seconds // step_seconds, (servers,))
 
 
 def _known_steps(history: np.ndarray) -> np.ndarray:
-    """Steps from a server's first measurement to the origin: int64 [server], 0 without any."""
+    """Steps from a server's first measurement to the origin: int64 [server], 0 without a measurement."""
     measured = ~np.isnan(history.reshape(len(history), -1))  # [server, step and metric]: long rows
     first = np.argmax(measured, axis=1)
     known = measured[np.arange(len(first)), first]

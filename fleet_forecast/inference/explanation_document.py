@@ -1,4 +1,4 @@
-"""The weights behind a forecast as a document and as text."""
+"""The weights of one forecast as a JSON document and as text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fleet_forecast.inference.explanations import Interpretation, Variables, in_
 
 
 def weights_document(found: Interpretation, variables: Variables, step_seconds: int) -> dict[str, Any]:
-    """The weights of one server: its variables by group, heaviest first, and its attention by lag."""
+    """The weights of one server: variables by group, largest weight first, and attention by lag."""
     bin_steps = lag_bin_steps(found.attention.shape[1])
     bin_hours = bin_steps * step_seconds / 3600
     of_context = in_lag_bins(found.attention[0])[: -(-int(found.encoder_steps[0]) // bin_steps)]
     return {
         "variables": {
-            group: _heaviest_first(names, getattr(found, group)[0]) for group, names in variables._asdict().items()
+            group: _by_weight(names, getattr(found, group)[0]) for group, names in variables._asdict().items()
         },
         "attention": {
             "bin_hours": round(bin_hours, 4),
@@ -29,7 +29,7 @@ def weights_document(found: Interpretation, variables: Variables, step_seconds: 
 
 
 def as_text(weights: Mapping[str, Any]) -> str:
-    """A weights_document as tables in percent."""
+    """A weights_document as tables of percentages."""
     lines = []
     for group, entries in weights["variables"].items():
         lines += [f"{group} variables", *(f"{100 * e['weight']:8.1f} %  {e['label']}" for e in entries), ""]
@@ -42,7 +42,7 @@ def as_text(weights: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _heaviest_first(names: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:
+def _by_weight(names: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:
     return [
         {"variable": names[index], "label": label_of(names[index]), "weight": _rounded(weights[index])}
         for index in np.argsort(-weights, kind="stable")

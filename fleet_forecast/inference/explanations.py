@@ -1,9 +1,9 @@
-"""What a forecast rests on, in the network's own weights (Lim et al. 2021, arXiv:1912.09363, section 7).
+"""Explanations: the network's variable and attention weights (Lim et al. 2021, arXiv:1912.09363, section 7).
 
-The network weighs its variables in three groups, anew in each window: static (what the server is and how it behaves),
-encoder (each step of the context) and decoder (each step of the horizon). And each step of the horizon attends to the
-steps of the context and to the steps of the horizon before it. Both are averages that add up to 1: they say where the
-network looked, which is not the same as what would happen if a value were another.
+The network weighs its variables in three groups, anew for each window: static (one weight per variable), encoder (per
+step of the context) and decoder (per step of the horizon). Each step of the horizon attends to the steps of the context
+and to earlier steps of the horizon. All weights of a group, and all attention weights of a step, sum to 1. They show
+what the network attends to, not how the forecast would change with a value.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.features.windows import CALENDAR_SIZES, Windows, WindowSpec
+from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.network.outputs import NetworkWeights
 
-MOST_LAG_BINS = 24  # attention by lag is told in at most so many equal parts of the context
+MOST_LAG_BINS = 24  # attention by lag is summed over at most this number of equal parts of the context
 UNKNOWN_PROFILE = "unknown"
-_KNOWN_AHEAD = ("market_open", "relative_time_idx")
+_KNOWN_FUTURE_REALS = ("market_open", "relative_time_idx")
+# Labels of the network's variables. Those of a metric are "<metric>, <label>", by the suffix of the variable's name.
 _LABELS = {
     "profile": "profile",
     "half_hour": "time of day",
     "day_kind": "day of the week or holiday",
     "market_open": "market hours",
     "relative_time_idx": "distance from the origin",
-    "measured_share": "how much of the context was measured",
-    "yesterday_share": "whether the day before was measured",
-    "daily_mean_share": "how much of the earlier days was measured",
+    "measured_share": "share of the context that was measured",
+    "yesterday_share": "share of the previous day that was measured",
+    "daily_mean_share": "share of the earlier days that was measured",
 }
-_LABELS_OF_METRICS = {
+_METRIC_LABELS = {
     "scaled": "value",
     "mask": "measured or not",
     "centre": "level in the context",
     "spread": "spread in the context",
-    "yesterday": "same time of the day before",
-    "daily_mean": "usual at this time of day",
-    "rhythm": "how far it keeps its daily rhythm",
+    "yesterday": "same time of the previous day",
+    "daily_mean": "mean of earlier days at this time",
+    "rhythm": "strength of the daily seasonality",
 }
 
 
 class Variables(NamedTuple):
-    """Names of the network's variables by group, in the order of their weights."""
+    """Names of the network's variables by group, in the order of the columns of Interpretation."""
 
     static: tuple[str, ...]
     encoder: tuple[str, ...]
@@ -50,15 +52,14 @@ class Variables(NamedTuple):
 
 
 class Interpretation(NamedTuple):
-    """What the forecasts of some windows rest on.
+    """Variable and attention weights of some windows.
 
-    static, encoder, decoder: float32 [window, variable], each row sums to 1. encoder is the mean over the context's
-    measured steps (over all of them if none was), decoder that over the steps of the horizon that were asked for.
-    attention: float32 [window, lag], from these steps of the horizon to the context step so many steps before the
-    origin (0 is the origin's own), 0 beyond the encoder. attention_ahead: float32 [window], to earlier steps of the
-    horizon; with `attention` it sums to 1.
-    encoder_steps: int64 [window], how far back the encoder read. quantiles: float32 [window, H, metric, quantile], the
-    forecast explained.
+    static, encoder, decoder: float32 [window, variable], each row sums to 1. encoder is the mean over the measured
+    steps of the context (over all of them if none was measured), decoder the mean over the chosen steps of the horizon.
+    attention: float32 [window, lag], from the chosen steps of the horizon to the context step `lag` steps before the
+    origin (0: the origin itself); 0 beyond the encoder. attention_ahead: float32 [window], to earlier steps of the
+    horizon; it sums to 1 with `attention`. encoder_steps: int64 [window], length of the encoder. quantiles: float32
+    [window, H, metric, quantile], the explained forecast.
     """
 
     static: np.ndarray
@@ -71,11 +72,11 @@ class Interpretation(NamedTuple):
 
 
 class WeightTables(NamedTuple):
-    """Mean weights by profile, as people and notebooks read them; within a profile each group sums to 1.
+    """Mean weights by profile as data frames; within a profile each group sums to 1.
 
-    variables: profile, group, variable, weight. attention: profile, on, lag_hours, weight, where `on` is "context" for
-    the parts of the context (each begins lag_hours before the origin and reaches back) and "horizon" for the earlier
-    steps of the horizon itself.
+    variables: profile, group, variable, weight. attention: profile, on, lag_hours, weight. `on` is "context" for a part
+    of the context (it starts lag_hours before the origin and extends into the past) or "horizon" for the earlier steps
+    of the horizon.
     """
 
     variables: pd.DataFrame
@@ -87,17 +88,17 @@ def variables_of(spec: WindowSpec, with_profile: bool) -> Variables:
     calendar = tuple(CALENDAR_SIZES)
     return Variables(
         static=(("profile",) if with_profile else ()) + spec.static_reals,
-        encoder=(*calendar, *_KNOWN_AHEAD, *spec.encoder_reals),
-        decoder=(*calendar, *spec.decoder_reals, *_KNOWN_AHEAD),
+        encoder=(*calendar, *_KNOWN_FUTURE_REALS, *spec.encoder_reals),
+        decoder=(*calendar, *spec.decoder_reals, *_KNOWN_FUTURE_REALS),
     )
 
 
 def label_of(variable: str) -> str:
-    """A variable in words: cpu_pct_daily_mean -> cpu_pct, usual at this time of day."""
+    """Label of a variable: cpu_pct_daily_mean -> "cpu_pct, mean of earlier days at this time"."""
     if variable in _LABELS:
         return _LABELS[variable]
-    part = next(part for part in _LABELS_OF_METRICS if variable.endswith(f"_{part}"))
-    return f"{variable.removesuffix(f'_{part}')}, {_LABELS_OF_METRICS[part]}"
+    suffix = next(suffix for suffix in _METRIC_LABELS if variable.endswith(f"_{suffix}"))
+    return f"{variable.removesuffix(f'_{suffix}')}, {_METRIC_LABELS[suffix]}"
 
 
 def interpret(
@@ -111,30 +112,31 @@ def interpret(
     measured |= ~np.any(measured, axis=1, keepdims=True)
     chosen = np.arange(weights.attention.shape[1]) if horizon_steps is None else np.array(horizon_steps) - 1
     encoder_steps = measured.shape[1]
-    looked_at = weights.attention[:, chosen].mean(axis=1)  # [window, E + H]
-    by_lag = np.zeros((len(looked_at), context_steps), dtype=np.float32)
-    by_lag[:, :encoder_steps] = looked_at[:, :encoder_steps][:, ::-1]
+    attention = weights.attention[:, chosen].mean(axis=1)  # [window, E + H]
+    by_lag = np.zeros((len(attention), context_steps), dtype=np.float32)
+    by_lag[:, :encoder_steps] = attention[:, :encoder_steps][:, ::-1]
     return Interpretation(
         static=weights.static_weights,
         encoder=(weights.encoder_weights * measured[..., None]).sum(axis=1) / measured.sum(axis=1, keepdims=True),
         decoder=weights.decoder_weights[:, chosen].mean(axis=1),
         attention=by_lag,
-        attention_ahead=looked_at[:, encoder_steps:].sum(axis=1),
-        encoder_steps=np.full(len(looked_at), encoder_steps),
+        attention_ahead=attention[:, encoder_steps:].sum(axis=1),
+        encoder_steps=np.full(len(attention), encoder_steps),
         quantiles=weights.quantiles,
     )
 
 
-def blank(windows: int, variables: Variables, spec: WindowSpec, quantiles: int) -> Interpretation:
-    """An interpretation to be filled in, window by window."""
+def empty_interpretation(windows: int, variables: Variables, config: ModelConfig) -> Interpretation:
+    """An Interpretation of zeros for a number of windows, to be filled."""
+    spec = config.spec
     shapes: list[tuple[int, ...]] = [(len(group),) for group in variables]
-    shapes += [(spec.context_steps,), (), (), (spec.horizon_steps, len(spec.metrics), quantiles)]
+    shapes += [(spec.context_steps,), (), (), (spec.horizon_steps, len(spec.metrics), len(config.quantiles))]
     kinds = [np.int64 if name == "encoder_steps" else np.float32 for name in Interpretation._fields]
     return Interpretation(*(np.zeros((windows, *shape), kind) for shape, kind in zip(shapes, kinds, strict=True)))
 
 
 def lag_bin_steps(context_steps: int) -> int:
-    """Width in steps of the parts that attention by lag is told in: an hour of a day's context."""
+    """Steps of one part of the context in attention by lag: an hour if the context is a day."""
     return -(-context_steps // MOST_LAG_BINS)
 
 
@@ -147,7 +149,7 @@ def in_lag_bins(attention: np.ndarray) -> np.ndarray:
 def weight_tables(
     found: Interpretation, variables: Variables, profiles: Sequence[str | None], step_seconds: int
 ) -> WeightTables:
-    """Means by profile; `profiles` are those of the windows, None = unknown."""
+    """Means by profile; profiles: one per window, None = unknown."""
     names = np.array([profile or UNKNOWN_PROFILE for profile in profiles])
     bin_hours = lag_bin_steps(found.attention.shape[1]) * step_seconds / 3600
     weights, attention = [], []

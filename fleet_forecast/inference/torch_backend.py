@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from fleet_forecast.features.windows import Windows
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig
+from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE
 from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
 
 
 def torch_run(model: ForecastModel) -> Callable[[Windows], np.ndarray]:
-    """Run windows through a torch model without gradients, for engine.Engine."""
+    """Windows -> quantiles of a torch model, for engine.Engine."""
 
     def run(windows: Windows) -> np.ndarray:
         return _without_gradients(model, model, windows).cpu().numpy()
@@ -26,7 +27,7 @@ def torch_run(model: ForecastModel) -> Callable[[Windows], np.ndarray]:
 
 
 def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
-    """The same with the network's weights."""
+    """Windows -> quantiles and the weights of variables and attention."""
 
     def explain(windows: Windows) -> NetworkWeights:
         return NetworkWeights(*(field.cpu().numpy() for field in _without_gradients(model, model.explained, windows)))
@@ -35,9 +36,9 @@ def torch_explain(model: ForecastModel) -> Callable[[Windows], NetworkWeights]:
 
 
 def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows: Windows) -> Any:
-    """What a method of the model gives at forecasting time; the model is left in the mode it was in.
+    """The output of a method of the model in evaluation mode; the model's own mode is restored.
 
-    A GPU's LSTM would round its factors to TF32's ten bits, which is too coarse for the canary.
+    TF32 is off: it rounds the factors of a GPU's LSTM to ten bits, which is too coarse for the canary.
     """
     was_training = model.training
     model.eval()
@@ -49,6 +50,6 @@ def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows
 
 def load_model(model_dir: Path, config: ModelConfig) -> ForecastModel:
     """Rebuild the torch model of a verified model directory."""
-    network = build_network(config.spec, config.network_profiles, config.hidden_size)
+    network = build_network(config.spec, config.profiles, config.hidden_size)
     network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
     return ForecastModel(network, config.spec, config.scaling).eval()

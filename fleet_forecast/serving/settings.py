@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from fleet_forecast.flags import add_flag
 from fleet_forecast.sources.address import is_address
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
@@ -88,12 +89,12 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
         described = description if shown in (None, "") or shown is False else f"{description} (default {shown})"
         flag = "--" + setting.name.replace("_", "-")
         if setting.type == "bool":
-            parser.add_argument(flag, action="store_true", default=None, help=described)
+            add_flag(parser, flag, action="store_true", default=None, help=described)
         elif setting.type == "tuple[str, ...]":
-            parser.add_argument(flag, nargs="*", default=None, metavar="NAME", help=described)
+            add_flag(parser, flag, nargs="*", default=None, metavar="NAME", help=described)
         else:
             kind = {"int": int, "float": float}.get(str(setting.type), str)
-            parser.add_argument(flag, type=kind, default=None, metavar=_metavar(setting), help=described)
+            add_flag(parser, flag, type=kind, default=None, metavar=_metavar(setting), help=described)
 
 
 def _metavar(setting: dataclasses.Field[Any]) -> str:

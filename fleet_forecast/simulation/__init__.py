@@ -1,4 +1,4 @@
-"""A simulated fleet: its physics, its writer and its live feed.
+"""A simulated fleet: its servers, rhythms, noise and incidents; output files and a live feed in two sub-packages.
 
 Imports contract; imported by the scripts alone.
 """

@@ -1,6 +1,6 @@
-"""Random numbers by key: the same key gives the same number, whatever was drawn before, wherever, in whatever order.
+"""Random numbers by key: a number depends on its key only, not on the numbers that were drawn before.
 
-That is why neither the number of workers nor the size of a chunk shows in the result, and why one server can be
+The simulated values therefore do not depend on the number of workers or the size of a chunk, and one server can be
 simulated without the others.
 """
 
@@ -46,10 +46,10 @@ def even_uniform(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.
 
 
 def paired_normal(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np.float64]:
-    """Normal numbers whose mean and deviation come out right even where there are few.
+    """Normal numbers whose mean and deviation are close to 0 and 1 even for few `numbers`.
 
-    2 and 3 have opposite numbers, so have 4 and 5, and so on (antithetic sampling); the sizes of the pairs are spread
-    evenly; number 1 stays close to 0.
+    Server numbers 2 and 3 have opposite values, and so have 4 and 5, and so on (antithetic sampling). The sizes of the
+    pairs are spread evenly. Number 1 is close to 0.
     """
     pair = numbers // 2
     quantile = NormalDist().inv_cdf
@@ -59,5 +59,5 @@ def paired_normal(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np
 
 
 def noise_stream(seed: int, server_key: int) -> np.random.Generator:
-    """The stream of innovations of one server; SFC64 is NumPy's fastest source of normal numbers."""
+    """Innovations of one server; SFC64 is NumPy's fastest generator of normal numbers."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, server_key))))

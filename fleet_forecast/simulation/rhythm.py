@@ -1,35 +1,92 @@
-"""Business time of a scenario, minute by minute, and what it means for each profile.
+"""Demand on the servers of each profile in business time, and what follows from it: memory, spikes, maintenance.
 
-A minute is one of 9 · 1440 cases: its minute of the business day, the kind of the day (business day, weekend, holiday)
-and that of the day before, because memory remembers. What a profile does in a case is a table, so ten years of calendar
-take a few megabytes.
+A minute of a scenario is one of 9 · 1440 cases: its minute of the business day, the kind of the day (business day,
+weekend, holiday) and the kind of the day before, because memory follows demand with a lag. The rhythm of a profile is a
+table by case, so a calendar of ten years takes a few megabytes.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
-from fleet_forecast.simulation.demand import BUSINESS_DAY, HOLIDAY, WEEKEND_DAY, demand_table, minutes
+from fleet_forecast.contract.calendar import (
+    BUSINESS_DAY,
+    HOLIDAY,
+    WEEKEND_DAY,
+    BusinessTime,
+    business_time,
+    kind_of_day,
+)
 from server_profiles import PROFILES, ServerProfile
 
 Float32 = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 DAY_MINUTES = 24 * 60
 KINDS_OF_DAY = (BUSINESS_DAY, WEEKEND_DAY, HOLIDAY)
 CASES = len(KINDS_OF_DAY) ** 2 * DAY_MINUTES
-SPIKE_FROM, SPIKE_UNTIL, SPIKE_DEMAND = 9 * 60, 10 * 60, 1.15
+RAMP_MINUTES = 10  # demand changes linearly between two levels over this time, centred on the edge of a window
+MEMORY_RESPONSE = 0.25  # change of memory's log odds per change of log demand
+MEMORY_LAG_MINUTES = 180
+SPIKE_FROM, SPIKE_UNTIL, SPIKE_DEMAND = 9 * 60, 10 * 60, 1.15  # morning spike: minutes of the day, least demand
 _MINUTES_AT_A_TIME = 500_000
+
+
+def demand_multiplier(profile: ServerProfile, when: BusinessTime) -> npt.NDArray[np.float32]:
+    """Demand on a server of the profile; 1 is the demand of a business day outside all windows of its rhythm."""
+    return demand_table(profile)[kind_of_day(when), when.minute_of_day]
+
+
+@functools.lru_cache(maxsize=len(ServerProfile))
+def demand_table(profile: ServerProfile) -> npt.NDArray[np.float32]:
+    """Demand by kind of day (business day, weekend, holiday) and minute of day: float32 [3, 1440]."""
+    rhythm = PROFILES[profile].rhythm
+    table = np.ones((3, DAY_MINUTES))
+    for window in rhythm.windows:
+        coverage = _coverage(minutes(window.start), minutes(window.end))
+        kinds = slice(None) if window.every_day else BUSINESS_DAY
+        table[kinds] += coverage * (window.multiplier - table[kinds])
+    table[WEEKEND_DAY] *= rhythm.weekend
+    table[HOLIDAY] *= rhythm.holiday
+    demand = table.astype(np.float32)
+    demand.flags.writeable = False
+    return demand
+
+
+def minutes(clock: str) -> int:
+    """Minutes since midnight of "HH:MM"."""
+    hour, minute = clock.split(":")
+    return int(hour) * 60 + int(minute)
+
+
+def _coverage(start: int, end: int) -> npt.NDArray[np.float64]:
+    """[1440] weight of the window in each minute of the day: 0 outside, 1 inside, linear over the ramp."""
+    length = (end - start) % DAY_MINUTES
+    since_start = (np.arange(DAY_MINUTES) + 0.5 - start) % DAY_MINUTES
+    inside = since_start < length
+    depth = np.minimum(since_start, length - since_start)
+    distance = np.minimum(DAY_MINUTES - since_start, since_start - length)
+    coverage: npt.NDArray[np.float64] = np.clip(0.5 + np.where(inside, depth, -distance) / RAMP_MINUTES, 0.0, 1.0)
+    return coverage
+
+
+def smoothed(per_minute: Floats) -> Floats:
+    """Exponential moving average with MEMORY_LAG_MINUTES of a curve by minute; it starts at the first value."""
+    decay = math.exp(-1 / MEMORY_LAG_MINUTES)
+    updates = ((1 - decay) * per_minute).tolist()
+    updates[0] = float(per_minute[0])
+    return np.array(list(itertools.accumulate(updates, lambda average, update: decay * average + update)))
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What each profile does in each case; arrays [profile, case], maintenance [profile, day of week · minute]."""
+    """Rhythm of each profile by case; arrays [profile, case], maintenance [profile, day of week · minute]."""
 
     log_demand: Float32
     memory_drive: Float32
@@ -53,11 +110,7 @@ class Calendar:
             minute = np.arange(first, min(first + _MINUTES_AT_A_TIME, last_minute))
             when = business_time(minute.astype("datetime64[m]"), timezone)
             before = business_time((minute - DAY_MINUTES).astype("datetime64[m]"), timezone)
-            kind, kind_before = (
-                np.where(day.day_of_week >= 5, WEEKEND_DAY, np.where(day.is_holiday, HOLIDAY, BUSINESS_DAY))
-                for day in (when, before)
-            )
-            case = (kind_before * len(KINDS_OF_DAY) + kind) * DAY_MINUTES + when.minute_of_day
+            case = (kind_of_day(before) * len(KINDS_OF_DAY) + kind_of_day(when)) * DAY_MINUTES + when.minute_of_day
             cases.append(case.astype(np.int16))
             days.append(when.day_of_week)
         return cls(first_minute, np.concatenate(cases), np.concatenate(days))

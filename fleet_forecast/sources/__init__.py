@@ -1,4 +1,4 @@
-"""What brings rows of the data contract from outside: Prometheus.
+"""Sources of measured rows of the data contract: Prometheus.
 
 Imports contract; imported by serving and the scripts.
 """

@@ -8,10 +8,10 @@ import httpx
 
 
 def is_address(text: str) -> bool:
-    """Whether requests can be sent there: http or https, a host name that can be looked up, a port that exists."""
+    """Whether the text is a URL for requests: http or https, a valid host name, a valid port."""
     try:
         url = httpx.URL(text)
-        url.host.encode("idna")  # as the look-up does
+        url.host.encode("idna")  # as a DNS query does
     except (httpx.InvalidURL, ValueError):
         return False
     has_port = url.port is None or 1 <= url.port <= 65_535

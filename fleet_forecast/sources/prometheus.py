@@ -1,33 +1,36 @@
-"""Prometheus as a source: a fleet's metrics by range queries, as rows of the data contract.
+"""Prometheus as a source: metrics of a fleet by range queries, as rows of the data contract.
 
-A row's timestamp is the begin of the step its values are means over: the value that a query gives at time T with the
-window `$window` of one step speaks of the step before T. Counter resets are rate()'s business; where Prometheus has no
-value (a gap, NaN, Inf) nothing was measured.
+A row's timestamp is the start of its step. The value of a query at time T with the window `$window` of one step
+describes the step that ends at T. `rate()` handles counter resets. Where Prometheus has no value (a gap, NaN, Inf), the
+metric is not measured.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
 import orjson
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from tenacity import Retrying
 
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import is_address
 
-STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer bound the memory of an answer
+STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
 ATTEMPTS = 4
+LONGEST_PAUSE_SECONDS = 30.0
 WINDOW = "$window"
 MIN_WINDOW_SECONDS = 60  # rate() needs two samples within the window; scrapes are 15 s to 1 min apart
 
@@ -38,88 +41,79 @@ class PrometheusError(RuntimeError):
     """Prometheus cannot be reached or refused a query; the message names the address or query and the reason."""
 
 
-class QueryFileError(ValueError):
-    """A query file is wrong; the message names the file, the key and the remedy."""
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; use {', '.join(METRICS)}")
+    return name
 
 
-@dataclass(frozen=True)
-class QuerySet:
-    """One PromQL expression per metric of the contract; `$window` stands for the step as a duration.
+_Metric = Annotated[str, AfterValidator(_known_metric)]
+_Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
-    server_label: the label that names the server; strip_port: whether host:9100 is the server "host".
+
+class QuerySet(BaseModel):
+    """One PromQL expression per metric; `$window` stands for the step as a duration. A TOML file has the same fields.
+
+    A metric without a query is not pulled.
     """
 
-    queries: Mapping[str, str]
-    server_label: str = "instance"
-    strip_port: bool = True
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    queries: Mapping[_Metric, _Query] = Field(default={}, validate_default=True)
+    server_label: str = Field(default="instance", description="label with the name of the server")
+    strip_port: bool = Field(default=True, description="whether host:9100 is the server host")
+
+    @field_validator("queries")
+    @classmethod
+    def _at_least_one(cls, queries: Mapping[str, str]) -> Mapping[str, str]:
+        if not queries:
+            raise ValueError("no queries; write [queries] and a line per metric, as cpu_pct = '...'")
+        return MappingProxyType(dict(queries))
+
+    def with_defaults(self, defaults: QuerySet) -> QuerySet:
+        """These queries, and the default ones of the other metrics if they have the same server label."""
+        if self.server_label != defaults.server_label:
+            return self
+        return self.model_copy(update={"queries": MappingProxyType({**defaults.queries, **self.queries})})
 
 
 _DISKS = 'device!~"loop.*|ram.*|sr.*|dm-.*|md.*|zram.*"'  # dm and md repeat the traffic of the disks below them
 _LINKS = 'device!~"lo|veth.*|docker.*|br-.*|virbr.*|cali.*|flannel.*|cni.*|tun.*|tap.*|bond.*"'
 NODE_EXPORTER = QuerySet(
-    MappingProxyType(
-        {
-            "cpu_pct": (
-                'clamp(100 * (1 - avg by (instance) (rate(node_cpu_seconds_total{mode="idle"}[$window]))), 0, 100)'
-            ),
-            "mem_pct": (
-                "clamp(100 * (1 - avg by (instance) (avg_over_time(node_memory_MemAvailable_bytes[$window]))"
-                " / avg by (instance) (avg_over_time(node_memory_MemTotal_bytes[$window]))), 0, 100)"
-            ),
-            "disk_io_mb_s": (
-                f"sum by (instance) (rate(node_disk_read_bytes_total{{{_DISKS}}}[$window])"
-                f" + rate(node_disk_written_bytes_total{{{_DISKS}}}[$window])) / 1e6"
-            ),
-            "net_in_mb_s": f"sum by (instance) (rate(node_network_receive_bytes_total{{{_LINKS}}}[$window])) / 1e6",
-            "net_out_mb_s": f"sum by (instance) (rate(node_network_transmit_bytes_total{{{_LINKS}}}[$window])) / 1e6",
-            # Mean time of a disk's read or write, not measured while there is none; an application's own latency is
-            # the better choice where there is one: give it in a query file.
-            "latency_ms": (
-                f"1000 * sum by (instance) (rate(node_disk_read_time_seconds_total{{{_DISKS}}}[$window])"
-                f" + rate(node_disk_write_time_seconds_total{{{_DISKS}}}[$window]))"
-                f" / sum by (instance) (rate(node_disk_reads_completed_total{{{_DISKS}}}[$window])"
-                f" + rate(node_disk_writes_completed_total{{{_DISKS}}}[$window]))"
-            ),
-        }
-    )
+    queries={
+        "cpu_pct": (
+            'clamp(100 * (1 - avg by (instance) (rate(node_cpu_seconds_total{mode="idle"}[$window]))), 0, 100)'
+        ),
+        "mem_pct": (
+            "clamp(100 * (1 - avg by (instance) (avg_over_time(node_memory_MemAvailable_bytes[$window]))"
+            " / avg by (instance) (avg_over_time(node_memory_MemTotal_bytes[$window]))), 0, 100)"
+        ),
+        "disk_io_mb_s": (
+            f"sum by (instance) (rate(node_disk_read_bytes_total{{{_DISKS}}}[$window])"
+            f" + rate(node_disk_written_bytes_total{{{_DISKS}}}[$window])) / 1e6"
+        ),
+        "net_in_mb_s": f"sum by (instance) (rate(node_network_receive_bytes_total{{{_LINKS}}}[$window])) / 1e6",
+        "net_out_mb_s": f"sum by (instance) (rate(node_network_transmit_bytes_total{{{_LINKS}}}[$window])) / 1e6",
+        # Mean time of a disk's read or write, not measured while there is none; an application's own latency is
+        # the better choice where there is one: give it in a query file.
+        "latency_ms": (
+            f"1000 * sum by (instance) (rate(node_disk_read_time_seconds_total{{{_DISKS}}}[$window])"
+            f" + rate(node_disk_write_time_seconds_total{{{_DISKS}}}[$window]))"
+            f" / sum by (instance) (rate(node_disk_reads_completed_total{{{_DISKS}}}[$window])"
+            f" + rate(node_disk_writes_completed_total{{{_DISKS}}}[$window]))"
+        ),
+    }
 )
 
 
 def load_query_set(path: Path) -> QuerySet:
-    """Queries of a TOML file: [queries] metric = 'PromQL', and server_label, strip_port if they are not the usual ones.
-
-    Raises QueryFileError.
-    """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise QueryFileError(f"query file {path}: {problem.strerror}; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise QueryFileError(f"query file {path} is not TOML: {problem}") from None
-    for key, kind in (("queries", dict), ("server_label", str), ("strip_port", bool)):
-        if key in document and not isinstance(document[key], kind):
-            raise QueryFileError(f"query file {path}: {key} is {document[key]!r}; it is a {kind.__name__}")
-    unknown = sorted(document.keys() - {"queries", "server_label", "strip_port"})
-    if unknown:
-        raise QueryFileError(f"query file {path}: unknown key {unknown[0]!r}; use queries, server_label, strip_port")
-    queries = document.get("queries", {})
-    if not queries:
-        raise QueryFileError(
-            f"query file {path}: no queries; write [queries] and a line per metric, as cpu_pct = '...'"
-        )
-    for metric, query in queries.items():
-        if metric not in METRICS:
-            raise QueryFileError(f"query file {path}: unknown metric {metric!r}; use {', '.join(METRICS)}")
-        if not isinstance(query, str) or not query.strip():
-            raise QueryFileError(f"query file {path}: {metric} is {query!r}; it is a PromQL expression in quotes")
-    return QuerySet(
-        MappingProxyType(dict(queries)), document.get("server_label", "instance"), document.get("strip_port", True)
-    )
+    """Queries of a TOML file with the fields of QuerySet: [queries] metric = 'PromQL'. Raises TomlFileError."""
+    return read_toml(path, QuerySet, "query file")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series of a range query; values are NaN where Prometheus says NaN or Inf."""
+    """One series of a range query; values are NaN where Prometheus has NaN or Inf."""
 
     labels: Mapping[str, str]
     seconds: np.ndarray  # float64 [point], UTC since 1970
@@ -128,9 +122,9 @@ class Series:
 
 @dataclass
 class PrometheusClient:
-    """Range queries to one Prometheus; transient failures are tried again with growing pauses.
+    """Range queries to one Prometheus, with retries and back-off.
 
-    token: sent as bearer token. transport: another way to the server, for tests.
+    token: sent as bearer token. transport: replaces the network in tests.
     """
 
     base_url: str
@@ -167,20 +161,25 @@ class PrometheusClient:
 
     def _post(self, path: str, form: dict[str, str]) -> dict[str, Any]:
         url = self.base_url.rstrip("/") + path
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                response = self._client.post(url, data=form)
-            except (httpx.HTTPError, OSError) as problem:  # a broken encoding of the answer among others
-                reason = f"{type(problem).__name__}: {problem}"
-            else:
-                if response.status_code == 200:
-                    return _document(response, url)
-                reason = f"status {response.status_code}: {_reason(response)}"
-                if response.status_code < 500 and response.status_code != 429:
-                    raise PrometheusError(f"{url} refused {form['query'][:300]!r}: {reason}")
-            if attempt < ATTEMPTS:
-                time.sleep(self.pause_seconds * 2 ** (attempt - 1))
-        raise PrometheusError(f"{url} does not answer after {ATTEMPTS} attempts: {reason}")
+        policy = back_off(TransientError, LONGEST_PAUSE_SECONDS, ATTEMPTS, self.pause_seconds)
+        try:
+            response = Retrying(**policy)(self._post_once, url, form)
+        except TransientError as problem:
+            raise PrometheusError(f"{url} does not answer after {ATTEMPTS} attempts: {problem}") from None
+        return _document(response, url)
+
+    def _post_once(self, url: str, form: dict[str, str]) -> httpx.Response:
+        """The response with status 200. Raises TransientError, or PrometheusError if a retry cannot help."""
+        try:
+            response = self._client.post(url, data=form)
+        except (httpx.HTTPError, OSError) as problem:  # includes a response in a broken encoding
+            raise TransientError(f"{type(problem).__name__}: {problem}") from None
+        if response.status_code == httpx.codes.OK:
+            return response
+        reason = f"status {response.status_code}: {_reason(response)}"
+        if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            raise PrometheusError(f"{url} refused {form['query'][:300]!r}: {reason}")
+        raise TransientError(reason)
 
 
 def pull_range(
@@ -193,8 +192,8 @@ def pull_range(
 ) -> pd.DataFrame:
     """Rows of the contract (timestamp, server_name, the queried metrics) for the steps in [start, end).
 
-    Steps are multiples of `step_seconds` since 1970; start and end are rounded down to them. A server has no row in a
-    step where none of its metrics was measured. Raises PrometheusError; ValueError if the range holds no step.
+    Steps are multiples of `step_seconds` since 1970; start and end are rounded down to them. A step in which none of a
+    server's metrics is measured has no row. Raises PrometheusError; ValueError if the range holds no step.
     """
     first = int(start.timestamp()) // step_seconds
     last = int(end.timestamp()) // step_seconds - 1
@@ -207,12 +206,7 @@ def pull_range(
     for done, (metric, (begin, finish)) in enumerate(((m, c) for m in metrics for c in chunks), 1):
         query = queries.queries[metric].replace(WINDOW, window)
         found = client.query_range(query, (begin + 1) * step_seconds, (finish + 1) * step_seconds, step_seconds)
-        seen: set[str] = set()
-        for series in found:
-            name = _server_name(series.labels, queries, metric)
-            if name in seen:
-                raise PrometheusError(f"query of {metric}: two series for server {name!r}; aggregate them in the query")
-            seen.add(name)
+        for name, series in _by_server(found, queries, metric).items():
             table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
             steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
             if ((steps < 0) | (steps >= len(table))).any():
@@ -220,6 +214,16 @@ def pull_range(
             table[steps, metrics.index(metric)] = series.values
         progress(done, len(metrics) * len(chunks))
     return _frame(tables, metrics, first, step_seconds)
+
+
+def _by_server(found: list[Series], queries: QuerySet, metric: str) -> dict[str, Series]:
+    by_server: dict[str, Series] = {}
+    for series in found:
+        name = _server_name(series.labels, queries, metric)
+        if name in by_server:
+            raise PrometheusError(f"query of {metric}: two series for server {name!r}; aggregate them in the query")
+        by_server[name] = series
+    return by_server
 
 
 def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:

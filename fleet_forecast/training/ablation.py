@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from fleet_forecast.evaluation import backtest as evaluation
+from fleet_forecast.evaluation.backtest import MODEL
+from fleet_forecast.evaluation.cold_start import PROFILE_GIVEN
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.trainer_state import Fit
 
@@ -34,7 +35,7 @@ def comparison_job(job: Job, training: Fit, max_seconds: float) -> Job:
 
 def beside(cold_start: pd.DataFrame, without: pd.DataFrame) -> pd.DataFrame:
     """The cold-start table with, for each history, the model trained without profiles from a table of its own."""
-    rows = without[without["method"] == evaluation.MODEL].assign(method=METHOD)
+    rows = without[without["method"] == MODEL].assign(method=METHOD)
     order = {history: place for place, history in enumerate(cold_start["history"].unique())}
     both = pd.concat([cold_start, rows], ignore_index=True)
     return both.sort_values("history", key=lambda names: names.map(order), kind="stable", ignore_index=True)
@@ -58,7 +59,7 @@ def in_words(training: Fit, comparison: Fit, cold_start: pd.DataFrame) -> str:
     return (
         f"{METHOD}: the same training but for the profile feature, on {comparison.windows:,} windows; "
         f"the model had {training.windows:,}\n"
-        f"Accuracy on new servers with at most 1 h of history: {short[f'{evaluation.MODEL}, profile given']:.1f} with "
+        f"Accuracy on new servers with at most 1 h of history: {short[PROFILE_GIVEN]:.1f} with "
         f"their profile, {short[METHOD]:.1f} by the {METHOD}\n"
         f"Price of the profile: {profiled['parameters']:,} parameters, without it {plain['parameters']:,} "
         f"({more:+.1f} %); {profiled['windows_per_second']:.0f} training windows/s, without it "

@@ -22,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fleet_forecast.atomic_write import sync
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, sync
+from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
 SEPARATOR = "/"  # between a part's name and a tensor's

@@ -12,13 +12,16 @@ import torch
 
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
-from fleet_forecast.evaluation import backtest as evaluation
+from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
+from fleet_forecast.evaluation.baselines import training_quantiles
+from fleet_forecast.evaluation.cold_start import cold_start_table
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.history import past_values
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanations import WeightTables, weight_tables
-from fleet_forecast.inference.model_directory import ModelConfig
+from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
 from fleet_forecast.network.model import ForecastModel, build_network
 from fleet_forecast.training.sampling import WindowSource
@@ -89,7 +92,7 @@ class Job:
             contract_version=CONTRACT_VERSION,
             hidden_size=self.hidden_size,
             quantiles=QUANTILE_LEVELS,
-            network_profiles=self.profiles,
+            profiles=self.profiles,
             spec=self.spec,
             scaling=self.scaling,
             windows_version=WINDOWS_VERSION,
@@ -98,7 +101,7 @@ class Job:
     def test_origins(self) -> np.ndarray:
         """Grid steps of the later days from which forecasts are judged: int64 [origin]."""
         every = max(1, TEST_EVERY_HOURS * 3600 // self.grid.step_seconds)
-        return evaluation.rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
+        return rolling_origins(self.split.train_end, self.grid.steps - 1, self.spec.horizon_steps, every)
 
     def judged(self, rows: np.ndarray) -> np.ndarray:
         """The servers forecasts are judged on: `rows`, or as many drawn of them as JUDGED_WINDOWS has room for."""
@@ -116,33 +119,25 @@ class Job:
                 continue
             rows = self.judged(rows)
             print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
-            past = evaluation.backtest(
-                self.grid,
-                rows,
-                origins,
-                self.spec.horizon_steps,
-                self.spec.history_steps,
-                QUANTILE_LEVELS,
-                engine.forecast,
-            )
-            tables[name] = past.scores()
+            tables[name] = backtest(self._backtest_plan(rows), engine.forecast, self.spec.history_steps).scores()
         return tables
 
     def cold_start(self, model: ForecastModel) -> pd.DataFrame:
-        """evaluation.cold_start_table of the servers never seen; empty if there are none."""
+        """cold_start_table of the unseen servers; empty if there are none."""
         if not len(self.split.unseen):
             return pd.DataFrame()
         print("evaluating unseen servers with little history", file=sys.stderr)
-        return evaluation.cold_start_table(
-            self.grid,
-            self.judged(self.split.unseen),
-            self.test_origins(),
-            self.spec.horizon_steps,
-            QUANTILE_LEVELS,
+        grid, split = self.grid, self.split
+        return cold_start_table(
+            self._backtest_plan(self.judged(split.unseen)),
             Engine(self.config("being judged"), torch_run(model)).forecast,
-            evaluation.profile_quantiles(self.grid, self.split.seen, self.split.train_end, QUANTILE_LEVELS),
+            training_quantiles(grid, split.seen, split.train_end, QUANTILE_LEVELS),
             bool(self.profiles),
         )
+
+    def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
+        """The later days of some servers."""
+        return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS)
 
     def mean_weights(self, model: ForecastModel) -> WeightTables:
         """What forecasts of the later days rest on, by profile: means over a sample of windows."""
@@ -158,6 +153,6 @@ class Job:
         rows, steps = chosen // len(origins), origins[chosen % len(origins)]
         profiles = [grid.profiles[row] for row in rows]
         engine = Engine(self.config("being explained"), torch_run(model), load_explain=lambda: torch_explain(model))
-        history = evaluation.past(grid.values, rows, steps, self.spec.history_steps)
+        history = past_values(grid.values, rows, steps, self.spec.history_steps)
         found = engine.explain(history, profiles, grid.timestamps()[steps])
         return weight_tables(found, engine.variables, profiles, grid.step_seconds)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, ModelConfig, ModelError, read_config, verify
+from fleet_forecast.inference.model_config import ModelConfig, ModelError
+from fleet_forecast.inference.model_directory import WEIGHTS_FILE, read_config, verify
 
 PROFILE_EMBEDDING = "input_embeddings.embeddings.profile.weight"  # [1 + profile, width]; row 0 is the unknown profile
 
@@ -31,7 +32,7 @@ def earlier_model(model_dir: Path, spec: WindowSpec, profiles: tuple[str, ...], 
         "context in steps": (config.context_steps, spec.context_steps),
         "horizon in steps": (config.horizon_steps, spec.horizon_steps),
         "hidden size": (config.hidden_size, hidden_size),
-        "profile feature": (bool(config.network_profiles), bool(profiles)),
+        "profile feature": (bool(config.profiles), bool(profiles)),
     }
     differing = [f"{name} (there {there}, here {here})" for name, (there, here) in wanted.items() if there != here]
     if differing:
@@ -49,7 +50,7 @@ def start_from(network: nn.Module, profiles: tuple[str, ...], model_dir: Path, e
     """
     weights = load_file(model_dir.resolve() / WEIGHTS_FILE)
     if profiles:
-        weights[PROFILE_EMBEDDING] = profile_rows(weights[PROFILE_EMBEDDING], earlier.network_profiles, profiles)
+        weights[PROFILE_EMBEDDING] = profile_rows(weights[PROFILE_EMBEDDING], earlier.profiles, profiles)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

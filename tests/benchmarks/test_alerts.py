@@ -1,4 +1,4 @@
-"""The replay that judges alerts."""
+"""Precision, recall and lead times of alarms on simulated weeks."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pytest
 from scipy import optimize
 
 from benchmarks import alerts as benchmark
-from benchmarks.alerts import Incident, Weeks, judge, persistent, straight_line, strict_thresholds
+from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
 from fleet_forecast.serving.alerting.book import AlertBook, AlertRules
 from tests.serving.alerting.test_book import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
@@ -34,7 +34,7 @@ def weeks(incidents, servers=2, steps=100, first=10):
 
 
 def firing(spans, servers=2, steps=100, first=10):
-    """bool [server, judged step], on in [begin, end) steps of the data."""
+    """bool [server, evaluated step], on in [begin, end) steps of the data."""
     on = np.zeros((servers, steps), dtype=bool)
     for server, begin, end in spans:
         on[server, begin:end] = True
@@ -44,24 +44,24 @@ def firing(spans, servers=2, steps=100, first=10):
 def test_every_alarm_and_incident_is_counted_once():
     fleet = weeks([(0, 30, 45, 60), (0, 80, 82, 90), (1, 30, 30, 40)])  # the first announces itself for 75 minutes
     alarms = firing([(0, 40, 42), (0, 50, 52), (0, 70, 72), (1, 10, 35), (1, 50, 51)])
-    found = judge([alarms], [fleet], rate=4.0)
+    found = evaluate([alarms], [fleet], rate=4.0)
     assert found["false_alarms"] == 3  # one after the incident, one that was on before it began, one in peace
     assert found["precision"] == 0.25
     assert found["precision_at_usual_rate"] == round(0.25 / 3.25, 3)
     assert (found["recall_long_precursor"], found["ahead_long_precursor"], found["recall_other"]) == (1, 1, 0)
-    assert found["lead_minutes_long_precursor"] == [20, 20, 20]  # a step is judged when it is over
+    assert found["lead_minutes_long_precursor"] == [20, 20, 20]  # a step is evaluated when it is over
     months = 2 * 90 * STEP / (30 * 86_400)
     assert found["false_alarms_per_server_month"] == round(3 / months, 3)
 
 
-def test_an_alarm_during_the_harm_finds_but_not_ahead():
-    found = judge([firing([(0, 50, 52)])], [weeks([(0, 30, 45, 60)])], rate=1.0)
+def test_an_alarm_during_the_harm_is_a_detection_but_not_ahead():
+    found = evaluate([firing([(0, 50, 52)])], [weeks([(0, 30, 45, 60)])], rate=1.0)
     assert (found["precision"], found["recall_long_precursor"], found["ahead_long_precursor"]) == (1, 1, 0)
     assert found["lead_minutes_long_precursor"][1] == -30
 
 
-def test_nothing_at_all_has_no_precision():
-    found = judge([firing([])], [weeks([])], rate=1.0)
+def test_without_alarms_there_is_no_precision():
+    found = evaluate([firing([])], [weeks([])], rate=1.0)
     assert found["precision"] is None
     assert found["recall_other"] is None
 
@@ -90,7 +90,7 @@ def test_the_straight_line_is_least_squares_through_the_last_hour():
         assert line[1, step, 2] == pytest.approx(np.polyval(slow, 11 + 48))
 
 
-def test_strict_thresholds_stay_within_what_can_be():
+def test_strict_thresholds_are_within_the_metrics_range():
     found = strict_thresholds(weeks([]), ("cpu_pct", "latency_ms"), 6)
     assert found.shape == (2, 2)
     assert 28 + 6 * 8 < found[0, 0] < 100  # further than linear below the middle, never beyond 100 %
@@ -111,13 +111,13 @@ def test_the_logistic_curve_has_the_highest_likelihood():
 
 
 @pytest.mark.parametrize("servers", [7, 10, 90, 91])
-def test_a_fleet_has_the_servers_asked_for(servers):
+def test_a_fleet_has_the_requested_number_of_servers(servers):
     counts = benchmark._counts(servers)
     assert sum(counts.values()) == servers
     assert servers < 90 or counts["web_api"] >= 25
 
 
-def test_the_replay_runs_through_the_daemons_code(tiny_model_dir, capsys):
+def test_the_replay_uses_the_daemons_code(tiny_model_dir, capsys):
     arguments = ["--model", str(tiny_model_dir), "--servers", "7", "--hours", "3"]
     assert benchmark.main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -128,7 +128,7 @@ def test_the_replay_runs_through_the_daemons_code(tiny_model_dir, capsys):
     assert "needs a model of all metrics" in capsys.readouterr().err
 
 
-def test_what_is_chosen_is_the_scatter_of_ordinary_times_and_calibrated(capsys):
+def test_chosen_parameters_are_the_covariance_of_normal_operation_and_calibrated(capsys):
     engine = FakeEngine(SimulatedConfig(history_steps=2))
     fleet = benchmark.simulate(engine, 5, servers=14, hours=24, rate=60)
     assert json.loads(json.dumps(sum(incident.announced for incident in fleet.incidents))) > 0
@@ -145,6 +145,6 @@ def test_what_is_chosen_is_the_scatter_of_ordinary_times_and_calibrated(capsys):
     assert "SCATTER = np.array(" in capsys.readouterr().out
 
 
-def test_a_missing_model_is_said(tmp_path, capsys):
+def test_a_missing_model_is_refused(tmp_path, capsys):
     assert benchmark.main(["--model", str(tmp_path)]) == 1
     assert "error: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The peers' features: nothing after the origin, the right hour of yesterday, scores where they belong."""
+"""Features and scores of the methods that the model is compared with."""
 
 import importlib.util
 import sys
@@ -33,7 +33,7 @@ def fleet_task(peers, values):
     return peers.Task("test", grid, 96, DAY, int(grid.steps * 0.7))
 
 
-def test_the_features_of_a_step_look_up_the_same_hour_of_yesterday_and_last_week(peers):
+def test_the_features_of_a_step_look_up_the_same_time_of_the_previous_day_and_week(peers):
     history = np.arange(7 * DAY + 12, dtype=np.float32)[None]  # the value is the position
     steps = np.array([[1, 96]])
     last = history.shape[1] - 1
@@ -46,7 +46,7 @@ def test_the_features_of_a_step_look_up_the_same_hour_of_yesterday_and_last_week
         assert row[4] == pytest.approx(last + step - 4 * DAY)  # the mean of seven days
 
 
-def test_the_usual_day_of_a_server_that_repeats_itself_is_its_tomorrow(peers):
+def test_the_usual_day_of_a_server_that_repeats_itself_is_exact(peers):
     day = np.random.default_rng(0).uniform(20, 60, (1, DAY, 2)).astype(np.float32)
     history = np.tile(day, (1, 8, 1))[:, -(7 * DAY + 12) :]
     made = peers.usual_day(history, 96, DAY, (0.1, 0.5, 0.9))
@@ -54,21 +54,21 @@ def test_the_usual_day_of_a_server_that_repeats_itself_is_its_tomorrow(peers):
     np.testing.assert_allclose(made, np.repeat(day[:, :96, :, None], 3, axis=3), rtol=1e-3)
 
 
-def test_what_is_not_measured_stays_not_measured(peers):
+def test_missing_values_are_missing_features(peers):
     history = np.full((2, 7 * DAY + 12), np.nan, dtype=np.float32)
     history[1, -1] = 5
-    table, centre, scale = peers.features(history, np.array([0, 0]), np.array([[1], [2]]), fleet_task(peers, history))
+    table, loc, scale = peers.features(history, np.array([0, 0]), np.array([[1], [2]]), fleet_task(peers, history))
     assert np.isfinite(scale).all()
     assert (scale > 0).all()
-    assert centre.tolist() == [0, 5]
+    assert loc.tolist() == [0, 5]
     assert np.isnan(table[0, :5]).all()
 
 
 def fold_scores(of_methods: dict[str, float], total: float) -> pd.DataFrame:
-    """Scores of a fold with one metric, servers seen and unseen alike."""
+    """Scores of a fold with one metric, the same for training and unseen servers."""
     rows = [
         {"method": method, "servers": servers, "metric": metric, "wql": wql, "total": total}
-        for servers in ("seen", "unseen")
+        for servers in ("training", "unseen")
         for method, wql in of_methods.items()
         for metric in ("cpu_pct", "mean")
     ]
@@ -79,10 +79,10 @@ def test_ratios_are_to_the_best_baseline_of_the_same_servers(peers):
     quiet, busy = {"lightgbm": 0.5, "flat": 1.0, "last": 2.0}, {"lightgbm": 3.0, "flat": 4.0, "last": 6.0}
     table = peers.summarise([fold_scores(quiet, 10.0), fold_scores(busy, 30.0)]).set_index(["servers", "method"])
     assert table["ratio"]["unseen", "lightgbm"] == pytest.approx((0.5 + 0.75) / 2)
-    assert table["ratio"]["seen", "last"] == pytest.approx((2 + 1.5) / 2)
+    assert table["ratio"]["training", "last"] == pytest.approx((2 + 1.5) / 2)
 
 
-def test_all_folds_together_are_one_set_of_servers(peers):
+def test_all_folds_together_are_scored_as_one_set_of_servers(peers):
     quiet, busy = {"lightgbm": 0.5, "flat": 1.0, "last": 2.0}, {"lightgbm": 3.0, "flat": 4.0, "last": 6.0}
     table = peers.summarise([fold_scores(quiet, 10.0), fold_scores(busy, 30.0)]).set_index(["servers", "method"])
     assert table["together"]["unseen", "lightgbm"] == pytest.approx((0.5 * 10 + 3 * 30) / (1 * 10 + 4 * 30))
@@ -95,12 +95,12 @@ def test_every_server_is_held_out_once(peers):
 
 
 @pytest.mark.slow
-def test_lightgbm_finds_a_daily_rhythm_that_flat_quantiles_miss(peers, monkeypatch):
+def test_lightgbm_finds_a_daily_rhythm_that_window_quantiles_miss(peers, monkeypatch):
     monkeypatch.setattr(peers, "MAX_TRAIN_ROWS", 12_000)
     monkeypatch.setattr(peers, "TREES", peers.TREES.set_params(n_estimators=60, learning_rate=0.1))
     random = np.random.default_rng(0)
     hours = np.arange(14 * DAY) / DAY * 2 * np.pi
     values = (50 + 30 * np.sin(hours) + random.normal(0, 2, (6, hours.size))).astype(np.float32)
-    scores, _ = peers.contest(fleet_task(peers, values), peers.Parts(np.array([5]), np.array([2])), None)
+    scores, _ = peers.compare(fleet_task(peers, values), peers.Parts(np.array([5]), np.array([2])), None)
     unseen = scores[(scores["servers"] == "unseen") & (scores["metric"] == "mean")].set_index("method")["wql"]
-    assert unseen["lightgbm"] < 0.5 * unseen["flat_24h"]
+    assert unseen["lightgbm"] < 0.5 * unseen["window_quantiles_24h"]

@@ -115,7 +115,7 @@ def test_profiles_are_inferred_only_for_servers_that_name_none(tmp_path):
     assert data.has_profile_column
     assert data.notices == (
         "profile of 1 of 3 servers inferred from the name",
-        "profile mainframe: not one of the seven, unknown to a model not trained on it",
+        "profile mainframe: not a built-in profile; only a model that was trained on it uses it",
     )
 
 

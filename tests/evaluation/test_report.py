@@ -1,4 +1,4 @@
-"""report.html: what a reader must find there, and nothing that a name could turn into markup."""
+"""report.html: its content, and names escaped in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fleet_forecast.evaluation.report import write_report
+from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.inference.explanations import WeightTables
 
 INFO = {
@@ -30,7 +30,11 @@ INFO = {
 
 
 def scores() -> pd.DataFrame:
-    rows = [("model", "cpu_pct", 0.111, 500), ("model", "mean", 0.222, 900), ("flat_24h", "mean", 0.333, 900)]
+    rows = [
+        ("model", "cpu_pct", 0.111, 500),
+        ("model", "mean", 0.222, 900),
+        ("window_quantiles_24h", "mean", 0.333, 900),
+    ]
     return pd.DataFrame(rows, columns=["method", "metric", "wql", "points"]).assign(total=7_777.0)
 
 
@@ -52,18 +56,18 @@ def weights() -> WeightTables:
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    write_report(tmp_path, "tft_model_x", INFO, {"unseen": scores()}, pd.DataFrame(), weights())
+    write_report(tmp_path, ModelReport("tft_model_x", INFO, {"unseen": scores()}, pd.DataFrame(), weights()))
     return (tmp_path / "report.html").read_text()
 
 
-def test_names_are_text_and_nothing_is_fetched(page: str) -> None:
+def test_names_are_escaped_and_nothing_is_loaded_from_elsewhere(page: str) -> None:
     assert "<web>" not in page
     assert "&lt;web&gt;" in page
     assert "a&lt;b&gt;" in page
     assert not re.search(r"<script|https?://|src=|@import|url\(", page)
 
 
-def test_variables_stand_heaviest_first_in_percent_and_in_words(page: str) -> None:
+def test_variables_are_sorted_by_weight_with_labels_and_percentages(page: str) -> None:
     static = page.partition("static variables")[2].partition("</table>")[0]
     rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in static.split("<tr>")[2:]]
     assert rows == [
@@ -73,7 +77,7 @@ def test_variables_stand_heaviest_first_in_percent_and_in_words(page: str) -> No
     ]
 
 
-def test_attention_bars_are_as_high_as_their_weights_and_run_towards_the_origin(page: str) -> None:
+def test_attention_bars_are_proportional_to_weights_and_end_at_the_origin(page: str) -> None:
     figure = next(part for part in page.split("<figure>")[1:] if ">database<" in part)
     bars = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', figure)
     (far_x, far_y, far_height), (near_x, near_y, near_height) = [tuple(map(float, bar)) for bar in bars]
@@ -81,10 +85,10 @@ def test_attention_bars_are_as_high_as_their_weights_and_run_towards_the_origin(
     assert near_height == pytest.approx(2 * far_height)
     assert far_y + far_height == pytest.approx(near_y + near_height)
     assert "2 h before" in figure
-    assert "25 % on the horizon itself" in figure
+    assert "25 % on the horizon" in figure
 
 
-def test_scores_show_means_first_and_metrics_on_request(page: str) -> None:
+def test_scores_show_means_and_fold_single_metrics(page: str) -> None:
     shown, _, folded = page.partition("<details>")
     assert "0.222" in shown
     assert "0.111" not in shown

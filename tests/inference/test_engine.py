@@ -1,4 +1,4 @@
-"""The engine: ONNX Runtime and torch agree; any history forecasts; nothing depends on company or on the future."""
+"""The engine: ONNX Runtime and torch agree, any history can be forecast, servers are independent of each other."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_onnx_and_torch_give_the_same_forecast(engine: Engine, tiny_model_dir: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_forecast_a_processor_gives(engine: Engine, tiny_model_dir: Path) -> None:
+def test_a_gpu_gives_the_forecast_of_a_cpu(engine: Engine, tiny_model_dir: Path) -> None:
     on_gpu = Engine.load(tiny_model_dir, device="cuda")
     for steps in (0, 1, 5, 48, 700):
         history = history_of(100, steps)
@@ -48,8 +48,8 @@ def test_a_gpu_gives_the_forecast_a_processor_gives(engine: Engine, tiny_model_d
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_gpu_would_forecast_in_full_float32(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding factors to TF32 moves quantiles by more than the canary forgives; training may, forecasting may not."""
+def test_forecasts_do_not_use_tf32(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 changes quantiles by more than the canary's tolerance. Training may use it, forecasting may not."""
     config = read_config(tiny_model_dir)
     model, precisions = load_model(tiny_model_dir, config), []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -71,7 +71,7 @@ def test_any_length_of_history_gives_ordered_quantiles_within_physical_bounds(en
 
 
 def test_extreme_values_stay_within_bounds(engine: Engine) -> None:
-    """Servers stuck at the limits of what can be measured."""
+    """Servers at the limits of the metrics' ranges."""
     history = np.zeros((3, 60, 3), dtype=np.float32)
     history[1] = [100, 100, 1e6]
     history[2, ::2] = [0, 100, 1e6]
@@ -95,7 +95,7 @@ def test_quantiles_that_are_nearly_equal_do_not_cross_by_rounding(tiny_model_dir
     assert (quantiles.diff(dim=-1) >= 0).all()
 
 
-def test_a_server_is_forecast_the_same_alone_and_in_a_fleet(engine: Engine) -> None:
+def test_the_forecast_of_a_server_is_the_same_alone_and_in_a_fleet(engine: Engine) -> None:
     history = history_of(300, 60)
     history[::3, :55] = np.nan  # a third of the servers is new
     profiles = ["database", "web_api", None] * 100
@@ -105,7 +105,7 @@ def test_a_server_is_forecast_the_same_alone_and_in_a_fleet(engine: Engine) -> N
         np.testing.assert_allclose(together[server], alone[0], rtol=1e-4, atol=1e-4)
 
 
-def test_several_threads_forecast_what_one_does(tiny_model_dir: Path) -> None:
+def test_several_threads_give_the_forecast_of_one(tiny_model_dir: Path) -> None:
     one, three = (Engine.load(tiny_model_dir, device="cpu", threads=threads) for threads in (1, 3))
     history = history_of(40, 60)
     history[::3, :55] = np.nan  # of two encoder lengths
@@ -137,7 +137,7 @@ def test_missing_values_are_not_the_same_as_zeros(engine: Engine) -> None:
     assert not np.allclose(engine.forecast(missing, [None], ORIGIN), engine.forecast(zero, [None], ORIGIN))
 
 
-def test_a_profile_the_model_never_saw_is_named_and_forecast_as_unknown(engine: Engine) -> None:
+def test_an_unknown_profile_is_named_and_forecast_as_no_profile(engine: Engine) -> None:
     assert engine.unknown_profiles(["database", None, "mainframe", "abacus"]) == ("abacus", "mainframe")
     history = history_of(1, 12)
     np.testing.assert_array_equal(
@@ -145,7 +145,7 @@ def test_a_profile_the_model_never_saw_is_named_and_forecast_as_unknown(engine: 
     )
 
 
-def test_the_profile_matters_to_a_server_without_history(engine: Engine) -> None:
+def test_the_profile_sets_the_level_of_a_server_without_history(engine: Engine) -> None:
     nothing = np.empty((2, 0, 3), dtype=np.float32)
     database, web_api = engine.forecast(nothing, ["database", "web_api"], ORIGIN)[..., 3]
     assert database[:, 0].mean() > web_api[:, 0].mean() + 10  # 60 % and 25 % CPU in the tiny fleet

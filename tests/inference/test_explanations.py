@@ -1,4 +1,4 @@
-"""Explanations: the network's own weights, the same as the stock class gives, reduced to what people can read."""
+"""Explanations: the weights are those of the stock class, and are averaged and labelled correctly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import Windows, WindowSpec
 from fleet_forecast.inference.engine import Engine, NoExplanationError
 from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of, weight_tables
-from fleet_forecast.inference.model_directory import ModelError, read_config
+from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_explain
 from fleet_forecast.network.model import ForecastModel, build_network, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
@@ -36,7 +37,7 @@ def engine(tiny_model_dir: Path) -> Engine:
 def stock_weights(model_dir: Path):
     """windows -> NetworkWeights by the stock class in double precision, its weights read from the model directory."""
     config = read_config(model_dir)
-    stock = build_network(config.spec, config.network_profiles, config.hidden_size, TemporalFusionTransformer)
+    stock = build_network(config.spec, config.profiles, config.hidden_size, TemporalFusionTransformer)
     stock.load_state_dict(load_file(model_dir / "model.safetensors"))
     model = ForecastModel(stock, config.spec, config.scaling).eval().double()
 
@@ -59,10 +60,10 @@ def test_the_explanation_is_that_of_the_stock_network(engine: Engine, tiny_model
     history = history_of(3, steps)
     history[0, : steps // 2] = np.nan
     stock = Engine(
-        engine.config, lambda _: pytest.fail("not asked"), load_explain=lambda: stock_weights(tiny_model_dir)
+        engine.config, lambda _: pytest.fail("not called"), load_explain=lambda: stock_weights(tiny_model_dir)
     )
     model = load_model(tiny_model_dir, engine.config)
-    in_torch = Engine(engine.config, lambda _: pytest.fail("not asked"), load_explain=lambda: torch_explain(model))
+    in_torch = Engine(engine.config, lambda _: pytest.fail("not called"), load_explain=lambda: torch_explain(model))
     expected = stock.explain(history, PROFILES, ORIGIN)
     for ours in (engine.explain(history, PROFILES, ORIGIN), in_torch.explain(history, PROFILES, ORIGIN)):
         for name, weights in ours._asdict().items():
@@ -70,7 +71,7 @@ def test_the_explanation_is_that_of_the_stock_network(engine: Engine, tiny_model
 
 
 @pytest.mark.parametrize("with_profile", [True, False])
-def test_the_names_are_those_of_the_networks_own_weights_in_their_order(with_profile: bool) -> None:
+def test_names_have_the_order_of_the_networks_weights(with_profile: bool) -> None:
     spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, "America/New_York", 24, 12)
     network = build_network(spec, ("database", "web_api") if with_profile else (), 8, TemporalFusionTransformer)
     names = variables_of(spec, with_profile)
@@ -82,7 +83,7 @@ def test_every_variable_has_a_label_of_its_own() -> None:
     spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, "America/New_York", 24, 12)
     for group in variables_of(spec, with_profile=True):
         assert len({label_of(name) for name in group}) == len(group)
-    assert label_of("net_in_mb_s_daily_mean") == "net_in_mb_s, usual at this time of day"
+    assert label_of("net_in_mb_s_daily_mean") == "net_in_mb_s, mean of earlier days at this time"
 
 
 @pytest.mark.parametrize("steps", [0, 1, 13, 48])
@@ -108,7 +109,7 @@ def test_the_explanation_belongs_to_the_forecast(engine: Engine) -> None:
     np.testing.assert_allclose(found.quantiles, engine.forecast(history, profiles, ORIGIN), rtol=1e-4, atol=1e-4)
 
 
-def test_a_server_is_explained_the_same_alone_and_in_a_fleet(engine: Engine) -> None:
+def test_the_explanation_of_a_server_is_the_same_alone_and_in_a_fleet(engine: Engine) -> None:
     history = history_of(40, 60)
     history[::3, :55] = np.nan
     profiles = [PROFILES[index % 3] for index in range(40)]
@@ -135,7 +136,7 @@ def weights_of(encoder: list[float], attention: list[list[float]]) -> NetworkWei
     )
 
 
-def test_attention_is_read_backwards_from_the_origin_and_apart_from_the_horizon() -> None:
+def test_attention_is_by_lag_before_the_origin_and_separate_for_the_horizon() -> None:
     attention = [[0.1, 0.2, 0.7, 0.0, 0.0], [0.3, 0.2, 0.1, 0.4, 0.0]]
     found = interpret(windows_of([True] * 3), weights_of([0.5] * 3, attention), context_steps=5)
     np.testing.assert_allclose(found.attention[0], [0.4, 0.2, 0.2, 0, 0], rtol=1e-6)
@@ -146,13 +147,13 @@ def test_attention_is_read_backwards_from_the_origin_and_apart_from_the_horizon(
     assert found.decoder[0, 0] == 1.5
 
 
-def test_encoder_weights_are_those_of_measured_steps_or_of_all_if_none_was() -> None:
+def test_encoder_weights_are_the_mean_over_measured_steps_or_over_all_if_none_was_measured() -> None:
     weights = weights_of([0.9, 0.2, 0.4], [[1 / 3] * 3 + [0.0]])
     assert interpret(windows_of([False, True, True]), weights, 3).encoder[0] == pytest.approx([0.3, 0.7])
     assert interpret(windows_of([False] * 3), weights, 3).encoder[0] == pytest.approx([0.5, 0.5])
 
 
-def test_lag_bins_are_hours_of_a_day_and_lose_nothing() -> None:
+def test_lag_bins_are_hours_of_a_day_and_keep_the_sum() -> None:
     np.testing.assert_array_equal(in_lag_bins(np.ones(288)), np.full(24, 12))
     np.testing.assert_array_equal(in_lag_bins(np.ones(50)), [3] * 16 + [2])
     np.testing.assert_array_equal(in_lag_bins(np.arange(4)), np.arange(4))
@@ -178,7 +179,7 @@ def test_tables_are_means_by_profile(engine: Engine) -> None:
 def test_the_published_tables_are_the_means_over_later_days_of_every_profile(
     engine: Engine, tiny_model_dir: Path, tiny_training_dir: Path
 ) -> None:
-    """The tiny fleet is small enough that its sample is all there is."""
+    """The tiny fleet is smaller than the sample, so that all windows are in it."""
     frame = pd.read_parquet(tiny_training_dir / "server_metrics.parquet")
     grid = FleetGrid.from_frame(frame, engine.config.targets, 300)
     first = int(grid.steps * 0.7) - 1  # the last step trained on
@@ -213,7 +214,7 @@ def test_explaining_on_a_cpu_never_imports_torch(tiny_model_dir: Path) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_a_model_without_explanations_forecasts_and_says_so_only_when_asked(
+def test_a_model_without_explanations_forecasts_and_refuses_only_explanations(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     older = Path(shutil.copytree(tiny_model_dir, tmp_path / "older"))

@@ -1,4 +1,4 @@
-"""A model directory is all there, unchanged and of this contract, or it is refused by name."""
+"""A model directory that is not complete, unchanged and of supported versions is refused, with a message."""
 
 from __future__ import annotations
 
@@ -13,15 +13,8 @@ import pytest
 from fleet_forecast.features.clock_change import earlier_days_by_the_clock
 from fleet_forecast.features.earlier_days import EarlierDays
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.model_directory import (
-    ModelConfig,
-    ModelError,
-    new_model_directory,
-    only_writer,
-    promote,
-    read_config,
-    verify,
-)
+from fleet_forecast.inference.model_config import ModelConfig, ModelError
+from fleet_forecast.inference.model_directory import new_model_directory, only_writer, promote, read_config, verify
 
 
 @pytest.fixture
@@ -30,7 +23,7 @@ def copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
 
 
-def test_a_published_model_holds_what_the_design_says_and_no_pickle(tiny_model_dir: Path) -> None:
+def test_a_published_model_has_the_documented_files_and_no_pickle(tiny_model_dir: Path) -> None:
     names = {path.name for path in tiny_model_dir.iterdir()}
     assert {
         "model.safetensors",
@@ -51,7 +44,7 @@ def test_a_published_model_holds_what_the_design_says_and_no_pickle(tiny_model_d
     assert set(manifest["files"]) == names - {"manifest.json"}
 
 
-def test_whoever_may_read_one_file_of_a_model_may_read_all(tiny_model_dir: Path) -> None:
+def test_all_files_of_a_model_have_the_same_permissions(tiny_model_dir: Path) -> None:
     """The trainer and the daemon need not be the same user."""
     assert len({path.stat().st_mode for path in tiny_model_dir.iterdir()}) == 1
 
@@ -64,7 +57,7 @@ def test_config_survives_a_round_trip(tiny_model_dir: Path) -> None:
     config = read_config(tiny_model_dir)
     again = ModelConfig.from_json(config.to_json())
     assert again.spec == config.spec
-    assert again.network_profiles == ("database", "web_api")
+    assert again.profiles == ("database", "web_api")
     assert again.to_json() == config.to_json()
     np.testing.assert_array_equal(again.scaling.centre, config.scaling.centre)
 
@@ -76,7 +69,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "explain.onnx", "config.json", "canary.json"])
-def test_one_flipped_bit_anywhere_is_refused(copy: Path, name: str) -> None:
+def test_one_flipped_bit_in_any_file_is_refused(copy: Path, name: str) -> None:
     flip_a_bit(copy / name)
     with pytest.raises(ModelError, match=rf"{name}: is damaged .* copy it again or train again"):
         Engine.load(copy, device="cpu")
@@ -112,12 +105,12 @@ def test_a_half_written_directory_is_refused(copy: Path) -> None:
         verify(copy)
 
 
-def test_a_folder_of_models_is_told_from_a_model(tiny_models_dir: Path) -> None:
+def test_a_folder_of_models_is_refused_with_a_model_to_use(tiny_models_dir: Path) -> None:
     with pytest.raises(ModelError, match=r"holds models; give one of them, such as .*current"):
         verify(tiny_models_dir)
 
 
-def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_models_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with (
         pytest.raises(ModelError, match="file: is a file; give a folder as --models-dir"),
@@ -126,20 +119,47 @@ def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path: Path) -> No
         pass
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere: no such model directory; train one with tft_trainer.py"):
         verify(tmp_path / "nowhere")
 
 
 def reseal(directory: Path) -> None:
-    """Write a manifest that fits the changed files, as an attacker or another version would."""
-    from fleet_forecast.inference.model_directory import _seal
+    """Write a manifest that fits the changed files."""
+    from fleet_forecast.inference.model_directory import write_manifest
 
     (directory / "manifest.json").unlink()
-    _seal(directory)
+    write_manifest(directory)
 
 
-def test_another_contract_version_is_refused_with_both_versions(copy: Path) -> None:
+@pytest.mark.parametrize("written", [{}, {"format_version": 1}, {"format_version": 99}])
+def test_a_directory_of_another_format_is_refused_with_both_versions(copy: Path, written: dict[str, int]) -> None:
+    """The first format had no version in its manifest."""
+    path = copy / "manifest.json"
+    path.write_text(json.dumps({**written, "files": json.loads(path.read_text())["files"]}))
+    version = written.get("format_version", 1)
+    with pytest.raises(
+        ModelError, match=rf"manifest.json: format_version is {version}, this software speaks 2; train again"
+    ):
+        Engine.load(copy, device="cpu")
+
+
+def test_another_minor_version_of_the_contract_is_read(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["contract_version"] = "1.99.0"
+    (copy / "config.json").write_text(json.dumps(config))
+    reseal(copy)
+    assert Engine.load(copy, device="cpu").config.contract_version == "1.99.0"
+
+
+def test_a_missing_or_unknown_field_of_the_configuration_is_named(tiny_model_dir: Path) -> None:
+    fields = json.loads((tiny_model_dir / "config.json").read_text())
+    for changed, name in (({**fields, "extra": 1}, "extra"), ({**fields, "spec": {}}, "metrics")):
+        with pytest.raises(ModelError, match=rf"config.json: not a model configuration \(.*{name}.*\); train again"):
+            ModelConfig.from_json(json.dumps(changed))
+
+
+def test_another_major_version_of_the_contract_is_refused_with_both_versions(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["contract_version"] = "9.9.9"
     (copy / "config.json").write_text(json.dumps(config))
@@ -148,17 +168,16 @@ def test_another_contract_version_is_refused_with_both_versions(copy: Path) -> N
         Engine.load(copy, device="cpu")
 
 
-def test_a_model_that_reads_other_windows_is_refused_as_such(copy: Path) -> None:
-    """One trained before windows had a version is of the first."""
+def test_another_version_of_windows_is_refused_with_both_versions(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    del config["windows_version"]
+    config["windows_version"] = 1
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
     with pytest.raises(ModelError, match=r"windows_version is 1, this software speaks 5; train again"):
         Engine.load(copy, device="cpu")
 
 
-def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> None:
+def test_a_network_with_other_outputs_fails_its_canary(copy: Path) -> None:
     canary = json.loads((copy / "canary.json").read_text())
     canary["quantiles"][0][0][0][3] += 0.5
     (copy / "canary.json").write_text(json.dumps(canary))
@@ -167,7 +186,7 @@ def test_a_network_that_computes_something_else_fails_its_canary(copy: Path) -> 
         Engine.load(copy, device="cpu")
 
 
-def test_windows_that_are_cut_in_another_way_fail_the_canary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_that_are_built_in_another_way_fail_the_canary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary has a server with earlier days."""
 
     def narrow(*arguments: Any) -> EarlierDays:

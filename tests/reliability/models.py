@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from starlette.testclient import TestClient
 
-from fleet_forecast.inference.model_directory import _seal, promote
+from fleet_forecast.inference.model_directory import promote, write_manifest
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.settings import Settings
 from tests.reliability.finding import Finding
@@ -43,7 +43,7 @@ def _resealed(change: Callable[[Path], None]) -> Callable[[Path], None]:
     def damage(model: Path) -> None:
         change(model)
         (model / "manifest.json").unlink()
-        _seal(model)
+        write_manifest(model)
 
     return damage
 

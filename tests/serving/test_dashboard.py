@@ -45,7 +45,7 @@ def test_it_draws_the_forecast_in_a_browser(tmp_path):
     page = done.stdout
     assert "database (pattern" in page
     assert page.count("<svg") == 6 + 4  # metrics; groups of variables and attention
-    assert "CPU, usual at this time of day" in page
+    assert "CPU, mean of earlier days at this time" in page
     assert "10 % on the hours to come" in page
     assert 'class="most"' in page
     assert ">now<" in page

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.incident_kinds import KINDS, LABELS, incident_table
 from fleet_forecast.simulation.incidents import (
     CALM_MINUTES,
-    KINDS,
-    LABELS,
-    incident_table,
+    Period,
+    incident_rate_factors,
     injected_event,
     schedule_events,
-    schedule_outages,
-    trouble_weights,
 )
-from fleet_forecast.simulation.physics import CRITICAL, RECOVERY, Scenario, Simulator, World
+from fleet_forecast.simulation.outages import schedule_outages
+from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.simulator import Simulator
+from fleet_forecast.simulation.states import CRITICAL, RECOVERY
 from server_profiles import PROFILES, ServerProfile
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
@@ -85,26 +86,26 @@ def test_memory_leaks_for_hours_before_an_oom():
     assert memory[int(event.fade[0] // 60) + 3] < memory[:30].mean(), "a restart empties memory"
 
 
-def test_the_rate_is_incidents_a_server_and_month_and_trouble_prone_servers_have_more():
+def test_the_rate_is_incidents_a_server_and_month_and_incident_prone_servers_have_more():
     fleet = Fleet.of({"web_api": 400, "database": 400}, seed=1)
     for rate in (0.5, 1.0, 3.0):
-        events = schedule_events(fleet, fleet.seed, rate, 0.0, 3 * MONTH)
+        events = schedule_events(fleet, fleet.seed, rate, Period(0.0, 3 * MONTH))
         assert events.server.size / len(fleet) / 3 == pytest.approx(rate, rel=0.12)
     counts = np.bincount(events.server, minlength=len(fleet))
-    prone = fleet.habits.trouble_prone
+    prone = fleet.traits.incident_prone
     assert prone.mean() == pytest.approx(0.1, abs=0.01)
     assert counts[prone].mean() > 4 * counts[~prone].mean()
-    assert trouble_weights(fleet).mean() == pytest.approx(1.0, abs=0.05)
+    assert incident_rate_factors(fleet).mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_no_incidents_at_rate_0_and_none_on_generic_servers():
-    assert schedule_events(Fleet.of({"web_api": 50}, 1), 1, 0.0, 0.0, MONTH).server.size == 0
-    assert schedule_events(Fleet.of({"generic": 50}, 1), 1, 50.0, 0.0, MONTH).server.size == 0
+    assert schedule_events(Fleet.of({"web_api": 50}, 1), 1, 0.0, Period(0.0, MONTH)).server.size == 0
+    assert schedule_events(Fleet.of({"generic": 50}, 1), 1, 50.0, Period(0.0, MONTH)).server.size == 0
 
 
 def test_times_are_in_order_and_a_server_has_one_incident_at_a_time():
     fleet = Fleet.of({profile: 20 for profile in ServerProfile if profile != "data_ingest"}, seed=1)
-    events = schedule_events(fleet, 1, 8.0, 0.0, 3 * MONTH)
+    events = schedule_events(fleet, 1, 8.0, Period(0.0, 3 * MONTH))
     for earlier, later in ((events.onset, events.start), (events.start, events.peak), (events.peak, events.fade)):
         assert (earlier <= later).all()
     assert (events.fade < events.end).all()
@@ -118,7 +119,7 @@ def test_times_are_in_order_and_a_server_has_one_incident_at_a_time():
 
 def test_a_backpressure_cascade_spreads_later_and_weaker_to_other_servers():
     fleet = Fleet.of({"data_ingest": 10, "database": 5, "web_api": 5}, seed=2)
-    events = schedule_events(fleet, 2, 4.0, 0.0, 6 * MONTH)
+    events = schedule_events(fleet, 2, 4.0, Period(0.0, 6 * MONTH))
     cascade = events.kind == LABELS.index("backpressure_cascade")
     sources = cascade & (events.onset < events.start)
     spread = cascade & (events.onset == events.start)
@@ -135,7 +136,7 @@ def test_a_backpressure_cascade_spreads_later_and_weaker_to_other_servers():
 
 def test_outages_last_minutes_to_hours():
     fleet = Fleet.of({"generic": 300}, seed=2)
-    outages = schedule_outages(fleet, 2, 1.0, 0.0, 6 * MONTH)
+    outages = schedule_outages(fleet, 2, 1.0, Period(0.0, 6 * MONTH))
     minutes = (outages.end - outages.start) / 60
     assert outages.server.size / 300 / 6 == pytest.approx(0.5, rel=0.15)
     assert 10 <= minutes.min() < np.median(minutes) < minutes.max() <= 480

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from fleet_forecast.simulation import live
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.live import Feed, FeedError, LiveFleet, Pace, StreamPlan, stream
-from fleet_forecast.simulation.physics import Scenario, simulate
+from fleet_forecast.simulation.live import feed as feed_module
+from fleet_forecast.simulation.live import playback
+from fleet_forecast.simulation.live.feed import Feed, FeedError
+from fleet_forecast.simulation.live.live_fleet import LiveFleet
+from fleet_forecast.simulation.live.playback import Pace, StreamPlan, stream
+from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.simulation.simulator import simulate
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
 LONG_AGO = 4_000_000_000.0  # a clock at which every tick is past
@@ -130,7 +134,7 @@ def test_pauses_grow_and_the_daemons_own_wish_is_kept():
 
 def test_a_daemon_that_never_answered_is_given_up_soon_with_address_and_remedy(monkeypatch):
     times = iter(range(0, 10_000, 4))
-    monkeypatch.setattr(live.time, "monotonic", lambda: float(next(times)))
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: float(next(times)))
     daemon = Daemon(*[httpx.ConnectError("[Errno 111] Connection refused")] * 100)
     with pytest.raises(FeedError, match=r"http://daemon:8000 does not take samples: ConnectError.*start the daemon"):
         play(daemon)
@@ -164,7 +168,7 @@ def test_rejected_records_are_counted_and_the_first_reason_is_shown():
 def test_overdue_ticks_go_together_and_what_is_sent_is_the_same(monkeypatch):
     together, one_by_one, told = Daemon(), Daemon(), []
     play(one_by_one)
-    monkeypatch.setattr(live, "RECORDS_IN_ONE_BACKFILL", 50)
+    monkeypatch.setattr(playback, "RECORDS_IN_ONE_BACKFILL", 50)
     counts = play(together, StreamPlan(scenario(), 0, 40, None), on_ticks=lambda *ticks: told.append(ticks))
     assert (one_by_one.requests, together.requests) == (40, 4)
     assert (together.rows, together.order, counts["ticks"]) == (one_by_one.rows, one_by_one.order, 40)
@@ -173,7 +177,7 @@ def test_overdue_ticks_go_together_and_what_is_sent_is_the_same(monkeypatch):
 
 
 def test_large_fleets_are_sent_in_requests_of_bounded_size(monkeypatch):
-    monkeypatch.setattr(live, "RECORDS_IN_ONE_REQUEST", 3)
+    monkeypatch.setattr(feed_module, "RECORDS_IN_ONE_REQUEST", 3)
     daemon = Daemon()
     play(daemon, StreamPlan(scenario(), 0, 5, 1e9))
     assert daemon.requests == 10
@@ -221,12 +225,12 @@ def test_a_stopped_stream_goes_on_where_it_was_without_loss_or_doubles(tmp_path,
         assert {key: row for key, row in daemon.rows.items() if key in own} == {
             key: row for key, row in whole.rows.items() if key in own
         }
-        racked = {name for name, _ in daemon.rows} - {name for name, _ in own}
-        assert racked
-        for name in racked:
+        added = {name for name, _ in daemon.rows} - {name for name, _ in own}
+        assert added
+        for name in added:
             mine = sorted(stamp for other, stamp in daemon.rows if other == name)
             last = sorted({stamp for _, stamp in daemon.rows})[-len(mine) :]
-            assert mine == last, "a racked server stays without a gap"
+            assert mine == last, "an added server stays without a gap"
 
 
 def test_an_injected_incident_goes_on_after_a_stop(tmp_path):
@@ -247,7 +251,9 @@ def test_an_injected_incident_goes_on_after_a_stop(tmp_path):
 def test_a_damaged_position_file_is_refused_with_the_remedy(tmp_path, content):
     position = tmp_path / "position.json"
     position.write_text(content)
-    with pytest.raises(ValueError, match=r"position\.json is not one; give another path, or remove it"):
+    with pytest.raises(
+        ValueError, match=r"position\.json is damaged or has another format; give another path, or remove it"
+    ):
         play(Daemon(), StreamPlan(scenario(), 0, 40, None, position_file=position))
 
 
@@ -262,7 +268,7 @@ def test_a_position_file_of_another_stream_is_refused(tmp_path):
 def test_a_stream_that_is_stopped_while_the_daemon_is_away_ends_at_once():
     daemon = Daemon("ok", *[httpx.ConnectError("gone")] * 1_000)
     feed, _, stopped = feed_to(daemon)
-    feed.say = lambda text: stopped.set()
+    feed.report = lambda text: stopped.set()
     counts = play(daemon, feed=feed)
     assert counts["ticks"] == 1
     assert daemon.requests == 2
@@ -299,12 +305,12 @@ def test_a_stream_waits_for_each_tick_of_the_future():
 # --- new servers and incidents --------------------------------------------------------------------------------------
 
 
-def test_new_servers_are_racked_live_with_the_next_number_of_their_profile():
+def test_new_servers_are_added_live_with_the_next_number_of_their_profile():
     daemon = Daemon()
     feed, said, _ = feed_to(daemon)
     counts = play(daemon, StreamPlan(scenario(), 0, 40, 1e9, new_server_every_steps=4), feed)
     assert counts["servers"] == 4 + 9
-    assert sum("racked" in text for text in said) == 9
+    assert sum("added" in text for text in said) == 9
     names = {name for name, _ in daemon.rows}
     assert len(names) == 13
     larger = Fleet.of({"web_api": 9, "database": 9}, seed=5)

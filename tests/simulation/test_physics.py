@@ -7,21 +7,21 @@ import pytest
 
 from data_contract import METRICS, STATES
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.simulation.calibration import METRIC_COUNT, burst, calibrate, noise_mean, soft_limit
+from fleet_forecast.simulation.calibration import burst, calibrate, noise_mean, soft_limit
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.physics import (
-    CORRELATION_MINUTES,
+from fleet_forecast.simulation.metric_model import METRIC_COUNT
+from fleet_forecast.simulation.noise import CORRELATION_MINUTES, SAMPLING_NOISE
+from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.simulator import Simulator, simulate
+from fleet_forecast.simulation.states import (
+    CRITICAL,
+    HEALTHY,
     HEAVY_LOAD,
     IDLE,
     MAINTENANCE,
     MORNING_SPIKE,
     OFFLINE,
     RECOVERY,
-    STATE_NAMES,
-    Scenario,
-    Simulator,
-    World,
-    simulate,
 )
 from server_profiles import PROFILES, ServerProfile
 
@@ -201,25 +201,26 @@ def test_servers_of_a_profile_differ_in_level(healthy):
 
 
 def test_noise_is_the_plain_recursion_step_by_step():
-    simulator = Simulator(World.of(small()), np.array([0, 3]))
-    first = simulator._noise.reshape(2, 8).astype(np.float64)
-    fast = simulator._advance_noise(50)
-    reference = Simulator(World.of(small()), np.array([0, 3]))
-    habits = small().fleet.habits
+    noise = Simulator(World.of(small()), np.array([0, 3])).noise
+    first = noise.state.reshape(2, 8).astype(np.float64)
+    fast = noise.advance(50)
+    reference = Simulator(World.of(small()), np.array([0, 3])).noise
+    sampling = np.sqrt(SAMPLING_NOISE)
     for position, server in enumerate((0, 3)):
-        keep = np.exp(-5 / (CORRELATION_MINUTES * habits.time_scale[server]))
-        smooth, jitter = (array.reshape(2, 8)[position] for array in (reference._smooth, reference._jitter))
+        decay = np.exp(-5 / (CORRELATION_MINUTES * small().fleet.traits.time_scale[server]))
+        scale = np.sqrt(1 - decay**2)
+        signal = -sampling * scale + np.sqrt(1 - sampling**2 + (sampling * scale) ** 2)
         x = first[position]
         for step in range(50):
-            innovation = reference._streams[position].standard_normal(8, dtype=np.float32)
-            x = keep * x + np.sqrt(1 - keep**2) * innovation
-            assert fast[:, position, step] == pytest.approx(smooth * x + jitter * innovation, abs=1e-5)
+            innovation = reference.streams[position].standard_normal(8, dtype=np.float32)
+            x = decay * x + scale * innovation
+            assert fast[:, position, step] == pytest.approx(signal * x + sampling * innovation, abs=1e-5)
 
 
-def test_noise_has_variance_1_with_its_jitter():
+def test_noise_has_variance_1_with_its_sampling_noise():
     fleet = Fleet.of({"generic": 400}, seed=1)
     simulator = Simulator(World.of(Scenario(fleet, START, 400, 300)))
-    noise = simulator._advance_noise(400)
+    noise = simulator.noise.advance(400)
     assert noise.var(axis=(1, 2)) == pytest.approx(np.ones(8), abs=0.12)
     assert noise[:, :, 0].var(axis=1) == pytest.approx(np.ones(8), abs=0.3)
 
@@ -229,14 +230,14 @@ def test_rates_are_level_times_demand_times_bounded_noise_as_documented():
     fleet = Fleet.of({"generic": 1}, seed=11)
     scenario = Scenario(fleet, START, 300, 300, incident_rate=0, outage_rate=0)
     simulator = Simulator(World.of(scenario))
-    noise = simulator._advance_noise(300).astype(np.float64)[:, 0]
+    noise = simulator.noise.advance(300).astype(np.float64)[:, 0]
     trace = simulate(scenario)
     load = 0.6**0.5 * noise[0] + 0.4**0.5 * noise[1]
-    calibration, habits = calibrate(ServerProfile.GENERIC), fleet.habits
-    within = calibration.within * float(habits.nervousness[0])
+    calibration, traits = calibrate(ServerProfile.GENERIC), fleet.traits
+    within = calibration.within * float(traits.noise_scale[0])
     weight = 0.65
     factor = soft_limit(np.exp(within[NET_IN] * burst(weight * load + (1 - weight**2) ** 0.5 * noise[2 + NET_IN])))
-    level = np.exp(calibration.centre[NET_IN] + calibration.between[NET_IN] * float(habits.level[0, NET_IN]))
+    level = np.exp(calibration.loc[NET_IN] + calibration.between[NET_IN] * float(traits.level[0, NET_IN]))
     expected = level * factor / noise_mean(within[NET_IN])
     assert trace.metrics[0, :, NET_IN] == pytest.approx(expected, abs=0.02)
 
@@ -329,8 +330,10 @@ def runs(flags):
     return np.concatenate([row[1::2] - row[::2] for row in edges])
 
 
-def test_state_names_are_those_of_the_contract():
-    assert STATE_NAMES == STATES
+def test_state_codes_are_positions_in_the_contract():
+    names = {HEAVY_LOAD: "heavy_load", IDLE: "idle", MAINTENANCE: "maintenance", MORNING_SPIKE: "morning_spike"}
+    names |= {HEALTHY: "healthy", CRITICAL: "critical_issue", RECOVERY: "recovery", OFFLINE: "offline"}
+    assert tuple(names[code] for code in range(len(STATES))) == STATES
 
 
 def test_states_last_minutes_to_hours_and_no_single_ticks():

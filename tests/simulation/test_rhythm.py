@@ -5,9 +5,15 @@ import pytest
 
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.simulation import rhythm
-from fleet_forecast.simulation.calibration import MEMORY_RESPONSE, smoothed
-from fleet_forecast.simulation.demand import demand_multiplier
-from fleet_forecast.simulation.rhythm import CASES, DAY_MINUTES, Calendar, tables
+from fleet_forecast.simulation.rhythm import (
+    CASES,
+    DAY_MINUTES,
+    MEMORY_RESPONSE,
+    Calendar,
+    demand_multiplier,
+    smoothed,
+    tables,
+)
 from server_profiles import ServerProfile
 
 ZONE = "America/New_York"

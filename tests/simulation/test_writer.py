@@ -1,4 +1,4 @@
-"""Files: the same bytes however they were made, within the contract, and never half of them."""
+"""Files of a scenario: the bytes do not depend on workers, the rows keep the contract, a failed run changes nothing."""
 
 import hashlib
 import os
@@ -9,12 +9,25 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from data_contract import METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, Metadata, read_metadata, read_metrics
-from fleet_forecast.simulation import writer
+from data_contract import (
+    METADATA_FILE,
+    METRICS,
+    METRICS_FILE,
+    METRICS_FOLDER,
+    STATES,
+    Metadata,
+    read_metadata,
+    read_metrics,
+)
+from fleet_forecast.contract import publishing
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.incidents import LABELS
-from fleet_forecast.simulation.physics import OFFLINE, STATE_NAMES, Scenario, simulate
-from fleet_forecast.simulation.writer import write_measured, write_scenario
+from fleet_forecast.simulation.incident_kinds import LABELS
+from fleet_forecast.simulation.output import writer
+from fleet_forecast.simulation.output.writer import WriteOptions, write_scenario
+from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.simulation.simulator import simulate
+from fleet_forecast.simulation.states import OFFLINE
+from fleet_forecast.sources.measured import write_measured
 
 START = np.datetime64("2026-09-14T04:00:00", "s")
 
@@ -26,12 +39,16 @@ def scenario(**options):
 
 
 def metadata_of(simulated, world, tally):
-    return Metadata("test", 5, f"{START}Z", 1.0, 300, "UTC", world.scenario.fleet.composition(), int(tally.rows.sum()))
+    fleet, rows = world.scenario.fleet.composition(), int(tally.rows.sum())
+    return Metadata(
+        generator_version="test", seed=5, start=f"{START}Z", hours=1.0, step_seconds=300, timezone="UTC", fleet=fleet,
+        rows=rows,
+    )  # fmt: skip
 
 
 def write(folder, simulated=None, **options):
     simulated = simulated or scenario()
-    return write_scenario(simulated, folder, partial(metadata_of, simulated), **options)
+    return write_scenario(simulated, folder, partial(metadata_of, simulated), WriteOptions(**options))
 
 
 def digests(folder):
@@ -49,7 +66,7 @@ def test_what_is_written_is_what_was_simulated(tmp_path):
         server = names.index(name)
         assert np.array_equal(rows["timestamp"].dt.tz_localize(None).to_numpy(), trace.timestamps.astype("M8[ns]"))
         assert np.array_equal(rows[list(METRICS)].to_numpy(), trace.metrics[server], equal_nan=True)
-        assert rows["state"].tolist() == [STATE_NAMES[state] for state in trace.states[server]]
+        assert rows["state"].tolist() == [STATES[state] for state in trace.states[server]]
         labels = [LABELS[code] if code >= 0 else None for code in trace.incidents[server]]
         assert rows["incident"].astype(object).where(rows["incident"].notna(), None).tolist() == labels
     assert frame["incident"].notna().any()
@@ -110,7 +127,7 @@ def test_new_data_replaces_old_data_of_either_form_completely(tmp_path, before, 
 
 
 @pytest.mark.parametrize("limit", [1, 10**9])
-@pytest.mark.parametrize("failing", ["_count", "write_metadata", "_sync"])
+@pytest.mark.parametrize("failing", [(writer, "count_rows"), (writer, "write_metadata"), (publishing, "sync")])
 def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, monkeypatch, limit, failing):
     write(tmp_path, rows_in_one_file=limit)
     before = digests(tmp_path)
@@ -118,7 +135,7 @@ def test_a_run_that_fails_leaves_the_old_data_whole_and_nothing_else(tmp_path, m
     def fail(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, failing, fail)
+    monkeypatch.setattr(*failing, fail)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, scenario(steps=50), rows_in_one_file=limit)
     assert digests(tmp_path) == before
@@ -149,7 +166,10 @@ def test_measured_rows_keep_the_contract_with_the_metrics_they_have(tmp_path):
             "cpu_pct": np.array([1.5, np.nan], dtype=np.float32),
         }
     )
-    metadata = Metadata("test", None, "2026-01-01T00:00:00Z", 1.0, 300, "UTC", {"database": 1}, 2)
+    metadata = Metadata(
+        generator_version="test", seed=None, start="2026-01-01T00:00:00Z", hours=1.0, step_seconds=300, timezone="UTC",
+        fleet={"database": 1}, rows=2,
+    )  # fmt: skip
     path = write_measured(frame, tmp_path, metadata)
     data = read_metrics(path.parent)
     assert data.metrics == ("cpu_pct",)

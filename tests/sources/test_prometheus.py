@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.sources import prometheus
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusError,
-    QueryFileError,
     QuerySet,
     load_query_set,
     pull_range,
@@ -27,7 +27,7 @@ from fleet_forecast.sources.prometheus import (
 
 STEP = 300
 START = datetime(2026, 11, 20, tzinfo=UTC)
-CPU = QuerySet({"cpu_pct": "cpu[$window]"})
+CPU = QuerySet(queries={"cpu_pct": "cpu[$window]"})
 
 
 def at(steps):
@@ -73,7 +73,7 @@ def test_gaps_nan_and_inf_are_not_measured():
 
 
 def test_a_metric_one_server_lacks_is_missing_there():
-    queries = QuerySet({"cpu_pct": "cpu", "mem_pct": "mem"})
+    queries = QuerySet(queries={"cpu_pct": "cpu", "mem_pct": "mem"})
     client = scripted(
         lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
     )
@@ -161,7 +161,7 @@ def test_an_unreachable_server_is_named():
 )
 def test_a_bad_query_file_is_refused(tmp_path, text, message):
     (tmp_path / "q.toml").write_text(text)
-    with pytest.raises(QueryFileError, match=message):
+    with pytest.raises(TomlFileError, match=message):
         load_query_set(tmp_path / "q.toml")
 
 
@@ -169,7 +169,9 @@ def test_a_query_file_is_read(tmp_path):
     (tmp_path / "q.toml").write_text(
         "server_label = 'node'\nstrip_port = false\n[queries]\nlatency_ms = 'p50[$window]'\n"
     )
-    assert load_query_set(tmp_path / "q.toml") == QuerySet({"latency_ms": "p50[$window]"}, "node", strip_port=False)
+    assert load_query_set(tmp_path / "q.toml") == QuerySet(
+        queries={"latency_ms": "p50[$window]"}, server_label="node", strip_port=False
+    )
 
 
 # --- the real program -----------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def test_the_real_prometheus_gives_the_fleet_over_a_reset_and_a_gap(real_prometh
 
 def test_the_real_prometheus_names_a_bad_query(real_prometheus):
     with PrometheusClient(real_prometheus) as client, pytest.raises(PrometheusError, match="parse error"):
-        pull_range(client, QuerySet({"cpu_pct": "rate("}), at(0), at(2), STEP)
+        pull_range(client, QuerySet(queries={"cpu_pct": "rate("}), at(0), at(2), STEP)
 
 
 def test_query_ranges_survive_json_of_the_real_one(real_prometheus):

@@ -65,7 +65,7 @@ def test_it_stands_in_the_table_for_every_history_and_is_not_published(compared:
     table = pd.read_parquet(compared[0] / "cold_start.parquet")
     assert list(table["history"].unique()) == ["none", "1 step", "1 h", "6 h", "24 h"]
     assert (table.groupby("history")["method"].last() == METHOD).all()
-    assert json.loads((compared[0] / "config.json").read_text())["network_profiles"] == ["database", "web_api"]
+    assert json.loads((compared[0] / "config.json").read_text())["profiles"] == ["database", "web_api"]
 
 
 def test_what_the_profile_costs_is_printed(compared: tuple[Path, str]) -> None:

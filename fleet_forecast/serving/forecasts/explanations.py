@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fleet_forecast.inference.canary import CANARY_TOLERANCE
 from fleet_forecast.inference.explanation_document import weights_document
-from fleet_forecast.inference.model_directory import CANARY_TOLERANCE
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.model_directory import ModelError
+from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 
 LOG = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleet_forecast.inference.forecast_table import long_table
+from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_table
 from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
@@ -27,7 +27,8 @@ def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa
     values = values[:, :, [model.quantiles.index(q) for q in levels]][..., np.array(steps, dtype=np.int64) - 1]
     origins = np.array([forecast.origin_seconds for forecast in forecasts]).astype("datetime64[s]")
     names = [forecast.server_name for forecast in forecasts]
-    return long_table(names, origins, steps, model.step_seconds, metrics, levels, values.transpose(0, 3, 1, 2))
+    axes = ForecastAxes(steps, model.step_seconds, metrics, levels)
+    return forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2))
 
 
 def encoded(table: pa.Table, media_type: str) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_forecast.evaluation.backtest import pinball
+from fleet_forecast.evaluation.scores import pinball_loss
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView
 
 HORIZONS = {"15m": 900, "1h": 3_600}
@@ -86,7 +86,7 @@ class ForecastScores:
             tally = self.tallies[metric, horizon]
             tally.scored += len(actual)
             tally.absolute += float(np.abs(actual).sum())
-            tally.pinball += float(2 * pinball(actual, said, levels).mean(axis=1).sum())
+            tally.pinball += float(2 * pinball_loss(actual, said, levels).mean(axis=1).sum())
             if 0.1 in levels and 0.9 in levels:
                 low, high = said[:, levels.index(0.1)], said[:, levels.index(0.9)]
                 tally.covered_80 += int(((low <= actual) & (actual <= high)).sum())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
 
-from fleet_forecast.inference.model_directory import ModelError
+from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.daemon import daemon_of, json_answer, no_forecast, try_again
 from fleet_forecast.serving.forecasts.explanations import ForecastReplacedError, explain_forecast
 from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond, selected_steps

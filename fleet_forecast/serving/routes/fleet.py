@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 
 from fleet_forecast.contract.profile_rules import profile_of
-from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon, daemon_of, json_answer
 from fleet_forecast.serving.routes import schemas as documents
@@ -123,7 +123,7 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
                 "trained": str(profile) in trained,
                 "name_patterns": spec.name_patterns,
                 "usual": {
-                    metric: {"mean": baseline.mean, "spread": baseline.spread, "unit": baseline.unit}
+                    metric: {"mean": baseline.mean, "spread": baseline.spread, "unit": METRIC_SPECS[metric].unit}
                     for metric, baseline in spec.baselines.items()
                 },
             }

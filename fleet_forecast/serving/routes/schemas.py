@@ -188,7 +188,11 @@ EXPLANATION: dict[int | str, dict[str, Any]] = {
                     {"variable": "half_hour", "label": "time of day", "weight": 0.19},
                 ],
                 "decoder": [
-                    {"variable": "cpu_pct_daily_mean", "label": "cpu_pct, usual at this time of day", "weight": 1.0}
+                    {
+                        "variable": "cpu_pct_daily_mean",
+                        "label": "cpu_pct, mean of earlier days at this time",
+                        "weight": 1.0,
+                    }
                 ],
             },
             "attention": {"bin_hours": 1.0, "lag_hours": [0.0, 1.0], "weights": [0.5, 0.2], "horizon_weight": 0.3},

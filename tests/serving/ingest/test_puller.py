@@ -57,7 +57,9 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
     )
     client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
     return TestClient(
-        create_app(settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet({"cpu_pct": "cpu"})), clock=clock)
+        create_app(
+            settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet(queries={"cpu_pct": "cpu"})), clock=clock
+        )
     )
 
 

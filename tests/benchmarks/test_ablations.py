@@ -1,81 +1,16 @@
-"""Yardsticks for strangers: the limit forks one undisturbed world, gaps have their share, scaling its owner."""
+"""Ablations: what a variant changes, its training and its table."""
 
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from benchmarks import ablations, limit, strangers
+from benchmarks import ablations, limit
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.inference.engine import Engine
-from fleet_forecast.simulation.incidents import METRIC_POSITIONS
-from fleet_forecast.simulation.physics import Scenario, simulate
 from fleet_forecast.training.sampling import WindowSource
 from tests.conftest import tiny_fleet
-
-HOUR = 12
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_model_dir):
-    return Engine.load(tiny_model_dir, device="cpu")
-
-
-# --- limit ----------------------------------------------------------------------------------------------------------
-
-
-def test_past_and_future_of_an_origin_are_one_undisturbed_simulation(engine):
-    fleet = limit.strangers(7)
-    origins = list(limit.origins_of(fleet, engine, 2))
-    steps = (24 + limit.ORIGIN_EVERY_HOURS) * HOUR + engine.config.horizon_steps
-    scenario = Scenario(fleet, limit.START, steps, 300, engine.config.timezone, incident_rate=0.0, outage_rate=0.0)
-    metrics = [METRIC_POSITIONS[name] for name in engine.config.targets]
-    whole = simulate(scenario).metrics[:, :, metrics]
-    for number, origin in enumerate(origins):
-        last = 24 * HOUR - 1 + number * limit.ORIGIN_EVERY_HOURS * HOUR
-        assert origin.time == scenario.timestamps(last, 1)[0]
-        np.testing.assert_array_equal(origin.history, whole[:, last - 24 * HOUR + 1 : last + 1])
-        np.testing.assert_array_equal(origin.future, whole[:, last + 1 : last + 1 + engine.config.horizon_steps])
-
-
-def test_the_forks_are_draws_of_which_the_future_is_one_more(engine):
-    """Its rank among them is uniform, and no fork repeats it or another."""
-    origins = list(limit.origins_of(limit.strangers(28), engine, 3))
-    below = np.concatenate([(origin.forks < origin.future).mean(axis=0).ravel() for origin in origins])
-    assert below.mean() == pytest.approx(0.5, abs=0.06)
-    assert np.mean((below > 0.1) & (below < 0.9)) == pytest.approx(0.8, abs=0.08)
-    for origin in origins:
-        assert not np.isclose(origin.forks[:, :, 0], origin.future[:, 0]).all(axis=(1, 2)).any()
-        assert len(np.unique(origin.forks[:, 0, 0, 0])) > limit.FORKS / 4
-
-
-def test_the_servers_of_the_limit_are_in_no_other_fleet():
-    names = set(limit.strangers(21).names)
-    assert len(names) == 21
-    assert all(int("".join(filter(str.isdigit, name))) >= limit.FIRST_NUMBER for name in names)
-
-
-# --- gaps -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gaps", [strangers.at_random, strangers.in_blocks_of(36)])
-def test_a_fifth_of_the_rows_is_removed(gaps):
-    removed = gaps((400, 288), np.random.default_rng(1))
-    assert removed.mean() == pytest.approx(0.2, abs=0.02)
-
-
-def test_blocks_are_whole_but_at_the_ends_of_a_history():
-    removed = strangers.in_blocks_of(36)((200, 288), np.random.default_rng(1))
-    for row in removed:
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], row, [0]])))
-        for first, end in edges.reshape(-1, 2):
-            assert (end - first) % 36 == 0 or first == 0 or end == 288
-
-
-# --- ablations ------------------------------------------------------------------------------------------------------
 
 SPEC = WindowSpec(("cpu_pct",), 300, "UTC", context_steps=48, horizon_steps=12)
 
@@ -149,17 +84,3 @@ def test_the_table_is_made_of_the_runs_there_are(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("| scaled per server")]
     assert rows[0].count("0.2500 (+150)") == 2 * len(ablations.HISTORIES) + 1
     assert rows[1].count("75.0") == 2 * len(ablations.HISTORIES) + 1
-
-
-# --- calibration ----------------------------------------------------------------------------------------------------
-
-
-def test_the_metric_farthest_off_is_shown_whether_its_bands_are_too_narrow_or_too_wide():
-    metrics = ["cpu_pct", "mem_pct", "latency_ms", "mean"]
-    scores = pd.DataFrame({"wql": [0.1, 0.1, 0.4, 0.2]}, index=metrics)
-    narrow = scores.assign(coverage_80=[79.0, 60.0, 83.0, 74.0], coverage_96=[95.0, 90.0, 97.0, 94.0])
-    wide = scores.assign(coverage_80=[79.0, 91.0, 83.0, 84.3], coverage_96=[93.0, 98.0, 97.0, 96.0])
-    table = strangers.young_calibration({"none": narrow, "1 step": wide}).set_index("history")
-    assert table["farthest_80"].tolist() == [60, 91]
-    assert table["farthest_96"].tolist() == [90, 93]
-    assert table["coverage_80"].tolist() == [74.0, 84.3]

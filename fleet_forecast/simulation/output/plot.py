@@ -13,13 +13,16 @@ from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
-from fleet_forecast.simulation.incidents import LABELS, Events
-from fleet_forecast.simulation.physics import MAINTENANCE, OFFLINE, Scenario, World, simulate
+from fleet_forecast.simulation.incident_kinds import LABELS
+from fleet_forecast.simulation.incidents import Events
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.simulator import simulate
+from fleet_forecast.simulation.states import MAINTENANCE, OFFLINE
 
 WEEK_SECONDS = 7 * 86_400
-# Panels of a row: title and the metrics drawn in it, with colours that stay apart for colour-blind readers.
+# Panels of a row: unit, and the metrics with their colours (distinguishable for colour-blind readers).
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("%", {"cpu_pct": "#0072b2", "mem_pct": "#e69f00"}),
     ("MB/s", {"disk_io_mb_s": "#009e73", "net_in_mb_s": "#56b4e9", "net_out_mb_s": "#cc79a7"}),
@@ -38,14 +41,14 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
         raise ValueError(msg)
     week = replace(scenario, steps=min(scenario.steps, WEEK_SECONDS // scenario.step_seconds))
     trace, events = simulate(week), World.of(week).events
-    servers = _shown(week.fleet, events)
+    servers = _servers_with_most_incidents(week.fleet, events)
     with mpl.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(13, 1.55 * len(servers) + 0.5), layout="constrained")
         grid = figure.subplots(len(servers), len(PANELS), squeeze=False, sharex=True)
         for row, server in zip(grid, servers, strict=True):
             for axes, (unit, colours) in zip(row, PANELS, strict=True):
                 for name, colour in colours.items():
-                    values = trace.metrics[server, :, METRICS.index(name)]
+                    values = trace.metrics[server, :, METRIC_POSITIONS[name]]
                     axes.plot(trace.timestamps, values, color=colour, linewidth=0.5, label=name)
                 _shade(axes, week, events, trace.states[server], server, labelled=unit == "%")
                 axes.set_ylabel(unit)
@@ -63,7 +66,7 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """A PNG with a palette of 64 colours, a quarter of the size and the same to the eye; other formats as they are."""
+    """Save the figure; a PNG gets a palette of 64 colours, which makes it four times smaller."""
     if path.suffix != ".png":
         figure.savefig(path)
         return
@@ -73,8 +76,8 @@ def _save(figure: Figure, path: Path) -> None:
         image.convert("RGB").quantize(64).save(path, optimize=True)
 
 
-def _shown(fleet: Fleet, events: Events) -> list[int]:
-    """One server of each profile there is: the one with the most incidents, the first one of equals."""
+def _servers_with_most_incidents(fleet: Fleet, events: Events) -> list[int]:
+    """The server with the most incidents of each profile in the fleet."""
     counts = np.bincount(events.server, minlength=len(fleet))
     chosen = []
     for code in range(len(PROFILE_ORDER)):
@@ -85,7 +88,7 @@ def _shown(fleet: Fleet, events: Events) -> list[int]:
 
 
 def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, labelled: bool) -> None:
-    """Precursor light, incident darker, maintenance blue, offline grey."""
+    """Shade precursors (light red), incidents (red), maintenance (blue) and offline times (grey)."""
 
     def at(seconds: float) -> np.datetime64:
         return week.start + np.timedelta64(int(min(seconds, week.seconds)), "s")

@@ -1,0 +1,146 @@
+"""Batch forecasts: rows of a file on the model's grid, forecast origins, and the file of forecasts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from fleet_forecast.contract.metadata import DataFileError
+from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.history import past_values
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
+from fleet_forecast.inference.model_config import ModelConfig
+from server_profiles import ProfileRules
+
+CHUNK_SERVERS = 64  # forecast at once; bounds memory
+
+
+class OriginError(ValueError):
+    """There is no forecast origin as requested; the message names the flag, the value and the remedy."""
+
+
+class Origin(NamedTuple):
+    """A forecast origin: row of the server and step in the grid."""
+
+    server: int
+    step: int
+
+
+class EngineInputs(NamedTuple):
+    """Arguments of Engine.forecast and Engine.explain: one entry per forecast."""
+
+    history: np.ndarray
+    profiles: list[str | None]
+    origins: np.ndarray
+
+
+def grid_for(frame: pd.DataFrame, config: ModelConfig, rules: ProfileRules) -> FleetGrid:
+    """Rows of the contract on the model's grid: its step and metrics, and a profile for every server.
+
+    A metric of the model that the frame lacks is missing throughout.
+    """
+    missing = dict.fromkeys(missing_metrics(frame, config), np.float32(np.nan))
+    grid = FleetGrid.from_frame(frame.assign(**missing), config.targets, config.step_seconds)
+    servers = zip(grid.servers, grid.profiles, strict=True)
+    return replace(grid, profiles=tuple(profile_of(name, sent, rules)[0] for name, sent in servers))
+
+
+def missing_metrics(frame: pd.DataFrame, config: ModelConfig) -> list[str]:
+    """Metrics that the model forecasts and the frame lacks."""
+    return [metric for metric in config.targets if metric not in frame.columns]
+
+
+def last_origins(grid: FleetGrid) -> list[Origin]:
+    """One origin per server: its last step with a measurement, or the grid's last step if it has none."""
+    measured = _measured(grid)
+    steps = grid.steps - 1 - np.argmax(measured[:, ::-1], axis=1)
+    return [Origin(server, step) for server, step in enumerate(steps.tolist())]
+
+
+def servers_without_measurement(grid: FleetGrid) -> list[str]:
+    """Names of the servers that are forecast without history."""
+    return [grid.servers[server] for server in np.flatnonzero(~_measured(grid).any(axis=1))]
+
+
+def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.datetime64 | None) -> list[Origin]:
+    """Origins at a regular distance, for every server that was measured at that step.
+
+    first_origin: None = `every_seconds` after the start of the data. Raises OriginError if there is no origin.
+    """
+    distance = every_seconds // grid.step_seconds
+    if distance == 0 or every_seconds % grid.step_seconds:
+        raise OriginError(f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s")
+    first = distance if first_origin is None else grid.step_at(first_origin)
+    if not 0 <= first < grid.steps:
+        begin, end = grid.timestamps()[[0, -1]]
+        reach = f"the data, which reaches from {begin}Z to {end}Z"
+        if first_origin is None:
+            raise OriginError(f"--origins: {every_seconds} s is longer than {reach}; use a shorter distance, or --from")
+        raise OriginError(f"--from {first_origin}: outside {reach}")
+    measured = _measured(grid)
+    steps = range(first, grid.steps, distance)
+    origins = [Origin(int(server), step) for step in steps for server in np.flatnonzero(measured[:, step])]
+    if not origins:
+        raise OriginError("--origins: no server has a row at any origin; choose another --from")
+    return origins
+
+
+def engine_inputs(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> EngineInputs:
+    """History, profiles and times of some origins."""
+    servers, steps = (np.array(part) for part in zip(*origins, strict=True))
+    length = min(engine.config.history_steps, int(steps.max()) + 1)
+    history = past_values(grid.values, servers, steps, length)
+    return EngineInputs(history, [grid.profiles[server] for server in servers], grid.timestamps()[steps])
+
+
+def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:
+    """Write the forecasts of all origins as parquet; returns the number of rows.
+
+    The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    chunks = list(_chunks(origins))
+    rows = 0
+    try:
+        with pq.ParquetWriter(temporary, forecast_schema(engine.config.quantiles), compression="zstd") as writer:
+            for chunk in tqdm(chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None):
+                table = _forecast(engine, grid, chunk)
+                writer.write_table(table)
+                rows += table.num_rows
+        temporary.replace(path)
+    except OSError as problem:
+        raise DataFileError(f"{path}: cannot be written ({problem.strerror or problem})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def _forecast(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> pa.Table:
+    """Forecasts of some origins, one row per origin, step and metric."""
+    config = engine.config
+    inputs = engine_inputs(engine, grid, origins)
+    quantiles = engine.forecast(*inputs)  # [origin, horizon, metric, quantile]
+    servers = [grid.servers[origin.server] for origin in origins]
+    axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
+    return forecast_table(servers, inputs.origins, axes, quantiles)
+
+
+def _chunks(origins: Sequence[Origin]) -> Iterator[Sequence[Origin]]:
+    return (origins[start : start + CHUNK_SERVERS] for start in range(0, len(origins), CHUNK_SERVERS))
+
+
+def _measured(grid: FleetGrid) -> np.ndarray:
+    """Whether any metric was measured: boolean [server, step]."""
+    return ~np.isnan(grid.values).all(axis=2)

@@ -1,0 +1,79 @@
+"""The canary: a synthetic history stored with its forecast at training time.
+
+A loaded model must reproduce the forecast. It does not if the network or the features are computed in another way than
+at training time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fleet_forecast.inference.model_config import ModelConfig, ModelError
+
+CANARY_TOLERANCE = 1e-3  # relative, and absolute in the metric's unit: float32 sums differ between processors
+Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray], np.ndarray]  # Engine.forecast
+
+
+class Canary(NamedTuple):
+    """Input and output of Engine.forecast for two servers: one with little history, one with a daily rhythm."""
+
+    history: np.ndarray
+    profiles: list[str | None]
+    origins: np.ndarray
+    quantiles: np.ndarray
+
+
+def write_canary(path: Path, config: ModelConfig, forecaster: Forecaster) -> None:
+    """Store a synthetic history with the forecast of it."""
+    history = _synthetic_history(config)
+    profiles = [config.profiles[0] if config.profiles else None, None]
+    origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
+    quantiles = forecaster(history, profiles, origins)
+    canary = {
+        "history": [
+            [[None if np.isnan(value) else float(value) for value in step] for step in server] for server in history
+        ],
+        "profiles": profiles,
+        "origins": [str(origin) for origin in origins],
+        "quantiles": quantiles.tolist(),
+    }
+    path.write_text(json.dumps(canary), encoding="utf-8")
+
+
+def read_canary(path: Path) -> Canary:
+    """The stored canary; null is NaN."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Canary(
+        history=np.array(stored["history"], dtype=np.float32),
+        profiles=stored["profiles"],
+        origins=np.array(stored["origins"], dtype="datetime64[s]"),
+        quantiles=np.array(stored["quantiles"], dtype=np.float32),
+    )
+
+
+def check_canary(path: Path, forecaster: Forecaster) -> None:
+    """Raise ModelError if the forecaster does not reproduce the stored forecast."""
+    canary = read_canary(path)
+    made = forecaster(canary.history, canary.profiles, canary.origins)
+    if not np.allclose(made, canary.quantiles, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+        worst = float(np.max(np.abs(made - canary.quantiles)))
+        raise ModelError(
+            f"{path}: the model does not reproduce its canary forecast (off by up to {worst:.3g}); "
+            "use the package versions of requirements.txt or train again"
+        )
+
+
+def _synthetic_history(config: ModelConfig) -> np.ndarray:
+    """float32 [server, step, metric] in the contract's units: the same day repeated, with noise."""
+    random = np.random.default_rng(0)
+    shape = (2, config.context_steps + config.spec.yesterday_steps, len(config.targets))
+    centre, spread = config.scaling.centre[0], config.scaling.spread[0]  # [metric]
+    days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])
+    history = config.scaling.from_link(centre + spread * (days + 0.3 * random.normal(size=shape)))
+    history[0, : -config.context_steps // 4] = np.nan
+    return history

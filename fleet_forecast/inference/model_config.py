@@ -1,0 +1,111 @@
+"""config.json of a model directory: everything besides the weights that is needed to rebuild a model and to feed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
+from fleet_forecast.features.scaling import STATISTICS, FleetScaling
+from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
+
+CONFIG_FILE = "config.json"
+RETRAIN = "train again with this version, or use the software version that the model was trained with"
+
+
+class ModelError(RuntimeError):
+    """A model directory cannot be used; the message names the file, the problem and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture, features and scaling of a model.
+
+    profiles: those the network was trained on; empty: it has no profile feature. Raises ModelError if the contract has
+    another major version, or the windows another version, than this software's.
+    """
+
+    model_id: str
+    contract_version: str
+    windows_version: int
+    hidden_size: int
+    quantiles: tuple[float, ...]
+    profiles: tuple[str, ...]
+    spec: WindowSpec
+    scaling: FleetScaling
+
+    def __post_init__(self) -> None:
+        _check_versions(self.contract_version, self.windows_version)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The metrics the model forecasts, in the order of its arrays."""
+        return self.spec.metrics
+
+    @property
+    def step_seconds(self) -> int:
+        return self.spec.step_seconds
+
+    @property
+    def timezone(self) -> str:
+        """Business time zone of the calendar features."""
+        return self.spec.timezone
+
+    @property
+    def context_steps(self) -> int:
+        return self.spec.context_steps
+
+    @property
+    def horizon_steps(self) -> int:
+        return self.spec.horizon_steps
+
+    @property
+    def history_steps(self) -> int:
+        """Number of past steps the model can use; older ones are ignored."""
+        return self.spec.history_steps
+
+    def to_json(self) -> str:
+        """The content of config.json."""
+        scaling = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in asdict(self.scaling).items()
+        }
+        return json.dumps({**asdict(self), "scaling": scaling}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Parse config.json; raises ModelError if a version is not supported or a field is missing or invalid."""
+        try:
+            fields = json.loads(text)
+            _check_versions(fields["contract_version"], fields["windows_version"])  # first: other fields may differ
+            fields["spec"] = WindowSpec(**{**fields["spec"], "metrics": tuple(fields["spec"]["metrics"])})
+            fields["scaling"] = _scaling_from_fields(fields["scaling"])
+            fields["quantiles"] = tuple(fields["quantiles"])
+            fields["profiles"] = tuple(fields["profiles"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{CONFIG_FILE}: not a model configuration ({error}); train again") from error
+
+
+def _check_versions(contract_version: object, windows_version: object) -> None:
+    for name, version, own, supported in (
+        ("contract_version", contract_version, CONTRACT_VERSION, is_supported_version(contract_version)),
+        ("windows_version", windows_version, WINDOWS_VERSION, windows_version == WINDOWS_VERSION),
+    ):
+        if not supported:
+            raise ModelError(f"{CONFIG_FILE}: {name} is {version!r}, this software speaks {own!r}; {RETRAIN}")
+
+
+def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
+    floats = {name: np.array(fields[name], dtype=np.float32) for name in ("strip", *STATISTICS)}
+    return FleetScaling(
+        metrics=tuple(fields["metrics"]),
+        percent=np.array(fields["percent"], dtype=bool),
+        profiles=tuple(fields["profiles"]),
+        context_steps=int(fields["context_steps"]),
+        **floats,
+    )

@@ -1,0 +1,254 @@
+"""Writes a simulated scenario to files, in parallel and in bounded memory.
+
+Servers are simulated in groups; one worker simulates a whole group. Up to ROWS_IN_ONE_FILE rows become one file sorted
+by server and time. More rows become a folder of part files, each with the rows of a group and some days. Groups and
+parts depend on the scenario alone, so the bytes do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleet_forecast.contract.metadata import Metadata, write_metadata
+from fleet_forecast.contract.publishing import publish, working_folder
+from fleet_forecast.contract.specs import (
+    METRICS_FILE,
+    METRICS_FOLDER,
+    ROW_GROUP_ROWS,
+    STATES,
+    arrow_schema,
+)
+from fleet_forecast.simulation.fleet import PROFILE_ORDER
+from fleet_forecast.simulation.incident_kinds import LABELS
+from fleet_forecast.simulation.metric_model import METRIC_COUNT, SIMULATED_METRICS
+from fleet_forecast.simulation.output.tally import Rows, Tally, count_rows
+from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.simulator import Simulator, portions
+from fleet_forecast.simulation.states import OFFLINE
+
+ROWS_IN_ONE_FILE = 8_000_000
+ROWS_IN_ONE_PART = 1_000_000
+ROWS_IN_ONE_GROUP = 131_072  # servers of a small scenario are grouped up to about this number of rows
+SERVERS_IN_ONE_GROUP = 16  # at least
+ROWS_PER_WORKER = 3_000_000  # starting a worker takes as long as simulating this number of rows
+MOST_WORKERS = 4  # by default: each takes about 200 MB
+
+Result = TypeVar("Result")
+Progress = Callable[[int], object]  # rows since the last call
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """sparse: offline servers have no rows. workers: processes; the files do not depend on it."""
+
+    sparse: bool = False
+    workers: int = 1
+    rows_in_one_file: int = ROWS_IN_ONE_FILE
+
+
+def write_scenario(
+    scenario: Scenario,
+    folder: Path,
+    metadata: Callable[[World, Tally], Metadata],
+    options: WriteOptions = WriteOptions(),
+    progress: Progress = lambda _rows: None,
+) -> tuple[Path, Tally]:
+    """Simulate and write metrics and metadata into a folder; returns the path of the metrics and counts of the rows.
+
+    The earlier content of the folder is replaced at the end; an interrupted run does not change it.
+    Raises OSError if the folder cannot be written.
+    """
+    world, rows = World.of(scenario), scenario.steps * len(scenario.fleet)
+    one_file = rows <= options.rows_in_one_file
+    groups = _groups(scenario)
+    jobs = [_Job(group, options.sparse, None) for group in groups]
+    with working_folder(folder) as temporary:
+        target = temporary / (METRICS_FILE if one_file else METRICS_FOLDER)
+        tally = Tally()
+        if one_file:
+            names = list(scenario.fleet.names)
+            with pq.ParquetWriter(target, arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
+                for group, part in zip(groups, _run(world, _simulate_group, jobs, options.workers), strict=True):
+                    tally.add(count_rows(scenario, group, part))
+                    _write(file, scenario, group, part, names, group)
+                    progress(group.size * scenario.steps)
+        else:
+            target.mkdir()
+            jobs = [job._replace(target=target) for job in jobs]
+            tallies = _run(world, _write_group, jobs, options.workers)
+            for group, part_tally in zip(groups, tallies, strict=True):
+                tally.add(part_tally)
+                progress(group.size * scenario.steps)
+        document = metadata(world, tally)
+        write_metadata(temporary, document)
+        return publish(temporary, folder), tally
+
+
+# The low bits of rates are incompressible; with the bytes of floats split, zstd compresses the other bytes.
+_PARQUET = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["server_name", "profile", "state", "incident"],
+    "column_encoding": {"timestamp": "DELTA_BINARY_PACKED", **dict.fromkeys(SIMULATED_METRICS, "BYTE_STREAM_SPLIT")},
+    "write_page_index": False,
+}
+
+
+class _Job(NamedTuple):
+    servers: npt.NDArray[np.int64]
+    sparse: bool
+    target: Path | None  # folder of the part files
+
+
+def _groups(scenario: Scenario) -> list[npt.NDArray[np.int64]]:
+    size = int(np.clip(ROWS_IN_ONE_GROUP // scenario.steps, SERVERS_IN_ONE_GROUP, 512))
+    servers = np.arange(len(scenario.fleet))
+    return [servers[first : first + size] for first in range(0, servers.size, size)]
+
+
+def _run(world: World, work: Callable[[World, _Job], Result], jobs: list[_Job], workers: int) -> Iterator[Result]:
+    """Results in the order of the jobs, from this process or from worker processes."""
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from (work(world, job) for job in jobs)
+        return
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(world,)) as pool:
+        try:
+            with _signals_blocked():  # a signal during the start of a worker would print the worker's traceback
+                results = pool.map(_work, [work] * len(jobs), jobs)
+            yield from results
+        except BaseException:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
+
+
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_world_of_worker: list[World] = []
+
+
+def _start_worker(world: World) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)  # blocked while the worker was started
+    end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)
+    if end_with_parent is not None:  # Linux: workers end when the parent is killed
+        parent_death_signal = 1
+        end_with_parent(parent_death_signal, signal.SIGKILL)
+    _world_of_worker.append(world)
+
+
+def _work(work: Callable[[World, _Job], Result], job: _Job) -> Result:
+    return work(_world_of_worker[0], job)
+
+
+def _simulate_group(world: World, job: _Job) -> Rows:
+    return next(_parts(world, job, world.scenario.steps))
+
+
+def _write_group(world: World, job: _Job) -> Tally:
+    """Part files named by the first time and the first server in them."""
+    scenario, tally = world.scenario, Tally()
+    names = [scenario.fleet.names[server] for server in job.servers]
+    day_steps = max(1, 86_400 // scenario.step_seconds)
+    days = max(1, ROWS_IN_ONE_PART // (day_steps * len(job.servers)))
+    for number, rows in enumerate(_parts(world, job, days * day_steps)):
+        begin = scenario.timestamps(number * days * day_steps, 1)[0].astype(datetime)
+        part = f"{begin:%Y%m%dT%H%M%SZ}-{job.servers[0]:06d}.parquet"
+        tally.add(count_rows(scenario, job.servers, rows))
+        with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
+            _write(file, scenario, job.servers, rows, names, job.servers - job.servers[0])
+    return tally
+
+
+def _parts(world: World, job: _Job, part_steps: int) -> Iterator[Rows]:
+    """Rows of a group, `part_steps` steps at a time."""
+    simulator, count, steps = Simulator(world, job.servers), len(job.servers), world.scenario.steps
+    for first in range(0, steps, part_steps):
+        length = min(part_steps, steps - first)
+        metrics = np.empty((METRIC_COUNT, count, length), dtype=np.float32)
+        states, incidents = np.empty((2, count, length), dtype=np.int8)
+        for portion in portions(length, count):
+            chunk = simulator.advance(portion)
+            at = slice(chunk.first_step - first, chunk.first_step - first + portion)
+            metrics[:, :, at], states[:, at], incidents[:, at] = chunk.metrics, chunk.states, chunk.incidents
+        rows = Rows(
+            np.tile(np.arange(first, first + length, dtype=np.int32), count),
+            np.repeat(np.arange(count, dtype=np.int32), length),
+            states.ravel(),
+            incidents.ravel(),
+            metrics.reshape(METRIC_COUNT, -1),
+        )
+        yield _without_offline(rows) if job.sparse else rows
+
+
+def _without_offline(rows: Rows) -> Rows:
+    online = rows.states != OFFLINE
+    return rows if online.all() else rows.where(online)
+
+
+def _write(
+    file: pq.ParquetWriter,
+    scenario: Scenario,
+    group: npt.NDArray[np.int64],
+    rows: Rows,
+    names: list[str],
+    positions: npt.NDArray[np.int64],
+) -> None:
+    """Write a group's rows, a row group at a time; `positions` are the places of its servers in `names`."""
+    for first in range(0, rows.step.size, ROW_GROUP_ROWS):
+        row_group = rows.where(slice(first, first + ROW_GROUP_ROWS))
+        file.write_table(_table(scenario, group, row_group, names, positions))
+
+
+def _table(
+    scenario: Scenario,
+    group: npt.NDArray[np.int64],
+    rows: Rows,
+    names: list[str],
+    positions: npt.NDArray[np.int64],
+) -> pa.Table:
+    schema = arrow_schema(SIMULATED_METRICS)
+    codes = scenario.fleet.profile_codes[group].astype(np.int32)
+    instants = scenario.start + rows.step * np.timedelta64(scenario.step_seconds, "s")
+
+    def labels(positions: npt.NDArray[np.int32], values: list[str]) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(positions, mask=positions < 0), pa.array(values, pa.string()))
+
+    columns = {
+        "timestamp": pa.array(instants.astype("datetime64[ns]"), schema.field("timestamp").type),
+        "server_name": labels(positions.astype(np.int32)[rows.server], names),
+        "profile": labels(codes[rows.server], [str(profile) for profile in PROFILE_ORDER]),
+        "state": labels(rows.states.astype(np.int32), list(STATES)),
+        **{
+            name: pa.array(values, from_pandas=True)
+            for name, values in zip(SIMULATED_METRICS, rows.metrics, strict=True)
+        },
+        "incident": labels(rows.incidents.astype(np.int32), list(LABELS)),
+    }
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)

@@ -1,0 +1,81 @@
+"""Measured metrics as files of the data contract: pulled from Prometheus and written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleet_forecast import __version__
+from fleet_forecast.contract.metadata import Metadata, write_metadata
+from fleet_forecast.contract.publishing import publish, working_folder
+from fleet_forecast.contract.specs import METRICS, METRICS_FILE, ROW_GROUP_ROWS, arrow_schema
+from fleet_forecast.iso_time import iso
+from fleet_forecast.sources.prometheus import Progress, PrometheusClient, PrometheusError, QuerySet, pull_range
+from server_profiles import ProfileRules, infer_profile_from_name
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """Time range [start, end), queries and profile rules of a pull; timezone: the fleet's business time zone."""
+
+    start: datetime
+    end: datetime
+    step_seconds: int
+    timezone: str
+    queries: QuerySet
+    rules: ProfileRules
+
+
+class Written(NamedTuple):
+    """What a pull wrote; path: of the metrics."""
+
+    rows: int
+    servers: int
+    path: Path
+
+
+def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path, progress: Progress) -> Written:
+    """Pull the metrics of a fleet and write them with their metadata.
+
+    Raises PrometheusError (also if there are no values), OSError if the folder cannot be written.
+    """
+    frame = pull_range(client, request.queries, request.start, request.end, request.step_seconds, progress)
+    if frame.empty:
+        raise PrometheusError(
+            f"{client.base_url} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
+            "time range, that node_exporter is scraped, or give your own queries with --queries"
+        )
+    profiles = {name: infer_profile_from_name(name, request.rules) for name in frame["server_name"].unique()}
+    metadata = Metadata(
+        generator_version=__version__,
+        seed=None,
+        start=iso(request.start),
+        hours=(request.end - request.start).total_seconds() / 3600,
+        step_seconds=request.step_seconds,
+        timezone=request.timezone,
+        fleet={str(profile): count for profile, count in sorted(Counter(profiles.values()).items())},
+        rows=len(frame),
+    )
+    path = write_measured(frame.assign(profile=frame["server_name"].map(profiles)), folder, metadata)
+    return Written(len(frame), len(profiles), path)
+
+
+def write_measured(frame: pd.DataFrame, folder: Path, metadata: Metadata) -> Path:
+    """Write measured rows (timestamp, server_name, profile, some metrics) and metadata; returns the metrics' path.
+
+    Raises OSError if the folder cannot be written.
+    """
+    schema = arrow_schema([name for name in METRICS if name in frame.columns])
+    complete = frame.assign(**{name: None for name in schema.names if name not in frame.columns})
+    table = pa.Table.from_pandas(complete[schema.names], preserve_index=False).cast(schema)
+    with working_folder(folder) as temporary:
+        pq.write_table(table, temporary / METRICS_FILE, row_group_size=ROW_GROUP_ROWS)
+        write_metadata(temporary, metadata)
+        return publish(temporary, folder)
