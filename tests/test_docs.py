@@ -4,7 +4,8 @@
     python tests/test_docs.py --write    # write them into docs/cli.md
 
 Every ```sh block of the documents is checked: its scripts, flags, files and make targets exist. Blocks without a mark
-are also run, document by document, in an empty project folder with a tiny model in models/current. A mark is an HTML
+are also run, document by document, in an empty project folder with a tiny model in models/current; a ```text block that
+follows directly must be part of their output. A mark is an HTML
 comment on the line before the block: `<!-- needs a server -->` or `<!-- takes minutes -->`. Requests with curl are sent
 to a daemon on a fake engine.
 """
@@ -37,11 +38,15 @@ from tests.serving.fake_daemon import FakeDaemon  # noqa: E402
 
 
 class Block(NamedTuple):
-    """One ```sh block; mark is one of MARKS, or None if the block is run by a test."""
+    """One ```sh block; mark is one of MARKS, or None if the block is run by a test.
+
+    output: the ```text block that follows directly, "" if there is none.
+    """
 
     document: str
     mark: str | None
     text: str
+    output: str
 
     @property
     def commands(self) -> list[str]:
@@ -60,9 +65,11 @@ def text_of(document: Path) -> str:
 
 
 def shell_blocks() -> list[Block]:
-    pattern = re.compile(r"(?:^<!-- ([^\n]*?) -->\n+)?^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(
+        r"(?:^<!-- ([^\n]*?) -->\n+)?^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL
+    )
     return [
-        Block(str(document.relative_to(ROOT)), match[1], match[2])
+        Block(str(document.relative_to(ROOT)), match[1], match[2], match[3] or "")
         for document in DOCUMENTS
         for match in pattern.finditer(text_of(document))
     ]
@@ -162,11 +169,13 @@ def test_unmarked_commands_run(document, tiny_models_dir, tmp_path):
     environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for block in shell_blocks():
         if block.document == document and block.mark is None:
-            run_shell(block.text, project, environment)
+            printed = run_shell(block.text, project, environment).splitlines()
+            for line in block.output.splitlines():
+                assert line in printed or line.startswith("{")  # JSON lines have times of the machine
 
 
-def run_shell(text: str, folder: Path, environment: dict[str, str]) -> None:
-    """Run the commands of a block; fails with their output if one of them fails."""
+def run_shell(text: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run the commands of a block; returns their output, and fails with it if one of them fails."""
     run = subprocess.run(
         ["timeout", str(BLOCK_SECONDS), "bash", "-euo", "pipefail", "-c", text],  # timeout ends the commands as well
         check=False,
@@ -176,6 +185,7 @@ def run_shell(text: str, folder: Path, environment: dict[str, str]) -> None:
         text=True,
     )
     assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
+    return run.stdout + run.stderr
 
 
 def project_folder(parent: Path, models: Path) -> Path:
