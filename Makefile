@@ -29,15 +29,15 @@ lint: $(VENV)/.dev-packages ## ruff and mypy
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-bench: $(VENV)/.dev-packages ## measure speed and accuracy against stock and peers
+bench: $(VENV)/.dev-packages ## measure speed and accuracy, with stock and LightGBM for comparison
 	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py)); do \
 		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py|*/ablations.py) continue;; esac; \
 		echo "== $$benchmark" >&2; $(PYTHON) $$benchmark; done
 
-real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print README's tables
+real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print the tables of docs/results.md
 	@$(PYTHON) benchmarks/real_servers.py
 
-reliability: $(VENV)/.dev-packages ## try every promise of the daemon and print what came out (a quarter of an hour)
+reliability: $(VENV)/.dev-packages ## test every promise of the daemon and print the results (15 minutes)
 	@$(PYTHON) -m tests.reliability
 
 clean: ## remove .venv, caches and the demo's folder (training/ and models/ stay)
