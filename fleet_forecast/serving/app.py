@@ -7,15 +7,13 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
@@ -26,8 +24,9 @@ from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelSlot
+from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond
-from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast, forecast_servers
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast
 from fleet_forecast.serving.forecasts.tables import encoded, fleet_table, wanted_table
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.puller import Puller
@@ -43,7 +42,6 @@ from fleet_forecast.serving.routes.fleet import add_fleet_routes
 from fleet_forecast.serving.routes.live import add_live_routes
 from fleet_forecast.serving.routes.responses import forecast_document, rejection_documents
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore, HistoryUnavailableError
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from server_profiles import BUILT_IN_RULES, ProfileRules
@@ -441,52 +439,6 @@ def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection
     model = daemon.forecasts.snapshot.model
     forecasts = [forecast for forecast in page if forecast.model == model]
     return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
-
-
-def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules) -> list[ServerForecast | None]:
-    """Forecast each server of some samples from these alone; a server's origin is the step of its newest sample."""
-    step_seconds, length = engine.config.step_seconds, engine.config.history_steps
-    columns = [METRICS.index(metric) for metric in engine.config.targets]
-    by_server: dict[str, list[Sample]] = {}
-    for sample in _one_a_time(samples):
-        by_server.setdefault(sample.server_name, []).append(sample)
-    names = sorted(by_server)
-    origin_steps = np.array([max(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names])
-    first_steps = [min(s.timestamp_ms for s in by_server[name]) // (step_seconds * 1000) for name in names]
-    length = min(length, max(int(origin) - first + 1 for origin, first in zip(origin_steps, first_steps, strict=True)))
-    history = np.full((len(names), length, len(columns)), np.nan, dtype=np.float32)
-    profiles = []
-    for row, name in enumerate(names):
-        own = by_server[name]
-        history[row] = _step_means(own, int(origin_steps[row]), length, step_seconds)[:, columns]
-        sent = next((s.profile for s in sorted(own, key=lambda s: -s.timestamp_ms) if s.profile is not None), None)
-        profiles.append(profile_of(name, sent, rules))
-    return forecast_servers(engine, names, profiles, history, origin_steps * step_seconds)
-
-
-def _one_a_time(samples: list[Sample]) -> Iterable[Sample]:
-    """Samples of one server and time as one, as the history keeps them: of each metric the last value that was sent."""
-    merged: dict[tuple[str, int], Sample] = {}
-    for sample in samples:
-        before = merged.get((sample.server_name, sample.timestamp_ms), sample)
-        values = tuple(old if new is None else new for new, old in zip(sample.values, before.values, strict=True))
-        merged[sample.server_name, sample.timestamp_ms] = sample._replace(
-            values=values, profile=sample.profile or before.profile
-        )
-    return merged.values()
-
-
-def _step_means(samples: list[Sample], origin_step: int, length: int, step_seconds: int) -> np.ndarray:
-    """float64 [length, METRICS]: means of one server's samples on the steps up to `origin_step`."""
-    values = np.array([sample.values for sample in samples], dtype=np.float64)  # None becomes NaN
-    column = np.array([s.timestamp_ms // (step_seconds * 1000) for s in samples]) - (origin_step - length + 1)
-    inside = column >= 0
-    values, column = values[inside], column[inside]
-    measured = ~np.isnan(values)
-    total, count = np.zeros((length, len(METRICS))), np.zeros((length, len(METRICS)))
-    np.add.at(total, column, np.where(measured, values, 0.0))
-    np.add.at(count, column, measured)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def _own_forecasts_json(made: list[ServerForecast | None], batch: CheckedBatch) -> bytes:
