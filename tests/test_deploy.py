@@ -12,7 +12,7 @@ import pytest
 
 import tft_inference
 from fleet_forecast.serving.settings import load_settings
-from tests.serving.routes.test_routes import daemon, forecast_of, post, record, wait_for
+from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
 
 ROOT = Path(tft_inference.__file__).parent
 DEPLOY = ROOT / "deploy"

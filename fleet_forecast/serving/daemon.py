@@ -1,4 +1,4 @@
-"""The running daemon's parts in one place, for the routes; and the few answers all of them give."""
+"""The parts of the running daemon."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
-
-from fastapi import Request, Response
 
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
-from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
 
-JSON = "application/json"
+
+def _validation_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="validation")
 
 
 @dataclass
 class Daemon:
-    """The parts the routes call."""
+    """What routes, the puller and the exposition read and call."""
 
     settings: Settings
     rules: ProfileRules
@@ -40,40 +38,12 @@ class Daemon:
     deliveries: list[Delivery]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
-    # Batches are judged apart from other blocking work and one at a time, so that a flood of them delays nothing else:
-    # the interpreter runs one thread at a time, and each more that wants it makes the event loop wait longer.
-    judge: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="judge"))
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)  # by the field at fault
+    # Batches are validated by one thread of their own. The interpreter runs one thread at a time: with more threads a
+    # flood of batches would delay the event loop and other blocking work.
+    validation: ThreadPoolExecutor = field(default_factory=_validation_thread)
+    accepted: int = 0  # records stored since the start
+    rejected: Counter[str] = field(default_factory=Counter)  # records by the rejected field
     pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
-    background_failures: Counter[str] = field(default_factory=Counter)  # by the name of the work, which began again
-    waiting_forecasts: int = 0
-
-
-def daemon_of(request: Request) -> Daemon:
-    """The daemon that serves this request."""
-    daemon: Daemon = request.app.state.daemon
-    return daemon
-
-
-def json_answer(document: Any, status: int = 200) -> Response:
-    """An answer in JSON."""
-    return Response(to_json(document), status, media_type=JSON)
-
-
-def try_again(detail: str) -> Response:
-    """503: not now, but soon."""
-    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
-
-
-def no_forecast(daemon: Daemon, name: str) -> Response:
-    """Why a server has no forecast: 404 if it will have none, 503 if soon."""
-    if name not in daemon.store.servers:
-        return json_answer({"detail": "no such server: no sample of this name was received"}, 404)
-    if daemon.forecasts.engine is None:
-        return try_again("no model is loaded; see /readyz")
-    complete = daemon.forecasts.complete_step(daemon.store.step_seconds)
-    if daemon.forecasts.is_heard(daemon.store.servers[name], complete):
-        return try_again("the first forecast of this server is being made")
-    detail = "the server has been silent too long; it is forecast again with its next sample"
-    return json_answer({"detail": detail}, 404)
+    background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
+    waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run
+    waiting_explanations: int = 0  # requests of GET /api/v1/servers/{name}/explain that wait or run

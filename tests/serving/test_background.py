@@ -9,7 +9,7 @@ from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
 from tests.serving.alerting.test_events_and_notifiers import alert
-from tests.serving.routes.test_routes import daemon, wait_for
+from tests.serving.daemon_client import daemon, wait_for
 
 
 def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled(monkeypatch, caplog):

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from fleet_forecast.serving.dashboard import FILES, FOLDER
+from tests.serving.daemon_client import STEP, TOKEN, complete_start, daemon, record, wait_for
 from tests.serving.fake_daemon import FakeDaemon
-from tests.serving.routes.test_routes import STEP, TOKEN, complete_start, daemon, record, wait_for
 
 BROWSER = shutil.which("chromium")
 

@@ -18,7 +18,7 @@ from fleet_forecast.serving.alerting.watch import AlertWatch
 from fleet_forecast.serving.monitoring import events
 from fleet_forecast.serving.monitoring.events import EventHub, TooManyListenersError, as_server_sent
 from tests.serving.alerting.test_book import forecast
-from tests.serving.routes.test_routes import complete_start, daemon, forecast_of, post, record, wait_for
+from tests.serving.daemon_client import complete_start, daemon, forecast_of, post, record, wait_for
 
 
 def collect(stream, count):

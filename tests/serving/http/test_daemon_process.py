@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.reliability.hostile import closed_within, connect
+from tests.serving.daemon_client import complete_start, iso, record, wait_for
 from tests.serving.fake_daemon import FakeDaemon
-from tests.serving.routes.test_routes import complete_start, iso, record, wait_for
 
 JSON = {"content-type": "application/json"}
 

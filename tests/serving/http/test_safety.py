@@ -8,7 +8,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from fleet_forecast.serving.dashboard import FILES
 from fleet_forecast.serving.http.middleware import ADMIN_PATHS
-from tests.serving.routes.test_routes import ADMIN, TOKEN, complete_start, daemon, iso, post, record, wait_for
+from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, iso, post, record, wait_for
 
 PROBES = {"/healthz", "/readyz"}
 SENT = {

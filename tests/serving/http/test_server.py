@@ -10,7 +10,7 @@ import uvicorn
 
 from fleet_forecast.serving.http.server import make_protocol
 from tests.reliability.hostile import closed_within
-from tests.serving.routes.test_routes import wait_for
+from tests.serving.daemon_client import wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = GET + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from fleet_forecast.serving.histogram import Histogram
-from tests.serving.routes.test_routes import daemon, forecast_of, post, record, wait_for
+from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
 
 LINE = re.compile(r'([a-z_]+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S+)$')
 

@@ -8,8 +8,8 @@ import pytest
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.routes.explain import MAX_WAITING_EXPLANATIONS
+from tests.serving.daemon_client import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeEngine
-from tests.serving.routes.test_routes import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
 
 STEP = 300
 

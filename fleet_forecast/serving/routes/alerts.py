@@ -1,0 +1,133 @@
+"""Firing alerts, and the most probable breaches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.serving.alerting.book import HORIZON_SECONDS
+from fleet_forecast.serving.alerting.notifiers import as_document
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.routes.responses import (
+    ACCESS_REFUSALS,
+    INVALID_PARAMETER,
+    RunningDaemon,
+    UtcTime,
+    json_response,
+)
+
+LEAST_PROBABILITY = 0.005  # lower risks are not listed
+
+router = APIRouter(tags=["alerts"])
+
+
+class AlertInfo(BaseModel):
+    """One alert. `reason` says which probability it is: of a breach of the threshold, or of unusual behaviour."""
+
+    state: Literal["firing", "resolved"]
+    server_name: str
+    profile: str
+    metric: str
+    threshold: float
+    probability: float
+    current: float | None
+    sentence: str
+    reason: Literal["breach", "departure"]
+    started_at: UtcTime | None
+    ended_at: UtcTime | None
+    expected_at: Annotated[UtcTime | None, Field(description="most probable time of the breach")]
+    earliest_at: UtcTime | None
+    latest_at: UtcTime | None
+
+
+class AlertsResponse(BaseModel):
+    """Firing alerts, the most probable first."""
+
+    alerts: list[AlertInfo]
+
+
+class Risk(BaseModel):
+    """The probability that one metric of one server exceeds its threshold within the look-ahead."""
+
+    server_name: str
+    profile: str
+    metric: str
+    probability: float
+    current: float | None
+    threshold: float
+    by_horizon: Annotated[dict[str, float], Field(description="probability by horizon, such as 15m")]
+
+
+class RisksResponse(BaseModel):
+    """Risks, the highest first."""
+
+    risks: list[Risk]
+
+
+@router.get("/alerts/active", include_in_schema=False)
+@router.get(
+    "/api/v1/alerts",
+    summary="Firing alerts",
+    response_model=AlertsResponse,
+    response_description="firing alerts, the most probable first",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def alerts(
+    daemon: RunningDaemon,
+    server: Annotated[list[str] | None, Query(description="only these servers")] = None,
+    profile: Annotated[list[str] | None, Query(description="only these profiles")] = None,
+) -> Response:
+    firing = sorted(daemon.alerts.firing.values(), key=lambda alert: -alert.probability)
+    selected = [
+        as_document(alert)
+        for alert in firing
+        if (server is None or alert.server_name in server) and (profile is None or alert.profile in profile)
+    ]
+    return json_response({"alerts": selected})
+
+
+@router.get(
+    "/api/v1/risks",
+    summary="Most probable breaches",
+    response_model=RisksResponse,
+    response_description="most probable breaches",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def risks(
+    daemon: RunningDaemon,
+    limit: Annotated[int, Query(ge=1, le=1_000, description="entries in the response")] = 50,
+) -> Response:
+    return json_response({"risks": await asyncio.to_thread(_risks, daemon, limit)})
+
+
+def _risks(daemon: Daemon, limit: int) -> list[dict[str, Any]]:
+    """Servers and metrics by the probability of a breach within the look-ahead, highest first."""
+    found = []
+    column = int(np.searchsorted(HORIZON_SECONDS, daemon.alerts.rules.lookahead_seconds))
+    for name, probabilities in list(daemon.alerts.probabilities.items()):  # float32 [metric, horizon]
+        forecast = daemon.forecasts.snapshot.forecasts.get(name)
+        if forecast is not None and len(probabilities) == len(forecast.model.metrics):
+            at = probabilities[:, min(column, len(HORIZON_SECONDS) - 1)]
+            found += [
+                (float(value), name, index, forecast) for index, value in enumerate(at) if value >= LEAST_PROBABILITY
+            ]
+    found.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    return [
+        {
+            "server_name": name,
+            "profile": forecast.profile,
+            "metric": forecast.model.metrics[index],
+            "probability": round(value, 4),
+            "current": forecast.current[index],
+            "threshold": daemon.alerts.rules.thresholds_of(name, forecast.profile)[forecast.model.metrics[index]],
+            "by_horizon": {
+                f"{seconds // 60}m": round(float(p), 4)
+                for seconds, p in zip(HORIZON_SECONDS, daemon.alerts.probabilities[name][index], strict=True)
+            },
+        }
+        for value, name, index, forecast in found[:limit]
+    ]
