@@ -8,7 +8,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from fleet_forecast.serving.http.middleware import RequestGuard, _Body, _Waiting
+from fleet_forecast.serving.http.bounded_body import BoundedBody, WaitingBodies
+from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.settings import Settings
 from tests.serving.daemon_client import (
     TOKEN,
@@ -30,24 +31,24 @@ def test_a_body_beyond_the_limit_is_413(tmp_path):
 
 def test_the_total_size_of_waiting_bodies_is_bounded_and_released(tmp_path):
     async def one_waits_while_another_comes():
-        waiting, small = _Waiting(100), b"x" * 60
+        waiting, small = WaitingBodies(100), b"x" * 60
         parts = asyncio.Queue()
 
         async def slowly():
             return await parts.get()
 
-        first = _Body(slowly, 5.0, 1000, waiting)
+        first = BoundedBody(slowly, 5.0, 1000, waiting)
         parts.put_nowait({"type": "http.request", "body": small, "more_body": True})
         await first()
 
         async def at_once():
             return {"type": "http.request", "body": small, "more_body": False}
 
-        second = _Body(at_once, 5.0, 1000, waiting)
+        second = BoundedBody(at_once, 5.0, 1000, waiting)
         with pytest.raises(HTTPException) as refused:
             await second()
         first.release()
-        third = _Body(at_once, 5.0, 1000, waiting)
+        third = BoundedBody(at_once, 5.0, 1000, waiting)
         await third()
         held = waiting.held_bytes
         third.release()

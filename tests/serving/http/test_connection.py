@@ -8,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from fleet_forecast.serving.http.server import make_protocol
+from fleet_forecast.serving.http.connection import make_protocol
 from tests.reliability.hostile import closed_within
 from tests.serving.daemon_client import wait_for
 
