@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.contract.reading import Batch, CheckedMetrics
+from fleet_forecast.features.step_means import CellMeans
 
 LARGE_CELLS = 20_000_000  # of a server and step: a grid of so many, of which rows ...
 SPARSEST = 0.01  # ... fill less than this, is taken for a wrong time in a row, not for a fleet
@@ -163,24 +164,15 @@ def usual_step(distances: Mapping[int, int]) -> int:
 def _cell_means(
     batches: Batches, metrics: Sequence[str], servers: int, first_step: int, steps: int, step_seconds: int
 ) -> Iterable[np.ndarray]:
-    """Mean of the measured samples of each cell, NaN where there is none; for each metric float32 [server * step].
-
-    Sums are in double precision: up to 2^29 samples of about one size, their mean does not depend on their order.
-    """
-    totals = [np.zeros(servers * steps, dtype=np.float64) for _ in metrics]
-    counts = [np.zeros(servers * steps, dtype=np.uint32) for _ in metrics]
+    """For each metric the means of its samples by server and step: float32 [server * step]."""
+    means = [CellMeans(servers * steps) for _ in metrics]
     for batch in batches(metrics):
         seconds = batch.timestamps.astype("datetime64[s]").astype(np.int64)
         cell_of_row = batch.servers.astype(np.int64) * steps + (seconds // step_seconds - first_step)
-        for name, total, count in zip(metrics, totals, counts, strict=True):
-            column = batch.metrics[name]
-            measured = ~np.isnan(column)
-            cells = cell_of_row[measured]
-            np.add.at(total, cells, column[measured].astype(np.float64))
-            np.add.at(count, cells, np.uint32(1))
-    for total, count in zip(totals, counts, strict=True):
-        means = np.full(servers * steps, np.nan, dtype=np.float32)
-        yield np.divide(total, count, out=means, where=count > 0, casting="unsafe")
+        for name, of_metric in zip(metrics, means, strict=True):
+            of_metric.add(cell_of_row, batch.metrics[name])
+    for of_metric in means:
+        yield of_metric.means()
 
 
 def _servers(frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
