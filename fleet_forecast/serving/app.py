@@ -14,6 +14,7 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.middleware import RequestGuard
+from fleet_forecast.serving.ingest.validation import BodyError
 from fleet_forecast.serving.lifespan import DaemonConfig, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -70,7 +71,11 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from a third-party host
         redoc_url=None,
-        exception_handlers={RequestValidationError: _invalid_query, SelectionError: _invalid_selection},
+        exception_handlers={
+            RequestValidationError: _invalid_query,
+            SelectionError: _invalid_selection,
+            BodyError: _invalid_body,
+        },
     )
     for topic in TOPICS:
         app.include_router(topic.router)
@@ -89,3 +94,7 @@ async def _invalid_query(_request: Request, error: Exception) -> Response:
 
 async def _invalid_selection(_request: Request, error: Exception) -> Response:
     return json_response({"detail": str(error)}, 422)
+
+
+async def _invalid_body(_request: Request, error: Exception) -> Response:
+    return json_response({"detail": str(error)}, 400)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
@@ -19,17 +19,14 @@ from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
 
 
-def _validation_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="validation")
-
-
 @dataclass
 class Daemon:
-    """What routes, the puller and the exposition read and call."""
+    """What routes and the exposition read and call."""
 
     settings: Settings
     rules: ProfileRules
     store: HistoryStore
+    ingest: IngestSink
     forecasts: FleetForecasts
     model: ModelSlot
     alerts: AlertBook
@@ -38,12 +35,6 @@ class Daemon:
     deliveries: list[Delivery]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
-    # Batches are validated by one thread of their own. The interpreter runs one thread at a time: with more threads a
-    # flood of batches would delay the event loop and other blocking work.
-    validation: ThreadPoolExecutor = field(default_factory=_validation_thread)
-    accepted: int = 0  # records stored since the start
-    rejected: Counter[str] = field(default_factory=Counter)  # records by the rejected field
-    pulls: Counter[str] = field(default_factory=Counter)  # from Prometheus, by "success" and "failure"
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
     waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run
     waiting_explanations: int = 0  # requests of GET /api/v1/servers/{name}/explain that wait or run

@@ -21,6 +21,7 @@ from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelSlot
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
+from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -72,6 +73,7 @@ def _open(config: DaemonConfig) -> Daemon:
         settings=settings,
         rules=files.profile_rules,
         store=store,
+        ingest=IngestSink(settings, store, config.clock),
         forecasts=forecasts,
         model=ModelSlot(settings.model, config.load_engine or _engine_loader(settings), forecasts),
         alerts=AlertBook(files.alert_rules),
@@ -123,7 +125,7 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
     work += [("delivery", delivery.run) for delivery in daemon.deliveries]
     if prometheus is not None:
-        work.append(("pull", Puller(daemon, *prometheus).run))
+        work.append(("pull", Puller(daemon.ingest, *prometheus).run))
     return work
 
 
@@ -147,6 +149,6 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
-    for worker in (daemon.validation, daemon.forecasts.worker):
+    for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

@@ -1,4 +1,4 @@
-"""Samples on their way in: validation and the Prometheus puller.
+"""Samples on their way into the store: validation, the sink that every route and puller calls, the Prometheus puller.
 
 Imports storage; imported by routes.
 """

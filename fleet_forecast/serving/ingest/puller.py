@@ -1,6 +1,6 @@
-"""The daemon's own scraper: after each step it asks Prometheus for the fleet and stores what comes as if it were sent.
+"""Pulls the fleet from a Prometheus after each step and stores it like records that were sent.
 
-What it missed (the daemon or Prometheus was down) is asked for again, as far back as samples are kept.
+Steps missed while the daemon or Prometheus was down are asked for again, up to the retention of the store.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import pandas as pd
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.ingest.validation import check_records
+from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
 
@@ -27,40 +26,38 @@ LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
-SECONDS_PER_PULL = (
-    86_400  # of samples; what was missed for longer is asked for day by day, so that memory stays bounded
-)
+LONGEST_PAUSE_SECONDS = 60.0
+SECONDS_PER_PULL = 86_400  # of samples: a longer gap is asked for day by day, so that memory stays bounded
 
 
 class Puller:
-    """Keeps the history up to date from one Prometheus."""
+    """Keeps the store up to date from one Prometheus."""
 
-    def __init__(self, daemon: Daemon, client: PrometheusClient, queries: QuerySet) -> None:
-        self._daemon, self._client, self._queries = daemon, client, queries
+    def __init__(self, sink: IngestSink, client: PrometheusClient, queries: QuerySet) -> None:
+        self._sink, self._client, self._queries = sink, client, queries
         self._next_step: int | None = None
 
     async def run(self) -> None:
-        """Pull for ever; a Prometheus that does not answer is logged, counted and asked again."""
+        """Pull until cancelled; a failed pull is logged, counted and tried again after a pause."""
         pause = _PAUSE_SECONDS
         while True:
             try:
                 await self.pull_due()
                 pause = _PAUSE_SECONDS
             except (PrometheusError, HistoryBusyError, HistoryUnavailableError) as problem:
-                self._daemon.pulls["failure"] += 1
+                self._sink.pulls["failure"] += 1
                 LOG.error("pull failed", extra={"reason": str(problem)})
-                pause = min(pause * 2, 60.0)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(pause)
 
     async def pull_due(self) -> int:
-        """Store the steps that ended since the last pull, a day of them at most; gives the number of samples."""
-        settings, store = self._daemon.settings, self._daemon.store
-        step_seconds = store.step_seconds
-        # Half of the grace: what is pulled is on disk when the step counts as complete.
-        ended = int((self._daemon.clock() - settings.grace_seconds / 2) // step_seconds)
+        """Store the steps that ended since the last pull, a day of them at most; returns the number of samples."""
+        settings, step_seconds = self._sink.settings, self._sink.store.step_seconds
+        # After half of the grace time: the samples are on disk when the step counts as complete.
+        ended = int((self._sink.clock() - settings.grace_seconds / 2) // step_seconds)
         oldest = ended - math.floor(settings.retention_hours * 3600 / step_seconds) + 1
         if self._next_step is not None and self._next_step > ended:
-            self._next_step = None  # the clock was ahead; what was asked for then had not been measured
+            self._next_step = None  # the clock was ahead at the last pull: those steps were not measured yet
         first = max(self._first_step(oldest), oldest)
         if first >= ended:
             return 0
@@ -69,39 +66,25 @@ class Puller:
         frame = await _on_daemon_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
         stored = 0
         for records in _batches(frame):
-            stored += await self._store(records)
+            stored += len((await self._sink.take_pulled(records)).samples)
         self._next_step = after
-        self._daemon.pulls["success"] += 1
+        self._sink.pulls["success"] += 1
         LOG.info("pulled", extra={"from": iso(first * step_seconds), "samples": stored})
         return stored
 
     def _first_step(self, oldest: int) -> int:
-        """Where to go on: after the last pull, or after what is stored already."""
+        """The step after the last pull, or the newest stored one."""
         if self._next_step is not None:
             return self._next_step
-        store = self._daemon.store
+        store = self._sink.store
         known = list(store.servers.values())  # a copy: other threads add servers meanwhile
         return max((store.last_step(server.server_id) or oldest for server in known), default=oldest)
 
-    async def _store(self, records: list[dict[str, Any]]) -> int:
-        daemon = self._daemon
-        batch = await asyncio.to_thread(check_records, records, 0, int(daemon.clock() * 1000), daemon.store.may_add)
-        if batch.samples:
-            await asyncio.wrap_future(daemon.store.append(batch.samples))
-        daemon.accepted += len(batch.samples)
-        daemon.rejected.update(rejection.field for rejection in batch.rejected)
-        for rejection in batch.rejected[:3]:
-            LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
-        return len(batch.samples)
-
 
 async def _on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Result:
-    """As asyncio.to_thread, but when cancelled the end of the process does not wait for the work.
-
-    A Prometheus that hangs holds its thread for minutes.
-    """
+    """asyncio.to_thread on a daemon thread, so that the process can end while a Prometheus does not answer."""
     done: Future[Result] = Future()
-    done.set_running_or_notify_cancel()  # from here on only the thread ends it
+    done.set_running_or_notify_cancel()  # not cancellable: only the thread sets its result
 
     def run() -> None:
         try:
@@ -114,7 +97,7 @@ async def _on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Res
 
 
 def _batches(frame: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
-    """Rows as records of the ingest, oldest first."""
+    """The rows as records in the order of time, in batches."""
     metrics = [metric for metric in METRICS if metric in frame.columns]
     ordered = frame.sort_values("timestamp", kind="stable")
     for start in range(0, len(ordered), _RECORDS_PER_BATCH):

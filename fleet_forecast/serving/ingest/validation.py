@@ -1,42 +1,43 @@
-"""Received records: each one is accepted, or rejected by its index, field, value and reason.
+"""Validation of received records: each one is accepted, or rejected with its index, field, value and reason.
 
-`check_records` is the one place where samples from outside are judged; what it returns is trusted by everything after
-it. It is a plain loop over parsed JSON, because the records of a batch must be judged one by one and 20,000 of them a
-second must leave most of a core free.
+`check_records` is the only place where samples from outside are checked; later code trusts its result. It is a plain
+loop over parsed JSON: records are checked one by one, and 20,000 of them a second must leave most of a core free.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
 
-from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, SERVER_NAME_PATTERN, STATES
+from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_PATTERN, STATES, MetricSpec
+from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ServerProfile
 
 SERVER_NAME = re.compile(SERVER_NAME_PATTERN)
-_KNOWN_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "incident", *METRICS})
-PROFILE_NAME = r"[A-Za-z0-9._-]{1,64}"  # of the seven, or of another that a model may know
-_STATES = frozenset(str(state) for state in STATES)
-
-
-_BOUNDS = tuple((name, spec.lower, spec.upper) for name, spec in METRIC_SPECS.items())
+PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
+MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, unknown fields may hold further ones
+SHOWN_CHARACTERS = 100  # of a rejected value and of an unknown field's name
+EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
+LATEST_MS = 4_102_444_800_000  # the year 2100
+_LABEL_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "incident"})
+_STATES = frozenset(STATES)
 
 
 class BodyError(ValueError):
-    """A request's body as a whole cannot be used; the message says why."""
+    """A request's body cannot be used as a whole; the message names the reason and the remedy."""
 
 
 class Rejection(NamedTuple):
     """Why one record of a batch was not accepted."""
 
-    index: int  # type: ignore[assignment] # in the API's words; tuple.index is not used
+    index: int  # type: ignore[assignment] # the API's name; tuple.index is not used
     field: str
     value: Any  # as received, shortened
     reason: str
@@ -44,7 +45,10 @@ class Rejection(NamedTuple):
 
 @dataclass
 class CheckedBatch:
-    """A batch after its records were judged; ignored_fields are those the contract does not know."""
+    """The result of checking a batch of records.
+
+    samples: the accepted records. rejected: the others. ignored_fields: fields that the contract does not define.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
@@ -57,10 +61,14 @@ class _Rejected(Exception):  # noqa: N818 - control flow within this module, not
 
 
 def parse_records(body: bytes, max_records: int) -> list[Any]:
-    """The list under "records" of a JSON body. Raises BodyError.
+    """The list under "records" of a JSON body.
 
-    NaN, Infinity, numbers beyond a double and lone surrogates are no JSON and are refused by the parser.
+    Raises BodyError if there is none or if it is too long. NaN, Infinity, numbers beyond a double and lone surrogates
+    are not JSON and are refused by the parser.
     """
+    structures = body.count(b"{") + body.count(b"[")
+    if structures > MAX_STRUCTURES_PER_RECORD * (max_records + 1):  # parsing them all would delay every other request
+        raise BodyError(f"{structures} objects and lists in one request; send at most {max_records} records")
     document = parse_json(body)
     records = document.get("records") if isinstance(document, dict) else None
     if not isinstance(records, list):
@@ -71,7 +79,7 @@ def parse_records(body: bytes, max_records: int) -> list[Any]:
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON document in a body. Raises BodyError saying where it ends to be one."""
+    """The JSON document in a body. Raises BodyError with the position of the first error."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as problem:
@@ -80,19 +88,30 @@ def parse_json(body: bytes) -> Any:
         ) from None
 
 
+def check_history(body: bytes, max_records: int) -> CheckedBatch:
+    """Check the records of a history that is forecast and not stored; their times may be any. Raises BodyError."""
+    return check_records(parse_records(body, max_records), EARLIEST_MS, LATEST_MS)
+
+
 def check_records(
-    records: list[Any], earliest_ms: int, latest_ms: int, may_add: Callable[[str], bool] = lambda _name: True
+    records: list[Any],
+    earliest_ms: int,
+    latest_ms: int,
+    may_add: Callable[[str], bool] = lambda _name: True,
+    specs: Mapping[str, MetricSpec] = METRIC_SPECS,
 ) -> CheckedBatch:
-    """Judge each record by the data contract.
+    """Check each record against the data contract.
 
     earliest_ms, latest_ms: bounds of the timestamps, inclusive.
-    may_add: says whether a server of this name is known or may still be added.
+    may_add: returns whether a server of this name is known or may still be added.
+    specs: the metrics of a record; samples hold their values in this order.
     """
     batch = CheckedBatch()
-    instants: dict[str, int] = {}  # text -> milliseconds; the records of a batch mostly share few timestamps
+    check = _RecordCheck(earliest_ms, latest_ms, specs)
+    known_fields = _LABEL_FIELDS | specs.keys()
     for index, record in enumerate(records):
         try:
-            sample = _checked(record, earliest_ms, latest_ms, instants)
+            sample = check.sample(record)
             if not may_add(sample.server_name):
                 reason = "the number of servers is at its limit; raise max_servers or let old servers expire"
                 raise _Rejected("server_name", sample.server_name, reason)
@@ -101,51 +120,69 @@ def check_records(
             batch.rejected.append(Rejection(index, rejected.field_name, value, rejected.reason))
         else:
             batch.samples.append(sample)
-            if not record.keys() <= _KNOWN_FIELDS:
-                batch.ignored_fields.update(key[:100] for key in record.keys() - _KNOWN_FIELDS)
+            if not record.keys() <= known_fields:
+                batch.ignored_fields.update(key[:SHOWN_CHARACTERS] for key in record.keys() - known_fields)
     return batch
 
 
-def _checked(record: Any, earliest_ms: int, latest_ms: int, instants: dict[str, int]) -> Sample:
-    if type(record) is not dict:
-        raise _Rejected("record", record, "a record is a JSON object")
-    name = record.get("server_name")
-    if type(name) is not str or not SERVER_NAME.fullmatch(name):
-        raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first")
-    text = record.get("timestamp")
-    instant = instants.get(text) if type(text) is str else None
-    if instant is None:
-        instant = instants.setdefault(text, _milliseconds(text, earliest_ms, latest_ms))  # type: ignore[arg-type]
-    return Sample(
-        name,
-        instant,
-        _profile(record),
-        _state(record),
-        _measurements(record),
-    )
+class _RecordCheck:
+    """The checks of one batch."""
 
+    def __init__(self, earliest_ms: int, latest_ms: int, specs: Mapping[str, MetricSpec]) -> None:
+        self._earliest_ms, self._latest_ms, self._specs = earliest_ms, latest_ms, specs
+        self._ranges = [(name, spec.lower, spec.upper) for name, spec in specs.items()]
+        self._instants: dict[str, int] = {}  # text -> milliseconds; the records of a batch mostly share few timestamps
 
-def _measurements(record: dict[str, Any]) -> tuple[float | None, ...]:
-    values: list[float | None] = []
-    named = False
-    for metric, lower, upper in _BOUNDS:
-        value = record.get(metric)
-        if value is None:
-            named = named or metric in record
-        elif (type(value) is float or type(value) is int) and lower <= value <= upper:
-            named = True
-        else:
-            limits = METRIC_SPECS[metric].range_text
-            raise _Rejected(metric, value, f"{metric} is a number from {limits}, or null where it was not measured")
-        values.append(value)
-    if not named:
-        raise _Rejected("metrics", None, f"a record has at least one metric of {', '.join(METRICS)}")
-    return tuple(values)
+    def sample(self, record: Any) -> Sample:
+        if type(record) is not dict:
+            raise _Rejected("record", record, "a record is a JSON object")
+        name = record.get("server_name")
+        if type(name) is not str or not SERVER_NAME.fullmatch(name):
+            raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first")
+        text = record.get("timestamp")
+        instant = self._instants.get(text) if type(text) is str else None
+        if instant is None:
+            instant = self._milliseconds(text)
+        return Sample(name, instant, _profile(record), _state(record), self._measurements(record))
+
+    def _measurements(self, record: dict[str, Any]) -> tuple[float | None, ...]:
+        values: list[float | None] = []
+        named = False
+        for metric, lower, upper in self._ranges:
+            value = record.get(metric)
+            if value is None:
+                named = named or metric in record
+            elif (type(value) is float or type(value) is int) and lower <= value <= upper:
+                named = True
+            else:
+                limits = self._specs[metric].range_text
+                raise _Rejected(metric, value, f"{metric} is a number from {limits}, or null where it was not measured")
+            values.append(value)
+        if not named:
+            raise _Rejected("metrics", None, f"a record has at least one metric of {', '.join(self._specs)}")
+        return tuple(values)
+
+    def _milliseconds(self, text: Any) -> int:
+        if type(text) is not str:
+            raise _Rejected("timestamp", text, "a timestamp is text such as 2026-11-23T10:00:00Z")
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise _Rejected("timestamp", text, "not a date and time; write 2026-11-23T10:00:00Z") from None
+        if moment.tzinfo is None:
+            raise _Rejected("timestamp", text, "no time zone; write UTC with a final Z, as in 2026-11-23T10:00:00Z")
+        instant = math.floor(moment.timestamp() * 1000 + 0.5)
+        if instant > self._latest_ms:
+            raise _Rejected("timestamp", text, f"too far ahead; the latest accepted is {iso(self._latest_ms / 1000)}")
+        if instant < self._earliest_ms:
+            raise _Rejected("timestamp", text, f"too old; the earliest accepted is {iso(self._earliest_ms / 1000)}")
+        self._instants[text] = instant
+        return instant
 
 
 def _profile(record: dict[str, Any]) -> str | None:
     value = record.get("profile")
-    if value is None or (type(value) is str and re.fullmatch(PROFILE_NAME, value)):
+    if value is None or (type(value) is str and PROFILE_NAME.fullmatch(value)):
         return value
     raise _Rejected(
         "profile", value, f"profile is one of {', '.join(ServerProfile)}, another of A-Z a-z 0-9 . _ -, or left out"
@@ -159,29 +196,8 @@ def _state(record: dict[str, Any]) -> str | None:
     raise _Rejected("state", value, f"state is one of {', '.join(sorted(_STATES))}, or left out")
 
 
-def _milliseconds(text: Any, earliest_ms: int, latest_ms: int) -> int:
-    if type(text) is not str:
-        raise _Rejected("timestamp", text, "a timestamp is text such as 2026-11-23T10:00:00Z")
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise _Rejected("timestamp", text, "not a date and time; write 2026-11-23T10:00:00Z") from None
-    if moment.tzinfo is None:
-        raise _Rejected("timestamp", text, "no time zone; write UTC with a final Z, as in 2026-11-23T10:00:00Z")
-    instant = math.floor(moment.timestamp() * 1000 + 0.5)
-    if instant > latest_ms:
-        raise _Rejected("timestamp", text, f"too far ahead; the latest accepted is {_iso(latest_ms)}")
-    if instant < earliest_ms:
-        raise _Rejected("timestamp", text, f"too old; the earliest accepted is {_iso(earliest_ms)}")
-    return instant
-
-
-def _iso(instant_ms: int) -> str:
-    return datetime.fromtimestamp(instant_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _shortened(value: Any) -> Any:
-    """The value for the answer: short, and never a structure."""
+    """A rejected value as the answer shows it: short, and never a structure."""
     if isinstance(value, str):
-        return value if len(value) <= 100 else value[:100] + "…"
+        return value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "…"
     return value if value is None or isinstance(value, int | float | bool) else f"({type(value).__name__})"

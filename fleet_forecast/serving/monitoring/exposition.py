@@ -125,8 +125,8 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     yield from gauge(
         "fleet_forecast_build_info", "Version of the data contract.", (f'{{contract_version="{CONTRACT_VERSION}"}}', 1)
     )
-    yield from counter("fleet_ingested_records", "Records accepted and stored.", ("", daemon.accepted))
-    rejected = sorted(daemon.rejected.items()) or [("none", 0)]
+    yield from counter("fleet_ingested_records", "Records accepted and stored.", ("", daemon.ingest.accepted))
+    rejected = sorted(daemon.ingest.rejected.items()) or [("none", 0)]
     yield from counter(
         "fleet_rejected_records",
         "Records rejected, by the field at fault.",
@@ -151,7 +151,7 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     yield from counter("fleet_alert_delivery_failures", "Deliveries that failed and were tried again.", ("", failures))
     yield from gauge("fleet_event_listeners", "Open event streams.", ("", daemon.events.listeners))
     yield from counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", ("", daemon.events.dropped))
-    pulls = ((f'{{result="{result}"}}', count) for result, count in sorted(daemon.pulls.items()))
+    pulls = ((f'{{result="{result}"}}', count) for result, count in sorted(daemon.ingest.pulls.items()))
     yield from counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", *pulls)
     failed = ((f'{{work="{work}"}}', count) for work, count in sorted(daemon.background_failures.items()))
     yield from counter("fleet_background_failures", "Work beside the requests that failed and began again.", *failed)

@@ -15,14 +15,13 @@ from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
-from fleet_forecast.serving.ingest.validation import CheckedBatch, check_records
+from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import joined_list, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
 from fleet_forecast.serving.routes.record_bodies import (
     RECORDS_BODY,
     BatchNotes,
     batch_notes,
-    parsed_records,
     read_body,
 )
 from fleet_forecast.serving.routes.responses import (
@@ -40,8 +39,6 @@ from fleet_forecast.serving.routes.responses import (
     retry_later,
 )
 
-EARLIEST_MS = 0  # 1970; a history in a request may be of any age
-LATEST_MS = 4_102_444_800_000  # the year 2100
 MAX_SERVERS_PER_REQUEST = 256
 MAX_WAITING_FORECASTS = 8
 
@@ -151,8 +148,7 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
     engine = daemon.forecasts.engine
     if engine is None:
         return retry_later("no model is loaded; see /readyz")
-    records = await asyncio.to_thread(parsed_records, body, daemon.settings.max_records)
-    batch = await asyncio.to_thread(check_records, records, EARLIEST_MS, LATEST_MS)
+    batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
     servers = {sample.server_name for sample in batch.samples}
     if not servers:
         return json_response({"detail": "no record was accepted", **batch_notes(batch)}, 422)

@@ -136,8 +136,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         },
         "cycle": _cycle_status(daemon),
         "records": {
-            "accepted": daemon.accepted,
-            "rejected": daemon.rejected.total(),
+            "accepted": daemon.ingest.accepted,
+            "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
         },
         "history": {

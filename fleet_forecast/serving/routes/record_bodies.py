@@ -1,4 +1,4 @@
-"""Request bodies with records: reading, the bound on their number, and the models that document them.
+"""Request bodies with records: reading, and the models that document them.
 
 Records are validated by ingest.validation, a plain loop that is faster than the models. A test holds the models to it.
 """
@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, create_model
-from starlette.exceptions import HTTPException
 
 from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_PATTERN, STATES, MetricSpec
-from fleet_forecast.serving.ingest.validation import PROFILE_NAME, BodyError, CheckedBatch, parse_records
+from fleet_forecast.serving.ingest.validation import PROFILE_NAME, CheckedBatch
 from fleet_forecast.serving.routes.responses import JSON
 from fleet_forecast.serving.settings import Settings
 from server_profiles import ServerProfile
 
-MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, unknown fields may have more
 MAX_IGNORED_FIELDS = 100  # named in one response
 _STATE_NAMES = tuple(map(str, STATES))
 _EXAMPLE = {"timestamp": "2026-11-23T10:00:00Z", "server_name": "ppml0015", "cpu_pct": 78.0, "mem_pct": 82.5}
@@ -31,7 +29,7 @@ class _Labels(BaseModel):
     server_name: Annotated[str, Field(pattern=f"^{SERVER_NAME_PATTERN}$")]
     profile: Annotated[
         str | None,
-        Field(pattern=f"^{PROFILE_NAME}$", description=f"{', '.join(ServerProfile)}, or another name"),
+        Field(pattern=f"^{PROFILE_NAME.pattern}$", description=f"{', '.join(ServerProfile)}, or another name"),
     ] = None
     state: Literal[_STATE_NAMES] | None = None  # type: ignore[valid-type]
 
@@ -102,20 +100,6 @@ RECORDS_BODY: dict[str, Any] = {
 async def read_body(request: Request) -> bytes:
     """The whole body; the middleware bounds its size and time."""
     return b"".join([chunk async for chunk in request.stream()])
-
-
-def parsed_records(body: bytes, max_records: int) -> list[Any]:
-    """The records in a body. Raises HTTPException 400 with the reason and the remedy.
-
-    Objects and lists are counted before parsing: the parser would build all of them and block other threads.
-    """
-    structures = body.count(b"{") + body.count(b"[")
-    if structures > MAX_STRUCTURES_PER_RECORD * (max_records + 1):
-        raise HTTPException(400, f"{structures} objects and lists in one request; send at most {max_records} records")
-    try:
-        return parse_records(body, max_records)
-    except BodyError as problem:
-        raise HTTPException(400, str(problem)) from None
 
 
 def batch_notes(batch: CheckedBatch) -> dict[str, Any]:

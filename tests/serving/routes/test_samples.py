@@ -98,10 +98,10 @@ def test_too_many_records_are_refused(tmp_path):
 @pytest.mark.parametrize("path", ["/api/v1/metrics", "/feed/data", "/api/v1/forecast"])
 @pytest.mark.parametrize("filler", [b"{},", b"[],", b'{"a":[[]]},'])
 def test_a_body_of_far_too_many_objects_or_lists_is_refused_before_it_is_parsed(tmp_path, monkeypatch, path, filler):
-    def parse(_body, _most):
+    def parse(_body):
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("fleet_forecast.serving.routes.record_bodies.parse_records", parse)
+    monkeypatch.setattr("fleet_forecast.serving.ingest.validation.parse_json", parse)
     with daemon(tmp_path, max_records=100) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         body = b'{"records": [' + filler * 500 + b"{}]}"

@@ -1,0 +1,71 @@
+"""The one way into the store: records are checked, the accepted ones are stored, both are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fleet_forecast.serving.ingest.validation import CheckedBatch, check_records, parse_records
+from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.store import HistoryStore
+
+LOG = logging.getLogger(__name__)
+MS_PER_HOUR, MS_PER_MINUTE = 3_600_000, 60_000
+LOGGED_REJECTIONS = 3  # of each batch that has no client to answer
+
+
+class IngestSink:
+    """Checks records, stores the accepted ones and counts accepted and rejected ones.
+
+    Every route and puller that brings samples calls this class.
+    """
+
+    def __init__(self, settings: Settings, store: HistoryStore, clock: Callable[[], float]) -> None:
+        self.accepted = 0
+        self.rejected: Counter[str] = Counter()  # by the field at fault
+        self.pulls: Counter[str] = Counter()  # from Prometheus, by "success" and "failure"
+        self.settings, self.store, self.clock = settings, store, clock
+        # One worker thread: the interpreter runs one thread at a time, and each further one that wants to run makes
+        # the event loop wait longer.
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+
+    async def take_body(self, body: bytes) -> CheckedBatch:
+        """Store the records of a request's JSON body; returns when they are on disk.
+
+        Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
+        was stored.
+        """
+        return await self._store(self._checked_body, body)
+
+    async def take_pulled(self, records: list[Any]) -> CheckedBatch:
+        """Store records that the daemon pulled: of any age, and none from the future.
+
+        Returns when they are on disk and logs the first rejections. Raises HistoryBusyError or
+        HistoryUnavailableError if nothing was stored.
+        """
+        batch = await self._store(self._checked_pull, records)
+        for rejection in batch.rejected[:LOGGED_REJECTIONS]:
+            LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
+        return batch
+
+    def _checked_body(self, body: bytes) -> CheckedBatch:
+        settings, now_ms = self.settings, self.clock() * 1000
+        earliest_ms = math.ceil(now_ms - settings.retention_hours * MS_PER_HOUR)
+        latest_ms = math.floor(now_ms + settings.future_minutes * MS_PER_MINUTE)
+        return check_records(parse_records(body, settings.max_records), earliest_ms, latest_ms, self.store.may_add)
+
+    def _checked_pull(self, records: list[Any]) -> CheckedBatch:
+        return check_records(records, 0, int(self.clock() * 1000), self.store.may_add)
+
+    async def _store(self, check: Callable[[Any], CheckedBatch], received: Any) -> CheckedBatch:
+        batch = await asyncio.get_running_loop().run_in_executor(self.worker, check, received)
+        if batch.samples:
+            await asyncio.wrap_future(self.store.append(batch.samples))
+        self.accepted += len(batch.samples)
+        self.rejected.update(rejection.field for rejection in batch.rejected)
+        return batch
