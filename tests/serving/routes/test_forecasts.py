@@ -213,3 +213,33 @@ def test_tables_have_the_values_of_the_json(client, kind):
         assert row["origin"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["origin"]
         assert row["q0.9"] == forecast["metrics"][row["metric"]]["q0.9"][place]
         assert "q0.5" not in row
+
+
+DAY = FakeConfig(horizon_steps=288, quantiles=(0.05, 0.5, 0.95), targets=("mem_pct", "cpu_pct"))
+
+
+def test_a_model_with_a_day_of_horizon_and_other_levels_is_served_in_whole(tmp_path):
+    with daemon(tmp_path, FakeEngine(DAY)) as client:
+        post(client, record())
+        forecast = forecast_of(client, horizon=["15m", "1d"], quantile=[0.05, 0.95])
+    assert forecast["steps"] == [3, 288]
+    assert forecast["metrics"]["cpu_pct"] == {"unit": "%", "current": 70.0, "q0.05": [65.5] * 2, "q0.95": [74.5] * 2}
+    assert list(forecast["metrics"]) == ["mem_pct", "cpu_pct"]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ({"quantile": 0.9}, "quantile: 0.9 is not forecast; use 0.05, 0.5, 0.95"),
+        ({"metric": "latency_ms"}, "metric: 'latency_ms' is not forecast; use mem_pct, cpu_pct"),
+        ({"horizon": "25h"}, "horizon: 1500m is asked for; the forecast reaches from its first step to 1440m"),
+        ({"horizon": "0m"}, "horizon: 0m is asked for; the forecast reaches from its first step to 1440m"),
+    ],
+)
+def test_a_query_is_checked_against_what_the_model_forecasts(tmp_path, query, detail):
+    with daemon(tmp_path, FakeEngine(DAY)) as client:
+        post(client, record())
+        forecast_of(client)
+        for path in ("/api/v1/forecasts", "/api/v1/servers/ppml0001/forecast"):
+            refused = client.get(path, params=query)
+            assert (refused.status_code, refused.json()["detail"]) == (422, detail)
