@@ -183,7 +183,7 @@ def _reason(problem: ValidationError, setting: FieldInfo) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "literal_error":
-        return "is unknown; use cpu, cuda or auto"
+        return "is unknown; use " + first["ctx"]["expected"].replace("'", "")
     if first["type"] == "less_than_equal":
         return f"is above {first['ctx']['le']}"
     if first["type"] in _EXPECTED:

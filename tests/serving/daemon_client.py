@@ -1,13 +1,13 @@
-"""The daemon's application on a fake engine behind a test client, and what its tests send and wait for."""
+"""A test client of the daemon's application on a fake engine; records to send and waits for forecasts."""
 
 import contextlib
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
 
+from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
@@ -17,10 +17,6 @@ STEP = 300
 
 
 TOKEN, ADMIN = b"0123456789abcdef-client", b"0123456789abcdef-admin"
-
-
-def iso(seconds):
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def complete_start(steps_back=0):
@@ -37,7 +33,7 @@ def record(name="ppml0001", seconds=None, **values):
 
 
 @contextlib.contextmanager
-def daemon(folder, engine=None, token=None, admin_token=None, load=None, raise_errors=True, clock=time.time, **changes):
+def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, **changes):
     chosen = Settings(
         model=Path(folder),
         history=Path(folder) / "history.sqlite",
@@ -52,7 +48,7 @@ def daemon(folder, engine=None, token=None, admin_token=None, load=None, raise_e
 
     files = ReferencedFiles(token=token, admin_token=admin_token)
     app = create_app(chosen, files, load or load_fake, clock=clock)
-    with TestClient(app, raise_server_exceptions=raise_errors) as client:
+    with TestClient(app) as client:
         yield client
 
 

@@ -28,7 +28,7 @@ ADDRESSES = (
 
 @pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_an_address_nothing_can_be_sent_to_is_refused(setting, address):
+def test_an_address_that_cannot_be_reached_by_http_is_refused(setting, address):
     with pytest.raises(SettingsError, match=f"{setting}: .* is no address; write http://host:port"):
         load_settings(None, {setting: address})
 
@@ -40,7 +40,7 @@ def test_the_prometheus_client_refuses_the_same_addresses(address):
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_with_user_port_path_or_foreign_letters_is_taken(address):
+def test_an_address_with_user_port_path_or_non_ascii_letters_is_accepted(address):
     assert load_settings(None, {"webhook": address}).webhook == address
 
 

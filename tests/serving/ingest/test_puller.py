@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
+from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.ingest import puller as pull
 from fleet_forecast.serving.ingest.puller import Puller
@@ -18,7 +19,7 @@ from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
-from tests.serving.daemon_client import STEP, complete_start, forecast_of, iso, wait_for
+from tests.serving.daemon_client import STEP, complete_start, forecast_of, wait_for
 from tests.serving.fake_engine import FakeEngine
 
 

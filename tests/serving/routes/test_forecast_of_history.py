@@ -1,7 +1,8 @@
 """POST /api/v1/forecast: the history in the request is forecast and not stored."""
 
 from data_contract import METRICS
-from tests.serving.daemon_client import STEP, complete_start, daemon, iso, post, record, wait_for
+from fleet_forecast.iso_time import iso
+from tests.serving.daemon_client import STEP, complete_start, daemon, post, record, wait_for
 from tests.serving.fake_engine import FakeEngine
 
 

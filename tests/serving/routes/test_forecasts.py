@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.serving.daemon_client import ADMIN, STEP, complete_start, daemon, forecast_of, iso, post, record, wait_for
+from fleet_forecast.iso_time import iso
+from tests.serving.daemon_client import ADMIN, STEP, complete_start, daemon, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 
@@ -90,7 +91,7 @@ def test_the_fleet_is_paged_in_the_order_of_names(client):
     assert seen == names
 
 
-def test_filters_choose_servers_profiles_metrics_quantiles_and_horizons(client):
+def test_a_query_selects_servers_profiles_metrics_quantiles_and_horizons(client):
     post(client, record("ppml0001"), record("ppdb001"), record("ppdb002"))
     wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 3)
     query = {"profile": "database", "metric": "cpu_pct", "quantile": [0.5, 0.9], "horizon": ["15m", "8h"]}
@@ -156,7 +157,7 @@ def test_a_silent_server_becomes_stale_and_then_has_no_forecast(tmp_path):
         assert client.get("/api/v1/servers/ppml0002/forecast").status_code == 404
 
 
-def test_a_model_without_some_metrics_forecasts_those_it_has(tmp_path):
+def test_a_model_of_some_metrics_forecasts_those(tmp_path):
     with daemon(tmp_path, FakeEngine(FakeConfig(targets=("mem_pct",)))) as client:
         post(client, record(cpu_pct=1.0, mem_pct=33.0))
         got = forecast_of(client)
@@ -179,7 +180,7 @@ def test_acknowledged_samples_survive_a_restart(tmp_path):
         assert forecast_of(client)["metrics"]["cpu_pct"]["current"] == 42.0
 
 
-def test_a_table_of_servers_only_an_earlier_model_forecast_is_empty(tmp_path):
+def test_a_table_omits_forecasts_of_an_earlier_model(tmp_path):
     engines = [FakeEngine(model_id="first"), FakeEngine(model_id="second")]
     now = [time.time()]
     with daemon(tmp_path, load=lambda _path: engines.pop(0), admin_token=ADMIN, clock=lambda: now[0]) as client:

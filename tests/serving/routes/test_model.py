@@ -12,7 +12,7 @@ from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, fo
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 
-def test_not_ready_without_a_good_model_yet_alive_and_receiving(tmp_path):
+def test_without_a_usable_model_the_daemon_is_not_ready_but_stores_samples(tmp_path):
     def broken(_path):
         raise OSError("model.onnx: sha256 differs")
 
@@ -26,7 +26,7 @@ def test_not_ready_without_a_good_model_yet_alive_and_receiving(tmp_path):
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
-def test_reload_needs_the_admin_token_and_a_bad_model_leaves_the_old_one(tmp_path):
+def test_reload_requires_the_admin_token_and_a_bad_model_leaves_the_previous_one_in_use(tmp_path):
     models = [FakeEngine(model_id="first"), FakeEngine(model_id="second"), OSError("bad manifest")]
 
     def load(_path):

@@ -28,7 +28,7 @@ def test_a_value_that_cannot_be_a_measurement_is_rejected(client, value):
     assert [rejection["field"] for rejection in answer["rejected"]] == ["disk_io_mb_s"]
 
 
-def test_fields_the_contract_does_not_know_are_named(client):
+def test_fields_outside_the_contract_are_listed(client):
     assert post(client, record() | {"cpu": 5}).json()["ignored_fields"] == ["cpu"]
 
 

@@ -1,6 +1,7 @@
 """The known servers, their profiles and their received samples."""
 
-from tests.serving.daemon_client import STEP, complete_start, forecast_of, iso, post, record
+from fleet_forecast.iso_time import iso
+from tests.serving.daemon_client import STEP, complete_start, forecast_of, post, record
 
 
 def test_servers_and_profiles_list_the_known_servers(client):
