@@ -40,7 +40,8 @@ from fleet_forecast.inference.model_directory import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly import Departures, distance, shares_of_distance  # noqa: E402
 from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRules  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402
-from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast, forecast_servers  # noqa: E402
+from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers  # noqa: E402
+from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.incidents import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.physics import Scenario, Simulator, World, portions  # noqa: E402

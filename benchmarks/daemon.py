@@ -1,11 +1,13 @@
-"""How fast the daemon receives, forecasts and answers, measured over HTTP against a running process.
+"""Speed of the daemon: ingest, forecasts and reads, measured over HTTP against a running process.
 
     python benchmarks/daemon.py --model models/current
     python benchmarks/daemon.py --model models/current --servers 1000 --ingest-seconds 3600
 
 Ingest: batches of 1,000 records, each answered after its fsync. Reads: 200 requests a second during a forecast cycle.
-Restart: kill -9, then the time until every server is forecast again. Prints one JSON line. The limit the ingest
-approaches is SQLite's own rate with one commit per 1,000 rows, about 50,000 rows a second on this kind of machine.
+Restart: kill -9, then the time until every server is forecast again. Prints one JSON line.
+
+The upper bound of the ingest rate is SQLite's own rate with one commit per 1,000 rows: about 50,000 rows a second on
+two cores.
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from typing import Any
 import httpx
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_contract import METRICS  # noqa: E402 - found beside this folder
+
 BATCH_RECORDS = 1_000
 READS_PER_SECOND = 200
 STEP_SECONDS = 300
-ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PREFIXES = ("ppml", "ppdb", "ppweb", "ppcon", "ppetl", "pprisk", "ppgen")
 
 
 class DaemonProcess:
-    """The daemon under test, on a free port, with its history in a folder of its own."""
+    """The daemon under test, on a free port, with a history of its own."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         with socket.socket() as probe:
@@ -54,7 +59,7 @@ class DaemonProcess:
             return subprocess.Popen(self.command, stderr=log)
 
     def restart(self) -> None:
-        """Kill -9 and start again."""
+        """Kill the process (SIGKILL) and start it again."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process = self._start()
@@ -79,7 +84,7 @@ class DaemonProcess:
         return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self) -> float:
-        """SIGTERM; seconds until the end."""
+        """Send SIGTERM; returns the seconds until the end."""
         started = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -87,12 +92,12 @@ class DaemonProcess:
 
 
 def server_names(count: int) -> list[str]:
-    """Names over all profiles."""
+    """Names of all profiles in turn."""
     return [f"{PREFIXES[n % len(PREFIXES)]}{n:05d}" for n in range(count)]
 
 
 def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: int) -> list[bytes]:
-    """Ready-made bodies of 1,000 records: all servers at one tick, then at the next."""
+    """Bodies of 1,000 records each: all servers at one tick, then at the next."""
     random = np.random.default_rng(0)
     bodies: list[bytes] = []
     records: list[str] = []
@@ -111,7 +116,7 @@ def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: i
 
 
 async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, connections: int = 4) -> dict[str, Any]:
-    """Post the bodies (again and again, for `seconds`, if given) and measure records a second and answer times."""
+    """Post the bodies once, or again and again for `seconds`; returns records a second and answer times."""
     answered: list[float] = []
     accepted = 0
     queue = iter(range(len(bodies) if seconds is None else 10**12))
@@ -137,9 +142,9 @@ async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, conne
 
 
 async def read(port: int, names: Sequence[str], seconds: float, connections: int = 20) -> list[float]:
-    """Single forecasts at a steady rate; seconds until each answer, counted from when it should have been sent.
+    """Request single forecasts at a steady rate; returns the seconds from the due time of each request to its answer.
 
-    Plain sockets: a full HTTP client would take more processor time than the daemon it measures.
+    Plain sockets: an HTTP client would use more processor time than the daemon.
     """
     taken: list[float] = []
     queue = iter(range(round(seconds * READS_PER_SECOND)))
@@ -169,7 +174,7 @@ def _quantile_ms(seconds: Sequence[float], quantile: float) -> float:
 
 
 def forecast_count(client: httpx.Client) -> int:
-    """Servers the daemon has a forecast of."""
+    """Number of servers with a forecast."""
     return int(client.get("/status").json()["servers"]["forecast"])
 
 
@@ -194,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one daemon."""
+    """All measurements of one daemon."""
     names = server_names(arguments.servers)
     figures: dict[str, Any] = {"servers": len(names), "cores": os.cpu_count()}
     try:
@@ -216,13 +221,13 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         daemon.restart()
         restarted = time.perf_counter()
         daemon.wait_until(lambda client: client.get("/readyz").status_code == 200)
-        # The cycle of the restarted daemon is under way now: reads during it are what the promise is about.
+        # The restarted daemon runs its first cycle now. Reads are measured during a later one, below.
         print("reads", file=sys.stderr)
         daemon.wait_until(lambda client: forecast_count(client) == len(names), seconds=300.0)
         figures["restart_to_all_forecast_seconds"] = round(time.perf_counter() - restarted, 2)
         with httpx.Client(base_url=daemon.url) as client:
             figures["cycle"] = client.get("/status").json()["cycle"]
-        # Late samples of every server make the next cycle begin at once.
+        # A late sample of every server starts the next cycle at once; the reads are measured during it.
         asyncio.run(ingest(daemon.url, batches(names, now - STEP_SECONDS + 7, 1, 1), None))
         seconds = max(3.0, figures["cycle"]["seconds"] + 1.5)
         taken = asyncio.run(read(daemon.port, names, seconds))

@@ -1,4 +1,4 @@
-"""Work beside the requests: nobody would miss a task that ended by an exception nobody foresaw, so it begins anew."""
+"""Restarts background tasks that fail."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RESTART_SECONDS = 5.0
 
 
 async def keep_running(name: str, work: Callable[[], Coroutine[Any, Any, None]], failures: Counter[str]) -> None:
-    """Run work that is for ever; what ends it is logged, counted under its name, and it is begun again after a pause.
+    """Run endless work until cancelled; a failure is logged, counted under its name, and the work restarts.
 
-    Cancelling this ends it.
+    It restarts after RESTART_SECONDS.
     """
     while True:
         try:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -27,8 +27,8 @@ class Daemon:
     rules: ProfileRules
     store: HistoryStore
     ingest: IngestSink
-    forecasts: FleetForecasts
-    model: ModelSlot
+    forecasts: ForecastLoop
+    model: ModelManager
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub

@@ -1,18 +1,18 @@
-"""A histogram of durations as Prometheus counts them."""
+"""A histogram of durations in the Prometheus text format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
+BUCKET_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
 
 
 @dataclass
 class Histogram:
-    """Durations by bucket, as Prometheus counts them."""
+    """Durations in cumulative buckets."""
 
-    bounds: tuple[float, ...] = SECONDS
+    bounds: tuple[float, ...] = BUCKET_SECONDS
     counts: list[int] = field(default_factory=list)
     total: float = 0.0
     observations: int = 0
@@ -29,7 +29,7 @@ class Histogram:
                 self.counts[index] += 1
 
     def samples(self, name: str) -> Iterator[str]:
-        """Its lines."""
+        """Lines of the text format."""
         for bound, count in zip(self.bounds, self.counts, strict=True):
             yield f'{name}_bucket{{le="{bound}"}} {count}'
         yield f'{name}_bucket{{le="+Inf"}} {self.observations}'

@@ -17,8 +17,8 @@ from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Deli
 from fleet_forecast.serving.alerting.watch import AlertWatch
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelSlot
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -68,14 +68,14 @@ def _open(config: DaemonConfig) -> Daemon:
     """Open the store and put the parts together. Takes as long as the check of the store's file."""
     settings, files = config.settings, config.files
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = FleetForecasts(settings, store, files.profile_rules, config.clock)
+    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
         store=store,
         ingest=IngestSink(settings, store, config.clock),
         forecasts=forecasts,
-        model=ModelSlot(settings.model, config.load_engine or _engine_loader(settings), forecasts),
+        model=ModelManager(settings.model, config.load_engine or _engine_loader(settings), forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),
         events=EventHub(),
@@ -129,7 +129,7 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     return work
 
 
-def _reload_on_hangup(model: ModelSlot) -> None:
+def _reload_on_hangup(model: ModelManager) -> None:
     """Load the model again on SIGHUP; only where the event loop runs in the main thread."""
     reloads: set[asyncio.Task[Any]] = set()  # a task without a reference may be collected before its end
 

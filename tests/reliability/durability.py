@@ -205,7 +205,7 @@ def _truncated(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def _other_schema(path: Path) -> None:
+def _damaged_version(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
     database.close()
@@ -215,7 +215,7 @@ def _first_page_alone(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:4096] + os.urandom(path.stat().st_size - 4096))
 
 
-DAMAGES = (_garbage, _overwritten_pages, _truncated, _other_schema, _first_page_alone)
+DAMAGES = (_garbage, _overwritten_pages, _truncated, _damaged_version, _first_page_alone)
 
 
 def damaged_history(

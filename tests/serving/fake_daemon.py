@@ -1,4 +1,4 @@
-"""The daemon as a process for tests, on the fake engine (`python -m tests.serving.fake_daemon FLAGS`) or a real one."""
+"""The daemon as a process, with the fake engine (`python -m tests.serving.fake_daemon FLAGS`) or a real one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class DaemonProcess:
-    """A daemon of a model directory, its history in `folder`; use it as a context manager.
+    """A daemon with a model directory and its history in `folder`; a context manager.
 
-    prefix: a command to run it under, such as strace; it must end in the daemon's own process (exec).
+    prefix: a command that runs it, such as strace; it must replace itself with the daemon (exec).
     """
 
     program: tuple[str, ...] = ("tft_inference.py", "--daemon")
@@ -42,21 +42,21 @@ class DaemonProcess:
         return self
 
     def launch(self):
-        """Start the process and wait for nothing."""
+        """Start the process without waiting."""
         command = [*self.prefix, *self.command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, cwd=REPOSITORY, env=self.environment)
 
     def start(self):
-        """Start it and wait until it can forecast."""
+        """Start the process and wait until it is ready."""
         self.launch()
         self.wait_for("/readyz")
 
     def wait_for(self, path, seconds=60.0):
-        """Wait until `path` answers 200; gives the seconds it took."""
+        """Wait until `path` answers 200; returns the seconds."""
         started = time.monotonic()
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)  # httpx would load its CAs
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)  # httpx loads CA files
             with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
                 connection.request("GET", path)
                 if connection.getresponse().status == 200:
@@ -70,7 +70,7 @@ class DaemonProcess:
         return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self, number=signal.SIGTERM):
-        """Signal it; gives the exit code and the seconds it took."""
+        """Send a signal; returns the exit code and the seconds until the end."""
         started = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(30), time.monotonic() - started
@@ -81,7 +81,7 @@ class DaemonProcess:
 
 
 class FakeDaemon(DaemonProcess):
-    """The same on the fake engine; each forecast of a chunk takes `seconds_per_call`, each load `seconds_per_load`."""
+    """A daemon with the fake engine; a call of it takes `seconds_per_call`, loading it `seconds_per_load`."""
 
     program = ("-m", "tests.serving.fake_daemon")
 

@@ -1,4 +1,4 @@
-"""A deterministic engine with the real one's shapes, so that the daemon's tests need no trained model."""
+"""A deterministic engine with the shapes of the real one: tests of the daemon need no trained model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FakeConfig:
 
 @dataclass
 class FakeEngine:
-    """The median is the last measured value (50 where there is none); quantile q lies (q - 0.5) * 10 from it."""
+    """The median is the last measured value (50 if there is none); quantile q is the median + (q - 0.5) * 10."""
 
     config: FakeConfig = field(default_factory=FakeConfig)
     model_id: str = "tft_model_fake"
@@ -51,7 +51,7 @@ class FakeEngine:
         return full * np.nan if self.bad_output else full
 
     def explain(self, history, profiles, origins, horizon_steps=None):
-        """Attention falls by half from step to step back; a tenth of it is on the horizon."""
+        """Attention halves with each step back; a tenth of it is on the horizon."""
         if not self.explains:
             raise NoExplanationError(f"{self.model_id}: this model has no explanations; train again")
         steps = self.config.context_steps

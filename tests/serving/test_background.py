@@ -1,4 +1,4 @@
-"""Work beside the requests: what ends it unforeseen is told, and it begins again."""
+"""Background tasks that fail are logged, counted and restarted."""
 
 import asyncio
 import logging
@@ -7,19 +7,19 @@ from collections import Counter
 from fleet_forecast.serving import background
 from fleet_forecast.serving.alerting.notifiers import Delivery
 from fleet_forecast.serving.background import keep_running
-from fleet_forecast.serving.forecasts.model_manager import ModelSlot
+from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from tests.serving.alerting.test_events_and_notifiers import alert
 from tests.serving.daemon_client import daemon, wait_for
 
 
-def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled(monkeypatch, caplog):
+def test_work_that_fails_is_logged_counted_and_restarted_until_it_is_cancelled(monkeypatch, caplog):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.0)
     failures, begun = Counter(), []
 
     async def work():
         begun.append(1)
         if len(begun) < 3:
-            raise IndexError("nobody foresaw this")
+            raise IndexError("unexpected")
         await asyncio.Event().wait()
 
     async def scene():
@@ -36,24 +36,24 @@ def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled
     assert all(entry.exc_info and entry.work == "pull" for entry in caplog.records)
 
 
-def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
+def test_the_daemon_loads_its_model_after_the_watch_failed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    faults, watch = [RuntimeError("nobody foresaw this")], ModelSlot.watch
+    faults, watch = [RuntimeError("unexpected")], ModelManager.watch
 
     async def fails_once(slot):
         if faults:
             raise faults.pop()
         await watch(slot)
 
-    monkeypatch.setattr(ModelSlot, "watch", fails_once)
+    monkeypatch.setattr(ModelManager, "watch", fails_once)
     with daemon(tmp_path) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         assert 'fleet_background_failures_total{work="model"} 1' in client.get("/metrics").text
 
 
-def test_a_delivery_begun_again_sends_what_waits(monkeypatch):
+def test_a_restarted_delivery_sends_the_waiting_alerts(monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    faults, sent = [OverflowError("nobody foresaw this")], []
+    faults, sent = [OverflowError("unexpected")], []
 
     async def post(_delivery, _url, body):
         if faults:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fleet_forecast.serving.alerting.book import Alert, AlertBook
 from fleet_forecast.serving.alerting.notifiers import Delivery, as_document
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -27,7 +27,7 @@ class AlertWatch:
         self,
         book: AlertBook,
         scores: ForecastScores,
-        forecasts: FleetForecasts,
+        forecasts: ForecastLoop,
         events: EventHub,
         deliveries: Sequence[Delivery],
         state_file: Path,

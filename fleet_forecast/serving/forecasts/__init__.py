@@ -1,4 +1,4 @@
-"""The forecast cycle, its snapshots and the model in use.
+"""Forecasts of the fleet: the forecast loop, its snapshots, the model in use, forecasts on request.
 
-Imports storage; imported by alerting, monitoring and routes.
+Imports storage and inference; imported by monitoring, alerting and routes.
 """

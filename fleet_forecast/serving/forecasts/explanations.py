@@ -1,7 +1,7 @@
-"""What a served forecast rests on: the network asked again, on the same history, this time for its weights too.
+"""Explanation of a served forecast: the network runs again on the same history and returns its weights as well.
 
-Nothing is kept for it from the cycle. The history is taken from the window in memory, and the forecast that comes with
-the weights is held against the one that was served: an explanation of anything else is not given.
+The history comes from the window in memory. The new forecast must equal the served one: an explanation of another
+forecast is refused.
 """
 
 from __future__ import annotations
@@ -14,25 +14,23 @@ import numpy as np
 from fleet_forecast.inference.explanation_document import weights_document
 from fleet_forecast.inference.model_directory import CANARY_TOLERANCE
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
 
 class ForecastReplacedError(Exception):
-    """The forecast is no longer what the history gives: newer samples or another model are about to replace it."""
+    """The history no longer gives this forecast: newer samples or another model will replace it."""
 
 
-def explain_forecast(
-    forecasts: FleetForecasts, forecast: ServerForecast, horizon_steps: Sequence[int]
-) -> dict[str, Any]:
+def explain_forecast(forecasts: ForecastLoop, forecast: ServerForecast, horizon_steps: Sequence[int]) -> dict[str, Any]:
     """The explanation of one served forecast at some steps of its horizon (from 1), ready for to_json.
 
-    To be called on forecasts.worker. Raises ForecastReplacedError, and what Engine.explain raises.
+    To be called on forecasts.worker. Raises ForecastReplacedError and the errors of Engine.explain.
     """
-    behind = forecasts.history_behind(forecast)
-    if behind is None:
+    source = forecasts.history_of(forecast)
+    if source is None:
         raise ForecastReplacedError
-    engine, history = behind
+    engine, history = source
     origin = np.datetime64(forecast.origin_seconds, "s")
     found = engine.explain(history, [forecast.profile], origin, horizon_steps)
     served = forecast.quantiles.transpose(2, 0, 1)  # (step, metric, quantile)

@@ -1,4 +1,7 @@
-"""The model in use: loaded, watched for a new one, swapped by one assignment; a bad one never replaces a good one."""
+"""The model in use: loads it, watches its path for a new one, and swaps the two by one assignment.
+
+A model that cannot be loaded never replaces the one in use.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import ModelError
-from fleet_forecast.serving.forecasts.cycle import FleetForecasts
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 
 LOG = logging.getLogger(__name__)
 LoadEngine = Callable[[Path], Engine]
@@ -20,24 +23,24 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class LoadResult:
-    """How one attempt to load a model ended; `problem` is None where it is in use now."""
+    """Result of one attempt to load a model; `problem` is None if the model is in use now."""
 
     model_id: str | None
     problem: str | None
     at_seconds: float
 
 
-class ModelSlot:
-    """Loads models/current, again whenever the link changes or someone asks."""
+class ModelManager:
+    """Loads the model of a path, again when the link changes or on request."""
 
-    def __init__(self, path: Path, load_engine: LoadEngine, forecasts: FleetForecasts) -> None:
+    def __init__(self, path: Path, load_engine: LoadEngine, forecasts: ForecastLoop) -> None:
         self.path = path
         self.last_load: LoadResult | None = None
         self.loads: dict[bool, int] = {True: 0, False: 0}  # by success
         self.listeners: list[Callable[[LoadResult], None]] = []
         self._load_engine, self._forecasts = load_engine, forecasts
         self._loading = asyncio.Lock()
-        self._tried: tuple[Path, int] | None = None
+        self._last_target: tuple[Path, int] | None = None  # of the last attempt
 
     @property
     def ready(self) -> bool:
@@ -45,14 +48,14 @@ class ModelSlot:
         return self._forecasts.engine is not None
 
     async def load(self) -> LoadResult:
-        """Load what the path leads to now; on failure the model in use stays. Requests during it go on as before."""
+        """Load the model at the path; on failure the model in use stays. Requests use that one meanwhile."""
         async with self._loading:
-            self._tried = self._target()
+            self._last_target = self._target()
             started = time.perf_counter()
             engine: Engine | None = None
             problem: str | None = None
             try:
-                engine = await asyncio.to_thread(self._load_engine, self.path)
+                engine = await asyncio.to_thread(self._load_known_metrics)
             except (ModelError, OSError) as error:
                 problem = str(error)
             except Exception as error:
@@ -68,18 +71,28 @@ class ModelSlot:
                 listener(self.last_load)
             return self.last_load
 
+    def _load_known_metrics(self) -> Engine:
+        engine = self._load_engine(self.path)
+        unknown = [metric for metric in engine.config.targets if metric not in self._forecasts.metrics]
+        if unknown:
+            raise ModelError(
+                f"{self.path}: it forecasts {', '.join(unknown)}, which the data contract does not have; train a model "
+                f"on {', '.join(self._forecasts.metrics)}"
+            )
+        return engine
+
     async def watch(self) -> None:
-        """Load now, and whenever the link leads elsewhere or the manifest was replaced."""
+        """Load now, and whenever the link or the manifest has changed."""
         while True:
-            if self._target() != self._tried:
+            if self._target() != self._last_target:
                 await self.load()
             await asyncio.sleep(_POLL_SECONDS)
 
     def _target(self) -> tuple[Path, int]:
-        """Where the path leads, and when its manifest was written (0 where there is none)."""
+        """The directory that the path resolves to, and when its manifest was written (0 if there is none)."""
         try:
             resolved = self.path.resolve()
-        except (OSError, RuntimeError):  # a link that leads to itself
+        except (OSError, RuntimeError):  # a link to itself
             return self.path, 0
         try:
             return resolved, (resolved / "manifest.json").stat().st_mtime_ns

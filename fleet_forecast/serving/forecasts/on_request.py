@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.forecasts.snapshot import ServerForecast, forecast_servers
+from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ProfileRules
 
 
-def forecast_samples(engine: Engine, samples: list[Sample], rules: ProfileRules) -> list[ServerForecast | None]:
+def forecast_samples(
+    engine: Engine, samples: list[Sample], rules: ProfileRules, metrics: Sequence[str] = METRICS
+) -> list[ServerForecast | None]:
     """Forecast each server of some samples from these alone, in the order of the names.
 
-    samples: values in the order of METRICS. The origin of a server is the step of its newest sample. None stands for a
-    server whose forecast was not finite.
+    metrics: the order of the samples' values. The origin of a server is the step of its newest sample. None in place
+    of a forecast that is not finite.
     """
     step_seconds = engine.config.step_seconds
     histories = [_ServerHistory(own, step_seconds) for own in _by_server(samples)]
     origins = np.array([history.last_step for history in histories])
     longest = max(history.last_step - history.first_step + 1 for history in histories)
     steps = min(engine.config.history_steps, longest)
-    columns = [METRICS.index(metric) for metric in engine.config.targets]
+    columns = [metrics.index(metric) for metric in engine.config.targets]
     window = np.stack([history.means(steps)[:, columns] for history in histories])  # (server, step, metric)
     names = [history.name for history in histories]
     profiles = [profile_of(history.name, history.newest_profile, rules) for history in histories]

@@ -17,7 +17,7 @@ PARQUET = "application/vnd.apache.parquet"
 
 
 def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa.Table:
-    """Forecasts of one model as a table. `forecasts` is not empty."""
+    """Forecasts of one model as a table. Raises IndexError if there are none."""
     model = forecasts[0].model
     steps = selected_steps(forecasts[0], selection)
     metrics = [m for m in model.metrics if selection.metrics is None or m in selection.metrics]

@@ -19,7 +19,7 @@ import pandas as pd
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.sink import IngestSink
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
 
 LOG = logging.getLogger(__name__)

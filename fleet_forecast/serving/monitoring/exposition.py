@@ -112,7 +112,7 @@ def _header(name: str, kind: str, description: str) -> list[str]:
 def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     """The daemon's own figures."""
     forecasts, store, model = daemon.forecasts, daemon.store, daemon.model
-    snapshot, figures = forecasts.snapshot, forecasts.figures
+    snapshot, figures = forecasts.snapshot, forecasts.statistics
 
     def gauge(name: str, description: str, *samples: tuple[str, float]) -> Iterator[str]:
         yield from _header(name, "gauge", description)
@@ -140,7 +140,7 @@ def _own(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
     yield from counter(
         "fleet_forecasts_not_finite",
         "Forecasts dropped because they were not finite.",
-        ("", figures.kept_for_bad_output),
+        ("", figures.not_finite),
     )
     yield from _scores(daemon, counter)
     alerts = Counter(alert.metric for alert in list(daemon.alerts.firing.values()))

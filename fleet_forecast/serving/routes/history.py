@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.features.step_means import step_means
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
@@ -22,8 +23,8 @@ from fleet_forecast.serving.routes.responses import (
     refusal,
     unknown_server,
 )
-from fleet_forecast.serving.storage.integrity import KnownServer
-from fleet_forecast.serving.storage.store import HistoryUnavailableError, RawSample
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.samples import KnownServer, RawSample
 
 MAX_HISTORY_HOURS = 24 * 14
 STEPS_PER_READ = 100  # the store writes waiting samples between two reads
@@ -97,9 +98,8 @@ def _by_step(
         by_step.setdefault(sample.timestamp_ms // 1000 // step_seconds, []).append(sample)
     for step, own in by_step.items():
         values = np.array([sample.values for sample in own], dtype=np.float64)  # None becomes NaN
-        count = (~np.isnan(values)).sum(axis=0)
-        total = np.nansum(values, axis=0)
-        rows[step] = [float(np.float32(t / n)) if n else None for t, n in zip(total, count, strict=True)]
+        means = step_means(np.zeros(len(own), dtype=np.int64), values, 1)[0]
+        rows[step] = [None if np.isnan(value) else value for value in means.tolist()]
     steps = sorted(rows)
     return {
         "server_name": server.name,

@@ -151,13 +151,13 @@ def _status(daemon: Daemon) -> dict[str, Any]:
 
 
 def _cycle_status(daemon: Daemon) -> dict[str, Any]:
-    snapshot, figures = daemon.forecasts.snapshot, daemon.forecasts.figures
+    snapshot, statistics = daemon.forecasts.snapshot, daemon.forecasts.statistics
     return {
         "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
         "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
-        "seconds": round(figures.last_seconds, 3),
-        "servers": figures.last_servers,
-        "cycles": figures.cycles,
-        "skipped_steps": figures.skipped,
-        "failed": figures.failed,
+        "seconds": round(statistics.last_seconds, 3),
+        "servers": statistics.last_servers,
+        "cycles": statistics.cycles,
+        "skipped_steps": statistics.skipped,
+        "failed": statistics.failed,
     }

@@ -79,7 +79,7 @@ def no_forecast(daemon: Daemon, name: str) -> Response:
     if daemon.forecasts.engine is None:
         return retry_later("no model is loaded; see /readyz")
     complete_step = daemon.forecasts.complete_step(daemon.store.step_seconds)
-    if daemon.forecasts.is_heard(server, complete_step):
+    if daemon.forecasts.sent_recently(server, complete_step):
         return retry_later("the first forecast of this server is being made")
     detail = "the server has been silent too long; it is forecast again with its next sample"
     return json_response({"detail": detail}, 404)

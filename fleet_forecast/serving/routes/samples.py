@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResponse, batch_notes, read_body
 from fleet_forecast.serving.routes.responses import BODY_REFUSALS, BUSY, RunningDaemon, json_response, retry_later
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 
 router = APIRouter(tags=["samples"])
 

@@ -19,7 +19,7 @@ from fleet_forecast.serving.routes.responses import (
     UtcTime,
     json_response,
 )
-from fleet_forecast.serving.storage.integrity import KnownServer
+from fleet_forecast.serving.storage.samples import KnownServer
 from server_profiles import PROFILES
 
 router = APIRouter(tags=["fleet"])

@@ -1,4 +1,4 @@
-"""The durable store, its integrity checks and the ring buffer in memory.
+"""The durable store of received samples and the ring buffer of the newest steps in memory.
 
 Imports contract alone.
 """

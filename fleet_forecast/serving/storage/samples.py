@@ -1,15 +1,49 @@
-"""One accepted sample, as the store takes it."""
+"""What the store takes and returns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Sample(NamedTuple):
-    """One accepted record; values are in the order of data_contract.METRICS, None where not measured."""
+    """One accepted record; values are in the order of the store's metrics, None where not measured."""
 
     server_name: str
     timestamp_ms: int  # UTC, since 1970
     profile: str | None
     state: str | None
     values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One stored sample; values are in the order of the store's metrics."""
+
+    timestamp_ms: int
+    state: str | None
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class KnownServer:
+    """A server of the store; profile is None where its samples gave none."""
+
+    server_id: int
+    name: str
+    profile: str | None
+
+
+@dataclass(frozen=True)
+class StepMeans:
+    """Mean of each server's samples in one step.
+
+    server_ids: int32 [server]; means: float32 [server, metric] in the order of the store's metrics, NaN where nothing
+    was measured.
+    """
+
+    step: int
+    server_ids: np.ndarray
+    means: np.ndarray

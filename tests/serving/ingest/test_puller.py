@@ -1,4 +1,4 @@
-"""The daemon fed by Prometheus instead of by agents."""
+"""The Prometheus puller."""
 
 import math
 import threading
@@ -24,7 +24,7 @@ from tests.serving.fake_engine import FakeEngine
 
 
 class ScriptedPrometheus:
-    """Says cpu = 40 for a good server and a bad name for another; down while `down` is set."""
+    """Returns cpu = 40 for one valid and one invalid server name; 400 while `down` is set."""
 
     def __init__(self):
         self.down, self.measured_until, self.asked = False, math.inf, []
@@ -67,7 +67,7 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
     )
 
 
-def test_the_fleet_is_pulled_as_far_back_as_samples_are_kept_and_forecast(tmp_path, scripted):
+def test_the_fleet_is_pulled_back_to_the_retention_and_forecast(tmp_path, scripted):
     with running(tmp_path, scripted) as client:
         got = wait_for(lambda: (found := forecast_of(client))["history_steps"] > 20 and found)
         assert got["origin"] == iso(complete_start())
@@ -77,7 +77,7 @@ def test_the_fleet_is_pulled_as_far_back_as_samples_are_kept_and_forecast(tmp_pa
     assert status["records"]["accepted"] == status["records"]["rejected"] > 20
 
 
-def test_a_long_past_is_pulled_piece_by_piece_without_gap_or_overlap(tmp_path, scripted, monkeypatch):
+def test_a_long_history_is_pulled_in_pieces_without_gap_or_overlap(tmp_path, scripted, monkeypatch):
     monkeypatch.setattr(pull, "SECONDS_PER_PULL", 3600)
     with running(tmp_path, scripted, retention_hours=3.0) as client:
         wait_for(lambda: len(scripted.asked) >= 3)
@@ -87,7 +87,7 @@ def test_a_long_past_is_pulled_piece_by_piece_without_gap_or_overlap(tmp_path, s
     assert [start for start, _ in spans[1:]] == [end + STEP for _, end in spans[:-1]]
 
 
-def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
+def test_a_restart_pulls_only_missing_steps(tmp_path, scripted):
     with running(tmp_path, scripted) as client:
         forecast_of(client)
     first = len(scripted.asked)
@@ -97,7 +97,7 @@ def test_a_restart_asks_only_for_what_is_missing(tmp_path, scripted):
     assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
 
 
-def test_pulling_goes_on_after_the_clock_was_ahead_for_a_while(tmp_path, scripted):
+def test_pulling_continues_after_the_clock_was_ahead(tmp_path, scripted):
     clock = [time.time()]
     with running(tmp_path, scripted, clock=lambda: clock[0]) as client:
         forecast_of(client)
@@ -111,7 +111,7 @@ def test_pulling_goes_on_after_the_clock_was_ahead_for_a_while(tmp_path, scripte
     assert scripted.asked[first][0] >= clock[0] - 3 * STEP
 
 
-def test_the_end_does_not_wait_for_a_prometheus_that_hangs(tmp_path):
+def test_shutdown_does_not_wait_for_a_prometheus_that_does_not_answer(tmp_path):
     asked, let_go = threading.Event(), threading.Event()
 
     def hangs(_request):
@@ -127,7 +127,7 @@ def test_the_end_does_not_wait_for_a_prometheus_that_hangs(tmp_path):
     assert took < 3.0
 
 
-def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted):
+def test_a_failed_pull_is_counted_and_tried_again(tmp_path, scripted):
     scripted.down = True
     with running(tmp_path, scripted) as client:
         wait_for(lambda: 'fleet_prometheus_pulls_total{result="failure"} 1' in client.get("/metrics").text)
@@ -135,7 +135,7 @@ def test_a_prometheus_that_is_down_is_counted_and_asked_again(tmp_path, scripted
         forecast_of(client)
 
 
-def test_a_server_that_appears_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path):
+def test_a_server_added_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([Sample("a", 20 * STEP * 1000, None, None, (1.0,) * len(METRICS))]).result(5)
     last_step = store.last_step

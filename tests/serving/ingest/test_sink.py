@@ -12,7 +12,8 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.ingest.validation import BodyError, check_records
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.store import HistoryBusyError, HistoryStore
+from fleet_forecast.serving.storage.errors import HistoryBusyError
+from fleet_forecast.serving.storage.store import HistoryStore
 
 STEP = 300
 NOW = 1_800_000_000
@@ -83,9 +84,11 @@ def test_a_body_that_is_not_a_list_of_records_is_refused_as_a_whole(sink, body):
 
 
 def test_a_metric_added_to_the_contract_is_checked_and_takes_its_place_in_the_samples():
-    specs = {"gpu_pct": MetricSpec("gpu_pct", "%", 0, 100, "GPU in use"), **METRIC_SPECS}
-    batch = check_records([record(gpu_pct=12.5), record(gpu_pct=101), record(gpu_pct=None)], 0, NOW * 1000, specs=specs)
+    specs = {"added_pct": MetricSpec("added_pct", "%", 0, 100, "added"), **METRIC_SPECS}
+    batch = check_records(
+        [record(added_pct=12.5), record(added_pct=101), record(added_pct=None)], 0, NOW * 1000, specs=specs
+    )
     assert [sample.values[:2] for sample in batch.samples] == [(12.5, 50), (None, 50)]
     assert all(len(sample.values) == len(METRICS) + 1 for sample in batch.samples)
-    assert [rejection.field for rejection in batch.rejected] == ["gpu_pct"]
+    assert [rejection.field for rejection in batch.rejected] == ["added_pct"]
     assert batch.ignored_fields == set()

@@ -1,4 +1,4 @@
-"""The forecast cycle under a clock of its own: what is forecast, from what, and when."""
+"""The forecast loop on a clock set by the test: which servers are forecast, when, and from which history."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from fleet_forecast.serving.forecasts.cycle import LOWEST_PRIORITY, NICENESS, FleetForecasts
+from fleet_forecast.serving.forecasts.forecast_loop import LOWEST_PRIORITY, NICENESS, ForecastLoop
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -23,24 +23,24 @@ CPU = METRICS.index("cpu_pct")
 
 
 class Scene:
-    """A store, a cycle and a clock that stands until it is set."""
+    """A store, a forecast loop and a clock that stands still until it is set."""
 
     def __init__(self, folder, engine=None, **changes):
         self.now = float(NOON)
         settings = Settings(history=folder / "h.sqlite", grace_seconds=0.0, **{"recheck_seconds": 0.05, **changes})
         self.store = HistoryStore(settings.history, STEP)
-        self.forecasts = FleetForecasts(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
+        self.forecasts = ForecastLoop(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
         self.engine = engine or FakeEngine()
         self.forecasts.engine = self.engine
 
     def measure(self, name, steps_ago, cpu=50.0, seconds_in=0):
-        """A sample `steps_ago` steps before the running one."""
+        """Store a sample `steps_ago` steps before the running one."""
         instant = (int(self.now) // STEP - steps_ago) * STEP + seconds_in
         values = tuple(cpu if index == CPU else None for index in range(len(METRICS)))
         self.store.append([Sample(name, instant * 1000, None, None, values)]).result(5)
 
     def cycle(self, step=0):
-        """Move the clock by so many steps and forecast what is due."""
+        """Move the clock by some steps and forecast the servers that are due."""
         self.now += step * STEP
         self.forecasts._next_recheck = 0.0
         asyncio.run(self.forecasts.forecast_due())
@@ -69,7 +69,7 @@ def test_the_origin_is_the_last_complete_step_of_each_server(scene):
     assert found["b"].origin_seconds == NOON
 
 
-def test_the_engine_sees_the_history_with_its_gaps(scene):
+def test_the_engine_gets_the_history_with_its_gaps(scene):
     for steps_ago, cpu in ((5, 10.0), (4, 20.0), (1, 50.0)):
         scene.measure("a", steps_ago, cpu)
     scene.measure("a", 1, 70.0, seconds_in=60)
@@ -79,7 +79,7 @@ def test_the_engine_sees_the_history_with_its_gaps(scene):
     assert call["origins"][0] == np.datetime64(NOON - STEP, "s")
 
 
-def test_a_silent_server_is_marked_then_dropped_and_never_forecast_as_if_fresh(scene):
+def test_a_silent_server_becomes_stale_is_dropped_and_is_not_forecast_again(scene):
     scene.measure("a", 1)
     scene.measure("b", 1)
     scene.cycle()
@@ -93,7 +93,7 @@ def test_a_silent_server_is_marked_then_dropped_and_never_forecast_as_if_fresh(s
     assert "a" not in found
 
 
-def test_what_is_counted_over_the_fleet_is_what_each_forecast_says(scene):
+def test_counts_over_the_fleet_equal_the_counts_of_its_forecasts(scene):
     for name, steps_ago in (("ppdb01", 1), ("ppml02", 1), ("zeus", 1), ("apollo", 2), ("ppml01", 3)):
         scene.measure(name, steps_ago)
     for steps in range(4):
@@ -105,7 +105,7 @@ def test_what_is_counted_over_the_fleet_is_what_each_forecast_says(scene):
     assert len(stale) == 5
 
 
-def test_only_what_changed_is_forecast_between_two_steps(scene):
+def test_only_changed_servers_are_forecast_between_two_steps(scene):
     for name in "abc":
         scene.measure(name, 1)
     scene.cycle()
@@ -116,14 +116,14 @@ def test_only_what_changed_is_forecast_between_two_steps(scene):
     assert scene.engine.calls[1]["history"].shape[0] == 2
     scene.cycle()
     assert len(scene.engine.calls) == 2
-    assert scene.forecasts.figures.cycles == 1
+    assert scene.forecasts.statistics.cycles == 1
 
 
-def test_steps_that_passed_during_a_cycle_are_counted(scene):
+def test_steps_that_ended_during_a_cycle_are_counted_as_skipped(scene):
     scene.measure("a", 1)
     scene.cycle()
     scene.cycle(step=4)
-    assert scene.forecasts.figures.skipped == 3
+    assert scene.forecasts.statistics.skipped == 3
 
 
 def test_a_clock_set_far_ahead_and_back_loses_nothing(scene):
@@ -178,7 +178,7 @@ def test_a_new_model_with_other_windows_reads_the_history_again(scene, change):
     assert scene.cycle()["a"].history_steps == (349 if "history_steps" in change else 175)
 
 
-def test_a_new_model_with_a_shorter_step_forgets_no_server(scene):
+def test_a_new_model_with_a_shorter_step_keeps_all_servers(scene):
     for name in ("sending", "silent"):
         scene.measure(name, 2)
     scene.cycle()
@@ -191,7 +191,7 @@ def test_a_new_model_with_a_shorter_step_forgets_no_server(scene):
     assert scene.store.servers == known
 
 
-def test_a_server_that_appears_while_the_newest_step_is_looked_up_fails_no_cycle(scene, monkeypatch):
+def test_a_server_added_while_the_newest_step_is_looked_up_fails_no_cycle(scene, monkeypatch):
     scene.measure("a", 1)
     last_step, expired = scene.store.last_step, []
 
@@ -205,7 +205,7 @@ def test_a_server_that_appears_while_the_newest_step_is_looked_up_fails_no_cycle
     assert expired
 
 
-def test_a_new_model_whose_first_cycle_fails_still_gets_to_forecast_the_whole_fleet(scene):
+def test_a_new_model_forecasts_the_whole_fleet_after_its_first_cycle_failed(scene):
     scene.measure("a", 1)
     scene.cycle()
     scene.forecasts.engine = following = FakeEngine(model_id="tft_model_next")
@@ -217,7 +217,7 @@ def test_a_new_model_whose_first_cycle_fails_still_gets_to_forecast_the_whole_fl
     assert scene.cycle()["a"].model.model_id == "tft_model_next"
 
 
-def test_chunks_cover_the_fleet(tmp_path):
+def test_chunks_cover_the_fleet_once(tmp_path):
     scene = Scene(tmp_path, chunk_servers=3)
     for number in range(10):
         scene.measure(f"s{number}", 1, float(number))
@@ -228,7 +228,7 @@ def test_chunks_cover_the_fleet(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
-def test_forecasting_gives_way_to_requests_in_every_thread_it_starts(scene):
+def test_forecasting_runs_at_a_lower_priority_in_every_thread_that_it_starts(scene):
     niceness = []
 
     def note(*_):

@@ -1,0 +1,49 @@
+"""The newest steps of the fleet in memory, as one model reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.serving.storage.ring_buffer import RingBuffer
+from fleet_forecast.serving.storage.store import HistoryStore
+
+
+@dataclass(frozen=True)
+class HistoryWindow:
+    """A ring buffer of all metrics of the store, and the model that reads it. Used on the forecast worker only.
+
+    columns: positions of the model's metrics among the store's; a slice where they are the same.
+    """
+
+    buffer: RingBuffer
+    engine: Engine
+    metrics: tuple[str, ...]  # of the buffer
+    columns: list[int] | slice
+
+    @classmethod
+    def empty(cls, engine: Engine, store: HistoryStore, drop_steps: int) -> HistoryWindow:
+        """A window without data. drop_steps: a server is forecast from a whole history until it is dropped."""
+        buffer = RingBuffer(engine.config.history_steps + drop_steps, len(store.metrics), len(store.servers))
+        return cls(buffer, engine, store.metrics, _columns(engine, store.metrics))
+
+    def fits(self, engine: Engine, drop_steps: int) -> bool:
+        """Whether a model reads steps of this length and number; a new model seldom needs others."""
+        step_seconds, steps = engine.config.step_seconds, engine.config.history_steps + drop_steps
+        return (step_seconds, steps) == (self.engine.config.step_seconds, self.buffer.steps)
+
+    def read_by(self, engine: Engine) -> HistoryWindow:
+        """The same data for another model that it fits."""
+        return self if engine is self.engine else replace(self, engine=engine, columns=_columns(engine, self.metrics))
+
+    def history(self, server_ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
+        """Input of the model: float32 [server, step, metric of the model], up to each server's last step."""
+        return self.buffer.history(server_ids, last_steps, self.engine.config.history_steps)[:, :, self.columns]
+
+
+def _columns(engine: Engine, metrics: tuple[str, ...]) -> list[int] | slice:
+    targets = tuple(engine.config.targets)
+    return slice(None) if targets == metrics else [metrics.index(metric) for metric in targets]

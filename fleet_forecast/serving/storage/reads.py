@@ -1,0 +1,53 @@
+"""Reads of stored means and samples. All functions run on the store's thread and raise DamagedError."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+
+from fleet_forecast.serving.storage.integrity import stored_means, stored_server_ids
+from fleet_forecast.serving.storage.samples import RawSample, StepMeans
+
+FLOAT32_BYTES = 4
+
+
+def read_step_means(
+    database: sqlite3.Connection, metric_count: int, first_step: int, last_step: int
+) -> list[StepMeans]:
+    """Means of all servers in the steps from `first_step` to `last_step`."""
+    rows = database.execute(
+        "SELECT step, server_ids, means FROM steps WHERE step BETWEEN ? AND ? ORDER BY step", (first_step, last_step)
+    )
+    return [stored_means(row, metric_count) for row in rows]
+
+
+def read_server_means(
+    database: sqlite3.Connection, metric_count: int, server_id: int, first_step: int, last_step: int
+) -> dict[int, np.ndarray]:
+    """Means of one server: float32 [metric] by step, of the steps in which it was measured.
+
+    Reads the server ids and this server's means only: the means of a large fleet are half a megabyte a step.
+    """
+    found: dict[int, np.ndarray] = {}
+    row_bytes = FLOAT32_BYTES * metric_count
+    rows = database.execute(
+        "SELECT step, server_ids FROM steps WHERE step BETWEEN ? AND ? ORDER BY step", (first_step, last_step)
+    )
+    for step, content in rows:
+        with database.blobopen("steps", "means", step, readonly=True) as means:
+            for row in np.flatnonzero(stored_server_ids(content, len(means), metric_count) == server_id).tolist():
+                means.seek(row * row_bytes)
+                found[step] = np.frombuffer(means.read(row_bytes), np.float32)
+    return found
+
+
+def read_raw_samples(
+    database: sqlite3.Connection, select: str, server_id: int, first_step: int, last_step: int
+) -> list[RawSample]:
+    """Samples of one server as received, sorted by time. select: Statements.raw."""
+    return [
+        RawSample(row[0], row[1], row[2:])
+        for step in range(first_step, last_step + 1)
+        for row in database.execute(select, (step, server_id))
+    ]

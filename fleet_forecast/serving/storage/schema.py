@@ -1,0 +1,93 @@
+"""The tables of a history file, and the statements that depend on its metrics.
+
+    meta      schema_version, step_seconds, metrics (their names in order, separated by commas)
+    servers   id, name and profile
+    samples   the samples as received, one column per metric
+    pending   steps with samples that changed since the step's means were computed
+    steps     the means of a step: server_ids int32 [server], means float32 [server, metric]
+
+The schema version is stored twice, in meta and as SQLite's user_version: a damaged version differs in one of the two
+and is not taken for the version of newer software. Version 1 has user_version 0 and no list of metrics.
+"""
+
+# ruff: noqa: S608 - the metrics are names of the contract, not input
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+SCHEMA_VERSION = 2  # a new version needs a function in migrations.MIGRATIONS
+
+
+class Layout(NamedTuple):
+    """What the content of a history file depends on."""
+
+    step_seconds: int
+    metrics: tuple[str, ...]
+
+
+class Statements(NamedTuple):
+    """SQL for the metrics of a store."""
+
+    upsert: str  # (step, server_id, timestamp_ms, state, *metrics)
+    means: str  # (step) -> server_id, mean of each metric
+    raw: str  # (step, server_id) -> timestamp_ms, state, *metrics
+    move: str  # (milliseconds of the new step): copies all rows of the table `moved` into samples
+
+
+def statements(metrics: Sequence[str]) -> Statements:
+    """The statements of a store with these metrics."""
+    columns = ", ".join(metrics)
+    places = ", ".join("?" * (4 + len(metrics)))
+    averages = ", ".join(f"avg({metric})" for metric in metrics)
+    # A repeated (server, timestamp) takes the later value of each metric; null means "not measured" and keeps the old.
+    updates = ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in ("state", *metrics))
+    keys = "step, server_id, timestamp_ms, state"
+    return Statements(
+        upsert=f"INSERT INTO samples ({keys}, {columns}) VALUES ({places}) ON CONFLICT DO UPDATE SET {updates}",
+        means=f"SELECT server_id, {averages} FROM samples WHERE step = ? GROUP BY server_id ORDER BY server_id",
+        raw=f"SELECT timestamp_ms, state, {columns} FROM samples WHERE step = ? AND server_id = ? ORDER BY 1",
+        move=f"INSERT INTO samples ({keys}, {columns}) "
+        f"SELECT timestamp_ms / ?, server_id, timestamp_ms, state, {columns} FROM moved",
+    )
+
+
+def create_tables(database: sqlite3.Connection, metrics: Sequence[str]) -> None:
+    """Create the tables that do not exist yet."""
+    keys = "step INTEGER NOT NULL, server_id INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, state TEXT"
+    columns = ", ".join(f"{metric} REAL" for metric in metrics)
+    for table in (
+        "meta (key TEXT PRIMARY KEY, value NOT NULL)",
+        "servers (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, profile TEXT)",
+        f"samples ({keys}, {columns}, PRIMARY KEY (step, server_id, timestamp_ms)) WITHOUT ROWID",
+        "pending (step INTEGER PRIMARY KEY)",
+        "steps (step INTEGER PRIMARY KEY, server_ids BLOB NOT NULL, means BLOB NOT NULL)",
+    ):
+        database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+
+
+def write_layout(database: sqlite3.Connection, layout: Layout) -> None:
+    """Record the schema version and the layout."""
+    rows = {
+        "schema_version": SCHEMA_VERSION,
+        "step_seconds": layout.step_seconds,
+        "metrics": ",".join(layout.metrics),
+    }
+    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(rows.items()))
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block wrote, or nothing of it if the block raises."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise

@@ -1,0 +1,176 @@
+"""Damage of a history file never stops the daemon: the file is set aside and a new one is created."""
+
+import os
+import sqlite3
+
+import numpy as np
+import pytest
+
+import fleet_forecast.serving.storage.database
+import fleet_forecast.serving.storage.opening
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
+from fleet_forecast.serving.storage.integrity import DamagedError
+from fleet_forecast.serving.storage.store import HistoryStore
+from tests.serving.storage.stored import STEP, means_of, sample
+
+
+@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "damaged version"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_is_created(tmp_path, damage):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    for start in range(20):
+        store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
+    means_of(store)
+    store.close()
+    content = path.read_bytes()
+    if damage == "garbage":
+        path.write_bytes(os.urandom(8192))
+    elif damage == "overwritten pages":
+        path.write_bytes(content[:4096] + b"\xa5" * 8192 + content[12288:])
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+        database.close()
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    assert store.set_aside.exists()
+    store.append([sample()]).result(5)
+    assert set(store.servers) == {"a"}
+    store.close()
+
+
+IDS = "UPDATE steps SET server_ids = ? WHERE step = 1"
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        (IDS, np.array([1, -5, 3], np.int32).tobytes()),
+        (IDS, np.array([1, 2, 2**31 - 1], np.int32).tobytes()),
+        (IDS, np.array([1, 3, 2], np.int32).tobytes()),
+        (IDS, np.array([1, 2], np.int32).tobytes()),
+        (IDS, b"\x01\x00"),
+        (IDS, "text"),
+        ("UPDATE steps SET means = ? WHERE step = 1", b""),
+        ("UPDATE steps SET step = ? WHERE step = 2", 2**60),
+        ("UPDATE steps SET step = ? WHERE step = 0", -1),
+        ("UPDATE servers SET id = ? WHERE name = 's0'", 2**60),
+        ("UPDATE servers SET id = ? WHERE name = 's0'", -1),
+        ("UPDATE servers SET name = ? WHERE name = 's0'", b"s0"),
+        ("UPDATE servers SET profile = ? WHERE name = 's0'", b"database"),
+        ("UPDATE meta SET value = ? WHERE key = 'step_seconds'", 0),
+        ("UPDATE meta SET value = ? WHERE key = 'step_seconds'", "text"),
+    ],
+)
+def test_values_that_no_store_writes_are_damage_and_never_block_the_start(tmp_path, statement, value):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    store.append([sample(f"s{n}", second=step * STEP) for n in range(3) for step in range(3)])
+    means_of(store)
+    store.close()
+    with sqlite3.connect(path) as database:
+        assert database.execute(statement, (value,)).rowcount == 1
+    database.close()
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    assert store.set_aside.exists()
+    store.append([sample()]).result(5)
+    assert {name: server.server_id for name, server in store.servers.items()} == {"a": 1}
+    store.close()
+
+
+@pytest.mark.parametrize("place", ["schema", "header"])
+def test_damage_that_sqlite_reports_as_another_error_never_blocks_the_start(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("fleet_forecast.serving.storage.opening.OPEN_PAUSE_SECONDS", 0.0)
+    path = tmp_path / "h.sqlite"
+    HistoryStore(path, STEP).close()
+    content = bytearray(path.read_bytes())
+    content[18 if place == "header" else content.index(b"CREATE TABLE steps") + 12] |= 0x80
+    path.write_bytes(content)
+    store = HistoryStore(path, STEP)
+    assert store.set_aside is not None
+    store.close()
+
+
+def test_a_damaged_step_found_in_use_is_set_aside(store):
+    store.append([sample()]).result(5)
+    means_of(store)
+    store._ask(lambda: store._database.connection.execute("UPDATE steps SET server_ids = x'fb00ff'")).result(5)
+    with pytest.raises(HistoryUnavailableError, match="do not match"):
+        store.stored_step_means(0, 1).result(5)
+    store.append([sample(second=1)]).result(5)
+    assert store.set_aside is not None
+
+
+def test_damage_found_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
+    path = tmp_path / "h.sqlite"
+    store = HistoryStore(path, STEP)
+    for start in range(20):
+        store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
+    means_of(store)
+    store.close()
+    content = path.read_bytes()
+    first, last = len(content) // 4096 // 4 * 4096, len(content) // 4096 // 2 * 4096
+    path.write_bytes(content[:first] + b"\xa5" * (last - first) + content[last:])
+    monkeypatch.setattr(
+        "fleet_forecast.serving.storage.opening.check_integrity", lambda _database: None
+    )  # as in a file too large to check
+    store = HistoryStore(path, STEP)
+    known = dict(store.servers)
+    assert store.set_aside is None
+    everywhere = [sample(f"s{n}", second=step * STEP + 1) for n in range(100) for step in range(20)]
+    with pytest.raises(HistoryUnavailableError, match="malformed"):
+        store.append(everywhere).result(5)
+    store.append([sample("s7", second=21 * STEP, cpu=7.0), sample("new", second=21 * STEP)]).result(5)
+    assert store.set_aside is not None
+    assert store.failure is None
+    assert {name: store.servers[name] for name in known} == known
+    assert set(means_of(store)) == {("s7", 21), ("new", 21)}
+    store.close()
+    again = HistoryStore(path, STEP)
+    assert {name: again.servers[name] for name in known} == known
+    again.close()
+
+
+def test_a_damaged_file_is_set_aside_once_though_the_disk_has_no_room_for_a_new_one(store, monkeypatch):
+    store.append([sample()]).result(5)
+    connect, failures = fleet_forecast.serving.storage.database.connect, [1, 2]
+
+    def failing(path, layout):
+        if failures:
+            failures.pop()
+            raise sqlite3.OperationalError("database or disk is full")
+        return connect(path, layout)
+
+    monkeypatch.setattr(fleet_forecast.serving.storage.database, "connect", failing)
+    store._ask(lambda: store._database.note_problem(DamagedError("found"))).result(5)
+    for second in (1, 2):
+        with pytest.raises(HistoryUnavailableError):
+            store.append([sample(second=second)]).result(5)
+    store.append([sample(second=3)]).result(5)
+    assert [path.name for path in store.path.parent.glob("*.damaged-*[0-9]")] == [store.set_aside.name]
+    assert {each.timestamp_ms for each in store.raw_samples(1, 0, 1).result(5)} == {3000}
+
+
+@pytest.mark.parametrize("failures", [1, 10_000])
+def test_a_disk_error_at_the_start_is_retried_before_the_file_is_set_aside(tmp_path, monkeypatch, failures):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample()]).result(5)
+    store.close()
+    monkeypatch.setattr("fleet_forecast.serving.storage.opening.OPEN_PAUSE_SECONDS", 0.0)
+    check, calls = fleet_forecast.serving.storage.opening.check_integrity, []
+
+    def failing(database):
+        calls.append(database)
+        if len(calls) <= failures and len(calls) <= fleet_forecast.serving.storage.opening.OPEN_ATTEMPTS:
+            problem = sqlite3.OperationalError("disk I/O error")
+            problem.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise problem
+        check(database)
+
+    monkeypatch.setattr("fleet_forecast.serving.storage.opening.check_integrity", failing)
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert (set(store.servers), store.set_aside is None) == (({"a"}, True) if failures == 1 else (set(), False))
+    store.close()
