@@ -1,0 +1,141 @@
+r"""Reads a TOML file into a pydantic model; an error names file, line, field, value and remedy.
+
+    class Rules(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True)
+        fire_probability: float = Field(default=0.5, gt=0, lt=1)
+
+    rules = read_toml(Path("alerts.toml"), Rules, "alert rules")
+
+    alert rules alerts.toml: no such file; give the path of a TOML file
+    alert rules alerts.toml is not TOML: Expected '=' after a key (at line 3, column 7)
+    alert rules alerts.toml, line 1: fire_probability is 2; it should be less than 1
+    alert rules alerts.toml, line 4: unknown key 'fires'; use fire_probability
+
+A validator of the model raises ValueError("problem; remedy"), which is shown after file and line as it is.
+`first_problem` words the errors of values that come from elsewhere, such as flags.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+LONGEST_VALUE = 100  # characters of a refused value that a message shows
+
+_REMEDIES = {
+    "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
+    "dict_type": "write [{key}] on a line of its own, and its entries below",
+    "model_type": "write [{key}] on a line of its own, and its entries below",
+    "float_type": "write a number",
+    "float_parsing": "write a number",
+    "finite_number": "write a finite number",
+    "int_type": "write a whole number",
+    "int_parsing": "write a whole number",
+    "int_from_float": "write a whole number",
+    "list_type": "write a list, as in {key} = ['...']",
+    "tuple_type": "write a list, as in {key} = ['...']",
+    "path_type": "write a path in quotes",
+    "string_type": "write text in quotes",
+}
+
+
+class TomlFileError(ValueError):
+    """A TOML file cannot be used; the message names file, line (where it is known), field, value and remedy."""
+
+
+def read_toml(path: Path, model: type[Model], what: str) -> Model:
+    """The file's content as an instance of `model`.
+
+    what: the kind of file, for messages, such as "profiles file". Raises TomlFileError.
+    """
+    text = _text(path, what)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:  # its message ends with line and column
+        backslash = "\\" in str(problem)
+        hint = "; write regular expressions in single quotes, which take backslashes as they are" if backslash else ""
+        raise TomlFileError(f"{what} {path} is not TOML: {problem}{hint}") from None
+    try:
+        return model.model_validate(document)
+    except ValidationError as problem:
+        line = _line(text.splitlines(), problem.errors(include_url=False)[0])
+        where = "" if line is None else f", line {line}"
+        raise TomlFileError(f"{what} {path}{where}: {first_problem(problem, model)}") from None
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation in words: "field is value; remedy"."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    location = [str(part) for part in first["loc"] if part != "[key]"]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {location[-1]!r}; use {', '.join(_keys_at(model, first['loc']))}"
+    name, key = ".".join(location), location[-1] if location else ""
+    if first["type"] == "missing":
+        return f"{name} is missing; add {key} = ..."
+    shown = repr(first["input"])
+    if len(shown) > LONGEST_VALUE:
+        shown = shown[:LONGEST_VALUE] + "..."
+    expected = first["msg"].removeprefix("Input ")
+    remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key)
+    return f"{name} is {shown}; {remedy}"
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TomlFileError(f"{what} {path}: no such file; give the path of a TOML file") from None
+    except UnicodeDecodeError as problem:
+        message = f"{what} {path} is not TOML: not UTF-8 text ({problem.reason}); save it as UTF-8"
+        raise TomlFileError(message) from None
+    except OSError as problem:
+        reason = f"cannot be read ({problem.strerror})"
+        raise TomlFileError(f"{what} {path}: {reason}; give the path of a TOML file") from None
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Keys that the table of the refused key may have."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _line(lines: Sequence[str], error: ErrorDetails) -> int | None:
+    """Number of the line with the refused key or value, from 1; None if the error has no location in the file."""
+    keys = [str(part) for part in error["loc"] if isinstance(part, str) and part != "[key]"]
+    if not keys or error["type"] == "missing":
+        return None
+    at, found = 0, False
+    for key in keys:
+        as_key = re.compile(rf"""(?:^|[\s.\["'{{,]){re.escape(key)}["']?\s*[\].=]""")
+        position = next((n for n in range(at, len(lines)) if as_key.search(_without_comment(lines[n]))), None)
+        if position is not None:
+            at, found = position, True
+    value = error["input"]
+    if isinstance(value, str) and value:
+        spellings = (value, value.replace("\\", "\\\\"))
+        at = next((n for n in range(at, len(lines)) if any(text in lines[n] for text in spellings)), at)
+    return at + 1 if found else None
+
+
+def _without_comment(line: str) -> str:
+    return "" if line.lstrip().startswith("#") else line
