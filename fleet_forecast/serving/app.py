@@ -19,9 +19,10 @@ from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.alerting.book import AlertBook, AlertRules
-from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Delivery
-from fleet_forecast.serving.alerting.watch import AlertWatch
+from fleet_forecast.serving.alerting.book import AlertBook
+from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
+from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
+from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
@@ -80,11 +81,10 @@ def create_app(
         daemon.deliveries += _deliveries(daemon)
         app.state.daemon = daemon
         state_file = settings.history.with_name(settings.history.name + ".alerts.json")
-        watch = AlertWatch(
-            daemon.alerts, daemon.scores, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock
-        )
+        sinks = AlertSinks(daemon.events, daemon.deliveries, state_file)
+        alert_loop = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
         _tell_events(daemon)
-        work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
+        work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alert_loop.run)]
         work += [("delivery", delivery.run) for delivery in daemon.deliveries]
         if pull_from is not None:
             work.append(("pull", Puller(daemon, *pull_from).run))
@@ -142,14 +142,14 @@ def _open(
     return Daemon(settings, rules, store, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
 
 
-def _deliveries(daemon: Daemon) -> list[Delivery]:
+def _deliveries(daemon: Daemon) -> list[Notifier]:
     settings, book = daemon.settings, daemon.alerts
-    found: list[Delivery] = []
+    found: list[Notifier] = []
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
-        found.append(AlertmanagerDelivery(url, lambda: list(book.firing.values()), seconds))
+        found.append(AlertmanagerNotifier(url, lambda: list(book.firing.values()), seconds))
     if settings.webhook is not None:
-        found.append(Delivery(settings.webhook))
+        found.append(Notifier(settings.webhook))
     return found
 
 

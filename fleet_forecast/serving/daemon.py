@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
 from fleet_forecast.serving.json_bytes import to_json
@@ -37,7 +37,7 @@ class Daemon:
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
-    deliveries: list[Delivery]
+    deliveries: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
     # Batches are judged apart from other blocking work and one at a time, so that a flood of them delays nothing else:

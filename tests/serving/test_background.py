@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 
 from fleet_forecast.serving import background
-from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.forecasts.model_manager import ModelSlot
-from tests.serving.alerting.test_events_and_notifiers import alert
+from tests.serving.alerting.examples import alert
 from tests.serving.routes.test_routes import daemon, wait_for
 
 
@@ -60,11 +60,11 @@ def test_a_delivery_begun_again_sends_what_waits(monkeypatch):
             raise faults.pop()
         sent.append(body)
 
-    monkeypatch.setattr(Delivery, "_post", post)
+    monkeypatch.setattr(Notifier, "_post", post)
 
     async def scene():
-        delivery = Delivery("http://hook.example")
-        delivery.take([alert()])
+        delivery = Notifier("http://hook.example")
+        delivery.enqueue([alert()])
         task = asyncio.create_task(keep_running("delivery", delivery.run, Counter()))
         for _ in range(200):
             if sent:

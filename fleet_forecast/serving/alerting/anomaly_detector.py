@@ -1,42 +1,39 @@
-"""How far servers depart from what was forecast for them an hour before, all metrics taken together.
+"""Detects servers that deviate from what was forecast for them an hour before, in all metrics together.
 
 Trouble shows in how metrics move together before any of them is extreme by itself: latency rises while traffic falls.
 
-1. Each measured value gets a score among the quantiles that the forecast of an hour before gave for it (0: the median,
-   2: about the quantile 0.98). The scores of the last quarter of an hour are averaged.
-2. What most servers of a profile share is no server's trouble (a maintenance window, a holiday, market news): their
-   median is taken off, where it is large.
-3. The averages are compared with how those of healthy servers scatter together: T² = s' C⁻¹ s (Hotelling 1947). C
-   speaks of ordinary times only and knows no kind of trouble.
-4. It is trouble if service suffers: where latency is measured, it has to be above what was forecast. Two numbers turn T
-   into the probability that the server is in trouble.
+1. `past_forecasts` scores the measurements against the past forecasts.
+2. The average scores s are compared with their covariance C over healthy servers: T² = s' C⁻¹ s (Hotelling 1947).
+   C is estimated in ordinary times; no kind of incident enters it.
+3. Latency must be above its past forecast, where it is measured. A logistic curve turns T into a probability.
+
+The alert is on one metric: the one with the largest contribution to T² when the anomaly begins, until it ends.
 """
 
 from __future__ import annotations
 
-import statistics
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.serving.alerting.alert import DEPARTURE, Alert, AlertKey
+from fleet_forecast.serving.alerting.detection import Detection
+from fleet_forecast.serving.alerting.exceedance import LOWER, UPPER, nearest_level
+from fleet_forecast.serving.alerting.messages import anomaly_evidence
+from fleet_forecast.serving.alerting.past_forecasts import PastForecasts
+from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
-LEAD_SECONDS = 3_600
-WINDOW_SECONDS = 900
-LONGEST_GAP_SECONDS = 900  # after a longer silence a server is judged anew: the forecast before knew nothing of it
-NARROWEST_GAP = 0.005  # between two quantiles, as a share of the median: a constant metric is no oracle
-FEWEST_PEERS = 5  # servers of a profile whose median says what they share
-LARGE_SHARED_SCORE = 1.0
-SERVICE = "latency_ms"
-NO_STEP = -1
+SERVICE_METRIC = "latency_ms"
+NAMED_CONTRIBUTION = 0.15  # of T²: a metric with less is not named in the message
 
-# How averages of healthy servers scatter, in the order of METRICS, with the variances enlarged by two fifths, since a
-# forecast may be off in its own way for one server; and how the odds of trouble grow with T. Measured on simulated
-# fleets of the seeds 101 and 201; `benchmarks/alerts.py --choose --seeds 101,201` prints such lines for any model.
-SCATTER = (
+# Covariance of the average scores of healthy servers; variances are 40 % larger than measured, because a forecast may
+# have an error of its own for each server. COVARIANCE, INTERCEPT and SLOPE were estimated on simulated fleets of the
+# seeds 101 and 201; `benchmarks/alerts.py --choose --seeds 101,201` prints them for any model.
+COVARIANCE_METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
+COVARIANCE = (
     (1.025, 0.319, 0.316, 0.351, 0.356, 0.276),
     (0.319, 1.131, 0.237, 0.261, 0.265, 0.212),
     (0.316, 0.237, 0.912, 0.276, 0.282, 0.221),
@@ -47,180 +44,132 @@ SCATTER = (
 INTERCEPT, SLOPE = -15.35, 3.31
 
 
-class Departure(NamedTuple):
-    """One server's departure from its forecast.
+class Anomaly(NamedTuple):
+    """One server's deviation from its past forecast.
 
-    probability: of trouble. shares: float [metric], the part of each in T², NaN where it was not measured; they add up
-    to T². low, high: float [metric], the quantiles 0.1 and 0.9 that were forecast for the last values, NaN if none was.
+    probability: that the server is in trouble. contributions: float [metric], parts of T², NaN where unknown; their sum
+    is T². low, high: float [metric], quantiles 0.1 and 0.9 of the past forecast of the present values, NaN if none.
     """
 
     probability: float
-    shares: np.ndarray
+    contributions: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def scores(values: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Where values lie among forecast quantiles, on the scale of a standard normal.
-
-    values: [...], NaN where not measured; quantiles: [..., quantile], not decreasing. Returns [...]. Linear between the
-    quantiles, logarithmic beyond the outermost: the metrics of servers have long tails.
-    """
-    normal = np.array([statistics.NormalDist().inv_cdf(level) for level in levels])
-    narrowest = NARROWEST_GAP * np.abs(quantiles[..., len(levels) // 2, None]) + 1e-3
-    gaps = np.maximum(np.diff(quantiles, axis=-1), narrowest)  # [..., quantile - 1]
-    below = np.sum(quantiles <= values[..., None], axis=-1)  # quantiles not above the value: 0 .. Q
-    anchor = np.maximum(below - 1, 0)[..., None]
-    gap = np.minimum(anchor, len(levels) - 2)
-    share = (values - np.take_along_axis(quantiles, anchor, -1)[..., 0]) / np.take_along_axis(gaps, gap, -1)[..., 0]
-    outside = (below == 0) | (below == len(levels))
-    share = np.where(outside, np.sign(share) * np.log1p(np.abs(share)), share)
-    return normal[anchor[..., 0]] + share * np.diff(normal)[gap[..., 0]]
-
-
-def shares_of_distance(averages: np.ndarray, scatter: np.ndarray) -> np.ndarray:
+def t2_contributions(averages: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Parts of T² by metric: s_i (C⁻¹ s)_i, [server, metric]; NaN where a metric is unknown.
 
-    averages: [server, metric], NaN where unknown, which leaves the metric out of s and C; scatter: C, [metric, metric].
+    averages: s, [server, metric], NaN where unknown, which leaves the metric out of s and C; covariance: C, [metric,
+    metric].
     """
-    shares = np.full(averages.shape, np.nan)
+    contributions = np.full(averages.shape, np.nan)
     known = ~np.isnan(averages)
     for pattern in np.unique(known, axis=0):
         if pattern.any():
             servers = np.flatnonzero((known == pattern).all(axis=1))
             part = averages[np.ix_(servers, pattern)]
-            weighted = np.linalg.solve(scatter[np.ix_(pattern, pattern)], part.T).T
-            shares[np.ix_(servers, pattern)] = part * weighted
-    return shares
+            weighted = np.linalg.solve(covariance[np.ix_(pattern, pattern)], part.T).T
+            contributions[np.ix_(servers, pattern)] = part * weighted
+    return contributions
 
 
-def distance(shares: np.ndarray) -> np.ndarray:
-    """T from its parts, [server]; an unknown metric counts as one that scatters as usual: its part is 1 on average."""
-    found: np.ndarray = np.sqrt(np.where(np.isnan(shares), 1.0, shares).sum(axis=-1))
-    return found
+def t_statistic(contributions: np.ndarray) -> np.ndarray:
+    """T from its parts, [server]. An unknown metric has the expected contribution of a healthy server, 1."""
+    t: np.ndarray = np.sqrt(np.where(np.isnan(contributions), 1.0, contributions).sum(axis=-1))
+    return t
 
 
-class Departures:
-    """Remembers what was forecast for each server for the coming hour, and scores what then came."""
+class AnomalyModel:
+    """Anomalies of all servers of one model. A metric without a covariance is left out."""
 
     def __init__(self, model: ModelView) -> None:
+        self.past = PastForecasts(model)
         self._model = model
-        self._lead = max(1, LEAD_SECONDS // model.step_seconds)
-        self._window = max(1, WINDOW_SECONDS // model.step_seconds)
-        self._longest_gap = max(1, LONGEST_GAP_SECONDS // model.step_seconds)
-        chosen = [METRICS.index(metric) for metric in model.metrics]
-        self._scatter = np.array(SCATTER)[np.ix_(chosen, chosen)]
-        self._row_of: dict[str, int] = {}
-        self._free: list[int] = []
-        self._profiles: dict[str, int] = {}
-        shape = (len(model.metrics), len(model.quantiles))
-        self._said = np.zeros((0, self._lead, *shape), np.float32)  # [row, target step modulo lead, metric, quantile]
-        self._said_for = np.zeros((0, self._lead), np.int64)  # the target steps
-        self._scores = np.zeros((0, self._window, shape[0]), np.float32)  # [row, step modulo window, metric]
-        self._scored = np.zeros((0, self._window), np.int64)  # the steps
-        self._averages = np.zeros((0, shape[0]), np.float32)
-        self._newest = np.zeros(0, np.int64)  # [row] last origin
-        self._profile = np.zeros(0, np.int64)  # [row] position in _profiles
+        self._columns = [column for column, metric in enumerate(model.metrics) if metric in COVARIANCE_METRICS]
+        chosen = [COVARIANCE_METRICS.index(model.metrics[column]) for column in self._columns]
+        self._covariance = np.array(COVARIANCE)[np.ix_(chosen, chosen)]
 
-    def fits(self, model: ModelView) -> bool:
-        """Whether a model's forecasts can be compared with what is remembered."""
-        own = self._model
-        return (own.metrics, own.quantiles, own.step_seconds) == (model.metrics, model.quantiles, model.step_seconds)
-
-    def take(self, forecasts: Sequence[ServerForecast]) -> list[Departure | None]:
-        """Take in a cycle's forecasts, each server's origins in order; None where it is not known what was forecast."""
-        if not forecasts:
-            return []
-        averages, said = self.averages(forecasts)
-        shares = shares_of_distance(averages, self._scatter)
-        probability = 1 / (1 + np.exp(-(INTERCEPT + SLOPE * distance(shares))))
-        if SERVICE in self._model.metrics:
-            service = averages[:, self._model.metrics.index(SERVICE)]
-            probability[service <= 0] = 0.0  # what is not measured is NaN, and stays
-        known = ~np.isnan(shares).all(axis=1)
-        levels = self._model.quantiles
-        low, high = said[..., levels.index(0.1)], said[..., levels.index(0.9)]
+    def update(self, forecasts: Sequence[ServerForecast]) -> list[Anomaly | None]:
+        """Anomalies at a cycle's origins, each server's origins in order; None without a past forecast."""
+        if not self._columns:
+            return [None] * len(forecasts)
+        averages, past = self.past.update(forecasts)
+        with_covariance = t2_contributions(averages[:, self._columns], self._covariance)
+        probability = 1 / (1 + np.exp(-(INTERCEPT + SLOPE * t_statistic(with_covariance))))
+        if SERVICE_METRIC in self._model.metrics:
+            service = averages[:, self._model.metrics.index(SERVICE_METRIC)]
+            probability[service <= 0] = 0.0  # NaN, where it is not measured, is not changed
+        contributions = np.full(averages.shape, np.nan)
+        contributions[:, self._columns] = with_covariance
+        known = ~np.isnan(contributions).all(axis=1)
+        low, high = (past[..., nearest_level(self._model.quantiles, level)] for level in (LOWER, UPPER))
         return [
-            Departure(float(probability[row]), shares[row], low[row], high[row]) if known[row] else None
+            Anomaly(float(probability[row]), contributions[row], low[row], high[row]) if known[row] else None
             for row in range(len(forecasts))
         ]
 
-    def averages(self, forecasts: Sequence[ServerForecast]) -> tuple[np.ndarray, np.ndarray]:
-        """Take in a cycle's forecasts; gives average scores less what peers share, and what had been forecast.
 
-        Scores: [server, metric], NaN where unknown. Forecast an hour before: [server, metric, quantile], NaN if none.
-        """
-        rows = np.array([self._row(forecast) for forecast in forecasts], dtype=np.int64)
-        steps = np.array([f.origin_seconds // self._model.step_seconds for f in forecasts], dtype=np.int64)
-        silent = rows[steps - self._newest[rows] > self._longest_gap]
-        self._said_for[silent] = self._scored[silent] = NO_STEP
-        self._newest[rows] = steps
-        known = self._said_for[rows, steps % self._lead] == steps
-        said = np.where(known[:, None, None], self._said[rows, steps % self._lead], np.nan)
-        measured = np.array([forecast.current for forecast in forecasts], dtype=np.float64)  # None becomes NaN
-        self._score(rows, steps, scores(measured, said, self._model.quantiles))
-        self._remember(rows, steps, forecasts)
-        return self._averages[rows] - self._shared(rows, steps), said
+class AnomalyDetector:
+    """Reports each anomaly on one metric of its server."""
+
+    reason = DEPARTURE
+    resolved_text = "is back at what was forecast"
+
+    def __init__(self, rules: AlertRules) -> None:
+        self._rules = rules
+        self._model: AnomalyModel | None = None
+        self._metric_of: dict[str, str] = {}  # server -> metric of its anomaly
+
+    def detect(self, forecasts: Sequence[ServerForecast], firing: Mapping[AlertKey, Alert], /) -> Iterator[Detection]:
+        """One result for each server with an anomaly; none in the first hour of a server or after a restart."""
+        if self._model is None or not self._model.past.is_compatible(forecasts[0].model):
+            self._model = AnomalyModel(forecasts[0].model)
+        for (name, alert_metric), alert in firing.items():
+            if alert.reason == self.reason:  # it fired before a restart
+                self._metric_of.setdefault(name, alert_metric)
+        for forecast, anomaly in zip(forecasts, self._model.update(forecasts), strict=True):
+            if anomaly is None:
+                continue
+            metric = self._metric(forecast, anomaly, firing)
+            if metric is not None:
+                evidence = partial(_evidence, anomaly)
+                yield Detection(forecast.server_name, metric, anomaly.probability, evidence)
 
     def keep_only(self, server_names: Iterable[str]) -> None:
-        """Forget all other servers."""
-        for name in self._row_of.keys() - set(server_names):
-            row = self._row_of.pop(name)
-            self._said_for[row] = self._scored[row] = self._newest[row] = NO_STEP
-            self._free.append(row)
+        """Discard the state of all other servers."""
+        kept = set(server_names)
+        if self._model is not None:
+            self._model.past.keep_only(kept)
+        for name in self._metric_of.keys() - kept:
+            del self._metric_of[name]
 
-    def _row(self, forecast: ServerForecast) -> int:
-        row = self._row_of.get(forecast.server_name)
-        if row is None:
-            if not self._free:
-                self._grow()
-            row = self._row_of[forecast.server_name] = self._free.pop()
-        self._profile[row] = self._profiles.setdefault(forecast.profile, len(self._profiles))
-        return row
+    def _metric(self, forecast: ServerForecast, anomaly: Anomaly, firing: Mapping[AlertKey, Alert]) -> str | None:
+        """The metric of the anomaly: the largest contribution when it begins, the same until it ends."""
+        name = forecast.server_name
+        metric = self._metric_of.get(name)
+        if anomaly.probability >= self._rules.resolve_probability:
+            thresholds = self._rules.thresholds_of(name, forecast.profile)
+            candidates = [
+                (contribution, candidate)
+                for contribution, candidate in zip(anomaly.contributions.tolist(), forecast.model.metrics, strict=True)
+                if not np.isnan(contribution) and thresholds.get(candidate) is not None
+            ]
+            if metric is None and candidates:
+                metric = self._metric_of[name] = max(candidates)[1]
+        elif metric is not None and (name, metric) not in firing:
+            del self._metric_of[name]
+        return metric
 
-    def _grow(self) -> None:
-        """Twice the room."""
-        rows = len(self._newest)
-        more = max(64, rows)
 
-        def longer(array: np.ndarray, value: float) -> np.ndarray:
-            return np.concatenate([array, np.full((more, *array.shape[1:]), value, array.dtype)])
-
-        self._said, self._scores, self._averages = (
-            longer(array, np.nan) for array in (self._said, self._scores, self._averages)
-        )
-        self._said_for, self._scored, self._newest, self._profile = (
-            longer(array, NO_STEP) for array in (self._said_for, self._scored, self._newest, self._profile)
-        )
-        self._free = list(range(rows + more - 1, rows - 1, -1))
-
-    def _score(self, rows: np.ndarray, steps: np.ndarray, fresh: np.ndarray) -> None:
-        """Averages over the window; NaN where less than half of it is known."""
-        self._scores[rows, steps % self._window] = fresh
-        self._scored[rows, steps % self._window] = steps
-        within = self._scored[rows] > steps[:, None] - self._window  # (server, slot)
-        recent = np.where(within[..., None], self._scores[rows], np.nan)  # (server, slot, metric)
-        count = np.sum(~np.isnan(recent), axis=1)
-        enough = 2 * count >= self._window
-        self._averages[rows] = np.where(enough, np.nansum(recent, axis=1) / np.maximum(count, 1), np.nan)
-
-    def _remember(self, rows: np.ndarray, steps: np.ndarray, forecasts: Sequence[ServerForecast]) -> None:
-        """The target step one lead ahead has the slot of the step just scored."""
-        reaches = np.array([f.history_steps > 0 and f.horizon_steps >= self._lead for f in forecasts])
-        ahead = np.stack([f.quantiles[:, :, min(self._lead, f.horizon_steps) - 1] for f in forecasts])
-        self._said[rows, steps % self._lead] = ahead
-        self._said_for[rows, steps % self._lead] = np.where(reaches, steps + self._lead, NO_STEP)
-
-    def _shared(self, rows: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """The median score of each server's profile at its step where that is large, else 0: [server, metric]."""
-        shared = np.zeros((len(rows), len(self._model.metrics)), np.float32)
-        kinds = np.stack([self._profile[rows], steps], axis=1)
-        for profile, step in np.unique(kinds, axis=0):
-            peers = self._averages[(self._profile == profile) & (self._newest == step)]
-            enough = np.sum(~np.isnan(peers), axis=0) >= FEWEST_PEERS
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a metric that no peer measures
-                median = np.nanmedian(peers, axis=0)
-            large = enough & (np.abs(median) > LARGE_SHARED_SCORE)
-            shared[(kinds == (profile, step)).all(axis=1)] = np.where(large, median, 0.0)
-        return shared
+def _evidence(anomaly: Anomaly, forecast: ServerForecast, detection: Detection) -> str:
+    metrics, metric = forecast.model.metrics, detection.metric
+    index = metrics.index(metric)
+    band = None if np.isnan(anomaly.low[index]) else (float(anomaly.low[index]), float(anomaly.high[index]))
+    total = float(np.nansum(anomaly.contributions))
+    others = [
+        other
+        for other, contribution in zip(metrics, anomaly.contributions.tolist(), strict=True)
+        if other != metric and contribution >= NAMED_CONTRIBUTION * total
+    ]
+    return anomaly_evidence(metric, band, others, anomaly.probability)

@@ -1,17 +1,19 @@
-"""Looks at every new cycle: scores earlier forecasts, judges alerts, remembers them, tells events and deliveries."""
+"""The alert loop: after each forecast cycle it updates the online scores and the alert book, and notifies."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet_forecast.serving.alerting.book import Alert, AlertBook
-from fleet_forecast.serving.alerting.notifiers import Delivery, as_document
+from fleet_forecast.atomic_write import replace_file
+from fleet_forecast.serving.alerting.alert import Alert, as_document
+from fleet_forecast.serving.alerting.book import AlertBook
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.cycle import FleetForecasts
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.monitoring.events import EventHub
@@ -20,81 +22,83 @@ from fleet_forecast.serving.monitoring.scores import ForecastScores
 LOG = logging.getLogger(__name__)
 
 
-class AlertWatch:
-    """Runs the alert book beside the forecast cycle."""
+@dataclass(frozen=True)
+class AlertSinks:
+    """Where alerts that began or ended go."""
+
+    events: EventHub
+    notifiers: Sequence[Notifier]
+    state_file: Path  # the firing alerts, for the next start
+
+
+class AlertLoop:
+    """Runs the alert book after each forecast cycle."""
 
     def __init__(
         self,
         book: AlertBook,
         scores: ForecastScores,
         forecasts: FleetForecasts,
-        events: EventHub,
-        deliveries: Sequence[Delivery],
-        state_file: Path,
+        sinks: AlertSinks,
         clock: Callable[[], float],
     ) -> None:
-        self._book, self._forecasts, self._events, self._deliveries = book, forecasts, events, deliveries
-        self._scores, self._state_file, self._clock = scores, state_file, clock
-        self._wake = asyncio.Event()
+        self._book, self._scores, self._forecasts = book, scores, forecasts
+        self._sinks, self._clock = sinks, clock
+        self._new_cycle = asyncio.Event()
         self._saved: list[dict[str, Any]] = []
         forecasts.listeners.append(self._on_cycle)
 
     async def run(self) -> None:
-        """Judge after each cycle, for ever."""
+        """Update after each cycle until cancelled."""
         self._restore()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._new_cycle.wait()
+            self._new_cycle.clear()
             try:
-                await self._judge()
+                await self._update()
             except Exception:
-                LOG.exception("alerts not judged")
+                LOG.exception("alerts not updated")
 
     def _on_cycle(self, _snapshot: FleetSnapshot) -> None:
-        self._wake.set()
+        self._new_cycle.set()
 
-    async def _judge(self) -> None:
+    async def _update(self) -> None:
         snapshot = self._forecasts.snapshot
-        changed = await asyncio.to_thread(self._judge_snapshot, snapshot)
+        changed = await asyncio.to_thread(self._update_book, snapshot)
         await asyncio.to_thread(self._save)
-        for delivery in self._deliveries:
-            delivery.take(changed)
-        await self._events.publish_many("alert", map(_logged, changed))
+        for notifier in self._sinks.notifiers:
+            notifier.enqueue(changed)
+        await self._sinks.events.publish_many("alert", map(_logged, changed))
 
-    def _judge_snapshot(self, snapshot: FleetSnapshot) -> list[Alert]:
-        self._scores.take(snapshot)
+    def _update_book(self, snapshot: FleetSnapshot) -> list[Alert]:
+        self._scores.update(snapshot)
         now = self._clock()
-        changed = self._book.judge(snapshot.forecasts.values(), now)
+        changed = self._book.update(snapshot.forecasts.values(), now)
         return changed + self._book.keep_only(snapshot.forecasts, now)
 
     def _restore(self) -> None:
+        file = self._sinks.state_file
         try:
-            self._book.restore(json.loads(self._state_file.read_text(encoding="utf-8")))
+            self._book.restore(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError) as problem:
-            LOG.error("alert state not read", extra={"file": str(self._state_file), "reason": str(problem)})
+            LOG.error("alert state not read", extra={"file": str(file), "reason": str(problem)})
 
     def _save(self) -> None:
-        """Write what fires, if it changed; a full disk is no reason to stop judging."""
+        """Write the firing alerts if they changed; the loop goes on if the disk is full."""
         documents = self._book.as_documents()
         if documents == self._saved:
             return
-        beside = self._state_file.with_name(self._state_file.name + ".tmp")
         try:
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(documents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._state_file)
+            replace_file(self._sinks.state_file, json.dumps(documents).encode())
             self._saved = documents
         except OSError as problem:
             LOG.error("alert state not written", extra={"reason": str(problem)})
 
 
 def _logged(alert: Alert) -> dict[str, Any]:
-    """The alert as the event streams tell it, written to the log as well."""
-    state = "resolved" if alert.ended_seconds is not None else "firing"
-    fields = {"server": alert.server_name, "metric": alert.metric, "state": state}
+    """The alert for the event streams; it is written to the log as well."""
+    fields = {"server": alert.server_name, "metric": alert.metric, "state": alert.state}
     LOG.info("alert", extra={**fields, "probability": round(alert.probability, 3)})
     return as_document(alert)
