@@ -8,12 +8,12 @@ samples are quantiles, and promtool's linter allows the label `quantile` for tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS, report_horizons
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
-from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
 from fleet_forecast.serving.monitoring.daemon_metrics import family_lines
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, wants_openmetrics
@@ -87,11 +87,21 @@ def exposed_levels(levels: Sequence[float]) -> Sequence[float]:
 def _forecast_samples(forecast: ServerForecast, metric: str, unit: BaseUnit) -> Iterator[str]:
     # Names contain no quote, backslash or line end (SERVER_NAME_PATTERN), so labels need no escaping.
     labels = f'server="{forecast.server_name}",profile="{forecast.profile}"'
-    model = forecast.model
-    rows = forecast.quantiles[model.metrics.index(metric)]
-    for horizon, seconds in report_horizons(forecast.horizon_steps * model.step_seconds).items():
-        steps = selected_steps(forecast, Selection(horizon_seconds=(seconds,)))
-        for quantile in exposed_levels(model.quantiles) if steps else ():
-            value = float(rows[model.quantiles.index(quantile), steps[0] - 1]) * unit.factor
-            place = f'{labels},horizon="{horizon}",quantile="{quantile}"'
-            yield f"fleet_forecast_{unit.name}{{{place}}} {value:.6g}"
+    rows = forecast.quantiles[forecast.model.metrics.index(metric)]
+    for suffix, quantile, step in _exposed_cells(forecast.model, forecast.horizon_steps):
+        value = float(rows[quantile, step]) * unit.factor
+        yield f"fleet_forecast_{unit.name}{{{labels},{suffix}}} {value:.6g}"
+
+
+@lru_cache(maxsize=8)
+def _exposed_cells(model: ModelView, horizon_steps: int) -> list[tuple[str, int, int]]:
+    """Labels and positions [quantile, step] of the exposed values; a horizon is rounded up to whole steps."""
+    cells = []
+    for horizon, seconds in report_horizons(horizon_steps * model.step_seconds).items():
+        step = -(-seconds // model.step_seconds) - 1
+        if step < horizon_steps:
+            cells += [
+                (f'horizon="{horizon}",quantile="{level}"', model.quantiles.index(level), step)
+                for level in exposed_levels(model.quantiles)
+            ]
+    return cells
