@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_forecast_made_an_hour_before_averaged_over_a_qu
         window = slow[max(0, origin - WINDOW + 1) : origin + 1]
         enough = (~np.isnan(window)).sum(axis=0) >= 2
         expected = np.where(enough, np.nansum(window, axis=0) / np.maximum((~np.isnan(window)).sum(axis=0), 1), np.nan)
-        inside = np.abs(np.nan_to_num(window)).max(axis=0) < NORMAL[-1]  # beyond it scores are not the normal ones
+        inside = np.abs(np.nan_to_num(window)).max(axis=0) < NORMAL[-1]  # outside, scores are logarithmic
         np.testing.assert_allclose(averages[0][inside], expected[inside], atol=1e-4)
         assert np.isnan(past).all() == (origin < LEAD)
 
@@ -96,7 +96,7 @@ def test_there_is_no_anomaly_in_the_first_hour_nor_after_a_gap():
 def test_slow_answers_at_low_traffic_are_an_anomaly_and_high_load_is_none():
     usual = np.zeros((LEAD + 8, 6))
     slow, fast, busy = usual.copy(), usual.copy(), usual.copy()
-    slow[-3:] = (-2, 0, 0, -2, -3, 6)  # answers slowly, passes little on
+    slow[-3:] = (-2, 0, 0, -2, -3, 6)  # high latency, low traffic
     fast[-3:] = (-2, 0, 0, -2, -3, -6)
     busy[-3:] = (1.5, 0.5, 1.5, 1.5, 1.5, 1.5)  # load: everything rises together
     found = {name: run(AnomalyModel(VIEW), rows) for name, rows in (("slow", slow), ("fast", fast), ("busy", busy))}
@@ -115,7 +115,7 @@ def test_a_deviation_that_a_profile_shares_is_no_anomaly():
         cycle.append(normal_forecast(origin, shift, name="ppweb001", profile="web_api"))
         found = model.update(cycle)
     assert max(anomaly.probability for anomaly in found[:6]) < 0.01
-    assert found[6].probability > 0.5  # alone with it
+    assert found[6].probability > 0.5  # the only one of its profile
 
 
 def test_many_servers_have_the_results_of_each_alone():
@@ -123,7 +123,7 @@ def test_many_servers_have_the_results_of_each_alone():
     values = random.normal(size=(LEAD + 10, 150, 6))
     together = AnomalyModel(VIEW)
     for origin, step in enumerate(values):
-        # Profiles of their own: no peers.
+        # One profile each, so there are no peers.
         found = together.update(
             [normal_forecast(origin, row, name=f"s{n}", profile=f"p{n}") for n, row in enumerate(step)]
         )
@@ -186,7 +186,7 @@ def test_after_a_restart_an_alert_of_an_anomaly_is_kept_until_past_forecasts_are
     book.restore(before.as_documents())
     changes = [book.update([_scaled_down(normal_forecast(100 + n, (0,) * 6))], n) for n in range(LEAD + 10)]
     ends = [n for n, changed in enumerate(changes) if changed]
-    assert len(ends) == 1  # no earlier than its scores are known again: after the lead
+    assert len(ends) == 1  # after the lead, when its scores are known again
     assert ends[0] >= LEAD + AlertRules().resolve_forecasts - 1
 
 

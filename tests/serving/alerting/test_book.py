@@ -17,7 +17,7 @@ def test_an_alert_needs_several_forecasts_and_describes_itself():
     book = AlertBook(AlertRules())
     high = np.r_[np.full(10, 70.0), np.full(86, 97.0)]
     assert book.update([forecast(high, 1)], 1.0) == []
-    assert book.update([forecast(high, 1)], 2.0) == []  # the same forecast again is not another one
+    assert book.update([forecast(high, 1)], 2.0) == []  # the same origin counts once
     (alert,) = book.update([forecast(high, 2)], 3.0)
     assert (alert.server_name, alert.metric, alert.started_seconds) == ("ppweb001", "cpu_pct", 3.0)
     assert alert.probability > 0.9
@@ -141,14 +141,14 @@ def test_an_alert_of_a_detector_that_was_switched_off_ends():
     assert [alert.key for alert in ended] == [("ppweb001", "mem_pct")]
 
 
-def with_metric(made, metric, value, unit_step=1.0):
+def with_metric(made, metric, value):
     """The forecast of a model with one more metric, at `value`."""
     model = replace(made.model, metrics=(*made.model.metrics, metric))
     quantiles = np.concatenate([made.quantiles, np.full_like(made.quantiles[:1], value)])
     return replace(made, model=model, quantiles=quantiles, current=(*made.current, value))
 
 
-def test_a_metric_that_no_table_knows_raises_alerts_where_it_has_a_threshold():
+def test_a_metric_without_label_unit_or_baseline_raises_alerts_if_it_has_a_threshold():
     rules = AlertRules.model_construct(**{**vars(AlertRules()), "servers": {"ppweb001": {"gpu_load": 5.0}}})
     book = AlertBook(rules)
     for origin in range(20):

@@ -66,5 +66,5 @@ def test_an_alert_over_http_begins_with_the_second_forecast(tmp_path):
         text = client.get("/metrics").text
         assert 'fleet_alerts_firing{metric="cpu_pct"} 1' in text
         assert 'fleet_breach_probability{server="ppweb001",profile="web_api",metric="cpu_pct",horizon="1h"}' in text
-    with daemon(tmp_path) as client:  # what fired before a restart still fires
+    with daemon(tmp_path) as client:  # alerts that fired before a restart still fire
         wait_for(lambda: client.get("/api/v1/alerts").json()["alerts"])

@@ -75,8 +75,8 @@ def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path
     rules, default = load_alert_rules(tmp_path / "a.toml"), AlertRules()
     assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
     assert rules.fire_probability == 0.6
-    said = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
-    assert said in " ".join(text.split())
+    levels = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
+    assert levels in " ".join(text.split())
     assert (default.fire_probability, default.fire_forecasts) == (0.5, 2)
     assert (default.resolve_probability, default.resolve_forecasts) == (0.25, 3)
     assert f"within the next {default.lookahead_seconds // 3600} hours" in text

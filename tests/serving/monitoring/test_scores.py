@@ -19,18 +19,18 @@ def snapshot(origin, cpu_by_server, width=5.0):
 def test_scores_are_those_of_a_plain_loop():
     dice = np.random.default_rng(0)
     scores = ForecastScores()
-    said, loss, covered, absolute, count = {}, 0.0, 0, 0.0, 0
+    past, loss, covered, absolute, count = {}, 0.0, 0, 0.0, 0
     for origin in range(1, 30):
         values = {name: float(dice.uniform(30, 60)) for name in ("a", "b", "c") if dice.random() < 0.8}
         scores.update(snapshot(origin, values))
         for name, value in values.items():
-            if (name, origin - 3) in said:
-                quantiles = [said[name, origin - 3] + (level - 0.5) * 10 for level in LEVELS]
+            if (name, origin - 3) in past:
+                quantiles = [past[name, origin - 3] + (level - 0.5) * 10 for level in LEVELS]
                 losses = [max(q * (value - f), (q - 1) * (value - f)) for q, f in zip(LEVELS, quantiles, strict=True)]
                 loss += 2 * sum(losses) / len(losses)
                 covered += quantiles[1] <= value <= quantiles[5]
                 absolute, count = absolute + value, count + 1
-            said[name, origin] = value
+            past[name, origin] = value
     tally = scores.tallies["cpu_pct", "15m"]
     assert count > 20
     assert (tally.scored, tally.covered_80) == (count, covered)
@@ -39,7 +39,7 @@ def test_scores_are_those_of_a_plain_loop():
     assert scores.tallies["cpu_pct", "1h"].scored > 0
 
 
-def test_an_origin_counts_once_and_nothing_piles_up():
+def test_an_origin_counts_once_and_memory_is_bounded():
     scores = ForecastScores()
     for origin in range(1, 100):
         for _ in range(3):
@@ -58,7 +58,7 @@ def test_scores_go_on_after_the_clock_was_ahead_for_a_while():
     assert scores.tallies["cpu_pct", "15m"].scored == 6 + 6
     assert max(target for _, target in scores._past) == (19 + 12) * STEP
     scored = scores.tallies["cpu_pct", "15m"].scored
-    take(18)  # an earlier one is again none to score
+    take(18)  # an earlier origin is ignored again
     assert scores.tallies["cpu_pct", "15m"].scored == scored
     assert len(scores._past) == 3 + 9
 
