@@ -32,13 +32,13 @@ from tqdm import tqdm
 
 from data_contract import ContractError, DataFileError, read_metrics
 from fleet_forecast.contract.profile_rules import ProfileFileError, load_profile_rules, profile_of
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.forecast_table import long_table, schema
 from fleet_forecast.inference.model_directory import ModelError
 from fleet_forecast.serving import settings as daemon_settings
-from fleet_forecast.serving.alerting.book import AlertFileError
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import (
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.explain is not None:
             return run_explain(arguments, settings, rules)
         return run_batch(arguments, settings, rules)
-    except (SettingsError, UsageError, PrometheusError, QueryFileError, AlertFileError) as problem:
+    except (SettingsError, UsageError, PrometheusError, QueryFileError, TomlFileError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return USAGE
     except _USER_ERRORS as problem:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -32,7 +32,7 @@ class Daemon:
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
-    deliveries: list[Delivery]
+    deliveries: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name

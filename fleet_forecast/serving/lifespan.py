@@ -13,8 +13,8 @@ from typing import Any
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Delivery
-from fleet_forecast.serving.alerting.watch import AlertWatch
+from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
+from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
@@ -91,14 +91,14 @@ def _engine_loader(settings: Settings) -> LoadEngine:
     return load
 
 
-def _deliveries(daemon: Daemon) -> list[Delivery]:
+def _deliveries(daemon: Daemon) -> list[Notifier]:
     settings, alerts = daemon.settings, daemon.alerts
-    deliveries: list[Delivery] = []
+    deliveries: list[Notifier] = []
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
-        deliveries.append(AlertmanagerDelivery(url, lambda: list(alerts.firing.values()), seconds))
+        deliveries.append(AlertmanagerNotifier(url, lambda: list(alerts.firing.values()), seconds))
     if settings.webhook is not None:
-        deliveries.append(Delivery(settings.webhook))
+        deliveries.append(Notifier(settings.webhook))
     return deliveries
 
 
@@ -119,10 +119,9 @@ def _publish_events(daemon: Daemon) -> None:
 def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
     history = daemon.settings.history
     state_file = history.with_name(history.name + ".alerts.json")
-    watch = AlertWatch(
-        daemon.alerts, daemon.scores, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock
-    )
-    work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
+    sinks = AlertSinks(daemon.events, daemon.deliveries, state_file)
+    alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
+    work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work += [("delivery", delivery.run) for delivery in daemon.deliveries]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.serving.alerting.book import AlertRules, load_alert_rules
+from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
 from fleet_forecast.serving.settings import Settings, read_token, require_token_beyond_loopback, token_from
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules

@@ -9,9 +9,10 @@ import numpy as np
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.serving.alerting.book import HORIZON_SECONDS
-from fleet_forecast.serving.alerting.notifiers import as_document
+from fleet_forecast.contract.forecast_spec import report_horizons
+from fleet_forecast.serving.alerting.alert import as_document
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     INVALID_PARAMETER,
@@ -58,7 +59,7 @@ class Risk(BaseModel):
     metric: str
     probability: float
     current: float | None
-    threshold: float
+    threshold: Annotated[float | None, Field(description="null if the metric has none")]
     by_horizon: Annotated[dict[str, float], Field(description="probability by horizon, such as 15m")]
 
 
@@ -107,11 +108,11 @@ async def risks(
 def _risks(daemon: Daemon, limit: int) -> list[dict[str, Any]]:
     """Servers and metrics by the probability of a breach within the look-ahead, highest first."""
     found = []
-    column = int(np.searchsorted(HORIZON_SECONDS, daemon.alerts.rules.lookahead_seconds))
     for name, probabilities in list(daemon.alerts.probabilities.items()):  # float32 [metric, horizon]
         forecast = daemon.forecasts.snapshot.forecasts.get(name)
-        if forecast is not None and len(probabilities) == len(forecast.model.metrics):
-            at = probabilities[:, min(column, len(HORIZON_SECONDS) - 1)]
+        if forecast is not None and probabilities.shape == (len(forecast.model.metrics), len(_horizons(forecast))):
+            column = int(np.searchsorted(_horizons(forecast), daemon.alerts.rules.lookahead_seconds))
+            at = probabilities[:, min(column, probabilities.shape[1] - 1)]
             found += [
                 (float(value), name, index, forecast) for index, value in enumerate(at) if value >= LEAST_PROBABILITY
             ]
@@ -123,11 +124,16 @@ def _risks(daemon: Daemon, limit: int) -> list[dict[str, Any]]:
             "metric": forecast.model.metrics[index],
             "probability": round(value, 4),
             "current": forecast.current[index],
-            "threshold": daemon.alerts.rules.thresholds_of(name, forecast.profile)[forecast.model.metrics[index]],
+            "threshold": daemon.alerts.rules.thresholds_of(name, forecast.profile).get(forecast.model.metrics[index]),
             "by_horizon": {
                 f"{seconds // 60}m": round(float(p), 4)
-                for seconds, p in zip(HORIZON_SECONDS, daemon.alerts.probabilities[name][index], strict=True)
+                for seconds, p in zip(_horizons(forecast), daemon.alerts.probabilities[name][index], strict=True)
             },
         }
         for value, name, index, forecast in found[:limit]
     ]
+
+
+def _horizons(forecast: ServerForecast) -> list[int]:
+    """Seconds of the report horizons, the columns of the exceedance probabilities."""
+    return list(report_horizons(forecast.horizon_steps * forecast.model.step_seconds).values())
