@@ -32,7 +32,7 @@ class Daemon:
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
-    deliveries: list[Notifier]
+    notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name

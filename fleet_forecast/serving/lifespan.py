@@ -53,7 +53,7 @@ class DaemonConfig:
 async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     """Open the parts and run the background work until the context ends."""
     daemon = await asyncio.to_thread(_open, config)
-    daemon.deliveries += _deliveries(daemon)
+    daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
     work = _background_work(daemon, config.prometheus)
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
@@ -79,7 +79,7 @@ def _open(config: DaemonConfig) -> Daemon:
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),
         events=EventHub(),
-        deliveries=[],
+        notifiers=[],
         clock=config.clock,
     )
 
@@ -91,15 +91,15 @@ def _engine_loader(settings: Settings) -> LoadEngine:
     return load
 
 
-def _deliveries(daemon: Daemon) -> list[Notifier]:
+def _notifiers(daemon: Daemon) -> list[Notifier]:
     settings, alerts = daemon.settings, daemon.alerts
-    deliveries: list[Notifier] = []
+    notifiers: list[Notifier] = []
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
-        deliveries.append(AlertmanagerNotifier(url, lambda: list(alerts.firing.values()), seconds))
+        notifiers.append(AlertmanagerNotifier(url, lambda: list(alerts.firing.values()), seconds))
     if settings.webhook is not None:
-        deliveries.append(Notifier(settings.webhook))
-    return deliveries
+        notifiers.append(Notifier(settings.webhook))
+    return notifiers
 
 
 def _publish_events(daemon: Daemon) -> None:
@@ -119,10 +119,10 @@ def _publish_events(daemon: Daemon) -> None:
 def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
     history = daemon.settings.history
     state_file = history.with_name(history.name + ".alerts.json")
-    sinks = AlertSinks(daemon.events, daemon.deliveries, state_file)
+    sinks = AlertSinks(daemon.events, daemon.notifiers, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
-    work += [("delivery", delivery.run) for delivery in daemon.deliveries]
+    work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))
     return work
@@ -147,7 +147,7 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
+    await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
     for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

@@ -143,11 +143,11 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter("fleet_forecast_measured_magnitude", "Sum of the measured magnitudes.", partial(_score, "absolute")),
     _gauge("fleet_alerts_firing", "Firing alerts, by metric.", _firing),
-    _counter("fleet_alerts_sent", "Alerts delivered.", lambda d: _one(sum(each.sent for each in d.deliveries))),
+    _counter("fleet_alerts_sent", "Alerts delivered.", lambda d: _one(sum(each.sent for each in d.notifiers))),
     _counter(
         "fleet_alert_delivery_failures",
         "Deliveries that failed and were tried again.",
-        lambda d: _one(sum(each.failures for each in d.deliveries)),
+        lambda d: _one(sum(each.failures for each in d.notifiers)),
     ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),

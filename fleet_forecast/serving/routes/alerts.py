@@ -27,7 +27,10 @@ router = APIRouter(tags=["alerts"])
 
 
 class AlertInfo(BaseModel):
-    """One alert. `reason` says which probability it is: of a breach of the threshold, or of unusual behaviour."""
+    """One alert. `probability` is that of the event that `reason` names.
+
+    breach: the metric exceeds its threshold. departure: the server behaves unusually.
+    """
 
     state: Literal["firing", "resolved"]
     server_name: str
@@ -37,7 +40,7 @@ class AlertInfo(BaseModel):
     probability: float
     current: float | None
     sentence: str
-    reason: Literal["breach", "departure"]
+    reason: Annotated[str, Field(description="breach, departure, or the reason of a further detector")]
     started_at: UtcTime | None
     ended_at: UtcTime | None
     expected_at: Annotated[UtcTime | None, Field(description="most probable time of the breach")]

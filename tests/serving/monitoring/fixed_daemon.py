@@ -73,7 +73,7 @@ def running_daemon():
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
         scores=SimpleNamespace(tallies=fixed_scores()),
-        deliveries=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
+        notifiers=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
@@ -95,6 +95,6 @@ def starting_daemon():
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
     daemon.alerts = SimpleNamespace(probabilities={}, firing={})
     daemon.scores = SimpleNamespace(tallies={})
-    daemon.deliveries = []
+    daemon.notifiers = []
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
     return daemon
