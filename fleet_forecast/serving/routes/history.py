@@ -112,12 +112,13 @@ def _by_step(
 def _as_received(server: KnownServer, samples: Sequence[RawSample]) -> dict[str, Any]:
     return {
         "server_name": server.name,
-        "timestamps": [_iso_milliseconds(sample.timestamp_ms) for sample in samples],
+        "timestamps": [_iso_received(sample.timestamp_ms) for sample in samples],
         "states": [sample.state for sample in samples],
         "metrics": {metric: [s.values[index] for s in samples] for index, metric in enumerate(METRICS)},
     }
 
 
-def _iso_milliseconds(instant_ms: int) -> str:
+def _iso_received(instant_ms: int) -> str:
+    """UTC time, with milliseconds only where they are not 0."""
     seconds, milliseconds = divmod(instant_ms, 1000)
     return f"{iso(seconds)[:-1]}.{milliseconds:03d}Z" if milliseconds else iso(seconds)
