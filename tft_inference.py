@@ -21,7 +21,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,14 +46,10 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving import settings as daemon_settings
-from fleet_forecast.serving.alerting.book import AlertFileError, AlertRules, load_alert_rules
+from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import (
-    NODE_EXPORTER,
-    PrometheusClient,
     PrometheusError,
-    QuerySet,
-    load_query_set,
 )
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
@@ -66,7 +61,7 @@ class UsageError(ValueError):
     """The command line cannot be followed; the message names the flag and the remedy."""
 
 
-USAGE_ERRORS = (AlertFileError, OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
+USAGE_ERRORS = (OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
 INPUT_ERRORS = (ContractError, DataFileError, GridError, ModelError)
 
 
@@ -78,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(arguments.config, vars(arguments))
         rules = _profile_rules(settings)
         if arguments.check_config:
-            read_referenced_files(settings)
-            print(_settings_json(settings))
+            read_referenced_files(settings, os.environ)
+            print(settings.model_dump_json(indent=2))
             return DONE
         if arguments.daemon:
-            return run_daemon(settings, rules)
+            return run_daemon(settings)
         if arguments.explain is not None:
             return run_explain(arguments, settings, rules)
         return run_batch(arguments, settings, rules)
@@ -270,13 +265,13 @@ def _note(text: str) -> None:
 # --- daemon ---------------------------------------------------------------------------------------------------------
 
 
-def run_daemon(settings: Settings, rules: ProfileRules) -> int:
+def run_daemon(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     from fleet_forecast.serving.app import create_app
     from fleet_forecast.serving.http.server import serve
     from fleet_forecast.serving.monitoring.log import log_as_json
 
-    files = read_referenced_files(settings)
+    files = read_referenced_files(settings, os.environ)
     if not settings.model.exists():
         raise SettingsError(
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
@@ -285,8 +280,7 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
     # A thread that computes gives way this often, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
-    pull_from = _pull_source(settings, files)
-    app = create_app(settings, None, rules, files.token, files.admin_token, pull_from, files.alert_rules)
+    app = create_app(settings, files, prometheus=prometheus_source(settings, files))
     if serve(app, settings, before_shutdown=app.state.before_shutdown):
         return DONE
     print(
@@ -295,51 +289,6 @@ def run_daemon(settings: Settings, rules: ProfileRules) -> int:
         file=sys.stderr,
     )
     return FAILED
-
-
-@dataclass(frozen=True)
-class ReferencedFiles:
-    """What the settings only name."""
-
-    token: bytes | None
-    admin_token: bytes | None
-    prometheus_token: bytes | None
-    alert_rules: AlertRules | None
-    queries: QuerySet
-
-
-def read_referenced_files(settings: Settings) -> ReferencedFiles:
-    """Read and check the files that settings name (the model apart); raises what their readers raise."""
-    if settings.profiles is not None:
-        load_profile_rules(settings.profiles)
-    files = ReferencedFiles(
-        token=_token(settings),
-        admin_token=daemon_settings.read_token(settings.admin_token_file),
-        prometheus_token=daemon_settings.read_token(settings.prometheus_token_file),
-        alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else None,
-        queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
-    )
-    daemon_settings.require_token_beyond_loopback(settings, files.token)
-    return files
-
-
-def _pull_source(settings: Settings, files: ReferencedFiles) -> tuple[PrometheusClient, QuerySet] | None:
-    if settings.prometheus is None:
-        return None
-    token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
-    return PrometheusClient(settings.prometheus, token), files.queries
-
-
-def _token(settings: Settings) -> bytes | None:
-    return daemon_settings.read_token(settings.token_file) or daemon_settings.token_from(os.environ)
-
-
-def _settings_json(settings: Settings) -> str:
-    return json.dumps({key: _plain(value) for key, value in vars(settings).items()}, indent=2)
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

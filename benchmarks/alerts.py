@@ -37,9 +37,12 @@ sys.path.insert(0, str(ROOT))
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
-from fleet_forecast.serving.alerting.anomaly import Departures, distance, shares_of_distance  # noqa: E402
-from fleet_forecast.serving.alerting.book import DEPARTURE, AlertBook, AlertRules  # noqa: E402
-from fleet_forecast.serving.alerting.exceedance import breach_probability  # noqa: E402
+from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
+from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
+from fleet_forecast.serving.alerting.book import AlertBook  # noqa: E402
+from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
+from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
+from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
 from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
@@ -153,7 +156,7 @@ def forecast_firing(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np
     firing = np.zeros((len(weeks.names), len(weeks.times) - weeks.first), dtype=bool)
     departures = breaches = 0
     for step, forecasts in replay(engine, weeks):
-        changed = book.judge(forecasts, float(weeks.times[step] + step_seconds))
+        changed = book.update(forecasts, float(weeks.times[step] + step_seconds))
         begun = [alert for alert in changed if alert.ended_seconds is None]
         departures += sum(alert.reason == DEPARTURE for alert in begun)
         breaches += sum(alert.reason != DEPARTURE for alert in begun)
@@ -284,21 +287,21 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
 
 
 def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
-    """The constants of alerting/anomaly.py, the level of AlertRules, and the baselines' own best thresholds."""
+    """Constants of anomaly_detector.py, the level of AlertRules, and the best thresholds of the baselines."""
     rules, metrics = AlertRules(), engine.config.targets
     parts = [_scored(engine, weeks, rules) for weeks in fleets]
     averages = np.concatenate([scored.reshape(-1, len(metrics)) for scored, _ in parts])
     harm = np.concatenate([_harm(weeks).ravel() for weeks in fleets])
     known = ~np.isnan(averages).any(axis=1)
-    scatter = np.cov(averages[known & (harm == 0)].T)
-    scatter += INFLATION * np.diag(np.diag(scatter))
-    t = [distance(shares_of_distance(scored.reshape(-1, len(metrics)), scatter)) for scored, _ in parts]
+    covariance = np.cov(averages[known & (harm == 0)].T)
+    covariance += INFLATION * np.diag(np.diag(covariance))
+    t = [t_statistic(t2_contributions(scored.reshape(-1, len(metrics)), covariance)) for scored, _ in parts]
     service = averages[:, metrics.index("latency_ms")] > 0
     use = known & service & (harm >= 0)
     weight = np.where(harm == 1, USUAL_RATE / rate, 1.0)
     intercept, slope = _logistic(np.concatenate(t)[use], harm[use] == 1, weight[use])
-    print(f"SCATTER = np.array({np.round(scatter, 3).tolist()})\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
-    results: dict[str, Any] = {"scatter": np.round(scatter, 3).tolist(), "intercept": intercept, "slope": slope}
+    print(f"COVARIANCE = np.array({np.round(covariance, 3).tolist()})\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
+    results: dict[str, Any] = {"covariance": np.round(covariance, 3).tolist(), "intercept": intercept, "slope": slope}
     for level in FIRE_PROBABILITIES:
         firing = []
         for (scored, breaches), distances in zip(parts, t, strict=True):
@@ -325,19 +328,19 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
 
 
 def _scored(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, np.ndarray]:
-    """Departure scores [server, evaluated step, metric] and the highest breach probability [server, evaluated step]."""
+    """Average scores [server, step, metric] and the highest exceedance probability [server, step]."""
     metrics = engine.config.targets
     row_of = {name: row for row, name in enumerate(weeks.names)}
     thresholds, model = thresholds_of(weeks, metrics, rules), ModelView.of(engine)
-    departures = Departures(model)
+    past_forecasts = PastForecasts(model)
     shape = (len(weeks.names), len(weeks.times) - weeks.first)
     scored, breaches = np.full((*shape, len(metrics)), np.nan), np.zeros(shape)
     ahead = rules.lookahead_seconds // model.step_seconds
     for step, forecasts in replay(engine, weeks):
         rows = [row_of[forecast.server_name] for forecast in forecasts]
-        scored[rows, step - weeks.first], _ = departures.averages(forecasts)
+        scored[rows, step - weeks.first], _ = past_forecasts.update(forecasts)
         quantiles = np.stack([forecast.quantiles[..., :ahead] for forecast in forecasts])
-        by_step = breach_probability(quantiles, model.quantiles, thresholds[rows])  # (server, metric, step)
+        by_step = exceedance_probability(quantiles, model.quantiles, thresholds[rows])  # (server, metric, step)
         breaches[rows, step - weeks.first] = by_step.max(axis=(1, 2))
     return scored, breaches
 

@@ -32,3 +32,8 @@ def _in_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"the time {moment} has no zone; add one, such as UTC")
     return moment.astimezone(UTC)
+
+
+def iso_milliseconds(seconds: float) -> str:
+    """UTC time as 2026-11-23T10:00:00.250Z; always three digits. seconds: since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

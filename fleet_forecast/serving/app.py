@@ -1,445 +1,100 @@
-"""The daemon's HTTP routes: parse, call, answer. What they call does the work."""
+"""The daemon's HTTP application: its routes, its middleware and its start and end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
-from fleet_forecast.contract.specs import CONTRACT_VERSION, METRICS
-from fleet_forecast.inference.engine import Engine
-from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.alerting.book import AlertBook, AlertRules
-from fleet_forecast.serving.alerting.notifiers import AlertmanagerDelivery, Delivery
-from fleet_forecast.serving.alerting.watch import AlertWatch
-from fleet_forecast.serving.background import keep_running
-from fleet_forecast.serving.daemon import JSON, Daemon, daemon_of, json_answer, no_forecast, try_again
-from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
-from fleet_forecast.serving.forecasts.on_request import forecast_samples
-from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond
-from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ServerForecast
-from fleet_forecast.serving.forecasts.tables import encoded, fleet_table, wanted_table
+from fleet_forecast.contract.specs import CONTRACT_VERSION
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine
+from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.middleware import RequestGuard
-from fleet_forecast.serving.ingest.puller import Puller
-from fleet_forecast.serving.ingest.sink import IngestSink
-from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, check_history
-from fleet_forecast.serving.json_bytes import joined_list, to_json
-from fleet_forecast.serving.monitoring.events import EventHub
-from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, Exposition, wants_openmetrics
-from fleet_forecast.serving.monitoring.scores import ForecastScores
-from fleet_forecast.serving.routes import schemas as documents
-from fleet_forecast.serving.routes.dashboard import add_dashboard_routes
-from fleet_forecast.serving.routes.explain import add_explain_routes
-from fleet_forecast.serving.routes.fleet import add_fleet_routes
-from fleet_forecast.serving.routes.live import add_live_routes
-from fleet_forecast.serving.routes.responses import forecast_document, rejection_documents
+from fleet_forecast.serving.ingest.validation import BodyError
+from fleet_forecast.serving.lifespan import DaemonConfig, running
+from fleet_forecast.serving.monitoring.exposition import Exposition
+from fleet_forecast.serving.referenced_files import ReferencedFiles
+from fleet_forecast.serving.routes import (
+    alerts,
+    dashboard,
+    events,
+    explain,
+    forecasts,
+    history,
+    model,
+    probes,
+    samples,
+    servers,
+)
+from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
-from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
-from server_profiles import BUILT_IN_RULES, ProfileRules
 
-MAX_FORECAST_SERVERS = 256  # in one POST /api/v1/forecast
-MAX_WAITING_FORECASTS = 8
-DEFAULT_STEP_SECONDS = 300  # of a new history, until a model says otherwise
+DESCRIPTION = (
+    "Receives server metrics and forecasts each server's next hours as quantiles. "
+    "All times are UTC; null means not measured."
+)
+TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, events, dashboard)
 
 
 def create_app(
     settings: Settings,
+    files: ReferencedFiles | None = None,
     load_engine: LoadEngine | None = None,
-    rules: ProfileRules = BUILT_IN_RULES,
-    token: bytes | None = None,
-    admin_token: bytes | None = None,
-    pull_from: tuple[PrometheusClient, QuerySet] | None = None,
-    alert_rules: AlertRules | None = None,
+    prometheus: tuple[PrometheusClient, QuerySet] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """The application; the store is opened and the model loaded when it starts, not here.
+    """The application. The store is opened and the model is loaded when it starts, not here.
 
-    clock gives the seconds since 1970 that samples, steps and ages are judged by.
+    The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file.
     """
-
-    def load(path: Any) -> Engine:
-        return Engine.load(path, device=settings.device, threads=settings.threads or None)
+    files = files or ReferencedFiles()
+    config = DaemonConfig(settings, files, load_engine, prometheus, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        daemon = await asyncio.to_thread(_open, settings, rules, alert_rules, load_engine or load, clock)
-        daemon.deliveries += _deliveries(daemon)
-        app.state.daemon = daemon
-        state_file = settings.history.with_name(settings.history.name + ".alerts.json")
-        watch = AlertWatch(
-            daemon.alerts, daemon.scores, daemon.forecasts, daemon.events, daemon.deliveries, state_file, daemon.clock
-        )
-        _tell_events(daemon)
-        work = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", watch.run)]
-        work += [("delivery", delivery.run) for delivery in daemon.deliveries]
-        if pull_from is not None:
-            work.append(("pull", Puller(daemon.ingest, *pull_from).run))
-        tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
-        _reload_on_hangup(daemon.model)
-        try:
+        async with running(config) as daemon:
+            app.state.daemon = daemon
             yield
-        finally:
-            daemon.events.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(*(delivery.close() for delivery in daemon.deliveries), return_exceptions=True)
-            for worker in (daemon.ingest.worker, daemon.forecasts.worker):
-                await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
-            await asyncio.to_thread(daemon.store.close)
+
+    def end_event_streams() -> None:
+        app.state.daemon.events.close()
 
     app = FastAPI(
         title="Server fleet forecasts",
         version=CONTRACT_VERSION,
-        description=documents.DESCRIPTION,
+        description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from a third-party host
         redoc_url=None,
-        exception_handlers={RequestValidationError: _invalid_query},
+        exception_handlers={
+            RequestValidationError: _invalid_query,
+            SelectionError: _invalid_selection,
+            BodyError: _invalid_body,
+        },
     )
-    _add_probes(app)
-    _add_ingest(app)
-    _add_forecasts(app)
-    add_explain_routes(app)
-    add_fleet_routes(app)
-    add_live_routes(app)
-    add_dashboard_routes(app)
-
-    def end_streams() -> None:
-        app.state.daemon.events.close()
-
-    app.state.before_shutdown = end_streams
-    app.add_middleware(RequestGuard, settings=settings, token=token, admin_token=admin_token)
+    for topic in TOPICS:
+        app.include_router(topic.router)
+    app.state.exposition, app.state.rendering = Exposition(), asyncio.Lock()
+    app.state.before_shutdown = end_event_streams
+    app.add_middleware(RequestGuard, settings=settings, token=files.token, admin_token=files.admin_token)
     return app
 
 
-def _open(
-    settings: Settings,
-    rules: ProfileRules,
-    alert_rules: AlertRules | None,
-    load: LoadEngine,
-    clock: Callable[[], float],
-) -> Daemon:
-    """Open the store and put the parts together; a damaged store delays this by its check, at most."""
-    store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = ForecastLoop(settings, store, rules, clock)
-    model = ModelManager(settings.model, load, forecasts)
-    book = AlertBook(alert_rules or AlertRules())
-    ingest = IngestSink(settings, store, clock)
-    return Daemon(settings, rules, store, ingest, forecasts, model, book, ForecastScores(), EventHub(), [], clock)
-
-
-def _deliveries(daemon: Daemon) -> list[Delivery]:
-    settings, book = daemon.settings, daemon.alerts
-    found: list[Delivery] = []
-    if settings.alertmanager is not None:
-        url, seconds = settings.alertmanager, settings.alert_seconds
-        found.append(AlertmanagerDelivery(url, lambda: list(book.firing.values()), seconds))
-    if settings.webhook is not None:
-        found.append(Delivery(settings.webhook))
-    return found
-
-
-def _tell_events(daemon: Daemon) -> None:
-    """Tell the event streams of cycles and of models."""
-
-    def on_cycle(snapshot: FleetSnapshot) -> None:
-        origin = None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds)
-        daemon.events.publish("cycle", {"origin": origin, "servers": len(snapshot.forecasts)})
-
-    def on_model(result: LoadResult) -> None:
-        daemon.events.publish("model", {"model": result.model_id, "problem": result.problem})
-
-    daemon.forecasts.listeners.append(on_cycle)
-    daemon.model.listeners.append(on_model)
-
-
-def _reload_on_hangup(model: ModelManager) -> None:
-    """Load the model again on SIGHUP; only where the loop runs in the main thread."""
-    running: set[asyncio.Task[Any]] = set()
-
-    def reload() -> None:
-        task = asyncio.get_running_loop().create_task(model.load())
-        running.add(task)
-        task.add_done_callback(running.discard)
-
-    with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, as in some tests
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-
-
 async def _invalid_query(_request: Request, error: Exception) -> Response:
-    """422 that names the parameter and the reason, and never echoes the value (it may not be encodable)."""
+    """422 with the parameter and the reason, without the value: it may not be valid Unicode."""
     problems = error.errors() if isinstance(error, RequestValidationError) else []
     detail = [{"field": ".".join(str(part) for part in p["loc"][1:]), "reason": p["msg"]} for p in problems]
-    return Response(to_json({"detail": detail}), 422, media_type=JSON)
+    return json_response({"detail": detail}, 422)
 
 
-# --- probes and status ----------------------------------------------------------------------------------------------
+async def _invalid_selection(_request: Request, error: Exception) -> Response:
+    return json_response({"detail": str(error)}, 422)
 
 
-def _add_probes(app: FastAPI) -> None:
-    @app.get("/healthz", tags=["probes"], summary="The process answers")
-    async def healthz() -> Response:
-        return Response(b"ok\n", media_type="text/plain")
-
-    @app.get("/readyz", tags=["probes"], summary="It can forecast", responses=documents.NOT_READY)
-    async def readyz(request: Request) -> Response:
-        model = daemon_of(request).model
-        if model.ready:
-            return Response(b"ready\n", media_type="text/plain")
-        last = model.last_load
-        reason = last.problem if last and last.problem else "the model is still loading"
-        return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
-
-    exposition, rendering = Exposition(), asyncio.Lock()
-
-    @app.get("/metrics", tags=["probes"], summary="For Prometheus to scrape", responses=documents.METRICS_PAGE)
-    async def metrics(request: Request) -> Response:
-        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
-        async with rendering:
-            page = await asyncio.to_thread(exposition.render, daemon_of(request), openmetrics)
-        return Response(page, headers={"content-type": OPENMETRICS if openmetrics else TEXT})
-
-    @app.get("/status", tags=["probes"], summary="What the daemon does, for people", responses=documents.STATUS)
-    async def status(request: Request) -> Response:
-        return json_answer(await asyncio.to_thread(_status, daemon_of(request)))
-
-
-def _status(daemon: Daemon) -> dict[str, Any]:
-    snapshot, figures, store = daemon.forecasts.snapshot, daemon.forecasts.statistics, daemon.store
-    last = daemon.model.last_load
-    return {
-        "ready": daemon.model.ready,
-        "model": daemon.forecasts.engine.model_id if daemon.forecasts.engine else None,
-        "last_load_problem": last.problem if last else None,
-        "uptime_seconds": round(time.monotonic() - daemon.started_monotonic, 1),
-        "servers": {
-            "known": len(store.servers),
-            "forecast": len(snapshot.forecasts),
-            "stale": daemon.forecasts.stale_servers(),
-            "unmatched_names": snapshot.unmatched[:100],
-        },
-        "cycle": {
-            "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
-            "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
-            "seconds": round(figures.last_seconds, 3),
-            "servers": figures.last_servers,
-            "cycles": figures.cycles,
-            "skipped_steps": figures.skipped,
-            "failed": figures.failed,
-        },
-        "records": {
-            "accepted": daemon.ingest.accepted,
-            "rejected": daemon.ingest.rejected.total(),
-            "waiting": store.waiting_records(),
-        },
-        "history": {
-            "file": str(store.path),
-            "bytes": store.size_bytes(),
-            "writable": store.failure is None,
-            "problem": store.failure,
-            "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
-        },
-    }
-
-
-# --- ingest ---------------------------------------------------------------------------------------------------------
-
-
-def _add_ingest(app: FastAPI) -> None:
-    @app.post("/feed/data", tags=["samples"], include_in_schema=False)
-    @app.post(
-        "/api/v1/metrics",
-        tags=["samples"],
-        summary="Store samples; answered when they are on disk",
-        responses=documents.INGEST,
-        openapi_extra=documents.RECORDS_BODY,
-    )
-    async def ingest(request: Request) -> Response:
-        try:
-            batch = await daemon_of(request).ingest.take_body(await _body(request))
-        except BodyError as problem:
-            raise HTTPException(400, str(problem)) from None
-        except (HistoryBusyError, HistoryUnavailableError) as problem:
-            return try_again(f"not stored: {problem}")
-        return Response(to_json({"accepted": len(batch.samples), **_notes(batch)}), media_type=JSON)
-
-
-def _notes(batch: CheckedBatch) -> dict[str, Any]:
-    notes: dict[str, Any] = {"rejected": rejection_documents(batch.rejected)}
-    if batch.ignored_fields:
-        notes["ignored_fields"] = sorted(batch.ignored_fields)[:100]
-    return notes
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body; the guard bounds its size and time."""
-    return b"".join([chunk async for chunk in request.stream()])
-
-
-# --- forecasts ------------------------------------------------------------------------------------------------------
-
-
-def _add_forecasts(app: FastAPI) -> None:
-    @app.get(
-        "/api/v1/servers/{name}/forecast",
-        tags=["forecasts"],
-        summary="Forecast of one server, from the last cycle",
-        responses=documents.FORECAST,
-    )
-    async def server_forecast(
-        request: Request,
-        name: str,
-        metric: Annotated[list[str] | None, Query(description="only these metrics")] = None,
-        quantile: Annotated[list[float] | None, Query(description="only these quantiles, such as 0.5")] = None,
-        horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
-    ) -> Response:
-        daemon = daemon_of(request)
-        selection = _selection(daemon, metric, quantile, horizon)
-        forecast = daemon.forecasts.snapshot.forecasts.get(name)
-        if forecast is None:
-            return no_forecast(daemon, name)
-        refuse_beyond(forecast, selection)
-        return Response(_forecast_json(daemon, forecast, selection), media_type=JSON)
-
-    @app.get("/predictions/current", tags=["forecasts"], include_in_schema=False)
-    @app.get(
-        "/api/v1/forecasts",
-        tags=["forecasts"],
-        summary="Forecasts of the fleet, from the last cycle",
-        responses=documents.FORECASTS,
-    )
-    async def fleet_forecasts(
-        request: Request,
-        server: Annotated[list[str] | None, Query(description="only these servers")] = None,
-        profile: Annotated[list[str] | None, Query(description="only these profiles")] = None,
-        metric: Annotated[list[str] | None, Query(description="only these metrics")] = None,
-        quantile: Annotated[list[float] | None, Query(description="only these quantiles, such as 0.5")] = None,
-        horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
-        limit: Annotated[int, Query(ge=1, le=1_000, description="servers in one answer")] = 100,
-        after: Annotated[str, Query(description="the last answer's `next`, for the following page")] = "",
-    ) -> Response:
-        daemon = daemon_of(request)
-        selection = _selection(daemon, metric, quantile, horizon)
-        page, following = await asyncio.to_thread(_chosen, daemon, server, profile, limit, after)
-        if page:
-            refuse_beyond(page[0], selection)
-        media_type = wanted_table(request.headers.get("accept", ""))
-        if media_type is None:
-            body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
-            return Response(body, media_type=JSON)
-        table = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
-        if table is None:
-            return Response(status_code=204, headers={"x-next": following or ""})
-        return Response(table, headers={"x-next": following or ""}, media_type=media_type)
-
-    @app.post(
-        "/api/v1/forecast",
-        tags=["forecasts"],
-        summary="Forecast the history in the request; nothing is stored",
-        responses=documents.FORECAST_OF_HISTORY,
-        openapi_extra=documents.RECORDS_BODY,
-    )
-    async def forecast_of_history(request: Request) -> Response:
-        daemon = daemon_of(request)
-        body = await _body(request)
-        engine = daemon.forecasts.engine
-        if engine is None:
-            return try_again("no model is loaded; see /readyz")
-        try:
-            batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
-        except BodyError as problem:
-            raise HTTPException(400, str(problem)) from None
-        servers = {sample.server_name for sample in batch.samples}
-        if not servers or len(servers) > MAX_FORECAST_SERVERS:
-            reason = "no record was accepted" if not servers else f"{len(servers)} servers; send at most 256 at once"
-            return Response(to_json({"detail": reason, **_notes(batch)}), 422, media_type=JSON)
-        if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
-            return try_again("other forecasts wait already")
-        daemon.waiting_forecasts += 1
-        try:
-            loop = asyncio.get_running_loop()
-            made = await loop.run_in_executor(
-                daemon.forecasts.worker, forecast_samples, engine, batch.samples, daemon.rules
-            )
-        finally:
-            daemon.waiting_forecasts -= 1
-        answer = await asyncio.to_thread(_own_forecasts_json, made, batch)
-        return Response(answer, media_type=JSON)
-
-
-def _forecast_json(daemon: Daemon, forecast: ServerForecast, selection: Selection) -> bytes:
-    age_seconds = daemon.clock() - forecast.origin_seconds
-    return to_json(forecast_document(forecast, age_seconds, daemon.forecasts.is_stale(forecast), selection))
-
-
-def _chosen(
-    daemon: Daemon, servers: list[str] | None, profiles: list[str] | None, limit: int, after: str
-) -> tuple[list[ServerForecast], str | None]:
-    """One page of the fleet's forecasts in the order of names, and where the following one starts."""
-    forecasts = daemon.forecasts.snapshot.forecasts
-    wanted = set(servers) if servers is not None else None
-    names = sorted(
-        name
-        for name, forecast in forecasts.items()
-        if name > after and (wanted is None or name in wanted) and (profiles is None or forecast.profile in profiles)
-    )
-    page = names[:limit]
-    return [forecasts[name] for name in page], page[-1] if len(names) > limit else None
-
-
-def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection) -> bytes:
-    snapshot = daemon.forecasts.snapshot
-    head = {
-        "model": snapshot.model.model_id if snapshot.model else None,
-        "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
-        "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
-        "servers": len(page),
-        "next": following,
-    }
-    return joined_list(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
-
-
-def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes | None:
-    """Forecasts of the model in use; those another model made are left to the next cycle. None: no row is left."""
-    model = daemon.forecasts.snapshot.model
-    forecasts = [forecast for forecast in page if forecast.model == model]
-    return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
-
-
-def _own_forecasts_json(made: list[ServerForecast | None], batch: CheckedBatch) -> bytes:
-    good = [forecast for forecast in made if forecast is not None]
-    if not good:
-        raise HTTPException(503, "the model gave no finite forecast", headers={"Retry-After": "60"})
-    items = (to_json(forecast_document(f, f.made_at_seconds - f.origin_seconds, stale=False)) for f in good)
-    return joined_list({"model": good[0].model.model_id, **_notes(batch)}, "forecasts", items)
-
-
-def _selection(
-    daemon: Daemon, metrics: list[str] | None, quantiles: list[float] | None, horizons: list[str] | None
-) -> Selection:
-    """Check the query against what is forecast; raises 422 naming the parameter."""
-    model = daemon.forecasts.snapshot.model
-    for metric in metrics or ():
-        if metric not in METRICS:
-            raise HTTPException(422, f"metric: {metric[:100]!r} is unknown; use {', '.join(METRICS)}")
-    for quantile in quantiles or ():
-        if model is not None and quantile not in model.quantiles:
-            raise HTTPException(
-                422, f"quantile: {quantile} is not forecast; use {', '.join(map(str, model.quantiles))}"
-            )
-    return Selection(
-        None if metrics is None else tuple(metrics),
-        None if quantiles is None else tuple(quantiles),
-        None if horizons is None else tuple(horizon_seconds(text) for text in horizons),
-    )
+async def _invalid_body(_request: Request, error: Exception) -> Response:
+    return json_response({"detail": str(error)}, 400)

@@ -1,4 +1,4 @@
-"""The running daemon's parts in one place, for the routes; and the few answers all of them give."""
+"""The parts of the running daemon."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from fastapi import Request, Response
 
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
-from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
 
-JSON = "application/json"
-
 
 @dataclass
 class Daemon:
-    """The parts the routes call."""
+    """What routes and the exposition read and call."""
 
     settings: Settings
     rules: ProfileRules
@@ -38,37 +32,9 @@ class Daemon:
     alerts: AlertBook
     scores: ForecastScores
     events: EventHub
-    deliveries: list[Delivery]
+    notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
     started_monotonic: float = field(default_factory=time.monotonic)
-    background_failures: Counter[str] = field(default_factory=Counter)  # by the name of the work, which began again
-    waiting_forecasts: int = 0
-
-
-def daemon_of(request: Request) -> Daemon:
-    """The daemon that serves this request."""
-    daemon: Daemon = request.app.state.daemon
-    return daemon
-
-
-def json_answer(document: Any, status: int = 200) -> Response:
-    """An answer in JSON."""
-    return Response(to_json(document), status, media_type=JSON)
-
-
-def try_again(detail: str) -> Response:
-    """503: not now, but soon."""
-    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
-
-
-def no_forecast(daemon: Daemon, name: str) -> Response:
-    """Why a server has no forecast: 404 if it will have none, 503 if soon."""
-    if name not in daemon.store.servers:
-        return json_answer({"detail": "no such server: no sample of this name was received"}, 404)
-    if daemon.forecasts.engine is None:
-        return try_again("no model is loaded; see /readyz")
-    complete = daemon.forecasts.complete_step(daemon.store.step_seconds)
-    if daemon.forecasts.sent_recently(daemon.store.servers[name], complete):
-        return try_again("the first forecast of this server is being made")
-    detail = "the server has been silent too long; it is forecast again with its next sample"
-    return json_answer({"detail": detail}, 404)
+    background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
+    waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run
+    waiting_explanations: int = 0  # requests of GET /api/v1/servers/{name}/explain that wait or run

@@ -1,4 +1,4 @@
-"""JSON bytes of documents with NumPy arrays."""
+"""JSON as bytes, with NumPy arrays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import orjson
 
 
 def to_json(document: Any) -> bytes:
-    """JSON bytes; float32 arrays are written with the digits that tell them apart."""
+    """JSON of a document; float32 values have the fewest digits that identify them."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def joined_list(head: dict[str, Any], name: str, items: Iterable[bytes]) -> bytes:
-    """JSON object of `head` and a list of ready-made JSON items under `name`."""
+    """JSON object with the keys of `head` and, under `name`, a list of items that are JSON already."""
     opening = to_json(head)[:-1]
     return opening + (b"," if head else b"") + to_json(name) + b":[" + b",".join(items) + b"]}"

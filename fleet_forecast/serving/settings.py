@@ -1,23 +1,34 @@
-"""Settings of the daemon: one frozen record, filled from a TOML file and from flags.
+"""Settings of the daemon: one frozen model, filled from a TOML file and from flags.
 
-Every field is a key of the file and a flag of tft_inference.py (``--max-servers`` for ``max_servers``), with the unit
-in its name and its effect in its help. Unknown keys are refused.
+Every field is a key of the file and a flag of tft_inference.py (--max-servers for max_servers). Its unit is in its name
+and its effect in its description.
 """
-
-# ruff: noqa: RUF009 - _setting is dataclasses.field with the help beside the default
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
 from fleet_forecast.sources.address import is_address
 
@@ -30,172 +41,204 @@ class SettingsError(ValueError):
     """A setting is unknown or has a wrong value; the message names it and the remedy."""
 
 
-def _setting(default: Any, description: str) -> Any:
-    return field(default=default, metadata={"help": description})
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All settings of the daemon; units are in the names."""
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is not a path")
+    return value
 
-    model: Path = _setting(Path("models/current"), "model directory; a changed link is loaded without a restart")
-    history: Path = _setting(Path("history/fleet.sqlite"), "file of the durable history of received samples")
-    profiles: Path | None = _setting(None, "TOML file with further name patterns and pinned servers")
 
-    prometheus: str | None = _setting(None, "address of a Prometheus to pull the fleet from, http://host:9090")
-    prometheus_queries: Path | None = _setting(None, "TOML file with PromQL per metric (default: node_exporter's)")
-    prometheus_token_file: Path | None = _setting(None, "file with the token for that Prometheus")
+def _address(value: str) -> str:
+    if not is_address(value):
+        raise ValueError("is no address; write http://host:port")
+    return value
 
-    alert_rules: Path | None = _setting(None, "TOML file with thresholds and levels of alerts")
-    alertmanager: str | None = _setting(None, "address of an Alertmanager to send alerts to, http://host:9093")
-    webhook: str | None = _setting(None, "address that gets a JSON body when alerts begin or end")
-    alert_seconds: float = _setting(60.0, "firing alerts are sent to the Alertmanager this often")
 
-    host: str = _setting("127.0.0.1", "address to listen on; one beyond this machine needs a token, or --insecure")
-    port: int = _setting(8000, "port to listen on")
-    allowed_hosts: tuple[str, ...] = _setting((), "further names clients may use in the Host header; * allows any")
-    token_file: Path | None = _setting(None, f"file with the token clients must send (or variable {TOKEN_VARIABLE})")
-    admin_token_file: Path | None = _setting(
-        None, "file with the token for POST /api/v1/reload; without it: SIGHUP only"
+Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Switch = Annotated[bool, Strict()]
+FilePath = Annotated[Path, BeforeValidator(_not_empty)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Settings(BaseModel):
+    """All settings of the daemon."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: FilePath = Field(
+        default=Path("models/current"), description="model directory; a changed link is loaded without a restart"
     )
-    insecure: bool = _setting(False, "allow an address beyond this machine without a token")
+    history: FilePath = Field(
+        default=Path("history/fleet.sqlite"), description="file of the durable history of received samples"
+    )
+    profiles: FilePath | None = Field(
+        default=None, description="TOML file with further name patterns and pinned servers"
+    )
 
-    retention_hours: float = _setting(192.0, "received samples are kept this long; older ones are rejected")
-    future_minutes: float = _setting(10.0, "samples further ahead than this are rejected")
-    max_servers: int = _setting(20_000, "servers beyond this number are rejected")
-    max_records: int = _setting(10_000, "records in one request")
-    max_body_mib: float = _setting(8.0, "size of one request's body")
-    max_waiting_records: int = _setting(50_000, "records accepted but not yet on disk; beyond this the answer is 503")
-    max_waiting_mib: float = _setting(32.0, "bodies received and not yet judged; beyond this the answer is 503")
-    max_connections: int = _setting(1_000, "open connections; further ones are closed")
-    header_seconds: float = _setting(10.0, "a request's headers must have arrived within this")
-    body_seconds: float = _setting(30.0, "a request's body must have arrived within this, an answer been taken")
-    shutdown_seconds: float = _setting(8.0, "time for open requests to end after SIGTERM")
+    prometheus: Address | None = Field(
+        default=None, description="address of a Prometheus to pull the fleet from, http://host:9090"
+    )
+    prometheus_queries: FilePath | None = Field(
+        default=None, description="TOML file with PromQL per metric (default: node_exporter's)"
+    )
+    prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
 
-    device: str = _setting("cpu", "where the model runs: cpu, cuda or auto")
-    threads: int = _setting(0, "processor threads of one forecast, which give way to requests; 0: one a core")
-    grace_seconds: float = _setting(10.0, "a step counts as complete this long after its end")
-    stale_steps: int = _setting(3, "a server without a sample for so many steps is stale: marked, not forecast")
-    drop_steps: int = _setting(12, "a server without a sample for so many steps leaves the fleet's view")
-    chunk_servers: int = _setting(180, "servers forecast at once; other work gets its turn between chunks")
-    recheck_seconds: float = _setting(5.0, "new servers and late samples are looked for this often")
+    alert_rules: FilePath | None = Field(default=None, description="TOML file with thresholds and levels of alerts")
+    alertmanager: Address | None = Field(
+        default=None, description="address of an Alertmanager to send alerts to, http://host:9093"
+    )
+    webhook: Address | None = Field(
+        default=None, description="address that receives a JSON body when alerts begin or end"
+    )
+    alert_seconds: Number = Field(
+        default=60.0, ge=0.1, description="interval at which firing alerts are sent to the Alertmanager"
+    )
 
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; one beyond this machine needs a token, or --insecure"
+    )
+    port: Whole = Field(default=8000, ge=0, le=65_535, description="port to listen on")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="further names clients may use in the Host header; * allows any"
+    )
+    token_file: FilePath | None = Field(
+        default=None, description=f"file with the token clients must send (or variable {TOKEN_VARIABLE})"
+    )
+    admin_token_file: FilePath | None = Field(
+        default=None, description="file with the token for POST /api/v1/reload; without it: SIGHUP only"
+    )
+    insecure: Switch = Field(default=False, description="allow an address beyond this machine without a token")
 
-def add_flags(parser: argparse._ActionsContainer) -> None:
-    """Add one flag per setting; a flag not given stays unset, so that the file's value holds."""
-    for setting in dataclasses.fields(Settings):
-        shown = " ".join(setting.default) if isinstance(setting.default, tuple) else setting.default
-        description = setting.metadata["help"].replace("%", "%%")
-        described = description if shown in (None, "") or shown is False else f"{description} (default {shown})"
-        flag = "--" + setting.name.replace("_", "-")
-        if setting.type == "bool":
-            add_flag(parser, flag, action="store_true", default=None, help=described)
-        elif setting.type == "tuple[str, ...]":
-            add_flag(parser, flag, nargs="*", default=None, metavar="NAME", help=described)
-        else:
-            kind = {"int": int, "float": float}.get(str(setting.type), str)
-            add_flag(parser, flag, type=kind, default=None, metavar=_metavar(setting), help=described)
+    retention_hours: Number = Field(
+        default=192.0, ge=1.0, description="received samples are kept this long; older ones are rejected"
+    )
+    future_minutes: Number = Field(default=10.0, ge=0.0, description="samples further ahead than this are rejected")
+    max_servers: Whole = Field(default=20_000, ge=1, description="servers beyond this number are rejected")
+    max_records: Whole = Field(default=10_000, ge=1, description="records in one request")
+    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body")
+    max_waiting_records: Whole = Field(
+        default=50_000, ge=1, description="records accepted but not yet on disk; beyond this the answer is 503"
+    )
+    max_waiting_mib: Number = Field(
+        default=32.0, ge=0.001, description="bodies received but not yet validated; beyond this the answer is 503"
+    )
+    max_connections: Whole = Field(default=1_000, ge=1, description="open connections; further ones are closed")
+    header_seconds: Number = Field(default=10.0, ge=0.1, description="deadline for the headers of a request")
+    body_seconds: Number = Field(
+        default=30.0, ge=0.1, description="deadline for the body of a request, and for the client to read the answer"
+    )
+    shutdown_seconds: Number = Field(default=8.0, ge=0.1, description="time for open requests to end after SIGTERM")
 
+    device: Literal["cpu", "cuda", "auto"] = Field(default="cpu", description="where the model runs: cpu, cuda or auto")
+    threads: Whole = Field(
+        default=0, ge=0, description="processor threads of one forecast, at a lower priority; 0: one per core"
+    )
+    grace_seconds: Number = Field(default=10.0, ge=0.0, description="a step counts as complete this long after its end")
+    stale_steps: Whole = Field(
+        default=3, ge=1, description="a server without a sample for this many steps is marked stale and not forecast"
+    )
+    drop_steps: Whole = Field(
+        default=12, ge=1, description="a server without a sample for this many steps is removed from the fleet's view"
+    )
+    chunk_servers: Whole = Field(
+        default=180, ge=1, description="servers forecast at once; other work runs between two chunks"
+    )
+    recheck_seconds: Number = Field(
+        default=5.0, ge=0.05, description="interval of the check for new servers and late samples"
+    )
 
-def _metavar(setting: dataclasses.Field[Any]) -> str:
-    if str(setting.type).startswith("Path"):
-        return "DIR" if setting.name == "model" else "FILE"
-    if setting.name in ("prometheus", "alertmanager", "webhook"):
-        return "URL"
-    return "N" if setting.name.startswith("max_") or setting.name == "threads" else setting.name.split("_")[-1].upper()
+    @model_validator(mode="before")
+    @classmethod
+    def _with_underscores(cls, values: Any) -> Any:
+        """Keys of the file may be spelled like flags."""
+        return {key.replace("-", "_"): value for key, value in values.items()} if isinstance(values, dict) else values
 
-
-def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """Settings from a TOML file (if any), overruled by the flags that were given (values not None).
-
-    Raises SettingsError naming the key, the value and the remedy.
-    """
-    values: dict[str, Any] = {} if path is None else _read(path)
-    known = {setting.name: setting for setting in dataclasses.fields(Settings)}
-    for key in values:
-        if key not in known:
-            raise SettingsError(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
-    values |= {key: value for key, value in flags.items() if key in known and value is not None}
-    settings = Settings(**{key: _converted(known[key], value) for key, value in values.items()})
-    _check(settings)
-    return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise SettingsError(f"settings file {path}: {problem.strerror}; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise SettingsError(f"settings file {path} is not TOML: {problem}") from None
-    return {key.replace("-", "_"): value for key, value in document.items()}
-
-
-def _converted(setting: dataclasses.Field[Any], value: Any) -> Any:
-    """The value in the field's type; TOML knows no paths and writes 2 for 2.0."""
-    kind = str(setting.type)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "bool" and isinstance(value, bool):
-        return value
-    if kind == "int" and number and value == int(value):
-        return int(value)
-    if kind == "float" and number:
-        return float(value)
-    if kind.startswith("str") and isinstance(value, str):
-        return value
-    if kind.startswith("Path") and isinstance(value, str | Path) and str(value):
-        return Path(value)
-    if kind.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    wanted = {
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "str": "text",
-        "str | None": "text",
-    }
-    expected = wanted.get(kind, "a list of texts" if kind.startswith("tuple") else "a path")
-    raise SettingsError(f"{setting.name}: {value!r} is not {expected}")
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _worded(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as problem:
+            name = str(info.field_name)
+            raise ValueError(f"{name}: {value!r} {_reason(problem, cls.model_fields[name])}") from None
 
 
-_AT_LEAST = {
-    "port": 0,
-    "retention_hours": 1.0,
-    "future_minutes": 0.0,
-    "max_servers": 1,
-    "max_records": 1,
-    "max_body_mib": 0.001,
-    "max_waiting_records": 1,
-    "max_waiting_mib": 0.001,
-    "max_connections": 1,
-    "header_seconds": 0.1,
-    "body_seconds": 0.1,
-    "shutdown_seconds": 0.1,
-    "threads": 0,
-    "grace_seconds": 0.0,
-    "stale_steps": 1,
-    "drop_steps": 1,
-    "chunk_servers": 1,
-    "recheck_seconds": 0.05,
-    "alert_seconds": 0.1,
+_EXPECTED = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "path_type": "a path",
+    "string_type": "text",
+    "tuple_type": "a list of texts",
 }
 
 
-def _check(settings: Settings) -> None:
-    for name, least in _AT_LEAST.items():
-        value = getattr(settings, name)
-        if not least <= value < float("inf"):
-            raise SettingsError(f"{name}: {value} is not a finite number of at least {least}")
-    if settings.port > 65_535:
-        raise SettingsError(f"port: {settings.port} is above 65535")
+def _reason(problem: ValidationError, setting: FieldInfo) -> str:
+    """Why a value was refused, and the remedy, as the end of a sentence that begins with the value."""
+    first = problem.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "literal_error":
+        return "is unknown; use " + first["ctx"]["expected"].replace("'", "")
+    if first["type"] == "less_than_equal":
+        return f"is above {first['ctx']['le']}"
+    if first["type"] in _EXPECTED:
+        return f"is not {_EXPECTED[first['type']]}"
+    least = next(bound.ge for bound in setting.metadata if hasattr(bound, "ge"))
+    return f"is not a finite number of at least {least}"
+
+
+def add_flags(group: argparse._ActionsContainer) -> None:
+    """Add one flag for each setting. A flag that is not given is None, so that the value of the file is used."""
+    for name, setting in Settings.model_fields.items():
+        default = setting.default
+        shown = "" if default is None or default is False or default == () else f" (default {default})"
+        help_text = f"{setting.description}{shown}".replace("%", "%%")
+        add_flag(group, "--" + name.replace("_", "-"), default=None, help=help_text, **_argument(name, default))
+
+
+def _argument(name: str, default: Any) -> dict[str, Any]:
+    """How argparse reads the setting."""
+    if isinstance(default, bool):
+        return {"action": "store_true"}
+    if isinstance(default, tuple):
+        return {"nargs": "*", "metavar": "NAME"}
+    kind = type(default) if isinstance(default, int | float) else str
+    return {"type": kind, "metavar": _metavar(name)}
+
+
+def _metavar(name: str) -> str:
+    if name in ("prometheus", "alertmanager", "webhook"):
+        return "URL"
+    if name.startswith("max_") or name == "threads":
+        return "N"
+    if name == "model":
+        return "DIR"
+    files = ("history", "profiles", "prometheus_queries", "alert_rules")
+    return "FILE" if name in files else name.rpartition("_")[2].upper()
+
+
+def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from a TOML file, if there is one, replaced by the flags that were given (values other than None).
+
+    Raises SettingsError naming the setting, the value and the remedy.
+    """
+    try:
+        values = {} if path is None else read_toml(path, Settings, "settings file").model_dump(exclude_unset=True)
+        values |= {name: flags[name] for name in Settings.model_fields if flags.get(name) is not None}
+        settings = Settings(**values)
+    except TomlFileError as problem:
+        raise SettingsError(str(problem)) from None
+    except ValidationError as problem:
+        raise SettingsError(first_problem(problem, Settings)) from None
     if settings.drop_steps < settings.stale_steps:
-        raise SettingsError(f"drop_steps: {settings.drop_steps} is less than stale_steps ({settings.stale_steps})")
-    for name in ("prometheus", "alertmanager", "webhook"):
-        address = getattr(settings, name)
-        if address is not None and not is_address(address):
-            raise SettingsError(f"{name}: {address!r} is no address; write http://host:port")
-    if settings.device not in ("cpu", "cuda", "auto"):
-        raise SettingsError(f"device: {settings.device!r} is unknown; use cpu, cuda or auto")
+        reason = f"{settings.drop_steps} is less than stale_steps ({settings.stale_steps})"
+        raise SettingsError(f"drop_steps: {reason}; give at least as many")
+    return settings
 
 
 def read_token(path: Path | None) -> bytes | None:

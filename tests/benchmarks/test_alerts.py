@@ -9,8 +9,9 @@ from scipy import optimize
 
 from benchmarks import alerts as benchmark
 from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
-from fleet_forecast.serving.alerting.book import AlertBook, AlertRules
-from tests.serving.alerting.test_book import forecast
+from fleet_forecast.serving.alerting.book import AlertBook
+from fleet_forecast.serving.alerting.rules import AlertRules
+from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 STEP = 300
@@ -71,7 +72,7 @@ def test_persistence_is_that_of_the_alert_book():
     cpu = 88 + 5 * np.sin(np.arange(300) / 8) + 2 * random.normal(size=300)
     book, on, probability = AlertBook(rules), [], []
     for origin, value in enumerate(cpu, start=1):
-        book.judge([forecast(value, origin)], 0.0)
+        book.update([forecast(value, origin)], 0.0)
         on.append(bool(book.firing))
         probability.append(book.probabilities["ppweb001"][0, 2])
     p = np.array(probability)[None, :, None]
@@ -140,9 +141,9 @@ def test_chosen_parameters_are_the_covariance_of_normal_operation_and_calibrated
         ordinary[incident.server, (times >= incident.onset) & (times <= incident.end + 7_200)] = False
     rows = scored[ordinary]
     slow = np.cov(rows[~np.isnan(rows).any(axis=1)].T) * np.where(np.eye(6), 1 + benchmark.INFLATION, 1)
-    np.testing.assert_allclose(found["scatter"], slow, atol=1e-3)
+    np.testing.assert_allclose(found["covariance"], slow, atol=1e-3)
     assert found["slope"] > 0
-    assert "SCATTER = np.array(" in capsys.readouterr().out
+    assert "COVARIANCE = np.array(" in capsys.readouterr().out
 
 
 def test_a_missing_model_is_refused(tmp_path, capsys):

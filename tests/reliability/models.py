@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from fleet_forecast.inference.model_directory import promote, write_manifest
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from tests.reliability.finding import Finding
 from tests.reliability.traffic import JSON, Probe
@@ -121,7 +122,7 @@ def bad_models(folder: Path, model: Path, flips: int = 5) -> Finding:
     damages = damages_of(good, flips)
     sent = {"records": [_record()]}  # the same throughout: a later one may be of the next step
     wrong = []
-    with TestClient(create_app(settings, admin_token=ADMIN.encode())) as client:
+    with TestClient(create_app(settings, ReferencedFiles(admin_token=ADMIN.encode()))) as client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.02)
 

@@ -186,7 +186,7 @@ def clock_steps(folder: Path, rounds: int = 3) -> Finding:
     statuses: set[int] = set()
     acknowledged: dict[int, float] = {}
     forecast_again = jumps = 0
-    app = create_app(settings, lambda _path: FakeEngine(), clock=lambda: now[0])  # type: ignore[return-value]
+    app = create_app(settings, load_engine=lambda _path: FakeEngine(), clock=lambda: now[0])  # type: ignore[return-value]
     with TestClient(app, raise_server_exceptions=False) as client:
 
         def measure() -> None:

@@ -1,25 +1,25 @@
-"""Background tasks that fail are logged, counted and restarted."""
+"""Work beside the requests: what ends it unforeseen is told, and it begins again."""
 
 import asyncio
 import logging
 from collections import Counter
 
 from fleet_forecast.serving import background
-from fleet_forecast.serving.alerting.notifiers import Delivery
+from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
-from tests.serving.alerting.test_events_and_notifiers import alert
-from tests.serving.routes.test_routes import daemon, wait_for
+from tests.serving.alerting.examples import alert
+from tests.serving.daemon_client import daemon, wait_for
 
 
-def test_work_that_fails_is_logged_counted_and_restarted_until_it_is_cancelled(monkeypatch, caplog):
+def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled(monkeypatch, caplog):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.0)
     failures, begun = Counter(), []
 
     async def work():
         begun.append(1)
         if len(begun) < 3:
-            raise IndexError("unexpected")
+            raise IndexError("nobody foresaw this")
         await asyncio.Event().wait()
 
     async def scene():
@@ -36,9 +36,9 @@ def test_work_that_fails_is_logged_counted_and_restarted_until_it_is_cancelled(m
     assert all(entry.exc_info and entry.work == "pull" for entry in caplog.records)
 
 
-def test_the_daemon_loads_its_model_after_the_watch_failed_once(tmp_path, monkeypatch):
+def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    faults, watch = [RuntimeError("unexpected")], ModelManager.watch
+    faults, watch = [RuntimeError("nobody foresaw this")], ModelManager.watch
 
     async def fails_once(slot):
         if faults:
@@ -51,20 +51,20 @@ def test_the_daemon_loads_its_model_after_the_watch_failed_once(tmp_path, monkey
         assert 'fleet_background_failures_total{work="model"} 1' in client.get("/metrics").text
 
 
-def test_a_restarted_delivery_sends_the_waiting_alerts(monkeypatch):
+def test_a_delivery_begun_again_sends_what_waits(monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
-    faults, sent = [OverflowError("unexpected")], []
+    faults, sent = [OverflowError("nobody foresaw this")], []
 
     async def post(_delivery, _url, body):
         if faults:
             raise faults.pop()
         sent.append(body)
 
-    monkeypatch.setattr(Delivery, "_post", post)
+    monkeypatch.setattr(Notifier, "_post", post)
 
     async def scene():
-        delivery = Delivery("http://hook.example")
-        delivery.take([alert()])
+        delivery = Notifier("http://hook.example")
+        delivery.enqueue([alert()])
         task = asyncio.create_task(keep_running("delivery", delivery.run, Counter()))
         for _ in range(200):
             if sent:

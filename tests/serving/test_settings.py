@@ -1,8 +1,11 @@
 """Settings of the daemon: what is refused before it starts."""
 
-import pytest
+import argparse
 
-from fleet_forecast.serving.settings import SettingsError, load_settings
+import pytest
+from pydantic import ValidationError
+
+from fleet_forecast.serving.settings import Settings, SettingsError, add_flags, load_settings
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError
 
 NO_ADDRESSES = (
@@ -25,7 +28,7 @@ ADDRESSES = (
 
 @pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_an_address_nothing_can_be_sent_to_is_refused(setting, address):
+def test_an_address_that_cannot_be_reached_by_http_is_refused(setting, address):
     with pytest.raises(SettingsError, match=f"{setting}: .* is no address; write http://host:port"):
         load_settings(None, {setting: address})
 
@@ -37,5 +40,66 @@ def test_the_prometheus_client_refuses_the_same_addresses(address):
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_with_user_port_path_or_foreign_letters_is_taken(address):
+def test_an_address_with_user_port_path_or_non_ascii_letters_is_accepted(address):
     assert load_settings(None, {"webhook": address}).webhook == address
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": "8000"}, "port: '8000' is not a whole number"),
+        ({"port": True}, "port: True is not a whole number"),
+        ({"port": 80.5}, "port: 80.5 is not a whole number"),
+        ({"port": -1}, "port: -1 is not a finite number of at least 0"),
+        ({"port": 65_536}, "port: 65536 is above 65535"),
+        ({"insecure": 1}, "insecure: 1 is not true or false"),
+        ({"retention_hours": "8"}, "retention_hours: '8' is not a number"),
+        ({"retention_hours": 0.5}, "retention_hours: 0.5 is not a finite number of at least 1.0"),
+        ({"retention_hours": float("nan")}, "retention_hours: nan is not a finite number of at least 1.0"),
+        ({"host": 7}, "host: 7 is not text"),
+        ({"allowed_hosts": "a"}, "allowed_hosts: 'a' is not a list of texts"),
+        ({"allowed_hosts": ["a", 1]}, "allowed_hosts: ['a', 1] is not text"),
+        ({"history": ""}, "history: '' is not a path"),
+        ({"history": 1}, "history: 1 is not a path"),
+        ({"device": "tpu"}, "device: 'tpu' is unknown; use cpu, cuda or auto"),
+        ({"stale_steps": 9, "drop_steps": 2}, "drop_steps: 2 is less than stale_steps (9); give at least as many"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_setting_and_the_remedy(values, message):
+    with pytest.raises(SettingsError) as refused:
+        load_settings(None, values)
+    assert str(refused.value) == message
+
+
+def test_a_wrong_value_in_a_file_is_named_with_file_and_line(tmp_path):
+    path = tmp_path / "daemon.toml"
+    path.write_text("host = '::1'\nport = 99999\n")
+    with pytest.raises(SettingsError, match=r"^settings file .*daemon.toml, line 2: port: 99999 is above 65535$"):
+        load_settings(path, {})
+
+
+def test_a_flag_may_resolve_a_contradiction_within_the_file(tmp_path):
+    path = tmp_path / "daemon.toml"
+    path.write_text("drop_steps = 2\n")
+    assert load_settings(path, {"stale_steps": 2}).drop_steps == 2
+
+
+def test_a_whole_number_may_be_written_with_a_decimal_point():
+    assert load_settings(None, {"max_servers": 5.0}).max_servers == 5
+
+
+def test_every_setting_has_a_description_and_a_flag_with_its_default():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = {action.dest: action for action in parser._actions}
+    for name, setting in Settings.model_fields.items():
+        assert setting.description
+        assert flags[name].help.startswith(setting.description)
+        if setting.default is not None and not isinstance(setting.default, bool | tuple):
+            assert flags[name].help.endswith(f"(default {setting.default})")
+        assert flags[name].default is None
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError):
+        Settings().port = 1

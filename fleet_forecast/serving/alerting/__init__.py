@@ -1,4 +1,4 @@
-"""From forecasts to alerts: rules, detectors, the alert book, notifiers.
+"""From forecasts to alerts: rules, detectors, the alert book, messages, notifiers.
 
-Imports forecasts; imported by routes and fleet_forecast.serving.app.
+Imports forecasts and monitoring; imported by routes and serving's root modules.
 """

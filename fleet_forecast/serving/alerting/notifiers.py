@@ -1,7 +1,7 @@
-"""Alerts out of the house: to an Alertmanager (API v2) and to a webhook, with a bounded queue and retries.
+"""Sends alerts to an Alertmanager (API v2) and to a webhook, with bounded queues and retries.
 
-The Alertmanager is told the firing alerts again and again, each time with an end four intervals ahead: it keeps them
-over its own restart, ends them by itself if this daemon dies, and never sees one end that has not ended.
+Firing alerts are sent to the Alertmanager again and again, each time with an end four intervals ahead. So it has them
+after its own restart, ends them if this daemon stops, and does not end any before.
 """
 
 from __future__ import annotations
@@ -12,77 +12,73 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+from tenacity import AsyncRetrying, RetryCallState
 
-from fleet_forecast.serving.alerting.book import Alert
+from fleet_forecast.iso_time import iso_milliseconds
+from fleet_forecast.retry import back_off
+from fleet_forecast.serving.alerting.alert import Alert, as_document
 
 LOG = logging.getLogger(__name__)
 ALERT_NAME = "FleetForecastBreach"
 QUEUE_ALERTS = 10_000
 ALERTS_PER_REQUEST = 500
 INTERVALS_TO_END = 4
+FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 TIMEOUT_SECONDS = 10.0
+DELIVERY_ERRORS = (httpx.HTTPError, OSError, ValueError)
 
 
-class Delivery:
-    """Sends alerts to one address. Subclasses say what is sent."""
+class Notifier:
+    """Sends each alert that begins or ends to one webhook, once. Subclasses send something else."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         self.sent = 0
         self.failures = 0
         self.dropped = 0
-        self._changed: deque[Alert] = deque()
-        self._wake = asyncio.Event()
+        self._queue: deque[Alert] = deque()
+        self._queued = asyncio.Event()
         self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, transport=transport, follow_redirects=False)
 
-    def take(self, changed: Iterable[Alert]) -> None:
-        """Queue alerts that began or ended; the oldest are dropped when too many wait."""
+    def enqueue(self, changed: Iterable[Alert]) -> None:
+        """Queue alerts that began or ended; a full queue drops the oldest."""
         for alert in changed:
-            if len(self._changed) >= QUEUE_ALERTS:
-                self._changed.popleft()
+            if len(self._queue) >= QUEUE_ALERTS:
+                self._queue.popleft()
                 self.dropped += 1
-            self._changed.append(alert)
-        self._wake.set()
+            self._queue.append(alert)
+        self._queued.set()
 
     async def run(self) -> None:
-        """Deliver for ever; what fails is tried again, later and later."""
-        pause = 0.5
-        if self._changed:  # begun again
-            self._wake.set()
+        """Send until cancelled; a failed delivery is repeated after pauses that double."""
+        policy = back_off(DELIVERY_ERRORS, LONGEST_PAUSE_SECONDS, first_pause_seconds=FIRST_PAUSE_SECONDS)
+        deliver = AsyncRetrying(**policy, before_sleep=self._count_failure)
+        if self._queue:  # after a restart of this task
+            self._queued.set()
         while True:
             await self._wait()
-            try:
-                await self._deliver()
-                pause = 0.5
-            except (httpx.HTTPError, OSError, ValueError) as problem:
-                self.failures += 1
-                LOG.error("alerts not delivered", extra={"to": _origin(self.url), "reason": _reason(problem)})
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                self._wake.set()
+            await deliver(self._deliver)
 
     async def close(self) -> None:
-        """Close the connections; to be called when `run` has ended."""
+        """Close the connections, after `run` has ended."""
         await self._client.aclose()
 
     async def _wait(self) -> None:
-        await self._wake.wait()
-        self._wake.clear()
+        await self._queued.wait()
+        self._queued.clear()
 
     async def _deliver(self) -> None:
-        """Send what waits; an alert leaves the queue once it was taken."""
-        while self._changed:
-            part = list(self._changed)[:ALERTS_PER_REQUEST]
+        """Send the queue; an alert leaves it when the receiver has accepted it."""
+        while self._queue:
+            part = list(self._queue)[:ALERTS_PER_REQUEST]
             await self._post(self.url, self._body(part))
             for alert in part:
-                if self._changed and self._changed[0] is alert:
-                    self._changed.popleft()
+                if self._queue and self._queue[0] is alert:
+                    self._queue.popleft()
             self.sent += len(part)
 
     async def _post(self, url: str, body: Any) -> None:
@@ -94,9 +90,14 @@ class Delivery:
     def _body(self, alerts: Sequence[Alert]) -> Any:
         return {"version": "1", "alerts": [as_document(alert) for alert in alerts]}
 
+    def _count_failure(self, state: RetryCallState) -> None:
+        self.failures += 1
+        problem = state.outcome.exception() if state.outcome else None
+        LOG.error("alerts not delivered", extra={"to": _origin(self.url), "reason": _reason(problem)})
 
-class AlertmanagerDelivery(Delivery):
-    """Keeps an Alertmanager up to date."""
+
+class AlertmanagerNotifier(Notifier):
+    """Sends the firing alerts to an Alertmanager at each interval, and alerts that ended once."""
 
     def __init__(
         self,
@@ -111,22 +112,22 @@ class AlertmanagerDelivery(Delivery):
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), self._interval_seconds)
-        self._wake.clear()
+            await asyncio.wait_for(self._queued.wait(), self._interval_seconds)
+        self._queued.clear()
 
     async def _deliver(self) -> None:
         firing = list(self._firing())
         keys = {alert.key for alert in firing}
-        ended = [alert for alert in self._changed if alert.ended_seconds is not None]
-        # One that ended and began again is firing: telling its end would be a false resolve.
-        waiting = [*firing, *(alert for alert in ended if alert.key not in keys)]
+        ended = [alert for alert in self._queue if alert.ended_seconds is not None]
+        # An alert that ended and began again is firing: its end would resolve it wrongly.
+        to_send = [*firing, *(alert for alert in ended if alert.key not in keys)]
         now = time.time()
-        for start in range(0, len(waiting), ALERTS_PER_REQUEST):
-            part = waiting[start : start + ALERTS_PER_REQUEST]
+        for start in range(0, len(to_send), ALERTS_PER_REQUEST):
+            part = to_send[start : start + ALERTS_PER_REQUEST]
             await self._post(self._endpoint, [self._alertmanager_fields(alert, now) for alert in part])
             self.sent += len(part)
-        told = set(map(id, ended))
-        self._changed = deque(a for a in self._changed if a.ended_seconds is not None and id(a) not in told)
+        done = set(map(id, ended))
+        self._queue = deque(a for a in self._queue if a.ended_seconds is not None and id(a) not in done)
 
     def _alertmanager_fields(self, alert: Alert, now_seconds: float) -> dict[str, Any]:
         ends = alert.ended_seconds
@@ -146,28 +147,15 @@ class AlertmanagerDelivery(Delivery):
                 "threshold": f"{alert.threshold:g}",
                 "current": "not measured" if alert.current is None else f"{alert.current:.4g}",
             },
-            "startsAt": _instant(alert.started_seconds),
-            "endsAt": _instant(ends),
+            "startsAt": iso_milliseconds(alert.started_seconds),
+            "endsAt": iso_milliseconds(ends),
         }
 
 
-def as_document(alert: Alert) -> dict[str, Any]:
-    """An alert as the API and webhooks say it."""
-    fields = asdict(alert)
-    for name in ("started", "ended", "expected", "earliest", "latest"):
-        seconds = fields.pop(f"{name}_seconds")
-        fields[f"{name}_at"] = None if seconds is None else _instant(seconds)
-    return {"state": "firing" if alert.ended_seconds is None else "resolved", **fields}
-
-
-def _instant(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _origin(url: str) -> str:
-    """Scheme and host of an address: webhooks carry secrets in their path."""
+    """Scheme and host of an address: the path of a webhook can contain secrets."""
     return f"{httpx.URL(url).scheme}://{httpx.URL(url).host}"
 
 
-def _reason(problem: Exception) -> str:
+def _reason(problem: BaseException | None) -> str:
     return str(problem) or type(problem).__name__

@@ -1,4 +1,4 @@
-"""The dashboard's static files: one page over the public API, served by routes.dashboard.
+"""The dashboard's static files: one page that uses the public API, served by routes.dashboard.
 
 Imports nothing.
 """
@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parent
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/dashboard/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
     "/dashboard/explanation.js": ("explanation.js", "text/javascript; charset=utf-8"),
     "/dashboard/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }

@@ -1,8 +1,8 @@
 "use strict";
-// What the chosen server's forecast rests on: the heaviest variables of each group, and attention by lag.
+// The explanation of the selected server's forecast: the heaviest variables of each group, and attention by lag.
 
 const GROUPS = {
-  static: "What the server is", encoder: "What was measured", decoder: "What is known of the hours to come",
+  static: "Static variables", encoder: "Variables of the history", decoder: "Variables of the horizon",
 };
 const SHOWN = 5, ROW = 19, BAR_LEFT = 265, BAR_WIDTH = 140;
 let explained = ""; // the forecast whose explanation is shown
@@ -11,7 +11,7 @@ async function showExplanation(forecast) {
   const wanted = `${forecast.server_name} ${forecast.made_at}`;
   if (wanted === explained) return;
   const found = await ask(`/api/v1/servers/${encodeURIComponent(forecast.server_name)}/explain`);
-  if (forecast.server_name !== chosen) return; // another one was chosen meanwhile
+  if (forecast.server_name !== selected) return; // another server was selected meanwhile
   el("reasons").replaceChildren(...(found.problem ? [node("p", found.problem, "hint")] : [
     ...Object.entries(GROUPS).map(([group, title]) => heaviest(title, found.variables[group])), attention(found),
   ]));
@@ -24,21 +24,14 @@ function hideExplanation() {
 }
 
 const inPercent = (weight) => `${short(100 * weight)} %`;
-const inWords = (label) => label.replace(/^\w+(?=,)/, (metric) => NAMES[metric] || metric);
-
-function captioned(title, note, svg) {
-  const figure = node("figure"), caption = node("figcaption", `${title} `);
-  caption.append(node("span", note));
-  figure.append(caption, svg);
-  return figure;
-}
+const withMetricName = (label) => label.replace(/^\w+(?=,)/, nameOf);
 
 function heaviest(title, variables) {
   const shown = variables.slice(0, SHOWN);
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${SHOWN * ROW + 4}`, role: "img", "aria-label": title });
   shown.forEach((variable, row) => {
     const width = BAR_WIDTH * variable.weight / shown[0].weight, y = row * ROW + 14;
-    svg.append(shape("text", { x: 0, y }, inWords(variable.label)),
+    svg.append(shape("text", { x: 0, y }, withMetricName(variable.label)),
       shape("rect", { x: BAR_LEFT, y: y - 10, width, height: ROW - 6, class: "weight" }),
       shape("text", { x: BAR_LEFT + width + 5, y }, inPercent(variable.weight)));
   });
@@ -46,8 +39,8 @@ function heaviest(title, variables) {
 }
 
 function attention(found) {
-  const { weights, lag_hours: lags, bin_hours: hours, horizon_weight: ahead } = found.attention;
-  const title = "Where it looked back", foot = SHOWN * ROW - 12, highest = Math.max(...weights);
+  const { weights, lag_hours: lags, bin_hours: hours, horizon_weight: horizonWeight } = found.attention;
+  const title = "Attention by lag", foot = SHOWN * ROW - 12, highest = Math.max(...weights);
   const width = (WIDTH - LEFT - RIGHT) / weights.length, x = (bin) => WIDTH - RIGHT - (bin + 1) * width;
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${SHOWN * ROW + 4}`, role: "img", "aria-label": title });
   weights.forEach((weight, bin) => {
@@ -59,5 +52,5 @@ function attention(found) {
   svg.append(shape("text", { x: LEFT - 5, y: TOP + 6, "text-anchor": "end" }, inPercent(highest)),
     shape("text", { x: LEFT, y: foot + 13 }, `${short(lags[lags.length - 1] + hours)} h before`),
     shape("text", { x: WIDTH - RIGHT, y: foot + 13, "text-anchor": "end" }, "now"));
-  return captioned(title, `by lag · ${inPercent(ahead)} on the hours to come`, svg);
+  return captioned(title, `${inPercent(horizonWeight)} on the horizon`, svg);
 }

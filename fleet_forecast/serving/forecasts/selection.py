@@ -1,17 +1,23 @@
-"""Which part of a forecast a client asks for: metrics, quantiles, distances."""
+"""The part of a forecast that a client asks for: metrics, quantile levels, horizons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starlette.exceptions import HTTPException
+from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
-from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class SelectionError(ValueError):
+    """The selection contains something that is not forecast; the message names parameter, value and remedy."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a forecast is wanted; None stands for all. horizon_seconds: distances from the origin."""
+    """Metrics, quantile levels and horizons (seconds after the origin) to return; None selects all."""
 
     metrics: tuple[str, ...] | None = None
     quantiles: tuple[float, ...] | None = None
@@ -19,29 +25,54 @@ class Selection:
 
 
 EVERYTHING = Selection()
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
-    """Horizon steps (1 is the first after the origin) that are wanted; distances are rounded up to whole steps."""
-    if selection.horizon_seconds is None:
-        return list(range(1, forecast.horizon_steps + 1))
-    wanted = {-(-seconds // forecast.model.step_seconds) for seconds in selection.horizon_seconds}
-    return sorted(step for step in wanted if 1 <= step <= forecast.horizon_steps)
+def parse_selection(
+    model: ModelView | None,
+    metrics: Sequence[str] | None = None,
+    quantiles: Sequence[float] | None = None,
+    horizons: Sequence[str] | None = None,
+) -> Selection:
+    """Selection from query parameters, checked against what the model forecasts.
+
+    model: None before the first forecast; then metrics are checked against the data contract.
+    Raises SelectionError.
+    """
+    forecast_metrics = METRICS if model is None else model.metrics
+    for metric in metrics or ():
+        if metric not in forecast_metrics:
+            raise SelectionError(f"metric: {metric[:100]!r} is not forecast; use {', '.join(forecast_metrics)}")
+    for quantile in quantiles or ():
+        if model is not None and quantile not in model.quantiles:
+            levels = ", ".join(map(str, model.quantiles))
+            raise SelectionError(f"quantile: {quantile} is not forecast; use {levels}")
+    return Selection(
+        None if metrics is None else tuple(metrics),
+        None if quantiles is None else tuple(quantiles),
+        None if horizons is None else tuple(horizon_seconds(text) for text in horizons),
+    )
 
 
-def refuse_beyond(forecast: ServerForecast, selection: Selection) -> None:
-    """Raises 422 naming a distance asked for that the forecast does not reach, or that is none."""
+def horizon_seconds(text: str) -> int:
+    """Seconds of a horizon such as 15m, 1h or 1d. Raises SelectionError."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or not 0 < len(number) < 7:
+        raise SelectionError(f"horizon: {text[:20]!r} is not a duration; write 15m, 1h or 8h")
+    return int(number) * _UNIT_SECONDS[unit]
+
+
+def check_reach(forecast: ServerForecast, selection: Selection) -> None:
+    """Raise SelectionError if a selected horizon is zero or after the end of the forecast."""
     reach_seconds = forecast.horizon_steps * forecast.model.step_seconds
     for seconds in selection.horizon_seconds or ():
         if not 0 < seconds <= reach_seconds:
             reach = f"from its first step to {reach_seconds // 60}m"
-            raise HTTPException(422, f"horizon: {seconds // 60}m is asked for; the forecast reaches {reach}")
+            raise SelectionError(f"horizon: {seconds // 60}m is asked for; the forecast reaches {reach}")
 
 
-def horizon_seconds(text: str) -> int:
-    """A distance as clients write it: 15m -> 900; raises 422 naming the parameter if it is none."""
-    number, unit = text[:-1], text[-1:]
-    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or not 0 < len(number) < 7:
-        raise HTTPException(422, f"horizon: {text[:20]!r} is no distance; write 15m, 1h or 8h")
-    return int(number) * _UNIT_SECONDS[unit]
+def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
+    """Selected horizon steps, in order; step 1 follows the origin. Horizons are rounded up to whole steps."""
+    if selection.horizon_seconds is None:
+        return list(range(1, forecast.horizon_steps + 1))
+    steps = {-(-seconds // forecast.model.step_seconds) for seconds in selection.horizon_seconds}
+    return sorted(step for step in steps if 1 <= step <= forecast.horizon_steps)

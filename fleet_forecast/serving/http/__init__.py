@@ -1,4 +1,4 @@
 """The HTTP server and its middleware: deadlines, limits, tokens.
 
-Imported by fleet_forecast.serving.app alone.
+Imports settings; imported by fleet_forecast.serving.app and tft_inference.
 """

@@ -1,4 +1,4 @@
-"""What the daemon exposes about itself: /metrics, online scores, events, logs.
+"""What the daemon exposes about itself: /metrics, online scores of the forecasts, event streams, logs.
 
-Imports forecasts and alerting; imported by routes and fleet_forecast.serving.app.
+Imports forecasts; imported by alerting, routes and serving's root modules.
 """

@@ -1,11 +1,12 @@
-"""Logs for machines: one JSON object per line on stderr, so that a name from outside cannot forge a line."""
+"""Machine-readable logs: one JSON object per line on stderr, so that text from outside cannot add a line."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from datetime import UTC, datetime
+
+from fleet_forecast.iso_time import iso_milliseconds
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -16,7 +17,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line of ASCII JSON."""
         fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": iso_milliseconds(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),

@@ -1,6 +1,6 @@
-"""How good the forecasts were: each is held for an hour at most and compared with what was then measured.
+"""Online scores of the forecasts: each is stored for an hour at most and compared with the measurement.
 
-Counted since the start, per metric and horizon, in the contract's units: a monitoring system divides rates of them.
+Sums since the start, per metric and horizon, in the contract's units; a monitoring system divides their rates:
     coverage of the 80 % band = covered / scored        weighted quantile loss = pinball / absolute
 """
 
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fleet_forecast.contract.forecast_spec import REPORT_HORIZONS
 from fleet_forecast.evaluation.scores import pinball_loss
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView
 
-HORIZONS = {"15m": 900, "1h": 3_600}
+SCORED_HORIZONS = {label: REPORT_HORIZONS[label] for label in ("15m", "1h")}
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class _Past:
-    """What one cycle said of the fleet at one horizon: float32 [server, metric, quantile]."""
+class _PastForecast:
+    """One cycle's forecasts of the fleet at one horizon: float32 [server, metric, quantile]."""
 
     model: ModelView
     row_of: Mapping[str, int]
@@ -38,22 +39,22 @@ class _Past:
 
 
 class ForecastScores:
-    """Compares each cycle's measurements with what earlier cycles forecast for that time."""
+    """Compares each cycle's measurements with the forecasts that earlier cycles made for that time."""
 
     def __init__(self) -> None:
         self.tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)  # by metric and horizon
-        self._past: dict[tuple[str, int], _Past] = {}  # by horizon and the time it speaks of
+        self._past: dict[tuple[str, int], _PastForecast] = {}  # by horizon and target time
         self._last_origin = -1
 
-    def take(self, snapshot: FleetSnapshot) -> None:
-        """Score what was forecast for the snapshot's origin, keep what it says of later. Each origin counts once."""
+    def update(self, snapshot: FleetSnapshot) -> None:
+        """Score the past forecasts of the snapshot's origin, and store its own. Each origin counts once."""
         origin = snapshot.origin_seconds
         if origin is None or snapshot.model is None or origin == self._last_origin:
             return
         if origin < self._last_origin:
             if self._last_origin <= (snapshot.made_at_seconds or 0.0):
                 return
-            self._past.clear()  # the clock was ahead: what was said then is of a time that has not come
+            self._past.clear()  # the clock was ahead: these forecasts are for a time still to come
         self._last_origin = origin
         fresh = [f for f in snapshot.forecasts.values() if f.origin_seconds == origin and f.model == snapshot.model]
         fresh = [f for f in fresh if f.history_steps > 0]
@@ -61,32 +62,32 @@ class ForecastScores:
             return
         names = [forecast.server_name for forecast in fresh]
         measured = np.array([forecast.current for forecast in fresh], dtype=np.float64)  # None becomes NaN
-        for horizon, seconds in HORIZONS.items():
+        for horizon, seconds in SCORED_HORIZONS.items():
             past = self._past.pop((horizon, origin), None)
             if past is not None and past.model.metrics == snapshot.model.metrics:
                 self._score(past, names, measured, horizon)
             step = seconds // snapshot.model.step_seconds
             if 1 <= step <= fresh[0].horizon_steps and seconds % snapshot.model.step_seconds == 0:
-                said = np.stack([forecast.quantiles[:, :, step - 1] for forecast in fresh])
+                quantiles = np.stack([forecast.quantiles[:, :, step - 1] for forecast in fresh])
                 rows = {name: row for row, name in enumerate(names)}
-                self._past[horizon, origin + seconds] = _Past(snapshot.model, rows, said)
+                self._past[horizon, origin + seconds] = _PastForecast(snapshot.model, rows, quantiles)
         for key in [key for key in self._past if key[1] <= origin]:  # a cycle was skipped
             del self._past[key]
 
-    def _score(self, past: _Past, names: list[str], measured: np.ndarray, horizon: str) -> None:
+    def _score(self, past: _PastForecast, names: list[str], measured: np.ndarray, horizon: str) -> None:
         common = [(past.row_of[name], row) for row, name in enumerate(names) if name in past.row_of]
         if not common:
             return
         then, now = np.array(common).T
         levels = past.model.quantiles
         for index, metric in enumerate(past.model.metrics):
-            actual, said = measured[now, index], past.quantiles[then, index].astype(np.float64)
+            actual, quantiles = measured[now, index], past.quantiles[then, index].astype(np.float64)
             known = ~np.isnan(actual)
-            actual, said = actual[known], said[known]
+            actual, quantiles = actual[known], quantiles[known]
             tally = self.tallies[metric, horizon]
             tally.scored += len(actual)
             tally.absolute += float(np.abs(actual).sum())
-            tally.pinball += float(2 * pinball_loss(actual, said, levels).mean(axis=1).sum())
+            tally.pinball += float(2 * pinball_loss(actual, quantiles, levels).mean(axis=1).sum())
             if 0.1 in levels and 0.9 in levels:
-                low, high = said[:, levels.index(0.1)], said[:, levels.index(0.9)]
+                low, high = quantiles[:, levels.index(0.1)], quantiles[:, levels.index(0.9)]
                 tally.covered_80 += int(((low <= actual) & (actual <= high)).sum())

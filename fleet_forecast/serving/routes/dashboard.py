@@ -1,11 +1,13 @@
-"""The dashboard's three files, each with a policy that allows nothing from elsewhere."""
+"""The dashboard's files, each with a content security policy that allows only this daemon."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, Response
 
 from fleet_forecast.serving.dashboard import FILES, FOLDER
 
@@ -14,15 +16,16 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-
-def add_dashboard_routes(app: FastAPI) -> None:
-    """Add the routes to the application."""
-    for path, (name, media_type) in FILES.items():
-        _add_file(app, path, FOLDER / name, media_type)
+router = APIRouter(include_in_schema=False)
 
 
-def _add_file(app: FastAPI, path: str, file: Path, media_type: str) -> None:
-    @app.get(path, include_in_schema=False)
-    async def dashboard_file() -> Response:
+def _sender(file: Path, media_type: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def send_file() -> Response:
         content = await asyncio.to_thread(file.read_bytes)
         return Response(content, headers={"content-security-policy": POLICY, "content-type": media_type})
+
+    return send_file
+
+
+for _path, (_name, _media_type) in FILES.items():
+    router.get(_path)(_sender(FOLDER / _name, _media_type))

@@ -1,54 +1,123 @@
-"""The route that explains a server's forecast."""
+"""GET /api/v1/servers/{name}/explain: the network's weights behind a server's forecast."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.serving.daemon import daemon_of, json_answer, no_forecast, try_again
 from fleet_forecast.serving.forecasts.explanations import ForecastReplacedError, explain_forecast
-from fleet_forecast.serving.forecasts.selection import Selection, horizon_seconds, refuse_beyond, selected_steps
-from fleet_forecast.serving.routes import schemas as documents
+from fleet_forecast.serving.forecasts.selection import Selection, check_reach, horizon_seconds, selected_steps
+from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin
+from fleet_forecast.serving.routes.responses import (
+    ACCESS_REFUSALS,
+    BUSY,
+    INVALID_PARAMETER,
+    NO_FORECAST,
+    RunningDaemon,
+    json_response,
+    no_forecast,
+    refusal,
+    retry_later,
+)
 
-MAX_WAITING_EXPLANATIONS = 4  # they take turns with the cycle's chunks, one at a time: more would hold it up
+MAX_WAITING_EXPLANATIONS = 4  # each one delays the forecast cycle by one call of the engine
+
+router = APIRouter(tags=["forecasts"])
 
 
-def add_explain_routes(app: FastAPI) -> None:
-    """Add the route to the application."""
-    places = asyncio.Semaphore(MAX_WAITING_EXPLANATIONS)
+class VariableWeight(BaseModel):
+    """The mean selection weight of one input variable."""
 
-    @app.get(
-        "/api/v1/servers/{name}/explain",
-        tags=["forecasts"],
-        summary="What the server's forecast rests on: the network's weights of variables, and attention by lag",
-        responses=documents.EXPLANATION,
-    )
-    async def explain(
-        request: Request,
-        name: str,
-        horizon: Annotated[list[str] | None, Query(description="only these distances, such as 15m or 8h")] = None,
-    ) -> Response:
-        daemon = daemon_of(request)
-        distances = None if horizon is None else tuple(horizon_seconds(text) for text in horizon)
-        forecast = daemon.forecasts.snapshot.forecasts.get(name)
-        if forecast is None:
-            return no_forecast(daemon, name)
-        selection = Selection(horizon_seconds=distances)
-        refuse_beyond(forecast, selection)
-        steps = selected_steps(forecast, selection)
-        if places.locked():
-            return try_again("other explanations wait already")
-        async with places:
-            work = daemon.forecasts, forecast, steps
-            try:
-                document = await asyncio.get_running_loop().run_in_executor(
-                    daemon.forecasts.worker, explain_forecast, *work
-                )
-            except ForecastReplacedError:
-                return try_again("a new forecast of this server is being made")
-            except ModelError as problem:
-                return json_answer({"detail": str(problem)}, 409)
-        return json_answer(document)
+    variable: str
+    label: str
+    weight: float
+
+
+class VariableWeights(BaseModel):
+    """Weights by group of variables; each group sums to 1, the largest weight comes first."""
+
+    static: list[VariableWeight]
+    encoder: list[VariableWeight]
+    decoder: list[VariableWeight]
+
+
+class Attention(BaseModel):
+    """Mean attention weights by the time before the origin."""
+
+    bin_hours: Annotated[float, Field(description="length of the part of the context that each weight covers")]
+    lag_hours: Annotated[list[float], Field(description="hours before the origin at which each part begins")]
+    weights: Annotated[list[float], Field(description="the sum with horizon_weight is 1")]
+    horizon_weight: Annotated[float, Field(description="attention to earlier steps of the horizon")]
+
+
+_EXAMPLE: dict[str, Any] = {
+    "server_name": "ppml0015",
+    "profile": "ml_compute",
+    "profile_rule": r"pattern ppml\d+ (built-in)",
+    "model": "tft_model_20261123T080000Z",
+    "origin": "2026-11-23T10:00:00Z",
+    "history_steps": 288,
+    "step_seconds": 300,
+    "steps": [12],
+    "warnings": [],
+    "variables": {
+        "static": [{"variable": "profile", "label": "profile", "weight": 1.0}],
+        "encoder": [
+            {"variable": "cpu_pct_scaled", "label": "cpu_pct, value", "weight": 0.81},
+            {"variable": "half_hour", "label": "time of day", "weight": 0.19},
+        ],
+        "decoder": [{"variable": "half_hour", "label": "time of day", "weight": 1.0}],
+    },
+    "attention": {"bin_hours": 1.0, "lag_hours": [0.0, 1.0], "weights": [0.5, 0.2], "horizon_weight": 0.3},
+}
+
+
+class ExplanationResponse(ForecastOrigin):
+    """Weights of variables and attention, means over the selected steps."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    variables: VariableWeights
+    attention: Attention
+
+
+@router.get(
+    "/api/v1/servers/{name}/explain",
+    summary="Variable weights and attention by lag behind the server's forecast",
+    response_model=ExplanationResponse,
+    response_description="mean weights over the selected steps of the horizon",
+    responses={
+        **ACCESS_REFUSALS,
+        404: NO_FORECAST,
+        409: refusal("the model in use has no explanations"),
+        422: INVALID_PARAMETER,
+        503: BUSY,
+    },
+)
+async def explain(
+    daemon: RunningDaemon,
+    name: str,
+    horizon: Annotated[list[str] | None, Query(description="only these horizons, such as 15m or 8h")] = None,
+) -> Response:
+    selection = Selection(horizon_seconds=None if horizon is None else tuple(map(horizon_seconds, horizon)))
+    forecast = daemon.forecasts.snapshot.forecasts.get(name)
+    if forecast is None:
+        return no_forecast(daemon, name)
+    check_reach(forecast, selection)
+    if daemon.waiting_explanations >= MAX_WAITING_EXPLANATIONS:
+        return retry_later("other explanations wait already")
+    daemon.waiting_explanations += 1
+    try:
+        worker, work = daemon.forecasts.worker, (daemon.forecasts, forecast, selected_steps(forecast, selection))
+        document = await asyncio.get_running_loop().run_in_executor(worker, explain_forecast, *work)
+    except ForecastReplacedError:
+        return retry_later("a new forecast of this server is being made")
+    except ModelError as problem:
+        return json_response({"detail": str(problem)}, 409)
+    finally:
+        daemon.waiting_explanations -= 1
+    return json_response(document)

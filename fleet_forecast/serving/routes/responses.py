@@ -1,60 +1,85 @@
-"""Forecasts as JSON: what the API says, from the forecast's one array."""
+"""Responses that several routes return, and the OpenAPI descriptions of refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from fastapi import Depends, Response
+from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
 
-from fleet_forecast.contract.specs import METRIC_SPECS
-from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.forecasts.selection import EVERYTHING, Selection, selected_steps
-from fleet_forecast.serving.forecasts.snapshot import ServerForecast
-from fleet_forecast.serving.ingest.validation import Rejection
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.json_bytes import to_json
 
-
-def forecast_document(
-    forecast: ServerForecast, age_seconds: float, stale: bool, selection: Selection = EVERYTHING
-) -> dict[str, Any]:
-    """One server's forecast, ready for orjson with OPT_SERIALIZE_NUMPY."""
-    model = forecast.model
-    steps = selected_steps(forecast, selection)
-    quantiles = [q for q in model.quantiles if selection.quantiles is None or q in selection.quantiles]
-    metrics = {}
-    for index, metric in enumerate(model.metrics):
-        if selection.metrics is None or metric in selection.metrics:
-            rows = forecast.quantiles[index]  # (quantile, step)
-            metrics[metric] = {
-                "unit": METRIC_SPECS[metric].unit,
-                "current": forecast.current[index],
-                **{f"q{q:g}": _chosen(rows[model.quantiles.index(q)], steps, forecast) for q in quantiles},
-            }
-    return {
-        "server_name": forecast.server_name,
-        "profile": forecast.profile,
-        "profile_rule": forecast.rule,
-        "model": model.model_id,
-        "origin": iso(forecast.origin_seconds),
-        "made_at": iso(forecast.made_at_seconds),
-        "age_seconds": round(age_seconds, 1),
-        "stale": stale,
-        "cold_start": forecast.history_steps == 0,
-        "history_steps": forecast.history_steps,
-        "step_seconds": model.step_seconds,
-        "steps": steps,
-        "timestamps": [iso(forecast.origin_seconds + step * model.step_seconds) for step in steps],
-        "warnings": forecast.warnings,
-        "metrics": metrics,
-    }
+JSON = "application/json"
+UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Responses = dict[int | str, dict[str, Any]]
 
 
-def _chosen(row: np.ndarray, steps: Sequence[int], forecast: ServerForecast) -> np.ndarray:
-    if len(steps) == forecast.horizon_steps:
-        return row
-    return row[np.array(steps, dtype=np.int64) - 1]
+async def running_daemon(connection: HTTPConnection) -> Daemon:
+    """The daemon that serves this request or WebSocket."""
+    daemon: Daemon = connection.app.state.daemon
+    return daemon
 
 
-def rejection_documents(rejected: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """Rejections as the API says them."""
-    return [rejection._asdict() for rejection in rejected]
+RunningDaemon = Annotated[Daemon, Depends(running_daemon)]
+
+
+class InvalidParameter(BaseModel):
+    """A query parameter that cannot be used."""
+
+    field: str
+    reason: str
+
+
+class Refusal(BaseModel):
+    """The reason why a request is refused."""
+
+    detail: str | list[InvalidParameter]
+
+
+def refusal(description: str) -> dict[str, Any]:
+    """OpenAPI description of a refusal."""
+    return {"model": Refusal, "description": description}
+
+
+ACCESS_REFUSALS: Responses = {401: refusal("no token, or a wrong one"), 421: refusal("unknown Host header")}
+BODY_REFUSALS: Responses = {
+    **ACCESS_REFUSALS,
+    400: refusal("the body is not JSON, or has no list of records, or too many of them"),
+    408: refusal("the body did not arrive in time"),
+    413: refusal("the body is too large"),
+    415: refusal("the content type is not application/json"),
+}
+INVALID_PARAMETER = refusal("a parameter is unknown or has a wrong value")
+NO_FORECAST = refusal("no such server, or it sent nothing for too long")
+BUSY = refusal("busy, disk full or no model yet; try again after Retry-After seconds")
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    """JSON of a document with NumPy arrays."""
+    return Response(to_json(document), status, media_type=JSON)
+
+
+def retry_later(detail: str) -> Response:
+    """503 with Retry-After: the same request may succeed in a second."""
+    return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
+
+
+def unknown_server() -> Response:
+    """404 for a name of which no sample was received."""
+    return json_response({"detail": "no such server: no sample of this name was received"}, 404)
+
+
+def no_forecast(daemon: Daemon, name: str) -> Response:
+    """The reason why a server has no forecast: 503 if it will have one soon, else 404."""
+    server = daemon.store.servers.get(name)
+    if server is None:
+        return unknown_server()
+    if daemon.forecasts.engine is None:
+        return retry_later("no model is loaded; see /readyz")
+    complete_step = daemon.forecasts.complete_step(daemon.store.step_seconds)
+    if daemon.forecasts.sent_recently(server, complete_step):
+        return retry_later("the first forecast of this server is being made")
+    detail = "the server has been silent too long; it is forecast again with its next sample"
+    return json_response({"detail": detail}, 404)

@@ -1,4 +1,4 @@
-"""The daemon as a process: odd connections, its log, its end and its start. More in tests/reliability."""
+"""The daemon as a process: malformed connections, its log, its start and its end. More in tests/reliability."""
 
 import json
 import signal
@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fleet_forecast.iso_time import iso
 from tests.reliability.hostile import closed_within, connect
+from tests.serving.daemon_client import complete_start, record, wait_for
 from tests.serving.fake_daemon import FakeDaemon
-from tests.serving.routes.test_routes import complete_start, iso, record, wait_for
 
 JSON = {"content-type": "application/json"}
 
@@ -22,7 +23,7 @@ def running(tmp_path_factory):
         yield started
 
 
-def test_connections_that_say_nothing_are_closed(running):
+def test_connections_without_a_request_are_closed(running):
     with connect(running) as client:
         assert closed_within(client, 8.0)
 
@@ -42,12 +43,12 @@ def test_endless_headers_are_cut_off(running):
     "request_line",
     [b"GET /%ff%00/../../etc/passwd HTTP/1.1", b"GET \xff HTTP/1.1", b"BREW / HTTP/1.1", b"GET http:// HTTP/1.1"],
 )
-def test_odd_request_lines_are_no_server_errors(running, request_line):
+def test_malformed_request_lines_are_client_errors(running, request_line):
     with connect(running, request_line + b"\r\nHost: 127.0.0.1\r\n\r\n") as client:
         assert client.recv(100).split(b" ")[1][:1] == b"4"
 
 
-def test_a_name_from_outside_cannot_forge_a_log_line(running):
+def test_a_server_name_cannot_forge_a_log_line(running):
     name = 'x"}\n{"event": "forged"'
     body = json.dumps({"records": [record() | {"server_name": name}]}).encode()
     assert httpx.post(running.url + "/api/v1/metrics", content=body, headers=JSON).json()["accepted"] == 0
@@ -55,7 +56,7 @@ def test_a_name_from_outside_cannot_forge_a_log_line(running):
         assert json.loads(line)["event"] != "forged"
 
 
-def test_the_server_sent_stream_tells_of_the_cycle(tmp_path):
+def test_the_event_stream_has_an_event_for_each_cycle(tmp_path):
     with FakeDaemon(tmp_path) as started, httpx.stream("GET", started.url + "/api/v1/events", timeout=20) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "retry: 3000"
@@ -63,7 +64,7 @@ def test_the_server_sent_stream_tells_of_the_cycle(tmp_path):
         assert next(line for line in lines if line.startswith("event:")) == "event: cycle"
 
 
-def test_a_kill_and_a_restart_bring_the_forecasts_back(tmp_path):
+def test_forecasts_are_available_again_after_a_kill_and_a_restart(tmp_path):
     with FakeDaemon(tmp_path) as started:
         post = httpx.post(started.url + "/api/v1/metrics", json={"records": [record(cpu_pct=42.0)]})
         assert post.json()["accepted"] == 1

@@ -1,4 +1,4 @@
-"""Who may do what, on every route there is; and names from outside that try to be paths, SQL, labels or HTML."""
+"""Access to every route; names and values that are paths, SQL, labels or HTML."""
 
 import itertools
 from urllib.parse import quote
@@ -6,9 +6,11 @@ from urllib.parse import quote
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.dashboard import FILES
 from fleet_forecast.serving.http.middleware import ADMIN_PATHS
-from tests.serving.routes.test_routes import ADMIN, TOKEN, complete_start, daemon, iso, post, record, wait_for
+from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, post, record, wait_for
 
 PROBES = {"/healthz", "/readyz"}
 SENT = {
@@ -29,50 +31,41 @@ def guarded(tmp_path_factory):
 
 
 def routes(client):
-    """(method, path) of every route, those the OpenAPI document leaves out too."""
-    found = set()
-
-    def walk(routes):
-        for route in routes:
-            inner = getattr(route, "routes", None) or getattr(getattr(route, "router", None), "routes", None)
-            if inner:
-                walk(inner)
-            for method in getattr(route, "methods", None) or ():
-                found.add((method, route.path.replace("{name}", "ppml0001")))
-
-    walk(client.app.routes)
+    """(method, path) of every route, also of those that are not in the OpenAPI document."""
+    declared = [*client.app.routes, *(route for topic in TOPICS for route in topic.router.routes)]
+    found = {(method, route.path) for route in declared for method in getattr(route, "methods", None) or ()}
     documented = client.get("/openapi.json", headers={"authorization": SENT["the token"]}).json()["paths"]
-    for path, operations in documented.items():
-        found |= {(method.upper(), path.replace("{name}", "ppml0001")) for method in operations}
-    return sorted(found - {("GET", "/api/v1/events"), ("HEAD", "/api/v1/events")})  # a stream; it is tried on its own
+    found |= {(method.upper(), path) for path, operations in documented.items() for method in operations}
+    concrete = {(method, path.replace("{name}", "ppml0001")) for method, path in found}
+    return sorted(concrete - {("GET", "/api/v1/events"), ("HEAD", "/api/v1/events")})  # a stream; tried separately
 
 
-def wanted_token(path):
+def required_token(path):
     if path in PROBES | set(FILES):
         return None
     return "the admin token" if path in ADMIN_PATHS else "the token"
 
 
-def test_every_route_wants_its_token_and_no_other(guarded):
+def test_every_route_requires_its_token_and_no_other(guarded):
     tried = routes(guarded)
     expected = {"/api/v1/metrics", "/api/v1/reload", "/metrics", "/feed/data", "/predictions/current", "/openapi.json"}
     assert {path for _, path in tried} >= expected
     for (method, path), (sent, header) in itertools.product(tried, SENT.items()):
         headers = {"content-type": "application/json"} | ({} if header is None else {"authorization": header})
         status = guarded.request(method, path, headers=headers).status_code
-        allowed = wanted_token(path) in (None, sent)
+        allowed = required_token(path) in (None, sent)
         assert (status == 401) != allowed, (method, path, sent, status)
         assert status < 500, (method, path, sent, status)
 
 
 def refused_socket(client, headers):
-    """The code a WebSocket is refused with."""
+    """The close code of a refused WebSocket."""
     with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/ws/predictions", headers=headers):
         pass
     return refused.value.code
 
 
-def test_the_event_stream_and_the_web_socket_want_the_token(guarded):
+def test_the_event_stream_and_the_websocket_require_the_token(guarded):
     assert guarded.get("/api/v1/events").status_code == 401
     for header in (None, SENT["a wrong token"]):
         headers = {} if header is None else {"authorization": header.decode()}
@@ -83,14 +76,14 @@ def test_the_event_stream_and_the_web_socket_want_the_token(guarded):
         assert '"event":"model"' in socket.receive_text()
 
 
-def test_no_answer_tells_a_token(guarded):
+def test_no_response_contains_a_token(guarded):
     for method, path in routes(guarded):
         answer = guarded.request(method, path, headers={"authorization": SENT["the token"]})
         assert TOKEN not in answer.content
         assert ADMIN not in answer.content
 
 
-def test_a_page_of_another_origin_may_neither_write_nor_listen(guarded):
+def test_a_page_of_another_origin_can_neither_write_nor_receive_events(guarded):
     token = {"authorization": "Bearer " + TOKEN.decode(), "origin": "https://evil.example"}
     forms = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")  # what a form may send unasked
     for kind in forms:
@@ -104,7 +97,7 @@ def test_a_page_of_another_origin_may_neither_write_nor_listen(guarded):
     assert refused_socket(guarded, token) == 1008
 
 
-NASTY = (
+HOSTILE = (
     "../../../../etc/passwd",
     "..%2f..%2fetc%2fpasswd",
     "/etc/passwd",
@@ -125,7 +118,7 @@ NASTY = (
 
 @pytest.fixture(scope="module")
 def moments():
-    """Two that stay while the clock goes on: the last complete step, and the one five before."""
+    """Two fixed times: the last complete step, and the one five steps earlier."""
     return complete_start(), complete_start(5)
 
 
@@ -138,8 +131,8 @@ def open_daemon(tmp_path_factory, moments):
         yield client
 
 
-@pytest.mark.parametrize("name", NASTY)
-def test_a_nasty_name_in_a_path_or_query_finds_nothing_and_breaks_nothing(open_daemon, name):
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_in_a_path_or_query_matches_nothing(open_daemon, name):
     for route in ("forecast", "history"):
         for written in (quote(name, safe=""), quote(quote(name, safe=""), safe="")):
             assert open_daemon.get(f"/api/v1/servers/{written}/{route}").status_code == 404
@@ -152,7 +145,7 @@ def test_a_nasty_name_in_a_path_or_query_finds_nothing_and_breaks_nothing(open_d
     assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": []}
 
 
-def test_no_path_leads_to_a_file_of_the_machine(open_daemon):
+def test_no_path_returns_a_file_of_the_machine(open_daemon):
     climbing = ("/../README.md", "/%2e%2e/README.md", "/dashboard/../../README.md", "/app.js/../../history.py", "//etc")
     for path in climbing:
         answer = open_daemon.get(path)
@@ -161,8 +154,8 @@ def test_no_path_leads_to_a_file_of_the_machine(open_daemon):
         assert b"import" not in answer.content[:200]
 
 
-@pytest.mark.parametrize("name", NASTY)
-def test_a_nasty_name_of_a_server_is_rejected_by_its_field_and_stored_nowhere(open_daemon, name):
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_server_name_is_rejected_by_its_field_and_not_stored(open_daemon, name):
     answer = post(open_daemon, record(name)).json()
     assert (answer["accepted"], answer["rejected"][0]["field"]) == (0, "server_name")
     assert [server["server_name"] for server in open_daemon.get("/api/v1/servers").json()["servers"]] == ["ppml0001"]
@@ -171,8 +164,8 @@ def test_a_nasty_name_of_a_server_is_rejected_by_its_field_and_stored_nowhere(op
     assert "DROP" not in page
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_a_nasty_value_in_any_field_is_rejected_or_named_and_never_stored(open_daemon, moments, text):
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_value_in_any_field_is_rejected_or_ignored_and_not_stored(open_daemon, moments, text):
     for field in ("timestamp", "profile", "state", "cpu_pct"):
         answer = post(open_daemon, record("ppml0001") | {field: text}).json()
         assert [rejection["field"] for rejection in answer["rejected"]] == [field]

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from data_contract import METRICS
+from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.ingest import puller as pull
 from fleet_forecast.serving.ingest.puller import Puller
@@ -18,8 +19,8 @@ from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from tests.serving.daemon_client import STEP, complete_start, forecast_of, wait_for
 from tests.serving.fake_engine import FakeEngine
-from tests.serving.routes.test_routes import STEP, complete_start, forecast_of, iso, wait_for
 
 
 class ScriptedPrometheus:
@@ -58,7 +59,10 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
     client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
     return TestClient(
         create_app(
-            settings, lambda _path: FakeEngine(), pull_from=(client, QuerySet(queries={"cpu_pct": "cpu"})), clock=clock
+            settings,
+            load_engine=lambda _path: FakeEngine(),
+            prometheus=(client, QuerySet(queries={"cpu_pct": "cpu"})),
+            clock=clock,
         )
     )
 

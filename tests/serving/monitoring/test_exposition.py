@@ -1,15 +1,72 @@
-"""/metrics: read by Prometheus's own linter, and value by value."""
+"""/metrics: golden pages, Prometheus's own linter, and values."""
 
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from fleet_forecast.contract.forecast_spec import report_horizons
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.serving.histogram import Histogram
-from tests.serving.routes.test_routes import daemon, forecast_of, post, record, wait_for
+from fleet_forecast.serving.monitoring.base_units import base_unit
+from fleet_forecast.serving.monitoring.exposition import Exposition, forecast_lines
+from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
+from tests.serving.monitoring.fixed_daemon import VIEW, fixed_forecast, running_daemon, starting_daemon
 
 LINE = re.compile(r'([a-z_]+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S+)$')
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("openmetrics", [False, True], ids=["prometheus", "openmetrics"])
+@pytest.mark.parametrize("make", [running_daemon, starting_daemon])
+def test_the_page_is_the_golden_one_to_the_byte(make, openmetrics):
+    name = f"{make.__name__.removesuffix('_daemon')}.{'openmetrics' if openmetrics else 'prometheus'}.txt"
+    assert Exposition().render(make(), openmetrics) == (GOLDEN / name).read_bytes()
+
+
+def test_a_metric_that_the_contract_does_not_list_is_exposed_under_its_name():
+    view = replace(VIEW, metrics=(*METRICS, "gpu_load"))
+    lines = list(forecast_lines([fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0, view)]))
+    place = 'server="ppml0001",profile="ml_compute",horizon="1h",quantile="0.5"'
+    assert "# TYPE fleet_forecast_gpu_load summary" in lines
+    assert f"fleet_forecast_gpu_load{{{place}}} {20 + 6 * 3.25 + 3 * 1.5 + 11 / 7:.6g}" in lines
+
+
+def test_a_unit_without_a_base_unit_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"metric speed: no base unit for 'furlong'; add the unit to UNIT_RULES in"):
+        base_unit(replace(METRIC_SPECS["latency_ms"], name="speed", unit="furlong"))
+
+
+def test_all_levels_of_a_model_with_other_quantile_levels_are_exposed():
+    view = replace(VIEW, quantiles=(0.05, 0.5, 0.95))
+    lines = list(forecast_lines([fixed_forecast("a", "generic", None, 20.0, view)]))
+    levels = {re.search(r'quantile="([^"]+)"', line)[1] for line in lines if not line.startswith("#")}
+    assert levels == {"0.05", "0.5", "0.95"}
+
+
+def test_a_horizon_of_24_hours_is_exposed():
+    daemon = running_daemon()
+    forecast = fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0, horizon_steps=288)
+    daemon.forecasts.snapshot = replace(daemon.forecasts.snapshot, forecasts={"ppml0001": forecast})
+    daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={})
+    found = values(Exposition().render(daemon, False).decode())
+    place = 'server="ppml0001",profile="ml_compute"'
+    assert found[f'fleet_breach_probability{{{place},metric="cpu_pct",horizon="24h"}}'] == 0.25
+    assert f'fleet_forecast_cpu_ratio{{{place},horizon="24h",quantile="0.5"}}' in found
+
+
+def test_report_horizons_are_within_the_forecast_and_include_a_longer_one():
+    assert list(report_horizons(28_800)) == ["15m", "1h", "4h", "8h"]
+    assert list(report_horizons(14_400)) == ["15m", "1h", "4h"]
+    assert report_horizons(86_400)["24h"] == 86_400
+    assert report_horizons(600) == {"10m": 600}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""GET /api/v1/servers/{name}/explain: the explanation of the forecast that is served, or why there is none."""
+"""GET /api/v1/servers/{name}/explain: the explanation of the served forecast, or the reason why there is none."""
 
 import threading
 import time
@@ -8,8 +8,8 @@ import pytest
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.routes.explain import MAX_WAITING_EXPLANATIONS
+from tests.serving.daemon_client import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeEngine
-from tests.serving.routes.test_routes import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
 
 STEP = 300
 
@@ -36,7 +36,7 @@ def test_it_explains_the_forecast_of_the_last_cycle(tmp_path):
     assert sum(attention["weights"]) + attention["horizon_weight"] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_network_itself_is_asked_on_the_history_and_origin_of_the_forecast(tiny_model_dir, tmp_path):
+def test_the_weights_are_those_of_the_network_for_the_history_and_origin_of_the_forecast(tiny_model_dir, tmp_path):
     """Oracle: the engine, called directly with the samples that were sent."""
     start = complete_start()
     cpu = np.random.default_rng(0).uniform(20, 40, 30).round(2)
@@ -60,7 +60,7 @@ def test_the_network_itself_is_asked_on_the_history_and_origin_of_the_forecast(t
     assert got["attention"]["horizon_weight"] == pytest.approx(expected.attention_ahead[0], abs=2e-5)
 
 
-def test_attention_of_a_new_server_reaches_no_further_back_than_was_read(tiny_model_dir, tmp_path):
+def test_attention_of_a_new_server_covers_only_the_steps_that_were_read(tiny_model_dir, tmp_path):
     with daemon(tmp_path, Engine.load(tiny_model_dir, device="cpu")) as client:
         post(client, record("ppdb001", int(time.time())))
         assert forecast_of(client, "ppdb001")["cold_start"]
@@ -80,7 +80,7 @@ def test_unknown_servers_and_horizons_are_named(tmp_path):
         assert beyond.json()["detail"] == "horizon: 540m is asked for; the forecast reaches from its first step to 480m"
 
 
-def test_without_a_model_it_is_to_be_tried_again(tmp_path):
+def test_without_a_model_the_answer_is_503_with_retry_after(tmp_path):
     def load(_path):
         raise OSError("no model")
 
@@ -91,7 +91,7 @@ def test_without_a_model_it_is_to_be_tried_again(tmp_path):
     assert answer.headers["retry-after"] == "1"
 
 
-def test_a_model_without_explanations_says_so_and_forecasts_all_the_same(tmp_path):
+def test_a_model_without_explanations_forecasts_and_explain_is_409(tmp_path):
     with daemon(tmp_path, FakeEngine(explains=False)) as client:
         post(client, record())
         forecast_of(client)
@@ -100,13 +100,13 @@ def test_a_model_without_explanations_says_so_and_forecasts_all_the_same(tmp_pat
     assert answer.json()["detail"] == "tft_model_fake: this model has no explanations; train again"
 
 
-def test_it_is_read_with_the_token_only(tmp_path):
+def test_an_explanation_requires_the_token(tmp_path):
     with daemon(tmp_path, token=TOKEN) as client:
         assert explain(client).status_code == 401
 
 
-def test_a_forecast_the_history_no_longer_gives_is_not_explained(tmp_path):
-    """Late samples changed the history, and the forecast of before is still served."""
+def test_a_forecast_from_an_older_history_is_not_explained(tmp_path):
+    """Late samples changed the history and the earlier forecast is still served."""
     with daemon(tmp_path) as client:
         post(client, record(cpu_pct=10.0))
         forecast_of(client)
@@ -129,7 +129,7 @@ def test_a_forecast_of_another_model_is_not_explained_by_this_one(tmp_path):
         assert forecast_of(client)["model"] == "first"  # the second gives no finite forecast
 
 
-def test_beyond_a_few_waiting_ones_the_answer_is_503_and_the_others_are_served(tmp_path):
+def test_more_than_a_few_waiting_explanations_are_refused_with_503_and_the_others_are_served(tmp_path):
     engine = FakeEngine()
     with daemon(tmp_path, engine) as client:
         post(client, record())

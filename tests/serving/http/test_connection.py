@@ -1,4 +1,4 @@
-"""One connection against its limits: what it may send beside a body, how long it may idle, and what it must take."""
+"""The limits of one connection: bytes outside a body, idle time, unread responses."""
 
 import contextlib
 import socket
@@ -8,9 +8,9 @@ import time
 import pytest
 import uvicorn
 
-from fleet_forecast.serving.http.server import make_protocol
+from fleet_forecast.serving.http.connection import make_protocol
 from tests.reliability.hostile import closed_within
-from tests.serving.routes.test_routes import wait_for
+from tests.serving.daemon_client import wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = GET + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -28,7 +28,7 @@ async def answer_big(scope, receive, send):
 
 
 async def count_body(scope, receive, send):
-    """Answer with the size of the body, and with the names of the headers once the body is there."""
+    """Respond with the size of the body and the names of the headers, when the body is complete."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -39,7 +39,7 @@ async def count_body(scope, receive, send):
 
 @contextlib.contextmanager
 def serving(app, keep_alive=30.0, body_seconds=30.0):
-    """A server of `app` in a thread; gives a function that connects and sends, and the server's open connections."""
+    """A server of `app` in a thread: a function that connects and sends, and the set of open connections."""
     config = uvicorn.Config(
         app,
         http=make_protocol(30.0, body_seconds, 100),
@@ -72,7 +72,7 @@ def serving(app, keep_alive=30.0, body_seconds=30.0):
 
 
 def answer_of(client):
-    """Status line, headers and a short body; an answer of these applications comes whole."""
+    """Status line, headers and the short body of a response."""
     got = b""
     while not got.partition(b"\r\n\r\n")[2]:
         piece = client.recv(65536)
@@ -82,7 +82,7 @@ def answer_of(client):
 
 
 def bytes_taken(client, piece, most=32 << 20):
-    """How much of endless `piece`s the other side takes before it closes."""
+    """Bytes of endless `piece`s that the server reads before it closes the connection."""
     sent = 0
     with contextlib.suppress(OSError):
         while sent < most:
@@ -102,7 +102,7 @@ def test_endless_trailers_are_cut_off(app, piece):
         assert bytes_taken(client, piece) < 32 << 20
 
 
-def test_a_trailer_is_no_header_and_the_connection_stays():
+def test_a_trailer_is_not_a_header_and_the_connection_is_kept():
     with serving(count_body) as (connected, _):
         client = connected(CHUNKED)
         for _ in range(2):
@@ -111,7 +111,7 @@ def test_a_trailer_is_no_header_and_the_connection_stays():
             client.sendall(CHUNKED)
 
 
-def test_a_body_in_tiny_chunks_is_taken_whole():
+def test_a_body_in_tiny_chunks_is_received_completely():
     with serving(count_body) as (connected, _):
         client = connected(CHUNKED + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
         assert b"\r\n\r\n100000 " in answer_of(client)
@@ -133,7 +133,7 @@ def test_a_body_that_never_ends_after_its_answer_does_not_keep_a_connection():
         wait_for(lambda: not connections, 5.0)
 
 
-def test_a_body_that_ends_after_its_answer_leaves_the_connection_to_the_next_request():
+def test_a_connection_is_kept_when_a_body_ends_after_its_response():
     with serving(answer_at_once, body_seconds=0.4) as (connected, _):
         client = connected(GET + b"Content-Length: 1\r\n\r\n")
         answer_of(client)
@@ -143,7 +143,7 @@ def test_a_body_that_ends_after_its_answer_leaves_the_connection_to_the_next_req
         assert answer_of(client).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_websocket_on_a_kept_connection_outlives_the_clocks_of_requests():
+def test_a_websocket_on_a_kept_connection_is_not_closed_by_the_timers_of_requests():
     async def app(scope, receive, send):
         if scope["type"] == "http":
             await answer_at_once(scope, receive, send)
@@ -162,7 +162,7 @@ def test_a_websocket_on_a_kept_connection_outlives_the_clocks_of_requests():
 
 
 @pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
-def test_a_client_that_takes_nothing_is_let_go(ending):
+def test_a_client_that_reads_nothing_is_disconnected(ending):
     with serving(answer_big, body_seconds=0.5) as (connected, connections):
         client = connected(GET + ending)
         assert client.recv(10)
@@ -170,7 +170,7 @@ def test_a_client_that_takes_nothing_is_let_go(ending):
 
 
 @pytest.mark.parametrize("ending", [b"\r\n", b"Connection: close\r\n\r\n"], ids=["kept", "closed"])
-def test_a_slow_client_that_takes_its_answer_gets_it_whole(ending):
+def test_a_slow_client_that_reads_gets_the_complete_response(ending):
     with serving(answer_big, keep_alive=0.6, body_seconds=0.6) as (connected, _):
         client = connected(GET + ending, receive_buffer=65536)
         started, got = time.monotonic(), 0

@@ -1,0 +1,153 @@
+"""Start and end of the daemon: opens the store, runs the background work, closes both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.alerting.book import AlertBook
+from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
+from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
+from fleet_forecast.serving.background import keep_running
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
+from fleet_forecast.serving.ingest.puller import Puller
+from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.scores import ForecastScores
+from fleet_forecast.serving.referenced_files import ReferencedFiles
+from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+
+DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded
+
+Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine function of background work
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """What the daemon is made from.
+
+    load_engine: loads a model directory; None: Engine.load on the device of the settings.
+    prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
+    """
+
+    settings: Settings
+    files: ReferencedFiles
+    load_engine: LoadEngine | None
+    prometheus: tuple[PrometheusClient, QuerySet] | None
+    clock: Callable[[], float]
+
+
+@contextlib.asynccontextmanager
+async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
+    """Open the parts and run the background work until the context ends."""
+    daemon = await asyncio.to_thread(_open, config)
+    daemon.notifiers += _notifiers(daemon)
+    _publish_events(daemon)
+    work = _background_work(daemon, config.prometheus)
+    tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
+    _reload_on_hangup(daemon.model)
+    try:
+        yield daemon
+    finally:
+        await _close(daemon, tasks)
+
+
+def _open(config: DaemonConfig) -> Daemon:
+    """Open the store and put the parts together. Takes as long as the check of the store's file."""
+    settings, files = config.settings, config.files
+    store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
+    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
+    return Daemon(
+        settings=settings,
+        rules=files.profile_rules,
+        store=store,
+        ingest=IngestSink(settings, store, config.clock),
+        forecasts=forecasts,
+        model=ModelManager(settings.model, config.load_engine or _engine_loader(settings), forecasts),
+        alerts=AlertBook(files.alert_rules),
+        scores=ForecastScores(),
+        events=EventHub(),
+        notifiers=[],
+        clock=config.clock,
+    )
+
+
+def _engine_loader(settings: Settings) -> LoadEngine:
+    def load(path: Path) -> Engine:
+        return Engine.load(path, device=settings.device, threads=settings.threads or None)
+
+    return load
+
+
+def _notifiers(daemon: Daemon) -> list[Notifier]:
+    settings, alerts = daemon.settings, daemon.alerts
+    notifiers: list[Notifier] = []
+    if settings.alertmanager is not None:
+        url, seconds = settings.alertmanager, settings.alert_seconds
+        notifiers.append(AlertmanagerNotifier(url, lambda: list(alerts.firing.values()), seconds))
+    if settings.webhook is not None:
+        notifiers.append(Notifier(settings.webhook))
+    return notifiers
+
+
+def _publish_events(daemon: Daemon) -> None:
+    """Publish each forecast cycle and each load of a model to the event streams."""
+
+    def on_cycle(snapshot: FleetSnapshot) -> None:
+        origin = None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds)
+        daemon.events.publish("cycle", {"origin": origin, "servers": len(snapshot.forecasts)})
+
+    def on_model(result: LoadResult) -> None:
+        daemon.events.publish("model", {"model": result.model_id, "problem": result.problem})
+
+    daemon.forecasts.listeners.append(on_cycle)
+    daemon.model.listeners.append(on_model)
+
+
+def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
+    history = daemon.settings.history
+    state_file = history.with_name(history.name + ".alerts.json")
+    sinks = AlertSinks(daemon.events, daemon.notifiers, state_file)
+    alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
+    work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
+    work += [("delivery", notifier.run) for notifier in daemon.notifiers]
+    if prometheus is not None:
+        work.append(("pull", Puller(daemon.ingest, *prometheus).run))
+    return work
+
+
+def _reload_on_hangup(model: ModelManager) -> None:
+    """Load the model again on SIGHUP; only where the event loop runs in the main thread."""
+    reloads: set[asyncio.Task[Any]] = set()  # a task without a reference may be collected before its end
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(model.load())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, as in some tests
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
+    """End the work first, then its threads, then the store that they use."""
+    daemon.events.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
+    for worker in (daemon.ingest.worker, daemon.forecasts.worker):
+        await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
+    await asyncio.to_thread(daemon.store.close)

@@ -1,0 +1,188 @@
+"""The daemon's own metric families on /metrics: one definition each of name, kind, help text and values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from fleet_forecast.contract.specs import CONTRACT_VERSION
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.text_format import header
+
+
+class Sample(NamedTuple):
+    """Labels in braces, or no text, and the value."""
+
+    labels: str
+    value: float
+
+
+Samples = Callable[[Daemon], Iterable[Sample] | None]
+
+
+class Family(NamedTuple):
+    """One metric family; a counter's name is without `_total`. It is left out while `samples` returns None."""
+
+    name: str
+    kind: str
+    description: str
+    samples: Samples
+
+
+def family_lines(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
+    """Lines of all families."""
+    for family in FAMILIES:
+        samples = family.samples(daemon)
+        if family is CYCLE_DURATION:
+            yield from header(family.name, family.kind, family.description)
+            yield from daemon.forecasts.statistics.durations.samples(family.name)
+        elif samples is not None:
+            yield from _family(family, samples, openmetrics)
+
+
+def _family(family: Family, samples: Iterable[Sample], openmetrics: bool) -> Iterator[str]:
+    name = f"{family.name}_total" if family.kind == "counter" else family.name
+    yield from header(family.name if openmetrics else name, family.kind, family.description)
+    yield from (f"{name}{labels} {value!r}" for labels, value in samples)
+
+
+def _gauge(name: str, description: str, samples: Samples) -> Family:
+    return Family(name, "gauge", description, samples)
+
+
+def _counter(name: str, description: str, samples: Samples) -> Family:
+    return Family(name, "counter", description, samples)
+
+
+def _one(value: float) -> list[Sample]:
+    return [Sample("", value)]
+
+
+def _by(label: str, values: Mapping[str, float]) -> list[Sample]:
+    return [Sample(f'{{{label}="{key}"}}', value) for key, value in sorted(values.items())]
+
+
+def _age(daemon: Daemon) -> list[Sample] | None:
+    origin = daemon.forecasts.snapshot.origin_seconds
+    return None if origin is None else _one(round(daemon.clock() - origin - daemon.store.step_seconds, 3))
+
+
+def _model_info(daemon: Daemon) -> list[Sample] | None:
+    model = daemon.forecasts.snapshot.model
+    return None if model is None else [Sample(f'{{model="{model.model_id}"}}', 1)]
+
+
+def _reload_successful(daemon: Daemon) -> list[Sample] | None:
+    last = daemon.model.last_load
+    return None if last is None else _one(float(last.problem is None))
+
+
+def _reload_time(daemon: Daemon) -> list[Sample] | None:
+    last = daemon.model.last_load
+    return None if last is None else _one(round(last.at_seconds, 3))
+
+
+def _reloads(daemon: Daemon) -> list[Sample]:
+    loads = daemon.model.loads.items()
+    return [Sample(f'{{result="{"success" if good else "failure"}"}}', count) for good, count in loads]
+
+
+def _firing(daemon: Daemon) -> list[Sample]:
+    return _by("metric", Counter(alert.metric for alert in list(daemon.alerts.firing.values())))
+
+
+def _score(field: str, daemon: Daemon) -> list[Sample]:
+    tallies = sorted(daemon.scores.tallies.items())
+    return [Sample(f'{{metric="{m}",horizon="{h}"}}', getattr(tally, field)) for (m, h), tally in tallies]
+
+
+CYCLE_DURATION = Family(
+    "fleet_cycle_duration_seconds",
+    "histogram",
+    "Duration of forecast cycles of the whole fleet.",
+    lambda _: None,  # its lines are those of the histogram
+)
+FAMILIES: tuple[Family, ...] = (
+    _gauge(
+        "fleet_forecast_build_info",
+        "Version of the data contract.",
+        lambda _: [Sample(f'{{contract_version="{CONTRACT_VERSION}"}}', 1)],
+    ),
+    _counter("fleet_ingested_records", "Records accepted and stored.", lambda d: _one(d.ingest.accepted)),
+    _counter(
+        "fleet_rejected_records",
+        "Records rejected, by the field at fault.",
+        lambda d: _by("field", d.ingest.rejected or {"none": 0}),
+    ),
+    CYCLE_DURATION,
+    _counter("fleet_cycles", "Forecast cycles of the whole fleet.", lambda d: _one(d.forecasts.statistics.cycles)),
+    _counter(
+        "fleet_cycles_skipped", "Steps that passed during a cycle.", lambda d: _one(d.forecasts.statistics.skipped)
+    ),
+    _counter(
+        "fleet_cycles_failed",
+        "Cycles that failed; the last forecasts stayed.",
+        lambda d: _one(d.forecasts.statistics.failed),
+    ),
+    _counter(
+        "fleet_forecasts_not_finite",
+        "Forecasts dropped because they were not finite.",
+        lambda d: _one(d.forecasts.statistics.not_finite),
+    ),
+    # Online scores; values are in the contract's units.
+    _counter(
+        "fleet_forecast_scored", "Forecast values compared with what was then measured.", partial(_score, "scored")
+    ),
+    _counter("fleet_forecast_covered", "Of these, within the 80 % band.", partial(_score, "covered_80")),
+    _counter(
+        "fleet_forecast_pinball_loss",
+        "Twice their pinball loss; divided by the next: the WQL.",
+        partial(_score, "pinball"),
+    ),
+    _counter("fleet_forecast_measured_magnitude", "Sum of the measured magnitudes.", partial(_score, "absolute")),
+    _gauge("fleet_alerts_firing", "Firing alerts, by metric.", _firing),
+    _counter("fleet_alerts_sent", "Alerts delivered.", lambda d: _one(sum(each.sent for each in d.notifiers))),
+    _counter(
+        "fleet_alert_delivery_failures",
+        "Deliveries that failed and were tried again.",
+        lambda d: _one(sum(each.failures for each in d.notifiers)),
+    ),
+    _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
+    _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),
+    _counter(
+        "fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", lambda d: _by("result", d.ingest.pulls)
+    ),
+    _counter(
+        "fleet_background_failures",
+        "Work beside the requests that failed and began again.",
+        lambda d: _by("work", d.background_failures),
+    ),
+    _gauge("fleet_forecast_age_seconds", "Time since the end of the last step the forecasts know.", _age),
+    _gauge("fleet_model_info", "The model of the forecasts.", _model_info),
+    _gauge("fleet_model_last_reload_successful", "Whether the last model load succeeded.", _reload_successful),
+    _gauge("fleet_model_last_reload_timestamp_seconds", "When a model was last loaded.", _reload_time),
+    _counter("fleet_model_reloads", "Attempts to load a model.", _reloads),
+    _gauge("fleet_history_size_bytes", "Size of the history on disk.", lambda d: _one(d.store.size_bytes())),
+    _gauge("fleet_history_waiting_records", "Records not yet on disk.", lambda d: _one(d.store.waiting_records())),
+    _gauge(
+        "fleet_history_writable", "Whether the last write succeeded.", lambda d: _one(float(d.store.failure is None))
+    ),
+    _gauge(
+        "fleet_history_set_aside",
+        "Whether a damaged history was set aside at the start.",
+        lambda d: _one(float(bool(d.store.set_aside))),
+    ),
+    _gauge(
+        "fleet_servers",
+        "Servers with a forecast, by profile.",
+        lambda d: _by("profile", d.forecasts.snapshot.profiles),
+    ),
+    _gauge(
+        "fleet_servers_unmatched",
+        "Servers whose name no rule matches.",
+        lambda d: _one(len(d.forecasts.snapshot.unmatched)),
+    ),
+    _gauge("fleet_servers_stale", "Servers that fell silent.", lambda d: _one(d.forecasts.stale_servers())),
+)

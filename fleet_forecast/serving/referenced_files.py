@@ -1,0 +1,50 @@
+"""The content of the files that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
+from fleet_forecast.serving.settings import Settings, read_token, require_token_beyond_loopback, token_from
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
+from server_profiles import BUILT_IN_RULES, ProfileRules
+
+
+@dataclass(frozen=True)
+class ReferencedFiles:
+    """Rules and tokens; the defaults are those of settings that name no file."""
+
+    profile_rules: ProfileRules = BUILT_IN_RULES
+    alert_rules: AlertRules = field(default_factory=AlertRules)
+    token: bytes | None = None
+    admin_token: bytes | None = None
+    prometheus_token: bytes | None = None
+    queries: QuerySet = NODE_EXPORTER
+
+
+def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
+    """Read and check the files that the settings name, apart from the model.
+
+    environment: variables of the process, which may contain the token. Raises what the readers of the files raise, and
+    SettingsError if the daemon would serve other machines without a token.
+    """
+    files = ReferencedFiles(
+        profile_rules=load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES,
+        alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules(),
+        token=read_token(settings.token_file) or token_from(environment),
+        admin_token=read_token(settings.admin_token_file),
+        prometheus_token=read_token(settings.prometheus_token_file),
+        queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
+    )
+    require_token_beyond_loopback(settings, files.token)
+    return files
+
+
+def prometheus_source(settings: Settings, files: ReferencedFiles) -> tuple[PrometheusClient, QuerySet] | None:
+    """The Prometheus to pull from and its queries; None if the settings name none."""
+    if settings.prometheus is None:
+        return None
+    token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
+    return PrometheusClient(settings.prometheus, token), files.queries

@@ -1,0 +1,142 @@
+"""Firing alerts, and the most probable breaches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.contract.forecast_spec import report_horizons
+from fleet_forecast.serving.alerting.alert import as_document
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.routes.responses import (
+    ACCESS_REFUSALS,
+    INVALID_PARAMETER,
+    RunningDaemon,
+    UtcTime,
+    json_response,
+)
+
+LEAST_PROBABILITY = 0.005  # lower risks are not listed
+
+router = APIRouter(tags=["alerts"])
+
+
+class AlertInfo(BaseModel):
+    """One alert. `probability` is that of the event that `reason` names.
+
+    breach: the metric exceeds its threshold. departure: the server behaves unusually.
+    """
+
+    state: Literal["firing", "resolved"]
+    server_name: str
+    profile: str
+    metric: str
+    threshold: float
+    probability: float
+    current: float | None
+    sentence: str
+    reason: Annotated[str, Field(description="breach, departure, or the reason of a further detector")]
+    started_at: UtcTime | None
+    ended_at: UtcTime | None
+    expected_at: Annotated[UtcTime | None, Field(description="most probable time of the breach")]
+    earliest_at: UtcTime | None
+    latest_at: UtcTime | None
+
+
+class AlertsResponse(BaseModel):
+    """Firing alerts, the most probable first."""
+
+    alerts: list[AlertInfo]
+
+
+class Risk(BaseModel):
+    """The probability that one metric of one server exceeds its threshold within the look-ahead."""
+
+    server_name: str
+    profile: str
+    metric: str
+    probability: float
+    current: float | None
+    threshold: Annotated[float | None, Field(description="null if the metric has none")]
+    by_horizon: Annotated[dict[str, float], Field(description="probability by horizon, such as 15m")]
+
+
+class RisksResponse(BaseModel):
+    """Risks, the highest first."""
+
+    risks: list[Risk]
+
+
+@router.get("/alerts/active", include_in_schema=False)
+@router.get(
+    "/api/v1/alerts",
+    summary="Firing alerts",
+    response_model=AlertsResponse,
+    response_description="firing alerts, the most probable first",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def alerts(
+    daemon: RunningDaemon,
+    server: Annotated[list[str] | None, Query(description="only these servers")] = None,
+    profile: Annotated[list[str] | None, Query(description="only these profiles")] = None,
+) -> Response:
+    firing = sorted(daemon.alerts.firing.values(), key=lambda alert: -alert.probability)
+    selected = [
+        as_document(alert)
+        for alert in firing
+        if (server is None or alert.server_name in server) and (profile is None or alert.profile in profile)
+    ]
+    return json_response({"alerts": selected})
+
+
+@router.get(
+    "/api/v1/risks",
+    summary="Most probable breaches",
+    response_model=RisksResponse,
+    response_description="most probable breaches",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def risks(
+    daemon: RunningDaemon,
+    limit: Annotated[int, Query(ge=1, le=1_000, description="entries in the response")] = 50,
+) -> Response:
+    return json_response({"risks": await asyncio.to_thread(_risks, daemon, limit)})
+
+
+def _risks(daemon: Daemon, limit: int) -> list[dict[str, Any]]:
+    """Servers and metrics by the probability of a breach within the look-ahead, highest first."""
+    found = []
+    for name, probabilities in list(daemon.alerts.probabilities.items()):  # float32 [metric, horizon]
+        forecast = daemon.forecasts.snapshot.forecasts.get(name)
+        if forecast is not None and probabilities.shape == (len(forecast.model.metrics), len(_horizons(forecast))):
+            column = int(np.searchsorted(_horizons(forecast), daemon.alerts.rules.lookahead_seconds))
+            at = probabilities[:, min(column, probabilities.shape[1] - 1)]
+            found += [
+                (float(value), name, index, forecast) for index, value in enumerate(at) if value >= LEAST_PROBABILITY
+            ]
+    found.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    return [
+        {
+            "server_name": name,
+            "profile": forecast.profile,
+            "metric": forecast.model.metrics[index],
+            "probability": round(value, 4),
+            "current": forecast.current[index],
+            "threshold": daemon.alerts.rules.thresholds_of(name, forecast.profile).get(forecast.model.metrics[index]),
+            "by_horizon": {
+                f"{seconds // 60}m": round(float(p), 4)
+                for seconds, p in zip(_horizons(forecast), daemon.alerts.probabilities[name][index], strict=True)
+            },
+        }
+        for value, name, index, forecast in found[:limit]
+    ]
+
+
+def _horizons(forecast: ServerForecast) -> list[int]:
+    """Seconds of the report horizons, the columns of the exceedance probabilities."""
+    return list(report_horizons(forecast.horizon_steps * forecast.model.step_seconds).values())

@@ -1,0 +1,163 @@
+"""Probes for orchestrators and Prometheus, and the status for people."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, wants_openmetrics
+from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
+
+MAX_UNMATCHED_NAMES = 100  # in the status
+
+router = APIRouter(tags=["probes"])
+
+
+class ServersStatus(BaseModel):
+    """Numbers of servers."""
+
+    known: int
+    forecast: int
+    stale: int
+    unmatched_names: Annotated[list[str], Field(description="the first names that no profile rule matches")]
+
+
+class CycleStatus(BaseModel):
+    """The last forecast cycle with something to forecast, and counts since the start."""
+
+    origin: UtcTime | None
+    made_at: UtcTime | None
+    seconds: float
+    servers: int
+    cycles: int
+    skipped_steps: Annotated[int, Field(description="steps that ended while a cycle was running")]
+    failed: int
+
+
+class RecordsStatus(BaseModel):
+    """Records since the start."""
+
+    accepted: int
+    rejected: int
+    waiting: Annotated[int, Field(description="accepted and not on disk yet")]
+
+
+class HistoryStatus(BaseModel):
+    """The file of received samples."""
+
+    file: str
+    bytes: int
+    writable: bool
+    problem: str | None
+    damaged_file_set_aside: str | None
+
+
+class StatusResponse(BaseModel):
+    """The state of the daemon."""
+
+    ready: bool
+    model: str | None
+    last_load_problem: str | None
+    uptime_seconds: float
+    servers: ServersStatus
+    cycle: CycleStatus
+    records: RecordsStatus
+    history: HistoryStatus
+
+
+@router.get("/healthz", summary="The process answers")
+async def healthz() -> Response:
+    return Response(b"ok\n", media_type="text/plain")
+
+
+@router.get(
+    "/readyz",
+    summary="The daemon can forecast",
+    responses={
+        200: {"description": "a model is loaded and checked"},
+        421: ACCESS_REFUSALS[421],
+        503: {"description": "no model is loaded; the text gives the reason"},
+    },
+)
+async def readyz(daemon: RunningDaemon) -> Response:
+    if daemon.model.ready:
+        return Response(b"ready\n", media_type="text/plain")
+    last = daemon.model.last_load
+    reason = last.problem if last and last.problem else "the model is still loading"
+    return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    responses={
+        200: {"description": "Prometheus text, or OpenMetrics by the Accept header", "content": {"text/plain": {}}},
+        **ACCESS_REFUSALS,
+    },
+)
+async def metrics(request: Request, daemon: RunningDaemon) -> Response:
+    openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+    state = request.app.state
+    async with state.rendering:  # one page at a time
+        page = await asyncio.to_thread(state.exposition.render, daemon, openmetrics)
+    return Response(page, headers={"content-type": OPENMETRICS if openmetrics else TEXT})
+
+
+@router.get(
+    "/status",
+    summary="The state of the daemon, for people",
+    response_model=StatusResponse,
+    response_description="the status",
+    responses=ACCESS_REFUSALS,
+)
+async def status(daemon: RunningDaemon) -> Response:
+    return json_response(await asyncio.to_thread(_status, daemon))
+
+
+def _status(daemon: Daemon) -> dict[str, Any]:
+    engine, last = daemon.forecasts.engine, daemon.model.last_load
+    snapshot, store = daemon.forecasts.snapshot, daemon.store
+    return {
+        "ready": daemon.model.ready,
+        "model": engine.model_id if engine else None,
+        "last_load_problem": last.problem if last else None,
+        "uptime_seconds": round(time.monotonic() - daemon.started_monotonic, 1),
+        "servers": {
+            "known": len(store.servers),
+            "forecast": len(snapshot.forecasts),
+            "stale": daemon.forecasts.stale_servers(),
+            "unmatched_names": snapshot.unmatched[:MAX_UNMATCHED_NAMES],
+        },
+        "cycle": _cycle_status(daemon),
+        "records": {
+            "accepted": daemon.ingest.accepted,
+            "rejected": daemon.ingest.rejected.total(),
+            "waiting": store.waiting_records(),
+        },
+        "history": {
+            "file": str(store.path),
+            "bytes": store.size_bytes(),
+            "writable": store.failure is None,
+            "problem": store.failure,
+            "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
+        },
+    }
+
+
+def _cycle_status(daemon: Daemon) -> dict[str, Any]:
+    snapshot, statistics = daemon.forecasts.snapshot, daemon.forecasts.statistics
+    return {
+        "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
+        "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
+        "seconds": round(statistics.last_seconds, 3),
+        "servers": statistics.last_servers,
+        "cycles": statistics.cycles,
+        "skipped_steps": statistics.skipped,
+        "failed": statistics.failed,
+    }

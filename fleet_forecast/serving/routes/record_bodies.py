@@ -1,0 +1,110 @@
+"""Request bodies with records: reading, and the models that document them.
+
+Records are validated by ingest.validation, a plain loop that is faster than the models. A test holds the models to it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_PATTERN, STATES, MetricSpec
+from fleet_forecast.serving.ingest.validation import PROFILE_NAME, CheckedBatch
+from fleet_forecast.serving.routes.responses import JSON
+from fleet_forecast.serving.settings import Settings
+from server_profiles import ServerProfile
+
+MAX_IGNORED_FIELDS = 100  # named in one response
+_STATE_NAMES = tuple(map(str, STATES))
+_EXAMPLE = {"timestamp": "2026-11-23T10:00:00Z", "server_name": "ppml0015", "cpu_pct": 78.0, "mem_pct": 82.5}
+
+
+class _Labels(BaseModel):
+    """One sample of one server. Null and a missing metric both mean: not measured."""
+
+    timestamp: datetime
+    server_name: Annotated[str, Field(pattern=f"^{SERVER_NAME_PATTERN}$")]
+    profile: Annotated[
+        str | None,
+        Field(pattern=f"^{PROFILE_NAME.pattern}$", description=f"{', '.join(ServerProfile)}, or another name"),
+    ] = None
+    state: Literal[_STATE_NAMES] | None = None  # type: ignore[valid-type]
+
+
+def _metric_field(spec: MetricSpec) -> Any:
+    bounds = Field(ge=spec.lower, le=spec.upper, description=f"{spec.description}, {spec.unit}")
+    return Annotated[float | None, bounds], None
+
+
+Record: type[BaseModel] = create_model(
+    "Record", __base__=_Labels, **{name: _metric_field(spec) for name, spec in METRIC_SPECS.items()}
+)
+
+
+class Rejection(BaseModel):
+    """A record that was not accepted."""
+
+    index: Annotated[int, Field(description="place of the record in the request, from 0")]
+    field: str
+    value: Annotated[Any, Field(description="the rejected value, shortened")] = None
+    reason: str
+
+
+class BatchNotes(BaseModel):
+    """What was not used of the records in a request."""
+
+    rejected: list[Rejection]
+    ignored_fields: Annotated[list[str], Field(description="fields that the data contract does not have")] = []
+
+
+class IngestResponse(BatchNotes):
+    """The result of storing samples."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "accepted": 1,
+                    "rejected": [
+                        {"index": 1, "field": "cpu_pct", "value": 180, "reason": "cpu_pct is a number from 0 to 100"}
+                    ],
+                }
+            ]
+        }
+    )
+
+    accepted: Annotated[int, Field(description="records stored, on disk")]
+
+
+def _body_schema() -> dict[str, Any]:
+    records = {
+        "type": "array",
+        "items": Record.model_json_schema(),
+        "maxItems": Settings().max_records,
+        "description": "at most max_records of the settings",
+    }
+    return {"type": "object", "required": ["records"], "properties": {"records": records}}
+
+
+RECORDS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {JSON: {"schema": _body_schema(), "example": {"records": [_EXAMPLE]}}},
+    }
+}
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; the middleware bounds its size and time."""
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def batch_notes(batch: CheckedBatch) -> dict[str, Any]:
+    """BatchNotes as a document for to_json."""
+    notes: dict[str, Any] = {"rejected": [rejection._asdict() for rejection in batch.rejected]}
+    if batch.ignored_fields:
+        notes["ignored_fields"] = sorted(batch.ignored_fields)[:MAX_IGNORED_FIELDS]
+    return notes

@@ -1,0 +1,155 @@
+"""The servers and profiles that the daemon knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.routes.responses import (
+    ACCESS_REFUSALS,
+    INVALID_PARAMETER,
+    RunningDaemon,
+    UtcTime,
+    json_response,
+)
+from fleet_forecast.serving.storage.samples import KnownServer
+from server_profiles import PROFILES
+
+router = APIRouter(tags=["fleet"])
+
+
+class ServersQuery(BaseModel):
+    """The servers of one page."""
+
+    profile: Annotated[list[str] | None, Field(description="only these profiles")] = None
+    limit: Annotated[int, Field(ge=1, le=10_000, description="servers in one response")] = 1_000
+    after: Annotated[str, Field(description="`next` of the previous page")] = ""
+
+
+class ServerInfo(BaseModel):
+    """One known server."""
+
+    server_name: str
+    profile: str
+    profile_rule: Annotated[str | None, Field(description="what gave the profile; null if no rule matches the name")]
+    last_measured_step: UtcTime | None
+    forecast_origin: UtcTime | None
+    stale: bool | None
+
+
+class ServersResponse(BaseModel):
+    """One page of servers, in the order of names."""
+
+    servers: list[ServerInfo]
+    next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")]
+
+
+class UsualValues(BaseModel):
+    """The usual values of one metric on servers of one profile."""
+
+    mean: float
+    spread: float
+    unit: str
+
+
+class ProfileInfo(BaseModel):
+    """One profile and its servers."""
+
+    profile: str
+    servers: Annotated[int, Field(description="known servers of this profile")]
+    trained: Annotated[bool, Field(description="the model in use was trained on servers of this profile")]
+    name_patterns: list[str]
+    usual: Annotated[dict[str, UsualValues], Field(description="by metric")]
+
+
+class ProfilesResponse(BaseModel):
+    """The built-in profiles, then the others that servers or the model have."""
+
+    profiles: list[ProfileInfo]
+    unmatched_names: Annotated[int, Field(description="servers whose name no rule matches")]
+
+
+@router.get(
+    "/api/v1/servers",
+    summary="Known servers",
+    response_model=ServersResponse,
+    response_description="one page",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def servers(daemon: RunningDaemon, query: Annotated[ServersQuery, Query()]) -> Response:
+    return json_response(await asyncio.to_thread(_servers_page, daemon, query))
+
+
+@router.get(
+    "/api/v1/profiles",
+    summary="Profiles and their servers",
+    response_model=ProfilesResponse,
+    response_description="the profiles",
+    responses=ACCESS_REFUSALS,
+)
+async def profiles(daemon: RunningDaemon) -> Response:
+    return json_response(await asyncio.to_thread(_profiles, daemon))
+
+
+def _servers_page(daemon: Daemon, query: ServersQuery) -> dict[str, Any]:
+    known = sorted(daemon.store.servers.values(), key=lambda server: server.name)
+    page: list[dict[str, Any]] = []
+    for server in known:
+        if server.name <= query.after:
+            continue
+        described = _server(daemon, server)
+        if query.profile is None or described["profile"] in query.profile:
+            page.append(described)
+        if len(page) > query.limit:
+            break
+    following = page[query.limit - 1]["server_name"] if len(page) > query.limit else None
+    return {"servers": page[: query.limit], "next": following}
+
+
+def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
+    profile, rule = profile_of(server.name, server.profile, daemon.rules)
+    forecast = daemon.forecasts.snapshot.forecasts.get(server.name)
+    last_step = daemon.store.last_step(server.server_id)
+    return {
+        "server_name": server.name,
+        "profile": profile,
+        "profile_rule": rule,
+        "last_measured_step": None if last_step is None else iso(last_step * daemon.store.step_seconds),
+        "forecast_origin": None if forecast is None else iso(forecast.origin_seconds),
+        "stale": None if forecast is None else daemon.forecasts.is_stale(forecast),
+    }
+
+
+def _profiles(daemon: Daemon) -> dict[str, Any]:
+    matches = [profile_of(server.name, server.profile, daemon.rules) for server in list(daemon.store.servers.values())]
+    counts = Counter(profile for profile, _ in matches)
+    trained = daemon.forecasts.engine.config.profiles if daemon.forecasts.engine else ()
+    others = sorted({*counts, *trained} - set(PROFILES))
+    return {
+        "profiles": [
+            {
+                "profile": str(profile),
+                "servers": counts[str(profile)],
+                "trained": str(profile) in trained,
+                "name_patterns": spec.name_patterns,
+                "usual": {
+                    metric: {"mean": baseline.mean, "spread": baseline.spread, "unit": METRIC_SPECS[metric].unit}
+                    for metric, baseline in spec.baselines.items()
+                },
+            }
+            for profile, spec in PROFILES.items()
+        ]
+        + [
+            {"profile": name, "servers": counts[name], "trained": name in trained, "name_patterns": [], "usual": {}}
+            for name in others
+        ],
+        "unmatched_names": sum(rule is None for _, rule in matches),
+    }

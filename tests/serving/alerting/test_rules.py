@@ -1,0 +1,90 @@
+"""Thresholds, levels and the file that overrides them."""
+
+from pathlib import Path
+
+import pytest
+
+from data_contract import METRICS
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.serving.alerting import rules as rules_module
+from fleet_forecast.serving.alerting.rules import AlertRules, default_thresholds, load_alert_rules
+from server_profiles import ServerProfile
+
+
+def test_default_thresholds_are_above_the_normal_load_of_a_profile():
+    rules = AlertRules()
+    assert rules.thresholds_of("x", "database")["mem_pct"] == 99.4
+    assert rules.thresholds_of("x", "web_api")["mem_pct"] == 91.5
+
+
+def test_rules_per_profile_and_server(tmp_path):
+    (tmp_path / "a.toml").write_text(
+        "fire_probability = 0.8\nlookahead_seconds = 3600\ndepartures = false\n"
+        "[profiles.database]\nmem_pct = 95\ncpu_pct = false\n[servers.ppdb007]\nmem_pct = 97.5\n"
+    )
+    rules = load_alert_rules(tmp_path / "a.toml")
+    assert rules.fire_probability == 0.8
+    assert not rules.departures
+    assert rules.thresholds_of("ppdb001", "database")["mem_pct"] == 95
+    assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
+    assert rules.thresholds_of("ppdb007", "database")["cpu_pct"] is None
+    assert (
+        rules.thresholds_of("ppdb007", "database")["latency_ms"]
+        == default_thresholds(ServerProfile.DATABASE)["latency_ms"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "is not TOML"),
+        ("level = 1", "unknown key 'level'"),
+        ("fire_probability = 1.5", "fire_probability is 1.5"),
+        ("fire_forecasts = true", "fire_forecasts is True"),
+        ("fire_forecasts = 0", "fire_forecasts is 0"),
+        ("departures = 1", "departures is 1; .* true or false"),
+        ("resolve_probability = 0.9", "must be below"),
+        ("profiles = 1", "profiles is 1"),
+        ("[profiles]\ndatabase = 1", "database is 1"),
+        ("[profiles.db]\ncpu_pct = 1", "unknown profile 'db'"),
+        ("[servers.a]\ncpu = 1", "unknown metric 'cpu'"),
+        ("[servers.a]\ncpu_pct = 'x'", "cpu_pct is 'x'"),
+        ("[servers.a]\ncpu_pct = nan", "cpu_pct is nan"),
+    ],
+)
+def test_a_wrong_rule_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(TomlFileError, match=message):
+        load_alert_rules(tmp_path / "a.toml")
+
+
+def test_every_profile_has_a_threshold_for_every_metric():
+    rules = AlertRules()
+    for profile in ServerProfile:
+        assert all(rules.thresholds_of("x", profile).get(metric) is not None for metric in METRICS)
+
+
+def test_a_profile_that_is_not_built_in_has_the_thresholds_of_generic():
+    rules = AlertRules()
+    assert rules.thresholds_of("mf1", "mainframe") == rules.thresholds_of("x", "generic")
+
+
+def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text(encoding="utf-8")
+    (tmp_path / "a.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    rules, default = load_alert_rules(tmp_path / "a.toml"), AlertRules()
+    assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
+    assert rules.fire_probability == 0.6
+    levels = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
+    assert levels in " ".join(text.split())
+    assert (default.fire_probability, default.fire_forecasts) == (0.5, 2)
+    assert (default.resolve_probability, default.resolve_forecasts) == (0.25, 3)
+    assert f"within the next {default.lookahead_seconds // 3600} hours" in text
+
+
+def test_a_metric_without_a_baseline_has_a_threshold_only_if_the_file_gives_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(rules_module, "METRICS", (*METRICS, "gpu_pct"))
+    (tmp_path / "a.toml").write_text("[servers.ppml1]\ngpu_pct = 97\n")
+    rules = load_alert_rules(tmp_path / "a.toml")
+    assert rules.thresholds_of("ppml1", "ml_compute")["gpu_pct"] == 97
+    assert rules.thresholds_of("ppml2", "ml_compute").get("gpu_pct") is None

@@ -1,0 +1,100 @@
+"""A daemon's parts with fixed figures, for the golden pages of /metrics."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+
+from data_contract import METRICS
+from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
+from fleet_forecast.serving.monitoring.scores import Tally
+
+LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+ORIGIN = 1_795_000_200
+VIEW = ModelView("tft_model_fixed", METRICS, LEVELS, 300)
+
+
+def fixed_forecast(name, profile, rule, level, view=VIEW, horizon_steps=96):
+    """Quantiles that rise with metric, quantile and step."""
+    shape = (len(view.metrics), len(view.quantiles), horizon_steps)
+    metric, quantile, step = np.indices(shape)
+    quantiles = (level + 3.25 * metric + 1.5 * quantile + step / 7).astype(np.float32)
+    current = tuple(None if column == 2 else level + column for column in range(len(view.metrics)))
+    return ServerForecast(name, view, ORIGIN, ORIGIN + 301.0, profile, rule, 288, quantiles, (), current)
+
+
+def fixed_statistics():
+    statistics = CycleStatistics(cycles=4, skipped=1, failed=2, not_finite=3)
+    for seconds in (0.04, 0.3, 1.7, 99.0):
+        statistics.durations.observe(seconds)
+    return statistics
+
+
+def fixed_scores():
+    return {
+        ("mem_pct", "1h"): Tally(10, 8, 12.5, 875.0),
+        ("cpu_pct", "15m"): Tally(12, 9, 20.125, 640.0),
+    }
+
+
+def running_daemon():
+    """After some cycles: every family has samples."""
+    forecasts = [
+        fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0),
+        fixed_forecast("odd", "generic", None, 40.0),
+        fixed_forecast("silent", "database", "pin", 60.0),
+    ]
+    snapshot = FleetSnapshot({each.server_name: each for each in forecasts}, ORIGIN, ORIGIN + 301.0, VIEW)
+    probabilities = {
+        name: np.linspace(0, 1, 4 * len(METRICS), dtype=np.float32).reshape(len(METRICS), 4) ** 2
+        for name in ("ppml0001", "odd", "silent", "gone")
+    }
+    return SimpleNamespace(
+        forecasts=SimpleNamespace(
+            snapshot=snapshot,
+            statistics=fixed_statistics(),
+            complete_step=lambda step_seconds: ORIGIN // step_seconds,
+            is_stale=lambda forecast: forecast.server_name == "silent",
+            stale_servers=lambda: 1,
+        ),
+        store=SimpleNamespace(
+            step_seconds=300,
+            size_bytes=lambda: 40_960,
+            waiting_records=lambda: 7,
+            failure=None,
+            set_aside=["h.damaged"],
+        ),
+        model=SimpleNamespace(
+            last_load=SimpleNamespace(problem=None, at_seconds=ORIGIN + 0.12345), loads={True: 2, False: 1}
+        ),
+        alerts=SimpleNamespace(
+            probabilities=probabilities,
+            firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
+        ),
+        scores=SimpleNamespace(tallies=fixed_scores()),
+        notifiers=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
+        events=SimpleNamespace(listeners=2, dropped=1),
+        clock=lambda: ORIGIN + 420.25,
+        ingest=SimpleNamespace(
+            accepted=1234, rejected=Counter(cpu_pct=2, timestamp=1), pulls=Counter(success=5, failure=1)
+        ),
+        background_failures=Counter(alerts=1),
+    )
+
+
+def starting_daemon():
+    """Before the first model and the first sample."""
+    daemon = running_daemon()
+    daemon.forecasts.snapshot = FleetSnapshot()
+    daemon.forecasts.statistics = CycleStatistics()
+    daemon.forecasts.stale_servers = lambda: 0
+    daemon.store = SimpleNamespace(
+        step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]
+    )
+    daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
+    daemon.alerts = SimpleNamespace(probabilities={}, firing={})
+    daemon.scores = SimpleNamespace(tallies={})
+    daemon.notifiers = []
+    daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
+    return daemon

@@ -1,0 +1,121 @@
+"""The OpenAPI document: its models describe the real responses, and its examples are valid."""
+
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from data_contract import METRICS
+from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.serving.ingest.validation import check_records
+from fleet_forecast.serving.routes.alerts import AlertsResponse, RisksResponse
+from fleet_forecast.serving.routes.explain import ExplanationResponse
+from fleet_forecast.serving.routes.forecast_responses import ForecastResponse
+from fleet_forecast.serving.routes.forecasts import FleetForecastsResponse, HistoryForecastsResponse, RefusedHistory
+from fleet_forecast.serving.routes.history import HistoryResponse
+from fleet_forecast.serving.routes.model import ModelResponse, ReloadResponse
+from fleet_forecast.serving.routes.probes import StatusResponse
+from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResponse, Record
+from fleet_forecast.serving.routes.responses import Refusal
+from fleet_forecast.serving.routes.servers import ProfilesResponse, ServersResponse
+from tests.serving.daemon_client import ADMIN, complete_start, daemon, forecast_of, post, record, wait_for
+
+GETS = {
+    "/status": StatusResponse,
+    "/api/v1/servers/ppml0001/forecast": ForecastResponse,
+    "/api/v1/forecasts": FleetForecastsResponse,
+    "/api/v1/servers/ppml0001/explain": ExplanationResponse,
+    "/api/v1/servers": ServersResponse,
+    "/api/v1/profiles": ProfilesResponse,
+    "/api/v1/servers/ppml0001/history": HistoryResponse,
+    "/api/v1/servers/ppml0001/history?raw=true": HistoryResponse,
+    "/api/v1/model": ModelResponse,
+    "/api/v1/alerts": AlertsResponse,
+    "/api/v1/risks": RisksResponse,
+    "/api/v1/servers/nobody/forecast": Refusal,
+    "/api/v1/forecasts?limit=0": Refusal,
+    "/api/v1/forecasts?metric=unknown": Refusal,
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with daemon(tmp_path_factory.mktemp("served"), admin_token=ADMIN) as client:
+        post(client, record(seconds=complete_start(1)), record("ppweb001", complete_start(1), cpu_pct=99.0))
+        forecast_of(client)
+        wait_for(lambda: client.get("/api/v1/risks").json()["risks"])
+        post(client, record(), record("ppweb001", cpu_pct=99.0))  # an alert begins with the second forecast
+        wait_for(lambda: client.get("/api/v1/alerts").json()["alerts"])
+        yield client
+
+
+def assert_described(document, model):
+    """The model accepts the document without conversion, and knows each of its fields."""
+    parsed = model.model_validate(document, strict=True)
+    assert parsed.model_dump(mode="json", exclude_unset=True) == document
+
+
+@pytest.mark.parametrize(("path", "model"), GETS.items(), ids=GETS)
+def test_a_response_is_what_its_model_describes(served, path, model):
+    assert_described(served.get(path).json(), model)
+
+
+def test_responses_to_records_are_what_their_models_describe(served):
+    good, bad = record("ppdb001"), record(cpu_pct=180.0) | {"rack": 7}
+    assert_described(post(served, good, bad).json(), IngestResponse)
+    history = served.post("/api/v1/forecast", json={"records": [good, bad]}).json()
+    assert_described(history, HistoryForecastsResponse)
+    assert_described(served.post("/api/v1/forecast", json={"records": [bad]}).json(), RefusedHistory)
+
+
+def test_a_reload_is_what_its_model_describes(served):
+    headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+    assert_described(served.post("/api/v1/reload", headers=headers).json(), ReloadResponse)
+
+
+@pytest.mark.parametrize("model", [IngestResponse, ForecastResponse, ExplanationResponse])
+def test_the_example_of_a_response_is_valid(model):
+    for example in model.model_config["json_schema_extra"]["examples"]:
+        assert_described(example, model)
+
+
+def test_the_example_of_a_request_is_accepted():
+    (example,) = RECORDS_BODY["requestBody"]["content"]["application/json"]["example"]["records"]
+    assert not check_records([example], 0, 4_102_444_800_000).rejected
+
+
+def accepted_by_the_model(values):
+    try:
+        Record.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+CHANGES = [
+    {},
+    {"profile": "mainframe", "state": "offline"},
+    {"profile": None, "state": None, "cpu_pct": None},
+    {"server_name": "x y"},
+    {"server_name": None},
+    {"timestamp": "yesterday"},
+    {"profile": 'main"frame'},
+    {"state": "tired"},
+    *({name: value} for name in METRICS for value in (METRIC_SPECS[name].lower, METRIC_SPECS[name].upper, -1.0, 2e9)),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_the_model_of_a_record_accepts_what_the_validation_accepts(change):
+    changed = record() | change
+    validated = check_records([changed], 0, int(time.time() * 1000) + 1)
+    assert accepted_by_the_model(changed) == (not validated.rejected)
+
+
+def test_every_response_of_200_with_json_has_a_model(served):
+    document = served.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation["responses"]["200"].get("content", {}).get("application/json")
+            if content is not None and path not in ("/healthz", "/readyz", "/metrics", "/api/v1/events"):
+                assert content["schema"]["$ref"].startswith("#/components/schemas/"), (method, path)

@@ -1,0 +1,51 @@
+"""The known servers, their profiles and their received samples."""
+
+from fleet_forecast.iso_time import iso
+from tests.serving.daemon_client import STEP, complete_start, forecast_of, post, record
+
+
+def test_servers_and_profiles_list_the_known_servers(client):
+    post(client, record("ppdb001"), record("frontdoor"))
+    forecast_of(client, "ppdb001")
+    page = client.get("/api/v1/servers", params={"limit": 1}).json()
+    assert [server["server_name"] for server in page["servers"]] == ["frontdoor"]
+    page = client.get("/api/v1/servers", params={"after": page["next"]}).json()
+    assert [(server["server_name"], server["profile"]) for server in page["servers"]] == [("ppdb001", "database")]
+    assert page["next"] is None
+    assert page["servers"][0]["last_measured_step"] == iso(complete_start())
+    profiles = client.get("/api/v1/profiles").json()
+    counts = {profile["profile"]: profile["servers"] for profile in profiles["profiles"]}
+    assert counts["database"] == counts["generic"] == 1
+    assert profiles["unmatched_names"] == 1
+
+
+def test_history_has_means_by_step_or_samples_as_received(client):
+    start = complete_start()
+    post(client, record(seconds=start - STEP, cpu_pct=5.0), record(seconds=start, cpu_pct=10.0))
+    post(client, record(seconds=start + 60, cpu_pct=20.0) | {"state": "idle"})
+    on_step = client.get("/api/v1/servers/ppml0001/history").json()
+    assert on_step["timestamps"] == [iso(start - STEP), iso(start)]
+    assert on_step["metrics"]["cpu_pct"] == [5.0, 15.0]
+    assert on_step["metrics"]["mem_pct"] == [None, None]
+    raw = client.get("/api/v1/servers/ppml0001/history", params={"raw": True, "hours": 1}).json()
+    assert raw["timestamps"] == [iso(start - STEP), iso(start), iso(start + 60)]
+    assert raw["states"] == [None, None, "idle"]
+    assert raw["metrics"]["cpu_pct"] == [5.0, 10.0, 20.0]
+    assert client.get("/api/v1/servers/nobody/history").status_code == 404
+
+
+def test_a_history_is_read_for_one_server_and_in_parts(client, monkeypatch):
+    monkeypatch.setattr("fleet_forecast.serving.routes.history.STEPS_PER_READ", 2)
+    start = complete_start()
+    post(client, *(record(seconds=start - ago * STEP, cpu_pct=float(ago)) for ago in range(7)))
+    post(client, record("other", seconds=start))
+    forecast_of(client, "other")
+    store, pieces = client.app.state.daemon.store, []
+    read = store.server_step_means
+    monkeypatch.setattr(store, "server_step_means", lambda *asked: pieces.append(read(*asked)) or pieces[-1])
+    monkeypatch.setattr(store, "raw_samples", lambda *_: store._ask(list))  # the means stored have to answer
+    monkeypatch.setattr(store, "stored_step_means", None)  # the whole fleet's
+    found = client.get("/api/v1/servers/ppml0001/history", params={"hours": 1}).json()
+    assert found["timestamps"] == [iso(start - ago * STEP) for ago in range(6, -1, -1)]
+    assert found["metrics"]["cpu_pct"] == [6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    assert max(len(piece.result()) for piece in pieces) == 2
