@@ -284,7 +284,7 @@ def run_daemon(settings: Settings) -> int:
     if serve(app, settings, before_shutdown=app.state.before_shutdown):
         return DONE
     print(
-        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above says why. "
+        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
         "If the address is in use, stop what listens there or give another --port",
         file=sys.stderr,
     )

@@ -197,7 +197,7 @@ def drop_unmeasured_metrics(grid: FleetGrid, spec: WindowSpec, split: Split) -> 
 
 
 def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:
-    """The profiles the network distinguishes, announced on stdout; empty: no profile feature."""
+    """The profiles the network distinguishes, printed on stdout; empty: no profile feature."""
     profiles, obstacle = choose_profiles(data, grid, split) if enabled else ((), "--no-profile was given")
     if obstacle:
         print(f"[TRANSFER] Profile feature not enabled: {obstacle}")

@@ -207,13 +207,13 @@ def choose_profiles(data: CheckedMetrics, grid: FleetGrid, split: Split) -> tupl
     profiles = profiles_of(grid, split.training_servers)
     if not data.has_profile_column:
         return (), (
-            "the data has no profile column, only names to guess from. "
-            "Add a profile column (see DATA_CONTRACT.md) so that new servers can profit from their kind"
+            "the data has no profile column, only names to infer it from. "
+            "Add a profile column (see DATA_CONTRACT.md) so that new servers are forecast by their profile"
         )
     if len(profiles) < 2:
         return (), (
             f"all training servers have the profile {', '.join(map(repr, profiles)) or 'unknown'}; "
-            "nothing to tell profiles apart by. Train on servers of several profiles"
+            "the profile has no information. Train on servers of several profiles"
         )
     return profiles, ""
 

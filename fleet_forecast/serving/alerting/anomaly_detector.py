@@ -114,7 +114,7 @@ class AnomalyDetector:
     """Reports each anomaly on one metric of its server."""
 
     reason = DEPARTURE
-    resolved_text = "is back at what was forecast"
+    resolved_text = "is within its forecast again"
 
     def __init__(self, rules: AlertRules) -> None:
         self._rules = rules

@@ -1,4 +1,4 @@
-"""The servers and profiles that the daemon knows."""
+"""The servers that have sent samples, and the profiles."""
 
 from __future__ import annotations
 

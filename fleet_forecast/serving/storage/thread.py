@@ -1,7 +1,7 @@
 """The thread that owns the history file: answers questions in their order and writes waiting samples in groups.
 
 All samples that wait when the thread is free are written in one commit: under load, many requests share one fsync;
-without load, nobody waits for more samples to come.
+without load, each request is written at once.
 """
 
 from __future__ import annotations
