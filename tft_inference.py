@@ -167,7 +167,9 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
         origin for origin in _choose_origins(grid, None, None) if grid.servers[origin.server] == arguments.explain
     ]
     if not origins:
-        raise UsageError(f"--explain {arguments.explain}: the data has no measurement of a server of this name")
+        raise UsageError(
+            f"--explain {arguments.explain}: the data has no measurement of a server of this name; use another"
+        )
     inputs = engine_inputs(engine, grid, origins)
     weights = weights_document(engine.explain(*inputs), engine.variables, grid.step_seconds)
     print(as_text(weights))
@@ -277,7 +279,7 @@ def run_daemon(settings: Settings) -> int:
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
     log_as_json()
-    # A thread that computes gives way this often, so that the event loop answers within milliseconds.
+    # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))

@@ -1,4 +1,4 @@
-"""Train a Temporal Fusion Transformer on a fleet's metrics, evaluate it on unseen servers and later days, publish it.
+"""Train a Temporal Fusion Transformer on a fleet's metrics, evaluate it on unseen servers, publish it.
 
     python tft_trainer.py --training-dir ./training/                          # the default job
     python tft_trainer.py --training-dir ./training/ --epochs 1 --max-minutes 2   # a quick look

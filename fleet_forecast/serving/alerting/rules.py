@@ -87,7 +87,8 @@ class AlertRules(BaseModel):
     @model_validator(mode="after")
     def _levels_in_order(self) -> AlertRules:
         if self.resolve_probability >= self.fire_probability:
-            raise ValueError("resolve_probability must be below fire_probability")
+            levels = f"resolve_probability is {self.resolve_probability:g}, fire_probability {self.fire_probability:g}"
+            raise ValueError(f"{levels}; resolve_probability must be below fire_probability")
         return self
 
     @cached_property

@@ -105,7 +105,7 @@ class HistoryThread:
         failure: HistoryUnavailableError | None = None
         try:
             self._database.write(sample for write in group for sample in write.samples)
-        except Exception as problem:  # any: the thread must go on
+        except Exception as problem:  # any: the thread must continue
             self._database.note_problem(problem)
             failure = HistoryUnavailableError(str(problem))
             if self.failure is None:
