@@ -350,8 +350,8 @@ def _harm(weeks: Weeks) -> np.ndarray:
     times = weeks.times[weeks.first :]
     found = np.zeros((len(weeks.names), len(times)), dtype=int)
     for incident in weeks.incidents:
-        around = (times >= incident.onset) & (times <= incident.end + 60 * CALM_MINUTES_AFTER)
-        found[incident.server, around] = -1
+        excluded = (times >= incident.onset) & (times <= incident.end + 60 * CALM_MINUTES_AFTER)
+        found[incident.server, excluded] = -1
         found[incident.server, (times >= incident.start) & (times <= incident.end)] = 1
     return found
 
