@@ -227,9 +227,9 @@ def _check_explain_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--input is missing; --explain needs the server's metrics")
     for flag, given in (("output", arguments.output), ("from", arguments.first_origin)):
         if given is not None:
-            raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file")
+            raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file; omit it")
     if arguments.origins != "last":
-        raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row")
+        raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row; omit it")
 
 
 def _distance_of_origins(text: str) -> int | None:
