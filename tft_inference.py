@@ -167,7 +167,9 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
         origin for origin in _choose_origins(grid, None, None) if grid.servers[origin.server] == arguments.explain
     ]
     if not origins:
-        raise UsageError(f"--explain {arguments.explain}: the data has no measurement of a server of this name")
+        raise UsageError(
+            f"--explain {arguments.explain}: the data has no measurement of a server of this name; use another"
+        )
     inputs = engine_inputs(engine, grid, origins)
     weights = weights_document(engine.explain(*inputs), engine.variables, grid.step_seconds)
     print(as_text(weights))
@@ -225,9 +227,9 @@ def _check_explain_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--input is missing; --explain needs the server's metrics")
     for flag, given in (("output", arguments.output), ("from", arguments.first_origin)):
         if given is not None:
-            raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file")
+            raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file; omit it")
     if arguments.origins != "last":
-        raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row")
+        raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row; omit it")
 
 
 def _distance_of_origins(text: str) -> int | None:
@@ -277,14 +279,14 @@ def run_daemon(settings: Settings) -> int:
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
     log_as_json()
-    # A thread that computes gives way this often, so that the event loop answers within milliseconds.
+    # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
     if serve(app, settings, before_shutdown=app.state.before_shutdown):
         return DONE
     print(
-        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above says why. "
+        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
         "If the address is in use, stop what listens there or give another --port",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""Train a Temporal Fusion Transformer on a fleet's metrics, evaluate it on unseen servers and later days, publish it.
+"""Train a Temporal Fusion Transformer on a fleet's metrics, evaluate it on unseen servers, publish it.
 
     python tft_trainer.py --training-dir ./training/                          # the default job
     python tft_trainer.py --training-dir ./training/ --epochs 1 --max-minutes 2   # a quick look
@@ -197,7 +197,7 @@ def drop_unmeasured_metrics(grid: FleetGrid, spec: WindowSpec, split: Split) -> 
 
 
 def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:
-    """The profiles the network distinguishes, announced on stdout; empty: no profile feature."""
+    """The profiles the network distinguishes, printed on stdout; empty: no profile feature."""
     profiles, obstacle = choose_profiles(data, grid, split) if enabled else ((), "--no-profile was given")
     if obstacle:
         print(f"[TRANSFER] Profile feature not enabled: {obstacle}")

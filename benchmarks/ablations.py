@@ -389,9 +389,9 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         "In brackets: change from the first row in percent."
     )
     lines = [title, "", setting]
-    spread = spread_between_seeds([result for result in results if result["variant"] == "shipped"])
-    if spread is not None:
-        lines += ["", f"Standard deviation of the first row's WQL between seeds: {spread:.1f} % (mean of columns)."]
+    deviation = deviation_between_seeds([result for result in results if result["variant"] == "shipped"])
+    if deviation is not None:
+        lines += ["", f"Standard deviation of the first row's WQL between seeds: {deviation:.1f} % (mean of columns)."]
     for score, heading in (("wql", "WQL (smaller is better)"), ("accuracy", "Accuracy, % (larger is better)")):
         lines += ["", heading, "", *_rows(table_of(results, score), score)]
     return "\n".join(lines)
@@ -409,7 +409,7 @@ def _rows(table: pd.DataFrame, score: str) -> list[str]:
     return lines
 
 
-def spread_between_seeds(shipped: Sequence[Mapping[str, Any]]) -> float | None:
+def deviation_between_seeds(shipped: Sequence[Mapping[str, Any]]) -> float | None:
     """Standard deviation of WQL between seeds in percent, mean over columns; None with a single seed."""
     if len(shipped) < 2:
         return None

@@ -34,7 +34,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - found beside this folder
+from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - in the parent folder
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
@@ -77,8 +77,8 @@ class Incident:
     end: float
 
     @property
-    def announced(self) -> bool:
-        """Whether it has a long precursor."""
+    def has_long_precursor(self) -> bool:
+        """Whether its precursor lasts LONG_PRECURSOR_SECONDS or more."""
         return self.start - self.onset >= LONG_PRECURSOR_SECONDS
 
 
@@ -198,15 +198,15 @@ def thresholds_of(weeks: Weeks, metrics: Sequence[str], rules: AlertRules) -> np
     return found
 
 
-def strict_thresholds(weeks: Weeks, metrics: Sequence[str], spreads: float) -> np.ndarray:
-    """Thresholds `spreads` above the profile's mean, [server, metric]; for percentages on the scale of log odds."""
+def strict_thresholds(weeks: Weeks, metrics: Sequence[str], deviations: float) -> np.ndarray:
+    """Thresholds some standard deviations above the profile's mean, [server, metric]; percentages as log odds."""
 
     def one(profile: str, metric: str) -> float:
         baseline = PROFILES[ServerProfile(profile)].baselines[metric]
         if not METRIC_SPECS[metric].is_percent:
-            return baseline.mean + spreads * baseline.spread
+            return baseline.mean + deviations * baseline.spread
         share = baseline.mean / 100
-        odds = np.log(share / (1 - share)) + spreads * baseline.spread / 100 / (share * (1 - share))
+        odds = np.log(share / (1 - share)) + deviations * baseline.spread / 100 / (share * (1 - share))
         return float(100 / (1 + np.exp(-odds)))
 
     return np.array([[one(profile, metric) for metric in metrics] for profile in weeks.profiles])
@@ -236,9 +236,9 @@ def evaluate(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float)
             during = (alarm_at >= incident.onset) & (alarm_at <= incident.end)
             explained[incident.server] |= during
             hits = alarm_at[during & begins[incident.server]]
-            found[incident.announced].append(bool(hits.size))
-            ahead[incident.announced].append(bool(hits.size) and hits[0] < incident.start)
-            if hits.size and incident.announced:
+            found[incident.has_long_precursor].append(bool(hits.size))
+            ahead[incident.has_long_precursor].append(bool(hits.size) and hits[0] < incident.start)
+            if hits.size and incident.has_long_precursor:
                 leads.append((incident.start - hits[0]) / 60)
         false += int((begins & ~explained).sum())
     right = sum(found[True]) + sum(found[False])
@@ -317,13 +317,13 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
     }
     for name, series in values.items():
         tried = {}
-        for spreads in STRICTNESS:
-            limits = [strict_thresholds(weeks, metrics, spreads) for weeks in fleets]
+        for deviations in STRICTNESS:
+            limits = [strict_thresholds(weeks, metrics, deviations) for weeks in fleets]
             firing = [over(*case, rules) for case in zip(series, limits, fleets, strict=True)]
-            tried[spreads] = results[f"{name} {spreads} spreads"] = evaluate(firing, fleets, rate)
+            tried[deviations] = results[f"{name} {deviations} standard deviations"] = evaluate(firing, fleets, rate)
         precise = [n for n, result in tried.items() if (result["precision_at_usual_rate"] or 0) >= TARGET_PRECISION]
-        best = max(precise, key=lambda spreads: tried[spreads]["recall_long_precursor"] or 0, default=None)
-        results[f"{name}: spreads that find most at the target precision"] = best
+        best = max(precise, key=lambda deviations: tried[deviations]["recall_long_precursor"] or 0, default=None)
+        results[f"{name}: standard deviations with the highest recall at the target precision"] = best
     return results
 
 
@@ -350,8 +350,8 @@ def _harm(weeks: Weeks) -> np.ndarray:
     times = weeks.times[weeks.first :]
     found = np.zeros((len(weeks.names), len(times)), dtype=int)
     for incident in weeks.incidents:
-        around = (times >= incident.onset) & (times <= incident.end + 60 * CALM_MINUTES_AFTER)
-        found[incident.server, around] = -1
+        excluded = (times >= incident.onset) & (times <= incident.end + 60 * CALM_MINUTES_AFTER)
+        found[incident.server, excluded] = -1
         found[incident.server, (times >= incident.start) & (times <= incident.end)] = 1
     return found
 
@@ -408,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "hours": arguments.hours,
         "incident_rate": rate,
         "incidents": len(incidents),
-        "with_long_precursor": sum(incident.announced for incident in incidents),
+        "with_long_precursor": sum(incident.has_long_precursor for incident in incidents),
         "methods": methods,
     }
     print(json.dumps(summary))

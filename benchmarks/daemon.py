@@ -219,7 +219,7 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         daemon.restart()
         restarted = time.perf_counter()
         daemon.wait_until(lambda client: client.get("/readyz").status_code == 200)
-        # The restarted daemon computes its first cycle now; the promise is about reads during a cycle.
+        # The restarted daemon computes its first cycle now; reads are measured during a cycle.
         print("reads", file=sys.stderr)
         daemon.wait_until(lambda client: forecast_count(client) == len(names), seconds=300.0)
         figures["restart_to_all_forecast_seconds"] = round(time.perf_counter() - restarted, 2)

@@ -30,7 +30,7 @@ import pyarrow.dataset as ds
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_contract import arrow_schema, read_metadata  # noqa: E402 - found beside this folder
+from data_contract import arrow_schema, read_metadata  # noqa: E402 - in the parent folder
 from fleet_forecast.simulation.metric_model import SIMULATED_METRICS  # noqa: E402
 from fleet_forecast.simulation.noise import CORRELATION_MINUTES  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from metrics_generator import SERVERS  # noqa: E402 - found beside this folder
+from metrics_generator import SERVERS  # noqa: E402 - in the parent folder
 
 # --- settings -------------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,14 @@
 The horizon is 8 hours, with an origin every 8 hours of the last 30 % of the time. Each fold holds out another part of
 the servers. All methods are scored on the same points at the quantiles 0.1, 0.5 and 0.9, with the functions that score
 the model (fleet_forecast/evaluation). With --model, the held-out servers are those of the model, one fold per model, so
-that LightGBM and the model are trained on the same servers and days. `together` is the ratio of the WQL over the
+that LightGBM and the model are trained on the same servers and days. `pooled` is the ratio of the WQL over the
 servers of all folds as one set. Tables go to stdout, the last line is JSON.
 
 LightGBM has one model per metric and quantile. Values are scaled with the mean and standard deviation of the window's
 last day. Features of a step: latest values, means and quantiles of the window, the same time of the previous day and
 week (and the 2 hours around it), the distance, the calendar, the window's mean and scale.
 
-`usual_day` is not trained: the seasonal component of the last week with the strength that the last day shows
+`seasonal_mean` is not trained: the seasonal component of the last week with the strength that the last day shows
 (features/seasonality.py), plus the quantiles of the remainder of the last day.
 """
 
@@ -70,7 +70,7 @@ PATIENCE_TREES = 40
 WINDOW_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the last day, as features
 SEED = 0
 DAY_HOURS, WEEK_HOURS = 24, 168
-LIGHTGBM, USUAL_DAY = "lightgbm", "usual_day"  # names of the methods in tables
+LIGHTGBM, SEASONAL_MEAN = "lightgbm", "seasonal_mean"  # names of the methods in tables
 
 Floats = npt.NDArray[np.float32]
 
@@ -106,15 +106,15 @@ def window_statistics(history: Floats, day: int) -> tuple[Floats, Floats, Floats
     """
     last_day = history[:, -day:].astype(np.float64)
     loc = _masked(np.nanmean, last_day, 0.0)
-    spread = _masked(np.nanstd, last_day, 0.0)
-    scale = np.maximum(spread, 0.01 * np.abs(loc) + 0.05)
+    deviation = _masked(np.nanstd, last_day, 0.0)
+    scale = np.maximum(deviation, 0.01 * np.abs(loc) + 0.05)
     hour = day // 24
     scaled = (last_day - loc[:, None]) / scale[:, None]
     newest = scaled[:, [-1, -2, -3, -6, -12]]
     means = [_masked(np.nanmean, scaled[:, -steps:], np.nan) for steps in (hour, 3 * hour, 6 * hour, 12 * hour)]
-    spreads = [_masked(np.nanstd, scaled[:, -steps:], np.nan) for steps in (hour, 6 * hour)]
+    deviations = [_masked(np.nanstd, scaled[:, -steps:], np.nan) for steps in (hour, 6 * hour)]
     quantiles = last_day_quantiles(scaled[:, :, None].astype(np.float32), day, WINDOW_QUANTILES)[:, 0, 0]
-    shared = np.column_stack([newest, *means, *spreads, quantiles, np.log(scale), loc])
+    shared = np.column_stack([newest, *means, *deviations, quantiles, np.log(scale), loc])
     return loc.astype(np.float32), scale.astype(np.float32), shared.astype(np.float32)
 
 
@@ -252,16 +252,16 @@ class LightGBMPeer:
         return result
 
 
-# --- the usual day --------------------------------------------------------------------------------------------------
+# --- the seasonal mean ----------------------------------------------------------------------------------------------
 
 
-def usual_day(history: Floats, horizon: int, day: int, quantiles: Sequence[float]) -> Floats:
+def seasonal_mean(history: Floats, horizon: int, day: int, quantiles: Sequence[float]) -> Floats:
     """The daily seasonality alone: [window, step, metric] -> [window, horizon, metric, quantile], physical units."""
     at = history.shape[1] - 1 + np.arange(1 - day, horizon + 1)[None, :, None] - day * np.arange(1, 8)
     series = np.moveaxis(history, -1, 0)  # metric first
-    usual = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
+    earlier_days = np.stack([_masked(np.nanmean, _take(one, at), np.nan) for one in series], axis=-1).astype(np.float32)
     today = history[:, -day:]
-    seasonal = seasonal_component(today, usual, day)
+    seasonal = seasonal_component(today, earlier_days, day)
     remainder = last_day_quantiles(today - seasonal.component[:, :day], day, quantiles)
     forecast: Floats = remainder + seasonal.component[:, day:, :, None]
     return forecast
@@ -306,17 +306,17 @@ def compare(task: Task, parts: Parts, engine: Engine | None) -> tuple[pd.DataFra
     for name, rows in (("training", np.setdiff1d(fitted, parts.validation)), ("unseen", parts.unseen)):
         made = backtest(BacktestPlan(task.grid, rows, origins, task.horizon, QUANTILES), peer.forecast, task.history)
         forecasts = {LIGHTGBM if method == MODEL else method: f for method, f in made.forecasts.items()}
-        made = replace(made, forecasts=forecasts).with_forecast(USUAL_DAY, _usual_days(task, made))
+        made = replace(made, forecasts=forecasts).with_forecast(SEASONAL_MEAN, _seasonal_means(task, made))
         if engine is not None:
             made = made.with_forecast(MODEL, _model_forecast(engine, task, made))
         tables.append(made.scores().assign(servers=name))
     return pd.concat(tables, ignore_index=True), peer.fit_seconds
 
 
-def _usual_days(task: Task, made: Backtest) -> Floats:
-    """`usual_day` of all windows, within the metrics' ranges."""
+def _seasonal_means(task: Task, made: Backtest) -> Floats:
+    """`seasonal_mean` of all windows, within the metrics' ranges."""
     history = past_values(task.grid.values, made.rows, made.origins, task.history)
-    forecast = usual_day(history, task.horizon, task.day, QUANTILES)
+    forecast = seasonal_mean(history, task.horizon, task.day, QUANTILES)
     for metric, name in enumerate(task.grid.metrics):
         np.clip(forecast[:, :, metric], METRIC_SPECS[name].lower, METRIC_SPECS[name].upper, out=forecast[:, :, metric])
     return forecast
@@ -347,7 +347,7 @@ def _ordered(history: Floats, metrics: list[int]) -> Floats:
 def summarise(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The table of real_servers.ratios for the scores of some folds."""
     records = pd.concat(folds, keys=range(len(folds)), names=["fold"]).reset_index("fold")
-    return ratios(records, [LIGHTGBM, USUAL_DAY, MODEL])
+    return ratios(records, [LIGHTGBM, SEASONAL_MEAN, MODEL])
 
 
 def run(path: Path, folds: int, models: Sequence[Path]) -> dict[str, Any]:

@@ -94,15 +94,16 @@ def table_of(folds: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return ratios(records, [MODEL])
 
 
-def ratios(records: pd.DataFrame, contestants: Sequence[str]) -> pd.DataFrame:
+def ratios(records: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     """Scores of each method, means over metrics and folds, for training and for unseen servers.
 
-    ratio: WQL / WQL of the best method that is no contestant, mean over the folds; spread: its standard deviation.
+    ratio: WQL / WQL of the best baseline, mean over the folds; spread: its standard deviation.
     pooled: the same ratio for the WQL over the windows of all folds, which does not depend on the assignment of servers
-    to folds. records: rows of evaluation.Backtest.scores with the columns `fold` and `servers`.
+    to folds. models: the methods that are no baselines. records: rows of evaluation.Backtest.scores with the columns
+    `fold` and `servers`.
     """
     scores = records[records["metric"] == "mean"].drop(columns="metric")
-    simple = scores[~scores["method"].isin(contestants)].groupby(["servers", "method"])["wql"].mean()
+    simple = scores[~scores["method"].isin(models)].groupby(["servers", "method"])["wql"].mean()
     best = {servers: str(simple[servers].idxmin()) for servers in scores["servers"].unique()}
     keyed = scores.set_index(["fold", "servers", "method"])["wql"]
     scores["ratio"] = [

@@ -1,3 +1,3 @@
 """Forecasts of server metrics: the library behind the scripts."""
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"

@@ -1,7 +1,7 @@
 """Contention: how many CPUs other processes leave free.
 
 torch's threads wait for each other after each of some thousand operations of a training step. If another process uses
-one of their CPUs, all threads wait for the end of its time slice. Beside one busy process on two CPUs a step took 990
+one of their CPUs, all threads wait for the end of its time slice. With one busy process on two CPUs a step took 990
 to 1,180 ms with two threads and 370 to 550 ms with one (340 to 360 ms on an idle machine; three runs).
 """
 

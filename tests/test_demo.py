@@ -1,4 +1,4 @@
-"""The demo: one command for the whole road, and nothing left running after it."""
+"""The demo: one command for all three scripts, and no process left after it."""
 
 import json
 import os

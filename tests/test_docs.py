@@ -79,7 +79,7 @@ def shell_blocks() -> list[Block]:
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:
-    """The argument parser of a script, caught when the script parses its arguments."""
+    """The argument parser of a script, captured when the script parses its arguments."""
 
     def catch(self: argparse.ArgumentParser, *_arguments: Any, **_options: Any) -> None:
         raise _ParserCaughtError(self)

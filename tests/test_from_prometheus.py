@@ -101,7 +101,7 @@ def test_a_real_server_is_written_as_the_contract_has_it(capsys, tmp_path, prome
     assert frame["cpu_pct"].dropna().between(0, 100).all()
 
 
-def test_memory_is_what_the_kernel_says(capsys, tmp_path, prometheus):
+def test_memory_equals_that_of_the_kernel(capsys, tmp_path, prometheus):
     assert pull(capsys, prometheus, tmp_path)[0] == 0
     measured = read_metrics(tmp_path).frame["mem_pct"].dropna()
     with Path("/proc/meminfo").open() as file:

@@ -1,4 +1,4 @@
-"""The floors: who may import whom, which packages run code from files, and that importing a script has no effect."""
+"""The floors of the packages; no module can run code from a file; importing a script has no effect."""
 
 import ast
 import subprocess
@@ -56,7 +56,7 @@ def module_of(path):
 
 
 def imported_modules(path):
-    """Dotted names of everything a file imports, inside functions too; its line beside each."""
+    """Dotted names of everything a file imports, inside functions too; each with its line."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -66,7 +66,7 @@ def imported_modules(path):
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def room_of(module, floors):
+def package_of(module, floors):
     """The longest prefix of a dotted name that has a floor, None if there is none."""
     parts = module.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
@@ -74,11 +74,11 @@ def room_of(module, floors):
 
 
 def wrong_imports(path, floors, outermost):
-    room = room_of(module_of(path), floors)
-    floor = floors[room] if room else outermost
+    package = package_of(module_of(path), floors)
+    floor = floors[package] if package else outermost
     for module, line in imported_modules(path):
-        other = room_of(module, floors)
-        if other is not None and other != room and floors[other] >= floor:
+        other = package_of(module, floors)
+        if other is not None and other != package and floors[other] >= floor:
             yield f"{path}:{line} imports {module}"
 
 
@@ -99,7 +99,7 @@ def test_imports_within_the_daemon_go_down(path):
 
 
 @pytest.mark.parametrize("folder", sorted({p.parent for p in source_files()}, key=str), ids=str)
-def test_a_package_is_small_and_says_what_it_is(folder):
+def test_a_package_is_small_and_has_a_docstring(folder):
     modules = [path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= MOST_MODULES
     if folder.parts[:1] == (PACKAGE,):

@@ -275,7 +275,7 @@ def daemon():
     server.server_close()
 
 
-def test_a_stream_backfills_a_day_and_goes_on_until_asked_to_stop(daemon):
+def test_a_stream_backfills_a_day_and_continues_until_a_signal(daemon):
     command = [sys.executable, "metrics_generator.py", "--stream", daemon.url, *FEW]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -294,7 +294,7 @@ def test_a_stream_backfills_a_day_and_goes_on_until_asked_to_stop(daemon):
     assert -5 < (datetime.now(UTC) - newest).total_seconds() < 400
 
 
-def test_a_stream_goes_on_with_the_fleet_that_was_written(capsys, tmp_path, daemon):
+def test_a_stream_continues_the_fleet_that_was_written(capsys, tmp_path, daemon):
     """A stream with the start of the training data continues its servers' paths."""
     start = f"{instant('--start', 'now-48h', 300)}Z"
     run(capsys, "--start", start, "--hours", 47, "--out_dir", tmp_path, *FEW)
@@ -316,7 +316,7 @@ def test_a_stream_with_a_position_file_continues_after_the_last_tick(capsys, tmp
     assert run(capsys, *flags, "--hours", 1)[1]["ticks"] == 12
     code, result, err = run(capsys, *flags, "--hours", 1.5)
     assert (code, result["ticks"]) == (0, 6)
-    assert "going on after" in err
+    assert "resuming after" in err
     assert len({stamp for _, stamp in daemon.rows}) == 18
 
 

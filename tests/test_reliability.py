@@ -1,8 +1,7 @@
-"""RELIABILITY's promises: in small with every commit, in full size in `make test-all` (`make reliability` shows them).
+"""The promises of docs/operations.md: small versions in `make test`, full size in `make test-all`.
 
-Two limits are times, /healthz at ten times the load (200 ms) and during a cycle of 10,000 servers (50 ms). A machine
-that does other things at the same time breaks them without any fault of ours, so the tests allow ten times as much;
-`make reliability` holds the daemon to the limits themselves.
+Two limits are response times of /healthz: at ten times the load (200 ms) and during a cycle of 10,000 servers (50 ms).
+They depend on other load of the machine, so the tests allow ten times as much. `make reliability` uses the limits.
 """
 
 import json
@@ -51,7 +50,7 @@ def check(finding):
 
 
 @pytest.mark.parametrize("trial", SMALL.values(), ids=SMALL)
-def test_a_promise_holds_in_small(trial, tmp_path, tiny_model_dir):
+def test_a_promise_holds_in_small_size(trial, tmp_path, tiny_model_dir):
     check(trial(tmp_path, tiny_model_dir))
 
 
@@ -62,10 +61,10 @@ def test_a_promise_holds_in_full_size(trial, tmp_path, tiny_model_dir):
     check(trial(tmp_path, tiny_model_dir))
 
 
-# --- the experiments themselves: each would see its promise broken --------------------------------------------------
+# --- the experiments detect broken promises -------------------------------------------------------------------------
 
 
-def test_the_ledger_sees_lost_and_torn_batches(tmp_path):
+def test_the_ledger_detects_lost_and_torn_batches(tmp_path):
     from fleet_forecast.serving.ingest.validation import check_records, parse_records
     from fleet_forecast.serving.storage.store import HistoryStore
     from tests.reliability.traffic import BATCH_RECORDS, Ledger
@@ -95,8 +94,8 @@ TRACE = """\
 """
 
 
-def test_an_answer_before_its_own_fdatasync_is_seen(tmp_path):
-    (tmp_path / "trace").write_text(TRACE)  # the second batch arrived when the fdatasync was under way already
+def test_an_answer_before_its_own_fdatasync_is_detected(tmp_path):
+    (tmp_path / "trace").write_text(TRACE)  # the second batch arrived after the fdatasync had started
     assert durability._answers_after_sync(tmp_path / "trace") == (2, 1)
 
 
@@ -111,7 +110,7 @@ def test_an_answer_before_its_own_fdatasync_is_seen(tmp_path):
         "__import__(name)",
     ],
 )
-def test_what_could_run_code_from_a_file_is_seen(source):
+def test_code_that_could_run_a_file_is_detected(source):
     assert models.code_running(source)
 
 
@@ -122,8 +121,8 @@ def run_table(monkeypatch, capsys, kept, *flags):
     return code, capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize(("kept", "code", "verdict"), [(True, 0, "kept"), (False, 1, "BROKEN"), (None, 0, "not tried")])
-def test_the_table_says_what_was_found_and_fails_where_a_promise_is_broken(monkeypatch, capsys, kept, code, verdict):
+@pytest.mark.parametrize(("kept", "code", "verdict"), [(True, 0, "kept"), (False, 1, "BROKEN"), (None, 0, "skipped")])
+def test_the_table_shows_the_findings_and_fails_if_a_promise_is_broken(monkeypatch, capsys, kept, code, verdict):
     got, lines = run_table(monkeypatch, capsys, kept)
     assert got == code
     assert lines[-2] == f"| It holds | {verdict} | 1 of 1 |"
@@ -134,9 +133,9 @@ def test_an_experiment_that_fails_breaks_its_promise():
     def failing(_folder, _model):
         raise RuntimeError("no daemon")
 
-    finding = table._tried(failing, Path(), Path())
+    finding = table._finding_of(failing, Path(), Path())
     assert (finding.kept, finding.shown) == (False, "the experiment failed: RuntimeError: no daemon")
 
 
-def test_words_that_no_promise_has_are_refused(monkeypatch, capsys):
+def test_words_that_no_promise_contains_are_refused(monkeypatch, capsys):
     assert run_table(monkeypatch, capsys, True, "--only", "perpetual motion")[0] == 2

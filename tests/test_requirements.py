@@ -1,4 +1,4 @@
-"""The pins: every package that the requirements bring along is pinned exactly, and installed as pinned."""
+"""The pins: every package that the requirements need is pinned exactly, and installed as pinned."""
 
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ def pins(file):
     return own + [pin for name in included for pin in pins(name)]
 
 
-def brought_along(requirements):
+def needed_packages(requirements):
     """Names of all packages that the requirements need on this machine; CUDA's are chosen by torch's GPU build."""
     found, visited, waiting = set(), set(), list(requirements)
     while waiting:
@@ -42,9 +42,9 @@ def holds(marker, extras):
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
-def test_whatever_the_requirements_bring_along_is_pinned_and_installed_as_pinned(file):
+def test_all_needed_packages_are_pinned_and_installed_as_pinned(file):
     pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins(file)}
     assert all(specifier.startswith("==") and "*" not in specifier for specifier in pinned.values())
-    assert brought_along(pins(file)) - pinned.keys() == set()
+    assert needed_packages(pins(file)) - pinned.keys() == set()
     installed = {name: Version(metadata.version(name)).public for name in pinned}
     assert installed == {name: specifier.removeprefix("==") for name, specifier in pinned.items()}

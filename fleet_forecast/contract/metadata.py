@@ -1,4 +1,4 @@
-"""metrics_metadata.json: where the metrics beside it come from."""
+"""metrics_metadata.json: origin and extent of the metrics in the same folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataFileError(f"{path}: no such file; metrics_generator.py writes it beside the metrics") from None
+        raise DataFileError(f"{path}: no such file; metrics_generator.py writes it with the metrics") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise DataFileError(
             f"{path}: not readable as JSON ({problem}); remove it, or generate the data again"

@@ -25,7 +25,7 @@ STYLE = (
     "svg{display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
 )
 WEIGHTS_EXPLAINED = (
-    "Mean weights of the network on windows of the later days, in percent. The weights of all variables of a group "
+    "Mean weights of the network on windows of the test period, in percent. The weights of all variables of a group "
     "add up to 100 for each profile; the largest are shown. They are what the network attends to. They do not predict "
     "how a forecast changes if a value changes."
 )
@@ -55,11 +55,11 @@ class ModelReport:
 def write_report(directory: Path, report: ModelReport) -> None:
     """Write report.html into a model directory."""
     title, info = html.escape(report.title), report.info
-    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Loss history</h2>", _course(info["loss_history"])]
+    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Loss history</h2>", _loss_chart(info["loss_history"])]
     for name, table in report.scores.items():
         is_mean = table["metric"] == MEAN
         parts += [
-            f"<h2>Later days, {html.escape(name)} servers</h2>",
+            f"<h2>Test period,  {html.escape(name)} servers</h2>",
             _table(table[is_mean].drop(columns=["metric", *AMOUNTS])),
             f"<details><summary>by metric</summary>{_table(table[~is_mean].drop(columns='total'))}</details>",
         ]
@@ -110,19 +110,19 @@ def _shown(cell: Any) -> str:
     return "-" if pd.isna(cell) else f"{cell:.0f}" if cell.is_integer() else f"{cell:.3f}"
 
 
-def _course(course: list[dict[str, float]]) -> str:
+def _loss_chart(history: list[dict[str, float]]) -> str:
     """Training and validation loss over epochs as an inline SVG."""
-    if len(course) < 2:
+    if len(history) < 2:
         return "<p>Too short to draw.</p>"
     width, height = 640.0, 240.0
-    last = course[-1]["epoch"]
-    losses = [point[key] for point in course for key in ("loss", "validation_loss")]
+    last = history[-1]["epoch"]
+    losses = [point[key] for point in history for key in ("loss", "validation_loss")]
     low, high = min(losses), max(losses)
 
     def line(key: str, colour: str) -> str:
         points = " ".join(
             f"{point['epoch'] / last * width:.1f},{(high - point[key]) / (high - low or 1) * height:.1f}"
-            for point in course
+            for point in history
         )
         return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
 

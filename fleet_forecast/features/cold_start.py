@@ -96,8 +96,8 @@ def expected_scale(
 ) -> np.ndarray:
     """Scale of a window, in units of its profile's scale.
 
-    The prior narrows from 1 to `within`, the usual deviation inside a window, as loc_weight rises from 0 to 1; `own` is
-    the window's deviation.
+    The prior narrows from 1 to `within`, the typical deviation inside a window, as loc_weight rises from 0 to 1; `own`
+    is the window's deviation.
     """
     prior = np.log(np.maximum(np.sqrt(1.0 - loc_weight + loc_weight * within**2), SMALLEST_SCALE))
     expected: np.ndarray = np.exp(prior + scale_weight * (np.log(np.maximum(own, SMALLEST_SCALE)) - prior))
@@ -108,7 +108,7 @@ def fit_cold_start_prior(values: np.ndarray, scale: float, within: float, contex
     """Learned prior of some servers; NaN where too little can be compared, the default for a whole context.
 
     values: float64 [server, step], one transformed metric, NaN = not measured. scale, within: total deviation and the
-    usual one inside a window.
+    typical one inside a window.
     """
     prior = default_prior(context_steps)
     for field in prior:

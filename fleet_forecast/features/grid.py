@@ -135,7 +135,7 @@ class FleetGrid:
 
 
 def infer_step_seconds(frame: pd.DataFrame) -> int:
-    """The usual distance between consecutive rows of a server, in seconds (usual_step).
+    """The lower median distance between consecutive rows of a server, in seconds.
 
     Raises GridError if no server has two rows.
     """
@@ -144,10 +144,10 @@ def infer_step_seconds(frame: pd.DataFrame) -> int:
     order = np.lexsort((seconds, servers))
     servers, seconds = servers[order], seconds[order]
     gaps = np.diff(seconds)[servers[1:] == servers[:-1]]
-    return usual_step(dict(zip(*np.unique(gaps[gaps > 0], return_counts=True), strict=True)))
+    return median_distance(dict(zip(*np.unique(gaps[gaps > 0], return_counts=True), strict=True)))
 
 
-def usual_step(distances: Mapping[int, int]) -> int:
+def median_distance(distances: Mapping[int, int]) -> int:
     """The lower median distance in seconds; distances: count by distance.
 
     The mode would be arbitrary where rows are irregular. Raises GridError without any distance.

@@ -1,9 +1,10 @@
 """Window quantiles: the empirical distribution of a window's own values, as knots of a quantile map.
 
-Windows of equal loc and scale can have very different distributions: idle with rare bursts, two alternating levels, an
-even swing. The network therefore outputs normal scores, and a score is mapped to the window's quantile of the same
-probability (normal-score transform). An untrained network forecasts the distribution of the window; training learns the
-departures from it. Beyond the outermost quantiles a score grows as sinh, the inverse of the asinh of the inputs.
+Windows of equal loc and scale can have very different distributions: idle with rare bursts, two alternating levels, a
+steady oscillation. The network therefore outputs normal scores, and a score is mapped to the window's quantile of the
+same probability (normal-score transform). An untrained network forecasts the distribution of the window; training
+learns the deviations from it. Beyond the outermost quantiles a score grows as sinh, the inverse of the asinh of the
+inputs.
 
 With few measured steps the window quantiles are drawn toward the prior of cold_start.py, estimated for the server's
 profile at that length of history. For a whole context the prior is the normal distribution: differences between

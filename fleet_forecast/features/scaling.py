@@ -6,8 +6,8 @@
 3. A *window's own* loc and scale are shrunk toward the profile's (Efron & Morris 1975): without history the profile's
    are used, with a day of history the window's own. In between the window's mean has the learned shrinkage weight of
    cold_start.py, and the profile's scale narrows, as loc becomes known, from the deviation over all its servers to the
-   usual deviation inside a window. The window's deviation has a weight of its own, on a log scale, so that a very quiet
-   server keeps its small scale: a few minutes show a server's level, but seldom its range.
+   typical deviation inside a window. The window's deviation has a weight of its own, on a log scale, so that a very
+   quiet server keeps its small scale: a few minutes show a server's level, but seldom its range.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FleetScaling:
     metrics: names, in order. percent, bound_width: [metric], see BoundedTransform.
     profiles: names of the rows after row 0.
     loc, scale, scale_within: transformed, float32 [1 + profile, metric]; row 0 is the whole fleet, used for unknown and
-        masked profiles. scale is the total deviation, scale_within the usual one inside a window.
+        masked profiles. scale is the total deviation, scale_within the typical one inside a window.
     loc_weight, scale_weight: shrinkage weights of a window's own mean and deviation by number of measured steps,
         float32 [1 + profile, metric, length], at cold_start.history_lengths.
     context_steps: steps of a whole context.
@@ -136,7 +136,7 @@ def fit_scaling(
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
     is_percent: by metric, in their order, whether it is a percentage.
-    context_steps: length of a window in "the usual deviation inside a window".
+    context_steps: length of a window in "the typical deviation inside a window".
     rows: the servers to fit on (all); `profiles` are those of these.
     """
     metrics, percent = tuple(is_percent), np.array(list(is_percent.values()))

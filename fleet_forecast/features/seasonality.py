@@ -6,7 +6,7 @@ seasonal mean), and for the horizon the latest complete day (the seasonal lag) a
 `seasonal_component` estimates how strongly the context follows the seasonal mean: the least-squares slope of the
 context on it, shrunk toward zero (positive-part James & Stein 1961) because a day holds few independent points. The
 component is strength * (seasonal mean - its level). Windows are built without it, so the network need not learn the
-daily pattern of each server, and a server unseen in training brings its own.
+daily pattern of each server. An unseen server has its own seasonal component.
 
 Daylight saving: when the clock changes, the value 24 hours ago belongs to another local time. For steps after a change
 the history before it is shifted first, so that 09:00 is compared with 09:00. Only forecasts do this. In training a day

@@ -81,14 +81,16 @@ def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.dateti
     """
     distance = every_seconds // grid.step_seconds
     if distance == 0 or every_seconds % grid.step_seconds:
-        raise OriginError(f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s")
+        raise OriginError(
+            f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s; give a multiple"
+        )
     first = distance if first_origin is None else grid.step_at(first_origin)
     if not 0 <= first < grid.steps:
         begin, end = grid.timestamps()[[0, -1]]
         reach = f"the data, which reaches from {begin}Z to {end}Z"
         if first_origin is None:
             raise OriginError(f"--origins: {every_seconds} s is longer than {reach}; use a shorter distance, or --from")
-        raise OriginError(f"--from {first_origin}: outside {reach}")
+        raise OriginError(f"--from {first_origin}: outside {reach}; give a time within it")
     measured = _measured(grid)
     steps = range(first, grid.steps, distance)
     origins = [Origin(int(server), step) for step in steps for server in np.flatnonzero(measured[:, step])]
@@ -121,7 +123,9 @@ def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequen
                 rows += table.num_rows
         temporary.replace(path)
     except OSError as problem:
-        raise DataFileError(f"{path}: cannot be written ({problem.strerror or problem})") from None
+        raise DataFileError(
+            f"{path}: cannot be written ({problem.strerror or problem}); check the folder and its free space"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return rows

@@ -20,7 +20,7 @@ Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray], np.ndarray
 
 
 class Canary(NamedTuple):
-    """Input and output of Engine.forecast for two servers: one with little history, one with a daily rhythm."""
+    """Input and output of Engine.forecast for two servers: one with little history, one with daily seasonality."""
 
     history: np.ndarray
     profiles: list[str | None]

@@ -94,7 +94,7 @@ class Engine:
         config = read_config(resolved)
         explain_file = resolved / EXPLAIN_FILE
         load_explain = partial(onnx_explain, explain_file) if explain_file.exists() else None
-        if _wants_gpu(device):
+        if _uses_gpu(device):
             run, threads = _torch_run(resolved, config), 1
         else:
             run, threads = onnx_run(resolved / ONNX_FILE), threads or _cores()
@@ -231,7 +231,7 @@ class Engine:
             check_canary(self.model_dir / CANARY_FILE, partial(self._forecast, run))
 
 
-def _wants_gpu(device: str) -> bool:
+def _uses_gpu(device: str) -> bool:
     if device == "cpu":
         return False
     try:

@@ -37,7 +37,7 @@ _METRIC_LABELS = {
     "scaled": "value",
     "mask": "measured or not",
     "loc": "level in the context",
-    "scale": "spread in the context",
+    "scale": "scale in the context",
     "seasonal_lag": "same time of the previous day",
     "seasonal_mean": "mean of earlier days at this time",
     "seasonal_strength": "strength of the daily seasonality",

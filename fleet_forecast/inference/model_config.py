@@ -97,7 +97,7 @@ def _check_versions(contract_version: object, windows_version: object) -> None:
         ("windows_version", windows_version, WINDOWS_VERSION, windows_version == WINDOWS_VERSION),
     ):
         if not supported:
-            raise ModelError(f"{CONFIG_FILE}: {name} is {version!r}, this software speaks {own!r}; {RETRAIN}")
+            raise ModelError(f"{CONFIG_FILE}: {name} is {version!r}, this software reads {own!r}; {RETRAIN}")
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:

@@ -102,7 +102,7 @@ def verify(model_dir: Path) -> Path:
     """Check a model directory against its manifest; returns the directory with links resolved.
 
     Raises ModelError if the format version is another one, or with the first file that is missing, additional, a link,
-    or not as the manifest says.
+    or differs from the manifest.
     """
     resolved = model_dir.resolve()
     if not resolved.is_dir():
@@ -159,7 +159,7 @@ def _read_manifest(model_dir: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not a manifest ({error}); copy the model directory again or train again") from error
     if version != FORMAT_VERSION:
-        raise ModelError(f"{path}: format_version is {version!r}, this software speaks {FORMAT_VERSION}; {RETRAIN}")
+        raise ModelError(f"{path}: format_version is {version!r}, this software reads {FORMAT_VERSION}; {RETRAIN}")
     return files
 
 

@@ -1,7 +1,7 @@
 """Builds the network: pytorch-forecasting's Temporal Fusion Transformer (Lim et al. 2021, arXiv:1912.09363).
 
 `build_network` follows the documented route (`TimeSeriesDataSet` -> `from_dataset`) with a small template frame that
-only states names and categories. features/windows.py builds the actual batches.
+has only names and categories. features/windows.py builds the actual batches.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ SAMPLE_WEIGHT_POWER = 0.25  # of the scale; benchmarks/ablations.md has its effe
 def sample_weight(scale: Tensor) -> Tensor:
     """Weights of windows in the loss: [window, metric], mean 1 over the windows.
 
-    Standardised errors weigh an idle server like a busy one, and learning from all of them alike teaches most. But
-    errors matter in physical units. A small power of the scale lies between; with its square root already a few busy
-    servers dominate.
+    Without weights, errors are standardised: an idle server counts as much as a busy one, which trains the network
+    best. Scores are in physical units. A small power of the scale is a compromise; with its square root, a few busy
+    servers dominate the loss.
 
     scale: [window, metric].
     """

@@ -53,7 +53,7 @@ class ForecastModel(nn.Module):
         return ordered(torch.stack([rows.transpose(1, 2) for rows in of_metrics], dim=1))
 
     def explain(self, windows: WindowTensors) -> NetworkOutput[Tensor]:
-        """As `forward`, with the network's weights beside the quantiles; needs FleetTFT."""
+        """Quantiles as of `forward`, and the network's weights; needs FleetTFT."""
         output = self.network(self.network_inputs(windows.inputs), attention_weights=True)
         attention = torch.cat([output["encoder_attention"], output["decoder_attention"]], dim=-1)
         return NetworkOutput(

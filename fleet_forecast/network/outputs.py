@@ -1,4 +1,4 @@
-"""What the network returns beside its forecast."""
+"""The network's forecast and its variable and attention weights."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def read_token(path: Path | None) -> bytes | None:
         reader = f"user {os.geteuid()}"
         raise SettingsError(f"token file {path}: may not be read by {reader}; let that user read it") from None
     except OSError as problem:
-        raise SettingsError(f"token file {path}: {problem.strerror}") from None
+        raise SettingsError(f"token file {path}: {problem.strerror}; correct the path or its permissions") from None
     return _usable(token, f"token file {path}")
 
 

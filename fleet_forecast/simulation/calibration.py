@@ -77,8 +77,8 @@ def calibrate(profile: ServerProfile) -> Calibration:
         share = METRIC_MODELS[metric].between_share
         if IS_PERCENT[metric]:
             # Demand changes over ten minutes, so every fifth minute is enough.
-            usual = np.log(demand[::5]), weight[::5] / weight[::5].sum()
-            drive, weights = (memory_drive, memory_weight) if metric == MEMORY else usual
+            direct = np.log(demand[::5]), weight[::5] / weight[::5].sum()
+            drive, weights = (memory_drive, memory_weight) if metric == MEMORY else direct
             loc[metric], total = _solve_percentage(baseline.mean / 100, baseline.spread / 100, drive, weights)
             between[metric], within[metric] = total * share**0.5, total * (1 - share) ** 0.5
         else:

@@ -147,7 +147,9 @@ class PrometheusClient:
         try:
             return [_series(entry) for entry in answer["data"]["result"]]
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
-            raise PrometheusError(f"{self.base_url}: not an answer of Prometheus ({problem!r})") from None
+            raise PrometheusError(
+                f"{self.base_url}: not an answer of Prometheus ({problem!r}); correct the address"
+            ) from None
 
     def __enter__(self) -> PrometheusClient:
         return self
@@ -165,7 +167,8 @@ class PrometheusClient:
         try:
             response = Retrying(**policy)(self._post_once, url, form)
         except TransientError as problem:
-            raise PrometheusError(f"{url} does not answer after {ATTEMPTS} attempts: {problem}") from None
+            remedy = "check the address and that Prometheus runs"
+            raise PrometheusError(f"{url} does not answer after {ATTEMPTS} attempts: {problem}; {remedy}") from None
         return _document(response, url)
 
     def _post_once(self, url: str, form: dict[str, str]) -> httpx.Response:
@@ -178,7 +181,7 @@ class PrometheusClient:
             return response
         reason = f"status {response.status_code}: {_reason(response)}"
         if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            raise PrometheusError(f"{url} refused {form['query'][:300]!r}: {reason}")
+            raise PrometheusError(f"{url} refused {form['query'][:300]!r}: {reason}; correct the query or the token")
         raise TransientError(reason)
 
 
@@ -210,7 +213,8 @@ def pull_range(
             table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
             steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
             if ((steps < 0) | (steps >= len(table))).any():
-                raise PrometheusError(f"query of {metric}: values of server {name!r} outside the range asked for")
+                place = "outside the requested range; check the address"
+                raise PrometheusError(f"query of {metric}: values of server {name!r} {place}")
             table[steps, metrics.index(metric)] = series.values
         progress(done, len(metrics) * len(chunks))
     return _frame(tables, metrics, first, step_seconds)

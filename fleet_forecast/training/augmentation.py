@@ -1,4 +1,4 @@
-"""Augmentation: how training windows are changed so that unseen servers are an ordinary case.
+"""Augmentation: changes of training windows that train the network for unseen servers.
 
 - Short histories: per batch one encoder length is drawn, mostly the whole context, else down to no history at all.
 - Masked profiles: the profile of some windows is unknown, so that its embedding is trained.

@@ -139,7 +139,7 @@ class WindowSource:
         )
 
     def profiles_of(self, rows: np.ndarray, masked: np.ndarray | None) -> np.ndarray:
-        """Profile rows that the network sees, 0 = unknown or masked: int64 [window]."""
+        """Profile rows that the network receives, 0 = unknown or masked: int64 [window]."""
         return self.profile_rows[rows] if masked is None else np.where(masked, 0, self.profile_rows[rows])
 
     def batch(self, selection: WindowSelection) -> Batch:

@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """There is no run to resume, or its checkpoint cannot be used. The message says why and gives the remedy."""
+    """There is no run to resume, or its checkpoint cannot be used. The message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Checkpoint:
             replace_file(self.path, content, prefix=f"{TEMPORARY_PREFIX}unfinished-")
         except (OSError, SafetensorError) as error:
             print(
-                f"\nnote: {self.path}: the checkpoint could not be saved ({error}); training goes on", file=sys.stderr
+                f"\nnote: {self.path}: the checkpoint could not be saved ({error}); training continues", file=sys.stderr
             )
 
     def remove(self) -> None:

@@ -19,7 +19,7 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.cold_start import cold_start_table
-from fleet_forecast.features.grid import FleetGrid, usual_step
+from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
@@ -169,14 +169,14 @@ class Job:
 
 
 def data_step_seconds(data: CheckedMetrics) -> int:
-    """The divisor of a day that is nearest to the usual interval between the rows of a server.
+    """The divisor of a day that is nearest to the median interval between the rows of a server.
 
     Raises TrainingError if that interval is longer than a day.
     """
-    usual = data.metadata.step_seconds if data.metadata else usual_step(data.distances)
-    if usual > DAY_SECONDS:
-        raise TrainingError(f"timestamp: rows are {usual} s apart; provide each server's at least once a day")
-    return min(_steps_of_a_day(), key=lambda seconds: abs(seconds - usual))
+    interval = data.metadata.step_seconds if data.metadata else median_distance(data.distances)
+    if interval > DAY_SECONDS:
+        raise TrainingError(f"timestamp: rows are {interval} s apart; provide each server's at least once a day")
+    return min(_steps_of_a_day(), key=lambda seconds: abs(seconds - interval))
 
 
 def model_step_seconds(data_step: int, requested: int | None) -> int:
@@ -207,13 +207,13 @@ def choose_profiles(data: CheckedMetrics, grid: FleetGrid, split: Split) -> tupl
     profiles = profiles_of(grid, split.training_servers)
     if not data.has_profile_column:
         return (), (
-            "the data has no profile column, only names to guess from. "
-            "Add a profile column (see DATA_CONTRACT.md) so that new servers can profit from their kind"
+            "the data has no profile column, only names to infer it from. "
+            "Add a profile column (see DATA_CONTRACT.md) so that new servers are forecast by their profile"
         )
     if len(profiles) < 2:
         return (), (
             f"all training servers have the profile {', '.join(map(repr, profiles)) or 'unknown'}; "
-            "nothing to tell profiles apart by. Train on servers of several profiles"
+            "the profile has no information. Train on servers of several profiles"
         )
     return profiles, ""
 

@@ -30,7 +30,7 @@ class Split:
     | validation | [train_end, test_start)  | training_servers and validation_servers, 1 to 1  |
     | test       | [test_start, grid.steps) | training_servers and unseen_servers, separately  |
 
-    Validation servers exist because later days of the training servers do not show overfitting to these servers. On
+    Validation servers exist because later periods of the training servers do not show overfitting to these servers. On
     Bitbrains (14 servers, 2 for validation, 6 unseen, 2,000 optimisation steps) the loss of the training servers fell
     to the end. The loss of the validation servers had its minimum at step 1,200, that of the unseen servers at step
     1,400; both were 1.7 % higher at the end.
@@ -59,7 +59,7 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
         hours = np.ceil(steps * grid.step_seconds / 3600) + 1
         raise TrainingError(
             f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
-            f"{spec.horizon_steps} of horizon within the training part); provide at least {hours:.0f} hours, or "
+            f"{spec.horizon_steps} of horizon before the test period); provide at least {hours:.0f} hours, or "
             "shorten --context-hours or --horizon-hours"
         )
     unseen = _unseen_rows(grid, holdout, np.random.default_rng(seed))

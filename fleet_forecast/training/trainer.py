@@ -83,7 +83,7 @@ class TrainingData(NamedTuple):
 
 
 class Trainer:
-    """Trains a model in place on the training part of a split.
+    """Trains a model in place on the training servers and period of a split.
 
     The learning rate follows the completed share of the run, in steps or in seconds, whichever is larger. The seconds
     include all validations. checkpointer: saves the run, and provides its state if it was interrupted.
@@ -167,7 +167,7 @@ class Trainer:
                 done = plan.number + 1
                 yield plan
             if not done:
-                raise TrainingError("values: no server has a measurement in the training part; provide more data")
+                raise TrainingError("values: no server has a measurement in the training period; provide more data")
             number, done = number + 1, 0
 
     def _seconds(self) -> float:

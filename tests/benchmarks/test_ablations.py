@@ -15,7 +15,7 @@ from tests.conftest import tiny_fleet
 SPEC = WindowSpec(("cpu_pct",), 300, "UTC", context_steps=48, horizon_steps=12)
 
 
-def test_scaling_per_server_gives_an_unseen_server_the_median_server_at_every_history():
+def test_scaled_per_server_an_unseen_server_has_the_statistics_of_the_median_server():
     random = np.random.default_rng(0)
     levels = np.array([10.0, 30.0, 60.0, 70.0, 90.0])
     values = (levels[:, None, None] + random.normal(0, 2, (5, 400, 1))).astype(np.float32)
@@ -33,8 +33,10 @@ def test_scaling_per_server_gives_an_unseen_server_the_median_server_at_every_hi
     assert windows.inputs.profile.tolist() == [2, 1, 0, 1, 2]  # database is 1, web_api is 2, masked is 0
 
 
-@pytest.mark.parametrize(("variant", "seasonal", "quantile_map"), [("no_seasonality", False, True), ("no_quantile_map", True, False)])
-def test_a_variant_changes_one_feature_and_only_during_its_run(variant, seasonal, quantile_map):
+@pytest.mark.parametrize(
+    ("variant", "seasonality", "quantile_map"), [("no_seasonality", False, True), ("no_quantile_map", True, False)]
+)
+def test_a_variant_removes_its_part_and_only_while_it_runs(variant, seasonality, quantile_map):
     hours = np.arange(5 * 288) / 288 * 2 * np.pi
     values = np.random.default_rng(0).exponential(3, (2, hours.size, 1)) + (50 + 20 * np.sin(hours))[None, :, None]
     grid = FleetGrid(("a", "b"), (None, None), ("cpu_pct",), limit.START, 300, values.astype(np.float32))
@@ -50,7 +52,7 @@ def test_a_variant_changes_one_feature_and_only_during_its_run(variant, seasonal
 
     (chosen,) = [one for one in ablations.VARIANTS if one.name == variant]
     with ablations.windows_of(chosen):
-        assert features() == (seasonal, quantile_map)
+        assert features() == (seasonality, quantile_map)
     assert features() == (True, True)
 
 
@@ -67,7 +69,7 @@ def test_a_variant_is_trained_and_scored_with_every_length_of_history(tmp_path):
     assert all(0 < of["wql"] < 10 for of in with_seasonality.values())
 
 
-def test_the_table_is_made_of_the_runs_there_are(tmp_path):
+def test_the_table_has_the_stored_runs(tmp_path):
     def scores(wql):
         return {"wql": wql, "accuracy": 100 - 100 * wql, "coverage_80": 80.0, "coverage_96": 96.0}
 

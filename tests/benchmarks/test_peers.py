@@ -46,10 +46,10 @@ def test_the_features_of_a_step_look_up_the_same_time_of_the_previous_day_and_we
         assert row[4] == pytest.approx(last + step - 4 * DAY)  # the mean of seven days
 
 
-def test_the_usual_day_of_a_server_that_repeats_itself_is_exact(peers):
+def test_the_seasonal_mean_of_a_server_that_repeats_its_day_is_exact(peers):
     day = np.random.default_rng(0).uniform(20, 60, (1, DAY, 2)).astype(np.float32)
     history = np.tile(day, (1, 8, 1))[:, -(7 * DAY + 12) :]
-    made = peers.usual_day(history, 96, DAY, (0.1, 0.5, 0.9))
+    made = peers.seasonal_mean(history, 96, DAY, (0.1, 0.5, 0.9))
     assert made.shape == (1, 96, 2, 3)
     np.testing.assert_allclose(made, np.repeat(day[:, :96, :, None], 3, axis=3), rtol=1e-3)
 
@@ -95,7 +95,7 @@ def test_every_server_is_held_out_once(peers):
 
 
 @pytest.mark.slow
-def test_lightgbm_finds_a_daily_rhythm_that_window_quantiles_miss(peers, monkeypatch):
+def test_lightgbm_finds_a_daily_seasonality_that_window_quantiles_miss(peers, monkeypatch):
     monkeypatch.setattr(peers, "MAX_TRAIN_ROWS", 12_000)
     monkeypatch.setattr(peers, "TREES", peers.TREES.set_params(n_estimators=60, learning_rate=0.1))
     random = np.random.default_rng(0)

@@ -34,7 +34,7 @@ def test_business_time_is_exact_to_the_second_where_daylight_saving_changes() ->
     assert when.minute_of_day.tolist() == [119, 180, 119, 60]
 
 
-def test_business_time_keeps_any_shape_also_none_at_all() -> None:
+def test_business_time_keeps_any_shape_and_that_of_no_times() -> None:
     for shape in ((), (0,), (2, 0), (2, 3)):
         when = business_time(np.full(shape, np.datetime64("2026-09-14T13:30")), "America/New_York")
         assert {array.shape for array in when} == {shape}

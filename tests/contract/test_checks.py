@@ -1,4 +1,4 @@
-"""What the data contract refuses, and how it says so."""
+"""Data that the contract refuses, and the messages."""
 
 import math
 import re

@@ -76,7 +76,7 @@ def test_variables_are_sorted_by_weight_with_labels_and_percentages(page: str) -
     rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in static.split("<tr>")[2:]]
     assert rows == [
         ["cpu_pct, level in the context", "60.0", "60.0"],
-        ["cpu_pct, spread in the context", "30.0", "30.0"],
+        ["cpu_pct, scale in the context", "30.0", "30.0"],
         ["profile", "10.0", "10.0"],
     ]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import fleet_forecast.contract.files
 import fleet_forecast.features.grid
 from data_contract import Batch, check_metrics, read_metrics
-from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds, usual_step
+from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds, median_distance
 
 METRICS = ("cpu_pct", "latency_ms")
 STEP_SECONDS = 300
@@ -81,7 +81,7 @@ def test_the_grid_of_a_file_does_not_depend_on_its_batches(tmp_path, monkeypatch
     assert same_grid(
         FleetGrid.from_checked(checked, STEP_SECONDS), FleetGrid.from_frame(whole.frame, whole.metrics, STEP_SECONDS)
     )
-    assert usual_step(checked.distances) == infer_step_seconds(whole.frame)
+    assert median_distance(checked.distances) == infer_step_seconds(whole.frame)
     assert as_cells(FleetGrid.from_checked(checked, STEP_SECONDS)) == pytest.approx(cell_means_by_loop(frame), 1e-6)
 
 
@@ -118,11 +118,11 @@ def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
 
 
 def test_the_step_is_the_lower_median_distance():
-    assert usual_step({60: 3, 300: 5, 5: 5}) == 60
-    assert usual_step({300: 5, 60: 5}) == 60
-    assert usual_step({300: 1}) == 300
+    assert median_distance({60: 3, 300: 5, 5: 5}) == 60
+    assert median_distance({300: 5, 60: 5}) == 60
+    assert median_distance({300: 1}) == 300
     early_and_late = np.random.default_rng(0).integers(160, 441, 1_000)
-    assert usual_step(dict(zip(*np.unique(early_and_late, return_counts=True), strict=True))) in range(290, 311)
+    assert median_distance(dict(zip(*np.unique(early_and_late, return_counts=True), strict=True))) in range(290, 311)
     times = pd.to_datetime([0, 300, 600, 660, 5, 305], unit="s", utc=True)
     assert infer_step_seconds(pd.DataFrame({"timestamp": times, "server_name": ["b"] * 4 + ["a"] * 2})) == 300
 

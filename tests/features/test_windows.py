@@ -81,7 +81,7 @@ def test_asinh_is_correct_for_any_float32() -> None:
 
 
 @pytest.mark.parametrize(("context_steps", "horizon_steps"), [(48, 16), (20, 10), (60, 50)])
-def test_nothing_older_than_the_history_said_to_be_read_is_read(
+def test_nothing_older_than_history_steps_is_read(
     values: np.ndarray, scaling: FleetScaling, context_steps: int, horizon_steps: int
 ) -> None:
     spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps, horizon_steps)

@@ -88,7 +88,7 @@ def test_quantiles_that_are_nearly_equal_do_not_cross_by_rounding(tiny_model_dir
     model, draw = load_model(tiny_model_dir, config), torch.Generator().manual_seed(0)
     metrics, levels = len(config.targets), len(config.quantiles)
     raw = torch.randn(40, metrics, levels, config.horizon_steps, generator=draw) * 3
-    raw[:, :, np.delete(np.arange(levels), MEDIAN)] -= 18  # softplus of which is below what a float32 tells apart
+    raw[:, :, np.delete(np.arange(levels), MEDIAN)] -= 18  # its softplus is below the resolution of a float32
     loc = 20 * torch.randn(40, config.horizon_steps, metrics, generator=draw)
     knots = torch.randn(40, metrics, levels, generator=draw).sort(dim=-1).values
     with torch.no_grad():

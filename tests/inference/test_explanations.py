@@ -178,7 +178,7 @@ def test_tables_are_means_by_profile(engine: Engine) -> None:
     assert lags.tolist() == pytest.approx(np.arange(24) * 600 / 3600)  # 4 h of context in 24 parts
 
 
-def test_the_published_tables_are_the_means_over_later_days_of_every_profile(
+def test_the_published_tables_are_the_means_over_the_test_period_of_every_profile(
     engine: Engine, tiny_model_dir: Path, tiny_training_dir: Path
 ) -> None:
     """The tiny fleet is smaller than the sample, so that all windows are in it."""

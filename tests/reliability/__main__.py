@@ -1,11 +1,11 @@
-"""Try every promise and print the table with the figures of this run; the last line is JSON.
+"""Test every promise and print the table with the figures of this run; the last line is JSON.
 
     python -m tests.reliability
     python -m tests.reliability --only SIGTERM --only kill
     python -m tests.reliability --only memory --soak-minutes 60
     python -m tests.reliability --model models/current
 
-Exit code 1 if a promise is broken. Figures of time are those of this machine as busy as it is.
+Exit code 1 if a promise is broken. Times are measured under the present load of the machine.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from tests.reliability.promises import PROMISES, Experiment
 from tests.reliability.strain import soak
 from tests.serving.fake_daemon import REPOSITORY
 
-VERDICTS = {True: "kept", False: "BROKEN", None: "not tried"}
+VERDICTS = {True: "kept", False: "BROKEN", None: "skipped"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiments and print what they found; gives the exit code."""
+    """Run the experiments and print their findings; returns the exit code."""
     arguments = _arguments(argv)
     chosen = [(p, name, trial) for p in PROMISES for name, trial in p.experiments.items() if _wanted(arguments, p.text)]
     if not chosen:
-        print(f"error: --only {arguments.only}: no promise has these words; known: {[p.text for p in PROMISES]}")
+        print(
+            f"error: --only {arguments.only}: no promise contains these words; choose from {[p.text for p in PROMISES]}"
+        )
         return 2
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Path(folder) / str(number)
             place.mkdir()
             started = time.monotonic()
-            finding = _tried(trial, place, model)
+            finding = _finding_of(trial, place, model)
             seconds = round(time.monotonic() - started, 1)
             entry = {"promise": promise.text, "experiment": name, "kept": finding.kept, "shown": finding.shown}
             found.append({**entry, "seconds": seconds, "figures": finding.figures})
@@ -64,15 +66,21 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", action="append", metavar="WORDS", help="only promises with these words; repeatable")
+    parser.add_argument(
+        "--only", action="append", metavar="WORDS", help="only promises with these words; may be repeated"
+    )
     parser.add_argument(
         "--model",
         type=Path,
         default=REPOSITORY / "models" / "current",
-        help="model directory (models/current; a tiny one is trained where there is none)",
+        help="model directory (models/current; without one a tiny model is trained)",
     )
     parser.add_argument(
-        "--soak-minutes", "--soak_minutes", type=float, default=1.0, help="length of the soak (1); flat from 10 on"
+        "--soak-minutes",
+        "--soak_minutes",
+        type=float,
+        default=1.0,
+        help="length of the soak (1); memory is tested from 10 on",
     )
     return parser.parse_args(argv)
 
@@ -87,7 +95,7 @@ def _model(path: Path, folder: Path) -> Path:
     import tft_trainer
     from tests.conftest import tiny_flags, tiny_fleet
 
-    print(f"{path} does not exist: a tiny model is trained", file=sys.stderr)
+    print(f"{path} does not exist: training a tiny model", file=sys.stderr)
     training, models = folder / "training", folder / "models"
     training.mkdir()
     tiny_fleet().to_parquet(training / "server_metrics.parquet", index=False)
@@ -101,8 +109,8 @@ def _soak_of(minutes: float) -> Experiment:
     return lambda folder, _model: soak(folder, minutes)
 
 
-def _tried(trial: Experiment, folder: Path, model: Path) -> Finding:
-    """The finding; an experiment that fails itself counts as a broken promise."""
+def _finding_of(trial: Experiment, folder: Path, model: Path) -> Finding:
+    """The finding; an experiment that raises an error counts as a broken promise."""
     try:
         return trial(folder, model)
     except Exception as problem:

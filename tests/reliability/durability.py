@@ -1,4 +1,4 @@
-"""What was acknowledged stays: kills, fsync, failing disks, full disks, damaged files."""
+"""Acknowledged samples are kept: kills, fsync, failing disks, full disks, damaged files."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def kills(folder: Path, count: int = 200) -> Finding:
 
 
 def can_trace() -> bool:
-    """Whether strace is there and may trace."""
+    """Whether strace is installed and permitted."""
     if shutil.which("strace") is None:
         return False
     return subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
 
 
 def acknowledged_after_sync(folder: Path, batches: int = 300) -> Finding:
-    """Under strace: between a batch's arrival and its 2xx an fdatasync of the log began and ended."""
+    """Under strace: an fdatasync of the log starts and ends between the arrival of a batch and its 2xx."""
     if not can_trace():
         return not_tried("strace is not installed or not permitted")
     trace = folder / "trace"
     ledger, daemon = Ledger(), FakeDaemon(folder)
     calls = "trace=recvfrom,sendto,sendmsg,fdatasync,fsync"
-    # -D: the daemon stays our own child, strace is the one beside it.
+    # -D: strace runs as a grandchild, so that the daemon remains the child process.
     daemon.prefix = ["strace", "-D", "-f", "-y", "-s", "64", "-e", calls, "-o", str(trace)]
     with daemon:
         with Ingest(daemon, ledger, threads=4) as ingest:
@@ -71,9 +71,9 @@ def acknowledged_after_sync(folder: Path, batches: int = 300) -> Finding:
 
 def _answers_after_sync(trace: Path) -> tuple[int, int]:
     """(2xx to a batch, those of them with a whole fdatasync of the log since the batch began to arrive)."""
-    unfinished: dict[str, tuple[int, str]] = {}  # thread -> where its call began
-    syncs: list[tuple[int, int]] = []  # (begun, ended), as places in the trace
-    arrived: dict[str, int] = {}  # socket -> where its batch began to arrive
+    unfinished: dict[str, tuple[int, str]] = {}  # thread -> line at which its call began
+    syncs: list[tuple[int, int]] = []  # (begun, ended), lines of the trace
+    arrived: dict[str, int] = {}  # socket -> line at which its batch began to arrive
     answers = after_sync = 0
     for place, line in enumerate(trace.read_text(errors="replace").splitlines()):
         thread, _, call = line.partition(" ")
@@ -96,7 +96,7 @@ def _answers_after_sync(trace: Path) -> tuple[int, int]:
     return answers, after_sync
 
 
-# Calls are counted by thread: the one that opens the file makes fewer than these, the one that writes it makes more.
+# Calls are counted by thread: the thread that opens the file makes fewer than these, the writing thread makes more.
 FAULTS = {
     "fdatasync gives EIO": "inject=fdatasync:error=EIO:when=30..36",
     "fdatasync gives ENOSPC": "inject=fdatasync:error=ENOSPC:when=30..36",
@@ -107,7 +107,7 @@ FAULTS = {
 
 
 def failing_system_calls(folder: Path, faults: tuple[str, ...] = tuple(FAULTS)) -> Finding:
-    """Some writes of the disk fail: 503, nothing acknowledged is lost, and the same process goes on."""
+    """Some disk writes fail: 503, no acknowledged record is lost, and the same process continues."""
     if not can_trace():
         return not_tried("strace is not installed or not permitted")
     figures, kept = {}, True
@@ -137,7 +137,7 @@ def failing_system_calls(folder: Path, faults: tuple[str, ...] = tuple(FAULTS)) 
     lost = sum(figure["lost"] for figure in figures.values())
     shown = (
         f"{len(faults)} kinds of failing writes ({injected} failures): {refused} answers of 503, "
-        f"{lost} records lost, each daemon went on by itself"
+        f"{lost} records lost, each daemon recovered without a restart"
     )
     return Finding(kept, shown, figures)
 
@@ -148,7 +148,7 @@ _SMALL_DISK = 'mount -t tmpfs -o size=6m tmpfs "$0" && head -c 2000000 /dev/zero
 
 
 def full_disk(folder: Path) -> Finding:
-    """A real tmpfs of 6 MB fills up: 503, reads go on; space comes back: the same process takes samples again."""
+    """A tmpfs of 6 MB fills up: 503, reads continue; after space is freed the same process stores samples again."""
     small = folder / "small"
     small.mkdir()
     in_own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -166,7 +166,7 @@ def full_disk(folder: Path) -> Finding:
             full_after = ingest.answers[200]
             paths = ("/healthz", "/status", "/api/v1/forecasts", "/api/v1/servers/reader/history", "/metrics")
             reads = {path: client.get(path).status_code for path in paths}
-            said = "fleet_history_writable 0.0" in client.get("/metrics").text
+            reported = "fleet_history_writable 0.0" in client.get("/metrics").text
             (inside / "filler").unlink()
             freed = time.monotonic()
             ingest.until(lambda so_far: so_far.answers[200] >= full_after + 5)
@@ -176,8 +176,8 @@ def full_disk(folder: Path) -> Finding:
     shutil.copy(f"/proc/self/fd/{held}/h.sqlite", folder / "saved.sqlite")
     os.close(held)
     found = ledger.missing(folder / "saved.sqlite")
-    refused_well = ingest.answers[503] > 0 and not ingest.without_retry_after
-    kept = nothing_lost(found) and set(reads.values()) == {200} and said and code == 0 and refused_well
+    correctly_refused = ingest.answers[503] > 0 and not ingest.without_retry_after
+    kept = nothing_lost(found) and set(reads.values()) == {200} and reported and code == 0 and correctly_refused
     shown = (
         f"tmpfs of 6 MB: full after {full_after} batches, then {ingest.answers[503]} answers of 503 and all reads 200; "
         f"space freed: stored again after {recovery_seconds:.1f} s in the same process, {found['lost']} lost"
@@ -221,14 +221,14 @@ DAMAGES = (_garbage, _overwritten_pages, _truncated, _damaged_version, _first_pa
 def damaged_history(
     folder: Path, rows: int = 200_000, damages: tuple[Callable[[Path], None], ...] = DAMAGES
 ) -> Finding:
-    """Histories damaged in several ways: the daemon comes up, says so, keeps the file aside and takes samples."""
+    """Histories damaged in several ways: the daemon starts, reports it, sets the file aside and stores samples."""
     whole = folder / "whole.sqlite"
     store, values = HistoryStore(whole, 300), (50.0,) * len(METRICS)
     first = (int(time.time()) // 300 - rows // 500) * 300
     for step in range(rows // 500):
         store.append([Sample(f"s{n}", (first + step * 300) * 1000, None, None, values) for n in range(500)]).result(60)
     store.close()
-    seconds, said, stored = [], 0, 0
+    seconds, reported, stored = [], 0, 0
     for damage in damages:
         place = folder / damage.__name__
         place.mkdir()
@@ -238,15 +238,15 @@ def damaged_history(
         started = time.monotonic()
         with daemon:
             seconds.append(time.monotonic() - started)
-            said += "fleet_history_set_aside 1.0" in httpx.get(daemon.url + "/metrics").text
-            said_where = httpx.get(daemon.url + "/status").json()["history"]["damaged_file_set_aside"]
+            reported += "fleet_history_set_aside 1.0" in httpx.get(daemon.url + "/metrics").text
+            new_name = httpx.get(daemon.url + "/status").json()["history"]["damaged_file_set_aside"]
             sample = {"records": [{"timestamp": _iso_now(), "server_name": "a", "cpu_pct": 5}]}
             answer = httpx.post(daemon.url + "/api/v1/metrics", json=sample)
-            stored += answer.json()["accepted"] == 1 and Path(said_where).exists()
+            stored += answer.json()["accepted"] == 1 and Path(new_name).exists()
     tried = len(damages)
     shown = (
-        f"{tried} kinds of damage to {whole.stat().st_size / 1e6:.0f} MB: up in {max(seconds):.1f} s at most, "
-        f"{said} of {tried} said by a metric, {stored} of {tried} set aside and receiving"
+        f"{tried} kinds of damage to {whole.stat().st_size / 1e6:.0f} MB: started within {max(seconds):.1f} s, "
+        f"{reported} of {tried} reported by a metric, {stored} of {tried} set aside, with samples stored again"
     )
     figures = {"slowest_seconds": round(max(seconds), 2), "bytes": whole.stat().st_size}
-    return Finding(max(seconds) < 10 and said == stored == tried, shown, figures)
+    return Finding(max(seconds) < 10 and reported == stored == tried, shown, figures)

@@ -1,4 +1,4 @@
-"""SIGTERM in every situation: a clean end in time, and nothing acknowledged is lost."""
+"""SIGTERM in every situation: a clean end in time, and no acknowledged record is lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ingest(daemon: FakeDaemon, ledger: Ledger) -> Iterator[None]:
 @contextlib.contextmanager
 def forecast(daemon: FakeDaemon, _ledger: Ledger) -> Iterator[None]:
     httpx.post(daemon.url + "/api/v1/metrics", json={"records": [good_record()]})
-    time.sleep(0.4)  # the new server's forecast is under way
+    time.sleep(0.4)  # the forecast of the new server is running
     yield
 
 
@@ -74,12 +74,12 @@ SITUATIONS: dict[str, Situation] = {
 
 
 def endings(folder: Path, situations: tuple[str, ...] = tuple(SITUATIONS)) -> Finding:
-    """One SIGTERM in each situation, then a storm of them, then a SIGINT."""
+    """One SIGTERM in each situation, then 20 in a row, then a SIGINT."""
     seconds: dict[str, float] = {}
     wrong = []
     plan = [(name, [signal.SIGTERM]) for name in situations]
     plan += [("ingest", [signal.SIGTERM] * 20), ("idle", [signal.SIGINT])]
-    for number, (name, storm) in enumerate(plan):
+    for number, (name, signals) in enumerate(plan):
         slow_disk = name == "a slow commit"
         if slow_disk and not can_trace():
             continue
@@ -89,14 +89,14 @@ def endings(folder: Path, situations: tuple[str, ...] = tuple(SITUATIONS)) -> Fi
         if slow_disk:  # the writing thread's later fdatasyncs take half a second each
             inject = "inject=fdatasync:delay_enter=500000:when=20+"
             daemon.prefix = ["strace", "-D", "-f", "-e", "trace=fdatasync", "-e", inject, "-o", str(place / "trace")]
-        label = name if len(storm) == 1 else f"{len(storm)} signals in a row"
-        label = label if storm[0] == signal.SIGTERM else "Ctrl-C"
+        label = name if len(signals) == 1 else f"{len(signals)} signals in a row"
+        label = label if signals[0] == signal.SIGTERM else "Ctrl-C"
         with daemon:
             with SITUATIONS[name](daemon, ledger):
-                for _ in storm[1:]:
-                    daemon.process.send_signal(storm[0])
+                for _ in signals[1:]:
+                    daemon.process.send_signal(signals[0])
                     time.sleep(0.01)
-                code, took = daemon.stop(storm[0])
+                code, took = daemon.stop(signals[0])
             seconds[label] = round(took, 2)
             found = ledger.missing(daemon.history)
             left_open = Path(f"{daemon.history}-wal").exists()
@@ -104,12 +104,12 @@ def endings(folder: Path, situations: tuple[str, ...] = tuple(SITUATIONS)) -> Fi
         if any(problems.values()) or took >= LIMIT_SECONDS or not nothing_lost(found):
             wrong.append({"situation": label, **problems, **found})
     slowest = max(seconds, key=lambda label: seconds[label])
-    shown = f"SIGTERM in {len(seconds)} situations: exit code 0 and nothing lost in {len(seconds) - len(wrong)}, "
+    shown = f"SIGTERM in {len(seconds)} situations: exit code 0 and no record lost in {len(seconds) - len(wrong)}, "
     return Finding(not wrong, shown + f"slowest {seconds[slowest]} s ({slowest})", {"seconds": seconds, "wrong": wrong})
 
 
 def endings_while_starting(folder: Path, count: int = 20) -> Finding:
-    """SIGTERM at random moments of the start: it ends at once or as soon as it is up, and the next start succeeds."""
+    """SIGTERM at random moments of the start: the daemon ends in time, and the next start succeeds."""
     dice, seconds, codes = random.Random(2), [], set()
     daemon = FakeDaemon(folder)
     with daemon:
@@ -118,18 +118,18 @@ def endings_while_starting(folder: Path, count: int = 20) -> Finding:
         started = time.monotonic()
         daemon.stop()
         daemon.start()
-        usual = time.monotonic() - started
+        start_seconds = time.monotonic() - started
         daemon.stop()
         for _ in range(count):
             daemon.launch()
-            time.sleep(dice.random() * usual)
+            time.sleep(dice.random() * start_seconds)
             code, took = daemon.stop()
             codes.add(code)
             seconds.append(took)
         daemon.start()
         kept = codes <= {0, -signal.SIGTERM} and max(seconds) < LIMIT_SECONDS
         kept = kept and httpx.get(daemon.url + "/status").json()["history"]["damaged_file_set_aside"] is None
-    shown = f"{count} SIGTERMs during the start: ended within {max(seconds):.1f} s, the next start finds all in order"
+    shown = f"{count} SIGTERMs during the start: ended within {max(seconds):.1f} s, the next start finds no damage"
     return Finding(kept, shown, {"slowest_seconds": round(max(seconds), 2), "codes": sorted(codes)})
 
 

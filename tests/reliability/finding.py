@@ -1,4 +1,4 @@
-"""What an experiment found."""
+"""The result of an experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Finding:
-    """kept: whether the promise was kept, None where it could not be tried here. shown: the figures in words."""
+    """kept: whether the promise was kept, None if the experiment was skipped. shown: the figures as text."""
 
     kept: bool | None
     shown: str
@@ -19,8 +19,8 @@ class Finding:
 
 
 def not_tried(reason: str) -> Finding:
-    """The machine does not allow the experiment."""
-    return Finding(None, f"not tried: {reason}")
+    """The finding of an experiment that this machine does not permit."""
+    return Finding(None, f"skipped: {reason}")
 
 
 def milliseconds(seconds: Sequence[float], quantile: float) -> float:

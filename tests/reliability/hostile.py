@@ -1,4 +1,4 @@
-"""Hostile and heavy requests: mutated and huge bodies, slow clients, ten times the load, whatever OpenAPI allows."""
+"""Hostile and heavy requests: mutated and huge bodies, slow clients, ten times the load, schemathesis."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def good_record(name: str = "ppml0001") -> dict[str, Any]:
 
 
 def mutated_body(dice: random.Random) -> bytes:
-    """A batch gone wrong: values and fields replaced, or bytes flipped, cut, doubled and spliced in."""
+    """A batch with values and fields replaced, or bytes flipped, removed, repeated and inserted."""
     records: list[Any] = [good_record(f"ppml{n:04d}") for n in range(dice.randint(1, 4))]
     for _ in range(dice.randint(0, 4)):
         record = dice.choice(records)
@@ -71,7 +71,7 @@ def mutated_body(dice: random.Random) -> bytes:
 
 
 def mutated_bodies(folder: Path, count: int = 10_000, seed: int = 1) -> Finding:
-    """Mutated bodies to both routes that take records: each gets an answer that blames the sender or accepts."""
+    """Mutated bodies to both routes that take records: each is accepted or refused with 4xx."""
     dice, answers, miscounted = random.Random(seed), Counter[int](), 0
     worst: list[bytes] = []
     with FakeDaemon(folder) as daemon, httpx.Client(base_url=daemon.url, timeout=30) as client:
@@ -83,8 +83,8 @@ def mutated_bodies(folder: Path, count: int = 10_000, seed: int = 1) -> Finding:
             if answer.status_code >= 500:
                 worst.append(body[:200])
             elif answer.status_code == 200 and number % 4:
-                told = answer.json()["accepted"] + len(answer.json()["rejected"])
-                miscounted += told != len(json.loads(body)["records"])
+                counted = answer.json()["accepted"] + len(answer.json()["rejected"])
+                miscounted += counted != len(json.loads(body)["records"])
         alive = client.get("/readyz").status_code == 200
     logged = daemon.log.read_text().count('"exception"')
     server_errors = sum(n for status, n in answers.items() if status >= 500)
@@ -100,11 +100,11 @@ def mutated_bodies(folder: Path, count: int = 10_000, seed: int = 1) -> Finding:
 
 
 def openapi_answers(folder: Path, examples: int = 50) -> Finding:
-    """schemathesis over the document: no answer of 5xx (503 apart), and none the document does not declare."""
+    """schemathesis over the OpenAPI document: no answer of 5xx except 503, and no undeclared status."""
     with FakeDaemon(folder) as daemon:
         schema = schemathesis.openapi.from_url(daemon.url + "/openapi.json")
         operations = [found.ok() for found in schema.get_all_operations()]
-        tried = [operation for operation in operations if operation.path != "/api/v1/events"]  # it never ends
+        tried = [operation for operation in operations if operation.path != "/api/v1/events"]  # a stream without end
         wrong = [text for operation in tried for text in _wrong_answers(operation, examples)]
     shown = f"schemathesis over {len(tried)} operations: {len(wrong)} undeclared answers or server errors"
     return Finding(not wrong and len(tried) > 10, shown, {"paths": [o.path for o in tried], "wrong": wrong[:5]})
@@ -134,7 +134,7 @@ def _wrong_answers(operation: Any, examples: int) -> list[str]:
 
 
 def huge_body(folder: Path, mebibytes: int = 100) -> Finding:
-    """A body far beyond the limit, with its length said and in chunks: refused, and memory stays."""
+    """A body far beyond the limit, with Content-Length and in chunks: refused, and memory does not grow with it."""
     with FakeDaemon(folder) as daemon:
         httpx.post(daemon.url + "/api/v1/metrics", json={"records": [good_record()]})
         before, taken = daemon.memory_mib(), []
@@ -169,7 +169,7 @@ def connect(daemon: FakeDaemon, text: bytes = b"") -> socket.socket:
 
 
 def slow_clients(folder: Path, count: int = 200, deadline_seconds: float = 2.0) -> Finding:
-    """Clients that send headers or bodies drop by drop: others are served meanwhile, and the slow ones let go."""
+    """Clients that send headers or bodies byte by byte: others are served, and the slow ones are disconnected."""
     limits = ("--header-seconds", deadline_seconds, "--body-seconds", deadline_seconds)
     with FakeDaemon(folder, *limits) as daemon:
         opened = time.monotonic()
@@ -178,20 +178,20 @@ def slow_clients(folder: Path, count: int = 200, deadline_seconds: float = 2.0) 
         with Probe(daemon.port, 0.01) as probe:
             stored = 0
             while time.monotonic() < opened + deadline_seconds * 0.9:
-                for client in slow[:: max(1, count // 20)]:  # a drop each
+                for client in slow[:: max(1, count // 20)]:  # a byte each
                     with contextlib.suppress(OSError):
                         client.sendall(b" ")
                 answer = httpx.post(daemon.url + "/api/v1/metrics", json={"records": [good_record()]})
                 stored += answer.status_code == 200
-        let_go = sum(closed_within(client, deadline_seconds * 4) for client in slow)
+        disconnected = sum(closed_within(client, deadline_seconds * 4) for client in slow)
         for client in slow:
             client.close()
     p99 = milliseconds(probe.taken, 0.99)
     shown = (
         f"{count} slow clients: {len(probe.taken) - probe.failed} of {len(probe.taken)} probes answered, p99 {p99} ms"
     )
-    kept = probe.failed == 0 and stored > 0 and let_go == count
-    return Finding(kept, f"{shown}, {let_go} of {count} let go in time", {"p99_ms": p99, "stored": stored})
+    kept = probe.failed == 0 and stored > 0 and disconnected == count
+    return Finding(kept, f"{shown}, {disconnected} of {count} disconnected in time", {"p99_ms": p99, "stored": stored})
 
 
 def closed_within(client: socket.socket, seconds: float) -> bool:
@@ -214,7 +214,7 @@ _LOADED_RECORDS = 1_000
 
 
 async def _post_for(port: int, body: bytes, seconds: float, rate: float | None, connections: int) -> Counter[str]:
-    """Post `body` for so long: as fast as answers come, or so many a second whatever the answers.
+    """Post `body` for some seconds: each connection after its last answer, or `rate` a second in all.
 
     Counts answers by status, posts that found no free connection ("not sent") and connections the daemon closed.
     """
@@ -272,7 +272,7 @@ async def _closed(writer: asyncio.StreamWriter | None) -> None:
 
 
 def ten_times_the_load(folder: Path, seconds: float = 10.0, limit_ms: float = OVERLOAD_P99_MS) -> Finding:
-    """What it can take is measured, then ten times as much is sent: 503 with Retry-After, and probes are answered."""
+    """The maximum rate is measured, then ten times as much is sent: 503 with Retry-After, and probes are answered."""
     body = json.dumps({"records": [good_record(f"ppml{n:04d}") for n in range(_LOADED_RECORDS)]}).encode()
     with FakeDaemon(folder) as daemon:
         asyncio.run(_post_for(daemon.port, body, 1.0, None, 4))

@@ -1,4 +1,4 @@
-"""The model in use: bad ones are refused, readiness is true, nothing in a model can run code, swaps disturb nobody."""
+"""The model in use: bad models are refused, readiness is right, no file can run code, swaps interrupt no request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _record(name: str = "ppdb001", steps_ago: int = 1) -> dict[str, object]:
 
 
 def _resealed(change: Callable[[Path], None]) -> Callable[[Path], None]:
-    """The damage with a manifest that fits it, as another version or an attacker would write it."""
+    """The damage with a matching manifest, as another version or an attacker would write it."""
 
     def damage(model: Path) -> None:
         change(model)
@@ -93,13 +93,13 @@ def _no_network(model: Path) -> None:
 
 
 def damages_of(model: Path, flips: int) -> dict[str, Callable[[Path], None]]:
-    """Name and deed of each damage; `flips` random bits in each file."""
+    """Each kind of damage by name; `flips` random bits in each file."""
     names = sorted(path.name for path in model.iterdir())
     found: dict[str, Callable[[Path], None]] = {}
     for name in names:
         found[f"{name} truncated"] = _truncated(name)
         found[f"{name} missing"] = _removed(name)
-        if name != "manifest.json":  # white space of the manifest may change without harm
+        if name != "manifest.json":  # a change of white space in the manifest has no effect
             found |= {f"{name} with bit flip {n}": _bit_flipped(name, n) for n in range(flips)}
     version = _replaced("config.json", '"contract_version": "', '"contract_version": "9')
     return found | {
@@ -114,13 +114,13 @@ def damages_of(model: Path, flips: int) -> dict[str, Callable[[Path], None]]:
 
 
 def bad_models(folder: Path, model: Path, flips: int = 5) -> Finding:
-    """Each damaged directory is promoted and its loading asked for; the good model serves on, with the same numbers."""
+    """Each damaged directory is promoted and a reload is requested; the forecasts stay those of the good model."""
     good, bad, link = folder / "good", folder / "bad", folder / "current"
     shutil.copytree(model.resolve(), good)
     link.symlink_to("good")
     settings = Settings(model=link, history=folder / "h.sqlite", allowed_hosts=("testserver",))
     damages = damages_of(good, flips)
-    sent = {"records": [_record()]}  # the same throughout: a later one may be of the next step
+    sent = {"records": [_record()]}  # one record for all: a later one may be of the next step
     wrong = []
     with TestClient(create_app(settings, ReferencedFiles(admin_token=ADMIN.encode()))) as client:
         while client.get("/readyz").status_code != 200:
@@ -143,7 +143,7 @@ def bad_models(folder: Path, model: Path, flips: int = 5) -> Finding:
             shutil.rmtree(bad)
         again = client.post("/api/v1/reload", headers=AS_ADMIN).status_code == 200
     tried = len(damages)
-    shown = f"{tried - len(wrong)} of {tried} damaged model directories refused, the old model served on unchanged"
+    shown = f"{tried - len(wrong)} of {tried} damaged model directories refused, forecasts of the old model unchanged"
     return Finding(not wrong and again, shown, {"tried": tried, "accepted": wrong})
 
 
@@ -151,7 +151,7 @@ def bad_models(folder: Path, model: Path, flips: int = 5) -> Finding:
 
 
 def readiness(folder: Path, model: Path) -> Finding:
-    """No model, then a damaged one, then a good one: /readyz says so each time, /healthz answers throughout."""
+    """No model, then a damaged one, then a good one: /readyz gives 503 until the last, /healthz always 200."""
     shutil.copytree(model.resolve(), folder / "good")
     shutil.copytree(model.resolve(), folder / "bad")
     _bit_flipped("model.onnx", 0)(folder / "bad")
@@ -177,11 +177,11 @@ def readiness(folder: Path, model: Path) -> Finding:
     finally:
         daemon.__exit__()
     shown = (
-        f"/readyz 503 in {sum(refusals)} of {len(refused)} looks before a good model, 200 {seconds:.1f} s after it; "
+        f"/readyz 503 in {sum(refusals)} of {len(refused)} requests before a good model, 200 {seconds:.1f} s after it; "
         f"/healthz 200 in {len(probe.taken) - probe.failed} of {len(probe.taken)}"
     )
     kept = all(refusals) and unavailable and forecast and probe.failed == 0 and code == 0
-    return Finding(kept, shown, {"looks": len(refused), "probes": len(probe.taken), "seconds_to_ready": seconds})
+    return Finding(kept, shown, {"requests": len(refused), "probes": len(probe.taken), "seconds_to_ready": seconds})
 
 
 # --- swaps ----------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def swaps(folder: Path, model: Path, count: int = 24) -> Finding:
     return Finding(not failed and code == 0 and loads == count + 1, shown, {"requests": total, "failed": failed})
 
 
-# --- nothing runs code ----------------------------------------------------------------------------------------------
+# --- no code from files ---------------------------------------------------------------------------------------------
 
 CODE_RUNNING_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "runpy", "imp"}
 CODE_RUNNING_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -254,7 +254,7 @@ SERVED_FROM = ("server_profiles.py", "data_contract.py", "tft_inference.py", "fl
 
 
 def code_running(source: str) -> list[str]:
-    """What in a Python source could run code found in a file."""
+    """Names in a Python source that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -272,7 +272,7 @@ def code_running(source: str) -> list[str]:
 
 
 def no_code_from_files() -> Finding:
-    """No module the daemon is made of can unpickle or evaluate what a file says."""
+    """No module of the daemon can unpickle or evaluate the content of a file."""
     roots = [REPOSITORY / name for name in SERVED_FROM]
     files = [file for root in roots for file in ([root] if root.suffix else sorted(root.rglob("*.py")))]
     found = {str(file.relative_to(REPOSITORY)): names for file in files if (names := code_running(file.read_text()))}

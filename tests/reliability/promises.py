@@ -1,4 +1,4 @@
-"""The promises of RELIABILITY, in its order, each with the experiments that try it in full size."""
+"""The promises of docs/operations.md, in its order, each with the experiments that test it in full size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directo
 
 @dataclass(frozen=True)
 class Promise:
-    """A promise in RELIABILITY's words, and its experiments by name."""
+    """A promise in the words of docs/operations.md, and its experiments by name."""
 
     text: str
     experiments: dict[str, Experiment]

@@ -33,10 +33,10 @@ PREFIXES = ("ppml", "ppdb", "ppweb", "ppcon", "ppetl", "pprisk", "ppgen")
 
 
 def large_cycle(folder: Path, model: Path, servers: int = 10_000, limit_ms: float = CYCLE_P99_MS) -> Finding:
-    """A cycle of a large fleet with a day of history each, in the real engine, while /healthz is asked.
+    """A cycle of a large fleet with a day of history each, in the real engine, with requests to /healthz.
 
-    The history has one sample an hour and those of the last two steps: the encoder's length, which is what a forecast
-    costs, is that of a server's first sample.
+    The history has one sample an hour and those of the last two steps. The encoder's length, on which the time of a
+    forecast depends, is determined by a server's first sample.
     """
     config = read_config(model)
     daemon = DaemonProcess(folder, "--admin-token-file", folder / "admin", model=model)
@@ -76,7 +76,7 @@ def _write_day(path: Path, step_seconds: int, servers: int) -> None:
 
 
 def _wait_for_cycle(client: httpx.Client, cycles: int, servers: int) -> int:
-    """Wait for a further cycle of so many servers; gives the number of cycles until now."""
+    """Wait for a further cycle of this number of servers; returns the number of cycles so far."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         status = client.get("/status").json()
@@ -92,7 +92,7 @@ SOAK_SERVERS, SOAK_MIB_PER_HOUR = 1_000, 60.0
 
 
 def soak(folder: Path, minutes: float = 1.0) -> Finding:
-    """Distinct records as fast as they are taken, second after second of the past; memory is watched, all are checked.
+    """Distinct records at the maximum rate, one batch per second of the past; memory is sampled, records are checked.
 
     Record (server n, second t) holds cpu = (n + 7·t) mod 100, so that the file can be checked by one query.
     """
@@ -113,7 +113,7 @@ def soak(folder: Path, minutes: float = 1.0) -> Finding:
     slope = float(np.polyfit(later[:, 0], later[:, 1], 1)[0]) * 3600
     rate = acknowledged / (minutes * 60)
     shown = (
-        f"{minutes:g} min at {rate:,.0f} records/s: {right:,} of {acknowledged:,} acknowledged there and right, "
+        f"{minutes:g} min at {rate:,.0f} records/s: {right:,} of {acknowledged:,} acknowledged stored correctly, "
         f"memory {later[0, 1]:.0f} to {later[-1, 1]:.0f} MB ({slope:+.1f} MB/h), "
         f"{size / max(1, stored):.0f} bytes a record"
     )
@@ -123,7 +123,7 @@ def soak(folder: Path, minutes: float = 1.0) -> Finding:
         "acknowledged": acknowledged,
     }
     figures |= {"memory_mib": [round(mib, 1) for _, mib in memory[:: max(1, len(memory) // 20)]], "stored": stored}
-    # Over minutes a few megabytes of noise are many an hour: the slope counts from ten minutes on.
+    # In a short run a few megabytes of noise are a steep slope, so it is tested from ten minutes on.
     flat = slope < SOAK_MIB_PER_HOUR if minutes >= 10 else later[-1, 1] - later[0, 1] < SOAK_MIB_PER_HOUR
     return Finding(bool(flat and whole and code == 0 and right == stored >= acknowledged), shown, figures)
 
@@ -173,7 +173,7 @@ JUMPS_SECONDS = (
 
 
 def clock_steps(folder: Path, rounds: int = 3) -> Finding:
-    """The system's clock jumps forwards and backwards under a running daemon, whose samples keep their own time."""
+    """The system clock of a running daemon jumps forwards and backwards; the samples have correct times."""
     noon = int(time.time()) // 300 * 300
     now = [float(noon)]
     settings = Settings(

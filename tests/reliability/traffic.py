@@ -1,4 +1,4 @@
-"""Samples sent to a running daemon, with a ledger of what it acknowledged; and a probe of its answer times."""
+"""Samples sent to a running daemon, a ledger of the acknowledged ones, and a probe of response times."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ledger:
         return json.dumps({"records": records})
 
     def missing(self, history: Path):
-        """Acknowledged batches that are not wholly there, batches there in part, and what the file's own check says.
+        """Acknowledged batches that are incomplete, batches stored in part, samples without a mean, and damage.
 
         The daemon must have ended.
         """
@@ -61,25 +61,25 @@ class Ledger:
                 else:
                     torn += 1
             problems = [row for (row,) in database.execute("PRAGMA integrity_check") if row != "ok"]
-            forgotten = database.execute(behind).fetchone()[0]
+            without_mean = database.execute(behind).fetchone()[0]
         finally:
             database.close()
         return {
             "acknowledged": len(self.acknowledged) * BATCH_RECORDS,
             "lost": len(self.acknowledged - whole) * BATCH_RECORDS,
             "torn_batches": torn,
-            "samples_in_no_mean": forgotten,
+            "samples_in_no_mean": without_mean,
             "damage": problems,
         }
 
 
 def nothing_lost(found):
-    """Whether `Ledger.missing` found all in order."""
+    """Whether `Ledger.missing` found no loss and no damage."""
     return not (found["lost"] or found["torn_batches"] or found["samples_in_no_mean"] or found["damage"])
 
 
 class Ingest:
-    """Posts batches from several threads until the block ends; what is acknowledged goes to the ledger."""
+    """Posts batches from several threads until the block ends; acknowledged batches are entered in the ledger."""
 
     def __init__(self, daemon, ledger, threads=2):
         self.answers: Counter[int] = Counter()
@@ -110,7 +110,7 @@ class Ingest:
                     self._stopped.wait(0.02)
 
     def until(self, condition, seconds=60.0):
-        """Go on until `condition(self)` holds."""
+        """Continue until `condition(self)` holds."""
         deadline = time.monotonic() + seconds
         while not condition(self):
             assert time.monotonic() < deadline, f"answers so far: {dict(self.answers)}"
@@ -146,7 +146,7 @@ print(json.dumps([taken, failed]))
 
 
 class Probe:
-    """Asks /healthz again and again on a new connection each, from a process of its own; `taken` are its seconds."""
+    """Requests /healthz repeatedly on new connections from a separate process; taken: response times in seconds."""
 
     def __init__(self, port, pause_seconds=0.02):
         self.taken: list[float] = []

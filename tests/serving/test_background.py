@@ -1,4 +1,4 @@
-"""Work beside the requests: what ends it unforeseen is told, and it begins again."""
+"""Background tasks: a failure is logged and counted, and the task restarts."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from tests.serving.alerting.examples import alert
 from tests.serving.daemon_client import daemon, wait_for
 
 
-def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled(monkeypatch, caplog):
+def test_a_task_that_fails_is_logged_counted_and_restarted_until_it_is_cancelled(monkeypatch, caplog):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.0)
     failures, begun = Counter(), []
 
@@ -36,7 +36,7 @@ def test_work_that_fails_is_logged_counted_and_begun_again_until_it_is_cancelled
     assert all(entry.exc_info and entry.work == "pull" for entry in caplog.records)
 
 
-def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
+def test_the_daemon_continues_after_its_model_watch_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
     faults, watch = [RuntimeError("nobody foresaw this")], ModelManager.watch
 
@@ -51,7 +51,7 @@ def test_the_daemon_goes_on_after_its_model_watch_failed(tmp_path, monkeypatch):
         assert 'fleet_background_failures_total{work="model"} 1' in client.get("/metrics").text
 
 
-def test_a_delivery_begun_again_sends_what_waits(monkeypatch):
+def test_a_restarted_notifier_sends_its_queue(monkeypatch):
     monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
     faults, sent = [OverflowError("nobody foresaw this")], []
 

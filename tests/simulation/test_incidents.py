@@ -25,7 +25,7 @@ MONTH = 30 * 86_400.0
 NAMES = {label: spec.profile for spec in PROFILES.values() for label in spec.incidents}
 
 
-def test_every_documented_incident_has_its_course_in_the_profiles_order():
+def test_every_documented_incident_has_its_phases_in_the_order_of_the_profiles():
     assert tuple(label for spec in PROFILES.values() for label in spec.incidents) == LABELS
     for label, kind in KINDS.items():
         assert kind.signs, label

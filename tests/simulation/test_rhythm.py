@@ -53,7 +53,7 @@ def test_memory_is_driven_by_what_demand_was(first, last):
         assert tables().memory_drive[code, calendar.case] == pytest.approx(plain, abs=0.03)
 
 
-def test_long_calendars_are_laid_out_in_pieces(monkeypatch):
+def test_long_calendars_are_computed_in_pieces(monkeypatch):
     begin, end = minutes_of("2026-10-30", "2026-11-03")
     whole = Calendar.between(begin, end, ZONE)
     monkeypatch.setattr(rhythm, "_MINUTES_AT_A_TIME", 777)

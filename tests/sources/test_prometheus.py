@@ -119,8 +119,8 @@ def test_transient_failures_are_tried_again():
         ([series("a:1", ["1"]), series("a:2", ["2"])], "two series for server 'a'"),
         ([{"metric": {"job": "x"}, "values": [[START.timestamp() + STEP, "1"]]}], "without the label 'instance'"),
         ([{"metric": "a", "values": []}], "not an answer of Prometheus"),
-        ([series("a", ["1"], first=2)], "values of server 'a' outside the range asked for"),
-        ([series("a", ["1"], first=0)], "values of server 'a' outside the range asked for"),
+        ([series("a", ["1"], first=2)], "values of server 'a' outside the requested range"),
+        ([series("a", ["1"], first=0)], "values of server 'a' outside the requested range"),
     ],
 )
 def test_failures_are_named(answer, message):

@@ -17,7 +17,7 @@ STEPS, TRAIN_END = 300, 200
 
 
 def source_of(levels: np.ndarray, profiles: tuple[str, ...]) -> WindowSource:
-    """Servers with constant transformed levels [server, metric], and other values after the training part."""
+    """Servers with constant transformed levels [server, metric], and other values after the training period."""
     servers = len(levels)
     values = np.random.default_rng(0).uniform(30, 60, (servers, STEPS, 2)).astype(np.float32)
     start = np.datetime64("2026-03-02T00:00:00", "s")

@@ -38,7 +38,7 @@ class Clock:
 
 
 class PowerCut(BaseException):
-    """Ends a run without clean-up of the run itself."""
+    """Ends a run without its clean-up."""
 
 
 def job_with(settings: TrainerSettings = SETTINGS) -> Job:

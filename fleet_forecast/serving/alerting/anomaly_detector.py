@@ -1,10 +1,10 @@
 """Detects servers that deviate from what was forecast for them an hour before, in all metrics together.
 
-Trouble shows in how metrics move together before any of them is extreme by itself: latency rises while traffic falls.
+A failing server has unusual combinations of metrics before a single metric is extreme: latency rises as traffic falls.
 
 1. `past_forecasts` scores the measurements against the past forecasts.
 2. The average scores s are compared with their covariance C over healthy servers: T² = s' C⁻¹ s (Hotelling 1947).
-   C is estimated in ordinary times; no kind of incident enters it.
+   C is estimated in normal operation, without incidents.
 3. Latency must be above its past forecast, where it is measured. A logistic curve turns T into a probability.
 
 The alert is on one metric: the one with the largest contribution to T² when the anomaly begins, until it ends.
@@ -114,7 +114,7 @@ class AnomalyDetector:
     """Reports each anomaly on one metric of its server."""
 
     reason = DEPARTURE
-    resolved_text = "is back at what was forecast"
+    resolved_text = "is within its forecast again"
 
     def __init__(self, rules: AlertRules) -> None:
         self._rules = rules

@@ -86,7 +86,7 @@ class AlertLoop:
             LOG.error("alert state not read", extra={"file": str(file), "reason": str(problem)})
 
     def _save(self) -> None:
-        """Write the firing alerts if they changed; the loop goes on if the disk is full."""
+        """Write the firing alerts if they changed; the loop continues if the disk is full."""
         documents = self._book.as_documents()
         if documents == self._saved:
             return

@@ -18,7 +18,7 @@ METRIC_LABELS = {
     "net_out_mb_s": "outgoing traffic",
     "latency_ms": "latency",
 }
-DETECTOR_OFF_TEXT = "is no longer watched by the detector of this alert"
+DETECTOR_OFF_TEXT = "is no longer evaluated by the detector of this alert"
 
 
 def label_of(metric: str) -> str:

@@ -26,8 +26,9 @@ Thresholds = Mapping[str, float | None]  # per metric; None: no alert
 def default_thresholds(profile: ServerProfile) -> dict[str, float | None]:
     """Thresholds above what a healthy server of the profile reaches in bursts at its daily peak.
 
-    Percentages: mean + 4.5 spreads of the baseline on the log-odds scale, clipped to 90 and 99.5. Others: mean + 16
-    spreads. A metric without a baseline has no default threshold. benchmarks/alerts.py measures their quality.
+    Percentages: mean + 4.5 standard deviations of the baseline on the log-odds scale, clipped to 90 and 99.5. Others:
+    mean + 16 standard deviations. A metric without a baseline has no default threshold.
+    benchmarks/alerts.py measures the quality of the thresholds.
     """
     baselines = PROFILES[profile].baselines
     return {metric: _default_threshold(metric, baselines[metric]) for metric in METRICS if metric in baselines}
@@ -86,7 +87,8 @@ class AlertRules(BaseModel):
     @model_validator(mode="after")
     def _levels_in_order(self) -> AlertRules:
         if self.resolve_probability >= self.fire_probability:
-            raise ValueError("resolve_probability must be below fire_probability")
+            levels = f"resolve_probability is {self.resolve_probability:g}, fire_probability {self.fire_probability:g}"
+            raise ValueError(f"{levels}; resolve_probability must be below fire_probability")
         return self
 
     @cached_property

@@ -24,7 +24,7 @@ class ThresholdDetector:
     """Exceedance probabilities. Stores the last ones of each server by report horizon."""
 
     reason = BREACH
-    resolved_text = "no longer threatens its threshold"
+    resolved_text = "is no longer expected to exceed its threshold"
 
     def __init__(self, rules: AlertRules) -> None:
         self.probabilities: dict[str, np.ndarray] = {}  # server -> float32 [metric of the model, report horizon]

@@ -142,7 +142,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _unread_bytes(self) -> int:
         """Bytes in the write buffer and in the kernel's. The first alone shrinks in steps that are too large.
 
-        A slow client that reads would be taken for one that does not.
+        A slow client that reads would count as one that does not.
         """
         unread = self.transport.get_write_buffer_size()
         if unread:

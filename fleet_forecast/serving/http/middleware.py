@@ -67,7 +67,7 @@ class RequestGuard:
             if response.started or scope["type"] == "websocket":
                 raise
             await _refuse(scope, send, _RefusedError(503, "the daemon is shutting down"))
-        except ClientDisconnect:  # the client aborted its upload; nobody reads a response
+        except ClientDisconnect:  # the client aborted its upload and reads no response
             pass
         except TimeoutError:
             LOG.warning("answer not taken", extra={"path": scope["path"], "seconds": self._seconds})

@@ -30,8 +30,8 @@ class IngestSink:
         self.rejected: Counter[str] = Counter()  # by the field at fault
         self.pulls: Counter[str] = Counter()  # from Prometheus, by "success" and "failure"
         self.settings, self.store, self.clock = settings, store, clock
-        # One worker thread: the interpreter runs one thread at a time, and each further one that wants to run makes
-        # the event loop wait longer.
+        # One worker thread: the interpreter runs one thread at a time, and each further runnable thread delays
+        # the event loop.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
 
     async def take_body(self, body: bytes) -> CheckedBatch:

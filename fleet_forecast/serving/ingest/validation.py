@@ -84,7 +84,7 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as problem:
         raise BodyError(
-            f"the body is not JSON: {problem}; NaN and Infinity are not JSON, null says not measured"
+            f"the body is not JSON: {problem}; NaN and Infinity are not JSON, null means not measured"
         ) from None
 
 

@@ -156,10 +156,10 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter(
         "fleet_background_failures",
-        "Work beside the requests that failed and began again.",
+        "Background tasks that failed and were restarted.",
         lambda d: _by("work", d.background_failures),
     ),
-    _gauge("fleet_forecast_age_seconds", "Time since the end of the last step the forecasts know.", _age),
+    _gauge("fleet_forecast_age_seconds", "Time since the end of the newest step that the forecasts use.", _age),
     _gauge("fleet_model_info", "The model of the forecasts.", _model_info),
     _gauge("fleet_model_last_reload_successful", "Whether the last model load succeeded.", _reload_successful),
     _gauge("fleet_model_last_reload_timestamp_seconds", "When a model was last loaded.", _reload_time),
@@ -184,5 +184,5 @@ FAMILIES: tuple[Family, ...] = (
         "Servers whose name no rule matches.",
         lambda d: _one(len(d.forecasts.snapshot.unmatched)),
     ),
-    _gauge("fleet_servers_stale", "Servers that fell silent.", lambda d: _one(d.forecasts.stale_servers())),
+    _gauge("fleet_servers_stale", "Servers that stopped sending samples.", lambda d: _one(d.forecasts.stale_servers())),
 )

@@ -29,7 +29,7 @@ router = APIRouter(tags=["alerts"])
 class AlertInfo(BaseModel):
     """One alert. `probability` is that of the event that `reason` names.
 
-    breach: the metric exceeds its threshold. departure: the server behaves unusually.
+    breach: the metric exceeds its threshold. departure: the server deviates from its forecast.
     """
 
     state: Literal["firing", "resolved"]

@@ -48,7 +48,7 @@ class ForecastOrigin(BaseModel):
 
     server_name: str
     profile: str
-    profile_rule: Annotated[str | None, Field(description="what gave the profile; null if no rule matches the name")]
+    profile_rule: Annotated[str | None, Field(description="rule that determined the profile; null if none matches")]
     model: str
     origin: Annotated[UtcTime, Field(description="last step of the history")]
     history_steps: Annotated[int, Field(description="measured steps in the history")]

@@ -1,4 +1,4 @@
-"""The servers and profiles that the daemon knows."""
+"""The servers that have sent samples, and the profiles."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServerInfo(BaseModel):
 
     server_name: str
     profile: str
-    profile_rule: Annotated[str | None, Field(description="what gave the profile; null if no rule matches the name")]
+    profile_rule: Annotated[str | None, Field(description="rule that determined the profile; null if none matches")]
     last_measured_step: UtcTime | None
     forecast_origin: UtcTime | None
     stale: bool | None

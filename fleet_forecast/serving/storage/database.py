@@ -50,7 +50,7 @@ class HistoryDatabase:
         self.connection.close()
 
     def note_problem(self, problem: Exception) -> None:
-        """Remember whether an error means that the file is damaged."""
+        """Record whether an error means that the file is damaged."""
         self._damaged = self._damaged or is_damage(problem)
 
     def replace_if_damaged(self) -> None:

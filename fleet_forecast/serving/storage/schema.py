@@ -7,7 +7,7 @@
     steps     the means of a step: server_ids int32 [server], means float32 [server, metric]
 
 The schema version is stored twice, in meta and as SQLite's user_version: a damaged version differs in one of the two
-and is not taken for the version of newer software. Version 1 has user_version 0 and no list of metrics.
+and is not mistaken for the version of newer software. Version 1 has user_version 0 and no list of metrics.
 """
 
 # ruff: noqa: S608 - the metrics are names of the contract, not input

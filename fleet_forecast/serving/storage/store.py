@@ -6,7 +6,7 @@ for as long as the model looks back.
 `append` returns a future that is done once the samples are on disk (WAL, synchronous=FULL).
 
 A damaged file is set aside and a new one is created, at the start or when the damage is found in use. Receiving and
-forecasting go on meanwhile, with the data in memory.
+forecasting continue meanwhile, with the data in memory.
 """
 
 from __future__ import annotations

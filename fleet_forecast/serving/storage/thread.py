@@ -1,7 +1,7 @@
 """The thread that owns the history file: answers questions in their order and writes waiting samples in groups.
 
 All samples that wait when the thread is free are written in one commit: under load, many requests share one fsync;
-without load, nobody waits for more samples to come.
+without load, each request is written at once.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class HistoryThread:
         failure: HistoryUnavailableError | None = None
         try:
             self._database.write(sample for write in group for sample in write.samples)
-        except Exception as problem:  # any: the thread must go on
+        except Exception as problem:  # any: the thread must continue
             self._database.note_problem(problem)
             failure = HistoryUnavailableError(str(problem))
             if self.failure is None:

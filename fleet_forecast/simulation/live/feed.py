@@ -95,7 +95,8 @@ class Feed:
         if status in (408, 425, 429) or status >= 500:
             raise TransientError(f"status {status}", retry_after_seconds(response))
         if status != httpx.codes.OK:
-            raise FeedError(f"{address} refuses the samples with status {status}: {response.text[:300]}")
+            reason = f"status {status}: {response.text[:300]}"
+            raise FeedError(f"{address} refuses the samples with {reason}; check the token and the daemon's log")
         self._answered = True
         self._count(address, response)
 

@@ -92,7 +92,7 @@ class _Playback:
         for server_name, label, step in done["injected"]:
             self.fleet.inject(server_name, label, step)
         if done["next_step"] is not None:
-            feed.report(f"going on after {self._time(first - 1)}")
+            feed.report(f"resuming after {self._time(first - 1)}")
         self.injected = list(done["injected"])
         self.pace = Pace(plan.scenario.timestamps(first, 1)[0], plan.speed, clock())
         self.live_from: int | None = None  # first step after the backfill

@@ -176,7 +176,7 @@ def test_an_anomaly_raises_one_alert_with_its_evidence_and_resolves():
         ended = book.update([_scaled_down(normal_forecast(origin, (0,) * 6))], origin * STEP)
         origin += 1
     assert ended[0].key == alert.key
-    assert "is back at what was forecast" in ended[0].sentence
+    assert "is within its forecast again" in ended[0].sentence
     assert book.firing == {}
 
 

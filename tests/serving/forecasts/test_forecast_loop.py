@@ -23,7 +23,7 @@ CPU = METRICS.index("cpu_pct")
 
 
 class Scene:
-    """A store, a forecast loop and a clock that stands still until it is set."""
+    """A store, a forecast loop and a clock that changes only when it is set."""
 
     def __init__(self, folder, engine=None, **changes):
         self.now = float(NOON)

@@ -55,7 +55,7 @@ def test_the_total_size_of_waiting_bodies_is_bounded_and_released(tmp_path):
         return refused.value.status_code, refused.value.headers, held, waiting.held_bytes
 
     assert asyncio.run(one_waits_while_another_comes()) == (503, {"Retry-After": "1"}, 60, 0)
-    with daemon(tmp_path, max_waiting_mib=0.001) as client:  # one body alone always finds room
+    with daemon(tmp_path, max_waiting_mib=0.001) as client:  # a single body is always accepted
         assert post(client, *(record(f"ppml{n:04d}") for n in range(100))).json()["accepted"] == 100
 
 

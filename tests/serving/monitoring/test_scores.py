@@ -1,4 +1,4 @@
-"""How good the forecasts were, against a plain loop."""
+"""Online scores of the forecasts, against a plain loop."""
 
 from dataclasses import replace
 from types import MappingProxyType

@@ -205,10 +205,10 @@ def test_tables_have_the_values_of_the_json(client, kind):
     assert answer.headers["content-type"] == kind
     read = pq.read_table if "parquet" in kind else lambda source: pa.ipc.open_stream(source).read_all()
     rows = read(pa.BufferReader(answer.content)).to_pylist()
-    said = {f["server_name"]: f for f in client.get("/api/v1/forecasts", params=query).json()["forecasts"]}
+    by_name = {f["server_name"]: f for f in client.get("/api/v1/forecasts", params=query).json()["forecasts"]}
     assert len(rows) == 2 * 2 * 2
     for row in rows:
-        forecast = said[row["server_name"]]
+        forecast = by_name[row["server_name"]]
         place = forecast["steps"].index(row["step"])
         assert row["timestamp"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["timestamps"][place]
         assert row["origin"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["origin"]

@@ -50,7 +50,7 @@ def served(tmp_path_factory):
 
 
 def assert_described(document, model):
-    """The model accepts the document without conversion, and knows each of its fields."""
+    """The model accepts the document without conversion, and has each of its fields."""
     parsed = model.model_validate(document, strict=True)
     assert parsed.model_dump(mode="json", exclude_unset=True) == document
 

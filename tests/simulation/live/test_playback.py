@@ -27,7 +27,7 @@ def scenario(steps=40, **options):
 
 
 class Daemon:
-    """Stores what it is sent, one row a server and time; `answers` says how it behaves request by request."""
+    """Stores what it is sent, one row a server and time; `answers`: its behaviour request by request."""
 
     def __init__(self, *answers):
         self.answers, self.requests, self.rows, self.order = list(answers), 0, {}, []
@@ -202,7 +202,7 @@ def test_sparse_streams_send_no_rows_of_offline_servers():
     assert all(dense.rows[key][metric] is None for key in offline for metric in METRICS)
 
 
-# --- stopping and going on ------------------------------------------------------------------------------------------
+# --- stopping and resuming ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 39])
