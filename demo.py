@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso
+from fleet_forecast.script import run_script
 
 ROOT = Path(__file__).resolve().parent
 
@@ -380,4 +381,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
