@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,29 @@ from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.incident_kinds import LABELS
 from fleet_forecast.simulation.incidents import Events
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS, SIMULATED_METRICS
 from fleet_forecast.simulation.scenario import Scenario, World
 from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.simulation.states import MAINTENANCE, OFFLINE
 
 WEEK_SECONDS = 7 * 86_400
-# Panels of a row: unit, and the metrics with their colours (distinguishable for colour-blind readers).
-PANELS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("%", {"cpu_pct": "#0072b2", "mem_pct": "#e69f00"}),
-    ("MB/s", {"disk_io_mb_s": "#009e73", "net_in_mb_s": "#56b4e9", "net_out_mb_s": "#cc79a7"}),
-    ("ms", {"latency_ms": "#444444"}),
-)
+# Of the metrics in the contract's order; distinguishable for colour-blind readers (Okabe & Ito 2008).
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#444444", "#f0e442", "#d55e00")
+
+
+def _panels() -> dict[str, dict[str, str]]:
+    """The panels of a row: unit -> metrics with their colours."""
+    panels: dict[str, dict[str, str]] = {}
+    for metric, colour in zip(SIMULATED_METRICS, cycle(COLOURS), strict=False):
+        panels.setdefault(METRIC_SPECS[metric].unit, {})[metric] = colour
+    return panels
+
+
+PANELS = _panels()
 
 
 def plot_week(scenario: Scenario, path: Path) -> list[str]:
@@ -48,7 +57,7 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
         figure = Figure(figsize=(13, 1.55 * len(servers) + 0.5), layout="constrained")
         grid = figure.subplots(len(servers), len(PANELS), squeeze=False, sharex=True)
         for row, server in zip(grid, servers, strict=True):
-            for axes, (unit, colours) in zip(row, PANELS, strict=True):
+            for axes, (unit, colours) in zip(row, PANELS.items(), strict=True):
                 for name, colour in colours.items():
                     values = trace.metrics[server, :, METRIC_POSITIONS[name]]
                     axes.plot(trace.timestamps, values, color=colour, linewidth=0.5, label=name)
