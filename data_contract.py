@@ -53,6 +53,7 @@ from fleet_forecast.contract.specs import (
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso_exact
+from fleet_forecast.script import run_script
 from server_profiles import BUILT_IN_RULES
 
 __all__ = [
@@ -156,4 +157,4 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

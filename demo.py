@@ -30,8 +30,10 @@ from typing import Any, BinaryIO
 import httpx
 from tqdm import tqdm
 
+from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso
+from fleet_forecast.script import run_script
 
 ROOT = Path(__file__).resolve().parent
 
@@ -327,10 +329,10 @@ def _step(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _where_to_look(url: str, forecast: dict[str, Any]) -> str:
     cpu = forecast["metrics"]["cpu_pct"]
+    low, median, high = (cpu[f"q{level:g}"][-1] for level in SCORED_LEVELS)
     return f"""
 {NEW_SERVER} was not in the training data; its profile is {forecast["profile"]} ({forecast["profile_rule"]}).
-Its CPU at {forecast["timestamps"][-1]}: {cpu["q0.5"][-1]:.0f} %, in 8 of 10 cases {cpu["q0.1"][-1]:.0f} to \
-{cpu["q0.9"][-1]:.0f} %.
+Its CPU at {forecast["timestamps"][-1]}: {median:.0f} %, in 8 of 10 cases {low:.0f} to {high:.0f} %.
 
 Where to look:
   {url}/                    the dashboard
@@ -380,4 +382,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

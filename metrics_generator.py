@@ -37,6 +37,7 @@ from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso
+from fleet_forecast.script import run_script
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.incidents import injected_event
 from fleet_forecast.simulation.live.feed import Feed
@@ -528,4 +529,4 @@ def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

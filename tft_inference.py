@@ -45,6 +45,7 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
@@ -294,4 +295,4 @@ def run_daemon(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

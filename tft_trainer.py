@@ -35,6 +35,7 @@ from fleet_forecast.flags import add_flag, add_version, fraction, int_number, po
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer, promote
 from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import ablation_job, cold_start_difference, join, model_max_seconds
 from fleet_forecast.training.checkpoint import Checkpoint, Checkpointer, CheckpointError, fingerprint
 from fleet_forecast.training.job import (
@@ -394,4 +395,4 @@ def _hidden_size(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -45,6 +45,7 @@ class MetricSpec:
     lower: float
     upper: float
     description: str
+    label: str = ""  # in messages; empty: the name
 
     @property
     def range_text(self) -> str:
@@ -73,12 +74,12 @@ METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            MetricSpec("cpu_pct", "%", 0, 100, "CPU in use, all cores together"),
-            MetricSpec("mem_pct", "%", 0, 100, "memory in use"),
-            MetricSpec("disk_io_mb_s", "MB/s", 0, LARGEST_RATE, "disk reads and writes together"),
-            MetricSpec("net_in_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic received"),
-            MetricSpec("net_out_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic sent"),
-            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "response time of a request or of an I/O"),
+            MetricSpec("cpu_pct", "%", 0, 100, "CPU in use, all cores together", "CPU"),
+            MetricSpec("mem_pct", "%", 0, 100, "memory in use", "memory"),
+            MetricSpec("disk_io_mb_s", "MB/s", 0, LARGEST_RATE, "disk reads and writes together", "disk traffic"),
+            MetricSpec("net_in_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic received", "incoming traffic"),
+            MetricSpec("net_out_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic sent", "outgoing traffic"),
+            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "response time of a request or of an I/O", "latency"),
         )
     }
 )

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
+from fleet_forecast.contract.forecast_spec import BAND_80, BAND_96, MEDIAN_LEVEL, SCORED_LEVELS
 
-MEDIAN = 0.5
-BANDS = {"coverage_80": (0.1, 0.9), "coverage_96": (0.02, 0.98)}  # score -> levels of the central interval
+BANDS = {"coverage_80": BAND_80, "coverage_96": BAND_96}  # score -> levels of the central interval
 SCORES = ("wql", "mase", "wape", "accuracy", *BANDS)
 AMOUNTS = ["points", "total"]  # further columns of score tables: number of points, and sum of |actual|
 
@@ -101,7 +100,7 @@ def _score_points(
     """SCORES and AMOUNTS of one metric: actual [point], forecast [point, quantile], seasonal_error [point]."""
     if actual.size == 0:
         return {**dict.fromkeys(SCORES, np.nan), "points": 0, "total": 0.0}
-    median = forecast[:, quantiles.index(MEDIAN)]
+    median = forecast[:, quantiles.index(MEDIAN_LEVEL)]
     wape = weighted_absolute_percentage_error(actual, median)
     levels = [quantiles.index(level) for level in SCORED_LEVELS]
     return {

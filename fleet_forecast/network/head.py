@@ -11,13 +11,13 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor, nn
 
-from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
+from fleet_forecast.contract.forecast_spec import MEDIAN_LEVEL, QUANTILE_LEVELS
 from fleet_forecast.features.bounded_transform import BOUND, BoundedTransform
 from fleet_forecast.features.window_batch import TargetScale
 from fleet_forecast.network.activations import softplus
 from fleet_forecast.network.quantile_map import map_scores
 
-MEDIAN = QUANTILE_LEVELS.index(0.5)
+MEDIAN = QUANTILE_LEVELS.index(MEDIAN_LEVEL)
 
 
 class QuantileHead(nn.Module):

@@ -198,7 +198,7 @@ class _GatheringSum(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         bags, width = index.shape
         starts = torch.arange(0, bags * width, width, device=index.device)
-        bag = torch.arange(bags, device=index.device)[:, None].expand(bags, width).flatten()
+        bag = torch.arange(bags, device=index.device).repeat_interleave(width)
         by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             gradient, rows, index.flatten(), starts, bag, 0
         )

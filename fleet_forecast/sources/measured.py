@@ -17,7 +17,14 @@ from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.publishing import publish, working_folder
 from fleet_forecast.contract.specs import METRICS, METRICS_FILE, ROW_GROUP_ROWS, arrow_schema
 from fleet_forecast.iso_time import iso
-from fleet_forecast.sources.prometheus import Progress, PrometheusClient, PrometheusError, QuerySet, pull_range
+from fleet_forecast.sources.prometheus import (
+    Progress,
+    PrometheusClient,
+    PrometheusError,
+    QuerySet,
+    TimeRange,
+    pull_range,
+)
 from server_profiles import ProfileRules, infer_profile_from_name
 
 
@@ -46,7 +53,8 @@ def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path,
 
     Raises PrometheusError (also if there are no values), OSError if the folder cannot be written.
     """
-    frame = pull_range(client, request.queries, request.start, request.end, request.step_seconds, progress)
+    wanted = TimeRange(request.start, request.end)
+    frame = pull_range(client, request.queries, wanted, request.step_seconds, progress)
     if frame.empty:
         raise PrometheusError(
             f"{client.base_url} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "

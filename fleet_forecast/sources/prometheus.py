@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -185,19 +185,26 @@ class PrometheusClient:
         raise TransientError(reason)
 
 
+class TimeRange(NamedTuple):
+    """A range of time [start, end); both with a zone."""
+
+    start: datetime
+    end: datetime
+
+
 def pull_range(
     client: PrometheusClient,
     queries: QuerySet,
-    start: datetime,
-    end: datetime,
+    time_range: TimeRange,
     step_seconds: int,
     progress: Progress = lambda _done, _total: None,
 ) -> pd.DataFrame:
-    """Rows of the contract (timestamp, server_name, the queried metrics) for the steps in [start, end).
+    """Rows of the contract (timestamp, server_name, the queried metrics) for the steps in the range.
 
-    Steps are multiples of `step_seconds` since 1970; start and end are rounded down to them. A step in which none of a
-    server's metrics is measured has no row. Raises PrometheusError; ValueError if the range holds no step.
+    Steps are multiples of `step_seconds` since 1970; the range's ends are rounded down to them. A step in which none of
+    a server's metrics is measured has no row. Raises PrometheusError; ValueError if the range holds no step.
     """
+    start, end = time_range
     first = int(start.timestamp()) // step_seconds
     last = int(end.timestamp()) // step_seconds - 1
     if last < first:

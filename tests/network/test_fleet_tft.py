@@ -124,6 +124,23 @@ def test_gradients_equal_the_stock_class_except_that_the_unknown_profile_is_trai
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_gradients_of_a_batch_are_those_of_its_windows_one_by_one() -> None:
+    """The last batch of an epoch may have one window."""
+    spec = spec_of(("cpu_pct", "net_in_mb_s"))
+    _, fleet = (model.eval() for model in both_networks(spec))
+    inputs = random_inputs(spec, 2, 24, torch.tensor([0, 1]))
+    fleet.normal_scores(inputs).square().sum().backward()
+    of_batch = {
+        name: parameter.grad.clone() for name, parameter in fleet.named_parameters() if parameter.grad is not None
+    }
+    fleet.zero_grad()
+    for window in range(2):
+        one = NetworkInputs(*(part[window : window + 1] for part in inputs))
+        fleet.normal_scores(one).square().sum().backward()
+    for name, expected in of_batch.items():
+        torch.testing.assert_close(dict(fleet.named_parameters())[name].grad, expected, atol=1e-5, rtol=1e-3, msg=name)
+
+
 def test_a_network_can_be_trained_after_inference() -> None:
     """Cached tensors, such as the interpolation, must not be inference tensors."""
     width = 20  # of no other test, so that nothing is cached yet

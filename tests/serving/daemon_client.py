@@ -8,6 +8,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
@@ -33,7 +34,7 @@ def record(name="ppml0001", seconds=None, **values):
 
 
 @contextlib.contextmanager
-def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, **changes):
+def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, rules=None, **changes):
     chosen = Settings(
         model=Path(folder),
         history=Path(folder) / "history.sqlite",
@@ -46,7 +47,7 @@ def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=t
     def load_fake(_path) -> Any:
         return engine or FakeEngine()
 
-    files = ReferencedFiles(token=token, admin_token=admin_token)
+    files = ReferencedFiles(token=token, admin_token=admin_token, alert_rules=rules or AlertRules())
     app = create_app(chosen, files, load or load_fake, clock=clock)
     with TestClient(app) as client:
         yield client

@@ -35,7 +35,11 @@ class DaemonProcess:
         self.command = [sys.executable, *self.program, *map(str, [*fixed, *flags])]
         self.prefix: Sequence[str] = ()
         self.log = folder / "daemon.log"
-        self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        self.use_checkout(REPOSITORY)
+
+    def use_checkout(self, checkout: Path) -> None:
+        """Run the code of this checkout."""
+        self.checkout, self.environment = checkout, {**os.environ, "PYTHONPATH": str(checkout)}
 
     def __enter__(self):
         self.start()
@@ -45,7 +49,7 @@ class DaemonProcess:
         """Start the process without waiting."""
         command = [*self.prefix, *self.command]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, cwd=REPOSITORY, env=self.environment)
+            self.process = subprocess.Popen(command, stderr=log, cwd=self.checkout, env=self.environment)
 
     def start(self):
         """Start the process and wait until it is ready."""
@@ -87,7 +91,12 @@ class FakeDaemon(DaemonProcess):
 
     def __init__(self, folder: Path, *flags: object, seconds_per_call=0.0, seconds_per_load=0.0, history=None):
         super().__init__(folder, *flags, model=folder, history=history)
-        self.environment |= {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
+        self._seconds = {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
+
+    def launch(self):
+        """Start the process without waiting."""
+        self.environment |= self._seconds
+        super().launch()
 
 
 def main() -> int:

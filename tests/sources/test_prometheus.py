@@ -21,6 +21,7 @@ from fleet_forecast.sources.prometheus import (
     PrometheusClient,
     PrometheusError,
     QuerySet,
+    TimeRange,
     load_query_set,
     pull_range,
 )
@@ -53,7 +54,7 @@ def series(name, values, first=1):
 def test_a_value_belongs_to_the_step_before_it():
     asked = []
     client = scripted(lambda form: asked.append(form) or [series("a:9100", ["1", "2"])])
-    frame = pull_range(client, CPU, at(0), at(2), STEP)
+    frame = pull_range(client, CPU, TimeRange(at(0), at(2)), STEP)
     assert (asked[0]["start"], asked[0]["end"]) == (str(int(at(1).timestamp())), str(int(at(2).timestamp())))
     assert asked[0]["query"] == "cpu[300s]"
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
@@ -64,7 +65,7 @@ def test_a_value_belongs_to_the_step_before_it():
 
 def test_gaps_nan_and_inf_are_not_measured():
     client = scripted(lambda _form: [series("a", ["1", "NaN", "+Inf", "4"]), series("b", ["5"], first=3)])
-    frame = pull_range(client, CPU, at(0), at(4), STEP)
+    frame = pull_range(client, CPU, TimeRange(at(0), at(4)), STEP)
     assert [(row.server_name, row.timestamp, row.cpu_pct) for row in frame.itertuples()] == [
         ("a", at(0), 1.0),
         ("a", at(3), 4.0),
@@ -77,7 +78,7 @@ def test_a_metric_that_one_server_lacks_is_missing_for_it_only():
     client = scripted(
         lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
     )
-    frame = pull_range(client, queries, at(0), at(1), STEP)
+    frame = pull_range(client, queries, TimeRange(at(0), at(1)), STEP)
     assert frame["cpu_pct"].tolist() == [2.0, 3.0]
     assert frame["mem_pct"].tolist()[0] == 1.0
     assert math.isnan(frame["mem_pct"].tolist()[1])
@@ -91,21 +92,23 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
         return [{"metric": {"instance": "a"}, "values": [[t, str(t % 97)] for t in range(begin, end + 1, STEP)]}]
 
     reported = []
-    frame = pull_range(scripted(answer), CPU, at(0), at(10), STEP, lambda done, total: reported.append((done, total)))
+    frame = pull_range(
+        scripted(answer), CPU, TimeRange(at(0), at(10)), STEP, lambda done, total: reported.append((done, total))
+    )
     assert reported == [(1, 3), (2, 3), (3, 3)]
     assert list(frame["timestamp"]) == [at(n) for n in range(10)]
     assert frame["cpu_pct"].tolist() == [int(at(n + 1).timestamp()) % 97 for n in range(10)]
 
 
 def test_no_series_is_an_empty_frame_with_the_columns():
-    frame = pull_range(scripted(lambda _form: []), CPU, at(0), at(2), STEP)
+    frame = pull_range(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
     assert frame.empty
 
 
 def test_transient_failures_are_tried_again():
     answers = iter([httpx.Response(503), httpx.Response(429), [series("a", ["1"])]])
-    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, at(0), at(1), STEP)) == 1
+    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, TimeRange(at(0), at(1)), STEP)) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_transient_failures_are_tried_again():
 )
 def test_failures_are_named(answer, message):
     with pytest.raises(PrometheusError, match=message):
-        pull_range(scripted(lambda _form: answer), CPU, at(0), at(1), STEP)
+        pull_range(scripted(lambda _form: answer), CPU, TimeRange(at(0), at(1)), STEP)
 
 
 def test_a_response_in_a_broken_encoding_is_retried_and_reported():
@@ -136,7 +139,7 @@ def test_a_response_in_a_broken_encoding_is_retried_and_reported():
         return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"not gzip"))
 
     with pytest.raises(PrometheusError, match="does not answer after 4 attempts: DecodingError"):
-        pull_range(scripted(answer), CPU, at(0), at(1), STEP)
+        pull_range(scripted(answer), CPU, TimeRange(at(0), at(1)), STEP)
     assert len(asked) == 4
 
 
@@ -248,7 +251,7 @@ def ready(url):
 
 def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prometheus):
     with PrometheusClient(real_prometheus) as client:
-        frame = pull_range(client, NODE_EXPORTER, at(0), at(100), STEP)
+        frame = pull_range(client, NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
     assert set(frame["server_name"]) == {"ppml0001"}
     steps = ((frame["timestamp"].astype("int64") // 10**9 - int(START.timestamp())) // STEP).tolist()
     assert not set(steps) & set(SILENT)
@@ -262,7 +265,7 @@ def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prome
 
 def test_the_real_prometheus_names_a_bad_query(real_prometheus):
     with PrometheusClient(real_prometheus) as client, pytest.raises(PrometheusError, match="parse error"):
-        pull_range(client, QuerySet(queries={"cpu_pct": "rate("}), at(0), at(2), STEP)
+        pull_range(client, QuerySet(queries={"cpu_pct": "rate("}), TimeRange(at(0), at(2)), STEP)
 
 
 def test_query_ranges_survive_json_of_the_real_one(real_prometheus):

@@ -6,7 +6,7 @@ the probability was below a lower level for several (hysteresis).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,9 +22,17 @@ from fleet_forecast.serving.alerting.threshold_detector import ThresholdDetector
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
 
-def built_in_detectors(rules: AlertRules) -> list[Detector]:
+def _anomaly_detector(rules: AlertRules) -> Detector | None:
+    return AnomalyDetector(rules) if rules.departures else None
+
+
+# The daemon's detectors: each entry returns one, or None if the rules switch it off.
+DETECTORS: list[Callable[[AlertRules], Detector | None]] = [ThresholdDetector, _anomaly_detector]
+
+
+def detectors_of(rules: AlertRules) -> list[Detector]:
     """The detectors that the rules switch on."""
-    return [ThresholdDetector(rules), *([AnomalyDetector(rules)] if rules.departures else [])]
+    return [detector for create in DETECTORS if (detector := create(rules)) is not None]
 
 
 @dataclass
@@ -56,7 +64,7 @@ class AlertBook:
     def __init__(self, rules: AlertRules, detectors: Sequence[Detector] | None = None) -> None:
         self.rules = rules
         self.firing: dict[AlertKey, Alert] = {}
-        self._detectors = built_in_detectors(rules) if detectors is None else list(detectors)
+        self._detectors = detectors_of(rules) if detectors is None else list(detectors)
         self._resolved_texts = {detector.reason: detector.resolved_text for detector in self._detectors}
         self._servers: dict[str, _Server] = {}
 

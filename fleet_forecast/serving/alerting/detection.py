@@ -1,8 +1,6 @@
 """What a detector is: it returns a probability for each server and metric, and the message of an alert on it.
 
-A new detector is a class with the attributes and methods of `Detector`. It is added to the list given to AlertBook:
-
-    AlertBook(rules, [*built_in_detectors(rules), MyDetector()])
+A new detector is a class with the attributes and methods of `Detector`, and an entry in DETECTORS of book.py.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.forecast_spec import BAND_80, MEDIAN_LEVEL
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
-MEDIAN, UPPER, LOWER = 0.5, 0.9, 0.1  # levels of the expected, earliest and latest crossing
+LOWER, UPPER = BAND_80  # levels of the latest and the earliest crossing; of the expected one: the median
 
 
 class CrossingTimes(NamedTuple):
@@ -54,7 +55,7 @@ def crossing_times(forecast: ServerForecast, metric: str, threshold: float) -> C
         above = rows[nearest_level(forecast.model.quantiles, level)] > threshold
         return (int(np.argmax(above)) + 1) * forecast.model.step_seconds if above.any() else None
 
-    return CrossingTimes(first(MEDIAN), first(UPPER), first(LOWER))
+    return CrossingTimes(first(MEDIAN_LEVEL), first(UPPER), first(LOWER))
 
 
 def nearest_level(levels: Sequence[float], wanted: float) -> int:

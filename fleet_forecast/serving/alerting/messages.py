@@ -10,20 +10,13 @@ from fleet_forecast.serving.alerting.alert import Alert
 from fleet_forecast.serving.alerting.exceedance import CrossingTimes
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
-METRIC_LABELS = {
-    "cpu_pct": "CPU",
-    "mem_pct": "memory",
-    "disk_io_mb_s": "disk traffic",
-    "net_in_mb_s": "incoming traffic",
-    "net_out_mb_s": "outgoing traffic",
-    "latency_ms": "latency",
-}
 DETECTOR_OFF_TEXT = "is no longer evaluated by the detector of this alert"
 
 
 def label_of(metric: str) -> str:
     """The metric in messages; one without a label has its name."""
-    return METRIC_LABELS.get(metric, metric)
+    spec = METRIC_SPECS.get(metric)
+    return metric if spec is None else spec.label or metric
 
 
 def with_unit(value: float, metric: str) -> str:

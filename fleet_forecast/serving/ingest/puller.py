@@ -20,7 +20,7 @@ from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
-from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
+from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, TimeRange, pull_range
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -63,7 +63,7 @@ class Puller:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        frame = await _on_daemon_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
+        frame = await _on_daemon_thread(pull_range, self._client, self._queries, TimeRange(begin, end), step_seconds)
         stored = 0
         for records in _batches(frame):
             stored += len((await self._sink.take_pulled(records)).samples)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_forecast.contract.forecast_spec import REPORT_HORIZONS
+from fleet_forecast.contract.forecast_spec import BAND_80, REPORT_HORIZONS
 from fleet_forecast.evaluation.scores import pinball_loss
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView
 
-SCORED_HORIZONS = {label: REPORT_HORIZONS[label] for label in ("15m", "1h")}
+LONGEST_SCORED_SECONDS = 3_600  # bounds the memory of past forecasts
+SCORED_HORIZONS = {label: seconds for label, seconds in REPORT_HORIZONS.items() if seconds <= LONGEST_SCORED_SECONDS}
 
 
 @dataclass
@@ -88,6 +89,6 @@ class ForecastScores:
             tally.scored += len(actual)
             tally.absolute += float(np.abs(actual).sum())
             tally.pinball += float(2 * pinball_loss(actual, quantiles, levels).mean(axis=1).sum())
-            if 0.1 in levels and 0.9 in levels:
-                low, high = quantiles[:, levels.index(0.1)], quantiles[:, levels.index(0.9)]
+            if set(BAND_80) <= set(levels):
+                low, high = (quantiles[:, levels.index(level)] for level in BAND_80)
                 tally.covered_80 += int(((low <= actual) & (actual <= high)).sum())

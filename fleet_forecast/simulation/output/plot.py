@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.incident_kinds import LABELS
 from fleet_forecast.simulation.incidents import Events
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.metric_model import METRIC_POSITIONS, SIMULATED_METRICS
 from fleet_forecast.simulation.scenario import Scenario, World
 from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.simulation.states import MAINTENANCE, OFFLINE
 
 WEEK_SECONDS = 7 * 86_400
-# Panels of a row: unit, and the metrics with their colours (distinguishable for colour-blind readers).
-PANELS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("%", {"cpu_pct": "#0072b2", "mem_pct": "#e69f00"}),
-    ("MB/s", {"disk_io_mb_s": "#009e73", "net_in_mb_s": "#56b4e9", "net_out_mb_s": "#cc79a7"}),
-    ("ms", {"latency_ms": "#444444"}),
-)
+# Of the metrics in the contract's order; distinguishable for colour-blind readers (Okabe & Ito 2008).
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#444444", "#f0e442", "#d55e00")
+
+
+def _panels() -> dict[str, dict[str, str]]:
+    """The panels of a row: unit -> metrics with their colours."""
+    panels: dict[str, dict[str, str]] = {}
+    for metric, colour in zip(SIMULATED_METRICS, cycle(COLOURS), strict=False):
+        panels.setdefault(METRIC_SPECS[metric].unit, {})[metric] = colour
+    return panels
+
+
+PANELS = _panels()
 
 
 def plot_week(scenario: Scenario, path: Path) -> list[str]:
@@ -46,11 +57,12 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
         figure = Figure(figsize=(13, 1.55 * len(servers) + 0.5), layout="constrained")
         grid = figure.subplots(len(servers), len(PANELS), squeeze=False, sharex=True)
         for row, server in zip(grid, servers, strict=True):
-            for axes, (unit, colours) in zip(row, PANELS, strict=True):
+            for axes, (unit, colours) in zip(row, PANELS.items(), strict=True):
                 for name, colour in colours.items():
                     values = trace.metrics[server, :, METRIC_POSITIONS[name]]
                     axes.plot(trace.timestamps, values, color=colour, linewidth=0.5, label=name)
-                _shade(axes, week, events, trace.states[server], server, labelled=unit == "%")
+                _shade_incidents(axes, week, events, server, labelled=unit == "%")
+                _shade_states(axes, week, trace.states[server])
                 axes.set_ylabel(unit)
                 axes.set_ylim(0, 100 if unit == "%" else None)
                 axes.margins(x=0)
@@ -87,12 +99,9 @@ def _servers_with_most_incidents(fleet: Fleet, events: Events) -> list[int]:
     return chosen
 
 
-def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, labelled: bool) -> None:
-    """Shade precursors (light red), incidents (red), maintenance (blue) and offline times (grey)."""
-
-    def at(seconds: float) -> np.datetime64:
-        return week.start + np.timedelta64(int(min(seconds, week.seconds)), "s")
-
+def _shade_incidents(axes: Any, week: Scenario, events: Events, server: int, labelled: bool) -> None:
+    """Shade precursors (light red) and incidents (red)."""
+    at = partial(_time_in, week)
     for number, event in enumerate(np.flatnonzero(events.server == server)):
         onset, start, end = (float(times[event]) for times in (events.onset, events.start, events.end))
         axes.axvspan(at(onset), at(start), color="#d55e00", alpha=0.12, linewidth=0)
@@ -100,9 +109,19 @@ def _shade(axes: Any, week: Scenario, events: Events, states: Any, server: int, 
         if labelled:
             place = (at(end), 3 + 9 * (number % 2))
             axes.annotate(LABELS[events.kind[event]], place, xytext=(2, 0), textcoords="offset points", fontsize=6)
+
+
+def _shade_states(axes: Any, week: Scenario, states: npt.NDArray[np.int8]) -> None:
+    """Shade maintenance (blue) and offline times (grey)."""
+    at = partial(_time_in, week)
     for state, colour in ((MAINTENANCE, "#56b4e9"), (OFFLINE, "#888888")):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], states == state, [0]]).astype(np.int8)))
         for first, last in edges.reshape(-1, 2):
             axes.axvspan(
                 at(first * week.step_seconds), at(last * week.step_seconds), color=colour, alpha=0.35, linewidth=0
             )
+
+
+def _time_in(week: Scenario, seconds: float) -> np.datetime64:
+    """A time of the drawing; not later than its end."""
+    return week.start + np.timedelta64(int(min(seconds, week.seconds)), "s")

@@ -84,7 +84,7 @@ def write_scenario(
             with pq.ParquetWriter(target, arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
                 for group, part in zip(groups, _run(world, _simulate_group, jobs, options.workers), strict=True):
                     tally.add(count_rows(scenario, group, part))
-                    _write(file, scenario, group, part, names, group)
+                    _write(file, scenario, _Group(group, names, group), part)
                     progress(group.size * scenario.steps)
         else:
             target.mkdir()
@@ -182,7 +182,7 @@ def _write_group(world: World, job: _Job) -> Tally:
         part = f"{begin:%Y%m%dT%H%M%SZ}-{job.servers[0]:06d}.parquet"
         tally.add(count_rows(scenario, job.servers, rows))
         with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
-            _write(file, scenario, job.servers, rows, names, job.servers - job.servers[0])
+            _write(file, scenario, _Group(job.servers, names, job.servers - job.servers[0]), rows)
     return tally
 
 
@@ -212,29 +212,24 @@ def _without_offline(rows: Rows) -> Rows:
     return rows if online.all() else rows.where(online)
 
 
-def _write(
-    file: pq.ParquetWriter,
-    scenario: Scenario,
-    group: npt.NDArray[np.int64],
-    rows: Rows,
-    names: list[str],
-    positions: npt.NDArray[np.int64],
-) -> None:
-    """Write a group's rows, a row group at a time; `positions` are the places of its servers in `names`."""
+class _Group(NamedTuple):
+    """Servers that are written together; names: the file's dictionary of names, in which theirs are at `positions`."""
+
+    servers: npt.NDArray[np.int64]
+    names: list[str]
+    positions: npt.NDArray[np.int64]
+
+
+def _write(file: pq.ParquetWriter, scenario: Scenario, group: _Group, rows: Rows) -> None:
+    """Write a group's rows, a row group at a time."""
     for first in range(0, rows.step.size, ROW_GROUP_ROWS):
         row_group = rows.where(slice(first, first + ROW_GROUP_ROWS))
-        file.write_table(_table(scenario, group, row_group, names, positions))
+        file.write_table(_table(scenario, group, row_group))
 
 
-def _table(
-    scenario: Scenario,
-    group: npt.NDArray[np.int64],
-    rows: Rows,
-    names: list[str],
-    positions: npt.NDArray[np.int64],
-) -> pa.Table:
+def _table(scenario: Scenario, group: _Group, rows: Rows) -> pa.Table:
     schema = arrow_schema(SIMULATED_METRICS)
-    codes = scenario.fleet.profile_codes[group].astype(np.int32)
+    codes = scenario.fleet.profile_codes[group.servers].astype(np.int32)
     instants = scenario.start + rows.step * np.timedelta64(scenario.step_seconds, "s")
 
     def labels(positions: npt.NDArray[np.int32], values: list[str]) -> pa.Array:
@@ -242,7 +237,7 @@ def _table(
 
     columns = {
         "timestamp": pa.array(instants.astype("datetime64[ns]"), schema.field("timestamp").type),
-        "server_name": labels(positions.astype(np.int32)[rows.server], names),
+        "server_name": labels(group.positions.astype(np.int32)[rows.server], group.names),
         "profile": labels(codes[rows.server], [str(profile) for profile in PROFILE_ORDER]),
         "state": labels(rows.states.astype(np.int32), list(STATES)),
         **{

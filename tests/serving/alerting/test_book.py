@@ -7,7 +7,7 @@ import pytest
 
 from data_contract import METRICS
 from fleet_forecast.serving.alerting.alert import DEPARTURE
-from fleet_forecast.serving.alerting.book import AlertBook, built_in_detectors
+from fleet_forecast.serving.alerting.book import AlertBook, detectors_of
 from fleet_forecast.serving.alerting.detection import Detection
 from fleet_forecast.serving.alerting.rules import AlertRules
 from tests.serving.alerting.examples import STEP, VIEW, forecast
@@ -112,7 +112,7 @@ class FlappingDetector:
 
 def test_a_new_detector_is_added_by_giving_it_to_the_book():
     detector = FlappingDetector()
-    book = AlertBook(AlertRules(), [*built_in_detectors(AlertRules()), detector])
+    book = AlertBook(AlertRules(), [*detectors_of(AlertRules()), detector])
     detector.flapping = {"ppweb001": {"mem_pct": 0.8}}
     assert book.update([forecast(20, 1)], 1.0) == []
     (alert,) = book.update([forecast(20, 2)], 2.0)
@@ -132,7 +132,7 @@ def test_a_new_detector_is_added_by_giving_it_to_the_book():
 def test_an_alert_of_a_detector_that_was_switched_off_ends():
     detector = FlappingDetector()
     detector.flapping = {"ppweb001": {"mem_pct": 0.8}}
-    before = AlertBook(AlertRules(), [*built_in_detectors(AlertRules()), detector])
+    before = AlertBook(AlertRules(), [*detectors_of(AlertRules()), detector])
     for origin in (1, 2):
         before.update([forecast(20, origin)], 1.0)
     book = AlertBook(AlertRules())
