@@ -97,6 +97,9 @@ class ProfileSpec:
     default_servers: number of servers in the default simulated fleet.
     baselines: by metric of the data contract.
     incidents: types of incident, from fleet_forecast/simulation/incident_kinds.py.
+    shared_demand: share of the variance in time that simulated servers of the profile have in common, 0 to 1. It is the
+        correlation of two servers around their rhythm, in every metric but memory. Real fleets behind a load balancer
+        have 0.5 to 1, independent hosts of one application 0 to 0.3.
     """
 
     profile: ServerProfile
@@ -106,6 +109,13 @@ class ProfileSpec:
     baselines: Mapping[str, Baseline]
     rhythm: Rhythm
     incidents: tuple[str, ...]
+    shared_demand: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shared_demand <= 1:
+            raise ValueError(
+                f"server_profiles.py: shared_demand of {self.profile} is {self.shared_demand}; give 0 to 1"
+            )
 
     def server_name(self, number: int) -> str:
         """Name of a simulated server by its number, from 1: ppml0001, ppml0002, ..."""
@@ -141,6 +151,7 @@ _SPECS = (
             weekend=1.25,
         ),
         incidents=("oom", "cuda_oom", "thermal_throttling", "disk_cache_exhaustion"),
+        shared_demand=0.2,  # jobs of one queue
     ),
     ProfileSpec(
         profile=ServerProfile.DATABASE,
@@ -167,6 +178,7 @@ _SPECS = (
             maintenance=MaintenanceWindow(day_of_week=5, start="02:00", minutes=60),
         ),
         incidents=("lock_contention", "disk_io_saturation", "connection_pool_exhaustion", "slow_query_storm"),
+        shared_demand=0.1,  # each holds other data
     ),
     ProfileSpec(
         profile=ServerProfile.WEB_API,
@@ -194,6 +206,7 @@ _SPECS = (
             holiday=0.8,
         ),
         incidents=("http_503", "connection_timeouts", "ssl_expiry", "ddos"),
+        shared_demand=0.8,  # behind a load balancer
     ),
     ProfileSpec(
         profile=ServerProfile.CONDUCTOR_MGMT,
@@ -215,6 +228,7 @@ _SPECS = (
             holiday=0.9,
         ),
         incidents=("job_queue_overflow", "scheduler_deadlock", "resource_allocation_failure", "metadata_corruption"),
+        shared_demand=0.4,  # one scheduler's load
     ),
     ProfileSpec(
         profile=ServerProfile.DATA_INGEST,
@@ -236,6 +250,7 @@ _SPECS = (
             holiday=0.85,
         ),
         incidents=("kafka_consumer_lag", "disk_queue_saturation", "network_congestion", "backpressure_cascade"),
+        shared_demand=0.6,  # partitions of the same topics
     ),
     ProfileSpec(
         profile=ServerProfile.RISK_ANALYTICS,
@@ -257,6 +272,7 @@ _SPECS = (
             holiday=0.9,
         ),
         incidents=("calculation_timeout", "matrix_operation_failure", "resource_starvation", "numerical_instability"),
+        shared_demand=0.5,  # parts of the same calculations
     ),
     ProfileSpec(
         profile=ServerProfile.GENERIC,
@@ -273,6 +289,7 @@ _SPECS = (
         ),
         rhythm=Rhythm("flat"),
         incidents=(),
+        shared_demand=0.0,  # nothing in common
     ),
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from server_profiles import PROFILES, ServerProfile, infer_profile_from_name, match_profile
@@ -41,3 +44,15 @@ def test_every_profile_has_baselines_for_every_metric_and_its_own_incidents() ->
     labels = [label for spec in PROFILES.values() for label in spec.incidents]
     assert len(labels) == len(set(labels)) == 24
     assert PROFILES[ServerProfile.DATABASE].rhythm.maintenance is not None
+
+
+def test_the_documented_shares_of_demand_are_those_of_the_simulation() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = "\n".join(f"| `{profile}` | {spec.shared_demand} |" for profile, spec in PROFILES.items())
+    assert f"| profile | shared demand |\n|---|---|\n{rows}\n" in document
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_shared_demand_that_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"shared_demand of web_api is .*; give 0 to 1"):
+        replace(PROFILES[ServerProfile.WEB_API], shared_demand=share)

@@ -78,6 +78,11 @@ class Fleet:
         """[server] the key of a server's random numbers."""
         return self.profile_codes.astype(np.int64) * _SERVER_KEYS + self.numbers
 
+    @property
+    def profile_keys(self) -> npt.NDArray[np.int64]:
+        """[server] the key of the random numbers that the servers of a profile share; no server has number 0."""
+        return self.profile_codes.astype(np.int64) * _SERVER_KEYS
+
     def profile(self, server: int) -> ServerProfile:
         """Profile of the server at a position."""
         return PROFILE_ORDER[self.profile_codes[server]]

@@ -19,19 +19,21 @@ class MetricModel:
 
     load_weight: correlation with the server's load. correlation_minutes: correlation time of the metric's own noise.
     sampling_noise: share of the own noise's variance that is independent from sample to sample. between_share: share
-    of the total variance that lies between the servers of a profile; the rest is in time.
+    of the total variance that lies between the servers of a profile; the rest is in time. follows_demand: the servers
+    of a profile have a part of the own noise in common (ProfileSpec.shared_demand).
     """
 
     load_weight: float = 0.6
     correlation_minutes: float = 15.0
     sampling_noise: float = 0.15
     between_share: float = 0.2
+    follows_demand: bool = True
 
 
 _MODELS: Mapping[str, MetricModel] = {
     "cpu_pct": MetricModel(0.75, 12, 0.12),
     # Memory depends on the data that a server holds: it differs from server to server and changes slowly.
-    "mem_pct": MetricModel(0.3, 1440, 0.01, 0.35),
+    "mem_pct": MetricModel(0.3, 1440, 0.01, 0.35, follows_demand=False),
     "disk_io_mb_s": MetricModel(0.6, 15, 0.2),
     "net_in_mb_s": MetricModel(0.65, 12, 0.15),
     "net_out_mb_s": MetricModel(0.65, 12, 0.15),

@@ -1,4 +1,8 @@
-"""Noise of simulated servers: first-order autoregressions, two for the load and one for each metric."""
+"""Noise of simulated servers: first-order autoregressions, two for the load and one for each metric.
+
+The servers of a profile have a part of their demand in common: their innovations are mixed from a stream of the server
+and a stream of the profile. The variance and the autocorrelation of a server do not depend on the mixture.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,48 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.metric_model import METRIC_MODELS
 from fleet_forecast.simulation.randomness import noise_stream
+from server_profiles import PROFILES
 
 Float32 = npt.NDArray[np.float32]
 
 # Correlation times in minutes: slow and fast load, then each metric's own noise.
 CORRELATION_MINUTES = np.array([300.0, 25.0, *(model.correlation_minutes for model in METRIC_MODELS)])
 SAMPLING_NOISE = np.array([0.0, 0.0, *(model.sampling_noise for model in METRIC_MODELS)])  # share of the variance
+FOLLOWS_DEMAND = np.array([True, True, *(model.follows_demand for model in METRIC_MODELS)])
 SOURCES = len(CORRELATION_MINUTES)
 
 
 class NoiseSources:
     """Noise with variance 1 of a group of servers; no value depends on the group or the chunk.
 
-    keys: [server] of the random numbers. time_scale: [server] factor of the correlation times.
+    servers: [server] position in the fleet.
     """
 
-    def __init__(self, seed: int, keys: npt.NDArray[np.int64], time_scale: Float32, step_seconds: int) -> None:
-        self.keys = keys
-        self.streams = self._streams_of(seed)
-        correlation_minutes = CORRELATION_MINUTES[None, :] * time_scale[:, None]
+    def __init__(self, fleet: Fleet, servers: npt.NDArray[np.int64], step_seconds: int) -> None:
+        self._keys = fleet.keys[servers]
+        self._profile_keys, self._profile_of = np.unique(fleet.profile_keys[servers], return_inverse=True)
+        shares = [PROFILES[PROFILE_ORDER[code]].shared_demand for code in np.unique(fleet.profile_codes[servers])]
+        shared = np.array(shares)[:, None] * FOLLOWS_DEMAND  # [profile, source] share of the variance
+        self._own_weights = np.sqrt(1 - shared).astype(np.float32)
+        self._shared_weights = np.sqrt(shared).astype(np.float32)
+        self.reseed(fleet.seed)
+        correlation_minutes = CORRELATION_MINUTES[None, :] * fleet.traits.time_scale[servers][:, None]
         self._decay = np.exp(-step_seconds / 60 / correlation_minutes).astype(np.float32).ravel()  # [server * source]
-        first = [stream.standard_normal(SOURCES, dtype=np.float32) for stream in self.streams]
-        self.state = np.concatenate(first)  # [server * source] newest value, without sampling noise
+        self.state = self._draw(1).ravel()  # [server * source] newest value, without sampling noise
         innovation = np.sqrt(1 - self._decay.astype(np.float64) ** 2)
-        sampling = np.tile(np.sqrt(SAMPLING_NOISE), len(keys))
+        sampling = np.tile(np.sqrt(SAMPLING_NOISE), len(self._keys))
         # signal * x + sampling * e has variance 1: x and its newest innovation e are correlated by `innovation`.
         signal = -sampling * innovation + np.sqrt(1 - sampling**2 + (sampling * innovation) ** 2)
         self._innovation, self._sampling = innovation.astype(np.float32), sampling.astype(np.float32)
         self._signal = signal.astype(np.float32)
 
     def reseed(self, seed: int) -> None:
-        """Draw the following innovations from another seed."""
-        self.streams = self._streams_of(seed)
+        """Draw the following innovations, of the servers and of their profiles, from another seed."""
+        self.streams = _streams(seed, self._keys)
+        self.shared_streams = _streams(seed, self._profile_keys)
 
     def fork(self, seed: int) -> NoiseSources:
         """A copy at the same state, with innovations of another seed."""
@@ -51,11 +63,8 @@ class NoiseSources:
 
     def advance(self, steps: int) -> Float32:
         """The next steps: [source, server, step]."""
-        count = len(self.keys)
-        innovations = np.empty((steps, count, SOURCES), dtype=np.float32)
-        for position, stream in enumerate(self.streams):
-            innovations[:, position] = stream.standard_normal((steps, SOURCES), dtype=np.float32)
-        rows = innovations.reshape(steps, count * SOURCES)
+        count = len(self._keys)
+        rows = self._draw(steps).reshape(steps, count * SOURCES)
         noise = rows * self._innovation
         previous, decayed = self.state, np.empty_like(self.state)
         for row in noise:  # x[t] = decay * x[t - 1] + innovation * e[t], all servers and sources at once
@@ -68,5 +77,21 @@ class NoiseSources:
         noise += rows
         return np.ascontiguousarray(noise.reshape(steps, count, SOURCES).transpose(2, 1, 0))
 
-    def _streams_of(self, seed: int) -> Sequence[np.random.Generator]:
-        return [noise_stream(seed, int(key)) for key in self.keys]
+    def _draw(self, steps: int) -> Float32:
+        """Innovations with variance 1: [step, server, source]."""
+        shape = steps, SOURCES
+        shared = [stream.standard_normal(shape, dtype=np.float32) for stream in self.shared_streams]
+        for innovations, weights in zip(shared, self._shared_weights, strict=True):
+            innovations *= weights
+        # Multiplying arrays of equal shape is several times as fast as repeating a row of eight weights.
+        own_weights = [np.tile(weights, (steps, 1)) for weights in self._own_weights]
+        mixed = np.empty((steps, len(self._keys), SOURCES), dtype=np.float32)
+        for server, (stream, profile) in enumerate(zip(self.streams, self._profile_of, strict=True)):
+            own = stream.standard_normal(shape, dtype=np.float32)
+            own *= own_weights[profile]
+            np.add(own, shared[profile], out=mixed[:, server])
+        return mixed
+
+
+def _streams(seed: int, keys: npt.NDArray[np.int64]) -> Sequence[np.random.Generator]:
+    return [noise_stream(seed, int(key)) for key in keys]

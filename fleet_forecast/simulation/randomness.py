@@ -58,6 +58,6 @@ def paired_normal(numbers: npt.NDArray[np.int64], *keys: Keys) -> npt.NDArray[np
     return size * turn * np.where(numbers == 1, 0.3, 1.0)
 
 
-def noise_stream(seed: int, server_key: int) -> np.random.Generator:
-    """Innovations of one server; SFC64 is NumPy's fastest generator of normal numbers."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, server_key))))
+def noise_stream(seed: int, key: int) -> np.random.Generator:
+    """Innovations of one server or one profile; SFC64 is NumPy's fastest generator of normal numbers."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, key))))

@@ -13,6 +13,7 @@ from fleet_forecast.simulation.incidents import Events, Period, join_events, sch
 from fleet_forecast.simulation.outages import Outages, schedule_outages
 from fleet_forecast.simulation.rhythm import Calendar
 
+GENERATOR_VERSION = "1.1.0"  # rises when the values of a seed change
 _LEAD_MINUTES = 60  # the calendar reaches this far beyond the scenario, more than any server's phase
 
 

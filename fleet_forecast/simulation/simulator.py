@@ -27,12 +27,7 @@ class Simulator:
         self.servers = np.arange(len(scenario.fleet)) if servers is None else np.asarray(servers)
         self.world = world.of_servers(self.servers)
         self.step = 0
-        self.noise = NoiseSources(
-            scenario.fleet.seed,
-            scenario.fleet.keys[self.servers],
-            scenario.fleet.traits.time_scale[self.servers],
-            scenario.step_seconds,
-        )
+        self.noise = NoiseSources(scenario.fleet, self.servers, scenario.step_seconds)
         self._parameters = parameters_of(scenario.fleet, self.servers)
         self._load_states = LoadStates(len(self.servers))
 

@@ -10,8 +10,8 @@ from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.simulation.calibration import burst, calibrate, noise_mean, soft_limit
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.metric_model import METRIC_COUNT
-from fleet_forecast.simulation.noise import CORRELATION_MINUTES, SAMPLING_NOISE
-from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.noise import CORRELATION_MINUTES, FOLLOWS_DEMAND, SAMPLING_NOISE
+from fleet_forecast.simulation.scenario import Scenario, Trace, World
 from fleet_forecast.simulation.simulator import Simulator, simulate
 from fleet_forecast.simulation.states import (
     CRITICAL,
@@ -26,18 +26,25 @@ from fleet_forecast.simulation.states import (
 from server_profiles import PROFILES, ServerProfile
 
 START = np.datetime64("2026-09-14T04:00:00", "s")  # midnight in New York, before ten weeks without a holiday
-WEEKS, SERVERS = 3, 60
+WEEKS, SERVERS, FLEETS = 3, 60, 6
 CPU, MEM, DISK, NET_IN, NET_OUT, LATENCY = range(6)
 
 
 @pytest.fixture(scope="module")
 def healthy():
-    """60 servers of each profile for three weeks without incidents: metrics by profile, business time of the steps."""
-    fleet = Fleet.of(dict.fromkeys(ServerProfile, SERVERS), seed=7)
-    trace = simulate(Scenario(fleet, START, WEEKS * 2016, 300, incident_rate=0, outage_rate=0))
+    """60 servers of each profile for three weeks without incidents: metrics by profile, business time of the steps.
+
+    They are of six fleets, because the servers of one fleet share demand. Servers of a fleet follow each other.
+    """
+    fleets = [Fleet.of(dict.fromkeys(ServerProfile, SERVERS // FLEETS), seed) for seed in range(7, 7 + FLEETS)]
+    traces = [simulate(Scenario(f, START, WEEKS * 2016, 300, incident_rate=0, outage_rate=0)) for f in fleets]
+    codes = np.concatenate([fleet.profile_codes for fleet in fleets])
+    by_code = np.argsort(codes, kind="stable")
+    joined = [np.concatenate(arrays)[by_code] for arrays in zip(*(trace[1:] for trace in traces), strict=True)]
+    trace = Trace(traces[0].timestamps, *joined)
     maintenance = (trace.states == MAINTENANCE)[:, :, None]
     metrics = np.where(maintenance, np.nan, trace.metrics).astype(np.float64)
-    by_profile = {p: metrics[fleet.profile_codes == code] for code, p in enumerate(ServerProfile)}
+    by_profile = dict(zip(ServerProfile, np.split(metrics, len(ServerProfile)), strict=True))
     return by_profile, business_time(trace.timestamps, "America/New_York"), trace
 
 
@@ -182,6 +189,54 @@ def test_noise_is_autocorrelated_and_its_innovations_are_independent_between_ser
     assert np.abs(between).max() < 6 / np.sqrt(steps.shape[1])
 
 
+@pytest.fixture(scope="module")
+def around_rhythm(healthy):
+    """Standardised deviations from each server's own week, by profile: [fleet, server, time, metric]."""
+
+    def standardised(values):
+        logs = np.log(np.where(np.arange(METRIC_COUNT) < 2, values / (100.01 - values), values + 0.01))
+        weeks = logs.reshape(FLEETS, SERVERS // FLEETS, WEEKS, 2016, METRIC_COUNT)
+        deviations = (weeks - weeks.mean(axis=2, keepdims=True)).reshape(*weeks.shape[:2], -1, METRIC_COUNT)
+        return np.nan_to_num(deviations / np.nanstd(deviations, axis=2, keepdims=True))  # 0 in maintenance
+
+    return {profile: standardised(values) for profile, values in healthy[0].items()}
+
+
+@pytest.mark.parametrize("profile", ServerProfile)
+def test_servers_of_a_profile_are_correlated_by_the_documented_share(around_rhythm, profile):
+    deviations = around_rhythm[profile]
+    servers, steps = deviations.shape[1:3]
+    total = (deviations.sum(axis=1) ** 2).mean(axis=(0, 1))  # [metric] servers + correlation * servers * (servers - 1)
+    correlation = (total - servers * (deviations**2).mean(axis=(0, 1, 2))) / (servers * (servers - 1))
+    assert steps == WEEKS * 2016
+    assert correlation[[CPU, DISK, NET_IN, NET_OUT, LATENCY]] == pytest.approx(
+        np.full(5, PROFILES[profile].shared_demand), abs=0.08
+    )
+    assert abs(correlation[MEM]) < 0.1, "memory depends on the data that a server holds"
+
+
+def test_profiles_of_a_fleet_and_fleets_share_nothing(around_rhythm):
+    means = np.array(
+        [deviations.mean(axis=1) for deviations in around_rhythm.values()]
+    )  # [profile, fleet, time, metric]
+    means = means[..., [CPU, NET_IN, LATENCY]].reshape(len(around_rhythm) * FLEETS, -1, 3)
+    for metric in range(3):
+        correlation = np.corrcoef(means[..., metric])[~np.eye(len(means), dtype=bool)]
+        assert abs(correlation.mean()) < 0.02
+        assert correlation.std() < 0.2
+
+
+def test_shared_demand_changes_neither_the_variance_nor_the_autocorrelation_of_a_server():
+    lags = np.array([1, 3, 6])
+    for profile in ("web_api", "generic"):
+        scenario = Scenario(Fleet.of({profile: 1}, seed=8), START, 60_000, 300)
+        noise, scale = Simulator(World.of(scenario)).noise.advance(60_000)[:, 0], scenario.fleet.traits.time_scale[0]
+        fast = noise[1]
+        assert fast.var() == pytest.approx(1, abs=0.06)
+        autocorrelation = [np.mean(fast[lag:] * fast[:-lag]) / fast.var() for lag in lags]
+        assert autocorrelation == pytest.approx(np.exp(-lags * 5 / (25 * scale)), abs=0.04)
+
+
 def test_rates_have_bursts_beyond_a_normal_distribution_of_logarithms(residuals):
     for metric in (DISK, NET_IN, NET_OUT):
         standard = residuals[..., metric] / residuals[..., metric].std()
@@ -189,9 +244,11 @@ def test_rates_have_bursts_beyond_a_normal_distribution_of_logarithms(residuals)
         assert np.mean(standard > 3) > 2 * 0.00135
 
 
-def test_servers_of_a_profile_differ_in_level(healthy):
-    for profile in ServerProfile:
-        levels = np.nanmean(healthy[0][profile], axis=1)  # [server, metric]
+def test_servers_of_a_profile_differ_in_level():
+    fleet = Fleet.of(dict.fromkeys(ServerProfile, SERVERS), seed=7)
+    metrics = simulate(Scenario(fleet, START, 2016, 300, incident_rate=0, outage_rate=0)).metrics
+    for code, profile in enumerate(ServerProfile):
+        levels = np.nanmean(metrics[fleet.profile_codes == code], axis=1, dtype=np.float64)  # [server, metric]
         spreads = np.array([baseline.spread for baseline in PROFILES[profile].baselines.values()])
         assert (levels.std(axis=0) > 0.3 * spreads).all()
         assert (levels.std(axis=0) < 0.9 * spreads).all()
@@ -206,13 +263,16 @@ def test_noise_is_the_plain_recursion_step_by_step():
     fast = noise.advance(50)
     reference = Simulator(World.of(small()), np.array([0, 3])).noise
     sampling = np.sqrt(SAMPLING_NOISE)
-    for position, server in enumerate((0, 3)):
+    for position, (server, profile) in enumerate(((0, "ml_compute"), (3, "web_api"))):
+        share = PROFILES[profile].shared_demand * FOLLOWS_DEMAND
         decay = np.exp(-5 / (CORRELATION_MINUTES * small().fleet.traits.time_scale[server]))
         scale = np.sqrt(1 - decay**2)
         signal = -sampling * scale + np.sqrt(1 - sampling**2 + (sampling * scale) ** 2)
         x = first[position]
         for step in range(50):
-            innovation = reference.streams[position].standard_normal(8, dtype=np.float32)
+            own = reference.streams[position].standard_normal(8, dtype=np.float32)
+            common = reference.shared_streams[position].standard_normal(8, dtype=np.float32)
+            innovation = np.sqrt(1 - share) * own + np.sqrt(share) * common
             x = decay * x + scale * innovation
             assert fast[:, position, step] == pytest.approx(signal * x + sampling * innovation, abs=1e-5)
 
@@ -295,6 +355,17 @@ def test_a_fork_keeps_the_past_and_draws_the_future_anew():
         assert not same(base.metrics[:, 200:], fork.metrics[:, 200:])
     assert not same(forks[0].metrics[:, 200:], forks[1].metrics[:, 200:])
     assert np.corrcoef(base.metrics[0, 320:, CPU], forks[0].metrics[0, 320:, CPU])[0, 1] < 0.9
+
+
+def test_a_fork_draws_the_shared_demand_anew_for_the_whole_profile():
+    noise = Simulator(World.of(Scenario(Fleet.of({"web_api": 10}, seed=3), START, 2_000, 300))).noise
+    futures = [one.advance(2_000)[1] for one in (noise.fork(1), noise.fork(2), noise)]
+    correlation = np.corrcoef(np.concatenate(futures)).reshape(3, 10, 3, 10)
+    others = ~np.eye(10, dtype=bool)
+    for one in range(3):
+        assert correlation[one, :, one][others].mean() == pytest.approx(PROFILES["web_api"].shared_demand, abs=0.06)
+        for other in range(one):
+            assert abs(correlation[one, :, other].mean()) < 0.15
 
 
 def test_forks_in_memory_are_those_of_the_scenario():

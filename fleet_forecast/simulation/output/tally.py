@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fleet_forecast import __version__
 from fleet_forecast.contract.metadata import Metadata
 from fleet_forecast.contract.specs import STATES
 from fleet_forecast.iso_time import iso
 from fleet_forecast.simulation.fleet import PROFILE_ORDER
 from fleet_forecast.simulation.incident_kinds import LABELS
 from fleet_forecast.simulation.metric_model import METRIC_COUNT, SIMULATED_METRICS
-from fleet_forecast.simulation.scenario import Scenario, World
+from fleet_forecast.simulation.scenario import GENERATOR_VERSION, Scenario, World
 from fleet_forecast.simulation.states import OFFLINE
 
 
@@ -79,7 +78,7 @@ def metadata_of(world: World, tally: Tally, hours: float) -> Metadata:
     scenario, incidents = world.scenario, _incidents(world)
     states = tally.states.sum(axis=0)
     return Metadata(
-        generator_version=__version__,
+        generator_version=GENERATOR_VERSION,
         seed=scenario.fleet.seed,
         start=iso(scenario.start),
         hours=hours,
