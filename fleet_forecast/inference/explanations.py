@@ -30,6 +30,7 @@ _LABELS = {
     "market_open": "market hours",
     "relative_time_idx": "distance from the origin",
     "measured_share": "share of the context that was measured",
+    "peer_count": "number of peers",
     "seasonal_lag_share": "share of the previous day that was measured",
     "seasonal_mean_share": "share of the earlier days that was measured",
 }
@@ -41,6 +42,7 @@ _METRIC_LABELS = {
     "seasonal_lag": "same time of the previous day",
     "seasonal_mean": "mean of earlier days at this time",
     "seasonal_strength": "strength of the daily seasonality",
+    "peer_weight": "weight of the peers after one step",
 }
 
 

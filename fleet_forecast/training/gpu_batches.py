@@ -261,7 +261,7 @@ class GpuBatches:
         )
 
     def _static_reals(self, standardised: _Standardised, plan: GpuPlan) -> Tensor:
-        """Static reals [window, 3 M + 1], with noise and in the plan's order of metrics."""
+        """Static reals [window, 4 M + 2], with noise and in the plan's order of metrics."""
         loc, scale = self._loc[plan.profile], self._scale[plan.profile]
         position = torch.stack(
             [torch.asinh((standardised.loc - loc) / scale), torch.log(standardised.scale / scale)], dim=-1
@@ -270,9 +270,9 @@ class GpuBatches:
         measured = (~standardised.missing).float().sum(dim=1).mean(dim=1, keepdim=True)
         measured_share = torch.log1p(measured) / np.log1p(self.spec.context_steps)
         order = plan.metric_order
-        return torch.cat(
-            [_exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order), measured_share], dim=1
-        )
+        no_peers = measured_share.new_zeros(len(measured_share), 1 + len(self._metrics))
+        parts = [_exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order), measured_share]
+        return torch.cat([*parts, no_peers], dim=1)
 
     def _calendar(self, calendar_steps: Tensor, encoder_steps: int) -> tuple[Tensor, Tensor]:
         """half_hour, day_kind [window, E + H, 2] and market open [window, E + H, 1]."""
