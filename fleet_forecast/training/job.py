@@ -19,8 +19,11 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.cold_start import cold_start_table
+from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, usual_step
 from fleet_forecast.features.history import past_values
+from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -69,20 +72,41 @@ class Job:
         if self.profiled_job:
             return self.profiled_job.scaling.without_profiles()
         grid, rows = self.grid, self.split.training_servers
-        return fit_scaling(
+        scaling = fit_scaling(
             grid.values[:, : self.split.test_start],
             {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(grid.profiles[row] if self.profiles else None for row in rows),
             self.spec.context_steps,
             rows=rows,
         )
+        return replace(scaling, peer_prior=self._peer_prior(scaling))
+
+    @cached_property
+    def peers(self) -> Peers:
+        """Peers of all servers: the training and validation servers of their profile."""
+        return self.profiled_job.peers if self.profiled_job else self.grid.peers(self.split.observed_servers)
+
+    def _peer_prior(self, scaling: FleetScaling) -> PeerPrior | None:
+        grid, spec = self.grid, self.spec
+        if not self.profiles:
+            return None
+        sample = PeerSample(
+            values=grid.values[:, : self.split.test_start],
+            bounds=scaling.bounds,
+            servers=self.split.training_servers,
+            profile_rows=scaling.profile_rows(np.array(grid.profiles, dtype=object)),
+            peers=self.peers.of_fleet(grid.profiles, scaling.bounds),
+            first_step=grid.first_step,
+            smallest_scale=SMALLEST_SCALE * scaling.scale,
+        )
+        return fit_peer_prior(sample, spec.lag_steps(spec.context_steps), spec.history_steps)
 
     @cached_property
     def source(self) -> WindowSource:
         """The fleet's windows."""
         if self.profiled_job:
             return self.profiled_job.source.without_profiles()
-        return WindowSource(self.grid, self.spec, self.scaling)
+        return WindowSource(self.grid, self.spec, self.scaling, self.peers if self.scaling.peer_prior else None)
 
     @property
     def training_data(self) -> TrainingData:
