@@ -19,6 +19,7 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.cold_start import cold_start_table
+from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, usual_step
 from fleet_forecast.features.history import past_values
@@ -155,16 +156,18 @@ class Job:
         if not len(split.unseen_servers):
             return pd.DataFrame()
         print("evaluating unseen servers with little history", file=sys.stderr)
-        return cold_start_table(
-            self._backtest_plan(self._test_sample(split.unseen_servers)),
-            Engine(self.config("test"), torch_run(model)).forecast,
-            training_quantiles(self.grid, split.training_servers, split.test_start, QUANTILE_LEVELS),
-            bool(self.profiles),
-        )
+        plan = self._backtest_plan(self._test_sample(split.unseen_servers))
+        by_profile = training_quantiles(self.grid, split.training_servers, split.test_start, QUANTILE_LEVELS)
+        by_hand = None
+        if plan.peers is not None:
+            by_hand = fit_peers_by_hand(plan, split.training_servers, split.test_start, by_profile)
+        forecaster = Engine(self.config("test"), torch_run(model)).forecast
+        return cold_start_table(plan, forecaster, by_profile, bool(self.profiles), by_hand)
 
     def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
         """The test period of some servers."""
-        return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS)
+        peers = self.peers if self.scaling.peer_prior is not None else None
+        return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS, peers)
 
     def mean_weights(self, model: ForecastModel) -> WeightTables:
         """Mean variable and attention weights by profile, over a sample of windows of the test period."""
@@ -181,7 +184,8 @@ class Job:
         profiles = [grid.profiles[row] for row in rows]
         engine = Engine(self.config("explained"), torch_run(model), load_explain=lambda: torch_explain(model))
         history = past_values(grid.values, rows, steps, self.spec.history_steps)
-        explanation = engine.explain(history, profiles, grid.timestamps()[steps])
+        peers = Peers(self.peers.table, self.peers.members[rows])
+        explanation = engine.explain(history, profiles, grid.timestamps()[steps], peers=peers)
         return weight_tables(explanation, engine.variables, profiles, grid.step_seconds)
 
     def _test_sample(self, rows: np.ndarray) -> np.ndarray:

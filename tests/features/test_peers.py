@@ -126,9 +126,8 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
     """Also before and after the table, for servers without a profile, and for a server that is no member."""
     members = ProfileMembers.of(NAMES[:8], PROFILES[:8])
     table = PeerTable.build(fleet[:8], members, 1000)
-    peers = FleetPeers(
-        table, table.rows_of(["web", "web", "db", "web", None, "db", "web", "web", "web"]), np.arange(9) < 8
-    )
+    profiles = [*PROFILES[:8], "web"]
+    peers = FleetPeers(table, table.rows_of(profiles), np.arange(9) < 8)
     servers, origins = np.array([0, 2, 4, 8, -1, 6]), np.array([1039, 1010, 1039, 1020, 1039, 1045])
     own = np.full((6, 15, 2), np.nan, dtype=np.float32)
     for window, (server, origin) in enumerate(zip(servers, origins, strict=True)):

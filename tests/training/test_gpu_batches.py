@@ -26,7 +26,7 @@ METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
 STEPS = 12 * 48
 PROFILES = ("database", "web_api")
-SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0)
+SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0, masked_peers_share=0.9)
 CPU = torch.device("cpu")
 
 
