@@ -118,7 +118,7 @@ class PeerTable:
     def transformed(self, bounds: BoundedTransform) -> PeerTable:
         """The table of the transformed values, from one in physical units."""
         low, middle, high, counts = self.statistics
-        low, middle, high = (bounds.transform(field) for field in (low, middle, high))
+        low, middle, high = (bounds.transform(field) if field.size else field for field in (low, middle, high))
         return PeerTable(self.profiles, self.first_step, OrderStatistics(low, middle, high, counts))
 
     def part(self, profiles: Sequence[str], first_step: int, end_step: int) -> PeerTable:
@@ -144,6 +144,10 @@ class Peers(NamedTuple):
 
     table: PeerTable
     members: np.ndarray
+
+    def of_fleet(self, profiles: Sequence[str | None], bounds: BoundedTransform) -> FleetPeers:
+        """Transformed, with each server's row in the table."""
+        return FleetPeers(self.table.transformed(bounds), self.table.rows_of(profiles), self.members)
 
 
 class FleetPeers(NamedTuple):

@@ -97,11 +97,6 @@ class WindowSpec:
         strength = (f"{m}_seasonal_strength" for m in self.metrics)
         return (*position, *strength, "measured_share", "peer_count", *(f"{m}_peer_weight" for m in self.metrics))
 
-    @property
-    def context_lag_steps(self) -> LagSteps:
-        """Lengths for the seasonal lags of a window with a whole context."""
-        return self.lag_steps(self.context_steps)
-
     def lag_steps(self, encoder_steps: int) -> LagSteps:
         """Lengths for the seasonal lags of a window."""
         return LagSteps(
@@ -303,7 +298,7 @@ def quantise(values: np.ndarray) -> np.ndarray:
 def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
     """What each window may use, up to its origin; NaN before the array and before the window's known steps."""
     encoder_steps, history_steps = request.encoder_steps, fleet.spec.history_steps
-    servers = _servers_with_peers(fleet, request)
+    servers = servers_with_peers(fleet, request)
     if servers is None or fleet.peers is None:
         most = max(encoder_steps, min(history_steps, int(request.known_steps.max(initial=0))))
         own = _own_past(fleet, request, most, request.known_steps)
@@ -333,7 +328,7 @@ def _own_past(fleet: FleetArrays, request: WindowRequest, most: int, known_steps
     return past
 
 
-def _servers_with_peers(fleet: FleetArrays, request: WindowRequest) -> np.ndarray | None:
+def servers_with_peers(fleet: FleetArrays, request: WindowRequest) -> np.ndarray | None:
     """Rows of the servers, -1 for windows without peers: int64 [window]; None if no window has any."""
     if request.encoder_steps < fleet.spec.context_steps:
         return None

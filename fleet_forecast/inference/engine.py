@@ -32,6 +32,7 @@ from fleet_forecast.inference.explanations import (
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 from fleet_forecast.inference.model_directory import CANARY_FILE, EXPLAIN_FILE, ONNX_FILE, read_config, verify
 from fleet_forecast.inference.onnx_backend import onnx_explain, onnx_run
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.network.outputs import NetworkWeights
 
 CHUNK_WINDOWS = 45  # run at once by a thread: larger chunks are faster and need more memory
@@ -67,17 +68,6 @@ class _ForecastInput(NamedTuple):
     profiles: Sequence[str | None]
     origins: np.ndarray | np.datetime64
     peers: Peers | None = None
-
-
-class PeerSupport(NamedTuple):
-    """What the peers contribute to forecasts.
-
-    counts: int64 [server], largest number of peers measured at a step of the context. weights: float32 [server,
-    metric], of the peers' level against the server's own, 0 to 1; 0 without peers.
-    """
-
-    counts: np.ndarray
-    weights: np.ndarray
 
 
 class Engine:
@@ -167,9 +157,9 @@ class Engine:
         for chunk in self._chunks(fleet.encoder_steps):
             windows = self._windows(fleet, chunk)
             part = interpret(windows, self._explain(windows), config.context_steps, horizon_steps)
-            for whole, of_chunk in zip(found, part, strict=True):
+            for whole, of_chunk in zip(found[:-1], part[:-1], strict=True):
                 whole[chunk] = of_chunk
-        return found
+        return found if peers is None else found._replace(peers=self.peer_support(history, profiles, origins, peers))
 
     def peer_support(
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64, peers: Peers
