@@ -43,7 +43,7 @@ from fleet_forecast.serving.alerting.book import AlertBook  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
 from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
-from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers  # noqa: E402
+from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
@@ -141,10 +141,12 @@ def replay(engine: Engine, weeks: Weeks) -> Iterator[tuple[int, list[ServerForec
         present = np.flatnonzero(~np.isnan(history[:, -1]).all(axis=1))
         made = forecast_servers(
             engine,
-            [weeks.names[server] for server in present],
-            [(weeks.profiles[server], "simulated") for server in present],
-            history[present],
-            np.full(len(present), weeks.times[step]),
+            ServersToForecast(
+                [weeks.names[server] for server in present],
+                [(weeks.profiles[server], "simulated") for server in present],
+                history[present],
+                np.full(len(present), weeks.times[step]),
+            ),
         )
         yield step, [forecast for forecast in made if forecast is not None]
 

@@ -139,26 +139,36 @@ class Peers(NamedTuple):
     """Peers of the servers of a forecast.
 
     table: in physical units. members: boolean [server], which of the servers to forecast are in the table; their own
-    values are taken out of their peers' level as far as their history reaches.
+    values are taken out of their peers' level as far as their history reaches. values: the members' values in the table
+    where they differ from the history, float32 [server, step, metric] up to each origin; None: they are the history.
     """
 
     table: PeerTable
     members: np.ndarray
+    values: np.ndarray | None = None
 
     def of_fleet(self, profiles: Sequence[str | None], bounds: BoundedTransform) -> FleetPeers:
         """Transformed, with each server's row in the table."""
-        return FleetPeers(self.table.transformed(bounds), self.table.rows_of(profiles), self.members)
+        values = None if self.values is None else bounds.transform(self.values)
+        return FleetPeers(self.table.transformed(bounds), self.table.rows_of(profiles), self.members, values)
 
 
 class FleetPeers(NamedTuple):
     """Peers of the servers of an array.
 
     table: transformed. rows: int64 [server], row in the table, -1 = none. members: boolean [server], as in Peers.
+    values: transformed, as in Peers.
     """
 
     table: PeerTable
     rows: np.ndarray
     members: np.ndarray
+    values: np.ndarray | None = None
+
+    def part(self, servers: np.ndarray) -> FleetPeers:
+        """The peers of some servers, by row."""
+        values = None if self.values is None else self.values[servers]
+        return FleetPeers(self.table, self.rows[servers], self.members[servers], values)
 
 
 class PeerLevels(NamedTuple):
@@ -257,6 +267,8 @@ def _covered(
 def _of_members(peers: FleetPeers, servers: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The values that are in the table, NaN for all others."""
     is_member = (servers >= 0) & peers.members[servers]
+    if peers.values is not None:
+        own = last_steps(peers.values[servers], own.shape[1])
     return np.where(is_member[:, None, None], own, np.float32(np.nan))
 
 
@@ -275,6 +287,12 @@ def splice(own: np.ndarray, level: np.ndarray, context_steps: int) -> Spliced:
     values = level + repeat_over_steps(np.nan_to_num(offset), level.shape[1])
     np.copyto(values, own, where=~np.isnan(own))
     return Spliced(values, offset)
+
+
+def last_steps(values: np.ndarray, steps: int) -> np.ndarray:
+    """The last steps of [server, step, metric], with unmeasured ones in front if there are fewer."""
+    lacking = max(steps - values.shape[1], 0)
+    return np.pad(values[:, -steps:], ((0, 0), (lacking, 0), (0, 0)), constant_values=np.nan)
 
 
 def _at_most(rows: list[int], names: Sequence[str]) -> np.ndarray:

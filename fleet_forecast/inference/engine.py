@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.peers import FleetPeers, Peers, peer_counts
+from fleet_forecast.features.peers import FleetPeers, Peers, last_steps, peer_counts
 from fleet_forecast.features.seasonality import changes_between
 from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, build_windows
@@ -249,7 +249,8 @@ class Engine:
         if not used or not table.steps:
             return fleet
         rows = table.rows_of(list(names))
-        own = FleetPeers(table.transformed(scaling.bounds), rows, np.asarray(peers.members, dtype=bool))
+        values = None if peers.values is None else scaling.bounds.transform(peers.values)
+        own = FleetPeers(table.transformed(scaling.bounds), rows, np.asarray(peers.members, dtype=bool), values)
         fleet = fleet._replace(peers=own)
         has_peers = _peer_counts(fleet, spec.context_steps) > 0
         return fleet._replace(encoder_steps=np.where(has_peers, spec.context_steps, fleet.encoder_steps))
@@ -276,9 +277,7 @@ class Engine:
             encoder_steps=int(fleet.encoder_steps[chunk[0]]),
             known_steps=fleet.known_steps[chunk],
         )
-        peers = fleet.peers
-        if peers is not None:
-            peers = FleetPeers(peers.table, peers.rows[chunk], peers.members[chunk])
+        peers = None if fleet.peers is None else fleet.peers.part(chunk)
         return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers), request)
 
     def _check_canary(self, run: Run) -> None:
@@ -326,17 +325,11 @@ def _step_numbers(origins: np.ndarray | np.datetime64, servers: int, step_second
 
 def _peer_counts(fleet: _Fleet, context_steps: int) -> np.ndarray:
     """Largest number of peers at a step of the context: int64 [server], 0 without peers."""
-    context = _last_steps(fleet.history, context_steps)
+    context = last_steps(fleet.history, context_steps)
     counts: np.ndarray = np.zeros(len(context), np.int64)
     if fleet.peers is not None:
         counts = peer_counts(fleet.peers, fleet.origin_steps, context)
     return counts
-
-
-def _last_steps(history: np.ndarray, steps: int) -> np.ndarray:
-    """The last steps of [server, step, metric], with unmeasured ones in front if there are fewer."""
-    lacking = max(steps - history.shape[1], 0)
-    return np.pad(history[:, -steps:], ((0, 0), (lacking, 0), (0, 0)), constant_values=np.nan)
 
 
 def _known_steps(history: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from data_contract import METRICS
 from fleet_forecast.inference.engine import NoExplanationError
 from fleet_forecast.inference.explanations import Interpretation, Variables
+from fleet_forecast.inference.peer_support import PeerSupport
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class FakeEngine:
     calls: list[dict] = field(default_factory=list)
     variables = Variables(("profile", "cpu_pct_loc"), ("cpu_pct_scaled",), ("half_hour", "cpu_pct_seasonal_mean"))
 
-    def forecast(self, history, profiles, origins):
+    def forecast(self, history, profiles, origins, peers=None):
         time.sleep(self.seconds_per_call)
         self.calls.append({"history": history.copy(), "profiles": list(profiles), "origins": np.array(origins)})
+        self.calls[-1]["peers"] = peers
         servers, _, metrics = history.shape
         last = np.full((servers, metrics), 50.0, dtype=np.float32)
         for step in range(history.shape[1]):
@@ -50,7 +52,7 @@ class FakeEngine:
         full = np.broadcast_to(forecast, (servers, self.config.horizon_steps, metrics, len(spread))).copy()
         return full * np.nan if self.bad_output else full
 
-    def explain(self, history, profiles, origins, horizon_steps=None):
+    def explain(self, history, profiles, origins, horizon_steps=None, peers=None):
         """Attention halves with each step back; a tenth of it is on the horizon."""
         if not self.explains:
             raise NoExplanationError(f"{self.model_id}: this model has no explanations; train again")
@@ -59,7 +61,19 @@ class FakeEngine:
         attention[-1] += 0.9 - attention.sum()
         row = [0.25, 0.75], [1.0], [0.4, 0.6], attention, 0.1, steps
         weights = [np.array([part] * len(history)) for part in row]
-        return Interpretation(*weights, quantiles=self.forecast(history, profiles, origins))
+        quantiles = self.forecast(history, profiles, origins, peers)
+        support = None if peers is None else self.peer_support(history, profiles, origins, peers)
+        if support is not None:
+            support = support._replace(weights=support.weights[:, :1])  # `variables` has one metric
+        return Interpretation(*weights, quantiles=quantiles, peers=support)
+
+    def peer_support(self, history, profiles, origins, peers):
+        """Counts of the table at any step; the weight is 0.5 with peers."""
+        rows = peers.table.rows_of(profiles)
+        counts = np.where(rows < 0, 0, peers.table.statistics.counts.max(axis=(1, 2), initial=0)[rows]) - peers.members
+        counts = np.maximum(counts, 0)
+        weights = np.repeat(np.where(counts[:, None] > 0, np.float32(0.5), np.float32(0.0)), history.shape[2], axis=1)
+        return PeerSupport(counts.astype(np.int64), weights)
 
     def unknown_profiles(self, profiles):
         return tuple(sorted(set(filter(None, profiles)) - set(self.config.profiles)))

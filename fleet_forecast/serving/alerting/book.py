@@ -111,10 +111,12 @@ class AlertBook:
         return [asdict(alert) for alert in self.firing.values()]
 
     def _is_fresh(self, forecast: ServerForecast, now_seconds: float) -> bool:
-        """Whether the origin is later than the last one, or the last one is in the future.
+        """Whether the origin is complete, and later than the last one, or the last one is in the future.
 
         The latter happens after the clock was ahead for a while; otherwise alerts would stop until that time.
         """
+        if forecast.provisional:
+            return False
         server = self._servers.get(forecast.server_name)
         last = server.origin_seconds if server else -1
         return forecast.origin_seconds > last or forecast.origin_seconds != last > now_seconds

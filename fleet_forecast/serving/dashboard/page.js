@@ -76,6 +76,8 @@ async function showServer() {
   }
   const rule = forecast.profile_rule || "no rule matched";
   el("about").textContent = `${forecast.profile} (${rule}) · ${forecast.history_steps} steps of history` +
+    ` · ${forecast.peers.count} peers${forecast.peers.count ? ` (weight ${forecast.peers.weight})` : ""}` +
+    `${forecast.provisional ? " · provisional" : ""}` +
     `${forecast.cold_start ? " · cold start" : ""}${forecast.stale ? " · stale" : ""} · from ${forecast.origin}`;
   el("warnings").replaceChildren(...forecast.warnings.map((warning) => node("li", warning)));
   const metrics = Object.keys(forecast.metrics);

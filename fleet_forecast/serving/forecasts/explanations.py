@@ -30,12 +30,13 @@ def explain_forecast(forecasts: ForecastLoop, forecast: ServerForecast, horizon_
     source = forecasts.history_of(forecast)
     if source is None:
         raise ForecastReplacedError
-    engine, history = source
+    engine, history, peers = source
     origin = np.datetime64(forecast.origin_seconds, "s")
-    found = engine.explain(history, [forecast.profile], origin, horizon_steps)
+    found = engine.explain(history, [forecast.profile], origin, horizon_steps, peers)
     served = forecast.quantiles.transpose(2, 0, 1)  # (step, metric, quantile)
     if not np.allclose(found.quantiles[0], served, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
         raise ForecastReplacedError
+    weights = weights_document(found, engine.variables, forecast.model.step_seconds)
     return {
         "server_name": forecast.server_name,
         "profile": forecast.profile,
@@ -43,8 +44,10 @@ def explain_forecast(forecasts: ForecastLoop, forecast: ServerForecast, horizon_
         "model": forecast.model.model_id,
         "origin": iso(forecast.origin_seconds),
         "history_steps": forecast.history_steps,
+        "provisional": forecast.provisional,
         "step_seconds": forecast.model.step_seconds,
         "steps": list(horizon_steps),
         "warnings": forecast.warnings,
-        **weights_document(found, engine.variables, forecast.model.step_seconds),
+        **weights,
+        "peers": {**forecast.peers.as_document(), "weights": weights.get("peers", {}).get("weights", {})},
     }

@@ -23,15 +23,18 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
-from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers
+from fleet_forecast.serving.forecasts.peer_context import PeerContext
+from fleet_forecast.serving.forecasts.provisional_steps import ProvisionalSteps
+from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.histogram import Histogram
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.ring_buffer import NEVER
-from fleet_forecast.serving.storage.samples import KnownServer
+from fleet_forecast.serving.storage.samples import KnownServer, StepMeans
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
 
@@ -79,6 +82,8 @@ class ForecastLoop:
         self._cycle_engine: Engine | None = None  # of the last cycle that was completed
         self._complete_step = NEVER  # the last complete step at that cycle
         self._next_recheck = 0.0
+        self.peers = PeerContext(store, rules)
+        self.provisional = ProvisionalSteps(store)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -109,8 +114,8 @@ class ForecastLoop:
         origins, least = self.snapshot.origins, self._settings.stale_steps
         return sum(servers for origin, servers in origins.items() if self._steps_since(*origin) >= least)
 
-    def history_of(self, forecast: ServerForecast) -> tuple[Engine, np.ndarray] | None:
-        """The model and the history of a forecast: float32 [1, step, metric], up to its origin.
+    def history_of(self, forecast: ServerForecast) -> tuple[Engine, np.ndarray, Peers | None] | None:
+        """The model, the history and the peers of a forecast: float32 [1, step, metric], up to its origin.
 
         None if its model is no longer in use or its server was dropped. Samples received since may have changed the
         history. To be called on `worker`.
@@ -118,8 +123,18 @@ class ForecastLoop:
         window, server = self._window, self._store.servers.get(forecast.server_name)
         if window is None or window.engine.model_id != forecast.model.model_id or server is None:
             return None
-        last_step = np.array([forecast.origin_seconds // forecast.model.step_seconds])
-        return window.engine, window.history([server.server_id], last_step)
+        ids, last_step = [server.server_id], np.array([forecast.origin_seconds // forecast.model.step_seconds])
+        peers = self.peers.of_servers(window.engine, ids, [forecast.profile])
+        return window.engine, self._history(window, ids, last_step), peers
+
+    def peers_of_posted(
+        self, engine: Engine, names: Sequence[str], profiles: Sequence[str], last_steps: np.ndarray
+    ) -> Peers | None:
+        """Peers of servers whose history came with a request; None before the first cycle of the model."""
+        window = self._window
+        if window is None or window.engine is not engine:
+            return None
+        return self.peers.of_posted(window, names, profiles, last_steps)
 
     async def run(self) -> None:
         """Forecast until cancelled; a failed cycle is logged and counted, and the last snapshot stays."""
@@ -146,9 +161,13 @@ class ForecastLoop:
         started = time.perf_counter()
         window = self._window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
+        if whole_fleet:
+            await self._on_worker(self.peers.update, window, complete_step)
+            self.provisional.complete()
+        provisional = [] if whole_fleet else await self._provisional(engine, complete_step)
         candidates = None if whole_fleet else changed
         due = await self._on_worker(self._due, window, candidates, complete_step)
-        fresh = await self._forecast(window, due)
+        fresh = await self._forecast(window, due + provisional)
         self._cycle_engine, self._complete_step = engine, complete_step
         self._next_recheck = time.monotonic() + self._settings.recheck_seconds
         if not whole_fleet and not fresh:
@@ -183,21 +202,44 @@ class ForecastLoop:
             self.statistics.skipped += complete_step - self._complete_step - 1
         return window.read_by(engine)
 
+    async def _provisional(self, engine: Engine, complete_step: int) -> list[DueServer]:
+        """New servers whose samples of the steps that are not complete yet have changed."""
+        step_seconds = engine.config.step_seconds
+        steps = range(complete_step + 1, int(self._clock() // step_seconds) + 1)
+        choose = self.provisional.choose
+        chosen = await self._on_worker(choose, step_seconds, complete_step, self._settings.chunk_servers)
+        if not chosen or not steps:
+            return []
+        ids = [server.server_id for server in chosen]
+        samples = await asyncio.wrap_future(self._store.samples_of(ids, steps[0], steps[-1]))
+        origins = [self.provisional.put(server.server_id, samples[server.server_id], steps) for server in chosen]
+        return [DueServer(server, step) for server, step in zip(chosen, origins, strict=True) if step is not None]
+
     async def _load_window(self, engine: Engine, complete_step: int) -> HistoryWindow:
+        self.peers.forget()
+        self.provisional.forget_steps()
         await asyncio.wrap_future(self._store.use_step(engine.config.step_seconds))
         window = await self._on_worker(HistoryWindow.empty, engine, self._store, self._settings.drop_steps)
         for first in range(complete_step - window.buffer.steps + 1, complete_step + 1, STEPS_PER_READ):
             last = min(first + STEPS_PER_READ - 1, complete_step)
             for means in await asyncio.wrap_future(self._store.stored_step_means(first, last)):
-                await self._on_worker(window.buffer.put, means)
+                await self._on_worker(self._put, window, means)
         return window
+
+    def _put(self, window: HistoryWindow, means: StepMeans) -> list[int]:
+        """Put means into the window; returns the ids of the servers whose history changed."""
+        changed = window.buffer.put(means)
+        if changed:
+            self.peers.note_changed(means.step)
+        self.provisional.note(means)
+        return changed
 
     async def _take_changes(self, window: HistoryWindow, complete_step: int) -> set[int]:
         """Put newly computed means into the window; returns the ids of the servers whose history changed."""
         changed: set[int] = set()
         while taken := await asyncio.wrap_future(self._store.changed_step_means(complete_step)):
             for means in taken:
-                changed.update(await self._on_worker(window.buffer.put, means))
+                changed.update(await self._on_worker(self._put, window, means))
         await self._on_worker(window.buffer.advance, complete_step)
         return changed
 
@@ -210,6 +252,8 @@ class ForecastLoop:
         last = buffer.last_measured([s.server_id for s in candidates], complete_step, self._settings.stale_steps)
         due = []
         for server, step in zip(candidates, last.tolist(), strict=True):
+            if self.provisional.holds(server.server_id):
+                continue  # its forecast has a later origin
             if step != NEVER:
                 due.append(DueServer(server, step))
             elif server.name not in forecasts and self.sent_recently(server, complete_step):
@@ -228,12 +272,27 @@ class ForecastLoop:
         return fresh
 
     def _forecast_chunk(self, window: HistoryWindow, due: Sequence[DueServer]) -> list[ServerForecast | None]:
-        servers = [server for server, _ in due]
+        engine, servers = window.engine, [server for server, _ in due]
+        ids = [server.server_id for server in servers]
         steps = np.array([step for _, step in due], dtype=np.int64)
-        history = window.history([server.server_id for server in servers], steps)
         profiles = [profile_of(server.name, server.profile, self._rules) for server in servers]
-        origins = steps * window.engine.config.step_seconds
-        return forecast_servers(window.engine, [server.name for server in servers], profiles, history, origins)
+        provisional = steps > window.buffer.newest_step
+        self.provisional.forecasts += int(provisional.sum())
+        to_forecast = ServersToForecast(
+            [server.name for server in servers],
+            profiles,
+            self._history(window, ids, steps),
+            steps * engine.config.step_seconds,
+            self.peers.of_servers(engine, ids, [profile for profile, _ in profiles]),
+            provisional,
+        )
+        return forecast_servers(engine, to_forecast)
+
+    def _history(self, window: HistoryWindow, server_ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
+        """Input of the model, with the provisional steps of new servers."""
+        history = window.history(server_ids, last_steps)
+        self.provisional.fill(window, history, server_ids, last_steps)
+        return history
 
     def _next_snapshot(self, engine: Engine, fresh: dict[str, ServerForecast], complete_step: int) -> FleetSnapshot:
         kept = {

@@ -43,6 +43,10 @@ class HistoryWindow:
         """Input of the model: float32 [server, step, metric of the model], up to each server's last step."""
         return self.buffer.history(server_ids, last_steps, self.engine.config.history_steps)[:, :, self.columns]
 
+    def steps(self, server_ids: Sequence[int], last_step: int, length: int) -> np.ndarray:
+        """float32 [server, length, metric of the model]: the `length` steps up to the last step."""
+        return self.buffer.history(server_ids, np.full(len(server_ids), last_step), length)[:, :, self.columns]
+
 
 def _columns(engine: Engine, metrics: tuple[str, ...]) -> list[int] | slice:
     targets = tuple(engine.config.targets)

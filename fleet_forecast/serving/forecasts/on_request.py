@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.forecasts.server_forecasts import forecast_servers
+from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ProfileRules
 
+PeersOf = Callable[[Engine, Sequence[str], Sequence[str], np.ndarray], Peers | None]
+
 
 def forecast_samples(
-    engine: Engine, samples: list[Sample], rules: ProfileRules, metrics: Sequence[str] = METRICS
+    engine: Engine,
+    samples: list[Sample],
+    rules: ProfileRules,
+    peers_of: PeersOf | None = None,
+    metrics: Sequence[str] = METRICS,
 ) -> list[ServerForecast | None]:
-    """Forecast each server of some samples from these alone, in the order of the names.
+    """Forecast each server of some samples from these and its peers, in the order of the names.
 
-    metrics: the order of the samples' values. The origin of a server is the step of its newest sample. None in place
-    of a forecast that is not finite.
+    peers_of: the peers by model, names, profiles and last steps (none). metrics: the order of the samples' values. The
+    origin of a server is the step of its newest sample. None in place of a forecast that is not finite.
     """
     step_seconds = engine.config.step_seconds
     histories = [_ServerHistory(own, step_seconds) for own in _by_server(samples)]
@@ -33,7 +40,8 @@ def forecast_samples(
     window = np.stack([history.means(steps)[:, columns] for history in histories])  # (server, step, metric)
     names = [history.name for history in histories]
     profiles = [profile_of(history.name, history.newest_profile, rules) for history in histories]
-    return forecast_servers(engine, names, profiles, window, origins * step_seconds)
+    peers = None if peers_of is None else peers_of(engine, names, [profile for profile, _ in profiles], origins)
+    return forecast_servers(engine, ServersToForecast(names, profiles, window, origins * step_seconds, peers))
 
 
 class _ServerHistory:

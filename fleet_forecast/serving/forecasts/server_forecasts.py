@@ -6,28 +6,39 @@ import math
 import time
 from collections.abc import Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
+from fleet_forecast.serving.forecasts.snapshot import NO_PEERS, ModelView, PeerSummary, ServerForecast
 
 
-def forecast_servers(
-    engine: Engine,
-    names: Sequence[str],
-    profiles: Sequence[tuple[str, str | None]],
-    history: np.ndarray,
-    origin_seconds: np.ndarray,
-) -> list[ServerForecast | None]:
-    """Forecast servers; None in place of a forecast that is not finite.
+class ServersToForecast(NamedTuple):
+    """Servers and their history.
 
     profiles: (profile, rule) per server. history: float32 [server, step, metric of the model], NaN = not measured, the
-    last step is the origin. origin_seconds: int64 [server].
+    last step is the origin. origin_seconds: int64 [server]. peers: None without any. provisional: boolean [server],
+    whether the step of the origin was not complete; None: all were.
     """
+
+    names: Sequence[str]
+    profiles: Sequence[tuple[str, str | None]]
+    history: np.ndarray
+    origin_seconds: np.ndarray
+    peers: Peers | None = None
+    provisional: np.ndarray | None = None
+
+
+def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerForecast | None]:
+    """Forecast servers; None in place of a forecast that is not finite."""
+    names, profiles, history, origin_seconds = servers[:4]
     model = ModelView.of(engine)
     chosen = [profile for profile, _ in profiles]
-    quantiles = engine.forecast(history, chosen, origin_seconds.astype("datetime64[s]"))
+    quantiles = engine.forecast(history, chosen, origin_seconds.astype("datetime64[s]"), servers.peers)
+    summaries = _peer_summaries(engine, servers, chosen)
+    provisional = np.zeros(len(names), dtype=bool) if servers.provisional is None else servers.provisional
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
     measured_steps = reduce(np.logical_or, np.moveaxis(~np.isnan(history), 2, 0)).sum(axis=1)
@@ -38,6 +49,7 @@ def forecast_servers(
         if not finite[row]:
             forecasts.append(None)
             continue
+        measured, matched = int(measured_steps[row]), (profile, rule)
         last = history[row, -1] if history.shape[1] else np.full(len(model.metrics), np.nan)
         forecasts.append(
             ServerForecast(
@@ -47,10 +59,12 @@ def forecast_servers(
                 made_at_seconds=made_at,
                 profile=profile,
                 rule=rule,
-                history_steps=int(measured_steps[row]),
+                history_steps=measured,
                 quantiles=arranged[row],
-                warnings=_warnings(name, profile, rule, profile in untrained, int(measured_steps[row])),
+                warnings=_warnings(name, matched, profile in untrained, summaries[row], measured),
                 current=tuple(_shortest(value) for value in last),
+                peers=summaries[row],
+                provisional=bool(provisional[row]),
             )
         )
     return forecasts
@@ -61,8 +75,20 @@ def _shortest(value: np.float32) -> float | None:
     return None if math.isnan(value) else float(str(value))
 
 
-def _warnings(name: str, profile: str, rule: str | None, untrained: bool, history_steps: int) -> tuple[str, ...]:
-    warnings = []
+def _peer_summaries(engine: Engine, servers: ServersToForecast, profiles: Sequence[str]) -> list[PeerSummary]:
+    if servers.peers is None:
+        return [NO_PEERS] * len(profiles)
+    origins = servers.origin_seconds.astype("datetime64[s]")
+    support = engine.peer_support(servers.history, profiles, origins, servers.peers)
+    weights = support.weights.mean(axis=1).tolist()
+    counts = support.counts.tolist()
+    return [PeerSummary(count, round(weight, 3)) for count, weight in zip(counts, weights, strict=True)]
+
+
+def _warnings(
+    name: str, matched: tuple[str, str | None], untrained: bool, peers: PeerSummary, history_steps: int
+) -> tuple[str, ...]:
+    (profile, rule), warnings = matched, []
     if rule is None:
         warnings.append(
             f"no rule matches the name {name!r}: forecast as generic; "
@@ -71,5 +97,6 @@ def _warnings(name: str, profile: str, rule: str | None, untrained: bool, histor
     if untrained:
         warnings.append(f"the model was not trained on profile {profile!r}: forecast as a server of unknown profile")
     if history_steps == 0:
-        warnings.append("no complete step was measured yet: forecast from the profile alone")
+        source = f"the profile and {peers.count} peers" if peers.count else "the profile alone"
+        warnings.append(f"no complete step was measured yet: forecast from {source}")
     return tuple(warnings)

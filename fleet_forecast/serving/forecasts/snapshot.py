@@ -30,11 +30,27 @@ class ModelView:
 
 
 @dataclass(frozen=True)
+class PeerSummary:
+    """On how many peers a forecast rests, and the mean weight of their level against the server's own, 0 to 1."""
+
+    count: int
+    weight: float
+
+    def as_document(self) -> dict[str, float]:
+        """For JSON."""
+        return {"count": self.count, "weight": self.weight}
+
+
+NO_PEERS = PeerSummary(0, 0.0)
+
+
+@dataclass(frozen=True)
 class ServerForecast:
     """Forecast of one server.
 
     origin_seconds: UTC time of the last step used; quantiles: float32 [metric, quantile, horizon step].
     history_steps: measured steps in the model's input; rule: the source of the profile, None if nothing matched.
+    provisional: the step of the origin was not complete.
     """
 
     server_name: str
@@ -47,6 +63,8 @@ class ServerForecast:
     quantiles: np.ndarray
     warnings: tuple[str, ...]
     current: tuple[float | None, ...]  # step mean at the origin, per metric of the model
+    peers: PeerSummary = NO_PEERS
+    provisional: bool = False
 
     @property
     def horizon_steps(self) -> int:

@@ -131,6 +131,16 @@ FAMILIES: tuple[Family, ...] = (
         "Forecasts dropped because they were not finite.",
         lambda d: _one(d.forecasts.statistics.not_finite),
     ),
+    _gauge(
+        "fleet_peers",
+        "Servers whose measurements are peers of others, by profile.",
+        lambda d: _by("profile", d.forecasts.peers.counts),
+    ),
+    _counter(
+        "fleet_provisional_forecasts",
+        "Forecasts of new servers from a step that was not complete.",
+        lambda d: _one(d.forecasts.provisional.forecasts),
+    ),
     # Online scores; values are in the contract's units.
     _counter(
         "fleet_forecast_scored", "Forecast values compared with what was then measured.", partial(_score, "scored")

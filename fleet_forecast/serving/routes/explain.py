@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.forecasts.explanations import ForecastReplacedError, explain_forecast
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, horizon_seconds, selected_steps
-from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin
+from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BUSY,
@@ -45,6 +45,12 @@ class VariableWeights(BaseModel):
     decoder: list[VariableWeight]
 
 
+class ExplainedPeers(Peers):
+    """The peers, and their weight by metric."""
+
+    weights: Annotated[dict[str, float], Field(description="by metric; empty before the model's first cycle")]
+
+
 class Attention(BaseModel):
     """Mean attention weights by the time before the origin."""
 
@@ -60,6 +66,7 @@ _EXAMPLE: dict[str, Any] = {
     "profile_rule": r"pattern ppml\d+ (built-in)",
     "model": "tft_model_20261123T080000Z",
     "origin": "2026-11-23T10:00:00Z",
+    "provisional": False,
     "history_steps": 288,
     "step_seconds": 300,
     "steps": [12],
@@ -72,6 +79,7 @@ _EXAMPLE: dict[str, Any] = {
         ],
         "decoder": [{"variable": "half_hour", "label": "time of day", "weight": 1.0}],
     },
+    "peers": {"count": 11, "weight": 0.42, "weights": {"cpu_pct": 0.42}},
     "attention": {"bin_hours": 1.0, "lag_hours": [0.0, 1.0], "weights": [0.5, 0.2], "horizon_weight": 0.3},
 }
 
@@ -81,6 +89,7 @@ class ExplanationResponse(ForecastOrigin):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
+    peers: ExplainedPeers
     variables: VariableWeights
     attention: Attention
 

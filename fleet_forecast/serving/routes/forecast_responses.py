@@ -24,7 +24,9 @@ _EXAMPLE: dict[str, Any] = {
     "age_seconds": 320.4,
     "stale": False,
     "cold_start": False,
+    "provisional": False,
     "history_steps": 288,
+    "peers": {"count": 11, "weight": 0.42},
     "step_seconds": 300,
     "steps": [12],
     "timestamps": ["2026-11-23T11:00:00Z"],
@@ -43,6 +45,13 @@ class MetricForecast(BaseModel):
     current: Annotated[float | None, Field(description="mean over the step of the origin, null if not measured")]
 
 
+class Peers(BaseModel):
+    """The other servers of the profile that a forecast rests on."""
+
+    count: Annotated[int, Field(description="largest number of peers measured at a step of the last day")]
+    weight: Annotated[float, Field(description="of their level against the server's own, 0 to 1, mean of the metrics")]
+
+
 class ForecastOrigin(BaseModel):
     """What a forecast and its explanation have in common."""
 
@@ -51,6 +60,9 @@ class ForecastOrigin(BaseModel):
     profile_rule: Annotated[str | None, Field(description="rule that determined the profile; null if none matches")]
     model: str
     origin: Annotated[UtcTime, Field(description="last step of the history")]
+    provisional: Annotated[
+        bool, Field(description="the step of the origin is not complete; `current` is the mean so far")
+    ]
     history_steps: Annotated[int, Field(description="measured steps in the history")]
     step_seconds: int
     steps: Annotated[list[int], Field(description="steps after the origin, the first is 1")]
@@ -67,6 +79,7 @@ class ForecastResponse(ForecastOrigin):
     stale: Annotated[bool, Field(description="the server has sent nothing for some steps")]
     cold_start: Annotated[bool, Field(description="nothing was measured yet; the forecast uses profile and peers")]
     timestamps: Annotated[list[UtcTime], Field(description="times of the steps")]
+    peers: Peers
     metrics: dict[str, MetricForecast]
 
 
@@ -86,11 +99,13 @@ def forecast_document(
         "age_seconds": round(age_seconds, 1),
         "stale": stale,
         "cold_start": forecast.history_steps == 0,
+        "provisional": forecast.provisional,
         "history_steps": forecast.history_steps,
         "step_seconds": model.step_seconds,
         "steps": steps,
         "timestamps": [iso(forecast.origin_seconds + step * model.step_seconds) for step in steps],
         "warnings": forecast.warnings,
+        "peers": forecast.peers.as_document(),
         "metrics": _metrics(forecast, steps, selection),
     }
 

@@ -159,7 +159,7 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
         return retry_later("other forecasts wait already")
     daemon.waiting_forecasts += 1
     try:
-        worker, work = daemon.forecasts.worker, (engine, batch.samples, daemon.rules)
+        worker, work = daemon.forecasts.worker, (engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted)
         forecasts = await asyncio.get_running_loop().run_in_executor(worker, forecast_samples, *work)
     finally:
         daemon.waiting_forecasts -= 1

@@ -13,6 +13,7 @@ from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.routes.forecast_responses import Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     INVALID_PARAMETER,
@@ -43,6 +44,8 @@ class ServerInfo(BaseModel):
     last_measured_step: UtcTime | None
     forecast_origin: UtcTime | None
     stale: bool | None
+    peers: Annotated[Peers | None, Field(description="of its forecast; null without one")]
+    provisional: Annotated[bool | None, Field(description="whether the step of the forecast's origin is not complete")]
 
 
 class ServersResponse(BaseModel):
@@ -125,6 +128,8 @@ def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
         "last_measured_step": None if last_step is None else iso(last_step * daemon.store.step_seconds),
         "forecast_origin": None if forecast is None else iso(forecast.origin_seconds),
         "stale": None if forecast is None else daemon.forecasts.is_stale(forecast),
+        "peers": None if forecast is None else forecast.peers.as_document(),
+        "provisional": None if forecast is None else forecast.provisional,
     }
 
 

@@ -125,6 +125,18 @@ class HistoryStore:
             lambda: read_raw_samples(database.connection, database.sql.raw, server_id, first_step, last_step)
         )
 
+    def samples_of(
+        self, server_ids: Sequence[int], first_step: int, last_step: int
+    ) -> Future[dict[int, list[RawSample]]]:
+        """Samples of some servers as received, sorted by time, by server id."""
+        database = self._database
+        return self._ask(
+            lambda: {
+                server_id: read_raw_samples(database.connection, database.sql.raw, server_id, first_step, last_step)
+                for server_id in server_ids
+            }
+        )
+
     def expire(self, first_sample_step: int, first_mean_step: int) -> Future[int]:
         """Delete old samples (a dozen steps of them), old means, and servers that sent nothing since.
 

@@ -79,7 +79,7 @@ def test_a_history_sent_with_a_request_is_forecast_with_the_metrics_levels_and_h
     engine = FakeEngine(config)
     values = tuple(float(n) for n in range(len(NEXT)))
     sent = [sample("a", 3 * STEP, values), sample("a", STEP, values)]
-    (forecast,) = forecast_samples(engine, sent, BUILT_IN_RULES, NEXT)
+    (forecast,) = forecast_samples(engine, sent, BUILT_IN_RULES, metrics=NEXT)
     assert forecast.quantiles.shape == (len(config.targets), len(config.quantiles), config.horizon_steps)
     assert forecast.current == tuple(values[NEXT.index(metric)] for metric in config.targets)
     assert forecast.history_steps == 2

@@ -54,6 +54,8 @@ def running_daemon():
         forecasts=SimpleNamespace(
             snapshot=snapshot,
             statistics=fixed_statistics(),
+            peers=SimpleNamespace(counts={"ml_compute": 2, "database": 1}),
+            provisional=SimpleNamespace(forecasts=5),
             complete_step=lambda step_seconds: ORIGIN // step_seconds,
             is_stale=lambda forecast: forecast.server_name == "silent",
             stale_servers=lambda: 1,
@@ -88,6 +90,8 @@ def starting_daemon():
     daemon = running_daemon()
     daemon.forecasts.snapshot = FleetSnapshot()
     daemon.forecasts.statistics = CycleStatistics()
+    daemon.forecasts.peers = SimpleNamespace(counts={})
+    daemon.forecasts.provisional = SimpleNamespace(forecasts=0)
     daemon.forecasts.stale_servers = lambda: 0
     daemon.store = SimpleNamespace(
         step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]

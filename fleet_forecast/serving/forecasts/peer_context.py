@@ -1,0 +1,173 @@
+"""Peers of the daemon's servers: one table of what the store holds, kept up to date from cycle to cycle.
+
+The table covers the steps in memory. A cycle of the whole fleet computes the steps that are new or have changed, and
+the profiles whose servers have changed. Between two cycles the table stays: an explanation repeats its forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.serving.forecasts.history_window import HistoryWindow
+from fleet_forecast.serving.storage.samples import KnownServer
+from fleet_forecast.serving.storage.store import HistoryStore
+from server_profiles import ProfileRules
+
+MOST_JOINED = 8  # servers that join a profile at once; with more, all its steps are computed
+NOT_STORED = -1  # the id of a server that the store does not have
+MOST_STEPS = 200  # steps computed one by one; more are computed with all others
+
+
+class _Layout(NamedTuple):
+    """What the rows and columns of a table are."""
+
+    profiles: tuple[str, ...]
+    metrics: tuple[str, ...]
+    step_seconds: int
+    steps: int
+
+
+class PeerContext:
+    """The peer table of the fleet. Used on the forecast worker; `counts` may be read by any thread."""
+
+    def __init__(self, store: HistoryStore, rules: ProfileRules) -> None:
+        self.counts: Mapping[str, int] = {}  # observed servers in the table, by profile
+        self._store, self._rules = store, rules
+        self._layout: _Layout | None = None
+        self._table: PeerTable | None = None
+        self._members: dict[str, list[int]] = {}  # profile -> server ids
+        self._profile_of_member: dict[int, str] = {}
+        self._changed: set[int] = set()  # steps whose means changed since the table was computed
+        self._profiles: dict[int, tuple[KnownServer, str]] = {}  # by server id, of the last update
+
+    def note_changed(self, step: int) -> None:
+        """Record that the means of a step changed."""
+        self._changed.add(step)
+
+    def update(self, window: HistoryWindow, last_step: int) -> None:
+        """Bring the table to the servers of the store and to the steps in memory up to `last_step`."""
+        config, steps = window.engine.config, window.buffer.steps
+        layout = _Layout(tuple(sorted(config.profiles)), tuple(config.targets), config.step_seconds, steps)
+        first_step = last_step + 1 - steps
+        before = self._table if layout == self._layout else None
+        if before is None or not 0 <= first_step - before.first_step < steps:
+            before, self._members = _empty_table(layout, first_step), {}
+        table = _moved(before, first_step)
+        changed = self._changed | set(range(before.first_step + steps, last_step + 1))
+        members = self._observed(layout.profiles, last_step - config.context_steps)
+        for row, profile in enumerate(layout.profiles):
+            joined = self._joined(window, profile, members[profile], last_step)
+            computed = None if joined is None else sorted(step for step in changed | joined if step >= first_step)
+            _compute(table, row, _Source(window, members[profile], last_step), computed)
+        self._layout, self._table, self._members = layout, table, members
+        self._changed.clear()
+        self._profile_of_member = {server_id: profile for profile, ids in members.items() for server_id in ids}
+        self.counts = {profile: len(ids) for profile, ids in members.items() if ids}
+
+    def forget(self) -> None:
+        """The history is read again: compute all steps in the next cycle."""
+        self._layout = None
+
+    def of_servers(self, engine: Engine, server_ids: Sequence[int], profiles: Sequence[str]) -> Peers | None:
+        """Peers of servers of the store with their profiles; None if the table has other metrics or steps."""
+        config, layout = engine.config, self._layout
+        if self._table is None or layout is None:
+            return None
+        if (layout.metrics, layout.step_seconds) != (tuple(config.targets), config.step_seconds):
+            return None
+        servers = zip(server_ids, profiles, strict=True)
+        members = [self._profile_of_member.get(server_id) == profile for server_id, profile in servers]
+        return Peers(self._table, np.array(members, dtype=bool))
+
+    def of_posted(
+        self, window: HistoryWindow, names: Sequence[str], profiles: Sequence[str], last_steps: np.ndarray
+    ) -> Peers | None:
+        """Peers of servers whose history came with a request: a stored server of the name is not a peer."""
+        known = [self._store.servers.get(name) for name in names]
+        ids = [NOT_STORED if server is None else server.server_id for server in known]
+        peers = self.of_servers(window.engine, ids, profiles)
+        if peers is None or not peers.members.any():
+            return peers
+        rows = np.flatnonzero(peers.members)
+        stored = window.history([ids[row] for row in rows], last_steps[rows])
+        values = np.full((len(names), *stored.shape[1:]), np.nan, dtype=np.float32)
+        values[rows] = stored
+        return peers._replace(values=values)
+
+    def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
+        """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""
+        names: list[str] = []
+        ids: list[int] = []
+        of_server: list[str | None] = []
+        found: dict[int, tuple[KnownServer, str]] = {}
+        for server in list(self._store.servers.values()):  # a copy: other threads add servers meanwhile
+            if (self._store.last_step(server.server_id) or 0) > silent_since:
+                profile = self._profile(server)
+                found[server.server_id] = server, profile
+                names.append(server.name)
+                ids.append(server.server_id)
+                of_server.append(profile if profile in profiles else None)
+        self._profiles = found
+        chosen = ProfileMembers.of(names, of_server)
+        by_profile = {profile: [ids[row] for row in rows] for profile, rows in zip(*chosen, strict=True)}
+        return {profile: by_profile.get(profile, []) for profile in profiles}
+
+    def _profile(self, server: KnownServer) -> str:
+        known = self._profiles.get(server.server_id)
+        same = known is not None and known[0] is server
+        return known[1] if known and same else profile_of(server.name, server.profile, self._rules)[0]
+
+    def _joined(self, window: HistoryWindow, profile: str, ids: list[int], last_step: int) -> set[int] | None:
+        """The steps in which the servers that joined a profile were measured; None if all steps must be computed."""
+        before = set(self._members.get(profile, ()))
+        joined = [server_id for server_id in ids if server_id not in before]
+        if len(joined) > MOST_JOINED or before.difference(ids):
+            return None
+        measured = ~np.isnan(window.steps(joined, last_step, window.buffer.steps)).all(axis=(0, 2))
+        first_step = last_step + 1 - window.buffer.steps
+        return {first_step + int(column) for column in np.flatnonzero(measured)} if joined else set()
+
+
+class _Source(NamedTuple):
+    """Where the values of a profile come from."""
+
+    window: HistoryWindow
+    server_ids: list[int]
+    last_step: int
+
+
+def _compute(table: PeerTable, row: int, source: _Source, steps: Sequence[int] | None) -> None:
+    """Compute some steps of a profile, or all of them (None), in place."""
+    window, ids, last_step = source
+    columns: np.ndarray | slice = slice(None)
+    if not ids:
+        for field in table.statistics:
+            field[row] = 0 if field.dtype == np.int16 else np.nan
+        return
+    if steps is None or len(steps) > MOST_STEPS:
+        values = window.steps(ids, last_step, table.steps)
+    elif steps:
+        values = np.concatenate([window.steps(ids, step, 1) for step in steps], axis=1)
+        columns = np.array(steps) - table.first_step
+    else:
+        return
+    for field, computed in zip(table.statistics, order_statistics(values), strict=True):
+        field[row, columns] = computed
+
+
+def _empty_table(layout: _Layout, first_step: int) -> PeerTable:
+    shape = len(layout.profiles), layout.steps, len(layout.metrics)
+    low, middle, high = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
+    return PeerTable(layout.profiles, first_step, OrderStatistics(low, middle, high, np.zeros(shape, dtype=np.int16)))
+
+
+def _moved(table: PeerTable, first_step: int) -> PeerTable:
+    """A copy of the table with as many steps, from `first_step` on; the new steps are still to be computed."""
+    by = first_step - table.first_step
+    return PeerTable(table.profiles, first_step, OrderStatistics(*(np.roll(f, -by, axis=1) for f in table.statistics)))
