@@ -27,6 +27,14 @@ def test_an_alert_needs_several_forecasts_and_describes_itself():
     assert book.firing["ppweb001", "cpu_pct"].started_seconds == 3.0
 
 
+def test_a_provisional_forecast_raises_no_alert_and_its_complete_step_counts():
+    book = AlertBook(AlertRules())
+    for origin in (1, 2, 3):
+        assert book.update([replace(forecast(97, origin), provisional=True)], 0.0) == []
+    assert book.update([forecast(97, 2)], 0.0) == []
+    assert len(book.update([forecast(97, 3)], 0.0)) == 1
+
+
 def test_a_metric_that_is_not_measured_raises_no_alert():
     book = AlertBook(AlertRules())
     for origin in range(4):

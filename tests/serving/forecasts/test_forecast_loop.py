@@ -1,6 +1,5 @@
 """The forecast loop on a clock set by the test: which servers are forecast, when, and from which history."""
 
-import asyncio
 import os
 import sys
 import threading
@@ -9,53 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_contract import METRICS
-from fleet_forecast.serving.forecasts.forecast_loop import LOWEST_PRIORITY, NICENESS, ForecastLoop
-from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.storage.samples import Sample
-from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import BUILT_IN_RULES
+from fleet_forecast.serving.forecasts.forecast_loop import LOWEST_PRIORITY, NICENESS
 from tests.serving.fake_engine import FakeConfig, FakeEngine
-
-STEP = 300
-NOON = 1_800_000_000 // STEP * STEP
-CPU = METRICS.index("cpu_pct")
-
-
-class Scene:
-    """A store, a forecast loop and a clock that changes only when it is set."""
-
-    def __init__(self, folder, engine=None, **changes):
-        self.now = float(NOON)
-        settings = Settings(history=folder / "h.sqlite", grace_seconds=0.0, **{"recheck_seconds": 0.05, **changes})
-        self.store = HistoryStore(settings.history, STEP)
-        self.forecasts = ForecastLoop(settings, self.store, BUILT_IN_RULES, clock=lambda: self.now)
-        self.engine = engine or FakeEngine()
-        self.forecasts.engine = self.engine
-
-    def measure(self, name, steps_ago, cpu=50.0, seconds_in=0):
-        """Store a sample `steps_ago` steps before the running one."""
-        instant = (int(self.now) // STEP - steps_ago) * STEP + seconds_in
-        values = tuple(cpu if index == CPU else None for index in range(len(METRICS)))
-        self.store.append([Sample(name, instant * 1000, None, None, values)]).result(5)
-
-    def cycle(self, step=0):
-        """Move the clock by some steps and forecast the servers that are due."""
-        self.now += step * STEP
-        self.forecasts._next_recheck = 0.0
-        asyncio.run(self.forecasts.forecast_due())
-        return self.forecasts.snapshot.forecasts
-
-    def close(self):
-        self.forecasts.worker.shutdown()
-        self.store.close()
-
-
-@pytest.fixture
-def scene(tmp_path):
-    made = Scene(tmp_path)
-    yield made
-    made.close()
+from tests.serving.forecasts.scene import CPU, NOON, STEP, Scene
 
 
 def test_the_origin_is_the_last_complete_step_of_each_server(scene):

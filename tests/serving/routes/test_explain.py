@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.routes.explain import MAX_WAITING_EXPLANATIONS
 from tests.serving.daemon_client import TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
@@ -23,8 +24,19 @@ def test_it_explains_the_forecast_of_the_last_cycle(tmp_path):
         post(client, record(cpu_pct=64.0))
         forecast = forecast_of(client)
         got = explain(client).json()
-    for key in ("server_name", "profile", "profile_rule", "model", "origin", "history_steps", "steps", "warnings"):
+    for key in (
+        "server_name",
+        "profile",
+        "profile_rule",
+        "model",
+        "origin",
+        "history_steps",
+        "steps",
+        "warnings",
+        "provisional",
+    ):
         assert got[key] == forecast[key], key
+    assert got["peers"] == forecast["peers"] | {"weights": {"cpu_pct": 0.0}}
     assert got["variables"]["static"] == [
         {"variable": "cpu_pct_loc", "label": "cpu_pct, level in the context", "weight": 0.75},
         {"variable": "profile", "label": "profile", "weight": 0.25},
@@ -60,9 +72,43 @@ def test_the_weights_are_those_of_the_network_for_the_history_and_origin_of_the_
     assert got["attention"]["horizon_weight"] == pytest.approx(expected.attention_ahead[0], abs=2e-5)
 
 
+def test_peers_count_in_forecasts_explanations_and_posted_histories_alike(tiny_model_dir, tmp_path):
+    """Oracle: the engine, called with the other servers of the profile; a posted copy of a stored server is that one."""
+    start, random = complete_start(), np.random.default_rng(0)
+    values = random.uniform(20, 40, (3, 30)).round(2)
+    names = ["ppdb001", "ppdb002", "ppdb003"]
+    sent = {
+        name: [record(name, start - n * STEP, cpu_pct=float(row[-1 - n]), mem_pct=70.0) for n in range(30)]
+        for name, row in zip(names, values, strict=True)
+    }
+    engine = Engine.load(tiny_model_dir, device="cpu")
+    with daemon(tmp_path, engine) as client:
+        post(client, *(record for records in sent.values() for record in records))
+        stored = wait_for(lambda: [f for f in [forecast_of(client, "ppdb001")] if f["peers"]["count"] == 2])[0]
+        explained = explain(client, "ppdb001").json()
+        body = {"records": sent["ppdb001"]}
+        (posted,) = client.post("/api/v1/forecast", json=body).json()["forecasts"]
+        body = {"records": [each | {"server_name": "ppdb999"} for each in sent["ppdb001"]]}
+        (stranger,) = client.post("/api/v1/forecast", json=body).json()["forecasts"]
+        short = {"records": sent["ppdb001"][:3]}
+        (recent,) = client.post("/api/v1/forecast", json=short).json()["forecasts"]
+    history = np.full((3, 30, 3), np.nan, dtype=np.float32)
+    history[:, :, 0], history[:, :, 1] = values, 70.0
+    table = PeerTable.build(history[1:], ProfileMembers.of(names[1:], ["database"] * 2), start // STEP - 29)
+    for length, found in ((30, stored), (30, posted), (3, recent)):
+        peers = Peers(table, np.array([False]))
+        quantiles = engine.forecast(history[:1, -length:], ["database"], np.datetime64(start, "s"), peers)
+        expected = quantiles[0, :, 0, engine.config.quantiles.index(0.5)]
+        np.testing.assert_allclose(found["metrics"]["cpu_pct"]["q0.5"], expected, rtol=1e-5)
+        assert found["peers"]["count"] == 2
+    assert stranger["peers"]["count"] == 3
+    assert explained["peers"] == stored["peers"] | {"weights": explained["peers"]["weights"]}
+    assert list(explained["peers"]["weights"]) == list(engine.config.targets)
+
+
 def test_attention_of_a_new_server_covers_only_the_steps_that_were_read(tiny_model_dir, tmp_path):
     with daemon(tmp_path, Engine.load(tiny_model_dir, device="cpu")) as client:
-        post(client, record("ppdb001", int(time.time())))
+        post(client, record("ppdb001", int(time.time()), cpu_pct=None))
         assert forecast_of(client, "ppdb001")["cold_start"]
         attention = explain(client, "ppdb001").json()["attention"]
     assert attention["lag_hours"] == [0.0]

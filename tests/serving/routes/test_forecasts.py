@@ -40,8 +40,18 @@ def test_late_samples_change_the_forecast_without_waiting_for_the_next_step(clie
     wait_for(lambda: forecast_of(client)["metrics"]["cpu_pct"]["current"] == 20.0)
 
 
-def test_a_server_first_seen_in_the_running_step_is_forecast_with_a_cold_start_warning(client):
-    post(client, record("ppdb007", seconds=int(time.time())))
+def test_the_running_step_of_a_new_server_is_forecast_at_once_as_provisional(client):
+    post(client, record("ppdb007", seconds=int(time.time()), cpu_pct=33.0))
+    got = wait_for(lambda: [f for f in [forecast_of(client, "ppdb007")] if f["provisional"]])[0]
+    assert got["metrics"]["cpu_pct"]["current"] == 33.0
+    assert got["history_steps"] == 1
+    assert got["cold_start"] is False
+    (server,) = client.get("/api/v1/servers").json()["servers"]
+    assert (server["provisional"], server["peers"]) == (True, {"count": 0, "weight": 0.0})
+
+
+def test_a_server_without_a_measurement_is_forecast_with_a_cold_start_warning(client):
+    post(client, record("ppdb007", seconds=int(time.time()), cpu_pct=None))
     got = forecast_of(client, "ppdb007")
     assert got["cold_start"] is True
     assert got["history_steps"] == 0
