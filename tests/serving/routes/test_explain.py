@@ -73,7 +73,7 @@ def test_the_weights_are_those_of_the_network_for_the_history_and_origin_of_the_
 
 
 def test_peers_count_in_forecasts_explanations_and_posted_histories_alike(tiny_model_dir, tmp_path):
-    """Oracle: the engine with the other servers of the profile. A stored server is not its own peer when it is posted."""
+    """Oracle: the engine with the other servers of the profile. A stored server that is posted is not its own peer."""
     start, random = complete_start(), np.random.default_rng(0)
     values = random.uniform(20, 40, (3, 30)).round(2)
     names = ["ppdb001", "ppdb002", "ppdb003"]
