@@ -208,6 +208,12 @@ def order_statistics(values: np.ndarray) -> OrderStatistics:
     return OrderStatistics(ranked(half - 1), ranked(half), ranked(half + 1), count.astype(np.int16))
 
 
+def median(statistics: OrderStatistics) -> np.ndarray:
+    """Median of all members."""
+    low, middle, _, count = statistics
+    return np.where(count % 2 == 1, middle, (low + middle) / 2)
+
+
 def leave_one_out(statistics: OrderStatistics, own: np.ndarray) -> PeerLevels:
     """Median and number of the other members.
 
@@ -220,7 +226,7 @@ def leave_one_out(statistics: OrderStatistics, own: np.ndarray) -> PeerLevels:
     upper = np.where(own > middle, middle, high)
     without_even = np.where(own <= low, middle, low)
     without = np.where(odd, (lower + upper) / 2, without_even)
-    level = np.where(is_counted, without, np.where(odd, middle, (low + middle) / 2))
+    level = np.where(is_counted, without, median(statistics))
     others = count - is_counted.astype(count.dtype)
     level[others <= 0] = np.nan
     return PeerLevels(level, others)
@@ -233,12 +239,16 @@ def peer_levels(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray
     float32 [window, step, metric], transformed, what the servers measured up to the origin (also what the window may
     not use), NaN where not measured.
     """
-    table = peers.table
-    taken = _no_values(own.shape)
+    level, counts = np.full(own.shape, np.nan, dtype=np.float32), np.zeros(own.shape, dtype=np.int16)
+    is_member = (servers >= 0) & peers.members[servers]
+    in_table = _of_members(peers, servers, own)
     for window, row, target, source in _covered(peers, servers, origin_steps, own.shape[1]):
-        for field, of_table in zip(taken, table.statistics, strict=True):
-            field[window, target] = of_table[row, source]
-    return leave_one_out(taken, _of_members(peers, servers, own))
+        statistics = OrderStatistics(*(field[row, source] for field in peers.table.statistics))
+        if is_member[window]:
+            level[window, target], counts[window, target] = leave_one_out(statistics, in_table[window, target])
+        else:
+            level[window, target], counts[window, target] = median(statistics), statistics.counts
+    return PeerLevels(level, counts)
 
 
 def peer_counts(peers: FleetPeers, origin_steps: np.ndarray, own: np.ndarray) -> np.ndarray:

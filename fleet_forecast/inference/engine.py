@@ -135,6 +135,19 @@ class Engine:
         """
         return self._forecast(self._run, _ForecastInput(history, profiles, origins, peers))
 
+    def forecast_with_support(
+        self,
+        history: np.ndarray,
+        profiles: Sequence[str | None],
+        origins: np.ndarray | np.datetime64,
+        peers: Peers | None = None,
+    ) -> tuple[np.ndarray, PeerSupport]:
+        """`forecast` and `peer_support` of the same arguments, with their common work done once."""
+        if not len(history):
+            return self.forecast(history, profiles, origins, peers), self._support(None, 0)
+        fleet = self._fleet(_ForecastInput(history, profiles, origins, peers))
+        return self._forecast_fleet(self._run, fleet), self._support(fleet, len(history))
+
     def explain(
         self,
         history: np.ndarray,
@@ -165,9 +178,12 @@ class Engine:
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64, peers: Peers
     ) -> PeerSupport:
         """On how many peers forecasts rest, and with which weight; arguments as for `forecast`, cheap beside it."""
-        spec, scaling = self.config.spec, self.config.scaling
         servers = len(history)
         fleet = self._fleet(_ForecastInput(history, profiles, origins, peers)) if servers else None
+        return self._support(fleet, servers)
+
+    def _support(self, fleet: _Fleet | None, servers: int) -> PeerSupport:
+        spec, scaling = self.config.spec, self.config.scaling
         if fleet is None or fleet.peers is None:
             shape = servers, len(spec.metrics)
             return PeerSupport(np.zeros(servers, dtype=np.int64), np.zeros(shape, dtype=np.float32))
@@ -195,13 +211,17 @@ class Engine:
         return explain
 
     def _forecast(self, run: Run, inputs: _ForecastInput) -> np.ndarray:
+        if not len(inputs.history):
+            return self._empty_quantiles(0)
+        return self._forecast_fleet(run, self._fleet(inputs))
+
+    def _empty_quantiles(self, servers: int) -> np.ndarray:
         spec = self.config.spec
-        servers = len(inputs.history)
         shape = (servers, len(spec.metrics), len(self.config.quantiles), spec.horizon_steps)
-        quantiles = np.moveaxis(np.empty(shape, dtype=np.float32), 3, 1)
-        if not servers:
-            return quantiles
-        fleet = self._fleet(inputs)
+        return np.moveaxis(np.empty(shape, dtype=np.float32), 3, 1)
+
+    def _forecast_fleet(self, run: Run, fleet: _Fleet) -> np.ndarray:
+        quantiles = self._empty_quantiles(len(fleet.history))
 
         def forecast_chunk(chunk: np.ndarray) -> None:
             quantiles[chunk] = run(self._windows(fleet, chunk))

@@ -67,6 +67,13 @@ class FakeEngine:
             support = support._replace(weights=support.weights[:, :1])  # `variables` has one metric
         return Interpretation(*weights, quantiles=quantiles, peers=support)
 
+    def forecast_with_support(self, history, profiles, origins, peers=None):
+        quantiles = self.forecast(history, profiles, origins, peers)
+        if peers is None:
+            servers, _, metrics = history.shape
+            return quantiles, PeerSupport(np.zeros(servers, np.int64), np.zeros((servers, metrics), np.float32))
+        return quantiles, self.peer_support(history, profiles, origins, peers)
+
     def peer_support(self, history, profiles, origins, peers):
         """Counts of the table at any step; the weight is 0.5 with peers."""
         rows = peers.table.rows_of(profiles)

@@ -12,7 +12,8 @@ import numpy as np
 
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.forecasts.snapshot import NO_PEERS, ModelView, PeerSummary, ServerForecast
+from fleet_forecast.inference.peer_support import PeerSupport
+from fleet_forecast.serving.forecasts.snapshot import ModelView, PeerSummary, ServerForecast
 
 
 class ServersToForecast(NamedTuple):
@@ -36,8 +37,9 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
     names, profiles, history, origin_seconds = servers[:4]
     model = ModelView.of(engine)
     chosen = [profile for profile, _ in profiles]
-    quantiles = engine.forecast(history, chosen, origin_seconds.astype("datetime64[s]"), servers.peers)
-    summaries = _peer_summaries(engine, servers, chosen)
+    origins = origin_seconds.astype("datetime64[s]")
+    quantiles, support = engine.forecast_with_support(history, chosen, origins, servers.peers)
+    summaries = _peer_summaries(support)
     provisional = np.zeros(len(names), dtype=bool) if servers.provisional is None else servers.provisional
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
@@ -75,14 +77,11 @@ def _shortest(value: np.float32) -> float | None:
     return None if math.isnan(value) else float(str(value))
 
 
-def _peer_summaries(engine: Engine, servers: ServersToForecast, profiles: Sequence[str]) -> list[PeerSummary]:
-    if servers.peers is None:
-        return [NO_PEERS] * len(profiles)
-    origins = servers.origin_seconds.astype("datetime64[s]")
-    support = engine.peer_support(servers.history, profiles, origins, servers.peers)
+def _peer_summaries(support: PeerSupport) -> list[PeerSummary]:
     weights = support.weights.mean(axis=1).tolist()
-    counts = support.counts.tolist()
-    return [PeerSummary(count, round(weight, 3)) for count, weight in zip(counts, weights, strict=True)]
+    return [
+        PeerSummary(count, round(weight, 3)) for count, weight in zip(support.counts.tolist(), weights, strict=True)
+    ]
 
 
 def _warnings(
