@@ -248,9 +248,7 @@ class Engine:
         table = peers.table.part(used, first, end)
         if not used or not table.steps:
             return fleet
-        rows = table.rows_of(list(names))
-        own = FleetPeers(table.transformed(scaling.bounds), rows, np.asarray(peers.members, dtype=bool))
-        fleet = fleet._replace(peers=own)
+        fleet = fleet._replace(peers=Peers(table, peers.members).of_fleet(list(names), scaling.bounds))
         has_peers = _peer_counts(fleet, spec.context_steps) > 0
         return fleet._replace(encoder_steps=np.where(has_peers, spec.context_steps, fleet.encoder_steps))
 
@@ -276,9 +274,7 @@ class Engine:
             encoder_steps=int(fleet.encoder_steps[chunk[0]]),
             known_steps=fleet.known_steps[chunk],
         )
-        peers = fleet.peers
-        if peers is not None:
-            peers = FleetPeers(peers.table, peers.rows[chunk], peers.members[chunk])
+        peers = fleet.peers if fleet.peers is None else fleet.peers.select(chunk)
         return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers), request)
 
     def _check_canary(self, run: Run) -> None:
@@ -329,7 +325,7 @@ def _peer_counts(fleet: _Fleet, context_steps: int) -> np.ndarray:
     context = _last_steps(fleet.history, context_steps)
     counts: np.ndarray = np.zeros(len(context), np.int64)
     if fleet.peers is not None:
-        counts = peer_counts(fleet.peers, fleet.origin_steps, context)
+        counts = peer_counts(fleet.peers, np.arange(len(context)), fleet.origin_steps, context)
     return counts
 
 
