@@ -16,7 +16,7 @@ import numpy as np
 from fleet_forecast.evaluation.backtest import BacktestPlan
 from fleet_forecast.evaluation.baselines import TrainingQuantiles
 from fleet_forecast.features.history import past_values
-from fleet_forecast.features.peers import FleetPeers, peer_levels
+from fleet_forecast.features.peers import FleetPeers, medians_without_one, peer_levels
 
 PEERS_BY_HAND = "peers_by_hand"
 COMPARED_HOURS = 1
@@ -92,8 +92,10 @@ class PeersByHand:
         grid, hour, day = plan.grid, _compared_steps(plan), plan.day_steps
         lag = day * -(-plan.horizon_steps // day)
         own = past_values(grid.values, rows, origins, lag + hour)
-        peers = FleetPeers(plan.peers.table, plan.peers.table.rows_of(grid.profiles), plan.peers.members)
-        level = peer_levels(peers, rows, grid.first_step + origins, own).level
+        table = plan.peers.table
+        medians = medians_without_one(table.statistics)
+        peers = FleetPeers(table.first_step, medians, table.rows_of(grid.profiles), plan.peers.members)
+        level = peer_levels(peers, rows, grid.first_step + origins, own)
         steps = level.shape[1]
         yesterday = level[:, steps - lag : steps - lag + plan.horizon_steps]
         yesterday = np.where(np.isnan(yesterday), _mean(yesterday)[:, None], yesterday)

@@ -215,7 +215,7 @@ def _sampled_windows(
         chosen = np.random.default_rng([SEED, profile]).choice(len(rows), MAX_WINDOWS, replace=False)
         rows, origins = rows[chosen], origins[chosen]
     own = sample.bounds.transform(past_values(sample.values, rows, origins, history_steps))
-    level = peer_levels(sample.peers, rows, sample.first_step + origins, own).level
+    level = peer_levels(sample.peers, rows, sample.first_step + origins, own)
     if np.isnan(level).all():
         return None
     following = sample.bounds.transform(future_values(sample.values, rows, origins, lag_steps.horizon))

@@ -148,34 +148,50 @@ class Peers(NamedTuple):
     values: np.ndarray | None = None
 
     def of_fleet(self, profiles: Sequence[str | None], bounds: BoundedTransform) -> FleetPeers:
-        """Transformed, with each server's row in the table."""
+        """The peers of servers of these profiles, transformed."""
+        table = self.table
+        medians = medians_without_one(table.transformed(bounds).statistics)
         values = None if self.values is None else bounds.transform(self.values)
-        return FleetPeers(self.table.transformed(bounds), self.table.rows_of(profiles), self.members, values)
+        members = np.asarray(self.members, dtype=bool)
+        return FleetPeers(table.first_step, medians, table.rows_of(profiles), members, values)
+
+
+class LeaveOneOut(NamedTuple):
+    """Medians without one member, by how its value compares with the median of all; float32, NaN without any other.
+
+    whole: of all members. without_smaller, without_equal, without_larger: without a member whose value is smaller than
+    `whole`, equal to it, or larger. counts: of all members, int16.
+    """
+
+    whole: np.ndarray
+    without_smaller: np.ndarray
+    without_equal: np.ndarray
+    without_larger: np.ndarray
+    counts: np.ndarray
 
 
 class FleetPeers(NamedTuple):
-    """Peers of the servers of an array.
+    """Peers of the servers of an array, transformed.
 
-    table: transformed. rows: int64 [server], row in the table, -1 = none. members: boolean [server], as in Peers.
-    values: transformed, as in Peers.
+    first_step: of the medians, since the epoch. medians: arrays [profile, step, metric]. rows: int64 [server], profile
+    in the medians, -1 = none. members: boolean [server], as in Peers. values: as in Peers, transformed.
     """
 
-    table: PeerTable
+    first_step: int
+    medians: LeaveOneOut
     rows: np.ndarray
     members: np.ndarray
     values: np.ndarray | None = None
 
-    def part(self, servers: np.ndarray) -> FleetPeers:
-        """The peers of some servers, by row."""
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return int(self.medians.counts.shape[1])
+
+    def select(self, servers: np.ndarray) -> FleetPeers:
+        """Peers of some servers, by row."""
         values = None if self.values is None else self.values[servers]
-        return FleetPeers(self.table, self.rows[servers], self.members[servers], values)
-
-
-class PeerLevels(NamedTuple):
-    """Of windows: median of the peers, float32 [window, step, metric], NaN without any; their number, int16."""
-
-    level: np.ndarray
-    counts: np.ndarray
+        return self._replace(rows=self.rows[servers], members=self.members[servers], values=values)
 
 
 class Spliced(NamedTuple):
@@ -208,77 +224,84 @@ def order_statistics(values: np.ndarray) -> OrderStatistics:
     return OrderStatistics(ranked(half - 1), ranked(half), ranked(half + 1), count.astype(np.int16))
 
 
-def median(statistics: OrderStatistics) -> np.ndarray:
-    """Median of all members."""
-    low, middle, _, count = statistics
-    return np.where(count % 2 == 1, middle, (low + middle) / 2)
+def medians_without_one(statistics: OrderStatistics) -> LeaveOneOut:
+    """The medians that remain: of an even number of values the other middle one, of an odd number a mean of two."""
+    low, middle, high, counts = statistics
+    odd = counts % 2 == 1
+    whole = np.where(odd, middle, (low + middle) / 2)
+    return LeaveOneOut(
+        whole=whole,
+        without_smaller=np.where(odd, (middle + high) / 2, middle),
+        without_equal=np.where(odd, (low + high) / 2, whole),
+        without_larger=np.where(odd, (low + middle) / 2, low),
+        counts=counts,
+    )
 
 
-def leave_one_out(statistics: OrderStatistics, own: np.ndarray) -> PeerLevels:
-    """Median and number of the other members.
+def leave_one_out(medians: LeaveOneOut, own: np.ndarray) -> np.ndarray:
+    """Median of the other members.
 
-    own: the value of one member, NaN where it is not among the count; all arrays have one shape.
+    own: the value of one member, NaN where it is not among the count; all arrays have one shape. `medians` are
+    overwritten.
     """
-    low, middle, high, count = statistics
-    odd = count % 2 == 1
-    is_counted = ~np.isnan(own)
-    lower = np.where(own < middle, middle, low)
-    upper = np.where(own > middle, middle, high)
-    without_even = np.where(own <= low, middle, low)
-    without = np.where(odd, (lower + upper) / 2, without_even)
-    level = np.where(is_counted, without, median(statistics))
-    others = count - is_counted.astype(count.dtype)
-    level[others <= 0] = np.nan
-    return PeerLevels(level, others)
+    level = medians.without_equal
+    np.copyto(level, medians.without_smaller, where=own < medians.whole)
+    np.copyto(level, medians.without_larger, where=own > medians.whole)
+    np.copyto(level, medians.whole, where=np.isnan(own))
+    return level
 
 
-def peer_levels(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, own: np.ndarray) -> PeerLevels:
-    """Peers of windows up to their origin.
+def peer_levels(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Level of the peers of windows up to their origin: float32 [window, step, metric], NaN without peers.
 
     servers: int64 [window], row in `peers`, -1 = without peers. origin_steps: int64 [window], since the epoch. own:
     float32 [window, step, metric], transformed, what the servers measured up to the origin (also what the window may
     not use), NaN where not measured.
     """
-    level, counts = np.full(own.shape, np.nan, dtype=np.float32), np.zeros(own.shape, dtype=np.int16)
-    is_member = (servers >= 0) & peers.members[servers]
-    in_table = _of_members(peers, servers, own)
+    whole, smaller, equal, larger = np.empty((4, *own.shape), dtype=np.float32)
+    taken = LeaveOneOut(whole, smaller, equal, larger, peers.medians.counts)
+    whole_window = slice(0, own.shape[1])
+    remaining = np.ones(len(own), dtype=bool)
     for window, row, target, source in _covered(peers, servers, origin_steps, own.shape[1]):
-        statistics = OrderStatistics(*(field[row, source] for field in peers.table.statistics))
-        if is_member[window]:
-            level[window, target], counts[window, target] = leave_one_out(statistics, in_table[window, target])
-        else:
-            level[window, target], counts[window, target] = median(statistics), statistics.counts
-    return PeerLevels(level, counts)
+        remaining[window] = False
+        for field, of_table in zip(taken[:4], peers.medians[:4], strict=True):
+            if target != whole_window:
+                field[window] = np.nan
+            field[window, target] = of_table[row, source]
+    if remaining.any():
+        for field in taken[:4]:
+            field[remaining] = np.nan
+    return leave_one_out(taken, _of_members(peers, servers, own))
 
 
-def peer_counts(peers: FleetPeers, origin_steps: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The largest number of peers that were measured at a step: int64 [server]; arguments as for peer_levels."""
-    servers = np.arange(len(own))
-    count = np.zeros(own.shape, dtype=np.int16)
+def peer_counts(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The largest number of peers that were measured at a step: int64 [window]; arguments as for peer_levels."""
+    counts = np.zeros(own.shape, dtype=np.int16)
     for window, row, target, source in _covered(peers, servers, origin_steps, own.shape[1]):
-        count[window, target] = peers.table.statistics.counts[row, source]
-    count -= ~np.isnan(_of_members(peers, servers, own))
-    return np.maximum(count.reshape(len(own), -1).max(axis=1, initial=0), 0).astype(np.int64)
+        counts[window, target] = peers.medians.counts[row, source]
+    counts -= ~np.isnan(_of_members(peers, servers, own))
+    return np.maximum(counts.reshape(len(own), -1).max(axis=1, initial=0), 0).astype(np.int64)
 
 
 def _covered(
     peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, steps: int
 ) -> Iterator[tuple[int, int, slice, slice]]:
-    """For windows that the table covers in part: window, row of the table, and the part in the window and the table."""
-    table = peers.table
+    """For windows that the medians cover in part: window, profile, and the part in the window and in the medians."""
     for window, (server, origin) in enumerate(zip(servers, origin_steps, strict=True)):
         row = int(peers.rows[server]) if server >= 0 else -1
-        begin = int(origin) + 1 - steps - table.first_step
-        first, last = max(begin, 0), min(begin + steps, table.steps)
+        begin = int(origin) + 1 - steps - peers.first_step
+        first, last = max(begin, 0), min(begin + steps, peers.steps)
         if row >= 0 and first < last:
             yield window, row, slice(first - begin, last - begin), slice(first, last)
 
 
 def _of_members(peers: FleetPeers, servers: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The values that are in the table, NaN for all others."""
+    """The values that are in the medians, NaN for all others."""
     is_member = (servers >= 0) & peers.members[servers]
     if peers.values is not None:
         own = last_steps(peers.values[servers], own.shape[1])
+    if is_member.all():
+        return own
     return np.where(is_member[:, None, None], own, np.float32(np.nan))
 
 
@@ -294,7 +317,8 @@ def splice(own: np.ndarray, level: np.ndarray, context_steps: int) -> Spliced:
     np.copyto(difference, 0.0, where=~together)
     with np.errstate(invalid="ignore"):
         offset = sum_over_steps(difference) / count
-    values = level + repeat_over_steps(np.nan_to_num(offset), level.shape[1])
+    values = repeat_over_steps(np.nan_to_num(offset), level.shape[1])
+    values += level
     np.copyto(values, own, where=~np.isnan(own))
     return Spliced(values, offset)
 

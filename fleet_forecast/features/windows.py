@@ -22,7 +22,7 @@ import numpy as np
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
 from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
-from fleet_forecast.features.peers import FleetPeers, peer_levels, splice
+from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
 from fleet_forecast.features.quantile_map import window_quantiles
 from fleet_forecast.features.scaling import FleetScaling, WindowScale
 from fleet_forecast.features.seasonality import (
@@ -304,14 +304,15 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
         own = _own_past(fleet, request, most, request.known_steps)
         return _Past(own, own[:, -encoder_steps:], None)
     own = _own_past(fleet, request, history_steps, np.full(len(request.rows), history_steps))
-    levels = peer_levels(fleet.peers, servers, request.calendar_steps, own)
-    _mask_metrics_without_prior(fleet, request.profile_rows, levels.level)
+    level = peer_levels(fleet.peers, servers, request.calendar_steps, own)
+    counts = peer_counts(fleet.peers, servers, request.calendar_steps, own[:, -encoder_steps:])
+    _mask_metrics_without_prior(fleet, request.profile_rows, level)
     for past, known in zip(own, request.known_steps, strict=True):
         past[: max(history_steps - known, 0)] = np.nan
-    spliced = splice(own, levels.level, encoder_steps)
-    level = levels.level[:, -encoder_steps:]
-    count = levels.counts[:, -encoder_steps:].max(axis=(1, 2)) * ~np.isnan(level).all(axis=(1, 2))
-    peers = _PeerContext(level, spliced.offset, count.astype(np.float32))
+    spliced = splice(own, level, encoder_steps)
+    level = level[:, -encoder_steps:]
+    counts = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts)
+    peers = _PeerContext(level, spliced.offset, counts.astype(np.float32))
     return _Past(spliced.values, own[:, -encoder_steps:], peers)
 
 

@@ -106,7 +106,7 @@ class Engine:
         config = read_config(resolved)
         explain_file = resolved / EXPLAIN_FILE
         load_explain = partial(onnx_explain, explain_file) if explain_file.exists() else None
-        if _uses_gpu(device):
+        if _wants_gpu(device):
             run, threads = _torch_run(resolved, config), 1
         else:
             run, threads = onnx_run(resolved / ONNX_FILE), threads or _cores()
@@ -144,7 +144,7 @@ class Engine:
     ) -> tuple[np.ndarray, PeerSupport]:
         """`forecast` and `peer_support` of the same arguments, with their common work done once."""
         if not len(history):
-            return self.forecast(history, profiles, origins, peers), self._support(None, 0)
+            return self._empty_quantiles(0), self._support(None, 0)
         fleet = self._fleet(_ForecastInput(history, profiles, origins, peers))
         return self._forecast_fleet(self._run, fleet), self._support(fleet, len(history))
 
@@ -268,10 +268,7 @@ class Engine:
         table = peers.table.part(used, first, end)
         if not used or not table.steps:
             return fleet
-        rows = table.rows_of(list(names))
-        values = None if peers.values is None else scaling.bounds.transform(peers.values)
-        own = FleetPeers(table.transformed(scaling.bounds), rows, np.asarray(peers.members, dtype=bool), values)
-        fleet = fleet._replace(peers=own)
+        fleet = fleet._replace(peers=peers._replace(table=table).of_fleet(list(names), scaling.bounds))
         has_peers = _peer_counts(fleet, spec.context_steps) > 0
         return fleet._replace(encoder_steps=np.where(has_peers, spec.context_steps, fleet.encoder_steps))
 
@@ -297,7 +294,7 @@ class Engine:
             encoder_steps=int(fleet.encoder_steps[chunk[0]]),
             known_steps=fleet.known_steps[chunk],
         )
-        peers = None if fleet.peers is None else fleet.peers.part(chunk)
+        peers = fleet.peers if fleet.peers is None else fleet.peers.select(chunk)
         return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers), request)
 
     def _check_canary(self, run: Run) -> None:
@@ -307,7 +304,7 @@ class Engine:
             check_canary(path, step_seconds, lambda *inputs: self._forecast(run, _ForecastInput(*inputs)))
 
 
-def _uses_gpu(device: str) -> bool:
+def _wants_gpu(device: str) -> bool:
     if device == "cpu":
         return False
     try:
@@ -348,7 +345,7 @@ def _peer_counts(fleet: _Fleet, context_steps: int) -> np.ndarray:
     context = last_steps(fleet.history, context_steps)
     counts: np.ndarray = np.zeros(len(context), np.int64)
     if fleet.peers is not None:
-        counts = peer_counts(fleet.peers, fleet.origin_steps, context)
+        counts = peer_counts(fleet.peers, np.arange(len(context)), fleet.origin_steps, context)
     return counts
 
 

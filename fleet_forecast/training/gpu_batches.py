@@ -343,12 +343,11 @@ class _GpuPeers:
         peers, scaling = source.fleet.peers, source.scaling
         if peers is None or scaling.peer_prior is None:
             raise ValueError("source: has no peers")
-        if (peers.table.first_step, peers.table.steps) != (source.first_step, source.transformed.shape[1]):
-            raise ValueError("source: its peer table and its grid must have the same steps")
-        self._steps = peers.table.steps
-        self._low, self._middle, self._high, self._counts = (
-            torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.table.statistics
-        )
+        if (peers.first_step, peers.steps) != (source.first_step, source.transformed.shape[1]):
+            raise ValueError("source: its peers and its grid must have the same steps")
+        self._steps = peers.steps
+        medians = (torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.medians)
+        self._whole, self._smaller, self._equal, self._larger, self._counts = medians
         prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in scaling.peer_prior_by_steps)
         self._level_weight, self._error_scale, self._scale_weight, self._quantiles = prior
         self._exists = torch.from_numpy(scaling.peer_prior.exists).to(device)
@@ -364,16 +363,13 @@ class _GpuPeers:
         index = plan.origins[:, None] + torch.arange(1 - measured.shape[1], 1, device=measured.device)
         at = plan.peer_row.clamp(min=0)[:, None] * self._steps + index.clamp(0, self._steps - 1)
         covered = ((plan.peer_row >= 0)[:, None] & (index >= 0))[..., None]
-        counts = torch.where(covered, self._counts[at], 0)
-        low, middle, high = self._low[at], self._middle[at], self._high[at]
         own = measured.masked_fill(~(plan.member[:, None, None] & covered), torch.nan)
-        odd, is_counted = counts % 2 == 1, ~torch.isnan(own)
-        lower = torch.where(own < middle, middle, low)
-        upper = torch.where(own > middle, middle, high)
-        without = torch.where(odd, (lower + upper) / 2, torch.where(own <= low, middle, low))
-        level = torch.where(is_counted, without, torch.where(odd, middle, (low + middle) / 2))
-        others = counts - is_counted.to(counts.dtype)
-        usable = (others > 0) & self._exists[plan.profile][:, None]
+        whole = self._whole[at]
+        level = torch.where(own < whole, self._smaller[at], self._equal[at])
+        level = torch.where(own > whole, self._larger[at], level)
+        level = torch.where(torch.isnan(own), whole, level)
+        usable = covered & self._exists[plan.profile][:, None]
+        others = torch.where(covered, self._counts[at], 0) - (~torch.isnan(own)).to(torch.int16)
         return level.masked_fill(~usable, torch.nan), others
 
     def scale(self, without: _Scale, own: Tensor, peers: _PeerContext, profile: Tensor) -> _Scale:

@@ -17,6 +17,7 @@ from fleet_forecast.features.peers import (
     PeerTable,
     ProfileMembers,
     leave_one_out,
+    medians_without_one,
     order_statistics,
     peer_counts,
     peer_levels,
@@ -43,19 +44,15 @@ FLEETS = arrays.arrays(
 
 @given(FLEETS)
 def test_the_level_is_the_median_of_the_others(values: np.ndarray) -> None:
-    statistics = order_statistics(values)
     for server in range(len(values)):
-        others = np.delete(values, server, axis=0)
-        found = leave_one_out(statistics, values[server])
-        np.testing.assert_allclose(found.level, median(others))
-        np.testing.assert_array_equal(found.counts, (~np.isnan(others)).sum(axis=0))
+        found = leave_one_out(medians_without_one(order_statistics(values)), values[server])
+        np.testing.assert_allclose(found, median(np.delete(values, server, axis=0)))
 
 
 @given(FLEETS)
 def test_the_level_of_a_server_that_is_no_member_is_the_median_of_all(values: np.ndarray) -> None:
-    found = leave_one_out(order_statistics(values), np.full_like(values[0], np.nan))
-    np.testing.assert_allclose(found.level, median(values))
-    np.testing.assert_array_equal(found.counts, (~np.isnan(values)).sum(axis=0))
+    found = leave_one_out(medians_without_one(order_statistics(values)), np.full_like(values[0], np.nan))
+    np.testing.assert_allclose(found, median(values))
 
 
 @pytest.fixture
@@ -127,7 +124,8 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
     members = ProfileMembers.of(NAMES[:8], PROFILES[:8])
     table = PeerTable.build(fleet[:8], members, 1000)
     profiles = [*PROFILES[:8], "web"]
-    peers = FleetPeers(table, table.rows_of(profiles), np.arange(9) < 8)
+    medians = medians_without_one(table.statistics)
+    peers = FleetPeers(table.first_step, medians, table.rows_of(profiles), np.arange(9) < 8)
     servers, origins = np.array([0, 2, 4, 8, -1, 6]), np.array([1039, 1010, 1039, 1020, 1039, 1045])
     own = np.full((6, 15, 2), np.nan, dtype=np.float32)
     for window, (server, origin) in enumerate(zip(servers, origins, strict=True)):
@@ -135,17 +133,15 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
             at = origin - 1000 - 14 + step
             if 0 <= at < 40:
                 own[window, step] = fleet[server, at]
-    found = peer_levels(peers, servers, origins, own)
+    level, counts = peer_levels(peers, servers, origins, own), peer_counts(peers, servers, origins, own)
     for window, (server, origin) in enumerate(zip(servers, origins, strict=True)):
         profile = profiles[server] if server >= 0 else None
         others = [row for row in range(8) if PROFILES[row] == profile and profile and row != server]
+        steps = [origin - 1000 - 14 + step for step in range(15)]
+        values = [fleet[others, at] if 0 <= at < 40 else np.empty((0, 2)) for at in steps]
         for step in range(15):
-            at = origin - 1000 - 14 + step
-            expected = median(fleet[others, at]) if 0 <= at < 40 else np.full(2, np.nan)
-            np.testing.assert_allclose(found.level[window, step], expected)
-    chosen = FleetPeers(table, peers.rows[servers[[0, 1, 3]]], peers.members[servers[[0, 1, 3]]])
-    counts = peer_counts(chosen, origins[[0, 1, 3]], own[[0, 1, 3]])
-    assert counts.tolist() == found.counts[[0, 1, 3]].reshape(3, -1).max(axis=1).tolist()
+            np.testing.assert_allclose(level[window, step], median(values[step]))
+        assert counts[window] == max((~np.isnan(of_step)).sum(axis=0).max(initial=0) for of_step in values)
 
 
 def test_values_that_were_not_measured_are_the_peers_plus_the_offset() -> None:
