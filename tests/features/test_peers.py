@@ -144,6 +144,22 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
         assert counts[window] == max((~np.isnan(of_step)).sum(axis=0).max(initial=0) for of_step in values)
 
 
+def test_values_in_the_table_that_differ_from_the_history_are_taken_out_all_the_same(fleet: np.ndarray) -> None:
+    """A history that is shorter than what the table has of the server."""
+    table = PeerTable.build(fleet[:8], ProfileMembers.of(NAMES[:8], PROFILES[:8]), 1000)
+    medians, rows = medians_without_one(table.statistics), table.rows_of(PROFILES[:8])
+    whole = FleetPeers(table.first_step, medians, rows, np.ones(8, dtype=bool))
+    servers, origins = np.arange(8), np.full(8, 1039)
+    short = np.where(np.arange(40)[:, None] < 30, np.float32(np.nan), fleet[:8] + 1)
+    stored = whole._replace(values=fleet[:8])
+    expected = peer_levels(whole, servers, origins, fleet[:8])
+    np.testing.assert_array_equal(peer_levels(stored, servers, origins, short), expected)
+    some = np.array([5, 2])
+    np.testing.assert_array_equal(
+        peer_levels(stored.select(some), np.arange(2), origins[:2], short[some]), expected[some]
+    )
+
+
 def test_values_that_were_not_measured_are_the_peers_plus_the_offset() -> None:
     level = np.arange(12, dtype=np.float32).reshape(1, 12, 1)
     own = level + 3.0
