@@ -15,14 +15,17 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pandas as pd
+from tenacity import AsyncRetrying, RetryCallState
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
+from fleet_forecast.retry import back_off
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, TimeRange, pull_range
 
 LOG = logging.getLogger(__name__)
+PULL_ERRORS = (PrometheusError, HistoryBusyError, HistoryUnavailableError)
 Result = TypeVar("Result")
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
@@ -39,16 +42,15 @@ class Puller:
 
     async def run(self) -> None:
         """Pull until cancelled; a failed pull is logged, counted and tried again after a pause."""
-        pause = _PAUSE_SECONDS
+        policy = back_off(PULL_ERRORS, LONGEST_PAUSE_SECONDS, first_pause_seconds=2 * _PAUSE_SECONDS)
         while True:
-            try:
-                await self.pull_due()
-                pause = _PAUSE_SECONDS
-            except (PrometheusError, HistoryBusyError, HistoryUnavailableError) as problem:
-                self._sink.pulls["failure"] += 1
-                LOG.error("pull failed", extra={"reason": str(problem)})
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-            await asyncio.sleep(pause)
+            await AsyncRetrying(**policy, before_sleep=self._count_failure)(self.pull_due)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _count_failure(self, state: RetryCallState) -> None:
+        problem = state.outcome.exception() if state.outcome else None
+        self._sink.pulls["failure"] += 1
+        LOG.error("pull failed", extra={"reason": str(problem)})
 
     async def pull_due(self) -> int:
         """Store the steps that ended since the last pull, a day of them at most; returns the number of samples."""
