@@ -19,10 +19,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FieldSerializationInfo,
     Strict,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -30,10 +32,11 @@ from pydantic.fields import FieldInfo
 
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
-from fleet_forecast.sources.address import is_address
+from fleet_forecast.sources.address import is_address, origin_of, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
+ADDRESSES = ("prometheus", "alertmanager", "webhook")  # settings that may contain a password or a secret path
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -164,7 +167,19 @@ class Settings(BaseModel):
             return handler(value)
         except ValidationError as problem:
             name = str(info.field_name)
-            raise ValueError(f"{name}: {value!r} {_reason(problem, cls.model_fields[name])}") from None
+            shown = repr(_shown_address(name, value)) if name in ADDRESSES else repr(value)
+            raise ValueError(f"{name}: {shown} {_reason(problem, cls.model_fields[name])}") from None
+
+    @field_serializer(*ADDRESSES, when_used="json")
+    def _without_secrets(self, value: str | None, info: FieldSerializationInfo) -> str | None:
+        """Settings are printed without the passwords of their addresses."""
+        return None if value is None else _shown_address(info.field_name, value)
+
+
+def _shown_address(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return origin_of(value) if name == "webhook" else without_secrets(value)
 
 
 _EXPECTED = {
@@ -212,7 +227,7 @@ def _argument(name: str, default: Any) -> dict[str, Any]:
 
 
 def _metavar(name: str) -> str:
-    if name in ("prometheus", "alertmanager", "webhook"):
+    if name in ADDRESSES:
         return "URL"
     if name.startswith("max_") or name == "threads":
         return "N"
