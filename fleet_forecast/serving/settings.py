@@ -75,6 +75,12 @@ class Settings(BaseModel):
     model: FilePath = Field(
         default=Path("models/current"), description="model directory; a changed link is loaded without a restart"
     )
+    model_seconds: Number = Field(
+        default=60.0, ge=1.0, description="time for the check of a model, and for its loading"
+    )
+    model_mib: Number = Field(
+        default=1024.0, ge=1.0, description="memory that a model may take in its check, beyond that of the libraries"
+    )
     history: FilePath = Field(
         default=Path("history/fleet.sqlite"), description="file of the durable history of received samples"
     )

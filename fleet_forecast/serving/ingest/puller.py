@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, pull_range
 
 LOG = logging.getLogger(__name__)
-Result = TypeVar("Result")
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -63,7 +61,7 @@ class Puller:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        frame = await _on_daemon_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
+        frame = await on_daemon_thread(pull_range, self._client, self._queries, begin, end, step_seconds)
         stored = 0
         for records in _batches(frame):
             stored += len((await self._sink.take_pulled(records)).samples)
@@ -97,21 +95,6 @@ def newest_stored_step(store: HistoryStore, oldest: int) -> int:
     """The newest step with a measurement of any server; `oldest` if there is none."""
     known = list(store.servers.values())  # a copy: the store's thread adds servers meanwhile
     return max((store.last_step(server.server_id) or oldest for server in known), default=oldest)
-
-
-async def _on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Result:
-    """asyncio.to_thread on a daemon thread, so that the process can end while a Prometheus does not answer."""
-    done: Future[Result] = Future()
-    done.set_running_or_notify_cancel()  # not cancellable: only the thread sets its result
-
-    def run() -> None:
-        try:
-            done.set_result(work(*arguments))
-        except BaseException as problem:
-            done.set_exception(problem)
-
-    threading.Thread(target=run, name="pull", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 def _batches(frame: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ SQLite checks the structure of its file. The values in the rows are checked here
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -113,9 +114,19 @@ def check_integrity(database: sqlite3.Connection) -> None:
             raise
     else:
         if findings != [("ok",)]:
-            raise DamagedError(str(findings))
+            raise _problem_of(str(findings))
     finally:
         database.set_progress_handler(None, 0)
+
+
+def _problem_of(findings: str) -> sqlite3.DatabaseError:
+    """The error for what the check found: a page that could not be read, for lack of memory say, is no damage."""
+    code = re.search(r"error code=(\d+)", findings)
+    if code is None or int(code[1]) & 0xFF not in _SURROUNDINGS:
+        return DamagedError(findings)
+    problem = sqlite3.OperationalError(findings)
+    problem.sqlite_errorcode = int(code[1])
+    return problem
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

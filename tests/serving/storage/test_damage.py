@@ -9,7 +9,7 @@ import pytest
 import fleet_forecast.serving.storage.database
 from fleet_forecast.serving.storage import opening
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
-from fleet_forecast.serving.storage.integrity import DamagedError
+from fleet_forecast.serving.storage.integrity import DamagedError, check_integrity, is_damage
 from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
@@ -210,6 +210,24 @@ def test_a_fault_that_passes_at_the_start_changes_nothing(tmp_path, monkeypatch,
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     assert (set(store.servers), store.set_aside) == ({"a"}, None)
     store.close()
+
+
+@pytest.mark.parametrize(("code", "damage"), [(7, False), (10, False), (266, False), (11, True)])
+def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(code, damage):
+    finding = f"*** in database main ***\nPage 115: unable to get the page. error code={code}"
+    database = sqlite3.connect(":memory:")
+    database.create_function("found", 0, lambda: finding)
+
+    class Checked:
+        set_progress_handler = database.set_progress_handler
+
+        def execute(self, _pragma):
+            return database.execute("SELECT found()")
+
+    with pytest.raises(sqlite3.DatabaseError, match="unable to get the page") as caught:
+        check_integrity(Checked())
+    database.close()
+    assert is_damage(caught.value) == damage
 
 
 def test_too_little_memory_for_a_read_is_an_answer_and_no_damage(store):
