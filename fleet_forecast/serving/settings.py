@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -111,6 +112,10 @@ class Settings(BaseModel):
         default="127.0.0.1", description="address to listen on; one beyond this machine needs a token, or --insecure"
     )
     port: Whole = Field(default=8000, ge=0, le=65_535, description="port to listen on")
+    tls_certificate: FilePath | None = Field(
+        default=None, description="file with the certificate chain (PEM): the daemon serves HTTPS; needs --tls-key"
+    )
+    tls_key: FilePath | None = Field(default=None, description="file with the private key of the certificate (PEM)")
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="further names clients may use in the Host header; * allows any"
     )
@@ -239,7 +244,7 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "profiles", "prometheus_queries", "alert_rules")
+    files = ("history", "profiles", "prometheus_queries", "alert_rules", "tls_certificate", "tls_key")
     return "FILE" if name in files else name.rpartition("_")[2].upper()
 
 
@@ -260,6 +265,29 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
         reason = f"{settings.drop_steps} is less than stale_steps ({settings.stale_steps})"
         raise SettingsError(f"drop_steps: {reason}; give at least as many")
     return settings
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raise SettingsError if only one of certificate and key is given, or if they cannot be used together."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        missing, given = ("tls_certificate", "tls_key") if certificate is None else ("tls_key", "tls_certificate")
+        raise SettingsError(f"{missing}: is missing; {given} is given, and HTTPS needs both")
+    for name, path in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            path.read_bytes()
+        except OSError as problem:
+            raise SettingsError(f"{name}: {path} cannot be read ({problem.strerror}); let the daemon read it") from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as problem:
+        reason = getattr(problem, "reason", None) or problem
+        remedy = "give a certificate chain and its private key in PEM, the key without a password"
+        raise SettingsError(
+            f"tls_certificate: {certificate} and {key} are no usable pair ({reason}); {remedy}"
+        ) from None
 
 
 def read_token(path: Path | None) -> bytes | None:
