@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"error: not enough memory ({error}); train on fewer servers or a shorter time", file=sys.stderr)
+        return 1
     print(f"published {model_dir}", file=sys.stderr)
     print(f"\n{as_text(result.evaluation)}\n")
     if ablation:

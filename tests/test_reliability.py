@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as table
-from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability import durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
@@ -20,6 +20,9 @@ SMALL = {
     "failing writes": lambda folder, _model: durability.failing_system_calls(folder, ("fdatasync gives EIO",)),
     "acknowledged after fdatasync": lambda folder, _model: durability.acknowledged_after_sync(folder, 30),
     "damaged history": lambda folder, _model: durability.damaged_history(folder, 20_000, durability.DAMAGES[:2]),
+    "read errors": lambda folder, _model: upstream.passing_read_errors(folder),
+    "pipes and copies": upstream.hanging_and_partial_models,
+    "gzip bomb": lambda folder, _model: upstream.compressed_bomb(folder, 4.0, 256),
     "full disk": lambda folder, _model: durability.full_disk(folder),
     "bad models": lambda folder, model: models.bad_models(folder, model, flips=1),
     "readiness": models.readiness,

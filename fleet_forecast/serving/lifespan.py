@@ -18,7 +18,8 @@ from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Noti
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -75,13 +76,22 @@ def _open(config: DaemonConfig) -> Daemon:
         store=store,
         ingest=IngestSink(settings, store, config.clock),
         forecasts=forecasts,
-        model=ModelManager(settings.model, config.load_engine or _engine_loader(settings), forecasts),
+        model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
     )
+
+
+def _model_manager(config: DaemonConfig, forecasts: ForecastLoop) -> ModelManager:
+    """The manager of the model; a loader that replaces Engine.load reads no files that have to be tried first."""
+    settings = config.settings
+    loading = ModelLoading(settings.model, config.load_engine or _engine_loader(settings), settings.model_seconds)
+    record = settings.history.with_name(settings.history.name + ".checked-model")
+    trial = None if config.load_engine else ModelTrial(settings.model_mib, settings.model_seconds, record)
+    return ModelManager(loading, forecasts, trial)
 
 
 def _engine_loader(settings: Settings) -> LoadEngine:

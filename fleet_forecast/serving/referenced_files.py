@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
-from fleet_forecast.serving.settings import Settings, read_token, require_token_beyond_loopback, token_from
+from fleet_forecast.serving.settings import (
+    Settings,
+    check_certificate,
+    read_token,
+    require_token_beyond_loopback,
+    token_from,
+)
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
@@ -39,6 +45,7 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
         queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
     )
     require_token_beyond_loopback(settings, files.token)
+    check_certificate(settings)
     return files
 
 

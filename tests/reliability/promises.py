@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability import durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -35,11 +35,13 @@ PROMISES = (
     ),
     Promise("Acknowledge follows fsync", {"strace": _in(durability.acknowledged_after_sync)}),
     Promise("A damaged history never blocks the start", {"damaged files": _in(durability.damaged_history)}),
+    Promise("A history is set aside only if it is damaged", {"read errors": _in(upstream.passing_read_errors)}),
     Promise("Disk full degrades and recovers", {"small tmpfs": _in(durability.full_disk)}),
     Promise(
         "A bad model never replaces a good one",
         {"damaged models": models.bad_models, "swaps": models.swaps},
     ),
+    Promise("A model that hangs or is not complete delays nothing", {"pipes": upstream.hanging_and_partial_models}),
     Promise("Ready means it can forecast", {"readiness": models.readiness}),
     Promise(
         "Hostile input gets 4xx, never 5xx",
@@ -53,6 +55,7 @@ PROMISES = (
             "soak": _in(strain.soak),
         },
     ),
+    Promise("Answers of other services are bounded", {"gzip bomb": _in(upstream.compressed_bomb)}),
     Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",

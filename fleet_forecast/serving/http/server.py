@@ -57,6 +57,8 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         ws="websockets-sansio",
         ws_max_size=MAX_WEBSOCKET_BYTES,
         ws_max_queue=MAX_WEBSOCKET_MESSAGES,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         loop="asyncio",
         lifespan="on",
         log_config=None,

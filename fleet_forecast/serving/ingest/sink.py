@@ -12,6 +12,7 @@ from typing import Any
 
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_records, parse_records
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
 
 LOG = logging.getLogger(__name__)
@@ -53,19 +54,23 @@ class IngestSink:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
         return batch
 
-    def _checked_body(self, body: bytes) -> CheckedBatch:
+    def _checked_body(self, body: bytes, names: NewNames) -> CheckedBatch:
         settings, now_ms = self.settings, self.clock() * 1000
         earliest_ms = math.ceil(now_ms - settings.retention_hours * MS_PER_HOUR)
         latest_ms = math.floor(now_ms + settings.future_minutes * MS_PER_MINUTE)
-        return check_records(parse_records(body, settings.max_records), earliest_ms, latest_ms, self.store.may_add)
+        return check_records(parse_records(body, settings.max_records), earliest_ms, latest_ms, names.may_add)
 
-    def _checked_pull(self, records: list[Any]) -> CheckedBatch:
-        return check_records(records, 0, int(self.clock() * 1000), self.store.may_add)
+    def _checked_pull(self, records: list[Any], names: NewNames) -> CheckedBatch:
+        return check_records(records, 0, int(self.clock() * 1000), names.may_add)
 
-    async def _store(self, check: Callable[[Any], CheckedBatch], received: Any) -> CheckedBatch:
-        batch = await asyncio.get_running_loop().run_in_executor(self.worker, check, received)
-        if batch.samples:
-            await asyncio.wrap_future(self.store.append(batch.samples))
+    async def _store(self, check: Callable[[Any, NewNames], CheckedBatch], received: Any) -> CheckedBatch:
+        names = self.store.new_names()
+        try:
+            batch = await asyncio.get_running_loop().run_in_executor(self.worker, check, received, names)
+            if batch.samples:
+                await asyncio.wrap_future(self.store.append(batch.samples))
+        finally:
+            names.release()
         self.accepted += len(batch.samples)
         self.rejected.update(rejection.field for rejection in batch.rejected)
         return batch

@@ -19,8 +19,8 @@ from fleet_forecast.serving.storage.integrity import is_damage
 from fleet_forecast.serving.storage.migrations import move_to_step
 from fleet_forecast.serving.storage.opening import connect, open_history, put_aside
 from fleet_forecast.serving.storage.samples import Sample, StepMeans
-from fleet_forecast.serving.storage.schema import Layout, statements, transaction
-from fleet_forecast.serving.storage.servers import ServerRegistry
+from fleet_forecast.serving.storage.schema import PULLED_UNTIL, Layout, statements, transaction
+from fleet_forecast.serving.storage.servers import ServerDraft, ServerRegistry
 
 LOG = logging.getLogger(__name__)
 STEPS_PER_EXPIRY = 12  # whose samples are deleted in one transaction
@@ -73,24 +73,26 @@ class HistoryDatabase:
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Write samples in one transaction. Raises sqlite3.Error; then nothing was written."""
-        rows = list(self._rows(samples))
+        draft = self.servers.draft()
+        rows = list(self._rows(samples, draft))
         steps = {row[0] for row in rows} - self._pending
         unsaved = self.servers.unsaved()
         with transaction(self.connection):
             self.connection.executemany(
                 "INSERT INTO servers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET profile = excluded.profile",
-                [(server.server_id, server.name, server.profile) for server in unsaved],
+                [(server.server_id, server.name, server.profile) for server in (*unsaved, *draft.changed.values())],
             )
             self.connection.executemany(self.sql.upsert, rows)
             self.connection.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
         self._pending |= steps
-        self.servers.note_rows(rows)
         self.servers.mark_saved(unsaved)
+        self.servers.commit(draft)
+        self.servers.note_rows(rows)
 
-    def _rows(self, samples: Iterable[Sample]) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, samples: Iterable[Sample], draft: ServerDraft) -> Iterator[tuple[Any, ...]]:
         step_ms = self.step_seconds * 1000
         for name, instant_ms, profile, state, values in samples:
-            server = self.servers.of_sample(name, profile)
+            server = draft.of_sample(name, profile)
             yield (instant_ms // step_ms, server.server_id, instant_ms, state, *values)
 
     def take_means(self, last_step: int, most: int) -> list[StepMeans]:
@@ -145,6 +147,16 @@ class HistoryDatabase:
         # executescript, because execute frees one page only.
         self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return len(old)
+
+    def pulled_until(self) -> int | None:
+        """Seconds since 1970 up to which samples were pulled; None if they never were."""
+        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (PULLED_UNTIL,)).fetchone()
+        return row[0] if row and isinstance(row[0], int) else None
+
+    def set_pulled_until(self, seconds: int) -> None:
+        """Store up to which time samples were pulled. Raises sqlite3.Error."""
+        with transaction(self.connection):
+            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PULLED_UNTIL, seconds))
 
     def use_step(self, step_seconds: int) -> None:
         """Assign all samples to steps of another length; their means are pending again."""

@@ -1,6 +1,7 @@
 """The tables of a history file, and the statements that depend on its metrics.
 
-    meta      schema_version, step_seconds, metrics (their names in order, separated by commas)
+    meta      schema_version, step_seconds, metrics (their names in order, separated by commas),
+              pulled_until_seconds (samples before this time were pulled from a Prometheus; absent if they never were)
     servers   id, name and profile
     samples   the samples as received, one column per metric
     pending   steps with samples that changed since the step's means were computed
@@ -19,6 +20,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+PULLED_UNTIL = "pulled_until_seconds"
 SCHEMA_VERSION = 2  # a new version needs a function in migrations.MIGRATIONS
 
 

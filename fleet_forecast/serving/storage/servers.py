@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet_forecast.serving.storage.samples import KnownServer
 
 
 class ServerRegistry:
-    """All servers in memory. Names may be added from any thread; the other changes are the store thread's."""
+    """All servers in memory. Names may be reserved from any thread; the other changes are the store thread's.
+
+    A server is added when its first samples are committed. Until then its name is reserved by the batches that wait.
+    """
 
     def __init__(self, max_servers: int, servers: Iterable[KnownServer], next_id: int) -> None:
         self.by_name = {server.name: server for server in servers}
         self.last_steps: dict[int, int] = {}  # server id -> newest step it sent a measurement for
         self._by_id = {server.server_id: server for server in self.by_name.values()}
-        self._unsaved: dict[int, KnownServer] = {}  # new names and changed profiles, not yet committed
+        self._unsaved: dict[int, KnownServer] = {}  # servers that a new file does not contain yet
+        self._reserved: Counter[str] = Counter()  # new name -> number of batches that wait with it
         self._max_servers, self._next_id = max_servers, next_id
         self._lock = threading.Lock()
 
-    def may_add(self, name: str) -> bool:
-        """Whether samples of this server can be stored: it is known, or the limit allows one more, which is added."""
-        if name in self.by_name:
-            return True
+    def reserve(self, name: str) -> bool:
+        """Reserve a new name for one batch; False if the limit allows no further server."""
         with self._lock:
-            if name not in self.by_name:
-                if len(self.by_name) >= self._max_servers:
-                    return False
-                self._add(KnownServer(self._next_id, name, None))
+            further = name not in self.by_name and name not in self._reserved
+            if further and len(self.by_name) + len(self._reserved) >= self._max_servers:
+                return False
+            self._reserved[name] += 1
             return True
 
-    def of_sample(self, name: str, profile: str | None) -> KnownServer:
-        """The server of a sample; an unknown name is added, a changed profile is taken over."""
-        server = self.by_name.get(name)
-        if server is None or (profile is not None and profile != server.profile):
-            with self._lock:
-                known = self.by_name.get(name)
-                server = KnownServer(known.server_id if known else self._next_id, name, profile)
-                self._add(server)
-        return server
+    def release(self, names: Iterable[str]) -> None:
+        """End the reservations of one batch, which was committed or refused."""
+        with self._lock:
+            for name in names:
+                if self._reserved[name] > 1:
+                    self._reserved[name] -= 1
+                else:
+                    del self._reserved[name]
+
+    def draft(self) -> ServerDraft:
+        """New servers and changed profiles of one transaction."""
+        return ServerDraft(self.by_name, self._next_id)
+
+    def commit(self, draft: ServerDraft) -> None:
+        """Take over the changes of a transaction that was committed."""
+        with self._lock:
+            for server in draft.changed.values():
+                self.by_name[server.name] = self._by_id[server.server_id] = server
+                self._unsaved.pop(server.server_id, None)
+                self._next_id = max(self._next_id, server.server_id + 1)
 
     def unsaved(self) -> list[KnownServer]:
-        """Servers that differ from the file."""
+        """Servers that a new file does not contain yet."""
         with self._lock:
             return list(self._unsaved.values())
 
@@ -76,7 +90,43 @@ class ServerRegistry:
                 if server := self._by_id.pop(server_id, None):
                     del self.by_name[server.name]
 
-    def _add(self, server: KnownServer) -> None:
-        """Add or replace a server. The caller holds the lock."""
-        self.by_name[server.name] = self._by_id[server.server_id] = self._unsaved[server.server_id] = server
-        self._next_id = max(self._next_id, server.server_id + 1)
+
+class ServerDraft:
+    """New servers and changed profiles of one transaction; `changed` is written with its samples."""
+
+    def __init__(self, known: Mapping[str, KnownServer], next_id: int) -> None:
+        self.changed: dict[str, KnownServer] = {}
+        self._known, self._next_id = known, next_id
+
+    def of_sample(self, name: str, profile: str | None) -> KnownServer:
+        """The server of a sample: a new name gets an id, a changed profile is taken over."""
+        server = self.changed.get(name) or self._known.get(name)
+        if server is None or (profile is not None and profile != server.profile):
+            server = KnownServer(server.server_id if server else self._new_id(), name, profile)
+            self.changed[name] = server
+        return server
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+
+class NewNames:
+    """The new names of one batch, reserved until `release`."""
+
+    def __init__(self, registry: ServerRegistry) -> None:
+        self._registry = registry
+        self._names: set[str] = set()
+
+    def may_add(self, name: str) -> bool:
+        """Whether samples of this server can be stored: it is known, or the limit allows one more."""
+        if name in self._registry.by_name or name in self._names:
+            return True
+        if not self._registry.reserve(name):
+            return False
+        self._names.add(name)
+        return True
+
+    def release(self) -> None:
+        """End the reservations, after the batch was committed or refused."""
+        self._registry.release(self._names)

@@ -24,6 +24,7 @@ from fleet_forecast.serving.storage.integrity import files_of
 from fleet_forecast.serving.storage.reads import read_raw_samples, read_server_means, read_step_means
 from fleet_forecast.serving.storage.samples import KnownServer, RawSample, Sample, StepMeans
 from fleet_forecast.serving.storage.schema import Layout
+from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.thread import HistoryThread
 
 Result = TypeVar("Result")
@@ -63,7 +64,7 @@ class HistoryStore:
 
     @property
     def servers(self) -> dict[str, KnownServer]:
-        """Servers by name; other threads add some at any time."""
+        """Servers by name; the store's thread adds some at any time."""
         return self._database.servers.by_name
 
     @property
@@ -84,9 +85,9 @@ class HistoryStore:
         """Size of the file and its write-ahead log."""
         return sum(part.stat().st_size for part in files_of(self.path) if part.exists())
 
-    def may_add(self, name: str) -> bool:
-        """Whether samples of this server can be stored: it is known, or the limit allows one more, which is added."""
-        return self._database.servers.may_add(name)
+    def new_names(self) -> NewNames:
+        """Reservations of new server names for one batch."""
+        return NewNames(self._database.servers)
 
     def last_step(self, server_id: int) -> int | None:
         """Newest step the server sent a measurement for; None if it never did."""
@@ -135,6 +136,14 @@ class HistoryStore:
     def use_step(self, step_seconds: int) -> Future[None]:
         """Assign all samples to steps of another length; their means are computed again."""
         return self._ask(lambda: self._database.use_step(step_seconds))
+
+    def pulled_until(self) -> Future[int | None]:
+        """Seconds since 1970 up to which samples were pulled; None if they never were."""
+        return self._ask(self._database.pulled_until)
+
+    def set_pulled_until(self, seconds: int) -> Future[None]:
+        """Store up to which time samples were pulled."""
+        return self._ask(lambda: self._database.set_pulled_until(seconds))
 
     def close(self) -> None:
         """Write the waiting samples, close the file and end the thread. May be called twice."""

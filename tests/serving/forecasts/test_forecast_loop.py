@@ -196,7 +196,7 @@ def test_a_server_added_while_the_newest_step_is_looked_up_fails_no_cycle(scene,
     last_step, expired = scene.store.last_step, []
 
     def appearing(server_id):
-        scene.store.may_add("b")
+        scene.store.append([Sample("b", 0, None, None, (1.0,) * len(METRICS))]).result(5)
         return last_step(server_id)
 
     monkeypatch.setattr(scene.store, "last_step", appearing)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_contract import METRICS
 from fleet_forecast.features.step_means import step_means
-from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryLockedError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryLockedError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
@@ -230,4 +230,33 @@ def test_a_late_sample_is_not_the_newest_step_after_a_restart(tmp_path):
     store.close()
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     assert store.last_step(store.servers["a"].server_id) == 100
+    store.close()
+
+
+def test_a_name_is_registered_when_its_samples_are_committed(tmp_path, monkeypatch):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=2)
+    store.append([sample("a", profile="database")]).result(5)
+    with monkeypatch.context() as failing:
+        failing.setattr(store._database, "_rows", lambda *_: 1 / 0)
+        with pytest.raises(HistoryUnavailableError):
+            store.append([sample("refused"), sample("a", profile="web_api")]).result(5)
+    assert {name: server.profile for name, server in store.servers.items()} == {"a": "database"}
+    store.append([sample("b")]).result(5)
+    assert {name: server.server_id for name, server in store.servers.items()} == {"a": 1, "b": 2}
+    store.close()
+
+
+def test_names_of_waiting_batches_count_towards_the_limit_until_they_are_released(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=2)
+    store.append([sample("known")]).result(5)
+    first, second = store.new_names(), store.new_names()
+    assert first.may_add("known")
+    assert first.may_add("new")
+    assert second.may_add("new")
+    assert not second.may_add("further")
+    first.release()
+    assert not store.new_names().may_add("further")
+    second.release()
+    assert store.new_names().may_add("further")
+    assert set(store.servers) == {"known"}
     store.close()
