@@ -75,7 +75,7 @@ def _many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def full_house(folder: Path, count: int = 1_100, open_files: int | None = None) -> Finding:
+def connection_limit(folder: Path, count: int = 1_100, open_files: int | None = None) -> Finding:
     """More connections than the limit that never send a request; with few open files also more than those."""
     if open_files is not None and shutil.which("prlimit") is None:
         return not_tried("prlimit is not installed")

@@ -56,14 +56,14 @@ PROMISES = (
     Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
     Promise("Every connection has a deadline in every state", {"failed upgrades": _in(connections.failed_upgrades)}),
     Promise(
-        "A full house keeps a door",
+        "A new client is served at the connection limit",
         {
-            "1,100 connections": _in(connections.full_house),
-            "64 open files": _in(lambda folder: connections.full_house(folder, 200, 64)),
+            "1,100 connections": _in(connections.connection_limit),
+            "64 open files": _in(lambda folder: connections.connection_limit(folder, 200, 64)),
         },
     ),
-    Promise("Pipelined requests are few", {"pipelining": _in(connections.pipelining)}),
-    Promise("Complete bodies come first", {"stalled uploads": _in(connections.stalled_uploads)}),
+    Promise("Pipelined requests are bounded", {"pipelining": _in(connections.pipelining)}),
+    Promise("Incomplete uploads do not block complete ones", {"stalled uploads": _in(connections.stalled_uploads)}),
     Promise("Logging never blocks", {"unread log": _in(connections.unread_log)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",

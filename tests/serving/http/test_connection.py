@@ -192,7 +192,7 @@ def test_a_websocket_whose_client_never_takes_the_close_is_aborted():
         wait_for(lambda: not connections, 10.0)
 
 
-def test_a_full_house_closes_the_oldest_incomplete_connection_for_a_new_one():
+def test_at_the_limit_the_oldest_incomplete_connection_is_closed_for_a_new_one():
     with serving(answer_at_once, most=3) as (connected, _):
         answered = connected(GET + b"\r\n")
         answer_of(answered)
