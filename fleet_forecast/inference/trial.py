@@ -18,6 +18,7 @@ from pathlib import Path
 
 import onnxruntime  # noqa: F401 - before the limit is set
 
+from fleet_forecast.flags import add_flag
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelError
 
@@ -28,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Try the model; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", type=Path)
-    parser.add_argument("--mib", type=float, required=True, help="memory beyond that of the libraries")
-    parser.add_argument("--seconds", type=float, required=True, help="processor time")
+    add_flag(parser, "--mib", type=float, required=True, help="memory beyond that of the libraries")
+    add_flag(parser, "--seconds", type=float, required=True, help="processor time")
     arguments = parser.parse_args(argv)
     os.nice(NICENESS)
     limit_resources(arguments.mib, arguments.seconds)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import durability, ending, hostile, models, strain, upstream
+from tests.reliability import connections, durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -57,6 +57,17 @@ PROMISES = (
     ),
     Promise("Answers of other services are bounded", {"gzip bomb": _in(upstream.compressed_bomb)}),
     Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
+    Promise("Every connection has a deadline in every state", {"failed upgrades": _in(connections.failed_upgrades)}),
+    Promise(
+        "A new client is served at the connection limit",
+        {
+            "1,100 connections": _in(connections.connection_limit),
+            "64 open files": _in(lambda folder: connections.connection_limit(folder, 200, 64)),
+        },
+    ),
+    Promise("Pipelined requests are bounded", {"pipelining": _in(connections.pipelining)}),
+    Promise("Incomplete uploads do not block complete ones", {"stalled uploads": _in(connections.stalled_uploads)}),
+    Promise("Logging never blocks", {"unread log": _in(connections.unread_log)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},

@@ -149,6 +149,22 @@ FAMILIES: tuple[Family, ...] = (
         "Deliveries that failed and were tried again.",
         lambda d: _one(sum(each.failures for each in d.notifiers)),
     ),
+    _counter(
+        "fleet_requests_refused",
+        "Requests that a check refused before their route, by status.",
+        lambda d: _by("status", d.http.refused or {"none": 0}),
+    ),
+    _counter("fleet_wrong_tokens", "Requests with a wrong token.", lambda d: _one(d.http.wrong_tokens)),
+    _counter(
+        "fleet_connections_closed",
+        "Connections closed by a limit: total, address, unread.",
+        lambda d: _by("limit", d.http.closed or {"none": 0}),
+    ),
+    _counter(
+        "fleet_log_lines_dropped",
+        "Log lines dropped: too many of one kind (rate), or not written in time (queue) or at all (write).",
+        lambda d: _by("reason", d.dropped_log_lines),
+    ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),
     _counter(
