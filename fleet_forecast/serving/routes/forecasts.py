@@ -9,12 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.on_request import forecast_samples
+from fleet_forecast.serving.forecasts.on_request import HistorySpanError, check_span, forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
+from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import joined_list, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
@@ -138,32 +140,51 @@ async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annota
     response_description="one forecast for each server in the request",
     responses={
         **BODY_REFUSALS,
-        422: {"model": RefusedHistory, "description": "no record was accepted, or too many servers"},
+        422: {
+            "model": RefusedHistory,
+            "description": "no record accepted, too many servers, or times too far apart",
+        },
         503: BUSY,
     },
     openapi_extra=RECORDS_BODY,
 )
 async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Response:
-    body = await read_body(request)
     engine = daemon.forecasts.engine
     if engine is None:
         return retry_later("no model is loaded; see /readyz")
-    batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
-    servers = {sample.server_name for sample in batch.samples}
-    if not servers:
-        return json_response({"detail": "no record was accepted", **batch_notes(batch)}, 422)
-    if len(servers) > MAX_SERVERS_PER_REQUEST:
-        reason = f"{len(servers)} servers; send at most {MAX_SERVERS_PER_REQUEST} at once"
-        return json_response({"detail": reason, **batch_notes(batch)}, 422)
     if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
         return retry_later("other forecasts wait already")
     daemon.waiting_forecasts += 1
     try:
-        worker, work = daemon.forecasts.worker, (engine, batch.samples, daemon.rules)
-        forecasts = await asyncio.get_running_loop().run_in_executor(worker, forecast_samples, *work)
+        return await _forecast_body(daemon, engine, await read_body(request))
+    except WorkerBusyError as problem:
+        return retry_later(str(problem))
     finally:
         daemon.waiting_forecasts -= 1
+
+
+async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
+    """The response to a history. Raises WorkerBusyError."""
+    batch = await daemon.forecasts.on_request(check_history, body, daemon.settings.max_records)
+    problem = _problem_of(batch)
+    if problem is not None:
+        return json_response({"detail": problem, **batch_notes(batch)}, 422)
+    forecasts = await daemon.forecasts.on_request(forecast_samples, engine, batch.samples, daemon.rules)
     return Response(await asyncio.to_thread(_history_json, forecasts, batch), media_type=JSON)
+
+
+def _problem_of(batch: CheckedBatch) -> str | None:
+    """Why a history cannot be forecast, None if it can."""
+    servers = {sample.server_name for sample in batch.samples}
+    if not servers:
+        return "no record was accepted"
+    if len(servers) > MAX_SERVERS_PER_REQUEST:
+        return f"{len(servers)} servers; send at most {MAX_SERVERS_PER_REQUEST} at once"
+    try:
+        check_span(batch.samples)
+    except HistorySpanError as problem:
+        return str(problem)
+    return None
 
 
 def _selection(daemon: Daemon, query: SelectionQuery) -> Selection:
