@@ -56,6 +56,7 @@ class AlertBook:
     def __init__(self, rules: AlertRules, detectors: Sequence[Detector] | None = None) -> None:
         self.rules = rules
         self.firing: dict[AlertKey, Alert] = {}
+        self.updates = 0  # number of changes of `probabilities`
         self._detectors = built_in_detectors(rules) if detectors is None else list(detectors)
         self._resolved_texts = {detector.reason: detector.resolved_text for detector in self._detectors}
         self._servers: dict[str, _Server] = {}
@@ -78,6 +79,7 @@ class AlertBook:
             ]
             for forecast in of_model:
                 changed += self._update_server(forecast, found, now_seconds)
+        self.updates += 1
         return changed
 
     def keep_only(self, server_names: Iterable[str], now_seconds: float) -> list[Alert]:

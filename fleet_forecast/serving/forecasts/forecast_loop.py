@@ -39,6 +39,7 @@ from server_profiles import ProfileRules
 LOG = logging.getLogger(__name__)
 NICENESS = 10  # of the forecast worker, added to the daemon's own: requests and ingest run first
 LOWEST_PRIORITY = 19
+NEW_SERVER_HOURS = 24  # a server with few measured steps is deleted after so long without a sample
 REQUEST_WAIT_SECONDS = 20.0  # for a cycle and for the requests before
 STEPS_PER_READ = 100  # of the store; waiting samples are written in between
 _POLL_SECONDS = 0.25
@@ -267,7 +268,8 @@ class ForecastLoop:
         now = min(complete_step, newest)
         kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
         means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)
-        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept)):
+        new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
+        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept, now - new_kept)):
             await asyncio.sleep(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,7 +19,7 @@ from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
-from fleet_forecast.serving.json_bytes import joined_list, to_json
+from fleet_forecast.serving.json_bytes import list_parts, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
 from fleet_forecast.serving.routes.record_bodies import (
     RECORDS_BODY,
@@ -40,6 +41,7 @@ from fleet_forecast.serving.routes.responses import (
     no_forecast,
     retry_later,
 )
+from fleet_forecast.serving.routes.streaming import bounded_response
 
 MAX_SERVERS_PER_REQUEST = 256
 MAX_WAITING_FORECASTS = 8
@@ -125,8 +127,7 @@ async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annota
         check_reach(page[0], selection)
     media_type = wanted_table(request.headers.get("accept", ""))
     if media_type is None:
-        body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
-        return Response(body, media_type=JSON)
+        return await bounded_response(_page_json(daemon, page, following, selection), JSON)
     table = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
     if table is None:
         return Response(status_code=204, headers={"x-next": following or ""})
@@ -170,7 +171,7 @@ async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Respons
     if problem is not None:
         return json_response({"detail": problem, **batch_notes(batch)}, 422)
     forecasts = await daemon.forecasts.on_request(forecast_samples, engine, batch.samples, daemon.rules)
-    return Response(await asyncio.to_thread(_history_json, forecasts, batch), media_type=JSON)
+    return await bounded_response(_history_json(forecasts, batch), JSON)
 
 
 def _problem_of(batch: CheckedBatch) -> str | None:
@@ -211,7 +212,9 @@ def _page(daemon: Daemon, query: FleetQuery) -> tuple[list[ServerForecast], str 
     return [forecasts[name] for name in page], page[-1] if len(names) > query.limit else None
 
 
-def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection) -> bytes:
+def _page_json(
+    daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection
+) -> Iterator[bytes]:
     snapshot = daemon.forecasts.snapshot
     head = {
         "model": snapshot.model.model_id if snapshot.model else None,
@@ -220,7 +223,7 @@ def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None
         "servers": len(page),
         "next": following,
     }
-    return joined_list(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
+    return list_parts(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
 
 
 def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes | None:
@@ -230,9 +233,9 @@ def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection
     return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
 
 
-def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -> bytes:
+def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -> Iterator[bytes]:
     finite = [forecast for forecast in forecasts if forecast is not None]
     if not finite:
         raise HTTPException(503, "the model gave no finite forecast", headers={"Retry-After": "60"})
     items = (to_json(forecast_document(f, f.made_at_seconds - f.origin_seconds, stale=False)) for f in finite)
-    return joined_list({"model": finite[0].model.model_id, **batch_notes(batch)}, "forecasts", items)
+    return list_parts({"model": finite[0].model.model_id, **batch_notes(batch)}, "forecasts", items)

@@ -92,7 +92,7 @@ class HistoryStore:
         return sum(part.stat().st_size for part in files_of(self.path) if part.exists())
 
     def may_add(self, name: str) -> bool:
-        """Whether samples of this server can be stored: it is known, or the limit allows one more, which is added."""
+        """Whether samples of this server can be stored: it is known, or there is a place for it; then it is added."""
         return self._database.servers.may_add(name)
 
     def last_step(self, server_id: int) -> int | None:
@@ -138,12 +138,18 @@ class HistoryStore:
         database, page = self._database, RawPage(server_id, first_step, last_step, after_ms, most)
         return self._ask(lambda: read_raw_samples(database.connection, database.sql.raw, page))
 
-    def expire(self, first_sample_step: int, first_mean_step: int) -> Future[int]:
+    def delete_server(self, name: str) -> Future[bool]:
+        """Delete a server and its samples; the result is whether it was known. It returns with its next sample."""
+        return self._ask(lambda: self._database.delete_server(name))
+
+    def expire(self, first_sample_step: int, first_mean_step: int, first_step_of_new: int = 0) -> Future[int]:
         """Delete old samples (a dozen steps of them), old means, and servers that sent nothing since.
+
+        first_step_of_new: servers with few measured steps are deleted if they sent nothing from this step on.
 
         Returns the number of steps whose samples were deleted; call again until it is 0.
         """
-        return self._ask(lambda: self._database.expire(first_sample_step, first_mean_step))
+        return self._ask(lambda: self._database.expire(first_sample_step, first_mean_step, first_step_of_new))
 
     def use_step(self, step_seconds: int) -> Future[None]:
         """Assign all samples to steps of another length; their means are computed again."""

@@ -142,7 +142,7 @@ def test_a_hostile_name_in_a_path_or_query_matches_nothing(open_daemon, name):
     assert open_daemon.get("/api/v1/forecasts", params={"after": name}).status_code == 200
     for parameter in ("metric", "quantile", "horizon", "limit"):
         assert open_daemon.get("/api/v1/forecasts", params={parameter: name}).status_code == 422
-    assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": []}
+    assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": [], "next": None}
 
 
 def test_no_path_returns_a_file_of_the_machine(open_daemon):

@@ -53,6 +53,7 @@ def running_daemon():
     return SimpleNamespace(
         forecasts=SimpleNamespace(
             snapshot=snapshot,
+            engine=None,
             statistics=fixed_statistics(),
             complete_step=lambda step_seconds: ORIGIN // step_seconds,
             is_stale=lambda forecast: forecast.server_name == "silent",
@@ -69,6 +70,7 @@ def running_daemon():
             last_load=SimpleNamespace(problem=None, at_seconds=ORIGIN + 0.12345), loads={True: 2, False: 1}
         ),
         alerts=SimpleNamespace(
+            updates=1,
             probabilities=probabilities,
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
@@ -93,7 +95,7 @@ def starting_daemon():
         step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]
     )
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
-    daemon.alerts = SimpleNamespace(probabilities={}, firing={})
+    daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores = SimpleNamespace(tallies={})
     daemon.notifiers = []
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
