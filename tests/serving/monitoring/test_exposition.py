@@ -25,7 +25,7 @@ LINE = re.compile(r'([a-z_]+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def page(daemon, openmetrics=False):
+def rendered(daemon, openmetrics=False):
     return b"".join(page_parts(Exposition().update(daemon), daemon, openmetrics))
 
 
@@ -33,7 +33,7 @@ def page(daemon, openmetrics=False):
 @pytest.mark.parametrize("make", [running_daemon, starting_daemon])
 def test_the_page_is_the_golden_one_to_the_byte(make, openmetrics):
     name = f"{make.__name__.removesuffix('_daemon')}.{'openmetrics' if openmetrics else 'prometheus'}.txt"
-    assert page(make(), openmetrics) == (GOLDEN / name).read_bytes()
+    assert rendered(make(), openmetrics) == (GOLDEN / name).read_bytes()
 
 
 def test_a_metric_that_the_contract_does_not_list_is_exposed_under_its_name():
@@ -61,7 +61,7 @@ def test_a_horizon_of_24_hours_is_exposed():
     forecast = fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0, horizon_steps=288)
     daemon.forecasts.snapshot = replace(daemon.forecasts.snapshot, forecasts={"ppml0001": forecast})
     daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={})
-    found = values(page(daemon).decode())
+    found = values(rendered(daemon).decode())
     place = 'server="ppml0001",profile="ml_compute"'
     assert found[f'fleet_breach_probability{{{place},metric="cpu_pct",horizon="24h"}}'] == 0.25
     assert f'fleet_forecast_cpu_ratio{{{place},horizon="24h",quantile="0.5"}}' in found
@@ -142,7 +142,7 @@ def test_profiles_that_nobody_knows_share_one_label():
     daemon = running_daemon()
     forecasts = {f"s{n}": fixed_forecast(f"s{n}", f"sent-{n}", None, 20.0) for n in range(5)}
     daemon.forecasts.snapshot = FleetSnapshot(forecasts, ORIGIN, ORIGIN + 301.0, VIEW)
-    text = page(daemon).decode()
+    text = rendered(daemon).decode()
     assert 'fleet_servers{profile="other"} 5' in text
     assert "sent-" not in text
 
