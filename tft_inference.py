@@ -281,7 +281,7 @@ def run_daemon(settings: Settings) -> int:
     sys.setswitchinterval(0.0001)
     logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
-    if serve(app, settings, before_shutdown=app.state.before_shutdown):
+    if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
         return DONE
     print(
         f"error: the daemon could not start on {settings.host}:{settings.port}; the log above says why. "

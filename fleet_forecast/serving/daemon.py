@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -34,6 +36,8 @@ class Daemon:
     events: EventHub
     notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
+    tokens: AccessTokens = field(default_factory=AccessTokens)
+    http: HttpCounters = field(default_factory=HttpCounters)
     started_monotonic: float = field(default_factory=time.monotonic)
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
     waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run

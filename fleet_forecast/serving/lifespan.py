@@ -12,6 +12,7 @@ from typing import Any
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
@@ -23,6 +24,7 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
@@ -40,6 +42,7 @@ class DaemonConfig:
 
     load_engine: loads a model directory; None: Engine.load on the device of the settings.
     prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
+    tokens, http: shared with the middleware.
     """
 
     settings: Settings
@@ -47,6 +50,8 @@ class DaemonConfig:
     load_engine: LoadEngine | None
     prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
+    tokens: AccessTokens
+    http: HttpCounters
 
 
 @contextlib.asynccontextmanager
@@ -56,8 +61,8 @@ async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
     work = _background_work(daemon, config.prometheus)
+    work.append(("reload", _reload_on_hangup(daemon)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
-    _reload_on_hangup(daemon.model)
     try:
         yield daemon
     finally:
@@ -81,6 +86,8 @@ def _open(config: DaemonConfig) -> Daemon:
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
+        tokens=config.tokens,
+        http=config.http,
     )
 
 
@@ -128,17 +135,23 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     return work
 
 
-def _reload_on_hangup(model: ModelManager) -> None:
-    """Load the model again on SIGHUP; only where the event loop runs in the main thread."""
-    reloads: set[asyncio.Task[Any]] = set()  # a task without a reference may be collected before its end
+def _reload_on_hangup(daemon: Daemon) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Work that reads the tokens and loads the model again on SIGHUP; signals during a load cause one more load.
 
-    def reload() -> None:
-        task = asyncio.get_running_loop().create_task(model.load())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+    Only where the event loop runs in the main thread.
+    """
+    hangup = asyncio.Event()
+
+    async def reload() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            await asyncio.to_thread(daemon.tokens.reload, daemon.settings)
+            await daemon.model.load()
 
     with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, as in some tests
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    return reload
 
 
 async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:

@@ -126,7 +126,16 @@ class Settings(BaseModel):
     max_waiting_mib: Number = Field(
         default=32.0, ge=0.001, description="bodies received but not yet validated; beyond this the answer is 503"
     )
-    max_connections: Whole = Field(default=1_000, ge=1, description="open connections; further ones are closed")
+    max_unsent_mib: Number = Field(
+        default=64.0, ge=0.001, description="large responses that clients have not read; beyond this the oldest is cut"
+    )
+    max_connections: Whole = Field(
+        default=1_000,
+        ge=1,
+        description="open connections, fewer if the limit of open files is low; a further one closes the oldest "
+        "incomplete one",
+    )
+    max_connections_per_address: Whole = Field(default=500, ge=1, description="open connections of one client address")
     header_seconds: Number = Field(default=10.0, ge=0.1, description="deadline for the headers of a request")
     body_seconds: Number = Field(
         default=30.0, ge=0.1, description="deadline for the body of a request, and for the client to read the answer"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.text_format import header
 from server_profiles import PROFILES
 
@@ -169,6 +170,22 @@ FAMILIES: tuple[Family, ...] = (
         "fleet_alert_delivery_failures",
         "Deliveries that failed and were tried again.",
         lambda d: _one(sum(each.failures for each in d.notifiers)),
+    ),
+    _counter(
+        "fleet_requests_refused",
+        "Requests that a check refused before their route, by status.",
+        lambda d: _by("status", d.http.refused or {"none": 0}),
+    ),
+    _counter("fleet_wrong_tokens", "Requests with a wrong token.", lambda d: _one(d.http.wrong_tokens)),
+    _counter(
+        "fleet_connections_closed",
+        "Connections closed by a limit: total, address, unread.",
+        lambda d: _by("limit", d.http.closed or {"none": 0}),
+    ),
+    _counter(
+        "fleet_log_lines_dropped",
+        "Log lines dropped: too many of one kind (rate), or not written in time (queue) or at all (write).",
+        lambda _: _by("reason", DROPPED_LINES),
     ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),

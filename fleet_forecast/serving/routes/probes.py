@@ -72,11 +72,13 @@ class StatusResponse(BaseModel):
     history: HistoryStatus
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
 async def healthz() -> Response:
     return Response(b"ok\n", media_type="text/plain")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="The daemon can forecast",
