@@ -78,7 +78,7 @@ def _open(config: DaemonConfig) -> Daemon:
         settings=settings,
         rules=files.profile_rules,
         store=store,
-        ingest=IngestSink(settings, store, config.clock),
+        ingest=IngestSink(settings, store, config.clock, files.profile_rules),
         forecasts=forecasts,
         model=ModelManager(settings.model, config.load_engine or _engine_loader(settings), forecasts),
         alerts=AlertBook(files.alert_rules),

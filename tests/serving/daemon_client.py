@@ -33,7 +33,7 @@ def record(name="ppml0001", seconds=None, **values):
 
 
 @contextlib.contextmanager
-def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, **changes):
+def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, clients=None, **changes):
     chosen = Settings(
         model=Path(folder),
         history=Path(folder) / "history.sqlite",
@@ -46,7 +46,7 @@ def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=t
     def load_fake(_path) -> Any:
         return engine or FakeEngine()
 
-    files = ReferencedFiles(token=token, admin_token=admin_token)
+    files = ReferencedFiles(token=token, admin_token=admin_token, clients=clients or {})
     app = create_app(chosen, files, load or load_fake, clock=clock)
     with TestClient(app) as client:
         yield client

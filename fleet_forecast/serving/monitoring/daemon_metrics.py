@@ -138,6 +138,16 @@ FAMILIES: tuple[Family, ...] = (
         "Records rejected, by the field at fault.",
         lambda d: _by("field", d.ingest.rejected or {"none": 0}),
     ),
+    _counter(
+        "fleet_profile_changes",
+        "Changes of a known server's profile that came with samples, by result.",
+        lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.profile_changes),
+    ),
+    _gauge(
+        "fleet_servers_with_two_sources",
+        "Servers that more than one client of the tokens file wrote since the start.",
+        lambda d: _one(sum(len(each) > 1 for each in list(d.ingest.senders.sources.values()))),
+    ),
     CYCLE_DURATION,
     _counter("fleet_cycles", "Forecast cycles of the whole fleet.", lambda d: _one(d.forecasts.statistics.cycles)),
     _counter(

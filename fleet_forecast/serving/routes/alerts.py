@@ -92,10 +92,11 @@ class RisksResponse(BaseModel):
     responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
 )
 async def alerts(daemon: RunningDaemon, query: Annotated[AlertsQuery, Query()]) -> Response:
-    return json_response(await asyncio.to_thread(_alerts_page, list(daemon.alerts.firing.values()), query))
+    async with daemon.alerts_page:  # further threads would make the event loop wait
+        return await asyncio.to_thread(_alerts_page, list(daemon.alerts.firing.values()), query)
 
 
-def _alerts_page(firing: list[Alert], query: AlertsQuery) -> dict[str, Any]:
+def _alerts_page(firing: list[Alert], query: AlertsQuery) -> Response:
     servers, profiles = (None if names is None else set(names) for names in (query.server, query.profile))
     after = _parsed_position(query.after)
     selected = sorted(
@@ -108,7 +109,7 @@ def _alerts_page(firing: list[Alert], query: AlertsQuery) -> dict[str, Any]:
     )
     page = [alert for alert in selected if after is None or _position(alert) > after][: query.limit + 1]
     following = _position_text(page[query.limit - 1]) if len(page) > query.limit else None
-    return {"alerts": [as_document(alert) for alert in page[: query.limit]], "next": following}
+    return json_response({"alerts": [as_document(alert) for alert in page[: query.limit]], "next": following})
 
 
 def _position(alert: Alert) -> tuple[float, str, str]:

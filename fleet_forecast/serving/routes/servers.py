@@ -53,6 +53,7 @@ class ServerInfo(BaseModel):
     last_measured_step: UtcTime | None
     forecast_origin: UtcTime | None
     stale: bool | None
+    sources: Annotated[list[str], Field(description="clients of the tokens file that wrote it since the start")]
 
 
 class ServersResponse(BaseModel):
@@ -166,6 +167,7 @@ def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
         "last_measured_step": None if last_step is None else iso(last_step * daemon.store.step_seconds),
         "forecast_origin": None if forecast is None else iso(forecast.origin_seconds),
         "stale": None if forecast is None else daemon.forecasts.is_stale(forecast),
+        "sources": daemon.ingest.senders.sources.get(server.name, ()),
     }
 
 

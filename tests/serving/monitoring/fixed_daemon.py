@@ -79,7 +79,10 @@ def running_daemon():
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
-            accepted=1234, rejected=Counter(cpu_pct=2, timestamp=1), pulls=Counter(success=5, failure=1)
+            senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
+            accepted=1234,
+            rejected=Counter(cpu_pct=2, timestamp=1),
+            pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
     )

@@ -60,7 +60,7 @@ def test_a_horizon_of_24_hours_is_exposed():
     daemon = running_daemon()
     forecast = fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0, horizon_steps=288)
     daemon.forecasts.snapshot = replace(daemon.forecasts.snapshot, forecasts={"ppml0001": forecast})
-    daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={})
+    daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={}, updates=0)
     found = values(rendered(daemon).decode())
     place = 'server="ppml0001",profile="ml_compute"'
     assert found[f'fleet_breach_probability{{{place},metric="cpu_pct",horizon="24h"}}'] == 0.25
