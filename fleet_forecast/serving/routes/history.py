@@ -87,8 +87,9 @@ async def _means(daemon: Daemon, server: KnownServer, first_step: int, last_step
     found: dict[int, np.ndarray] = {}
     for first in range(first_step, last_step + 1, STEPS_PER_READ):
         asked = server.server_id, first, min(first + STEPS_PER_READ - 1, last_step)
-        for means in (daemon.store.server_step_means, daemon.store.server_sample_means):
-            found.update(await asyncio.wrap_future(means(*asked)))
+        for read in (daemon.store.server_step_means, daemon.store.server_sample_means):
+            means: dict[int, np.ndarray] = await asyncio.wrap_future(read(*asked))
+            found.update(means)
     return found
 
 

@@ -128,7 +128,7 @@ class ServerRegistry:
     def _remove(self, server_id: int) -> None:
         """Remove a server. The caller holds the lock."""
         for table in (self.last_steps, self.measured_steps, self._unsaved):
-            table.pop(server_id, None)  # type: ignore[attr-defined]
+            table.pop(server_id, None)
         if server := self._by_id.pop(server_id, None):
             del self.by_name[server.name]
 
