@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as table
-from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability import connections, durability, ending, hostile, models, strain
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
@@ -31,6 +31,11 @@ SMALL = {
     "huge body": lambda folder, _model: hostile.huge_body(folder),
     "slow clients": lambda folder, _model: hostile.slow_clients(folder, 200, 1.0),
     "ten times the load": lambda folder, _model: hostile.ten_times_the_load(folder, 3.0, limit_ms=2_000),
+    "failed upgrades": lambda folder, _model: connections.failed_upgrades(folder, 1.0),
+    "full house": lambda folder, _model: connections.full_house(folder, 200, 64),
+    "pipelining": lambda folder, _model: connections.pipelining(folder, 10),
+    "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),
+    "unread log": lambda folder, _model: connections.unread_log(folder, 100),
     "endings": lambda folder, _model: ending.endings(folder, ("a forecast", "64 event streams")),
     "endings while starting": lambda folder, _model: ending.endings_while_starting(folder, 2),
     "soak": lambda folder, _model: strain.soak(folder, 0.05),

@@ -16,6 +16,7 @@ from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
+from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -40,6 +41,7 @@ class Daemon:
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)
     started_monotonic: float = field(default_factory=time.monotonic)
+    dropped_log_lines: Counter[str] = field(default_factory=lambda: DROPPED_LINES)  # by reason
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
     alerts_page: asyncio.Lock = field(default_factory=asyncio.Lock)  # one page is made at a time
     waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability import connections, durability, ending, hostile, models, strain
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -54,6 +54,17 @@ PROMISES = (
         },
     ),
     Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
+    Promise("Every connection has a deadline in every state", {"failed upgrades": _in(connections.failed_upgrades)}),
+    Promise(
+        "A full house keeps a door",
+        {
+            "1,100 connections": _in(connections.full_house),
+            "64 open files": _in(lambda folder: connections.full_house(folder, 200, 64)),
+        },
+    ),
+    Promise("Pipelined requests are few", {"pipelining": _in(connections.pipelining)}),
+    Promise("Complete bodies come first", {"stalled uploads": _in(connections.stalled_uploads)}),
+    Promise("Logging never blocks", {"unread log": _in(connections.unread_log)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},

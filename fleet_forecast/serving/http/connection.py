@@ -180,6 +180,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._unread_bytes() < unread_before:
             self._start_write_timer()
         else:
+            self.table.counters.closed["unread"] += 1
             LOG.warning("answer not taken", extra={"seconds": self.body_seconds})
             self.transport.abort()
 

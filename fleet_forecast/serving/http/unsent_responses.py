@@ -22,12 +22,15 @@ class _Response:
 
 @dataclass
 class UnsentResponses:
-    """Bytes of all large bodies that are not sent yet. Beyond `max_bytes`, the body that began first is given up."""
+    """Bytes of all large bodies that are not sent yet.
+
+    Beyond `max_bytes`, the body of which nothing was read for the longest time is given up.
+    """
 
     max_bytes: int
     unsent_bytes: int = 0
     given_up: int = 0  # since the start
-    _responses: dict[_Response, None] = field(default_factory=dict)  # oldest first
+    _responses: dict[_Response, None] = field(default_factory=dict)  # by the time of their last progress
 
     async def send(self, send: Send, message: Message, seconds: float) -> None:
         """Send an http.response.body; raises TimeoutError if a piece is not sent in time, or the body is given up."""
@@ -42,19 +45,24 @@ class UnsentResponses:
                 more = more_body or start + PIECE_BYTES < len(body)
                 async with asyncio.timeout(seconds) as response.timeout:
                     await send({"type": "http.response.body", "body": piece, "more_body": more})
-                self._release(response, min(len(piece), response.unsent_bytes))
+                if response not in self._responses:
+                    raise TimeoutError
+                self._release(response, len(piece))
+                del self._responses[response]
+                self._responses[response] = None
         finally:
-            self._release(response, response.unsent_bytes)
-            self._responses.pop(response, None)
+            if response in self._responses:
+                self._release(response, response.unsent_bytes)
+                del self._responses[response]
 
     def _make_room(self, size: int) -> None:
         while self._responses and self.unsent_bytes + size > self.max_bytes:
-            oldest = next(iter(self._responses))
-            del self._responses[oldest]
-            self._release(oldest, oldest.unsent_bytes)
+            stuck = next(iter(self._responses))
+            del self._responses[stuck]
+            self._release(stuck, stuck.unsent_bytes)
             self.given_up += 1
-            if oldest.timeout is not None:
-                expire_now(oldest.timeout)
+            if stuck.timeout is not None:
+                expire_now(stuck.timeout)
 
     def _release(self, response: _Response, size: int) -> None:
         response.unsent_bytes -= size

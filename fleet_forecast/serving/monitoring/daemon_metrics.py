@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.text_format import header
 from server_profiles import PROFILES
 
@@ -195,7 +194,7 @@ FAMILIES: tuple[Family, ...] = (
     _counter(
         "fleet_log_lines_dropped",
         "Log lines dropped: too many of one kind (rate), or not written in time (queue) or at all (write).",
-        lambda _: _by("reason", DROPPED_LINES),
+        lambda d: _by("reason", d.dropped_log_lines),
     ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),

@@ -8,6 +8,7 @@ import numpy as np
 from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -85,6 +86,8 @@ def running_daemon():
             pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
+        http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
+        dropped_log_lines=Counter(queue=1, rate=250, write=0),
     )
 
 
@@ -101,5 +104,6 @@ def starting_daemon():
     daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores = SimpleNamespace(tallies={})
     daemon.notifiers = []
+    daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
     return daemon
