@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import connections, durability, ending, hostile, models, strain
+from tests.reliability import connections, costly, durability, ending, hostile, models, strain
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -65,6 +65,9 @@ PROMISES = (
     Promise("Pipelined requests are few", {"pipelining": _in(connections.pipelining)}),
     Promise("Complete bodies come first", {"stalled uploads": _in(connections.stalled_uploads)}),
     Promise("Logging never blocks", {"unread log": _in(connections.unread_log)}),
+    Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
+    Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
+    Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},
