@@ -65,13 +65,13 @@ PROMISES = (
     Promise("Pipelined requests are few", {"pipelining": _in(connections.pipelining)}),
     Promise("Complete bodies come first", {"stalled uploads": _in(connections.stalled_uploads)}),
     Promise("Logging never blocks", {"unread log": _in(connections.unread_log)}),
-    Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
-    Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
-    Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise(
         "SIGTERM ends cleanly within 10 s",
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},
     ),
     Promise("A model file can't run code", {"import ban": lambda _folder, _model: models.no_code_from_files()}),
+    Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
+    Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
+    Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise("No forecast request can starve ingest", {"10,000 servers": strain.large_cycle}),
 )
