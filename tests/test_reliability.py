@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as table
-from tests.reliability import connections, durability, ending, hostile, models, strain, upstream
+from tests.reliability import connections, costly, durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
@@ -38,6 +38,10 @@ SMALL = {
     "pipelining": lambda folder, _model: connections.pipelining(folder, 10),
     "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),
     "unread log": lambda folder, _model: connections.unread_log(folder, 100),
+    "raw history": lambda folder, _model: costly.raw_history(folder, 30_000, 2, limit_ms=2_000),
+    "names": lambda folder, _model: costly.many_names(folder, 1_000),
+    "careless pattern": lambda folder, _model: costly.careless_pattern(folder),
+    "date span": costly.date_span,
     "endings": lambda folder, _model: ending.endings(folder, ("a forecast", "64 event streams")),
     "endings while starting": lambda folder, _model: ending.endings_while_starting(folder, 2),
     "soak": lambda folder, _model: strain.soak(folder, 0.05),

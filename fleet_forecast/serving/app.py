@@ -55,7 +55,7 @@ def create_app(
     The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file.
     """
     files = files or ReferencedFiles()
-    tokens, counters = AccessTokens(files.token, files.admin_token), HttpCounters()
+    tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
     config = DaemonConfig(settings, files, load_engine, prometheus, clock, tokens, counters)
 
     @contextlib.asynccontextmanager

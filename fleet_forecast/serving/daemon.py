@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -42,5 +43,6 @@ class Daemon:
     started_monotonic: float = field(default_factory=time.monotonic)
     dropped_log_lines: Counter[str] = field(default_factory=lambda: DROPPED_LINES)  # by reason
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
+    alerts_page: asyncio.Lock = field(default_factory=asyncio.Lock)  # one page is made at a time
     waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run
     waiting_explanations: int = 0  # requests of GET /api/v1/servers/{name}/explain that wait or run

@@ -79,7 +79,7 @@ def _open(config: DaemonConfig) -> Daemon:
         settings=settings,
         rules=files.profile_rules,
         store=store,
-        ingest=IngestSink(settings, store, config.clock),
+        ingest=IngestSink(settings, store, config.clock, files.profile_rules),
         forecasts=forecasts,
         model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),

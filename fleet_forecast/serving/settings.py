@@ -125,6 +125,9 @@ class Settings(BaseModel):
     admin_token_file: FilePath | None = Field(
         default=None, description="file with the token for POST /api/v1/reload; without it: SIGHUP only"
     )
+    tokens: FilePath | None = Field(
+        default=None, description="TOML file with further tokens, their rights and the servers they may write"
+    )
     insecure: Switch = Field(default=False, description="allow an address beyond this machine without a token")
 
     retention_hours: Number = Field(
@@ -253,7 +256,7 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "profiles", "prometheus_queries", "alert_rules", "tls_certificate", "tls_key")
+    files = ("history", "tokens", "profiles", "prometheus_queries", "alert_rules", "tls_certificate", "tls_key")
     return "FILE" if name in files else name.rpartition("_")[2].upper()
 
 
@@ -329,9 +332,9 @@ def _usable(token: bytes, where: str) -> bytes:
     return token
 
 
-def require_token_beyond_loopback(settings: Settings, token: bytes | None) -> None:
+def require_token_beyond_loopback(settings: Settings, token: bytes | None, has_tokens_file: bool = False) -> None:
     """Raise SettingsError where the daemon would be open to other machines without a token."""
-    if token is not None or settings.insecure or _is_loopback(settings.host):
+    if token is not None or has_tokens_file or settings.insecure or _is_loopback(settings.host):
         return
     raise SettingsError(
         f"host: {settings.host} can be reached from other machines and there is no token; give --token-file FILE "

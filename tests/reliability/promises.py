@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import connections, durability, ending, hostile, models, strain, upstream
+from tests.reliability import connections, costly, durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -73,5 +73,8 @@ PROMISES = (
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},
     ),
     Promise("A model file can't run code", {"import ban": lambda _folder, _model: models.no_code_from_files()}),
+    Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
+    Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
+    Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise("No forecast request can starve ingest", {"10,000 servers": strain.large_cycle}),
 )

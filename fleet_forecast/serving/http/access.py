@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import MutableMapping
 from typing import Any
 
 from fleet_forecast.serving.access_tokens import AccessTokens
+from fleet_forecast.serving.clients import ANYONE, CLIENT, Client, Right
 from fleet_forecast.serving.dashboard import FILES
 from fleet_forecast.serving.settings import LOOPBACK_HOSTS, Settings
 
@@ -16,6 +16,7 @@ Headers = dict[bytes, bytes]
 # Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
+WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
 
@@ -46,12 +47,28 @@ class AccessRules:
             detail = "unknown Host header; add the name with --allowed-hosts if this is the right server"
             raise RefusedError(421, detail)
         self._check_origin(scope, headers)
-        path = scope["path"]
-        if path in ADMIN_PATHS:
-            _check_token(headers, self._tokens.admin, "admin token")
-        elif path not in OPEN_PATHS and self._tokens.client is not None:
-            _check_token(headers, self._tokens.client, "token")
+        if scope["path"] not in OPEN_PATHS:
+            scope[CLIENT] = self._client(headers, needed_right(scope))
         return headers
+
+    def _client(self, headers: Headers, right: Right) -> Client:
+        """Who sends the request."""
+        tokens = self._tokens
+        if right is Right.ADMIN and not tokens.may_administer:
+            detail = "this needs an admin token and none is set; start with --admin-token-file, or send SIGHUP"
+            raise RefusedError(403, detail)
+        if right is not Right.ADMIN and not tokens.needed:
+            return ANYONE
+        name = "admin token" if right is Right.ADMIN else "token"
+        authorization = headers.get(b"authorization")
+        scheme, _, sent = (authorization or b"").partition(b" ")
+        client = tokens.owner(sent.strip(), right) if scheme.lower() == b"bearer" else None
+        if client is None:
+            kind = RefusedError if authorization is None else WrongTokenError
+            raise kind(401, f"send Authorization: Bearer with the {name}")
+        if right not in client.rights:
+            raise RefusedError(403, f"the token of {client.name} has no right {right}; add it in the tokens file")
+        return client
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse requests from pages of other origins, reads as well: without a token in use, a page could time them.
@@ -88,15 +105,12 @@ def _is_link(scope: Scope, headers: Headers) -> bool:
     return navigation and scope["type"] == "http" and scope["method"] == "GET"
 
 
-def _check_token(headers: Headers, token: bytes | None, name: str) -> None:
-    if token is None:
-        detail = f"this needs an {name} and none is set; start with --admin-token-file, or send SIGHUP"
-        raise RefusedError(403, detail)
-    authorization = headers.get(b"authorization")
-    scheme, _, sent = (authorization or b"").partition(b" ")
-    if scheme.lower() != b"bearer" or not secrets.compare_digest(sent.strip(), token):
-        kind = RefusedError if authorization is None else WrongTokenError
-        raise kind(401, f"send Authorization: Bearer with the {name}")
+def needed_right(scope: Scope) -> Right:
+    """What a request needs. POST /api/v1/forecast changes nothing and needs the right to read."""
+    path, method = scope["path"], scope.get("method", "GET")
+    if path in ADMIN_PATHS or method == "DELETE":
+        return Right.ADMIN
+    return Right.WRITE if path in WRITE_PATHS and method == "POST" else Right.READ
 
 
 def _host_name(header: bytes) -> str:

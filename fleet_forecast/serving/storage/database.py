@@ -40,6 +40,7 @@ class HistoryDatabase:
         self.connection = opened.database
         self.servers = ServerRegistry(max_servers, opened.servers, opened.next_id)
         self.servers.last_steps.update(opened.last_steps)
+        self.servers.measured_steps.update(opened.measured_steps)
         self._damaged = False  # found in use; the file is to be replaced before the next task
         self._replacing = False  # the damaged file is set aside, and there is no new one yet
         self._pending = opened.pending
@@ -76,8 +77,9 @@ class HistoryDatabase:
         draft = self.servers.draft()
         rows = list(self._rows(samples, draft))
         steps = {row[0] for row in rows} - self._pending
-        unsaved = self.servers.unsaved()
+        unsaved, replaced = self.servers.unsaved(), self.servers.replaced()
         with transaction(self.connection):
+            self.connection.executemany("DELETE FROM servers WHERE id = ?", [(each,) for each in replaced])
             self.connection.executemany(
                 "INSERT INTO servers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET profile = excluded.profile",
                 [(server.server_id, server.name, server.profile) for server in (*unsaved, *draft.changed.values())],
@@ -88,6 +90,7 @@ class HistoryDatabase:
         self.servers.mark_saved(unsaved)
         self.servers.commit(draft)
         self.servers.note_rows(rows)
+        self.servers.mark_deleted(replaced)
 
     def _rows(self, samples: Iterable[Sample], draft: ServerDraft) -> Iterator[tuple[Any, ...]]:
         step_ms = self.step_seconds * 1000
@@ -127,8 +130,24 @@ class HistoryDatabase:
             )
             self.connection.executemany("DELETE FROM pending WHERE step = ?", [(means.step,) for means in taken])
 
-    def expire(self, first_sample_step: int, first_mean_step: int) -> int:
+    def delete_server(self, name: str) -> bool:
+        """Delete a server and its samples; returns whether it was known. Its means expire without a name."""
+        server = self.servers.by_name.get(name)
+        if server is None:
+            return False
+        steps = self.connection.execute("SELECT DISTINCT step FROM samples").fetchall()
+        with transaction(self.connection):
+            self.connection.executemany(
+                "DELETE FROM samples WHERE step = ? AND server_id = ?", [(step, server.server_id) for (step,) in steps]
+            )
+            self.connection.execute("DELETE FROM servers WHERE id = ?", (server.server_id,))
+        self.servers.remove([server.server_id])
+        return True
+
+    def expire(self, first_sample_step: int, first_mean_step: int, first_step_of_new: int = 0) -> int:
         """Delete old samples (STEPS_PER_EXPIRY steps of them), old means, and servers without a sample since.
+
+        first_step_of_new: servers with few measured steps are deleted without a sample from this step on.
 
         Returns the number of steps whose samples were deleted.
         """
@@ -136,7 +155,7 @@ class HistoryDatabase:
             "SELECT DISTINCT step FROM samples WHERE step < ? ORDER BY step LIMIT ?",
             (first_sample_step, STEPS_PER_EXPIRY),
         ).fetchall()
-        silent = self.servers.silent_since(first_sample_step)
+        silent = self.servers.silent_since(first_sample_step, first_step_of_new)
         with transaction(self.connection):
             self.connection.executemany("DELETE FROM samples WHERE step = ?", old)
             self.connection.execute("DELETE FROM pending WHERE step < ?", (first_sample_step,))

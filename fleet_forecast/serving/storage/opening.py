@@ -44,6 +44,7 @@ class OpenHistory:
     servers: tuple[KnownServer, ...]
     next_id: int  # larger than every server id of the file
     last_steps: dict[int, int]  # server id -> newest step with a sample, 0 where there is none
+    measured_steps: dict[int, int]  # server id -> number of steps with a sample
     pending: set[int]  # steps with samples that changed since the step's means were computed
     set_aside: Path | None = None  # the new name of a damaged file
 
@@ -113,20 +114,27 @@ def _read(database: sqlite3.Connection, layout: Layout) -> OpenHistory:
     ids = {server.server_id for server in servers}
     next_id = max(ids, default=0) + 1
     newest = np.zeros(next_id, dtype=np.int64)  # [server id], 0 where nothing was measured
+    counts = np.zeros(next_id, dtype=np.int64)  # [server id]
     stored = database.execute("SELECT step, server_ids, length(means) FROM steps ORDER BY step")
     for step, content, means_bytes in stored:
         measured = stored_server_ids(content, means_bytes, len(layout.metrics))
         if not 0 <= step < END_SECONDS // layout.step_seconds:
             raise DamagedError(f"step {step}")
         next_id = max(next_id, int(measured.max(initial=0)) + 1)  # means are kept longer than their server
-        newest[measured[measured < len(newest)]] = step
+        measured = measured[measured < len(newest)]
+        newest[measured] = step
+        counts[measured] += 1
     pending = {step for (step,) in database.execute("SELECT step FROM pending")}
     for step in sorted(pending):
         rows = database.execute("SELECT DISTINCT server_id FROM samples WHERE step = ?", (step,))
-        sending = [server_id for (server_id,) in rows if server_id in ids]
+        found = [server_id for (server_id,) in rows]
+        next_id = max(next_id, max(found, default=0) + 1)  # samples are kept longer than a server that gave its place
+        sending = [server_id for server_id in found if server_id in ids]
+        counts[sending] += 1
         newest[sending] = np.maximum(newest[sending], step)  # a late sample's step is not the newest
     last_steps = {server_id: int(newest[server_id]) for server_id in ids}
-    return OpenHistory(database, layout, servers, next_id, last_steps, pending)
+    measured_steps = {server_id: int(counts[server_id]) for server_id in ids}
+    return OpenHistory(database, layout, servers, next_id, last_steps, measured_steps, pending)
 
 
 def _raise_if_permanent(path: Path, problem: Exception) -> None:

@@ -54,6 +54,7 @@ def running_daemon():
     return SimpleNamespace(
         forecasts=SimpleNamespace(
             snapshot=snapshot,
+            engine=None,
             statistics=fixed_statistics(),
             complete_step=lambda step_seconds: ORIGIN // step_seconds,
             is_stale=lambda forecast: forecast.server_name == "silent",
@@ -70,6 +71,7 @@ def running_daemon():
             last_load=SimpleNamespace(problem=None, at_seconds=ORIGIN + 0.12345), loads={True: 2, False: 1}
         ),
         alerts=SimpleNamespace(
+            updates=1,
             probabilities=probabilities,
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
@@ -78,7 +80,10 @@ def running_daemon():
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
-            accepted=1234, rejected=Counter(cpu_pct=2, timestamp=1), pulls=Counter(success=5, failure=1)
+            senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
+            accepted=1234,
+            rejected=Counter(cpu_pct=2, timestamp=1),
+            pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
         http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
@@ -96,7 +101,7 @@ def starting_daemon():
         step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]
     )
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
-    daemon.alerts = SimpleNamespace(probabilities={}, firing={})
+    daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores = SimpleNamespace(tallies={})
     daemon.notifiers = []
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)

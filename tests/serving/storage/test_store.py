@@ -260,3 +260,41 @@ def test_names_of_waiting_batches_count_towards_the_limit_until_they_are_release
     assert store.new_names().may_add("further")
     assert set(store.servers) == {"known"}
     store.close()
+
+
+def test_at_the_limit_a_new_server_replaces_one_with_few_steps_that_fell_silent(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=3)
+    store.append([sample("long", second=step * STEP) for step in range(5)]).result(5)
+    store.append([sample(name, second=4 * STEP) for name in ("once1", "once2")]).result(5)
+    assert not store.new_names().may_add("new")  # all sent the newest step
+    store.append([sample("long", second=6 * STEP)]).result(5)
+    assert store.new_names().may_add("new")
+    store.append([sample("new", second=6 * STEP)]).result(5)
+    assert {"long", "new"} < set(store.servers)
+    assert len(store.servers) == 3
+    kept, ids = set(store.servers), {server.server_id for server in store.servers.values()}
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=4)
+    assert set(store.servers) == kept
+    store.append([sample("later", second=7 * STEP)]).result(5)
+    assert store.servers["later"].server_id not in ids | {2, 3}
+    store.close()
+
+
+def test_a_server_with_few_measured_steps_expires_early(store):
+    store.append([sample("long", second=step * STEP) for step in range(12)]).result(5)
+    store.append([sample("short", second=step * STEP) for step in range(3)]).result(5)
+    store.append([sample("sending", second=100 * STEP)]).result(5)
+    store.expire(0, 0, 90).result(5)
+    assert set(store.servers) == {"long", "sending"}
+
+
+def test_a_deleted_server_returns_without_its_history(store):
+    store.append([sample("a", second=0), sample("b", second=0)]).result(5)
+    old = store.servers["a"].server_id
+    assert store.delete_server("a").result(5)
+    assert not store.delete_server("a").result(5)
+    assert store.raw_samples(old, 0, 1).result(5) == []
+    store.append([sample("a", second=STEP)]).result(5)
+    assert store.servers["a"].server_id != old
+    assert len(store.raw_samples(store.servers["b"].server_id, 0, 1).result(5)) == 1
