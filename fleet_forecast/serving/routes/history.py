@@ -29,7 +29,7 @@ from fleet_forecast.serving.storage.samples import KnownServer, RawSample
 
 MAX_HISTORY_HOURS = 24 * 14
 MAX_SAMPLES = 10_000  # as received, in one response: about a megabyte
-STEPS_PER_READ = 100  # the store writes waiting samples between two reads
+STEPS_PER_READ, SAMPLES_PER_READ = 100, 1_000  # the store writes waiting samples between two reads
 
 router = APIRouter(tags=["fleet"])
 
@@ -110,8 +110,17 @@ async def _samples_page(
 ) -> Response:
     after_ms = -1 if query.after is None else _milliseconds(query.after)
     first_step = max(first_step, after_ms // 1000 // daemon.store.step_seconds)
-    asked = server.server_id, first_step, last_step, after_ms, query.limit + 1
-    samples = await asyncio.wrap_future(daemon.store.raw_samples(*asked))
+    samples: list[RawSample] = []
+    while len(samples) <= query.limit:
+        most = min(SAMPLES_PER_READ, query.limit + 1 - len(samples))
+        read = await asyncio.wrap_future(
+            daemon.store.raw_samples(server.server_id, first_step, last_step, after_ms, most)
+        )
+        samples += read
+        if len(read) < most:
+            break
+        after_ms = read[-1].timestamp_ms
+        first_step = after_ms // 1000 // daemon.store.step_seconds
     return json_response(await asyncio.to_thread(_as_received, server, samples, query.limit))
 
 
