@@ -25,8 +25,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fleet_forecast.atomic_write import sync
 from fleet_forecast.inference.model_config import CONFIG_FILE, RETRAIN, ModelConfig, ModelError
@@ -167,7 +168,7 @@ def _read_manifest(model_dir: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read. Raises ModelError for a link, a pipe, a device or a folder, at once; OSError."""
     plain = stat.S_ISREG(path.lstat().st_mode)  # before it is opened: opening a device can have effects
     # The path can change in between: a link is not followed, a pipe without a writer is not waited for.
@@ -188,5 +189,5 @@ def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
     return content
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
