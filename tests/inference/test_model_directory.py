@@ -45,7 +45,7 @@ def test_a_published_model_has_the_documented_files_and_no_pickle(tiny_model_dir
         "canary.json",
         "manifest.json",
         "cold_start.parquet",
-        "scores_seen.parquet",
+        "scores_training.parquet",
         "scores_unseen.parquet",
     } == names
     manifest = json.loads((tiny_model_dir / "manifest.json").read_text())
