@@ -212,9 +212,10 @@ def test_a_fault_that_passes_at_the_start_changes_nothing(tmp_path, monkeypatch,
     store.close()
 
 
+@pytest.mark.parametrize("text", ["unable to get the page. error code=", "btreeInitPage() returns error code "])
 @pytest.mark.parametrize(("code", "damage"), [(7, False), (10, False), (266, False), (11, True)])
-def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(code, damage):
-    finding = f"*** in database main ***\nPage 115: unable to get the page. error code={code}"
+def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(text, code, damage):
+    finding = f"*** in database main ***\nPage 115: {text}{code}"
     database = sqlite3.connect(":memory:")
     database.create_function("found", 0, lambda: finding)
 
@@ -224,7 +225,7 @@ def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(code
         def execute(self, _pragma):
             return database.execute("SELECT found()")
 
-    with pytest.raises(sqlite3.DatabaseError, match="unable to get the page") as caught:
+    with pytest.raises(sqlite3.DatabaseError, match="Page 115") as caught:
         check_integrity(Checked())
     database.close()
     assert is_damage(caught.value) == damage
