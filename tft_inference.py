@@ -175,8 +175,9 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
         raise UsageError(
             f"--explain {arguments.explain}: the data has no measurement of a server of this name; use another"
         )
-    inputs = engine_inputs(engine, grid, origins)
-    weights = weights_document(engine.explain(*inputs), engine.variables, grid.step_seconds)
+    inputs = engine_inputs(engine, grid, grid.peers(), origins)
+    found = engine.explain(inputs.history, inputs.profiles, inputs.origins, peers=inputs.peers)
+    weights = weights_document(found, engine.variables, grid.step_seconds)
     print(as_text(weights))
     summary = {
         "server_name": arguments.explain,

@@ -12,23 +12,28 @@ from fleet_forecast.evaluation.baselines import Observed, TrainingQuantiles, bas
 from fleet_forecast.evaluation.scores import mean_seasonal_error, score_table
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import future_values, past_values
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.windows import DAY_SECONDS
 
 MODEL = "model"  # name of the forecaster in score tables
 MEAN = "mean"  # name of the mean over metrics in score tables
 CHUNK_WINDOWS = 256  # forecast at once; bounds memory
-Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray], np.ndarray]  # Engine.forecast
+Forecaster = Callable[..., np.ndarray]  # Engine.forecast; it receives peers only from a plan that has some
 
 
 @dataclass(frozen=True)
 class BacktestPlan:
-    """The windows of a backtest: every server in `rows` (int64) at every step in `origins` (int64) of a grid."""
+    """The windows of a backtest: every server in `rows` (int64) at every step in `origins` (int64) of a grid.
+
+    peers: of all servers of the grid, for the forecaster; None: it has none.
+    """
 
     grid: FleetGrid
     rows: np.ndarray
     origins: np.ndarray
     horizon_steps: int
     quantiles: tuple[float, ...]
+    peers: Peers | None = None
 
     @property
     def day_steps(self) -> int:
@@ -134,7 +139,8 @@ def model_forecasts(
     for chunk in _chunks(len(rows)):
         history = past_values(grid.values, rows[chunk], origins[chunk], history_steps)
         profiles = [grid.profiles[row] if with_profiles else None for row in rows[chunk]]
-        parts.append(forecaster(history, profiles, times[origins[chunk]]))
+        peers = () if plan.peers is None else (Peers(plan.peers.table, plan.peers.members[rows[chunk]]),)
+        parts.append(forecaster(history, profiles, times[origins[chunk]], *peers))
     return np.concatenate(parts)
 
 

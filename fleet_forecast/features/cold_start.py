@@ -125,7 +125,7 @@ def fit_cold_start_prior(values: np.ndarray, scale: float, within: float, contex
     following_mean = samples.following_mean + from_others
     for index, n in enumerate(history_lengths(context_steps)[1:-1], start=1):
         mean = samples.mean[index - 1] + from_others
-        loc_weight = _least_absolute_deviation_weight(mean, following_mean)
+        loc_weight = least_absolute_deviation_weight(mean, following_mean)
         loc = loc_weight * mean - from_others  # expected, relative to the server's own mean
         following_deviation = np.sqrt(
             np.maximum(
@@ -135,7 +135,7 @@ def fit_cold_start_prior(values: np.ndarray, scale: float, within: float, contex
         )
         deviation = shrunken_deviation(samples.squares[index - 1], n, within)
         prior_only, own_only = (expected_scale(loc_weight, weight, within, deviation) for weight in (0.0, 1.0))
-        scale_weight = _least_absolute_deviation_weight(
+        scale_weight = least_absolute_deviation_weight(
             np.log(own_only / prior_only), np.log(following_deviation / prior_only)
         )
         prior.loc_weight[index], prior.scale_weight[index] = loc_weight, scale_weight
@@ -182,7 +182,7 @@ def _samples_of_block(values: np.ndarray, context_steps: int, every: int) -> _Sa
     )
 
 
-def _least_absolute_deviation_weight(predictor: np.ndarray, target: np.ndarray) -> float:
+def least_absolute_deviation_weight(predictor: np.ndarray, target: np.ndarray) -> float:
     """The weight w, 0 to 1, that minimises the mean of |target - w * predictor|: a weighted median of the ratios."""
     usable = np.isfinite(predictor + target) & (predictor != 0)
     if not usable.any():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.contract.reading import Batch, CheckedMetrics
+from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.features.step_means import CellMeans
 
 LARGE_GRID = 20_000_000  # cells of a server and step; a larger grid ...
@@ -76,6 +77,21 @@ class FleetGrid:
     def steps(self) -> int:
         """Number of grid steps."""
         return int(self.values.shape[1])
+
+    @property
+    def first_step(self) -> int:
+        """Step number of step 0 since the Unix epoch."""
+        return int(self.start.astype("datetime64[s]").astype(np.int64)) // self.step_seconds
+
+    def peers(self, observed: np.ndarray | None = None) -> Peers:
+        """Peers of all servers.
+
+        observed: int64, rows of the servers that may be peers (all).
+        """
+        chosen = range(len(self.servers)) if observed is None else {int(row) for row in observed}
+        profiles = [profile if row in chosen else None for row, profile in enumerate(self.profiles)]
+        members = ProfileMembers.of(self.servers, profiles)
+        return Peers(PeerTable.build(self.values, members, self.first_step), members.mask(len(self.servers)))
 
     def timestamps(self) -> np.ndarray:
         """datetime64[s] [step]."""

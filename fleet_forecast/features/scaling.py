@@ -8,6 +8,7 @@
    cold_start.py, and the profile's scale narrows, as loc becomes known, from the deviation over all its servers to the
    typical deviation inside a window. The window's deviation has a weight of its own, on a log scale, so that a very
    quiet server keeps its small scale: a few minutes show a server's level, but seldom its range.
+4. A window with peers takes both from what its peers do now (peer_prior.py) instead of from the profile statistics.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fleet_forecast.features.cold_start import (
     shrunken_deviation,
 )
 from fleet_forecast.features.masked_statistics import dot_over_steps, masked_mean_and_deviations, repeat_over_steps
+from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
 
 STATISTICS = ("loc", "scale", "scale_within", "loc_weight", "scale_weight", "quantiles")  # fields by profile
@@ -55,6 +57,7 @@ class FleetScaling:
         float32 [1 + profile, metric, length], at cold_start.history_lengths.
     context_steps: steps of a whole context.
     quantiles: prior of the window quantiles, standardised, float32 [1 + profile, metric, length, knot].
+    peer_prior: of windows with peers; None: no window has peers.
     """
 
     metrics: tuple[str, ...]
@@ -68,6 +71,7 @@ class FleetScaling:
     scale_weight: np.ndarray
     context_steps: int
     quantiles: np.ndarray
+    peer_prior: PeerPrior | None = None
 
     @cached_property
     def bounds(self) -> BoundedTransform:
@@ -80,9 +84,17 @@ class FleetScaling:
         matrix = length_interpolation(self.context_steps)
         return ColdStartPrior(self.loc_weight @ matrix.T, self.scale_weight @ matrix.T, matrix @ self.quantiles)
 
+    @cached_property
+    def peer_prior_by_steps(self) -> PeerPrior:
+        """The peer prior after 0, 1, 2, ... steps. Raises ValueError if there is none."""
+        if self.peer_prior is None:
+            raise ValueError("peer_prior: this scaling was fitted without peers")
+        return self.peer_prior.by_steps(self.context_steps)
+
     def without_profiles(self) -> FleetScaling:
         """What fit_scaling returns for the same servers without profiles."""
-        return replace(self, profiles=(), **{name: getattr(self, name)[:1] for name in STATISTICS})
+        rows = {name: getattr(self, name)[:1] for name in STATISTICS}
+        return replace(self, profiles=(), peer_prior=None, **rows)
 
     def profile_rows(self, profiles: np.ndarray) -> np.ndarray:
         """Names (None = unknown or masked) -> rows of the statistics; int64 [server]."""

@@ -5,6 +5,10 @@ context and horizon; and for each step of the horizon the values of earlier days
 without the seasonal component (seasonality.py). Trainer and engine build windows with the same function,
 `build_windows`. It computes, in this order: seasonal component, loc and scale, window quantiles.
 
+A window with peers (peers.py) has the whole context as encoder, whatever the server's own history: where the server was
+not measured, the value is its peers' level plus its offset to it, with mask 0. Seasonality, loc, scale and the prior of
+the quantiles come from the peers too (peer_prior.py).
+
 Variable names and order are those of the TimeSeriesDataSet in network/build.py.
 """
 
@@ -17,6 +21,8 @@ import numpy as np
 
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
+from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
+from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
 from fleet_forecast.features.quantile_map import window_quantiles
 from fleet_forecast.features.scaling import FleetScaling, WindowScale
 from fleet_forecast.features.seasonality import (
@@ -29,11 +35,12 @@ from fleet_forecast.features.seasonality import (
 )
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
 
-WINDOWS_VERSION = 5  # of the content of a window; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 6  # of the content of a window; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
 INPUT_GRID = 128  # inputs are multiples of 1 / INPUT_GRID: the network evaluates each distinct value once
+PEER_COUNT_SCALE = 4.0  # log1p of the number of peers is divided by it
 LARGE = 1e9  # beyond, asinh(x) is log(2 x), and the square of x may overflow a float32
 CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
 
@@ -82,13 +89,23 @@ class WindowSpec:
 
     @property
     def static_reals(self) -> tuple[str, ...]:
-        """Per window: loc and log-scale relative to the profile, seasonal strength, share of the context measured."""
+        """Per window: position, seasonal strength, share of the context measured, peers and their weight.
+
+        The position is loc and log-scale relative to the peers, or to the profile's statistics without peers.
+        """
         position = (f"{m}_{part}" for m in self.metrics for part in ("loc", "scale"))
-        return (*position, *(f"{m}_seasonal_strength" for m in self.metrics), "measured_share")
+        strength = (f"{m}_seasonal_strength" for m in self.metrics)
+        return (*position, *strength, "measured_share", "peer_count", *(f"{m}_peer_weight" for m in self.metrics))
+
+    def lag_steps(self, encoder_steps: int) -> LagSteps:
+        """Lengths for the seasonal lags of a window."""
+        return LagSteps(
+            encoder_steps, self.horizon_steps, self.day_steps, self.seasonal_lag_steps, self.half_width_steps
+        )
 
     @property
     def encoder_reals(self) -> tuple[str, ...]:
-        """Per context step: the standardised value, and whether it was measured."""
+        """Per context step: the standardised value, and whether it was measured on this server."""
         return tuple(f"{m}_{part}" for m in self.metrics for part in ("scaled", "mask"))
 
     @property
@@ -124,13 +141,14 @@ class Calendar:
 class FleetArrays(NamedTuple):
     """What windows are built from.
 
-    transformed: float32 [server, step, metric], NaN = not measured (FleetScaling.bounds).
+    transformed: float32 [server, step, metric], NaN = not measured (FleetScaling.bounds). peers: of its servers (none).
     """
 
     spec: WindowSpec
     scaling: FleetScaling
     calendar: Calendar
     transformed: np.ndarray
+    peers: FleetPeers | None = None
 
 
 @dataclass(frozen=True)
@@ -139,11 +157,13 @@ class WindowRequest:
 
     rows, origins: int64 [window], server and index of the last known step.
     calendar_steps: int64 [window], step since the epoch whose calendar the origin has; the origin's own except for
-        augmentation.
+        augmentation of windows without a profile.
     profile_rows: int64 [window], 0 = unknown or masked.
     encoder_steps: E, at least 1.
     known_steps: int64 [window], steps up to the origin that may be used (0 = a server without history).
     level_shift: float32 [window, metric], added to the transformed values of the window's server (none).
+    masked_peers: boolean [window], where the peers may not be used (nowhere). Windows without a profile and windows
+        with a shorter encoder than the context have no peers.
     """
 
     rows: np.ndarray
@@ -153,33 +173,72 @@ class WindowRequest:
     encoder_steps: int
     known_steps: np.ndarray
     level_shift: np.ndarray | None = None
+    masked_peers: np.ndarray | None = None
+
+
+class _PeerContext(NamedTuple):
+    """Peers of a batch of windows over the context.
+
+    level: float32 [window, E, metric], NaN without peers. offset: float32 [window, metric], see peers.Spliced. counts:
+    float32 [window], the largest number of peers at a step, 0 without peers.
+    """
+
+    level: np.ndarray
+    offset: np.ndarray
+    counts: np.ndarray
+
+
+class _Past(NamedTuple):
+    """What windows may use up to their origin.
+
+    whole: float32 [window, step, metric], at least E steps, own values and, where there are none, the peers'; NaN =
+    neither. own: of the context, float32 [window, E, metric], part of `whole` without peers. peers: None if no window
+    has any.
+    """
+
+    whole: np.ndarray
+    own: np.ndarray
+    peers: _PeerContext | None
 
 
 class _Standardised(NamedTuple):
     """A batch's context, standardised, and how.
 
     strength: [window, metric]. seasonal_ahead: seasonal component of the horizon [window, H, metric].
-    measured_steps: of the context [window, metric]. context: [window, E, metric]. quantiles: [window, metric, knot].
+    measured_steps: of the context [window, metric]. position: loc and log-scale relative to peers or profile.
+    peer_weight: [window, metric], 0 without peers. context: [window, E, metric]. missing: boolean of the same shape,
+    True where the server itself was not measured. quantiles: [window, metric, knot].
     """
 
     strength: np.ndarray
     seasonal_ahead: np.ndarray
     measured_steps: np.ndarray
     scale: WindowScale
+    position: WindowScale
+    peer_weight: np.ndarray
     context: np.ndarray
+    missing: np.ndarray
     quantiles: np.ndarray
+
+
+class _Scale(NamedTuple):
+    """Scale of a batch of windows, the prior of their quantiles, and two static inputs of the network."""
+
+    scale: WindowScale
+    quantiles: np.ndarray
+    position: WindowScale
+    peer_weight: np.ndarray
 
 
 def build_windows(fleet: FleetArrays, request: WindowRequest) -> Windows:
     """The requested windows of a fleet."""
     spec, calendar, encoder_steps = fleet.spec, fleet.calendar, request.encoder_steps
     past = _past(fleet, request)
-    context = past[:, -encoder_steps:].copy()  # [window, E, metric]
-    lag_steps = LagSteps(
-        encoder_steps, spec.horizon_steps, spec.day_steps, spec.seasonal_lag_steps, spec.half_width_steps
-    )
-    lags = seasonal_lags(past, request.calendar_steps, calendar.clock_changes, lag_steps)
-    standardised = _standardise(fleet, context, lags, request.profile_rows)
+    context = past.whole[:, -encoder_steps:].copy()  # [window, E, metric]
+    lag_steps = spec.lag_steps(encoder_steps)
+    lags = seasonal_lags(past.whole, request.calendar_steps, calendar.clock_changes, lag_steps)
+    own = context if past.peers is None else past.own
+    standardised = _standardise(fleet, _Past(context, own, past.peers), lags, request.profile_rows)
     in_calendar = request.calendar_steps[:, None] - calendar.first_step
     encoder_at = in_calendar + np.arange(1 - encoder_steps, 1)
     decoder_at = in_calendar + np.arange(1, spec.horizon_steps + 1)
@@ -189,13 +248,24 @@ def build_windows(fleet: FleetArrays, request: WindowRequest) -> Windows:
         decoder_calendar=calendar.half_hour_and_day.take(decoder_at, axis=0),
         encoder_market=calendar.market_open.take(encoder_at, axis=0),
         decoder_market=calendar.market_open.take(decoder_at, axis=0),
-        static=_static_reals(fleet, standardised, request.profile_rows),
-        encoder=_values_and_masks(standardised.context),
+        static=_static_reals(spec, standardised, past.peers),
+        encoder=_values_and_masks(standardised),
         decoder=_decoder_reals(lags, standardised),
     )
     scale = standardised.scale
     target_scale = TargetScale(scale.loc[:, None] + standardised.seasonal_ahead, scale.scale, standardised.quantiles)
     return WindowBatch(inputs, target_scale)
+
+
+def may_have_peers(fleet: FleetArrays, rows: np.ndarray, profile_rows: np.ndarray) -> np.ndarray:
+    """Whether windows of these servers, with these profiles (0 = unknown or masked), have peers: boolean [window].
+
+    Windows at origins before which no peer was measured have none all the same.
+    """
+    if fleet.peers is None or fleet.scaling.peer_prior is None:
+        return np.zeros(len(rows), dtype=bool)
+    found: np.ndarray = fleet.scaling.peer_prior.has_peers[profile_rows] & (fleet.peers.rows[rows] >= 0)
+    return found
 
 
 def asinh(values: np.ndarray) -> np.ndarray:
@@ -225,13 +295,30 @@ def quantise(values: np.ndarray) -> np.ndarray:
     return multiples
 
 
-def _past(fleet: FleetArrays, request: WindowRequest) -> np.ndarray:
-    """What each window may use, up to its origin: float32 [window, step, metric], at least E steps.
+def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
+    """What each window may use, up to its origin; NaN before the array and before the window's known steps."""
+    encoder_steps, history_steps = request.encoder_steps, fleet.spec.history_steps
+    servers = servers_with_peers(fleet, request)
+    if servers is None or fleet.peers is None:
+        most = max(encoder_steps, min(history_steps, int(request.known_steps.max(initial=0))))
+        own = _own_past(fleet, request, most, request.known_steps)
+        return _Past(own, own[:, -encoder_steps:], None)
+    own = _own_past(fleet, request, history_steps, np.full(len(request.rows), history_steps))
+    level = peer_levels(fleet.peers, servers, request.calendar_steps, own)
+    counts = peer_counts(fleet.peers, servers, request.calendar_steps, own[:, -encoder_steps:])
+    _mask_metrics_without_prior(fleet, request.profile_rows, level)
+    for past, known in zip(own, request.known_steps, strict=True):
+        past[: max(history_steps - known, 0)] = np.nan
+    spliced = splice(own, level, encoder_steps)
+    level = level[:, -encoder_steps:]
+    counts = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts)
+    peers = _PeerContext(level, spliced.offset, counts.astype(np.float32))
+    return _Past(spliced.values, own[:, -encoder_steps:], peers)
 
-    NaN before the array and before the window's known steps. Copied window by window, in contiguous runs.
-    """
-    known_steps, transformed = request.known_steps, fleet.transformed
-    most = max(request.encoder_steps, min(fleet.spec.history_steps, int(known_steps.max(initial=0))))
+
+def _own_past(fleet: FleetArrays, request: WindowRequest, most: int, known_steps: np.ndarray) -> np.ndarray:
+    """Own values: float32 [window, most, metric]. Copied window by window, in contiguous runs."""
+    transformed = fleet.transformed
     past = np.empty((len(request.rows), most, transformed.shape[2]), dtype=np.float32)
     for window, (row, origin, known) in enumerate(zip(request.rows, request.origins, known_steps, strict=True)):
         steps = min(known, most, origin + 1)
@@ -242,41 +329,95 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> np.ndarray:
     return past
 
 
-def _standardise(
-    fleet: FleetArrays, context: np.ndarray, lags: SeasonalLags, profile_rows: np.ndarray
-) -> _Standardised:
-    """Seasonal component, then loc and scale, then window quantiles; `context` is overwritten."""
-    scaling, encoder_steps = fleet.scaling, context.shape[1]
+def servers_with_peers(fleet: FleetArrays, request: WindowRequest) -> np.ndarray | None:
+    """Rows of the servers, -1 for windows without peers: int64 [window]; None if no window has any."""
+    if request.encoder_steps < fleet.spec.context_steps:
+        return None
+    usable = may_have_peers(fleet, request.rows, request.profile_rows)
+    if request.masked_peers is not None:
+        usable &= ~request.masked_peers
+    return np.where(usable, request.rows, -1) if usable.any() else None
+
+
+def _mask_metrics_without_prior(fleet: FleetArrays, profile_rows: np.ndarray, level: np.ndarray) -> None:
+    """Sets the peers' level of metrics for which a profile has no prior to NaN, in place."""
+    lacking = ~fleet.scaling.peer_prior_by_steps.exists[profile_rows]  # [window, metric]
+    if lacking.any():
+        np.copyto(level, np.nan, where=lacking[:, None])
+
+
+def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_rows: np.ndarray) -> _Standardised:
+    """Seasonal component, then loc and scale, then window quantiles; `past`, of the context only, is overwritten."""
+    context, own, encoder_steps = past.whole, past.own, past.own.shape[1]
     seasonal = seasonal_component(context, lags.mean, fleet.spec.day_steps)
-    context -= seasonal.component[:, :encoder_steps]
-    measured_steps = encoder_steps - count_over_steps(np.isnan(context))
-    scale = scaling.window_scale(context, measured_steps, profile_rows)
-    standardised = _standardised(context, scale)
+    component = seasonal.component[:, :encoder_steps]
+    for values in (context,) if past.peers is None else (context, own, past.peers.level):
+        values -= component
+    missing = np.isnan(own)
+    measured_steps = encoder_steps - count_over_steps(missing)
+    found = _scale(fleet.scaling, own, measured_steps, profile_rows)
+    if past.peers is not None:
+        found = _scale_with_peers(fleet.scaling, found, past, profile_rows)
+    standardised = _standardised(context, found.scale)
+    own_standardised = standardised if past.peers is None else np.where(missing, np.float32(np.nan), standardised)
     return _Standardised(
         strength=seasonal.strength,
         seasonal_ahead=seasonal.component[:, encoder_steps:],
         measured_steps=measured_steps,
-        scale=scale,
+        scale=found.scale,
+        position=found.position,
+        peer_weight=found.peer_weight,
         context=standardised,
-        quantiles=window_quantiles(standardised, scaling.prior_quantiles(measured_steps, profile_rows)),
+        missing=missing,
+        quantiles=window_quantiles(own_standardised, found.quantiles),
     )
 
 
-def _values_and_masks(standardised: np.ndarray) -> np.ndarray:
-    """Interleaved values (0 where not measured) and masks: float32 [window, E, 2 * metric]."""
-    missing = np.isnan(standardised)
-    values = quantise(asinh(standardised))
-    np.copyto(values, 0.0, where=missing)
-    return _interleave(values, ~missing)
+def _scale(scaling: FleetScaling, own: np.ndarray, measured_steps: np.ndarray, profile_rows: np.ndarray) -> _Scale:
+    """By the profile statistics."""
+    scale = scaling.window_scale(own, measured_steps, profile_rows)
+    return _Scale(
+        scale,
+        scaling.prior_quantiles(measured_steps, profile_rows),
+        scaling.relative_to_profile(scale, profile_rows),
+        np.zeros(measured_steps.shape, dtype=np.float32),
+    )
 
 
-def _static_reals(fleet: FleetArrays, standardised: _Standardised, profile_rows: np.ndarray) -> np.ndarray:
-    """Loc and log-scale in profile units, seasonal strength, measured steps on a log scale: [window, 3 M + 1]."""
-    relative = fleet.scaling.relative_to_profile(standardised.scale, profile_rows)
+def _scale_with_peers(scaling: FleetScaling, without: _Scale, past: _Past, profile_rows: np.ndarray) -> _Scale:
+    """By the peers where there are any, else `without`."""
+    peers, prior = past.peers, scaling.peer_prior_by_steps
+    if peers is None:
+        return without
+    relative = relative_to_peers(past.own, peers.level, peers.offset)
+    by_peers = scale_by_peers(prior, relative, profile_rows)
+    has_peers = ~np.isnan(relative.base)  # [window, metric]
+    chosen = np.where(has_peers, by_peers[:2], without.scale)
+    position = np.where(has_peers, by_peers[3:], without.position)
+    return _Scale(
+        WindowScale(*chosen),
+        np.where(has_peers[..., None], by_peers.quantiles, without.quantiles),
+        WindowScale(*position),
+        np.where(has_peers, 1.0 - prior.level_weight[profile_rows, :, 1], np.float32(0.0)),
+    )
+
+
+def _values_and_masks(standardised: _Standardised) -> np.ndarray:
+    """Interleaved values (0 where there is none) and masks: float32 [window, E, 2 * metric]."""
+    values = quantise(asinh(standardised.context))
+    np.copyto(values, 0.0, where=np.isnan(standardised.context))
+    return _interleave(values, ~standardised.missing)
+
+
+def _static_reals(spec: WindowSpec, standardised: _Standardised, peers: _PeerContext | None) -> np.ndarray:
+    """Position, seasonal strength, measured steps on a log scale, peers and their weight: [window, 4 M + 2]."""
     measured_share = np.log1p(standardised.measured_steps.mean(axis=1, keepdims=True))
-    measured_share = measured_share / np.log1p(fleet.spec.context_steps)
-    position = _interleave(asinh(relative.loc), relative.scale)
-    return np.concatenate([position, standardised.strength, measured_share], axis=1, dtype=np.float32)
+    measured_share = measured_share / np.log1p(spec.context_steps)
+    position = _interleave(asinh(standardised.position.loc), standardised.position.scale)
+    count = np.zeros(len(position), dtype=np.float32) if peers is None else peers.counts
+    peer_count = np.log1p(count)[:, None] / PEER_COUNT_SCALE
+    parts = [position, standardised.strength, measured_share, peer_count, standardised.peer_weight]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _decoder_reals(lags: SeasonalLags, standardised: _Standardised) -> np.ndarray:

@@ -19,6 +19,7 @@ from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
@@ -39,11 +40,12 @@ class Origin(NamedTuple):
 
 
 class EngineInputs(NamedTuple):
-    """Arguments of Engine.forecast and Engine.explain: one entry per forecast."""
+    """Arguments of Engine.forecast: one entry per forecast."""
 
     history: np.ndarray
     profiles: list[str | None]
     origins: np.ndarray
+    peers: Peers
 
 
 def grid_for(frame: pd.DataFrame, config: ModelConfig, rules: ProfileRules) -> FleetGrid:
@@ -99,12 +101,14 @@ def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.dateti
     return origins
 
 
-def engine_inputs(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> EngineInputs:
-    """History, profiles and times of some origins."""
+def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> EngineInputs:
+    """History, profiles, times and peers of some origins; peers: of the grid's servers."""
     servers, steps = (np.array(part) for part in zip(*origins, strict=True))
     length = min(engine.config.history_steps, int(steps.max()) + 1)
     history = past_values(grid.values, servers, steps, length)
-    return EngineInputs(history, [grid.profiles[server] for server in servers], grid.timestamps()[steps])
+    profiles = [grid.profiles[server] for server in servers]
+    own = Peers(peers.table, peers.members[servers])
+    return EngineInputs(history, profiles, grid.timestamps()[steps], own)
 
 
 def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:
@@ -112,13 +116,13 @@ def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequen
 
     The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
     """
-    chunks = list(_chunks(origins))
+    chunks, peers = list(_chunks(origins)), grid.peers()
     rows = 0
     try:
         schema = forecast_schema(engine.config.quantiles)
         with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for chunk in tqdm(chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None):
-                table = _forecast(engine, grid, chunk)
+                table = _forecast(engine, grid, peers, chunk)
                 writer.write_table(table)
                 rows += table.num_rows
     except OSError as problem:
@@ -128,14 +132,14 @@ def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequen
     return rows
 
 
-def _forecast(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> pa.Table:
+def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> pa.Table:
     """Forecasts of some origins, one row per origin, step and metric."""
     config = engine.config
-    inputs = engine_inputs(engine, grid, origins)
+    inputs = engine_inputs(engine, grid, peers, origins)
     quantiles = engine.forecast(*inputs)  # [origin, horizon, metric, quantile]
     servers = [grid.servers[origin.server] for origin in origins]
     axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
-    return forecast_table(servers, inputs.origins, axes, quantiles)
+    return forecast_table(servers, inputs.origins, axes, quantiles, engine.peer_support(*inputs))
 
 
 def _chunks(origins: Sequence[Origin]) -> Iterator[Sequence[Origin]]:

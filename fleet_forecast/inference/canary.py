@@ -13,27 +13,37 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 
 CANARY_TOLERANCE = 1e-3  # relative, and absolute in the metric's unit: float32 sums differ between processors
-Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray], np.ndarray]  # Engine.forecast
+Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray, Peers], np.ndarray]  # Engine.forecast
 
 
 class Canary(NamedTuple):
-    """Input and output of Engine.forecast for two servers: one with little history, one with daily seasonality."""
+    """Input and output of Engine.forecast for three servers.
+
+    The first has no profile and little history. The others have the same profile and origin and are each other's peers;
+    one of them has little history.
+    """
 
     history: np.ndarray
     profiles: list[str | None]
     origins: np.ndarray
     quantiles: np.ndarray
 
+    def peers(self, step_seconds: int) -> Peers:
+        """The servers with a profile as peers."""
+        return _peers(self.history, self.profiles, self.origins, step_seconds)
+
 
 def write_canary(path: Path, config: ModelConfig, forecaster: Forecaster) -> None:
     """Store a synthetic history with the forecast of it."""
     history = _synthetic_history(config)
-    profiles = [config.profiles[0] if config.profiles else None, None]
-    origins = np.array(["2026-01-05T15:00:00", "2026-07-04T03:00:00"], dtype="datetime64[s]")
-    quantiles = forecaster(history, profiles, origins)
+    profiles = [None, *[config.profiles[0] if config.profiles else None] * 2]
+    times = ["2026-01-05T15:00:00", "2026-07-04T03:00:00", "2026-07-04T03:00:00"]
+    origins = np.array(times, dtype="datetime64[s]")
+    quantiles = forecaster(history, profiles, origins, _peers(history, profiles, origins, config.step_seconds))
     canary = {
         "history": [
             [[None if np.isnan(value) else float(value) for value in step] for step in server] for server in history
@@ -56,13 +66,13 @@ def read_canary(path: Path) -> Canary:
     )
 
 
-def check_canary(path: Path, forecaster: Forecaster) -> None:
+def check_canary(path: Path, step_seconds: int, forecaster: Forecaster) -> None:
     """Raise ModelError if the forecaster does not reproduce the stored forecast."""
     try:
         canary = read_canary(path)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a canary ({error}); copy the model directory again or train again") from error
-    made = forecaster(canary.history, canary.profiles, canary.origins)
+    made = forecaster(canary.history, canary.profiles, canary.origins, canary.peers(step_seconds))
     if not np.allclose(made, canary.quantiles, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
         worst = float(np.max(np.abs(made - canary.quantiles)))
         raise ModelError(
@@ -74,9 +84,17 @@ def check_canary(path: Path, forecaster: Forecaster) -> None:
 def _synthetic_history(config: ModelConfig) -> np.ndarray:
     """float32 [server, step, metric] in the contract's units: the same day repeated, with noise."""
     random = np.random.default_rng(0)
-    shape = (2, config.context_steps + config.spec.seasonal_lag_steps, len(config.targets))
+    shape = (3, config.context_steps + config.spec.seasonal_lag_steps, len(config.targets))
     loc, scale = config.scaling.loc[0], config.scaling.scale[0]  # [metric]
     days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])
     history = config.scaling.bounds.inverse(loc + scale * (days + 0.3 * random.normal(size=shape)))
-    history[0, : -config.context_steps // 4] = np.nan
+    history[[0, 2], : -config.context_steps // 4] = np.nan
     return history
+
+
+def _peers(history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray, step_seconds: int) -> Peers:
+    names = [str(row) for row in range(len(history))]
+    members = ProfileMembers.of(names, profiles)
+    last_step = int(origins[-1].astype(np.int64)) // step_seconds
+    table = PeerTable.build(history, members, last_step + 1 - history.shape[1])
+    return Peers(table, members.mask(len(history)))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.features.peers import FleetPeers, Peers, peer_counts
 from fleet_forecast.features.seasonality import changes_between
 from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, build_windows
@@ -31,6 +32,7 @@ from fleet_forecast.inference.explanations import (
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 from fleet_forecast.inference.model_directory import CANARY_FILE, EXPLAIN_FILE, ONNX_FILE, read_config, verify
 from fleet_forecast.inference.onnx_backend import onnx_explain, onnx_run
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.network.outputs import NetworkWeights
 
 CHUNK_WINDOWS = 45  # run at once by a thread: larger chunks are faster and need more memory
@@ -47,7 +49,7 @@ class _Fleet(NamedTuple):
 
     history: float32 [server, step, metric], at most the steps that a window reads. origin_steps: step numbers since
     the Unix epoch. known_steps: steps since the first measurement. profile_rows: rows of the scaling. encoder_steps:
-    length of the encoder.
+    length of the encoder. peers: transformed, None if no server has peers.
     """
 
     calendar: Calendar
@@ -56,6 +58,16 @@ class _Fleet(NamedTuple):
     known_steps: np.ndarray
     profile_rows: np.ndarray
     encoder_steps: np.ndarray
+    peers: FleetPeers | None
+
+
+class _ForecastInput(NamedTuple):
+    """The arguments of Engine.forecast."""
+
+    history: np.ndarray
+    profiles: Sequence[str | None]
+    origins: np.ndarray | np.datetime64
+    peers: Peers | None = None
 
 
 class Engine:
@@ -107,16 +119,21 @@ class Engine:
         return tuple(sorted({name for name in profiles if name is not None} - set(self.config.profiles)))
 
     def forecast(
-        self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
+        self,
+        history: np.ndarray,
+        profiles: Sequence[str | None],
+        origins: np.ndarray | np.datetime64,
+        peers: Peers | None = None,
     ) -> np.ndarray:
         """Forecast servers.
 
         history: float32 [server, history_step, metric] in the contract's units, NaN = not measured; the last step is
         the origin, any number of steps from 0. profiles: one per server, None = unknown. origins: datetime64 of the
-        last step, one for all or [server]. Returns float32 [server, horizon, metric, quantile], a view of memory in
-        which the steps of a quantile are contiguous.
+        last step, one for all or [server]. peers: the observed servers by profile, None = unknown; steps after an
+        origin are not used. Returns float32 [server, horizon, metric, quantile], a view of memory in which the steps of
+        a quantile are contiguous.
         """
-        return self._forecast(self._run, history, profiles, origins)
+        return self._forecast(self._run, _ForecastInput(history, profiles, origins, peers))
 
     def explain(
         self,
@@ -124,8 +141,9 @@ class Engine:
         profiles: Sequence[str | None],
         origins: np.ndarray | np.datetime64,
         horizon_steps: Sequence[int] | None = None,
+        peers: Peers | None = None,
     ) -> Interpretation:
-        """Variable and attention weights of forecasts; the first three arguments as for `forecast`.
+        """Variable and attention weights of forecasts; history, profiles, origins and peers as for `forecast`.
 
         horizon_steps: the steps of the horizon to explain (1 is the first after the origin), None for all of them.
         `variables` has the names of the columns. Raises NoExplanationError if the model has no explain.onnx, and
@@ -135,13 +153,31 @@ class Engine:
         found = empty_interpretation(len(history), self.variables, config)
         if not len(history):
             return found
-        fleet = self._fleet(history, profiles, origins)
+        fleet = self._fleet(_ForecastInput(history, profiles, origins, peers))
         for chunk in self._chunks(fleet.encoder_steps):
             windows = self._windows(fleet, chunk)
             part = interpret(windows, self._explain(windows), config.context_steps, horizon_steps)
-            for whole, of_chunk in zip(found, part, strict=True):
+            for whole, of_chunk in zip(found[:-1], part[:-1], strict=True):
                 whole[chunk] = of_chunk
-        return found
+        return found if peers is None else found._replace(peers=self.peer_support(history, profiles, origins, peers))
+
+    def peer_support(
+        self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64, peers: Peers
+    ) -> PeerSupport:
+        """On how many peers forecasts rest, and with which weight; arguments as for `forecast`, cheap beside it."""
+        spec, scaling = self.config.spec, self.config.scaling
+        servers = len(history)
+        fleet = self._fleet(_ForecastInput(history, profiles, origins, peers)) if servers else None
+        if fleet is None or fleet.peers is None:
+            shape = servers, len(spec.metrics)
+            return PeerSupport(np.zeros(servers, dtype=np.int64), np.zeros(shape, dtype=np.float32))
+        context = fleet.history[:, -spec.context_steps :]
+        counts = _peer_counts(fleet, spec.context_steps)
+        measured = (~np.isnan(context)).sum(axis=1)  # [server, metric]
+        prior = scaling.peer_prior_by_steps
+        level_weight = prior.level_weight[fleet.profile_rows[:, None], np.arange(len(spec.metrics)), measured]
+        weight = np.where(counts[:, None] > 0, np.nan_to_num(1.0 - level_weight), 0.0)
+        return PeerSupport(counts, weight.astype(np.float32))
 
     @property
     def variables(self) -> Variables:
@@ -162,15 +198,14 @@ class Engine:
         self._check_canary(lambda windows: explain(windows).quantiles)
         return explain
 
-    def _forecast(
-        self, run: Run, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
-    ) -> np.ndarray:
+    def _forecast(self, run: Run, inputs: _ForecastInput) -> np.ndarray:
         spec = self.config.spec
-        shape = (len(history), len(spec.metrics), len(self.config.quantiles), spec.horizon_steps)
+        servers = len(inputs.history)
+        shape = (servers, len(spec.metrics), len(self.config.quantiles), spec.horizon_steps)
         quantiles = np.moveaxis(np.empty(shape, dtype=np.float32), 3, 1)
-        if not len(history):
+        if not servers:
             return quantiles
-        fleet = self._fleet(history, profiles, origins)
+        fleet = self._fleet(inputs)
 
         def forecast_chunk(chunk: np.ndarray) -> None:
             quantiles[chunk] = run(self._windows(fleet, chunk))
@@ -184,26 +219,42 @@ class Engine:
                 list(pool.map(forecast_chunk, chunks))
         return quantiles
 
-    def _fleet(
-        self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64
-    ) -> _Fleet:
+    def _fleet(self, inputs: _ForecastInput) -> _Fleet:
         """The input of `_windows`, for all servers."""
         spec, scaling = self.config.spec, self.config.scaling
-        history = _at_least_one_step(history[:, -spec.history_steps :])
-        origin_steps = _step_numbers(origins, len(history), spec.step_seconds)
+        history = _at_least_one_step(inputs.history[:, -spec.history_steps :])
+        origin_steps = _step_numbers(inputs.origins, len(history), spec.step_seconds)
         known_steps = _known_steps(history)
         lengths = np.array(spec.encoder_lengths)
         first, last = int(origin_steps.min()), int(origin_steps.max()) + spec.horizon_steps
         calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.timezone)
         changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.timezone)
-        return _Fleet(
+        fleet = _Fleet(
             replace(calendar, clock_changes=changes),
             history,
             origin_steps,
             known_steps,
-            scaling.profile_rows(np.array(profiles, dtype=object)) * bool(self.config.profiles),
+            scaling.profile_rows(np.array(inputs.profiles, dtype=object)) * bool(self.config.profiles),
             lengths[np.searchsorted(lengths, np.clip(known_steps, 1, spec.context_steps))],
+            None,
         )
+        return fleet if inputs.peers is None else self._with_peers(fleet, inputs.peers)
+
+    def _with_peers(self, fleet: _Fleet, peers: Peers) -> _Fleet:
+        """The fleet with transformed peers, and a whole context for servers that have any."""
+        spec, scaling = self.config.spec, self.config.scaling
+        if scaling.peer_prior is None:
+            return fleet
+        names = np.array([None, *scaling.profiles], dtype=object)[fleet.profile_rows]
+        has_prior = scaling.peer_prior.has_peers[fleet.profile_rows]
+        used = sorted(set(names[has_prior]) & set(peers.table.profiles))
+        first, end = int(fleet.origin_steps.min()) + 1 - spec.history_steps, int(fleet.origin_steps.max()) + 1
+        table = peers.table.part(used, first, end)
+        if not used or not table.steps:
+            return fleet
+        fleet = fleet._replace(peers=Peers(table, peers.members).of_fleet(list(names), scaling.bounds))
+        has_peers = _peer_counts(fleet, spec.context_steps) > 0
+        return fleet._replace(encoder_steps=np.where(has_peers, spec.context_steps, fleet.encoder_steps))
 
     def _chunks(self, encoder_steps: np.ndarray) -> list[np.ndarray]:
         """Rows of servers to run together: one encoder length per chunk, the same number of chunks for each thread."""
@@ -227,12 +278,14 @@ class Engine:
             encoder_steps=int(fleet.encoder_steps[chunk[0]]),
             known_steps=fleet.known_steps[chunk],
         )
-        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed), request)
+        peers = fleet.peers if fleet.peers is None else fleet.peers.select(chunk)
+        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers), request)
 
     def _check_canary(self, run: Run) -> None:
         """Raise ModelError if `run` does not reproduce the canary forecast of the model directory."""
         if self.model_dir is not None:
-            check_canary(self.model_dir / CANARY_FILE, partial(self._forecast, run))
+            path, step_seconds = self.model_dir / CANARY_FILE, self.config.step_seconds
+            check_canary(path, step_seconds, lambda *inputs: self._forecast(run, _ForecastInput(*inputs)))
 
 
 def _uses_gpu(device: str) -> bool:
@@ -269,6 +322,21 @@ def _step_numbers(origins: np.ndarray | np.datetime64, servers: int, step_second
     """Origins as step numbers since the Unix epoch: int64 [server]."""
     seconds = np.asarray(origins, dtype="datetime64[s]").astype(np.int64)
     return np.broadcast_to(seconds // step_seconds, (servers,))
+
+
+def _peer_counts(fleet: _Fleet, context_steps: int) -> np.ndarray:
+    """Largest number of peers at a step of the context: int64 [server], 0 without peers."""
+    context = _last_steps(fleet.history, context_steps)
+    counts: np.ndarray = np.zeros(len(context), np.int64)
+    if fleet.peers is not None:
+        counts = peer_counts(fleet.peers, np.arange(len(context)), fleet.origin_steps, context)
+    return counts
+
+
+def _last_steps(history: np.ndarray, steps: int) -> np.ndarray:
+    """The last steps of [server, step, metric], with unmeasured ones in front if there are fewer."""
+    lacking = max(steps - history.shape[1], 0)
+    return np.pad(history[:, -steps:], ((0, 0), (lacking, 0), (0, 0)), constant_values=np.nan)
 
 
 def _known_steps(history: np.ndarray) -> np.ndarray:

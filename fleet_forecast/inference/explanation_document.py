@@ -11,7 +11,10 @@ from fleet_forecast.inference.explanations import Interpretation, Variables, in_
 
 
 def weights_document(found: Interpretation, variables: Variables, step_seconds: int) -> dict[str, Any]:
-    """The weights of one server: variables by group, largest weight first, and attention by lag."""
+    """The weights of one server: variables by group, largest weight first, and attention by lag.
+
+    With peers also their number and the weight of their level against the server's own, by metric.
+    """
     bin_steps = lag_bin_steps(found.attention.shape[1])
     bin_hours = bin_steps * step_seconds / 3600
     of_context = in_lag_bins(found.attention[0])[: -(-int(found.encoder_steps[0]) // bin_steps)]
@@ -25,6 +28,7 @@ def weights_document(found: Interpretation, variables: Variables, step_seconds: 
             "weights": [_rounded(weight) for weight in of_context],
             "horizon_weight": _rounded(found.attention_ahead[0]),
         },
+        **_peers(found, variables),
     }
 
 
@@ -39,7 +43,18 @@ def as_text(weights: Mapping[str, Any]) -> str:
         f"{100 * weight:8.1f} %  {lag:g} to {round(lag + attention['bin_hours'], 4):g} h before the origin"
         for lag, weight in zip(attention["lag_hours"], attention["weights"], strict=True)
     ]
+    if "peers" in weights:
+        lines += ["", f"weight of the level of {weights['peers']['count']} peers against the server's own"]
+        lines += [f"{100 * weight:8.1f} %  {metric}" for metric, weight in weights["peers"]["weights"].items()]
     return "\n".join(lines)
+
+
+def _peers(found: Interpretation, variables: Variables) -> dict[str, Any]:
+    if found.peers is None:
+        return {}
+    metrics = [name.removesuffix("_scaled") for name in variables.encoder if name.endswith("_scaled")]
+    weights = {metric: _rounded(weight) for metric, weight in zip(metrics, found.peers.weights[0], strict=True)}
+    return {"peers": {"count": int(found.peers.counts[0]), "weights": weights}}
 
 
 def _by_weight(names: Sequence[str], weights: np.ndarray) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import pandas as pd
 from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.network.outputs import NetworkWeights
 
 MOST_LAG_BINS = 24  # attention by lag is summed over at most this number of equal parts of the context
@@ -30,6 +31,7 @@ _LABELS = {
     "market_open": "market hours",
     "relative_time_idx": "distance from the origin",
     "measured_share": "share of the context that was measured",
+    "peer_count": "number of peers",
     "seasonal_lag_share": "share of the previous day that was measured",
     "seasonal_mean_share": "share of the earlier days that was measured",
 }
@@ -41,6 +43,7 @@ _METRIC_LABELS = {
     "seasonal_lag": "same time of the previous day",
     "seasonal_mean": "mean of earlier days at this time",
     "seasonal_strength": "strength of the daily seasonality",
+    "peer_weight": "weight of the peers after one step",
 }
 
 
@@ -56,11 +59,12 @@ class Interpretation(NamedTuple):
     """Variable and attention weights of some windows.
 
     static, encoder, decoder: float32 [window, variable], each row sums to 1. encoder is the mean over the measured
-    steps of the context (over all of them if none was measured), decoder the mean over the chosen steps of the horizon.
+    steps of the context (over all of them with peers, or if none was measured), decoder the mean over the chosen steps
+    of the horizon.
     attention: float32 [window, lag], from the chosen steps of the horizon to the context step `lag` steps before the
     origin (0: the origin itself); 0 beyond the encoder. attention_ahead: float32 [window], to earlier steps of the
     horizon; it sums to 1 with `attention`. encoder_steps: int64 [window], length of the encoder. quantiles: float32
-    [window, H, metric, quantile], the explained forecast.
+    [window, H, metric, quantile], the explained forecast. peers: None if the forecast was made without peers.
     """
 
     static: np.ndarray
@@ -70,6 +74,7 @@ class Interpretation(NamedTuple):
     attention_ahead: np.ndarray
     encoder_steps: np.ndarray
     quantiles: np.ndarray
+    peers: PeerSupport | None = None
 
 
 class WeightTables(NamedTuple):
@@ -110,7 +115,9 @@ def interpret(
     horizon_steps: the steps of the horizon to explain, 1 is the first after the origin; None: all.
     """
     measured = np.any(windows.inputs.encoder[..., 1::2], axis=2)  # [window, E], from the masks
-    measured |= ~np.any(measured, axis=1, keepdims=True)
+    metrics = windows.inputs.encoder.shape[2] // 2
+    has_peers = windows.inputs.static[:, 3 * metrics + 1] > 0  # the static real peer_count
+    measured |= has_peers[:, None] | ~np.any(measured, axis=1, keepdims=True)
     chosen = np.arange(weights.attention.shape[1]) if horizon_steps is None else np.array(horizon_steps) - 1
     encoder_steps = measured.shape[1]
     attention = weights.attention[:, chosen].mean(axis=1)  # [window, E + H]
@@ -132,8 +139,9 @@ def empty_interpretation(windows: int, variables: Variables, config: ModelConfig
     spec = config.spec
     shapes: list[tuple[int, ...]] = [(len(group),) for group in variables]
     shapes += [(spec.context_steps,), (), (), (spec.horizon_steps, len(spec.metrics), len(config.quantiles))]
-    kinds = [np.int64 if name == "encoder_steps" else np.float32 for name in Interpretation._fields]
-    return Interpretation(*(np.zeros((windows, *shape), kind) for shape, kind in zip(shapes, kinds, strict=True)))
+    kinds = [np.int64 if name == "encoder_steps" else np.float32 for name in Interpretation._fields[:-1]]
+    arrays = [np.zeros((windows, *shape), kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    return Interpretation._make([*arrays, None])
 
 
 def lag_bin_steps(context_steps: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
+from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.scaling import STATISTICS, FleetScaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 
@@ -70,11 +71,11 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The content of config.json."""
-        scaling = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in asdict(self.scaling).items()
-        }
-        return json.dumps({**asdict(self), "scaling": scaling}, indent=2)
+        scaling = {name: getattr(self.scaling, name) for name in FleetScaling.__dataclass_fields__}
+        if scaling["peer_prior"] is not None:
+            scaling["peer_prior"] = _as_json(scaling["peer_prior"]._asdict())
+        fields = {**asdict(replace(self, scaling=replace(self.scaling, peer_prior=None))), "scaling": _as_json(scaling)}
+        return json.dumps(fields, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -100,12 +101,29 @@ def _check_versions(contract_version: object, windows_version: object) -> None:
             raise ModelError(f"{CONFIG_FILE}: {name} is {version!r}, this software reads {own!r}; {RETRAIN}")
 
 
+def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _as_list(value) if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+
+
+def _as_list(values: np.ndarray) -> list[Any]:
+    """NaN, where a profile has no peers, as None."""
+    nullable = values.astype(object)
+    if values.dtype.kind == "f":
+        nullable[np.isnan(values)] = None
+    found: list[Any] = nullable.tolist()
+    return found
+
+
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
+    prior = fields["peer_prior"]
     floats = {name: np.array(fields[name], dtype=np.float32) for name in ("bound_width", *STATISTICS)}
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
         profiles=tuple(fields["profiles"]),
         context_steps=int(fields["context_steps"]),
+        peer_prior=PeerPrior(**{name: np.array(value, dtype=np.float32) for name, value in prior.items()})
+        if prior is not None
+        else None,
         **floats,
     )

@@ -32,7 +32,7 @@ from typing import Any
 from fleet_forecast.atomic_write import sync
 from fleet_forecast.inference.model_config import CONFIG_FILE, RETRAIN, ModelConfig, ModelError
 
-FORMAT_VERSION = 2  # of the files and their content; another one is refused
+FORMAT_VERSION = 3  # of the files and their content; another one is refused
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 EXPLAIN_FILE = "explain.onnx"

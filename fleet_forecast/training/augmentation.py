@@ -5,7 +5,10 @@
 - Synthetic servers, only among windows with an unknown profile: metrics are exchanged, or the calendar is that of
   another time, and the window's position relative to its profile is noisy. With few training servers the network would
   otherwise memorise each one.
-- Level shift: the level of windows with little history is shifted at random by the predictive level uncertainty.
+- Masked peers: windows with peers have the whole context as encoder, so short histories need no batches of their own;
+  some batches and windows have their peers masked.
+- Level shift: the level of windows with little history and no peers is shifted at random by the predictive level
+  uncertainty.
 
 Predictive level uncertainty: a network trained on nine servers of a profile forecasts that a tenth lies among them,
 which is overconfident, as neither their mean nor their deviation is the profile's. With normal levels, the next of n
@@ -16,6 +19,7 @@ exceeds the sample variance by a factor of 4 (n - 1) / (n (n - 3)) of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +46,8 @@ class Augmentation:
     short_history_share: float = 0.35
     one_day_share: float = 0.2
     masked_profile_share: float = 0.15
+    masked_peers_share: float = 0.4
+    one_window_masked_peers_share: float = 0.1
     synthetic_servers: float = 8.0
     position_noise: float = 2.0
     level_uncertainty: float = 1.0
@@ -54,19 +60,66 @@ class Augmentation:
 DEFAULT_AUGMENTATION = Augmentation()
 
 
+class DrawnHistory(NamedTuple):
+    """Encoder length of a batch, known steps of each window int64 [window], and where the peers are masked."""
+
+    encoder_steps: int
+    known_steps: np.ndarray
+    masked_peers: np.ndarray | None = None
+
+
 def draw_history(
     spec: WindowSpec, windows: int, random: np.random.Generator, augmentation: Augmentation = DEFAULT_AUGMENTATION
-) -> tuple[int, np.ndarray]:
-    """An encoder length for a batch, and the known steps of each window: int64 [window]."""
-    unlimited = spec.history_steps
+) -> DrawnHistory:
+    """For a batch of windows without peers."""
     if random.random() >= augmentation.short_history_share:
-        only_a_day = random.random(windows) < augmentation.one_day_share
-        return spec.context_steps, np.where(only_a_day, spec.context_steps, unlimited)
+        return _long_history(spec, windows, random, augmentation)
+    return _short_history(spec, windows, random)
+
+
+def draw_history_with_peers(
+    spec: WindowSpec,
+    has_peers: np.ndarray,
+    random: np.random.Generator,
+    augmentation: Augmentation = DEFAULT_AUGMENTATION,
+) -> DrawnHistory:
+    """For a batch in which some windows have peers: boolean [window].
+
+    Short histories of windows with peers are mixed into batches of a whole context. The share of batches with a shorter
+    encoder, in which no window has peers, is smaller by as much.
+    """
+    windows = len(has_peers)
+    if not has_peers.any():
+        return draw_history(spec, windows, random, augmentation)
+    mixed_share = has_peers.mean() * (1 - augmentation.masked_peers_share)
+    if random.random() < augmentation.short_history_share * (1 - mixed_share):
+        return _short_history(spec, windows, random)._replace(masked_peers=np.ones(windows, dtype=bool))
+    drawn = _long_history(spec, windows, random, augmentation)
+    is_short = has_peers & (random.random(windows) < augmentation.short_history_share)
+    lengths = np.array(spec.encoder_lengths)
+    choice = np.where(
+        random.random(windows) < SHORTEST_SHARE, 0, random.integers(min(1, len(lengths) - 1), len(lengths), windows)
+    )
+    shortest = np.where(choice == 0, 0, lengths[choice - 1] + 1)
+    short_steps = random.integers(shortest, lengths[choice] + 1)
+    masked = ~is_short & (random.random(windows) < augmentation.one_window_masked_peers_share)
+    return DrawnHistory(spec.context_steps, np.where(is_short, short_steps, drawn.known_steps), masked)
+
+
+def _long_history(
+    spec: WindowSpec, windows: int, random: np.random.Generator, augmentation: Augmentation
+) -> DrawnHistory:
+    only_a_day = random.random(windows) < augmentation.one_day_share
+    return DrawnHistory(spec.context_steps, np.where(only_a_day, spec.context_steps, spec.history_steps))
+
+
+def _short_history(spec: WindowSpec, windows: int, random: np.random.Generator) -> DrawnHistory:
     lengths = spec.encoder_lengths
     if len(lengths) == 1 or random.random() < SHORTEST_SHARE:
-        return 1, random.integers(0, 2, windows)
+        return DrawnHistory(1, random.integers(0, 2, windows))
     choice = int(random.integers(1, len(lengths)))
-    return lengths[choice], random.integers(lengths[choice - 1] + 1, lengths[choice] + 1, windows)
+    known_steps = random.integers(lengths[choice - 1] + 1, lengths[choice] + 1, windows)
+    return DrawnHistory(lengths[choice], known_steps)
 
 
 def add_position_noise(windows: Windows, noise: np.ndarray) -> Windows:

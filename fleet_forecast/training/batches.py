@@ -17,14 +17,24 @@ import numpy as np
 
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.masked_statistics import repeat_over_steps
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling
 from fleet_forecast.features.window_batch import Array, WindowBatch
-from fleet_forecast.features.windows import Calendar, FleetArrays, WindowRequest, WindowSpec, asinh, build_windows
+from fleet_forecast.features.windows import (
+    Calendar,
+    FleetArrays,
+    WindowRequest,
+    WindowSpec,
+    asinh,
+    build_windows,
+    may_have_peers,
+    servers_with_peers,
+)
 from fleet_forecast.training.augmentation import (
     DEFAULT_AUGMENTATION,
     Augmentation,
     add_position_noise,
-    draw_history,
+    draw_history_with_peers,
     exchange_metrics,
     level_uncertainty,
     mean_level,
@@ -50,7 +60,8 @@ class WindowSelection:
     rows, origins: int64 [window], server and grid step. encoder_steps: of all of them. known_steps: int64 [window],
     steps of history that may be used. masked_profile: boolean [window], where the profile is unknown (nowhere).
     calendar_origins: int64 [window], grid step whose calendar the origin has (its own). level_shift: float32 [window,
-    metric], added to the server's transformed values (0).
+    metric], added to the server's transformed values (0). masked_peers: boolean [window], where the peers are unknown
+    (nowhere).
     """
 
     rows: np.ndarray
@@ -60,6 +71,7 @@ class WindowSelection:
     masked_profile: np.ndarray | None = None
     calendar_origins: np.ndarray | None = None
     level_shift: np.ndarray | None = None
+    masked_peers: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -88,18 +100,19 @@ class WindowSource:
     """Builds batches of windows from a fleet in memory.
 
     fleet: the arrays that windows are built from. profile_rows: int64 [server]. first_step: of the grid, since the
-    epoch.
+    epoch. peers: of the grid's servers (none).
     """
 
-    def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling) -> None:
-        self.first_step = int(grid.start.astype("datetime64[s]").astype(np.int64)) // grid.step_seconds
+    def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling, peers: Peers | None = None) -> None:
+        self.first_step = grid.first_step
         calendar = Calendar.over(
             self.first_step - spec.context_steps,
             self.first_step + grid.steps + spec.horizon_steps,
             grid.step_seconds,
             spec.timezone,
         )
-        self.fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(grid.values))
+        of_fleet = peers.of_fleet(grid.profiles, scaling.bounds) if peers is not None else None
+        self.fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(grid.values), of_fleet)
         self.profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
 
     @property
@@ -136,11 +149,28 @@ class WindowSource:
             encoder_steps=selection.encoder_steps,
             known_steps=selection.known_steps,
             level_shift=shift if shift is not None and shift.any() else None,
+            masked_peers=selection.masked_peers,
         )
 
     def profiles_of(self, rows: np.ndarray, masked: np.ndarray | None) -> np.ndarray:
         """Profile rows that the network receives, 0 = unknown or masked: int64 [window]."""
         return self.profile_rows[rows] if masked is None else np.where(masked, 0, self.profile_rows[rows])
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether any window may have peers."""
+        return self.fleet.peers is not None and self.scaling.peer_prior is not None
+
+    def peer_rows(self, request: WindowRequest) -> tuple[np.ndarray, np.ndarray]:
+        """Of each window: row in the peer table, -1 without peers, int64 [window]; whether it is a member, boolean."""
+        peers, servers = self.fleet.peers, servers_with_peers(self.fleet, request)
+        if peers is None or servers is None:
+            return np.full(len(request.rows), -1), np.zeros(len(request.rows), dtype=bool)
+        return np.where(servers >= 0, peers.rows[servers], -1), (servers >= 0) & peers.members[servers]
+
+    def may_have_peers(self, rows: np.ndarray, masked_profile: np.ndarray | None = None) -> np.ndarray:
+        """Whether windows of these servers have peers: boolean [window]."""
+        return may_have_peers(self.fleet, rows, self.profiles_of(rows, masked_profile))
 
     def batch(self, selection: WindowSelection) -> Batch:
         """The selected windows with their targets."""
@@ -215,7 +245,8 @@ class BatchSampler:
         source, augmentation = self.source, self.augmentation
         spec, size, metrics = source.spec, len(rows), len(source.spec.metrics)
         synthetic_share = augmentation.synthetic_share(len(self.servers))
-        encoder_steps, known_steps = draw_history(spec, size, random, augmentation)
+        drawn = draw_history_with_peers(spec, source.may_have_peers(rows), random, augmentation)
+        known_steps = drawn.known_steps
         masked = random.random(size) < augmentation.masked_profile_share
         profiles = source.profiles_of(rows, masked)
         eligible = (profiles == 0) & (known_steps >= spec.context_steps)  # for synthetic servers
@@ -225,10 +256,22 @@ class BatchSampler:
         noise = random.normal(0, deviation, (size, 2 * metrics)).astype(np.float32)
         order = np.tile(np.arange(metrics), (size, 1))
         order[exchanged] = random.permuted(order[exchanged], axis=1)
-        missing_share = np.maximum(1.0 - known_steps / spec.context_steps, 0.0)[:, None]
+        has_peers = source.may_have_peers(rows, masked)
+        if drawn.masked_peers is not None:
+            has_peers &= ~drawn.masked_peers
+        missing_share = np.where(has_peers, 0.0, np.maximum(1.0 - known_steps / spec.context_steps, 0.0))[:, None]
         deviation_of_shift = augmentation.level_uncertainty * self.level_uncertainty[profiles] * missing_share
         shift = (deviation_of_shift * random.normal(0, 1, deviation_of_shift.shape)).astype(np.float32)
-        selection = WindowSelection(rows, origins, encoder_steps, known_steps, masked, calendar_origins, shift)
+        selection = WindowSelection(
+            rows=rows,
+            origins=origins,
+            encoder_steps=drawn.encoder_steps,
+            known_steps=known_steps,
+            masked_profile=masked,
+            calendar_origins=calendar_origins,
+            level_shift=shift,
+            masked_peers=drawn.masked_peers,
+        )
         return BatchPlan(number, selection, noise, order)
 
     def batches_per_epoch(self) -> int:

@@ -24,12 +24,15 @@ from fleet_forecast.features.seasonality import (
     overlap,
 )
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch
-from fleet_forecast.features.windows import INPUT_GRID
+from fleet_forecast.features.windows import INPUT_GRID, PEER_COUNT_SCALE
 from fleet_forecast.training.batches import BatchPlan, TrainingBatch, WindowSource
 
 
 class GpuPlan(NamedTuple):
-    """A batches.BatchPlan as tensors; profile is 0 where masked."""
+    """A batches.BatchPlan as tensors.
+
+    profile: 0 where masked. peer_row: in the peer table, -1 without peers. member: whether the server is in the table.
+    """
 
     rows: Tensor
     origins: Tensor
@@ -39,6 +42,8 @@ class GpuPlan(NamedTuple):
     metric_order: Tensor
     position_noise: Tensor
     level_shift: Tensor
+    peer_row: Tensor
+    member: Tensor
 
     def copy_(self, other: GpuPlan) -> None:
         """Overwrite with another plan of as many windows, in the same memory."""
@@ -57,14 +62,39 @@ class _SeasonalLags(NamedTuple):
 
 
 class _Standardised(NamedTuple):
-    """As windows._Standardised; missing: boolean like `context`."""
+    """As windows._Standardised, without the window quantiles but with their prior; position [window, metric, 2]."""
 
     strength: Tensor
     seasonal_ahead: Tensor
     missing: Tensor
+    scale: _Scale
+    context: Tensor
+
+
+class _Scale(NamedTuple):
+    """As windows._Scale; position [window, metric, 2]."""
+
     loc: Tensor
     scale: Tensor
-    context: Tensor
+    quantiles: Tensor
+    position: Tensor
+    peer_weight: Tensor
+
+
+class _PeerContext(NamedTuple):
+    """As windows._PeerContext."""
+
+    level: Tensor
+    offset: Tensor
+    counts: Tensor
+
+
+class _Past(NamedTuple):
+    """As windows._Past."""
+
+    whole: Tensor
+    own: Tensor
+    peers: _PeerContext | None
 
 
 class GpuBatches:
@@ -81,6 +111,7 @@ class GpuBatches:
         self._loc, self._scale, self._within = (torch.from_numpy(table).to(device) for table in statistics)
         prior = (torch.from_numpy(table).to(device) for table in scaling.prior_by_steps)
         self._loc_weight, self._scale_weight, self._prior_quantiles = prior
+        self._peers = _GpuPeers(source, device) if source.has_peers else None
         self._metrics = torch.arange(len(source.spec.metrics), device=device)
         self._knot_levels = torch.tensor(KNOT_LEVELS, dtype=torch.float64, device=device)
 
@@ -88,6 +119,7 @@ class GpuBatches:
         """The plan on the device; on a GPU the copies are still running when this returns."""
         request = self.source.request(plan.selection)
         shift = request.level_shift
+        peer_row, member = self.source.peer_rows(request)
         fields = GpuPlan(
             *(
                 torch.from_numpy(np.ascontiguousarray(field))
@@ -100,6 +132,8 @@ class GpuBatches:
                     plan.metric_order,
                     plan.position_noise,
                     np.zeros((len(plan), len(self._metrics)), dtype=np.float32) if shift is None else shift,
+                    peer_row,
+                    member,
                 )
             )
         )
@@ -116,18 +150,21 @@ class GpuBatches:
         """
         measured = self._transformed[~torch.isnan(self._transformed)]
         values = torch.cat([measured, self._loc.flatten()])
-        farthest = 5 * float(values.max() - values.min()) / (SMALLEST_SCALE * float(self._scale.min()))
+        smallest = SMALLEST_SCALE * float(self._scale.min())
+        if self._peers is not None:
+            smallest = min(smallest, self._peers.smallest_scale())
+        farthest = 5 * float(values.max() - values.min()) / smallest
         return int(np.ceil(np.arcsinh(farthest) * INPUT_GRID)) + 1
 
     def batch(self, plan: GpuPlan, encoder_steps: int) -> TrainingBatch[Tensor]:
         """As WindowSource.augmented_batch."""
         past = self._past(plan, encoder_steps)
-        lags = self._seasonal_lags(past, encoder_steps)
-        standardised = self._standardise(past[:, -encoder_steps:], lags, plan.profile)
+        lags = self._seasonal_lags(past.whole, encoder_steps)
+        standardised = self._standardise(past, lags, plan.profile)
         target_scale = self._target_scale(standardised, plan)
         future = self._take(plan.rows, plan.origins, 1, self.spec.horizon_steps) + plan.level_shift[:, None]
         targets = torch.asinh((future - target_scale.loc) / target_scale.scale[:, None])
-        windows = WindowBatch(self._inputs(lags, standardised, plan), target_scale)
+        windows = WindowBatch(self._inputs(lags, standardised, plan, past.peers), target_scale)
         return TrainingBatch(windows, targets.gather(2, plan.metric_order[:, None].expand_as(targets)))
 
     def _take(self, rows: Tensor, origins: Tensor, first: int, last: int) -> Tensor:
@@ -137,13 +174,24 @@ class GpuBatches:
         values = self._transformed.flatten(0, 1)[rows[:, None] * steps + index.clamp(0, steps - 1)]
         return values.masked_fill((index < 0)[..., None], torch.nan)
 
-    def _past(self, plan: GpuPlan, encoder_steps: int) -> Tensor:
-        """What each window may use, up to its origin: [window, step, metric], NaN before its known steps."""
+    def _past(self, plan: GpuPlan, encoder_steps: int) -> _Past:
+        """What each window may use, up to its origin; NaN before its known steps."""
         # A window with more known steps than its encoder length has a whole context: augmentation.draw_history.
-        most = self.spec.history_steps if encoder_steps == self.spec.context_steps else encoder_steps
-        past = self._take(plan.rows, plan.origins, 1 - most, 0) + plan.level_shift[:, None]
+        has_context = encoder_steps == self.spec.context_steps
+        most = self.spec.history_steps if has_context else encoder_steps
+        measured = self._take(plan.rows, plan.origins, 1 - most, 0) + plan.level_shift[:, None]
         unknown = torch.arange(most, 0, -1, device=self.device) > plan.known_steps[:, None]
-        return past.masked_fill(unknown[..., None], torch.nan)
+        own = measured.masked_fill(unknown[..., None], torch.nan)
+        if self._peers is None or not has_context:
+            return _Past(own, own[:, -encoder_steps:], None)
+        level, counts = self._peers.levels(plan, measured)
+        difference = (own - level)[:, -encoder_steps:]
+        together = ~torch.isnan(difference)
+        offset = difference.nan_to_num().sum(dim=1) / together.sum(dim=1)
+        whole = torch.where(torch.isnan(own), level + offset.nan_to_num()[:, None], own)
+        level, counts = level[:, -encoder_steps:], counts[:, -encoder_steps:].amax(dim=(1, 2))
+        counts = counts * ~torch.isnan(level).all(dim=2).all(dim=1)
+        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, offset, counts.float()))
 
     def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> _SeasonalLags:
         """As seasonality.seasonal_lags without clock changes."""
@@ -171,15 +219,20 @@ class GpuBatches:
             smoothed_mean_share=smoothed[1].mean(dim=2, keepdim=True) / ((2 * half + 1) * SEASONAL_MEAN_DAYS),
         )
 
-    def _standardise(self, context: Tensor, lags: _SeasonalLags, profile: Tensor) -> _Standardised:
+    def _standardise(self, past: _Past, lags: _SeasonalLags, profile: Tensor) -> _Standardised:
         """As windows._standardise, without the window quantiles."""
-        encoder_steps = context.shape[1]
+        encoder_steps = past.own.shape[1]
+        context = past.whole[:, -encoder_steps:]
         strength, component = self._seasonal_component(context, lags.mean)
-        context = context - component[:, :encoder_steps]
-        missing = torch.isnan(context)
-        loc, scale = self._window_scale(context, missing, profile)
-        standardised = (context - loc[:, None]) / scale[:, None]
-        return _Standardised(strength, component[:, encoder_steps:], missing, loc, scale, standardised)
+        component, ahead = component[:, :encoder_steps], component[:, encoder_steps:]
+        own = past.own - component
+        missing = torch.isnan(own)
+        scale = self._window_scale(own, missing, profile)
+        if self._peers is not None and past.peers is not None:
+            peers = past.peers._replace(level=past.peers.level - component)
+            scale = self._peers.scale(scale, own, peers, profile)
+        standardised = (context - component - scale.loc[:, None]) / scale.scale[:, None]
+        return _Standardised(strength, ahead, missing, scale, standardised)
 
     def _seasonal_component(self, context: Tensor, seasonal_mean: Tensor) -> tuple[Tensor, Tensor]:
         """As seasonality.seasonal_component: strength [window, metric], component [window, step, metric]."""
@@ -202,8 +255,8 @@ class GpuBatches:
         component = (seasonal_mean - level[:, None]) * strength[:, None]
         return strength, component.nan_to_num()
 
-    def _window_scale(self, context: Tensor, missing: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
-        """As FleetScaling.window_scale: loc and scale [window, metric]."""
+    def _window_scale(self, context: Tensor, missing: Tensor, profile: Tensor) -> _Scale:
+        """As windows._scale."""
         loc, scale, k = self._loc[profile], self._scale[profile], SCALE_PRIOR_STEPS
         n = (~missing).sum(dim=1)
         mean, deviations = _masked_mean_and_deviations((context - loc[:, None]) / scale[:, None], missing, n)
@@ -214,21 +267,23 @@ class GpuBatches:
         prior = torch.sqrt(1.0 - loc_weight + loc_weight * within**2)
         own, prior = (torch.log(width.clamp(min=SMALLEST_SCALE)) for width in (deviation, prior))
         relative_scale = torch.exp(prior + scale_weight * (own - prior))
-        return loc + scale * loc_weight * mean, scale * relative_scale
+        window_loc, window_scale = loc + scale * loc_weight * mean, scale * relative_scale
+        position = torch.stack([(window_loc - loc) / scale, torch.log(window_scale / scale)], dim=-1)
+        return _Scale(window_loc, window_scale, self._prior_quantiles[at], position, torch.zeros_like(loc))
 
     def _target_scale(self, standardised: _Standardised, plan: GpuPlan) -> TargetScale[Tensor]:
-        quantiles = self._window_quantiles(standardised, plan.profile)
+        quantiles = self._window_quantiles(standardised)
         return TargetScale(
-            loc=standardised.loc[:, None] + standardised.seasonal_ahead,
-            scale=standardised.scale,
+            loc=standardised.scale.loc[:, None] + standardised.seasonal_ahead,
+            scale=standardised.scale.scale,
             window_quantiles=quantiles.gather(1, plan.metric_order[..., None].expand_as(quantiles)),
         )
 
-    def _window_quantiles(self, standardised: _Standardised, profile: Tensor) -> Tensor:
+    def _window_quantiles(self, standardised: _Standardised) -> Tensor:
         """As quantile_map.window_quantiles: [window, metric, knot]."""
-        ascending = standardised.context.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
-        steps = (~standardised.missing).sum(dim=1)
-        prior, measured = self._prior_quantiles[profile[:, None], self._metrics, steps], steps[..., None]
+        own = standardised.context.masked_fill(standardised.missing, torch.nan)
+        ascending = own.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
+        prior, measured = standardised.scale.quantiles, (~standardised.missing).sum(dim=1)[..., None]
         last = (measured - 1).clamp(min=0)
         position = last * self._knot_levels
         below = position.long()
@@ -243,7 +298,9 @@ class GpuBatches:
         lower = median - gaps[..., :MEDIAN_KNOT].flip(-1).cumsum(dim=-1).flip(-1)
         return torch.cat([lower, median, upper], dim=-1).float()
 
-    def _inputs(self, lags: _SeasonalLags, standardised: _Standardised, plan: GpuPlan) -> NetworkInputs[Tensor]:
+    def _inputs(
+        self, lags: _SeasonalLags, standardised: _Standardised, plan: GpuPlan, peers: _PeerContext | None
+    ) -> NetworkInputs[Tensor]:
         """The network's inputs, augmented."""
         encoder_steps = standardised.context.shape[1]
         calendar, market = self._calendar(plan.calendar_steps, encoder_steps)
@@ -255,24 +312,22 @@ class GpuBatches:
             decoder_calendar=calendar[:, encoder_steps:],
             encoder_market=market[:, :encoder_steps],
             decoder_market=market[:, encoder_steps:],
-            static=self._static_reals(standardised, plan),
+            static=self._static_reals(standardised, plan, peers),
             encoder=_exchanged(encoder, plan.metric_order),
             decoder=_decoder_reals(lags, standardised, plan.metric_order),
         )
 
-    def _static_reals(self, standardised: _Standardised, plan: GpuPlan) -> Tensor:
-        """Static reals [window, 3 M + 1], with noise and in the plan's order of metrics."""
-        loc, scale = self._loc[plan.profile], self._scale[plan.profile]
-        position = torch.stack(
-            [torch.asinh((standardised.loc - loc) / scale), torch.log(standardised.scale / scale)], dim=-1
-        )
+    def _static_reals(self, standardised: _Standardised, plan: GpuPlan, peers: _PeerContext | None) -> Tensor:
+        """Static reals [window, 4 M + 2], with noise and in the plan's order of metrics."""
+        scale, order = standardised.scale, plan.metric_order
+        position = torch.stack([torch.asinh(scale.position[..., 0]), scale.position[..., 1]], dim=-1)
         position = position + plan.position_noise.view_as(position)
         measured = (~standardised.missing).float().sum(dim=1).mean(dim=1, keepdim=True)
         measured_share = torch.log1p(measured) / np.log1p(self.spec.context_steps)
-        order = plan.metric_order
-        return torch.cat(
-            [_exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order), measured_share], dim=1
-        )
+        counts = measured.new_zeros(len(measured)) if peers is None else peers.counts
+        peer_count = torch.log1p(counts)[:, None] / PEER_COUNT_SCALE
+        ordered = _exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order)
+        return torch.cat([*ordered, measured_share, peer_count, scale.peer_weight], dim=1)
 
     def _calendar(self, calendar_steps: Tensor, encoder_steps: int) -> tuple[Tensor, Tensor]:
         """half_hour, day_kind [window, E + H, 2] and market open [window, E + H, 1]."""
@@ -281,9 +336,70 @@ class GpuBatches:
         return self._half_hour_and_day[index], self._market_open[index]
 
 
+class _GpuPeers:
+    """The peer table and the peer prior of a WindowSource on `device`."""
+
+    def __init__(self, source: WindowSource, device: torch.device) -> None:
+        peers, scaling = source.fleet.peers, source.scaling
+        if peers is None or scaling.peer_prior is None:
+            raise ValueError("source: has no peers")
+        if (peers.first_step, peers.steps) != (source.first_step, source.transformed.shape[1]):
+            raise ValueError("source: its peers and its grid must have the same steps")
+        self._steps = peers.steps
+        medians = (torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.medians)
+        self._whole, self._smaller, self._equal, self._larger, self._counts = medians
+        prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in scaling.peer_prior_by_steps)
+        self._level_weight, self._error_scale, self._scale_weight, self._quantiles = prior
+        self._exists = torch.from_numpy(scaling.peer_prior.exists).to(device)
+        self._metrics = torch.arange(len(source.spec.metrics), device=device)
+
+    def smallest_scale(self) -> float:
+        """A lower bound of the scale of a window with peers."""
+        smallest = float(self._error_scale[~torch.isnan(self._error_scale)].min())
+        return smallest * float(np.sqrt(SCALE_PRIOR_STEPS / (SCALE_PRIOR_STEPS + self._level_weight.shape[2])))
+
+    def levels(self, plan: GpuPlan, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """As peers.peer_levels: median and number of the peers [window, step, metric]."""
+        index = plan.origins[:, None] + torch.arange(1 - measured.shape[1], 1, device=measured.device)
+        at = plan.peer_row.clamp(min=0)[:, None] * self._steps + index.clamp(0, self._steps - 1)
+        covered = ((plan.peer_row >= 0)[:, None] & (index >= 0))[..., None]
+        own = measured.masked_fill(~(plan.member[:, None, None] & covered), torch.nan)
+        whole = self._whole[at]
+        level = torch.where(own < whole, self._smaller[at], self._equal[at])
+        level = torch.where(own > whole, self._larger[at], level)
+        level = torch.where(torch.isnan(own), whole, level)
+        usable = covered & self._exists[plan.profile][:, None]
+        others = torch.where(covered, self._counts[at], 0) - (~torch.isnan(own)).to(torch.int16)
+        return level.masked_fill(~usable, torch.nan), others
+
+    def scale(self, without: _Scale, own: Tensor, peers: _PeerContext, profile: Tensor) -> _Scale:
+        """As windows._scale_with_peers; own and peers' level are seasonally adjusted."""
+        missing, k = torch.isnan(own), SCALE_PRIOR_STEPS
+        n = (~missing).sum(dim=1)
+        mean, deviations = _masked_mean_and_deviations(own, missing, n)
+        unknown = torch.isnan(peers.level)
+        base = peers.level.nan_to_num().sum(dim=1) / (~unknown).sum(dim=1)
+        relative = torch.where(torch.isnan(peers.offset), mean - base, peers.offset).masked_fill(n == 0, 0.0)
+        at = profile[:, None], self._metrics, n
+        error_scale = self._error_scale[at]
+        loc = base + self._level_weight[at] * relative
+        deviation = torch.sqrt(((deviations * deviations).sum(dim=1) + k * error_scale**2) / (n + k))
+        scale = error_scale * (deviation / error_scale) ** self._scale_weight[at]
+        first = self._error_scale[profile, :, 0]
+        position = torch.stack([(loc - base) / first, torch.log(scale / first)], dim=-1)
+        has_peers = ~torch.isnan(base)
+        return _Scale(
+            loc=torch.where(has_peers, loc, without.loc),
+            scale=torch.where(has_peers, scale, without.scale),
+            quantiles=torch.where(has_peers[..., None], self._quantiles[at], without.quantiles),
+            position=torch.where(has_peers[..., None], position, without.position),
+            peer_weight=torch.where(has_peers, 1.0 - self._level_weight[profile, :, 1], 0.0),
+        )
+
+
 def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_order: Tensor) -> Tensor:
     """As windows._decoder_reals, in this order of metrics."""
-    loc, scale = standardised.loc[:, None], standardised.scale[:, None]
+    loc, scale = standardised.scale.loc[:, None], standardised.scale.scale[:, None]
     inputs = [
         torch.asinh((values - loc) / scale).nan_to_num()
         for values in (lags.latest - standardised.seasonal_ahead, lags.smoothed_mean)

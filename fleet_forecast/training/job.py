@@ -19,8 +19,12 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.cold_start import cold_start_table
+from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
+from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
+from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -69,20 +73,41 @@ class Job:
         if self.profiled_job:
             return self.profiled_job.scaling.without_profiles()
         grid, rows = self.grid, self.split.training_servers
-        return fit_scaling(
+        scaling = fit_scaling(
             grid.values[:, : self.split.test_start],
             {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
             tuple(grid.profiles[row] if self.profiles else None for row in rows),
             self.spec.context_steps,
             rows=rows,
         )
+        return replace(scaling, peer_prior=self._peer_prior(scaling))
+
+    @cached_property
+    def peers(self) -> Peers:
+        """Peers of all servers: the training and validation servers of their profile."""
+        return self.profiled_job.peers if self.profiled_job else self.grid.peers(self.split.observed_servers)
+
+    def _peer_prior(self, scaling: FleetScaling) -> PeerPrior | None:
+        grid, spec = self.grid, self.spec
+        if not self.profiles:
+            return None
+        sample = PeerSample(
+            values=grid.values[:, : self.split.test_start],
+            bounds=scaling.bounds,
+            servers=self.split.training_servers,
+            profile_rows=scaling.profile_rows(np.array(grid.profiles, dtype=object)),
+            peers=self.peers.of_fleet(grid.profiles, scaling.bounds),
+            first_step=grid.first_step,
+            smallest_scale=SMALLEST_SCALE * scaling.scale,
+        )
+        return fit_peer_prior(sample, spec.lag_steps(spec.context_steps), spec.history_steps)
 
     @cached_property
     def source(self) -> WindowSource:
         """The fleet's windows."""
         if self.profiled_job:
             return self.profiled_job.source.without_profiles()
-        return WindowSource(self.grid, self.spec, self.scaling)
+        return WindowSource(self.grid, self.spec, self.scaling, self.peers if self.scaling.peer_prior else None)
 
     @property
     def training_data(self) -> TrainingData:
@@ -131,16 +156,18 @@ class Job:
         if not len(split.unseen_servers):
             return pd.DataFrame()
         print("evaluating unseen servers with little history", file=sys.stderr)
-        return cold_start_table(
-            self._backtest_plan(self._test_sample(split.unseen_servers)),
-            Engine(self.config("test"), torch_run(model)).forecast,
-            training_quantiles(self.grid, split.training_servers, split.test_start, QUANTILE_LEVELS),
-            bool(self.profiles),
-        )
+        plan = self._backtest_plan(self._test_sample(split.unseen_servers))
+        by_profile = training_quantiles(self.grid, split.training_servers, split.test_start, QUANTILE_LEVELS)
+        by_hand = None
+        if plan.peers is not None:
+            by_hand = fit_peers_by_hand(plan, split.training_servers, split.test_start, by_profile)
+        forecaster = Engine(self.config("test"), torch_run(model)).forecast
+        return cold_start_table(plan, forecaster, by_profile, bool(self.profiles), by_hand)
 
     def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
         """The test period of some servers."""
-        return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS)
+        peers = self.peers if self.scaling.peer_prior is not None else None
+        return BacktestPlan(self.grid, rows, self.test_origins(), self.spec.horizon_steps, QUANTILE_LEVELS, peers)
 
     def mean_weights(self, model: ForecastModel) -> WeightTables:
         """Mean variable and attention weights by profile, over a sample of windows of the test period."""
@@ -157,7 +184,8 @@ class Job:
         profiles = [grid.profiles[row] for row in rows]
         engine = Engine(self.config("explained"), torch_run(model), load_explain=lambda: torch_explain(model))
         history = past_values(grid.values, rows, steps, self.spec.history_steps)
-        explanation = engine.explain(history, profiles, grid.timestamps()[steps])
+        peers = Peers(self.peers.table, self.peers.members[rows])
+        explanation = engine.explain(history, profiles, grid.timestamps()[steps], peers=peers)
         return weight_tables(explanation, engine.variables, profiles, grid.step_seconds)
 
     def _test_sample(self, rows: np.ndarray) -> np.ndarray:

@@ -42,6 +42,11 @@ class Split:
     train_end: int
     test_start: int
 
+    @property
+    def observed_servers(self) -> np.ndarray:
+        """Those that may be peers; unseen servers are nobody's peers."""
+        return np.union1d(self.training_servers, self.validation_servers)
+
 
 def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdout: str, seed: int) -> Split:
     """Split servers at random within each profile, and time at fixed steps.

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history
+from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history_with_peers
 from fleet_forecast.training.batches import BatchPlan, BatchSampler, TrainingBatch, WindowSelection, WindowSource
 from fleet_forecast.training.checkpoint import Checkpointer
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of, loss_of, to_device
@@ -286,8 +286,10 @@ def validation_batches(data: TrainingData, seed: int, device: torch.device) -> V
                 "before the test period; provide more data, or another --train-fraction"
             )
         rows, origins = windows
-        encoder_steps, known_steps = draw_history(source.spec, len(rows), random)
-        selection = WindowSelection(rows, origins, encoder_steps, known_steps)
+        drawn = draw_history_with_peers(source.spec, source.may_have_peers(rows), random)
+        selection = WindowSelection(
+            rows, origins, drawn.encoder_steps, drawn.known_steps, masked_peers=drawn.masked_peers
+        )
         batches.append(to_device(source.batch(selection), device))
     return batches
 

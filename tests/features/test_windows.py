@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
+from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
+from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers, medians_without_one, order_statistics
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.seasonality import SEASONAL_MEAN_DAYS, seasonal_component
 from fleet_forecast.features.window_batch import Windows
@@ -237,3 +241,91 @@ def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> Non
         calendar = Calendar.over(step, step, 300, "America/New_York")
         assert calendar.half_hour_and_day[0].tolist() == [half_hour, day_kind], moment
         assert calendar.market_open[0, 0] == market_open, moment
+
+
+def fleet_with_peers(spec: WindowSpec, scaling: FleetScaling, random: np.random.Generator) -> FleetArrays:
+    """Six servers of one profile that share their load, and one without a profile."""
+    load = 40 + 15 * np.sin(2 * np.pi * np.arange(600) / 48) + random.normal(0, 4, 600)
+    values = load[None, :, None] + random.normal(0, 5, (7, 1, 2)) + random.normal(0, 1, (7, 600, 2))
+    values[random.random(values.shape) < 0.1] = np.nan
+    names, profiles = [str(row) for row in range(7)], ["web_api"] * 6 + [None]
+    members = ProfileMembers.of(names, profiles)
+    physical = values.astype(np.float32)
+    peers = Peers(PeerTable.build(physical, members, FIRST_STEP), members.mask(7)).of_fleet(profiles, scaling.bounds)
+    sample = PeerSample(
+        physical, scaling.bounds, np.arange(7), np.array([2] * 6 + [0]), peers, FIRST_STEP, 1e-3 * scaling.scale
+    )
+    prior = fit_peer_prior(sample, spec.lag_steps(48), spec.history_steps)
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    transformed = scaling.bounds.transform(physical)
+    return FleetArrays(spec, replace(scaling, peer_prior=prior), calendar, transformed, peers)
+
+
+@pytest.fixture(scope="module")
+def peer_fleet(spec: WindowSpec, scaling: FleetScaling) -> FleetArrays:
+    return fleet_with_peers(spec, scaling, np.random.default_rng(3))
+
+
+def request_of(known_steps: list[int], masked_profile: bool = False, masked_peers: bool = False) -> WindowRequest:
+    windows = len(known_steps)
+    profile_rows = np.full(windows, 0 if masked_profile else 2)
+    at = np.full(windows, 450)
+    masked = np.full(windows, masked_peers)
+    return WindowRequest(
+        np.arange(windows), at, FIRST_STEP + at, profile_rows, 48, np.array(known_steps), masked_peers=masked
+    )
+
+
+@pytest.mark.parametrize("masked", ["masked_profile", "masked_peers"])
+def test_windows_without_peers_are_those_of_a_fleet_without_peers(peer_fleet: FleetArrays, masked: str) -> None:
+    """To the bit, also beside windows with peers."""
+    request = request_of([1000, 20, 1, 0], **{masked: True})
+    without = build_windows(peer_fleet._replace(peers=None), request)
+    assert_equal(build_windows(peer_fleet, request), without)
+    some = replace(request_of([1000, 20, 1, 0]), profile_rows=np.array([2, 0, 2, 0]))
+    mixed, alone = build_windows(peer_fleet, some), build_windows(peer_fleet._replace(peers=None), some)
+    for name, field in mixed.fields().items():
+        np.testing.assert_array_equal(field[[1, 3]], alone.fields()[name][[1, 3]], err_msg=name)
+
+
+def test_a_server_without_history_has_the_loc_of_its_peers_now(peer_fleet: FleetArrays) -> None:
+    windows = build_windows(peer_fleet, request_of([0] * 4))
+    for window in range(4):
+        others = [row for row in range(6) if row != window]
+        expected = np.nanmean(peer_fleet.transformed[others, 403:451], axis=(0, 1))
+        assert np.abs(windows.target_scale.loc[window].mean(axis=0) - expected).max() < 6
+    assert (windows.inputs.encoder[..., 1::2] == 0).all()
+    assert (windows.inputs.encoder[..., 0::2] != 0).mean() > 0.9
+    np.testing.assert_allclose(windows.inputs.static[:, 7], np.log1p(5) / 4)
+
+
+def test_the_first_steps_move_loc_towards_the_servers_own_level(peer_fleet: FleetArrays) -> None:
+    none, hour = (build_windows(peer_fleet, request_of([known] * 6)).target_scale.loc for known in (0, 4))
+    following = peer_fleet.transformed[:6, 451:467]
+    errors = [np.nanmean(np.abs(following - loc)) for loc in (none, hour)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_peers_after_the_origin_and_a_members_own_hidden_values_are_not_used(peer_fleet: FleetArrays) -> None:
+    changed = peer_fleet.transformed.copy()
+    changed[0, 200:451] += 1.0  # server 0 without history: its values are no input, but its peers' level must not move
+    request = request_of([0])
+    peers = peer_fleet.peers
+    assert peers is not None
+    medians = medians_without_one(order_statistics(changed[:6]))
+    other = peers._replace(medians=type(medians)(*(field[None] for field in medians)))
+    before = build_windows(peer_fleet, request)
+    after = build_windows(peer_fleet._replace(transformed=changed, peers=other), request)
+    for name, field in before.fields().items():
+        np.testing.assert_allclose(after.fields()[name], field, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_the_weight_of_the_own_level_grows_with_the_history(peer_fleet: FleetArrays) -> None:
+    prior = peer_fleet.scaling.peer_prior
+    assert prior is not None
+    assert prior.exists.tolist() == [[False, False], [False, False], [True, True]]
+    weight = prior.level_weight[2, 0]
+    assert weight[0] == 0.0
+    assert weight[1] > 0.5  # the servers' levels differ by more than a step's noise
+    assert weight[-1] > weight[1] - 0.05
+    assert (np.diff(prior.quantiles[2], axis=-1) >= 0).all()

@@ -76,7 +76,7 @@ def test_the_grid_has_the_models_metrics_and_a_profile_for_every_server(engine: 
 
 def test_the_engine_receives_nothing_after_an_origin(engine: Engine) -> None:
     grid = grid_of([[True] * 5, [True] * 5])
-    inputs = batch.engine_inputs(engine, grid, [Origin(0, 1), Origin(1, 3)])
+    inputs = batch.engine_inputs(engine, grid, grid.peers(), [Origin(0, 1), Origin(1, 3)])
     np.testing.assert_array_equal(inputs.history[0, :, 0], [np.nan, np.nan, 0, 1])
     np.testing.assert_array_equal(inputs.history[1, :, 0], [0, 1, 2, 3])
     assert inputs.profiles == ["generic", "generic"]

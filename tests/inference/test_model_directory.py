@@ -147,7 +147,7 @@ def test_a_directory_of_another_format_is_refused_with_both_versions(copy: Path,
     path.write_text(json.dumps({**written, "files": json.loads(path.read_text())["files"]}))
     version = written.get("format_version", 1)
     with pytest.raises(
-        ModelError, match=rf"manifest.json: format_version is {version}, this software reads 2; train again"
+        ModelError, match=rf"manifest.json: format_version is {version}, this software reads 3; train again"
     ):
         Engine.load(copy, device="cpu")
 
@@ -181,7 +181,7 @@ def test_another_version_of_windows_is_refused_with_both_versions(copy: Path) ->
     config["windows_version"] = 1
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 5; train again"):
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 6; train again"):
         Engine.load(copy, device="cpu")
 
 

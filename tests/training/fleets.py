@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
+from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation
 from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSelection, WindowSource
@@ -58,3 +62,20 @@ def batches_of(
     source: WindowSource, servers: list[int], seed: int, augmentation: Augmentation = DEFAULT_AUGMENTATION
 ) -> list[Batch]:
     return [source.augmented_batch(plan) for plan in plans_of(source, servers, seed, augmentation)]
+
+
+def source_with_peers(grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling) -> WindowSource:
+    """A source in which every server is a peer of the others of its profile."""
+    peers = grid.peers()
+    sample = PeerSample(
+        values=grid.values,
+        bounds=scaling.bounds,
+        servers=np.arange(len(grid.servers)),
+        profile_rows=scaling.profile_rows(np.array(grid.profiles, dtype=object)),
+        peers=peers.of_fleet(grid.profiles, scaling.bounds),
+        first_step=grid.first_step,
+        smallest_scale=SMALLEST_SCALE * scaling.scale,
+    )
+    prior = fit_peer_prior(sample, spec.lag_steps(spec.context_steps), spec.history_steps)
+    assert prior is not None
+    return WindowSource(grid, spec, replace(scaling, peer_prior=prior), peers)

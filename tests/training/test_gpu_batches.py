@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -19,17 +20,18 @@ from fleet_forecast.training.batches import BatchPlan, BatchSampler, WindowSourc
 from fleet_forecast.training.gpu_batches import GpuBatches
 from fleet_forecast.training.gradients import gradients_of, loss_of, to_device
 from fleet_forecast.training.trainer_state import device_of, flatten_parameters
+from tests.training.fleets import source_with_peers
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
 SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
 STEPS = 12 * 48
 PROFILES = ("database", "web_api")
-SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0)
+SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0, masked_peers_share=0.9)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def source() -> WindowSource:
+@pytest.fixture(scope="module", params=[False, True], ids=["without peers", "with peers"])
+def source(request: pytest.FixtureRequest) -> WindowSource:
     """Servers with daily seasonality, without it, with gaps, idle, constant, and one that starts late."""
     random = np.random.default_rng(0)
     day = 30 * np.sin(2 * np.pi * np.arange(STEPS) / 48)
@@ -42,7 +44,7 @@ def source() -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcdef"), PROFILES * 3, METRICS, start, 1800, values.astype(np.float32))
     scaling = fit_scaling(grid.values, dict(zip(METRICS, (True, True, False), strict=True)), grid.profiles, 48)
-    return WindowSource(grid, SPEC, scaling)
+    return source_with_peers(grid, SPEC, scaling) if request.param else WindowSource(grid, SPEC, scaling)
 
 
 def plans(source: WindowSource, seed: int = 0, batch_size: int = 32) -> Iterator[BatchPlan]:
@@ -52,7 +54,7 @@ def plans(source: WindowSource, seed: int = 0, batch_size: int = 32) -> Iterator
 
 def test_every_field_of_every_batch_equals_the_one_built_in_numpy(source: WindowSource) -> None:
     gpu, lengths = GpuBatches(source, CPU), set()
-    for plan in plans(source):
+    for plan in chain(plans(source), plans(source, 1), plans(source, 2)):
         expected = source.augmented_batch(plan)
         windows, targets = gpu.batch(gpu.plan(plan), plan.selection.encoder_steps)
         made_fields = {**windows.fields(), "targets": targets}

@@ -1,0 +1,153 @@
+"""Unseen servers of real fleets by length of history: what the profile and its live peers are worth.
+
+    python benchmarks/real_roles.py                              # both data sets, 4 folds, 15 minutes of training each
+    python benchmarks/real_roles.py --folds 1 --minutes 5        # a quick look
+    python benchmarks/real_roles.py --data ../shared/data/fleets_public.parquet
+
+In each fold tft_trainer.py trains with another quarter of each profile's servers held out (of the virtual machines of
+slices_public: another quarter of the hosts) and is scored on the held-out servers in the days after the training, with
+no history, one step, and 1, 6 and 24 hours: with the profile given, masked, and with the peers masked, beside the
+baselines. Models are kept in models/roles/. Tables (Markdown, mean and standard deviation over the folds) go to stdout;
+the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tft_trainer  # noqa: E402
+from benchmarks.real_servers import FailedRunError, last_json_line  # noqa: E402
+from data_contract import ContractError, DataFileError, read_metrics  # noqa: E402
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+DATA = ROOT / "../shared/data"
+HELD_OUT_SHARE = 0.25
+MODELS = Path("models/roles")
+SEED = 0
+TEST_START = {
+    "slices_public": "2011-04-04"
+}  # the last day before it is 3 April, the first after it 9 April; elsewhere after 70 % of the time
+HOST_SEPARATOR = {"slices_public": ":"}  # the part of a server's name before it is the host
+TIMEZONE = {"fleets_public": "UTC", "slices_public": "UTC"}
+SCORES = ("wql", "accuracy", "coverage_80")
+
+
+class Fold(NamedTuple):
+    """Names of the servers held out, and the seed of the training."""
+
+    held_out: list[str]
+    seed: int
+
+
+def folds_of(frame: pd.DataFrame, folds: int, host_separator: str | None) -> list[Fold]:
+    """In each fold another quarter of each profile's servers, or of the hosts; repeated if there are not enough."""
+    random = np.random.default_rng(SEED)
+    servers = frame[["server_name", "profile"]].drop_duplicates().astype(str).sort_values("server_name")
+    if host_separator:
+        servers["unit"], servers["group"] = servers["server_name"].str.split(host_separator).str[0], "all hosts"
+    else:
+        servers["unit"], servers["group"] = servers["server_name"], servers["profile"]
+    units: list[list[str]] = [[] for _ in range(folds)]
+    for _, group in servers.groupby("group"):
+        shuffled = list(random.permutation(group["unit"].unique()))
+        if len(shuffled) < 3:
+            continue
+        count = max(1, round(HELD_OUT_SHARE * len(shuffled)))
+        for fold in range(folds):
+            units[fold] += (shuffled * (fold + 2))[fold * count : (fold + 1) * count]
+    return [
+        Fold(servers.loc[servers["unit"].isin(chosen), "server_name"].tolist(), SEED + fold)
+        for fold, chosen in enumerate(units)
+    ]
+
+
+def train_fraction(frame: pd.DataFrame, test_start: str | None) -> float:
+    """Share of the time before `test_start`."""
+    first, last = frame["timestamp"].min(), frame["timestamp"].max()
+    if test_start is None:
+        return 0.7
+    return float((pd.Timestamp(test_start, tz="UTC") - first) / (last - first))
+
+
+def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.DataFrame:
+    """The cold-start table of a model trained without the fold's servers."""
+    flags = {
+        "--training-dir": path,
+        "--models-dir": ROOT / MODELS / path.stem,
+        "--max-minutes": f"{minutes:g}",
+        "--holdout-servers": ",".join(fold.held_out),
+        "--seed": fold.seed,
+        "--train-fraction": f"{fraction:.6f}",
+        "--timezone": TIMEZONE.get(path.stem, "UTC"),
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    trained = last_json_line(tft_trainer.main, [*words, "--no-comparison"])
+    return pd.read_parquet(Path(trained["model_dir"]) / "cold_start.parquet")
+
+
+def summary(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean and standard deviation over the folds by history and method: columns <score>, <score>_spread."""
+    together = pd.concat(tables, ignore_index=True)
+    groups = together.groupby(["history", "method"], sort=False)[list(SCORES)]
+    return groups.mean().join(groups.std(), rsuffix="_spread").reset_index()
+
+
+def markdown(title: str, table: pd.DataFrame) -> str:
+    """The table in Markdown."""
+    lines = [title, "", "| history | method | WQL | accuracy % | 80 % band covers % |", "|---|---|---|---|---|"]
+    for row in table.to_dict("records"):
+        cells = [_cell(row, score, digits) for score, digits in zip(SCORES, (3, 1, 1), strict=True)]
+        lines.append(f"| {row['history']} | {row['method']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[Any, Any], score: str, digits: int) -> str:
+    spread = row[f"{score}_spread"]
+    return f"{row[score]:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
+
+
+def run(path: Path, folds: int, minutes: float) -> list[dict[str, Any]]:
+    """Run all folds of a data set and print its table; returns the table's rows."""
+    frame = read_metrics(path).frame
+    fraction = train_fraction(frame, TEST_START.get(path.stem))
+    chosen = folds_of(frame, folds, HOST_SEPARATOR.get(path.stem))
+    table = summary([one_fold(path, fold, minutes, fraction) for fold in chosen])
+    title = f"`{path.name}`, unseen servers, {folds} folds, {minutes:g} minutes of training"
+    print(f"\n{markdown(title, table)}")
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=5))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and score; returns 1 if a part failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", help="file; may be repeated (both real data sets)")
+    parser.add_argument("--minutes", type=float, default=15.0, help="training time of each model (%(default)s)")
+    parser.add_argument("--folds", type=int, default=4, help="number of folds (%(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.folds < 1 or not arguments.minutes > 0:
+        parser.error("--folds and --minutes: give numbers above 0")
+    paths = arguments.data or [DATA / f"{name}.parquet" for name in ("fleets_public", "slices_public")]
+    try:
+        result = {path.stem: run(path.resolve(), arguments.folds, arguments.minutes) for path in paths}
+    except (ContractError, DataFileError, FailedRunError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

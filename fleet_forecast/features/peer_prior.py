@@ -1,0 +1,266 @@
+"""Peer prior: loc, scale and quantiles of a window from its peers, by number of own measured steps.
+
+The seasonally adjusted level of the peers over the context is the base. A server's level relative to its peers, the
+relative level, is shrunk by a learned weight, as is the deviation of its own values. The weights, the usual error and
+the quantiles of what follows are fitted on windows of the training servers in which only n own steps are known and the
+server is not among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile
+the weight of the relative level is small; between servers that share no load it is near 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fleet_forecast.features.bounded_transform import BoundedTransform
+from fleet_forecast.features.cold_start import (
+    history_lengths,
+    least_absolute_deviation_weight,
+    length_interpolation,
+    shrunken_deviation,
+)
+from fleet_forecast.features.history import future_values, past_values
+from fleet_forecast.features.masked_statistics import (
+    count_over_steps,
+    dot_over_steps,
+    masked_mean_and_deviations,
+    sum_over_steps,
+)
+from fleet_forecast.features.peers import FleetPeers, peer_levels, splice
+from fleet_forecast.features.quantile_map import KNOT_LEVELS
+from fleet_forecast.features.seasonality import LagSteps, seasonal_component, seasonal_lags
+
+MAX_WINDOWS = 600  # sampled for each profile; more hardly change the weights
+FEWEST_WINDOWS = 20  # with a relative level and a following; with fewer there is no prior
+ORIGINS_PER_CONTEXT = 8
+SEED = 0
+
+
+class PeerPrior(NamedTuple):
+    """By profile, metric and number of own measured steps, at cold_start.history_lengths; NaN for rows without peers.
+
+    level_weight: of the relative level, 0 to 1. error_scale: usual root mean square of what follows around loc,
+    transformed units. scale_weight: of the own deviation, on a log scale, 0 to 1. Each is float32 [1 + profile, metric,
+    length]; row 0, the unknown profile, has no peers. quantiles: of (what follows - loc) / scale, float32 [1 + profile,
+    metric, length, knot].
+    """
+
+    level_weight: np.ndarray
+    error_scale: np.ndarray
+    scale_weight: np.ndarray
+    quantiles: np.ndarray
+
+    def by_steps(self, context_steps: int) -> PeerPrior:
+        """The fields after 0, 1, 2, ... measured steps: [1 + profile, metric, 1 + context, ...]."""
+        matrix = length_interpolation(context_steps)
+        return PeerPrior(
+            self.level_weight @ matrix.T,
+            np.exp(np.log(self.error_scale) @ matrix.T),
+            self.scale_weight @ matrix.T,
+            matrix @ self.quantiles,
+        )
+
+    @property
+    def exists(self) -> np.ndarray:
+        """Whether there is a prior: boolean [1 + profile, metric]."""
+        return np.asarray(~np.isnan(self.error_scale[..., 0]))
+
+    @property
+    def has_peers(self) -> np.ndarray:
+        """Whether any metric has a prior: boolean [1 + profile]."""
+        return np.asarray(self.exists.any(axis=1))
+
+
+class RelativeToPeers(NamedTuple):
+    """A window's own values relative to its peers, seasonally adjusted; float32 [window, metric].
+
+    base: mean level of the peers over the context, NaN without peers. relative: own level minus base, 0 without own
+    values. squares: sum of squares of the own values around their mean. measured_steps: of the context.
+    """
+
+    base: np.ndarray
+    relative: np.ndarray
+    squares: np.ndarray
+    measured_steps: np.ndarray
+
+
+class PeerScale(NamedTuple):
+    """Scale of windows by their peers, transformed; NaN without peers.
+
+    loc, scale: float32 [window, metric]. quantiles: prior of the window quantiles, float32 [window, metric, knot].
+    position: loc and log-scale relative to the base and the usual error without history, float32 [window, metric].
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    quantiles: np.ndarray
+    loc_position: np.ndarray
+    scale_position: np.ndarray
+
+
+class PeerSample(NamedTuple):
+    """What the prior is fitted on.
+
+    values: float32 [server, step, metric], physical units, of the training period. bounds: their transform. servers:
+    int64, the training servers. profile_rows: int64 [server], from 1. peers: of all servers. first_step: of `values`,
+    since the epoch. smallest_scale: transformed, [1 + profile, metric].
+    """
+
+    values: np.ndarray
+    bounds: BoundedTransform
+    servers: np.ndarray
+    profile_rows: np.ndarray
+    peers: FleetPeers
+    first_step: int
+    smallest_scale: np.ndarray
+
+
+class _SampledWindows(NamedTuple):
+    """Windows of one profile, transformed: own and peers' past, and what follows; origins since the epoch."""
+
+    own: np.ndarray
+    level: np.ndarray
+    following: np.ndarray
+    origin_steps: np.ndarray
+
+
+class _Errors(NamedTuple):
+    """Of sampled windows with n own steps: relative to their peers, and what follows, seasonally adjusted."""
+
+    relative: RelativeToPeers
+    following: np.ndarray
+
+
+def relative_to_peers(own: np.ndarray, level: np.ndarray, offset: np.ndarray) -> RelativeToPeers:
+    """Of windows: own and level are float32 [window, step, metric], seasonally adjusted, NaN = not measured.
+
+    offset: float32 [window, metric], peers.Spliced.offset.
+    """
+    steps = own.shape[1]
+    missing = np.isnan(own)
+    measured_steps = steps - count_over_steps(missing)
+    mean, deviations = masked_mean_and_deviations(own.copy(), missing, measured_steps)
+    unknown = np.isnan(level)
+    with np.errstate(invalid="ignore"):
+        base = sum_over_steps(np.where(unknown, np.float32(0.0), level)) / (steps - count_over_steps(unknown))
+    relative = np.where(np.isnan(offset), mean - base, offset)
+    relative[measured_steps == 0] = 0.0
+    return RelativeToPeers(base, relative, dot_over_steps(deviations, deviations), measured_steps)
+
+
+def scale_by_peers(prior: PeerPrior, relative: RelativeToPeers, profile_rows: np.ndarray) -> PeerScale:
+    """Loc, scale and quantiles of windows.
+
+    prior: by steps (PeerPrior.by_steps). profile_rows: int64 [window].
+    """
+    metrics, last = prior.level_weight.shape[1], prior.level_weight.shape[2] - 1
+    steps = np.minimum(relative.measured_steps, last).astype(np.int64)
+    profile, metric = profile_rows[:, None], np.arange(metrics)
+    at = profile, metric, steps
+    error_scale = prior.error_scale[at]
+    loc = relative.base + prior.level_weight[at] * relative.relative
+    deviation = shrunken_deviation(relative.squares, relative.measured_steps, error_scale)
+    scale = error_scale * (deviation / error_scale) ** prior.scale_weight[at]
+    without_history = prior.error_scale[profile, metric, 0]
+    return PeerScale(
+        loc=loc.astype(np.float32),
+        scale=scale.astype(np.float32),
+        quantiles=prior.quantiles[at],
+        loc_position=((loc - relative.base) / without_history).astype(np.float32),
+        scale_position=np.log(scale / without_history).astype(np.float32),
+    )
+
+
+def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) -> PeerPrior | None:
+    """The prior of all profiles; None if no profile has one. Deterministic.
+
+    lag_steps: of windows with a whole context. history_steps: past steps that a window can use.
+    """
+    profiles, metrics = sample.smallest_scale.shape
+    lengths = history_lengths(lag_steps.encoder)
+    shape = (profiles, metrics, len(lengths))
+    level_weight, error_scale, scale_weight = (np.full(shape, np.nan) for _ in range(3))
+    prior = PeerPrior(level_weight, error_scale, scale_weight, np.full((*shape, len(KNOT_LEVELS)), np.nan))
+    for profile in range(1, profiles):
+        windows = _sampled_windows(sample, profile, lag_steps, history_steps)
+        if windows is None:
+            continue
+        smallest = sample.smallest_scale[profile]
+        for index, errors in enumerate(_errors_by_length(windows, lag_steps)):
+            for metric in range(metrics):
+                of_metric = _fitted(errors, metric, int(lengths[index]), float(smallest[metric]))
+                # Too few windows of a length: the estimate of the next shorter one.
+                earlier = tuple(field[profile, metric, max(index - 1, 0)] for field in prior)
+                for field, value in zip(prior, of_metric or earlier, strict=True):
+                    field[profile, metric, index] = value
+    if not prior.exists.any():
+        return None
+    return PeerPrior(*(field.astype(np.float32) for field in prior))
+
+
+def _sampled_windows(
+    sample: PeerSample, profile: int, lag_steps: LagSteps, history_steps: int
+) -> _SampledWindows | None:
+    """Windows of the profile's training servers at regular origins; None without peers or without origins."""
+    servers = sample.servers[sample.profile_rows[sample.servers] == profile]
+    last = sample.values.shape[1] - lag_steps.horizon
+    every = max(1, lag_steps.encoder // ORIGINS_PER_CONTEXT)
+    origins = np.arange(max(0, min(history_steps // 2, last // 2)), last, every)
+    rows, origins = (part.ravel() for part in np.meshgrid(servers, origins, indexing="ij"))
+    if not len(rows):
+        return None
+    if len(rows) > MAX_WINDOWS:
+        chosen = np.random.default_rng([SEED, profile]).choice(len(rows), MAX_WINDOWS, replace=False)
+        rows, origins = rows[chosen], origins[chosen]
+    own = sample.bounds.transform(past_values(sample.values, rows, origins, history_steps))
+    level = peer_levels(sample.peers, rows, sample.first_step + origins, own)
+    if np.isnan(level).all():
+        return None
+    following = sample.bounds.transform(future_values(sample.values, rows, origins, lag_steps.horizon))
+    return _SampledWindows(own, level, following, sample.first_step + origins)
+
+
+def _errors_by_length(windows: _SampledWindows, lag_steps: LagSteps) -> Iterator[_Errors]:
+    """For each length of history; at the longest, a context, all of the past is known."""
+    context_steps, lengths = lag_steps.encoder, history_lengths(lag_steps.encoder)
+    for n in lengths:
+        own = windows.own.copy()
+        if n < context_steps:
+            own[:, : own.shape[1] - n] = np.nan
+        spliced = splice(own, windows.level, context_steps)
+        context = spliced.values[:, -context_steps:].copy()
+        lags = seasonal_lags(spliced.values, windows.origin_steps, (), lag_steps)
+        component = seasonal_component(context, lags.mean, lag_steps.day).component
+        past, ahead = component[:, :context_steps], component[:, context_steps:]
+        relative = relative_to_peers(
+            own[:, -context_steps:] - past, windows.level[:, -context_steps:] - past, spliced.offset
+        )
+        yield _Errors(relative, windows.following - ahead)
+
+
+def _fitted(errors: _Errors, metric: int, n: int, smallest: float) -> tuple[float, float, float, np.ndarray] | None:
+    """level_weight, error_scale, scale_weight, quantiles of one metric after n steps; None with too few windows."""
+    base, relative, squares, measured = (field[:, metric].astype(np.float64) for field in errors.relative)
+    following = errors.following[..., metric].astype(np.float64)
+    known = ~np.isnan(following)
+    usable = ~np.isnan(base) & (2 * known.sum(axis=1) > following.shape[1]) & (2 * measured >= n)
+    usable &= (measured >= 1) | (n == 0)
+    if usable.sum() < FEWEST_WINDOWS:
+        return None
+    base, relative, squares, measured = (part[usable] for part in (base, relative, squares, measured))
+    following = following[usable]
+    level_weight = least_absolute_deviation_weight(relative, np.nanmean(following, axis=1) - base) if n else 0.0
+    level_weight = 0.0 if np.isnan(level_weight) else level_weight
+    error = following - (base + level_weight * relative)[:, None]
+    size = np.maximum(np.sqrt(np.nanmean(error**2, axis=1)), smallest)
+    error_scale = float(np.exp(np.mean(np.log(size))))
+    deviation, scale_weight = np.full(len(size), error_scale), 0.0
+    if n:
+        deviation = shrunken_deviation(squares, measured, error_scale)
+        weight = least_absolute_deviation_weight(np.log(deviation / error_scale), np.log(size / error_scale))
+        scale_weight = 0.0 if np.isnan(weight) else weight
+    scale = error_scale * (deviation / error_scale) ** scale_weight
+    quantiles = np.nanquantile(error / scale[:, None], KNOT_LEVELS)
+    return level_weight, error_scale, scale_weight, quantiles
