@@ -63,7 +63,7 @@ class BoundedTransform:
         return transformed.reshape(values.shape)
 
     def log_derivative(self, values: np.ndarray) -> np.ndarray:
-        """log d transform / d value, in double precision; values: physical units [..., metric]."""
+        """Logarithm of the derivative of the transform, in double precision; values: physical units [..., metric]."""
         inside = self._inside * np.asarray(values, dtype=np.float64) / self.bound_width + BOUND
         from_upper = np.maximum(self._hundred - inside, BOUND / 2)
         from_bounds = np.exp(-inside) / -np.expm1(-inside) + np.exp(-from_upper) / -np.expm1(-from_upper)
