@@ -6,8 +6,9 @@ maximum-likelihood values, and the logarithm of the transform's derivative is ad
 distribution: its likelihood is the absolute error, which is what the quantile loss measures, and bursts do not dominate
 it as they do the Gaussian one.
 
-Where the likelihood hardly differs, the width stays near the default: a transform that is nearly linear for most
-measurements.
+The default is kept unless the likelihood is clearly better: with small differences narrow bounds forecast better. On 46
+real servers (30 days of training, 15 of test) a width of 0.5 for two rates, whose likelihood was 0.01 better, had a WQL
+2 % higher than a width of 0.1.
 
 Measurements exactly at a bound are censored and have no density. They are left out, as are windows without two
 different values.
@@ -22,7 +23,7 @@ from fleet_forecast.features.bounded_transform import BoundedTransform
 PERCENT_BOUND_WIDTHS = (5.0, 20.0, 60.0)  # percentage points at 0 and 100 %
 RATE_BOUND_WIDTHS = (0.02, 0.1, 0.5, 2.0, 8.0)  # rates and latencies, at 0: share of the metric's typical level
 DEFAULT_PERCENT, DEFAULT_RATE = 20.0, 0.02
-TOLERANCE = 0.01  # log-likelihood per measurement below the best at which a width nearer to the default is chosen
+MIN_GAIN = 0.1  # of the log-likelihood per measurement over the default
 MAX_VALUES = 200_000  # of a metric, whole windows evenly spread over servers and time
 
 
@@ -38,9 +39,8 @@ def choose_bound_width(values: np.ndarray, percent: bool, typical_level: float, 
         return unit * default
     shares = PERCENT_BOUND_WIDTHS if percent else RATE_BOUND_WIDTHS
     likelihoods = {share: log_likelihood(windows, percent, unit * share) for share in shares}
-    best = max(likelihoods.values())
-    suitable = [share for share, likelihood in likelihoods.items() if likelihood >= best - TOLERANCE]
-    return unit * min(suitable, key=lambda share: abs(np.log(share / default)))
+    best = max(shares, key=likelihoods.__getitem__)
+    return unit * (best if likelihoods[best] - likelihoods[default] >= MIN_GAIN else default)
 
 
 def log_likelihood(windows: np.ndarray, percent: bool, bound_width: float) -> float:
