@@ -390,7 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="model directory to score on the same windows; may be given again, needs one --data",
+        help="model directory to score on the same windows, trained with --no-final-fit; may be given again, needs one "
+        "--data",
     )
     arguments = parser.parse_args(argv)
     paths = arguments.data or [path.resolve() for path in DATA]

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.bounded_transform import BoundedTransform, bound_widths
+from fleet_forecast.features.bound_width import choose_bound_width
+from fleet_forecast.features.bounded_transform import BoundedTransform
 from fleet_forecast.features.cold_start import (
     SMALLEST_SCALE,
     ColdStartPrior,
@@ -154,7 +155,13 @@ def fit_scaling(
     metrics, percent = tuple(is_percent), np.array(list(is_percent.values()))
     chosen = slice(None) if rows is None else rows
     typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
-    bound_width = bound_widths(percent, typical)
+    bound_width = np.array(
+        [
+            choose_bound_width(values[..., index][chosen], is_percent, typical[index], context_steps)
+            for index, is_percent in enumerate(percent)
+        ],
+        dtype=np.float32,
+    )
     names = tuple(sorted({name for name in profiles if name is not None}))
     owner = np.array([name if name is not None else "" for name in profiles])
     columns = []
