@@ -32,6 +32,7 @@ from fleet_forecast.serving.storage.schema import Layout
 LOG = logging.getLogger(__name__)
 OPEN_ATTEMPTS, OPEN_PAUSE_SECONDS = 5, 0.2
 ATTEMPTS_THAT_PROVE_DAMAGE = 2
+MEMORY_OF_A_CHECK_BYTES = 128 * 1024 * 1024  # twice the cache
 END_SECONDS = 253_402_300_800  # since 1970: the year 10000, later than any date
 
 
@@ -75,6 +76,8 @@ def _connect_with_retries(path: Path, layout: Layout) -> OpenHistory:
             return connect(path, layout)
         except (sqlite3.Error, OSError, MemoryError) as problem:
             found_damaged += is_damage_at_start(path, problem)
+            if found_damaged and not _memory_is_available():  # SQLite words some failures of memory as damage
+                raise OSError(_refusal(path, MemoryError())) from None
             if found_damaged == ATTEMPTS_THAT_PROVE_DAMAGE:
                 raise _ProvenDamagedError from problem
             if attempt == OPEN_ATTEMPTS:
@@ -135,6 +138,15 @@ def _read(database: sqlite3.Connection, layout: Layout) -> OpenHistory:
     last_steps = {server_id: int(newest[server_id]) for server_id in ids}
     measured_steps = {server_id: int(counts[server_id]) for server_id in ids}
     return OpenHistory(database, layout, servers, next_id, last_steps, measured_steps, pending)
+
+
+def _memory_is_available() -> bool:
+    """Whether the process may take as much memory as the check of a file needs."""
+    try:
+        bytes(MEMORY_OF_A_CHECK_BYTES)  # zeros, which take address space and no memory
+    except MemoryError:
+        return False
+    return True
 
 
 def _raise_if_permanent(path: Path, problem: Exception) -> None:

@@ -239,3 +239,12 @@ def test_too_little_memory_for_a_read_is_an_answer_and_no_damage(store):
         store._ask(too_large).result(5)
     store.append([sample()]).result(5)
     assert store.set_aside is None
+
+
+def test_a_file_found_damaged_while_memory_is_short_is_not_set_aside(tmp_path, monkeypatch):
+    HistoryStore(tmp_path / "h.sqlite", STEP).close()
+    fail_to_check(monkeypatch, 10_000, DamagedError, None)
+    monkeypatch.setattr(opening, "MEMORY_OF_A_CHECK_BYTES", 2**62)
+    with pytest.raises(OSError, match="not enough memory"):
+        HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert not list(tmp_path.glob("*.damaged-*"))
