@@ -6,7 +6,7 @@ VENV        := .venv
 PYTHON      := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench real reliability clean
+.PHONY: help install demo test test-all lint bench real reliability hashes clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -39,6 +39,11 @@ real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and pr
 
 reliability: $(VENV)/.dev-packages ## test every promise of the daemon and print the results (15 minutes)
 	@$(PYTHON) -m tests.reliability
+
+# Hashes of all files of each version, for every Linux; torch and what only training needs is not in the image.
+hashes: $(VENV)/.dev-packages ## write requirements-deploy.txt, the image's packages with their hashes
+	@$(VENV)/bin/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.12 --python-platform linux \
+		--constraints requirements.txt --custom-compile-command "make hashes" -o requirements-deploy.txt deploy/requirements.in
 
 clean: ## remove .venv, caches and the demo's folder (training/ and models/ stay)
 	@rm -rf $(VENV) demo_files .pytest_cache .mypy_cache .ruff_cache .hypothesis

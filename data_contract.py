@@ -147,6 +147,11 @@ def main(argv: Iterable[str] | None = None) -> int:
         violations = [dataclasses.asdict(violation) for violation in problem.violations]
         print(json.dumps({"path": str(arguments.path), "violations": violations}))
         return 1
+    except MemoryError as problem:
+        message = f"{arguments.path}: not enough memory to read it ({problem}); check parts of it"
+        print(f"error: {message}", file=sys.stderr)
+        print(json.dumps({"path": str(arguments.path), "error": message}))
+        return 1
     except DataFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         print(json.dumps({"path": str(arguments.path), "error": str(problem)}))

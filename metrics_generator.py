@@ -357,10 +357,8 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
 
     began, request = time.perf_counter(), _pull_request(arguments)
     _refuse_unwritable(arguments.out_dir)
-    with (
-        PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file)) as client,
-        tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar,
-    ):
+    client = PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file))
+    with tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

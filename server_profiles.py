@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class ServerProfile(StrEnum):
@@ -309,6 +309,15 @@ class ProfileMatch(NamedTuple):
     rule: str | None
 
 
+class NamePattern(Protocol):
+    """A compiled regular expression: of `re`, or of RE2 where the pattern comes from a file."""
+
+    @property
+    def pattern(self) -> str: ...
+
+    def match(self, name: str, /) -> object: ...
+
+
 @dataclass(frozen=True)
 class ProfileRules:
     """Rules from names to profiles: the pins, then the patterns in order.
@@ -318,7 +327,7 @@ class ProfileRules:
     added: number of patterns, from the first one on, that come from the user's file.
     """
 
-    patterns: tuple[tuple[re.Pattern[str], ServerProfile], ...]
+    patterns: tuple[tuple[NamePattern, ServerProfile], ...]
     pins: Mapping[str, ServerProfile] = field(default_factory=dict)
     added: int = 0
 

@@ -63,6 +63,7 @@ class UsageError(ValueError):
 
 
 USAGE_ERRORS = (OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
+_MEMORY_REMEDY = "give a part of {path}: fewer servers, or a shorter time"
 INPUT_ERRORS = (ContractError, DataFileError, GridError, ModelError)
 
 
@@ -87,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except INPUT_ERRORS as problem:
         print(f"error: {problem}", file=sys.stderr)
+        return FAILED
+    except MemoryError as problem:
+        print(f"error: not enough memory ({problem}); {_MEMORY_REMEDY.format(path=arguments.input)}", file=sys.stderr)
         return FAILED
 
 
@@ -283,9 +287,10 @@ def run_daemon(settings: Settings) -> int:
     log_as_json()
     # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
-    logging.getLogger(__name__).info("start", extra={"address": f"http://{settings.host}:{settings.port}"})
+    scheme = "http" if settings.tls_certificate is None else "https"
+    logging.getLogger(__name__).info("start", extra={"address": f"{scheme}://{settings.host}:{settings.port}"})
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
-    if serve(app, settings, before_shutdown=app.state.before_shutdown):
+    if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
         return DONE
     print(
         f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "

@@ -5,9 +5,10 @@
     python tft_trainer.py --training-dir FLEET.parquet --holdout-servers ppdb003,ppweb007
     python tft_trainer.py --training-dir ./training/ --resume                 # resume an interrupted run
 
-Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. Progress goes to stderr; tables
-and, as the last line, one JSON object go to stdout. Ctrl-C ends the training and publishes the best model so far; a
-second Ctrl-C aborts. Exit code 0: published, 1: failed, 2: wrong usage.
+Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. After the evaluation the model
+is trained further on all servers and all days (the final fit) and published. Progress goes to stderr; tables and, as
+the last line, one JSON object go to stdout. Ctrl-C ends the training and publishes the best model so far; during the
+final fit it publishes the evaluated model. A second Ctrl-C aborts. Exit code 0: published, 1: failed, 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, Contra
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.cpu_contention import contention_advice, free_processors
+from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation, as_text
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
@@ -36,8 +37,11 @@ from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer, promote
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.script import run_script
-from fleet_forecast.training.ablation import ablation_job, cold_start_difference, join, model_max_seconds
+from fleet_forecast.training.ablation import STEP_SHARE as ABLATION_STEP_SHARE
+from fleet_forecast.training.ablation import ablation_job, cold_start_difference, join
 from fleet_forecast.training.checkpoint import Checkpoint, Checkpointer, CheckpointError, fingerprint
+from fleet_forecast.training.final_fit import STEP_SHARE as FINAL_STEP_SHARE
+from fleet_forecast.training.final_fit import continued_model, final_data, final_settings
 from fleet_forecast.training.job import (
     MIN_DEFAULT_STEP_SECONDS,
     Job,
@@ -49,8 +53,8 @@ from fleet_forecast.training.job import (
 from fleet_forecast.training.progress import LogError, TensorBoardLog
 from fleet_forecast.training.publish import RunResult, publish, run_summary
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
-from fleet_forecast.training.trainer import Trainer, TrainerSettings
-from fleet_forecast.training.trainer_state import TrainerState
+from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
+from fleet_forecast.training.trainer_state import TrainerState, device_of
 from fleet_forecast.training.warm_start import earlier_config, load_earlier_weights, profile_changes
 from server_profiles import BUILT_IN_RULES
 
@@ -91,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint = open_checkpoint(job, arguments)
             training = train(job, checkpoint, arguments)
             ablation = train_ablation(job, training, checkpoint, arguments)
-            result = RunResult(training, ablation, evaluate(job, training, ablation))
+            evaluation = evaluate(job, training, completed(ablation))
+            final_fit = fit_finally(job, [training, ablation], checkpoint, arguments)
+            result = RunResult(training, completed(ablation), evaluation, completed(final_fit))
             model_dir = publish(job, result, arguments.models_dir, vars(arguments))
             if not arguments.no_promote:
                 promote(arguments.models_dir, model_dir.name)
@@ -102,10 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"error: not enough memory ({error}); train on fewer servers or a shorter time", file=sys.stderr)
+        return 1
     print(f"published {model_dir}", file=sys.stderr)
     print(f"\n{as_text(result.evaluation)}\n")
-    if ablation:
-        print(cold_start_difference(training, ablation, result.evaluation.cold_start), end="\n\n")
+    if result.ablation:
+        print(cold_start_difference(training, result.ablation, result.evaluation.cold_start), end="\n\n")
     print(json.dumps({"model_dir": str(model_dir), **run_summary(result)}))
     return 0
 
@@ -261,9 +270,8 @@ def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Tr
         for change in profile_changes(earlier.profiles, job.profiles):
             note(change)
         load_earlier_weights(model.network, job.profiles, arguments.warm_start, earlier)
-    if trains_ablation(job, arguments):
-        job = replace(job, settings=replace(job.settings, max_seconds=model_max_seconds(job.settings.max_seconds)))
-    return fit(job, model, Checkpointer("training", checkpoint), arguments.tensorboard)
+    settings = replace(job.settings, max_seconds=model_max_seconds(job, arguments))
+    return fit(model, job.training_data, settings, Checkpointer("training", checkpoint), arguments.tensorboard)
 
 
 def note_cpu_contention(threads: int) -> None:
@@ -273,11 +281,30 @@ def note_cpu_contention(threads: int) -> None:
         note(advice)
 
 
-def fit(job: Job, model: ForecastModel, checkpointer: Checkpointer, log_dir: Path | None) -> TrainerState:
-    """Train one of the run's two models; its part of the checkpoint is also the name of its log."""
+def model_max_seconds(job: Job, arguments: argparse.Namespace) -> float:
+    """The model's part of --max-minutes, of which the ablation and the final fit have a share of its steps."""
+    ablation = ABLATION_STEP_SHARE if trains_ablation(job, arguments) else 0
+    return job.settings.max_seconds / (1 + ablation + final_fit_share(arguments))
+
+
+def final_fit_share(arguments: argparse.Namespace) -> float:
+    """Steps of the final fit, as a share of the model's."""
+    return 0.0 if arguments.no_final_fit else FINAL_STEP_SHARE
+
+
+def fit(
+    model: ForecastModel,
+    data: TrainingData,
+    settings: TrainerSettings,
+    checkpointer: Checkpointer,
+    log_dir: Path | None,
+) -> TrainerState:
+    """Train one of the run's models; its part of the checkpoint is also the name of its log."""
+    threads = torch.get_num_threads() if device_of(model).type == "cpu" else 1
     log = TensorBoardLog(log_dir / checkpointer.part) if log_dir else None
     try:
-        return Trainer(model, job.training_data, job.settings, checkpointer, log).fit()
+        with contention_notes(threads, note):
+            return Trainer(model, data, settings, checkpointer, log).fit()
     finally:
         if log:
             log.close()
@@ -292,7 +319,7 @@ def trains_ablation(job: Job, arguments: argparse.Namespace) -> bool:
 def train_ablation(
     job: Job, training: TrainerState, checkpoint: Checkpoint, arguments: argparse.Namespace
 ) -> TrainerState | None:
-    """Train the model without profiles (training/ablation.py); None if it is not wanted, fails or is interrupted.
+    """Train the model without profiles (training/ablation.py); None if it is not wanted or fails.
 
     Its failure does not affect the model, which is trained already.
     """
@@ -301,16 +328,57 @@ def train_ablation(
     if training.stopped_by == "ctrl-c":
         note("stopped by Ctrl-C, so no comparison without profiles is trained")
         return None
-    job = ablation_job(job, training, job.settings.max_seconds)
+    reserved = final_fit_share(arguments) * model_max_seconds(job, arguments) if arguments.max_minutes else 0
+    unprofiled = ablation_job(job, training, job.settings.max_seconds - reserved)
     try:
-        ablation = fit(job, job.fresh_model(), Checkpointer("comparison", checkpoint), arguments.tensorboard)
+        ablation = fit(
+            unprofiled.fresh_model(),
+            unprofiled.training_data,
+            unprofiled.settings,
+            Checkpointer("comparison", checkpoint),
+            arguments.tensorboard,
+        )
     except Exception as error:
         note(f"the comparison without profiles failed ({error}); the model is not affected")
         return None
     if ablation.stopped_by == "ctrl-c":
         note("the comparison without profiles was stopped by Ctrl-C and is left out")
-        return None
     return ablation
+
+
+def fit_finally(
+    job: Job, trained: Sequence[TrainerState | None], checkpoint: Checkpoint, arguments: argparse.Namespace
+) -> TrainerState | None:
+    """Train the model further on all servers and all days (training/final_fit.py); None if not wanted or if it fails.
+
+    trained: the model, and its ablation if there is one. A failure does not affect the model.
+    """
+    training, earlier = trained[0], [state for state in trained if state]
+    if arguments.no_final_fit or not training:
+        return None
+    if any(state.stopped_by == "ctrl-c" for state in earlier):
+        note("stopped by Ctrl-C, so the model is published without the final fit on all servers and days")
+        return None
+    seconds_left = job.settings.max_seconds - sum(state.seconds for state in earlier)
+    try:
+        final_fit = fit(
+            continued_model(job, training),
+            final_data(job),
+            final_settings(job, training, seconds_left),
+            Checkpointer("final_fit", checkpoint),
+            arguments.tensorboard,
+        )
+    except Exception as error:
+        note(f"the final fit on all servers and days failed ({error}); the model is published without it")
+        return None
+    if final_fit.stopped_by == "ctrl-c":
+        note("the final fit on all servers and days was stopped by Ctrl-C; the model is published without it")
+    return final_fit
+
+
+def completed(state: TrainerState | None) -> TrainerState | None:
+    """The state, unless it was interrupted."""
+    return state if state and state.stopped_by != "ctrl-c" else None
 
 
 def evaluate(job: Job, training: TrainerState, ablation: TrainerState | None) -> Evaluation:
@@ -337,8 +405,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--max-minutes",
         type=positive_float,
-        help="time limit of the training, including its validations and the comparison; reading the data and the "
-        "evaluation are not included",
+        help="time limit of the training, including its validations, the comparison and the final fit; reading the "
+        "data and the evaluation are not included",
     )
     add("--batch-size", type=positive_int, default=64, help="windows per step (%(default)s)")
     add("--learning-rate", type=positive_float, default=3e-3, help="peak learning rate (%(default)s)")
@@ -373,6 +441,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not train the second model, without profiles and with a quarter of the steps, that shows the benefit "
         "of the profile feature",
+    )
+    add(
+        "--no-final-fit",
+        action="store_true",
+        help="publish the evaluated model, without training it further on all servers and all days",
     )
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")

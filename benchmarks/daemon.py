@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import METRICS  # noqa: E402
+from fleet_forecast.iso_time import iso  # noqa: E402
 
 BATCH_RECORDS = 1_000
 READS_PER_SECOND = 200
@@ -100,7 +100,7 @@ def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: i
     bodies: list[bytes] = []
     records: list[str] = []
     for tick in range(ticks):
-        moment = datetime.fromtimestamp(first_second + tick * tick_seconds, UTC).isoformat().replace("+00:00", "Z")
+        moment = iso(first_second + tick * tick_seconds)
         values = random.uniform(5, 95, (len(names), len(METRICS))).round(2)
         for name, row in zip(names, values.tolist(), strict=True):
             fields = ",".join(f'"{metric}":{value}' for metric, value in zip(METRICS, row, strict=True))

@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.real_servers import ratios  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError, read_metrics  # noqa: E402
-from fleet_forecast.contract.forecast_spec import SCORED_LEVELS  # noqa: E402
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS, SCORED_LEVELS  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, Backtest, BacktestPlan, backtest, rolling_origins  # noqa: E402
 from fleet_forecast.evaluation.baselines import Observed, window_quantiles  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds  # noqa: E402
@@ -67,7 +67,7 @@ TREES = lightgbm.LGBMRegressor(
     subsample=0.8, subsample_freq=1, colsample_bytree=0.7, reg_lambda=1.0, random_state=0, verbose=-1,
 )  # fmt: skip
 PATIENCE_TREES = 40
-WINDOW_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the last day, as features
+WINDOW_QUANTILES = QUANTILE_LEVELS  # of the last day, as features
 SEED = 0
 DAY_HOURS, WEEK_HOURS = 24, 168
 LIGHTGBM, SEASONAL_MEAN = "lightgbm", "seasonal_mean"  # names of the methods in tables
@@ -390,7 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="model directory to score on the same windows; may be given again, needs one --data",
+        help="model directory to score on the same windows, trained with --no-final-fit; may be given again, needs one "
+        "--data",
     )
     arguments = parser.parse_args(argv)
     paths = arguments.data or [path.resolve() for path in DATA]

@@ -64,6 +64,7 @@ from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
@@ -76,7 +77,6 @@ from fleet_forecast.training.batches import BatchPlan, WindowSelection, WindowSo
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import TrainerTensors
 
-METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
 SPEC = WindowSpec(METRICS, 300, "America/New_York", 288, 96)
 STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 READABLE_BY_ALL = 0o644
@@ -15,13 +17,22 @@ def replace_file(path: Path, content: bytes, prefix: str | None = None) -> None:
     prefix: of the temporary file's name, by which a later run finds what a killed one left; default: .NAME.
     Raises OSError if the folder cannot be written or the disk is full; `path` is then unchanged.
     """
+    with new_file(path, prefix) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Path, prefix: str | None = None) -> Iterator[Path]:
+    """A temporary file to write in the `with` block; it is then flushed to disk and renamed to `path`.
+
+    After an exception in the block, `path` is unchanged. The arguments and errors are those of `replace_file`.
+    """
     handle, name = tempfile.mkstemp(prefix=prefix or f".{path.name}.", dir=path.parent)
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         temporary.chmod(READABLE_BY_ALL)
         temporary.replace(path)
     except BaseException:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import data_contract
@@ -68,7 +69,7 @@ def test_metadata_that_cannot_be_used_is_refused_by_field(tmp_path, change, mess
         read_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", ""])
+@pytest.mark.parametrize("text", ["{", "[]", "", "[" * 100_000], ids=["open", "list", "empty", "nested"])
 def test_damaged_metadata_is_refused(tmp_path, text):
     (tmp_path / METADATA_FILE).write_text(text)
     with pytest.raises(DataFileError, match="remove it, or generate the data again"):
@@ -136,3 +137,17 @@ def test_the_document_names_every_field_of_the_metadata():
     section = document[document.index("## " + METADATA_FILE) :]
     named = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     assert named == set(Metadata.model_fields)
+
+
+@pytest.mark.parametrize(
+    "problem", [MemoryError("Unable to allocate 8 TiB"), pa.ArrowMemoryError("malloc of 8 TiB failed")]
+)
+def test_a_file_that_needs_too_much_memory_is_named(tmp_path, monkeypatch, capsys, problem):
+    def too_large(*_):
+        raise problem
+
+    monkeypatch.setattr(data_contract, "check_metrics", too_large)
+    assert data_contract.main([str(tmp_path / "huge.parquet")]) == 1
+    shown = capsys.readouterr()
+    assert "huge.parquet: not enough memory to read it" in shown.err
+    assert "8 TiB" in json.loads(shown.out)["error"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as table
-from tests.reliability import durability, ending, hostile, models, strain
+from tests.reliability import connections, costly, durability, ending, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
@@ -20,6 +20,9 @@ SMALL = {
     "failing writes": lambda folder, _model: durability.failing_system_calls(folder, ("fdatasync gives EIO",)),
     "acknowledged after fdatasync": lambda folder, _model: durability.acknowledged_after_sync(folder, 30),
     "damaged history": lambda folder, _model: durability.damaged_history(folder, 20_000, durability.DAMAGES[:2]),
+    "read errors": lambda folder, _model: upstream.passing_read_errors(folder),
+    "pipes and copies": upstream.hanging_and_partial_models,
+    "gzip bomb": lambda folder, _model: upstream.compressed_bomb(folder, 4.0, 256),
     "full disk": lambda folder, _model: durability.full_disk(folder),
     "bad models": lambda folder, model: models.bad_models(folder, model, flips=1),
     "readiness": models.readiness,
@@ -30,6 +33,15 @@ SMALL = {
     "huge body": lambda folder, _model: hostile.huge_body(folder),
     "slow clients": lambda folder, _model: hostile.slow_clients(folder, 200, 1.0),
     "ten times the load": lambda folder, _model: hostile.ten_times_the_load(folder, 3.0, limit_ms=2_000),
+    "failed upgrades": lambda folder, _model: connections.failed_upgrades(folder, 1.0),
+    "connection limit": lambda folder, _model: connections.connection_limit(folder, 200, 64),
+    "pipelining": lambda folder, _model: connections.pipelining(folder, 10),
+    "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),
+    "unread log": lambda folder, _model: connections.unread_log(folder, 100),
+    "raw history": lambda folder, _model: costly.raw_history(folder, 30_000, 2, limit_ms=2_000),
+    "names": lambda folder, _model: costly.many_names(folder, 1_000),
+    "careless pattern": lambda folder, _model: costly.careless_pattern(folder),
+    "date span": costly.date_span,
     "endings": lambda folder, _model: ending.endings(folder, ("a forecast", "64 event streams")),
     "endings while starting": lambda folder, _model: ending.endings_while_starting(folder, 2),
     "soak": lambda folder, _model: strain.soak(folder, 0.05),

@@ -48,3 +48,24 @@ def test_all_needed_packages_are_pinned_and_installed_as_pinned(file):
     assert needed_packages(pins(file)) - pinned.keys() == set()
     installed = {name: Version(metadata.version(name)).public for name in pinned}
     assert installed == {name: specifier.removeprefix("==") for name, specifier in pinned.items()}
+
+
+def test_the_packages_of_the_image_have_hashes_and_the_versions_of_the_requirements():
+    text = (ROOT / "requirements-deploy.txt").read_text().replace("\\\n", " ")
+    entries = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    image = {
+        canonicalize_name(pin.name): str(pin.specifier) for entry in entries if (pin := Requirement(entry.split()[0]))
+    }
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins("requirements.txt")}
+    assert image.items() <= pinned.items()
+    wanted = [line for line in (ROOT / "deploy/requirements.in").read_text().split("\n") if line and line[0] != "#"]
+    needed = needed_packages([Requirement(f"{name}=={pinned[name].removeprefix('==')}") for name in wanted])
+    assert needed | set(wanted) <= image.keys()
+
+
+def test_the_image_is_built_on_a_base_with_a_digest_only():
+    lines = (ROOT / "deploy/Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("FROM")] == ["FROM ${PYTHON_IMAGE}"]
+    assert "ARG PYTHON_IMAGE" in lines  # without a default
+    assert any("*@sha256:*" in line for line in lines if line.startswith("RUN"))

@@ -18,6 +18,7 @@ import pytest
 import fleet_forecast
 import tft_inference
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.settings import SettingsError, read_token
 from tests.conftest import TINY_METRICS, tiny_fleet
@@ -44,7 +45,9 @@ def forecasts(tiny_model_dir, metrics_file, tmp_path_factory):
 
 
 def test_one_row_per_server_origin_step_and_metric(forecasts):
-    assert list(forecasts.columns) == ["server_name", "origin", "step", "timestamp", "metric", *QUANTILE_COLUMNS]
+    keys = ["server_name", "origin", "step", "timestamp", "metric"]
+    assert list(forecasts.columns) == [*keys, "peers", "peer_weight", *QUANTILE_COLUMNS]
+    assert set(forecasts["peers"]) == {3}  # four servers a profile
     assert len(forecasts) == 8 * 12 * len(TINY_METRICS)
     assert not forecasts.duplicated(["server_name", "origin", "step", "metric"]).any()
     assert set(forecasts["step"]) == set(range(1, 13))
@@ -65,7 +68,7 @@ def test_the_file_has_the_forecasts_of_the_engine(forecasts, tiny_model_dir, met
     engine = Engine.load(tiny_model_dir, device="cpu")
     grid = FleetGrid.from_frame(pd.read_parquet(metrics_file), TINY_METRICS, 300)
     origins = np.full(8, grid.timestamps()[-1])
-    expected = engine.forecast(grid.values, grid.profiles, origins)
+    expected = engine.forecast(grid.values, grid.profiles, origins, grid.peers())
     shaped = forecasts[QUANTILE_COLUMNS].to_numpy().reshape(expected.shape)
     np.testing.assert_allclose(shaped, expected, rtol=1e-5)
 
@@ -80,8 +83,10 @@ def test_a_server_without_a_measurement_is_forecast_without_history_and_named(ti
     assert "note: ppdb003 has no measurement the model can use: forecast without history" in capsys.readouterr().err
     forecasts = pd.read_parquet(output).set_index("server_name")
     assert len(forecasts.loc["ppdb003"]) == 12 * len(TINY_METRICS)
+    grid = FleetGrid.from_frame(fleet, TINY_METRICS, 300)
+    peers = Peers(grid.peers().table, np.array([False]))
     expected = Engine.load(tiny_model_dir, device="cpu").forecast(
-        np.empty((1, 0, 3), np.float32), ["database"], fleet["timestamp"].max().to_datetime64()
+        np.empty((1, 0, 3), np.float32), ["database"], fleet["timestamp"].max().to_datetime64(), peers
     )
     found = forecasts.loc["ppdb003", QUANTILE_COLUMNS].to_numpy()
     np.testing.assert_allclose(found, expected.reshape(-1, 7), rtol=1e-5)
@@ -138,11 +143,13 @@ def test_explain_prints_the_weights_of_the_forecast_from_the_last_row(tiny_model
     summary = json.loads(last)
     assert (summary["server_name"], summary["profile"]) == ("ppdb003", "database")
     engine = Engine.load(tiny_model_dir, device="cpu")
+    grid = FleetGrid.from_frame(pd.read_parquet(metrics_file), TINY_METRICS, 300)
+    row = grid.servers.index("ppdb003")
     frame = pd.read_parquet(metrics_file).query("server_name == 'ppdb003'")
-    history = frame[list(TINY_METRICS)].to_numpy()[None]
+    history = grid.values[row : row + 1]
     origin = np.datetime64(frame["timestamp"].max().tz_localize(None), "s")
     assert summary["origin"] == f"{origin}Z"
-    expected = engine.explain(history, ["database"], origin)
+    expected = engine.explain(history, ["database"], origin, peers=Peers(grid.peers().table, np.array([True])))
     for group, names in engine.variables._asdict().items():
         weights = {entry["variable"]: entry["weight"] for entry in summary["variables"][group]}
         np.testing.assert_allclose([weights[n] for n in names], getattr(expected, group)[0], atol=2e-5)
@@ -198,7 +205,7 @@ def test_both_spellings_of_a_flag(capsys):
         (["--check-config", "--port", "99999"], 2, "port: 99999"),
         (["--check-config", "--host", "0.0.0.0"], 2, "can be reached from other machines"),
         (["--check-config", "--alertmanager", "localhost:9093"], 2, "alertmanager: 'localhost:9093' is no address"),
-        (["--check-config", "--webhook", "http://localhost:99999/x"], 2, "webhook: 'http://localhost:99999/x' is no"),
+        (["--check-config", "--webhook", "http://localhost:99999/x"], 2, "webhook: 'http://localhost:99999/***' is no"),
         (["--check-config", "--alert-rules", "no.toml"], 2, "alert rules no.toml"),
         (["--check-config", "--prometheus-queries", "no.toml"], 2, "query file no.toml"),
         (["--check-config", "--profiles", "no.toml"], 1, "profiles file no.toml"),

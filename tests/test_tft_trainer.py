@@ -126,16 +126,17 @@ def test_weights_depend_on_the_seed_only(tiny_training_dir: Path, tmp_path: Path
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
-def test_weights_do_not_depend_on_unseen_servers_and_the_test_period(tmp_path: Path) -> None:
+def test_weights_without_final_fit_do_not_depend_on_unseen_servers_and_the_test_period(tmp_path: Path) -> None:
     original = tiny_fleet()
     changed = original.copy()
     later = changed["timestamp"] >= changed["timestamp"].min() + pd.Timedelta(hours=48 * 0.7)
     unused = later | (changed["server_name"] == "ppdb007")
     changed.loc[unused, ["cpu_pct", "mem_pct"]] = np.float32(99.0)
     weights = []
+    flags = ["--holdout-servers", "ppdb007", "--no-final-fit"]
     for name, frame in (("original", original), ("changed", changed)):
         folder = write(tmp_path / name, frame)
-        assert run(folder, tmp_path / f"models_{name}", "--holdout-servers", "ppdb007") == 0
+        assert run(folder, tmp_path / f"models_{name}", *flags) == 0
         weights.append(load_file(tmp_path / f"models_{name}" / "current" / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

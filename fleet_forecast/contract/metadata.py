@@ -45,7 +45,7 @@ def read_metadata(folder: Path) -> Metadata:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataFileError(f"{path}: no such file; metrics_generator.py writes it with the metrics") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
         raise DataFileError(
             f"{path}: not readable as JSON ({problem}); remove it, or generate the data again"
         ) from None

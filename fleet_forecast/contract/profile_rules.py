@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.name_patterns import compile_pattern
 from server_profiles import BUILT_IN_RULES, ProfileRules, ServerProfile, match_profile
 
 SENT_WITH_SAMPLES = "sent with the samples"
@@ -48,11 +48,7 @@ def _profile(value: object) -> ServerProfile:
 def _pattern(value: object) -> object:
     if not isinstance(value, str):
         return value  # refused by the field's type
-    try:
-        compiled = re.compile(value, re.IGNORECASE)
-    except re.error as problem:
-        remedy = r"correct it, or put a backslash before a character meant literally, as in 'db\.\d+'"
-        raise ValueError(f"pattern {value!r} is not a regular expression ({problem}); {remedy}") from None
+    compiled = compile_pattern(value)
     if compiled.match(""):
         remedy = r"name the beginning, as in 'sql\d+', or pin servers"
         raise ValueError(f"pattern {value!r} matches every name; {remedy}")
@@ -60,7 +56,7 @@ def _pattern(value: object) -> object:
 
 
 _Profile = Annotated[ServerProfile, BeforeValidator(_profile)]
-_Pattern = Annotated[re.Pattern[str], BeforeValidator(_pattern)]
+_Pattern = Annotated[Any, BeforeValidator(_pattern)]  # a NamePattern
 
 
 class _ProfilesFile(BaseModel):

@@ -62,6 +62,10 @@ def read_toml(path: Path, model: type[Model], what: str) -> Model:
         backslash = "\\" in str(problem)
         hint = "; write regular expressions in single quotes, which take backslashes as they are" if backslash else ""
         raise TomlFileError(f"{what} {path} is not TOML: {problem}{hint}") from None
+    except RecursionError:
+        raise TomlFileError(
+            f"{what} {path} is nested too deeply; write tables and lists as the documentation shows"
+        ) from None
     try:
         return model.model_validate(document)
     except ValidationError as problem:

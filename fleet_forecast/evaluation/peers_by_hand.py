@@ -132,6 +132,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _quantiles(log_ratios: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     """Over windows and steps: float32 [metric, quantile], NaN without a value."""
     flat = log_ratios.reshape(-1, log_ratios.shape[-1])
+    if not len(flat):  # a profile without windows; NumPy would lose the axis of levels
+        return np.full((flat.shape[1], len(levels)), np.nan, dtype=np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanquantile(flat, levels, axis=0).T.astype(np.float32)

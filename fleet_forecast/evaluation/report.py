@@ -89,6 +89,11 @@ def _facts(info: Mapping[str, Any]) -> str:
             f"{without['parameters']:,} parameters, {without['windows']:,} windows (the model: {info['windows']:,}), "
             f"{without['windows_per_second']:.0f} windows/s"
         )
+    if final_fit := info["final_fit"]:
+        facts["final fit"] = (
+            f"{final_fit['steps']:,} further steps on all servers and days in {final_fit['minutes']:.1f} minutes; the "
+            "scores are those of the model before it"
+        )
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in facts.items())
     return f"<table>{rows}</table>"
 

@@ -1,9 +1,13 @@
 """Bounded transform: physical range of a metric <-> real line.
 
 Increasing, and the identity except near each bound (0, and 100 for percentages), where it becomes logarithmic. Metrics
-do sit exactly at a bound (an idle disk writes 0 MB/s), so the bound maps to a finite value and everything beyond that
-value maps back to the bound: a censored variable (Tobin 1958). The inverse of any real number is within the physical
-range by construction.
+do sit exactly at a bound (an idle disk writes 0 MB/s): a censored variable (Tobin 1958). The bound maps to a finite
+value, and everything beyond a value shortly before it maps back to the bound. So the median of a server that is mostly
+idle is exactly zero, although the estimate in transformed units is inexact. The inverse of any real number is within
+the physical range by construction.
+
+How far from a bound the logarithmic part reaches, the bound width, is chosen for each metric by likelihood
+(bound_width.py).
 """
 
 from __future__ import annotations
@@ -12,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PERCENT_BOUND_WIDTH = 20.0  # percentage points at 0 and 100 % (5 and 0.5 are worse on Bitbrains)
-RATE_BOUND_WIDTH = 0.02  # rates and latencies, at 0: share of the metric's typical level in the fleet
 BOUND = 0.05  # in bound widths: distance of the physical bound from the end of the open range
+BOUND_MARGIN = 0.1  # in bound widths, transformed: distance of the physical bound from the values that map back to it
 VALUES_AT_ONCE = 2**20  # limits the memory of intermediate arrays
 
 
@@ -54,8 +57,17 @@ class BoundedTransform:
         transformed /= _one_minus_exp_minus(from_upper)
         np.log(transformed, out=transformed)
         transformed += inside
+        np.subtract(transformed, np.float32(BOUND_MARGIN), out=transformed, where=rows <= 0)
+        np.add(transformed, np.float32(BOUND_MARGIN), out=transformed, where=rows >= hundred * width)
         transformed *= width
         return transformed.reshape(values.shape)
+
+    def log_derivative(self, values: np.ndarray) -> np.ndarray:
+        """Logarithm of the derivative of the transform, in double precision; values: physical units [..., metric]."""
+        inside = self._inside * np.asarray(values, dtype=np.float64) / self.bound_width + BOUND
+        from_upper = np.maximum(self._hundred - inside, BOUND / 2)
+        from_bounds = np.exp(-inside) / -np.expm1(-inside) + np.exp(-from_upper) / -np.expm1(-from_upper)
+        return np.log(self._inside * (1.0 + from_bounds))
 
     def inverse(self, transformed: np.ndarray) -> np.ndarray:
         """Transformed [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
@@ -73,11 +85,6 @@ class BoundedTransform:
     def _inside(self) -> np.ndarray:
         """Factor that shrinks the range to leave BOUND at each end: float32 [metric]."""
         return np.where(self.percent, 1.0 - 2.0 * BOUND * self.bound_width / 100.0, 1.0).astype(np.float32)
-
-
-def bound_widths(percent: np.ndarray, typical_level: np.ndarray) -> np.ndarray:
-    """Default bound widths: float32 [metric]; typical_level: physical units [metric]."""
-    return np.where(percent, PERCENT_BOUND_WIDTH, RATE_BOUND_WIDTH * typical_level).astype(np.float32)
 
 
 def _one_minus_exp_minus(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.bounded_transform import BoundedTransform, bound_widths
+from fleet_forecast.features.bound_width import choose_bound_width
+from fleet_forecast.features.bounded_transform import BoundedTransform
 from fleet_forecast.features.cold_start import (
     SMALLEST_SCALE,
     ColdStartPrior,
@@ -154,7 +155,11 @@ def fit_scaling(
     metrics, percent = tuple(is_percent), np.array(list(is_percent.values()))
     chosen = slice(None) if rows is None else rows
     typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
-    bound_width = bound_widths(percent, typical)
+    widths = [
+        choose_bound_width(values[..., index][chosen], bool(percent[index]), typical[index], context_steps)
+        for index in range(len(metrics))
+    ]
+    bound_width = np.array(widths, dtype=np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
     owner = np.array([name if name is not None else "" for name in profiles])
     columns = []
@@ -165,11 +170,7 @@ def fit_scaling(
         smallest = SMALLEST_SCALE * min(1.0, typical[index])
         by_profile = [_statistics(transformed[owner == name], context_steps, smallest) for name in names]
         columns.append([_statistics(transformed, context_steps, smallest), *by_profile])
-    table = np.stack(columns, axis=-1)  # [1 + profile, statistic, metric]
-    # What a profile cannot provide (a metric never reported, differences with a single server) the fleet does.
-    table = np.where(np.isfinite(table), table, table[0]).astype(np.float32)
-    defaults = _concatenated(0, 0, 0, default_prior(context_steps))
-    table = np.where(np.isfinite(table), table, defaults[:, None])
+    table = _without_gaps(np.stack(columns, axis=-1), context_steps)  # [1 + profile, statistic, metric]
     ends = np.cumsum([1, 1, 1, *[len(history_lengths(context_steps))] * 2])
     fields = (field.swapaxes(1, 2) for field in np.split(table.astype(np.float32), ends, axis=1))
     loc, scale, within, loc_weight, scale_weight, quantiles = fields
@@ -186,6 +187,13 @@ def fit_scaling(
         context_steps=context_steps,
         quantiles=quantiles.reshape(*quantiles.shape[:2], -1, len(KNOT_LEVELS)),
     )
+
+
+def _without_gaps(table: np.ndarray, context_steps: int) -> np.ndarray:
+    """What a profile cannot provide (a metric never reported, a single server) the fleet does, or the default."""
+    table = np.where(np.isfinite(table), table, table[0]).astype(np.float32)
+    defaults = _concatenated(0, 0, 0, default_prior(context_steps))
+    return np.where(np.isfinite(table), table, defaults[:, None])
 
 
 def _typical_level(values: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.grid import FleetGrid
@@ -116,22 +116,19 @@ def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequen
 
     The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     chunks, peers = list(_chunks(origins)), grid.peers()
     rows = 0
     try:
-        with pq.ParquetWriter(temporary, forecast_schema(engine.config.quantiles), compression="zstd") as writer:
+        schema = forecast_schema(engine.config.quantiles)
+        with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for chunk in tqdm(chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None):
                 table = _forecast(engine, grid, peers, chunk)
                 writer.write_table(table)
                 rows += table.num_rows
-        temporary.replace(path)
     except OSError as problem:
         raise DataFileError(
             f"{path}: cannot be written ({problem.strerror or problem}); check the folder and its free space"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return rows
 
 

@@ -68,7 +68,10 @@ def read_canary(path: Path) -> Canary:
 
 def check_canary(path: Path, step_seconds: int, forecaster: Forecaster) -> None:
     """Raise ModelError if the forecaster does not reproduce the stored forecast."""
-    canary = read_canary(path)
+    try:
+        canary = read_canary(path)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a canary ({error}); copy the model directory again or train again") from error
     made = forecaster(canary.history, canary.profiles, canary.origins, canary.peers(step_seconds))
     if not np.allclose(made, canary.quantiles, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
         worst = float(np.max(np.abs(made - canary.quantiles)))

@@ -200,6 +200,10 @@ class Engine:
         """Names of the variables in the columns of `explain`."""
         return variables_of(self.config.spec, bool(self.config.profiles))
 
+    def load_explanations(self) -> None:
+        """Load explain.onnx now. Raises what `explain` raises."""
+        self._explain  # noqa: B018 - a cached property
+
     @cached_property
     def _explain(self) -> Explain:
         if self._load_explain is None:

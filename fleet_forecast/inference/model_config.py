@@ -88,7 +88,7 @@ class ModelConfig:
             fields["quantiles"] = tuple(fields["quantiles"])
             fields["profiles"] = tuple(fields["profiles"])
             return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"{CONFIG_FILE}: not a model configuration ({error}); train again") from error
 
 

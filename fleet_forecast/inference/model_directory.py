@@ -22,8 +22,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ CANARY_FILE = "canary.json"
 TRAINING_INFO_FILE = "training_info.json"
 MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
+MAX_MANIFEST_BYTES = 1024 * 1024
 TEMPORARY_PREFIX = ".tmp-"  # of files being written; they remain only if the process is killed
 
 
@@ -108,15 +111,16 @@ def verify(model_dir: Path) -> Path:
     if not resolved.is_dir():
         raise ModelError(f"{model_dir}: no such model directory; train one with tft_trainer.py or correct the path")
     manifest = _read_manifest(resolved)
-    present = {path.relative_to(resolved).as_posix() for path in resolved.rglob("*")} - {MANIFEST_FILE}
+    present = {path.name for path in resolved.iterdir()} - {MANIFEST_FILE}
     for name in sorted(present ^ set(manifest)):
         state = "is missing" if name in manifest else "does not belong to the model"
         raise ModelError(f"{resolved / name}: {state}; copy the model directory again or train again")
     for name, expected in manifest.items():
         path = resolved / name
-        if path.is_symlink() or not path.is_file():
-            raise ModelError(f"{path}: is not a plain file; copy the model directory again or train again")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            whole = size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        if not whole:
             raise ModelError(
                 f"{path}: is damaged (size or sha256 differs from the manifest); copy it again or train again"
             )
@@ -132,7 +136,8 @@ def write_manifest(directory: Path) -> None:
     """Write manifest.json over the files that are there, and flush everything to disk."""
     files = {}
     for path in sorted(directory.iterdir()):
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        with open_regular(path) as file:
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(file)}
         sync(path)
     manifest = directory / MANIFEST_FILE
     manifest.write_text(json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=2), encoding="utf-8")
@@ -144,7 +149,7 @@ def _read_manifest(model_dir: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 by file name. Raises ModelError on a manifest that is missing, damaged or of another format."""
     path = model_dir / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path, MAX_MANIFEST_BYTES))
         version = manifest.get("format_version", 1)  # the first format had no version
         files = {
             str(name): {"bytes": int(of["bytes"]), "sha256": str(of["sha256"])}
@@ -156,13 +161,33 @@ def _read_manifest(model_dir: Path) -> dict[str, dict[str, Any]]:
                 f"{model_dir}: holds models; give one of them, such as {model_dir / CURRENT_LINK}"
             ) from error
         raise ModelError(f"{path}: missing, so the model is not complete; train again or use another model") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: not a manifest ({error}); copy the model directory again or train again") from error
     if version != FORMAT_VERSION:
         raise ModelError(f"{path}: format_version is {version!r}, this software reads {FORMAT_VERSION}; {RETRAIN}")
     return files
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file to read. Raises ModelError for a link, a pipe, a device or a folder, at once; OSError."""
+    plain = stat.S_ISREG(path.lstat().st_mode)  # before it is opened: opening a device can have effects
+    # The path can change in between: a link is not followed, a pipe without a writer is not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if plain else None
+    if descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    if descriptor is not None:
+        os.close(descriptor)
+    raise ModelError(f"{path}: is not a plain file; copy the model directory again or train again")
+
+
+def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+    """The content of a regular file. Raises ModelError if it is none or is larger; OSError."""
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ModelError(f"{path}: is larger than {max_bytes:,} bytes; copy the model directory again or train again")
+    return content
+
+
+def _sha256(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()

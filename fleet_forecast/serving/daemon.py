@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
+from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -34,7 +38,11 @@ class Daemon:
     events: EventHub
     notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970
+    tokens: AccessTokens = field(default_factory=AccessTokens)
+    http: HttpCounters = field(default_factory=HttpCounters)
     started_monotonic: float = field(default_factory=time.monotonic)
+    dropped_log_lines: Counter[str] = field(default_factory=lambda: DROPPED_LINES)  # by reason
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name
+    alerts_page: asyncio.Lock = field(default_factory=asyncio.Lock)  # one page is made at a time
     waiting_forecasts: int = 0  # requests of POST /api/v1/forecast that wait or run
     waiting_explanations: int = 0  # requests of GET /api/v1/servers/{name}/explain that wait or run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -13,7 +13,9 @@ def to_json(document: Any) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
-def joined_list(head: dict[str, Any], name: str, items: Iterable[bytes]) -> bytes:
-    """JSON object with the keys of `head` and, under `name`, a list of items that are JSON already."""
-    opening = to_json(head)[:-1]
-    return opening + (b"," if head else b"") + to_json(name) + b":[" + b",".join(items) + b"]}"
+def list_parts(head: dict[str, Any], name: str, items: Iterable[bytes]) -> Iterator[bytes]:
+    """Parts of a JSON object with the keys of `head` and, under `name`, a list of items that are JSON already."""
+    yield to_json(head)[:-1] + (b"," if head else b"") + to_json(name) + b":["
+    for number, item in enumerate(items):
+        yield b"," + item if number else item
+    yield b"]}"

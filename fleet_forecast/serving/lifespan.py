@@ -12,17 +12,20 @@ from typing import Any
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelManager
+from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
@@ -40,6 +43,7 @@ class DaemonConfig:
 
     load_engine: loads a model directory; None: Engine.load on the device of the settings.
     prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
+    tokens, http: shared with the middleware.
     """
 
     settings: Settings
@@ -47,6 +51,8 @@ class DaemonConfig:
     load_engine: LoadEngine | None
     prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
+    tokens: AccessTokens
+    http: HttpCounters
 
 
 @contextlib.asynccontextmanager
@@ -56,8 +62,8 @@ async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
     work = _background_work(daemon, config.prometheus)
+    work.append(("reload", _reload_on_hangup(daemon)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
-    _reload_on_hangup(daemon.model)
     try:
         yield daemon
     finally:
@@ -73,15 +79,26 @@ def _open(config: DaemonConfig) -> Daemon:
         settings=settings,
         rules=files.profile_rules,
         store=store,
-        ingest=IngestSink(settings, store, config.clock),
+        ingest=IngestSink(settings, store, config.clock, files.profile_rules),
         forecasts=forecasts,
-        model=ModelManager(settings.model, config.load_engine or _engine_loader(settings), forecasts),
+        model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
+        tokens=config.tokens,
+        http=config.http,
     )
+
+
+def _model_manager(config: DaemonConfig, forecasts: ForecastLoop) -> ModelManager:
+    """The manager of the model; a loader that replaces Engine.load reads no files that have to be tried first."""
+    settings = config.settings
+    loading = ModelLoading(settings.model, config.load_engine or _engine_loader(settings), settings.model_seconds)
+    record = settings.history.with_name(settings.history.name + ".checked-model")
+    trial = None if config.load_engine else ModelTrial(settings.model_mib, settings.model_seconds, record)
+    return ModelManager(loading, forecasts, trial)
 
 
 def _engine_loader(settings: Settings) -> LoadEngine:
@@ -128,17 +145,23 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     return work
 
 
-def _reload_on_hangup(model: ModelManager) -> None:
-    """Load the model again on SIGHUP; only where the event loop runs in the main thread."""
-    reloads: set[asyncio.Task[Any]] = set()  # a task without a reference may be collected before its end
+def _reload_on_hangup(daemon: Daemon) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Work that reads the tokens and loads the model again on SIGHUP; signals during a load cause one more load.
 
-    def reload() -> None:
-        task = asyncio.get_running_loop().create_task(model.load())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+    Only where the event loop runs in the main thread.
+    """
+    hangup = asyncio.Event()
+
+    async def reload() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            await asyncio.to_thread(daemon.tokens.reload, daemon.settings)
+            await daemon.model.load()
 
     with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, as in some tests
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    return reload
 
 
 async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:

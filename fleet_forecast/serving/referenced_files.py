@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
-from fleet_forecast.serving.settings import Settings, read_token, require_token_beyond_loopback, token_from
+from fleet_forecast.serving.clients import Client, load_clients
+from fleet_forecast.serving.settings import (
+    Settings,
+    check_certificate,
+    read_token,
+    require_token_beyond_loopback,
+    token_from,
+)
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
@@ -20,6 +27,7 @@ class ReferencedFiles:
     alert_rules: AlertRules = field(default_factory=AlertRules)
     token: bytes | None = None
     admin_token: bytes | None = None
+    clients: Mapping[str, Client] = field(default_factory=dict)  # by the digest of their token
     prometheus_token: bytes | None = None
     queries: QuerySet = NODE_EXPORTER
 
@@ -35,10 +43,12 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
         alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules(),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
+        clients=load_clients(settings.tokens) if settings.tokens else {},
         prometheus_token=read_token(settings.prometheus_token_file),
         queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
     )
-    require_token_beyond_loopback(settings, files.token)
+    require_token_beyond_loopback(settings, files.token, bool(files.clients))
+    check_certificate(settings)
     return files
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,10 +20,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FieldSerializationInfo,
     Strict,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -30,10 +33,11 @@ from pydantic.fields import FieldInfo
 
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
-from fleet_forecast.sources.address import is_address
+from fleet_forecast.sources.address import is_address, origin_of, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
+ADDRESSES = ("prometheus", "alertmanager", "webhook")  # settings that may contain a password or a secret path
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -72,6 +76,12 @@ class Settings(BaseModel):
     model: FilePath = Field(
         default=Path("models/current"), description="model directory; a changed link is loaded without a restart"
     )
+    model_seconds: Number = Field(
+        default=60.0, ge=1.0, description="time for the check of a model, and for its loading"
+    )
+    model_mib: Number = Field(
+        default=1024.0, ge=1.0, description="memory that a model may take in its check, beyond that of the libraries"
+    )
     history: FilePath = Field(
         default=Path("history/fleet.sqlite"), description="file of the durable history of received samples"
     )
@@ -102,6 +112,10 @@ class Settings(BaseModel):
         default="127.0.0.1", description="address to listen on; one beyond this machine needs a token, or --insecure"
     )
     port: Whole = Field(default=8000, ge=0, le=65_535, description="port to listen on")
+    tls_certificate: FilePath | None = Field(
+        default=None, description="file with the certificate chain (PEM): the daemon serves HTTPS; needs --tls-key"
+    )
+    tls_key: FilePath | None = Field(default=None, description="file with the private key of the certificate (PEM)")
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="further names clients may use in the Host header; * allows any"
     )
@@ -110,6 +124,9 @@ class Settings(BaseModel):
     )
     admin_token_file: FilePath | None = Field(
         default=None, description="file with the token for POST /api/v1/reload; without it: SIGHUP only"
+    )
+    tokens: FilePath | None = Field(
+        default=None, description="TOML file with further tokens, their rights and the servers they may write"
     )
     insecure: Switch = Field(default=False, description="allow an address beyond this machine without a token")
 
@@ -126,7 +143,16 @@ class Settings(BaseModel):
     max_waiting_mib: Number = Field(
         default=32.0, ge=0.001, description="bodies received but not yet validated; beyond this the answer is 503"
     )
-    max_connections: Whole = Field(default=1_000, ge=1, description="open connections; further ones are closed")
+    max_unsent_mib: Number = Field(
+        default=64.0, ge=0.001, description="large responses that clients have not read; beyond this the oldest is cut"
+    )
+    max_connections: Whole = Field(
+        default=1_000,
+        ge=1,
+        description="open connections, fewer if the limit of open files is low; a further one closes the oldest "
+        "incomplete one",
+    )
+    max_connections_per_address: Whole = Field(default=500, ge=1, description="open connections of one client address")
     header_seconds: Number = Field(default=10.0, ge=0.1, description="deadline for the headers of a request")
     body_seconds: Number = Field(
         default=30.0, ge=0.1, description="deadline for the body of a request, and for the client to read the answer"
@@ -164,7 +190,19 @@ class Settings(BaseModel):
             return handler(value)
         except ValidationError as problem:
             name = str(info.field_name)
-            raise ValueError(f"{name}: {value!r} {_reason(problem, cls.model_fields[name])}") from None
+            shown = repr(_shown_address(name, value)) if name in ADDRESSES else repr(value)
+            raise ValueError(f"{name}: {shown} {_reason(problem, cls.model_fields[name])}") from None
+
+    @field_serializer(*ADDRESSES, when_used="json")
+    def _without_secrets(self, value: str | None, info: FieldSerializationInfo) -> str | None:
+        """Settings are printed without the passwords of their addresses."""
+        return None if value is None else _shown_address(info.field_name, value)
+
+
+def _shown_address(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return origin_of(value) if name == "webhook" else without_secrets(value)
 
 
 _EXPECTED = {
@@ -212,13 +250,13 @@ def _argument(name: str, default: Any) -> dict[str, Any]:
 
 
 def _metavar(name: str) -> str:
-    if name in ("prometheus", "alertmanager", "webhook"):
+    if name in ADDRESSES:
         return "URL"
     if name.startswith("max_") or name == "threads":
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "profiles", "prometheus_queries", "alert_rules")
+    files = ("history", "tokens", "profiles", "prometheus_queries", "alert_rules", "tls_certificate", "tls_key")
     return "FILE" if name in files else name.rpartition("_")[2].upper()
 
 
@@ -239,6 +277,29 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
         reason = f"{settings.drop_steps} is less than stale_steps ({settings.stale_steps})"
         raise SettingsError(f"drop_steps: {reason}; give at least as many")
     return settings
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raise SettingsError if only one of certificate and key is given, or if they cannot be used together."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        missing, given = ("tls_certificate", "tls_key") if certificate is None else ("tls_key", "tls_certificate")
+        raise SettingsError(f"{missing}: is missing; {given} is given, and HTTPS needs both")
+    for name, path in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            path.read_bytes()
+        except OSError as problem:
+            raise SettingsError(f"{name}: {path} cannot be read ({problem.strerror}); let the daemon read it") from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as problem:
+        reason = getattr(problem, "reason", None) or problem
+        remedy = "give a certificate chain and its private key in PEM, the key without a password"
+        raise SettingsError(
+            f"tls_certificate: {certificate} and {key} are no usable pair ({reason}); {remedy}"
+        ) from None
 
 
 def read_token(path: Path | None) -> bytes | None:
@@ -271,9 +332,9 @@ def _usable(token: bytes, where: str) -> bytes:
     return token
 
 
-def require_token_beyond_loopback(settings: Settings, token: bytes | None) -> None:
+def require_token_beyond_loopback(settings: Settings, token: bytes | None, has_tokens_file: bool = False) -> None:
     """Raise SettingsError where the daemon would be open to other machines without a token."""
-    if token is not None or settings.insecure or _is_loopback(settings.host):
+    if token is not None or has_tokens_file or settings.insecure or _is_loopback(settings.host):
         return
     raise SettingsError(
         f"host: {settings.host} can be reached from other machines and there is no token; give --token-file FILE "

@@ -6,6 +6,8 @@ import re
 
 import httpx
 
+HIDDEN = "***"
+
 
 def is_address(text: str) -> bool:
     """Whether the text is a URL for requests: http or https, a valid host name, a valid port."""
@@ -16,3 +18,22 @@ def is_address(text: str) -> bool:
         return False
     has_port = url.port is None or 1 <= url.port <= 65_535
     return bool(re.fullmatch(r"https?://[^/\s]+\S*", text) and url.host) and has_port
+
+
+def without_secrets(text: str) -> str:
+    """An address for messages and logs: user, password and query are replaced by ***. Any text is accepted."""
+    scheme, separator, rest = text.rpartition("://")
+    if "@" in rest:
+        rest = f"{HIDDEN}@{rest.rpartition('@')[2]}"
+    rest = re.sub(r"[?#].*", f"?{HIDDEN}", rest, flags=re.S)
+    return scheme.rpartition("://")[2] + separator + rest if scheme else rest
+
+
+def origin_of(text: str) -> str:
+    """Scheme, host and port of an address, for messages about one whose path contains a secret, such as a webhook."""
+    shown = without_secrets(text)
+    scheme, separator, rest = shown.partition("://")
+    if not separator:
+        return HIDDEN
+    host, slash, _ = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}" + (f"/{HIDDEN}" if slash else "")

@@ -57,7 +57,7 @@ def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path,
     frame = pull_range(client, request.queries, wanted, request.step_seconds, progress)
     if frame.empty:
         raise PrometheusError(
-            f"{client.base_url} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
+            f"{client.address} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
             "time range, that node_exporter is scraped, or give your own queries with --queries"
         )
     profiles = {name: infer_profile_from_name(name, request.rules) for name in frame["server_name"].unique()}

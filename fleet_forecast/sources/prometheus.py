@@ -7,8 +7,10 @@ metric is not measured.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +28,11 @@ from tenacity import Retrying
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
-from fleet_forecast.sources.address import is_address
+from fleet_forecast.sources.address import is_address, without_secrets
+from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
 WINDOW = "$window"
@@ -39,6 +43,10 @@ Progress = Callable[[int, int], None]  # queries done, queries in all
 
 class PrometheusError(RuntimeError):
     """Prometheus cannot be reached or refused a query; the message names the address or query and the reason."""
+
+
+class PrometheusAnswerTooLargeError(PrometheusError):
+    """The answer to one query is larger than MAX_ANSWER_BYTES."""
 
 
 def _known_metric(name: str) -> str:
@@ -122,67 +130,78 @@ class Series:
 
 @dataclass
 class PrometheusClient:
-    """Range queries to one Prometheus, with retries and back-off.
+    """Range queries to one Prometheus, with retries and back-off, and a connection for each.
 
-    token: sent as bearer token. transport: replaces the network in tests.
+    base_url: may contain user and password. token: sent as bearer token. timeout_seconds: for one complete answer.
+    transport: replaces the network in tests.
     """
 
-    base_url: str
-    token: str | None = None
-    timeout_seconds: float = 60.0
-    transport: httpx.BaseTransport | None = None
+    base_url: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    timeout_seconds: float = 120.0
+    transport: httpx.AsyncBaseTransport | None = None
     pause_seconds: float = 0.5
-    _client: httpx.Client = field(init=False, repr=False)
+    address: str = field(init=False)  # the base URL as messages show it
+    _certificates: ssl.SSLContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.address = without_secrets(self.base_url).rstrip("/")
         if not is_address(self.base_url):
-            raise PrometheusError(f"{self.base_url!r} is no address; write http://host:9090")
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        self._client = httpx.Client(headers=headers, timeout=self.timeout_seconds, transport=self.transport)
+            raise PrometheusError(f"{self.address!r} is no address; write http://host:9090")
+        self._certificates = httpx.create_ssl_context()
 
     def query_range(self, query: str, start_seconds: int, end_seconds: int, step_seconds: int) -> list[Series]:
-        """The series of a query at start, start + step, ... up to the end. Raises PrometheusError."""
+        """The series of a query at start, start + step, ... up to the end.
+
+        Raises PrometheusAnswerTooLargeError if fewer steps may help, else PrometheusError.
+        """
         form = {"query": query, "start": start_seconds, "end": end_seconds, "step": step_seconds}
         answer = self._post("/api/v1/query_range", {key: str(value) for key, value in form.items()})
         try:
             return [_series(entry) for entry in answer["data"]["result"]]
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise PrometheusError(
-                f"{self.base_url}: not an answer of Prometheus ({problem!r}); correct the address"
+                f"{self.address}: not an answer of Prometheus ({problem!r}); correct the address"
             ) from None
 
-    def __enter__(self) -> PrometheusClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
     def _post(self, path: str, form: dict[str, str]) -> dict[str, Any]:
-        url = self.base_url.rstrip("/") + path
+        shown = self.address + path
         policy = back_off(TransientError, LONGEST_PAUSE_SECONDS, ATTEMPTS, self.pause_seconds)
         try:
-            response = Retrying(**policy)(self._post_once, url, form)
+            response = Retrying(**policy)(self._post_once, path, form)
         except TransientError as problem:
-            remedy = "check the address and that Prometheus runs"
-            raise PrometheusError(f"{url} does not answer after {ATTEMPTS} attempts: {problem}; {remedy}") from None
-        return _document(response, url)
+            raise PrometheusError(
+                f"{shown} does not answer after {ATTEMPTS} attempts: {problem}; "
+                "check the address and that Prometheus runs"
+            ) from None
+        return _document(response, shown)
 
-    def _post_once(self, url: str, form: dict[str, str]) -> httpx.Response:
+    def _post_once(self, path: str, form: dict[str, str]) -> httpx.Response:
         """The response with status 200. Raises TransientError, or PrometheusError if a retry cannot help."""
+        shown = self.address + path
         try:
-            response = self._client.post(url, data=form)
-        except (httpx.HTTPError, OSError) as problem:  # includes a response in a broken encoding
+            response = asyncio.run(self._answer(path, form))
+        except AnswerTooLargeError as problem:
+            reason = f"{problem}; ask for fewer servers or labels in the query"
+            raise PrometheusAnswerTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}") from None
+        except (httpx.HTTPError, OSError) as problem:
             raise TransientError(f"{type(problem).__name__}: {problem}") from None
         if response.status_code == httpx.codes.OK:
             return response
         reason = f"status {response.status_code}: {_reason(response)}"
         if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            raise PrometheusError(f"{url} refused {form['query'][:300]!r}: {reason}; correct the query or the token")
+            raise PrometheusError(f"{shown} refused {form['query'][:300]!r}: {reason}; correct the query or the token")
         raise TransientError(reason)
+
+    async def _answer(self, path: str, form: dict[str, str]) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        client = BoundedClient(
+            AnswerLimits(MAX_ANSWER_BYTES, self.timeout_seconds), headers, self.transport, self._certificates
+        )
+        try:
+            return await client.post(self.base_url.rstrip("/") + path, data=form)
+        finally:
+            await client.close()
 
 
 class TimeRange(NamedTuple):
@@ -215,16 +234,30 @@ def pull_range(
     window = f"{max(step_seconds, MIN_WINDOW_SECONDS)}s"
     for done, (metric, (begin, finish)) in enumerate(((m, c) for m in metrics for c in chunks), 1):
         query = queries.queries[metric].replace(WINDOW, window)
-        found = client.query_range(query, (begin + 1) * step_seconds, (finish + 1) * step_seconds, step_seconds)
-        for name, series in _by_server(found, queries, metric).items():
-            table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
-            steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
-            if ((steps < 0) | (steps >= len(table))).any():
-                place = "outside the requested range; check the address"
-                raise PrometheusError(f"query of {metric}: values of server {name!r} {place}")
-            table[steps, metrics.index(metric)] = series.values
+        for found in _answers(client, query, (begin, finish), step_seconds):
+            for name, series in _by_server(found, queries, metric).items():
+                table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
+                steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
+                if ((steps < 0) | (steps >= len(table))).any():
+                    raise PrometheusError(
+                        f"query of {metric}: values of server {name!r} outside the requested range; correct the address"
+                    )
+                table[steps, metrics.index(metric)] = series.values
         progress(done, len(metrics) * len(chunks))
     return _frame(tables, metrics, first, step_seconds)
+
+
+def _answers(client: PrometheusClient, query: str, steps: tuple[int, int], step_seconds: int) -> Iterator[list[Series]]:
+    """The answers for the steps from the first to the last; a range whose answer is too large is halved."""
+    first, last = steps
+    try:
+        yield client.query_range(query, (first + 1) * step_seconds, (last + 1) * step_seconds, step_seconds)
+    except PrometheusAnswerTooLargeError:
+        if first == last:
+            raise
+        middle = (first + last) // 2
+        yield from _answers(client, query, (first, middle), step_seconds)
+        yield from _answers(client, query, (middle + 1, last), step_seconds)
 
 
 def _by_server(found: list[Series], queries: QuerySet, metric: str) -> dict[str, Series]:

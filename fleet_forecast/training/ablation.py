@@ -21,11 +21,6 @@ METHOD = "model without profiles"  # its rows in the cold-start table
 COLD_START_HISTORIES = ("none", "1 step", "1 h")  # the rows that `cold_start_difference` averages
 
 
-def model_max_seconds(max_seconds: float) -> float:
-    """The model's share of the time limit of both trainings."""
-    return max_seconds / (1 + STEP_SHARE)
-
-
 def ablation_job(job: Job, training: TrainerState, max_seconds: float) -> Job:
     """The job without profiles, limited to the rest of `max_seconds` after `training`."""
     steps = max(1, round(training.steps * STEP_SHARE))

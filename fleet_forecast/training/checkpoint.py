@@ -27,7 +27,7 @@ from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
 from fleet_forecast.training.trainer_state import TrainerState, TrainerTensors
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
-CHECKPOINT_FORMAT = 2  # increase it when the names or the meaning of counters or tensors change; 1 was not recorded
+CHECKPOINT_FORMAT = 3  # increase it when the names or the meaning of counters or tensors change; 1 was not recorded
 SEPARATOR = "/"  # between the name of a part and that of a tensor
 
 Tensors = dict[str, torch.Tensor]

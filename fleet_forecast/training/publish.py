@@ -30,17 +30,26 @@ from fleet_forecast.network.export import export_explanation, export_onnx
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.ablation import cost
 from fleet_forecast.training.batches import WindowSelection
+from fleet_forecast.training.final_fit import final_fit_cost
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import step_time
 from fleet_forecast.training.trainer_state import TrainerState
 
 
 class RunResult(NamedTuple):
-    """The outcome of a run. ablation: None if none was trained."""
+    """The outcome of a run.
+
+    training, evaluation: the evaluated model and its scores. ablation, final_fit: None if there is none.
+    """
 
     training: TrainerState
     ablation: TrainerState | None
     evaluation: Evaluation
+    final_fit: TrainerState | None = None
+
+    @property
+    def published(self) -> TrainerState:
+        return self.final_fit or self.training
 
 
 def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, Any]) -> Path:
@@ -49,7 +58,7 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
     flags: those of the trainer script, recorded in training_info.json. Raises ModelError if ONNX Runtime does not
     reproduce the canary forecast of torch.
     """
-    model = result.training.model.to("cpu").eval()
+    model = result.published.model.to("cpu").eval()
     config = job.config(free_model_id(models_dir))
     info = training_info(job, result, flags)
     with new_model_directory(models_dir, config.model_id) as directory:
@@ -110,8 +119,12 @@ def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict
 
 
 def run_summary(result: RunResult) -> dict[str, Any]:
-    """Cost, losses and scores of the run; "comparison" has the cost of the ablation, null if none was trained."""
-    training, ablation, evaluation = result
+    """Cost, losses and scores of the run.
+
+    "comparison", "final_fit": cost of the ablation and of the final fit, null if there was none. "scored_model": which
+    model cost, losses and scores are of: the published one, or that before the final fit.
+    """
+    training, ablation, evaluation, final_fit = result
     return {
         **cost(training),
         "epochs": round(training.epochs, 3),
@@ -119,5 +132,7 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "first_validation_loss": training.first_validation_loss,
         "best_validation_loss": training.best_validation_loss,
         "comparison": cost(ablation) if ablation else None,
+        "final_fit": final_fit_cost(final_fit) if final_fit else None,
+        "scored_model": "before the final fit" if final_fit else "published",
         "scores": scores_as_json(evaluation.scores),
     }

@@ -58,11 +58,19 @@ THROUGHPUT_WARM_UP_STEPS = 10  # not counted in the throughput: caches fill, ker
 ValidationSet = list[TrainingBatch[torch.Tensor]]
 
 
+def learning_rate_factor(progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
+    if progress < WARM_UP_SHARE:
+        return (progress + 1e-3) / (WARM_UP_SHARE + 1e-3)
+    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))))
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """Length and hyperparameters of a run; the trainer script's flags set the first five.
 
     epochs: passes over all server-hours. steps: maximum number of optimisation steps; None: those of `epochs`.
+    learning_rate_schedule: completed share of the run -> share of `learning_rate`.
     """
 
     epochs: int
@@ -73,6 +81,7 @@ class TrainerSettings:
     steps: int | None = None
     ema_decay: float = EMA_DECAY
     augmentation: Augmentation = DEFAULT_AUGMENTATION
+    learning_rate_schedule: Callable[[float], float] = learning_rate_factor
 
 
 class TrainingData(NamedTuple):
@@ -85,6 +94,7 @@ class TrainingData(NamedTuple):
 class Trainer:
     """Trains a model in place on the training servers and period of a split.
 
+    Without a validation period in the split, training does not stop early and keeps the last EMA.
     The learning rate follows the completed share of the run, in steps or in seconds, whichever is larger. The seconds
     include all validations. checkpointer: saves the run, and provides its state if it was interrupted.
     """
@@ -109,7 +119,8 @@ class Trainer:
         self._checkpointer.restore(self.state, self.tensors)
         self._total_steps = settings.steps or steps_per_epoch * settings.epochs
         self._validation_interval = validation_interval(steps_per_epoch, self._total_steps)
-        self._validation_set = validation_batches(data, settings.seed, device_of(model))
+        has_validation = split.test_start > split.train_end
+        self._validation_set = validation_batches(data, settings.seed, device_of(model)) if has_validation else []
         self._first_step = self.state.steps  # since the start or the resumption
         self._clock_start = monotonic() - self.state.seconds  # as if the run had not been interrupted
         self._learning_rate = 0.0
@@ -200,7 +211,7 @@ class Trainer:
     def _step(self, gradients: Gradients, plan: BatchPlan, ready: Prepared, progress: float) -> None:
         """One optimisation step and the update of counters and EMA."""
         state, tensors, settings = self.state, self.tensors, self._settings
-        self._learning_rate = settings.learning_rate * learning_rate_factor(progress)
+        self._learning_rate = settings.learning_rate * settings.learning_rate_schedule(progress)
         if state.cool_down_start:
             self._learning_rate = min(self._learning_rate, state.cool_down_learning_rate * self._cool_down_factor())
         tensors.loss_sum += optimisation_step(tensors, gradients, ready, self._learning_rate)
@@ -215,6 +226,12 @@ class Trainer:
     def _validate(self) -> None:
         """Validate the EMA, keep it if it is the best so far, and append to the loss history."""
         state, tensors, started = self.state, self.tensors, self._seconds()
+        if not self._validation_set:
+            tensors.best = clone_weights(tensors.ema)
+            if self._log and state.steps:
+                values = {"loss": self._mean_loss(), "learning_rate": self._learning_rate}
+                self._log.write(state.steps, values | {"windows_per_second": state.windows_per_second})
+            return
         point = {
             "step": state.steps,
             "epoch": state.epochs,
@@ -249,24 +266,17 @@ class Trainer:
     def _summary(self) -> str:
         """Throughput and losses for the progress display."""
         state = self.state
+        training = f"epoch {state.epochs:.2f}, {state.windows_per_second:.0f} windows/s, loss {self._mean_loss():.4f}"
+        if not self._validation_set:
+            return training
         validation = state.loss_history[-1]["validation_loss"] if state.loss_history else state.first_validation_loss
-        return (
-            f"epoch {state.epochs:.2f}, {state.windows_per_second:.0f} windows/s, loss {self._mean_loss():.4f}, "
-            f"validation {validation:.4f} (best {state.best_validation_loss:.4f})"
-        )
+        return f"{training}, validation {validation:.4f} (best {state.best_validation_loss:.4f})"
 
 
 def validation_interval(steps_per_epoch: int, total_steps: int) -> int:
     """Steps between two validations: four an epoch within the limits above, and at least four in a short run."""
     quarter = min(max(steps_per_epoch // VALIDATIONS_PER_EPOCH, MIN_VALIDATION_INTERVAL), MAX_VALIDATION_INTERVAL)
     return max(1, min(quarter, total_steps // VALIDATIONS_PER_EPOCH))
-
-
-def learning_rate_factor(progress: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine to zero (Loshchilov & Hutter 2017)."""
-    if progress < WARM_UP_SHARE:
-        return (progress + 1e-3) / (WARM_UP_SHARE + 1e-3)
-    return float(0.5 * (1 + np.cos(np.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))))
 
 
 def validation_batches(data: TrainingData, seed: int, device: torch.device) -> ValidationSet:

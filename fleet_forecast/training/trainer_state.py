@@ -48,6 +48,12 @@ class TrainerState:
         return self.steps / self.steps_per_epoch
 
     @property
+    def best_step(self) -> int:
+        """Step of the best validation; 0 if the initial weights were the best."""
+        best = [point["step"] for point in self.loss_history if point["validation_loss"] == self.best_validation_loss]
+        return int(best[0]) if best else 0
+
+    @property
     def windows_per_second(self) -> float:
         """Throughput of the training steps with data loading, without validations and the first steps."""
         if self.timed_windows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,19 @@ def test_a_rules_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# caf\xe9")
     with pytest.raises(TomlFileError, match="not UTF-8"):
         load_profile_rules(tmp_path / "latin.toml")
+
+
+def test_a_careless_pattern_is_matched_in_linear_time(tmp_path: Path) -> None:
+    rules = load_profile_rules(write(tmp_path, "[patterns]\ndatabase = ['([a-z0-9]+[-.]?)+-db\\d+']\n"))
+    started = time.perf_counter()
+    assert match_profile("a" * 250 + "_", rules).rule is None  # a backtracking matcher needs 2^250 attempts
+    assert time.perf_counter() - started < 1.0
+    assert match_profile("Web-1-db3", rules).profile == "database"
+
+
+@pytest.mark.parametrize("pattern", [r"(?=db)db\d", r"(db)\1", r"(d{999}){999}"])
+def test_a_pattern_that_cannot_be_matched_in_linear_time_or_bounded_memory_is_named(
+    tmp_path: Path, pattern: str
+) -> None:
+    with pytest.raises(TomlFileError, match=f"line 2: pattern {re.escape(repr(pattern))}.*in linear time"):
+        load_profile_rules(write(tmp_path, f"[patterns]\ndatabase = ['{pattern}']\n"))

@@ -90,3 +90,10 @@ def test_a_missing_field_and_a_long_value_are_described() -> None:
 
     assert problem({}) == "address is missing; add address = ..."
     assert problem({"address": list(range(100))}).endswith("...; write text in quotes")
+
+
+def test_a_file_that_is_nested_too_deeply_is_named(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("labels = " + "[" * 100_000)
+    with pytest.raises(TomlFileError, match=r"test file .*deep\.toml is nested too deeply; write"):
+        read_toml(path, Document, "test file")

@@ -26,6 +26,7 @@ INFO = {
     "windows_per_second": 300.0,
     "stopped_by": "minutes",
     "comparison": None,
+    "final_fit": None,
     "loss_history": [
         {"epoch": 0.5, "loss": 0.3, "validation_loss": 0.4},
         {"epoch": 1, "loss": 0.2, "validation_loss": 0.3},

@@ -127,4 +127,4 @@ def test_the_alerts_of_a_new_detector_are_served_and_published(tmp_path, monkeyp
         (alert,) = wait_for(lambda: client.get("/api/v1/alerts").json()["alerts"])
         assert (alert["reason"], alert["metric"]) == ("idle", "cpu_pct")
         assert alert["sentence"] == "ppdb001 (database): CPU is at 0 %: the server is idle."
-        assert "fleet_alerts_firing 1" in client.get("/metrics").text
+        assert 'fleet_alerts_firing{metric="cpu_pct"} 1' in client.get("/metrics").text

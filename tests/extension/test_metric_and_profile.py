@@ -151,7 +151,7 @@ def test_a_model_is_trained_on_a_metric_and_served(checkout, tmp_path):
     (checkout / "training").mkdir()
     rows.to_parquet(checkout / "training" / "server_metrics.parquet", index=False)
     model = train(checkout, *tiny_flags(checkout / "training", checkout / "models"))
-    assert "gpu_pct" in json.loads((model / "config.json").read_text())["targets"]
+    assert "gpu_pct" in json.loads((model / "config.json").read_text())["spec"]["metrics"]
     (tmp_path / "rules.toml").write_text(RULES)
     daemon = DaemonProcess(tmp_path, "--alert-rules", tmp_path / "rules.toml", model=model)
     daemon.use_checkout(checkout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import pytest
 from fleet_forecast.features.seasonality import SeasonalLags, seasonal_lags
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
-from fleet_forecast.inference.model_directory import new_model_directory, only_writer, promote, read_config, verify
+from fleet_forecast.inference.model_directory import (
+    MAX_MANIFEST_BYTES,
+    new_model_directory,
+    only_writer,
+    promote,
+    read_config,
+    verify,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -217,3 +226,34 @@ def test_promotion_switches_the_link_and_keeps_the_old_model(tmp_path: Path) -> 
         assert (tmp_path / "current" / "config.json").read_text() == name
     assert verify(tmp_path / "model_a").name == "model_a"
     assert {path.name for path in tmp_path.iterdir()} == {"model_a", "model_b", "current"}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "canary.json"])
+def test_a_document_that_is_nested_too_deeply_is_named(copy: Path, name: str) -> None:
+    (copy / name).write_text("[" * 100_000)
+    if name != "manifest.json":
+        (copy / "manifest.json").unlink()
+        write_manifest(copy)
+    with pytest.raises(ModelError, match=rf"{name}: not a "):
+        Engine.load(copy, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_is_no_regular_file_is_refused_at_once(copy: Path, name: str, kind: str) -> None:
+    path = copy / name
+    target = path.rename(copy.parent / f"elsewhere-{name}")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(target)
+    else:
+        path.mkdir()
+    with pytest.raises(ModelError, match=rf"{name}: is not a plain file"):
+        verify(copy)
+
+
+def test_a_manifest_larger_than_any_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
+    with pytest.raises(ModelError, match="is larger than 1,048,576 bytes"):
+        verify(copy)

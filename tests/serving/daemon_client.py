@@ -34,7 +34,9 @@ def record(name="ppml0001", seconds=None, **values):
 
 
 @contextlib.contextmanager
-def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, rules=None, **changes):
+def daemon(
+    folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, rules=None, clients=None, **changes
+):
     chosen = Settings(
         model=Path(folder),
         history=Path(folder) / "history.sqlite",
@@ -47,7 +49,9 @@ def daemon(folder, engine=None, token=None, admin_token=None, load=None, clock=t
     def load_fake(_path) -> Any:
         return engine or FakeEngine()
 
-    files = ReferencedFiles(token=token, admin_token=admin_token, alert_rules=rules or AlertRules())
+    files = ReferencedFiles(
+        token=token, admin_token=admin_token, clients=clients or {}, alert_rules=rules or AlertRules()
+    )
     app = create_app(chosen, files, load or load_fake, clock=clock)
     with TestClient(app) as client:
         yield client

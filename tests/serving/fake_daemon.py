@@ -102,13 +102,18 @@ class FakeDaemon(DaemonProcess):
 def main() -> int:
     import tft_inference
     from fleet_forecast.inference.engine import Engine
+    from fleet_forecast.serving.forecasts.model_trial import ModelTrial
     from tests.serving.fake_engine import FakeEngine
 
     def load(*_arguments, **_flags):
         time.sleep(float(os.environ["FAKE_LOAD_SECONDS"]))
         return FakeEngine(seconds_per_call=float(os.environ["FAKE_SECONDS"]))
 
+    async def pass_trial(*_arguments):
+        pass
+
     Engine.load = load  # type: ignore[method-assign]
+    ModelTrial.run = pass_trial  # type: ignore[method-assign]
     return tft_inference.main(["--daemon", *sys.argv[1:]])
 
 

@@ -103,3 +103,21 @@ def test_every_setting_has_a_description_and_a_flag_with_its_default():
 def test_settings_do_not_change():
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+@pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
+def test_printed_settings_hide_the_passwords_of_addresses(setting):
+    settings = load_settings(None, {setting: "http://me:hunter2@host:1/x?key=hunter2"})
+    assert "hunter2" not in settings.model_dump_json()
+    assert "http://" in settings.model_dump_json(include={setting})
+
+
+@pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
+def test_the_error_of_a_wrong_address_hides_its_password(setting):
+    with pytest.raises(SettingsError, match="is no address") as refused:
+        load_settings(None, {setting: "http://me:hunter2@host:99999"})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_printed_settings_hide_the_path_of_a_webhook():
+    assert "hunter2" not in load_settings(None, {"webhook": "https://hooks.example/hunter2"}).model_dump_json()

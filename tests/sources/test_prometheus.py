@@ -100,6 +100,44 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
     assert frame["cpu_pct"].tolist() == [int(at(n + 1).timestamp()) % 97 for n in range(10)]
 
 
+def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
+    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 4_000)
+    asked = []
+
+    def answer(form):
+        start, end = int(form["start"]), int(form["end"])
+        asked.append((end - start) // STEP + 1)
+        points = [[second, "5"] for second in range(start, end + 1, STEP)]
+        return [{"metric": {"instance": "a"}, "values": points}]
+
+    frame = pull_range(scripted(answer), CPU, TimeRange(at(0), at(500)), STEP)
+    assert frame["cpu_pct"].tolist() == [5.0] * 500
+    assert asked == [500, 250, 125, 125, 250, 125, 125]
+
+
+def test_one_step_whose_answer_is_too_large_names_the_query_and_the_remedy(monkeypatch):
+    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 10)
+    client = scripted(lambda _form: httpx.Response(200, json={"data": [1] * 100}))
+    with pytest.raises(PrometheusError, match=r"cpu\[300s\]': the answer is larger than 10 bytes; ask for fewer"):
+        pull_range(client, CPU, TimeRange(at(0), at(8)), STEP)
+
+
+def test_a_password_in_the_address_is_sent_and_never_shown():
+    seen = []
+
+    def handle(request):
+        seen.append(request.headers["authorization"])
+        return httpx.Response(400, json={"error": "no"})
+
+    client = PrometheusClient("http://me:hunter2@p:9090", transport=httpx.MockTransport(handle), token="tok-en")
+    with pytest.raises(PrometheusError) as caught:
+        client.query_range("up", 0, 300, 300)
+    assert "hunter2" not in f"{caught.value} {client!r}"
+    assert "tok-en" not in repr(client)
+    assert "http://***@p:9090" in str(caught.value)
+    assert seen[0].startswith("Basic")
+
+
 def test_no_series_is_an_empty_frame_with_the_columns():
     frame = pull_range(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
@@ -131,14 +169,16 @@ def test_failures_are_named(answer, message):
         pull_range(scripted(lambda _form: answer), CPU, TimeRange(at(0), at(1)), STEP)
 
 
-def test_a_response_in_a_broken_encoding_is_retried_and_reported():
+def test_a_compressed_answer_is_retried_and_reported():
     asked = []
 
     def answer(_form):
         asked.append(1)
         return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"not gzip"))
 
-    with pytest.raises(PrometheusError, match="does not answer after 4 attempts: DecodingError"):
+    with pytest.raises(
+        PrometheusError, match="does not answer after 4 attempts: AnswerError: the answer is compressed"
+    ):
         pull_range(scripted(answer), CPU, TimeRange(at(0), at(1)), STEP)
     assert len(asked) == 4
 
@@ -250,8 +290,7 @@ def ready(url):
 
 
 def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prometheus):
-    with PrometheusClient(real_prometheus) as client:
-        frame = pull_range(client, NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
+    frame = pull_range(PrometheusClient(real_prometheus), NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
     assert set(frame["server_name"]) == {"ppml0001"}
     steps = ((frame["timestamp"].astype("int64") // 10**9 - int(START.timestamp())) // STEP).tolist()
     assert not set(steps) & set(SILENT)
@@ -264,12 +303,13 @@ def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prome
 
 
 def test_the_real_prometheus_names_a_bad_query(real_prometheus):
-    with PrometheusClient(real_prometheus) as client, pytest.raises(PrometheusError, match="parse error"):
-        pull_range(client, QuerySet(queries={"cpu_pct": "rate("}), TimeRange(at(0), at(2)), STEP)
+    with pytest.raises(PrometheusError, match="parse error"):
+        pull_range(
+            PrometheusClient(real_prometheus), QuerySet(queries={"cpu_pct": "rate("}), TimeRange(at(0), at(2)), STEP
+        )
 
 
 def test_query_ranges_survive_json_of_the_real_one(real_prometheus):
-    with PrometheusClient(real_prometheus) as client:
-        (found,) = client.query_range("vector(1)", 0, 600, 300)
+    (found,) = PrometheusClient(real_prometheus).query_range("vector(1)", 0, 600, 300)
     assert json.dumps(dict(found.labels)) == "{}"
     assert found.values.tolist() == [1.0, 1.0, 1.0]

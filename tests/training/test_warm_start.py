@@ -24,11 +24,11 @@ def info(model_dir: Path) -> dict:
     return json.loads((model_dir / "training_info.json").read_text())
 
 
-def test_the_first_validation_loss_is_the_earlier_models_best(
-    tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    assert run(tiny_training_dir, tmp_path, "--warm-start", str(tiny_model_dir)) == 0
-    warm, earlier = info(tmp_path / "current"), info(tiny_model_dir)
+def test_the_first_validation_loss_is_the_earlier_models_best(tiny_training_dir: Path, tmp_path: Path) -> None:
+    assert run(tiny_training_dir, tmp_path / "earlier", "--no-final-fit") == 0
+    model_dir = tmp_path / "earlier" / "current"
+    assert run(tiny_training_dir, tmp_path / "warm", "--warm-start", str(model_dir), "--no-final-fit") == 0
+    warm, earlier = info(tmp_path / "warm" / "current"), info(model_dir)
     assert warm["first_validation_loss"] == pytest.approx(earlier["best_validation_loss"], rel=1e-5)
     assert warm["first_validation_loss"] < earlier["first_validation_loss"]
     assert warm["best_validation_loss"] <= warm["first_validation_loss"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fleet_forecast.iso_time import iso_milliseconds
@@ -46,7 +46,7 @@ class Alert:
 
 def as_document(alert: Alert) -> dict[str, Any]:
     """The alert in JSON types, for the API, the event streams and webhooks."""
-    fields = asdict(alert)
+    fields = dict(vars(alert))
     for name in ("started", "ended", "expected", "earliest", "latest"):
         seconds = fields.pop(f"{name}_seconds")
         fields[f"{name}_at"] = None if seconds is None else iso_milliseconds(seconds)

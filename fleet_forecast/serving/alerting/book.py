@@ -65,6 +65,7 @@ class AlertBook:
         self.rules = rules
         self.firing: dict[AlertKey, Alert] = {}
         self._detectors = detectors_of(rules) if detectors is None else list(detectors)
+        self.updates = 0  # number of changes of `probabilities`
         self._resolved_texts = {detector.reason: detector.resolved_text for detector in self._detectors}
         self._servers: dict[str, _Server] = {}
 
@@ -86,6 +87,7 @@ class AlertBook:
             ]
             for forecast in of_model:
                 changed += self._update_server(forecast, found, now_seconds)
+        self.updates += 1
         return changed
 
     def keep_only(self, server_names: Iterable[str], now_seconds: float) -> list[Alert]:

@@ -82,7 +82,7 @@ class AlertLoop:
             self._book.restore(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError) as problem:
+        except (OSError, ValueError, TypeError, RecursionError) as problem:
             LOG.error("alert state not read", extra={"file": str(file), "reason": str(problem)})
 
     def _save(self) -> None:

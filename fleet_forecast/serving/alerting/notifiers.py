@@ -20,6 +20,8 @@ from tenacity import AsyncRetrying, RetryCallState
 from fleet_forecast.iso_time import iso_milliseconds
 from fleet_forecast.retry import back_off
 from fleet_forecast.serving.alerting.alert import Alert, as_document
+from fleet_forecast.sources.address import origin_of
+from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
 
 LOG = logging.getLogger(__name__)
 ALERT_NAME = "FleetForecastBreach"
@@ -28,8 +30,14 @@ ALERTS_PER_REQUEST = 500
 INTERVALS_TO_END = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-TIMEOUT_SECONDS = 10.0
-DELIVERY_ERRORS = (httpx.HTTPError, OSError, ValueError)
+LIMITS = AnswerLimits(max_bytes=64 * 1024, seconds=10.0, needs_content=False)  # the status counts
+
+
+class DeliveryError(Exception):
+    """The receiver did not accept the alerts; the message gives the status and the start of its answer."""
+
+
+DELIVERY_ERRORS = (DeliveryError, httpx.HTTPError, OSError, ValueError)
 
 
 class Notifier:
@@ -42,7 +50,7 @@ class Notifier:
         self.dropped = 0
         self._queue: deque[Alert] = deque()
         self._queued = asyncio.Event()
-        self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, transport=transport, follow_redirects=False)
+        self._client = BoundedClient(LIMITS, transport=transport)
 
     def enqueue(self, changed: Iterable[Alert]) -> None:
         """Queue alerts that began or ended; a full queue drops the oldest."""
@@ -65,7 +73,7 @@ class Notifier:
 
     async def close(self) -> None:
         """Close the connections, after `run` has ended."""
-        await self._client.aclose()
+        await self._client.close()
 
     async def _wait(self) -> None:
         await self._queued.wait()
@@ -84,8 +92,7 @@ class Notifier:
     async def _post(self, url: str, body: Any) -> None:
         response = await self._client.post(url, json=body)
         if not response.is_success:
-            message = f"status {response.status_code}: {response.text[:200]}"
-            raise httpx.HTTPStatusError(message, request=response.request, response=response)
+            raise DeliveryError(f"status {response.status_code}: {response.text[:200]}")
 
     def _body(self, alerts: Sequence[Alert]) -> Any:
         return {"version": "1", "alerts": [as_document(alert) for alert in alerts]}
@@ -93,7 +100,7 @@ class Notifier:
     def _count_failure(self, state: RetryCallState) -> None:
         self.failures += 1
         problem = state.outcome.exception() if state.outcome else None
-        LOG.error("alerts not delivered", extra={"to": _origin(self.url), "reason": _reason(problem)})
+        LOG.error("alerts not delivered", extra={"to": origin_of(self.url), "reason": _reason(problem)})
 
 
 class AlertmanagerNotifier(Notifier):
@@ -150,11 +157,6 @@ class AlertmanagerNotifier(Notifier):
             "startsAt": iso_milliseconds(alert.started_seconds),
             "endsAt": iso_milliseconds(ends),
         }
-
-
-def _origin(url: str) -> str:
-    """Scheme and host of an address: the path of a webhook can contain secrets."""
-    return f"{httpx.URL(url).scheme}://{httpx.URL(url).host}"
 
 
 def _reason(problem: BaseException | None) -> str:

@@ -22,6 +22,7 @@ MAX_GAP_SECONDS = 900  # after a longer gap a server starts again: its past fore
 MIN_QUANTILE_GAP = 0.005  # as a share of the median: bounds the scores of a metric that was constant
 MIN_PEERS = 5  # servers of a profile for a median of the profile
 LARGE_MEDIAN_SCORE = 1.0
+MAX_PROFILES = 64  # clients choose the names; further profiles count as one
 NO_STEP = -1
 
 
@@ -99,7 +100,10 @@ class PastForecasts:
             if not self._free:
                 self._grow()
             row = self._row_of[forecast.server_name] = self._free.pop()
-        self._profile[row] = self._profile_numbers.setdefault(forecast.profile, len(self._profile_numbers))
+        number = min(len(self._profile_numbers), MAX_PROFILES - 1)
+        if number < MAX_PROFILES - 1:
+            number = self._profile_numbers.setdefault(forecast.profile, number)
+        self._profile[row] = self._profile_numbers.get(forecast.profile, number)
         return row
 
     def _grow(self) -> None:

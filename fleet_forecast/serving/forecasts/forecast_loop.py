@@ -1,8 +1,8 @@
 """The forecast loop: after each step the whole fleet is forecast, off the event loop; requests read the last snapshot.
 
 Between two steps, new servers and servers with late samples are forecast as well. Blocking work runs in one worker
-thread, a chunk of servers at a time, so that other forecasts (POST /api/v1/forecast) run in between. The engine uses
-all cores for a chunk, at a lower priority than requests.
+thread, a chunk of servers at a time. Forecasts of requests (POST /api/v1/forecast) run between two cycles, one at a
+time. The engine uses all cores, at a lower priority than requests.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fleet_forecast.serving.forecasts.peer_context import PeerContext
 from fleet_forecast.serving.forecasts.provisional_steps import ProvisionalSteps
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
+from fleet_forecast.serving.forecasts.turns import WorkerTurns
 from fleet_forecast.serving.histogram import Histogram
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
@@ -41,6 +42,8 @@ from server_profiles import ProfileRules
 LOG = logging.getLogger(__name__)
 NICENESS = 10  # of the forecast worker, added to the daemon's own: requests and ingest run first
 LOWEST_PRIORITY = 19
+NEW_SERVER_HOURS = 24  # a server with few measured steps is deleted after so long without a sample
+REQUEST_WAIT_SECONDS = 20.0  # for a cycle and for the requests before
 STEPS_PER_READ = 100  # of the store; waiting samples are written in between
 _POLL_SECONDS = 0.25
 Result = TypeVar("Result")
@@ -75,6 +78,7 @@ class ForecastLoop:
         self.snapshot = FleetSnapshot()
         self.statistics = CycleStatistics()
         self.engine: Engine | None = None
+        self.turns = WorkerTurns(REQUEST_WAIT_SECONDS)
         self.listeners: list[Callable[[FleetSnapshot], None]] = []  # called on the event loop after each cycle
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast", initializer=_lower_priority)
         self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
@@ -158,6 +162,10 @@ class ForecastLoop:
         whole_fleet = engine is not self._cycle_engine or complete_step != self._complete_step
         if not whole_fleet and time.monotonic() < self._next_recheck:
             return False
+        async with self.turns.cycle():
+            return await self._cycle(engine, complete_step, whole_fleet)
+
+    async def _cycle(self, engine: Engine, complete_step: int, whole_fleet: bool) -> bool:
         started = time.perf_counter()
         window = self._window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
@@ -179,6 +187,11 @@ class ForecastLoop:
         if whole_fleet:
             await self._expire(engine, complete_step)
         return True
+
+    async def on_request(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run the work of a request on `worker` when no cycle runs. Raises turns.WorkerBusyError after a time."""
+        async with self.turns.request():
+            return await self._on_worker(work, *arguments)
 
     async def _on_worker(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.worker, work, *arguments)
@@ -314,7 +327,8 @@ class ForecastLoop:
         now = min(complete_step, newest)
         kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
         means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)
-        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept)):
+        new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
+        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept, now - new_kept)):
             await asyncio.sleep(0)
 
 

@@ -27,7 +27,7 @@ class HistoryWindow:
     @classmethod
     def empty(cls, engine: Engine, store: HistoryStore, drop_steps: int) -> HistoryWindow:
         """A window without data. drop_steps: a server is forecast from a whole history until it is dropped."""
-        buffer = RingBuffer(engine.config.history_steps + drop_steps, len(store.metrics), len(store.servers))
+        buffer = RingBuffer(engine.config.history_steps + drop_steps, len(store.metrics))
         return cls(buffer, engine, store.metrics, _columns(engine, store.metrics))
 
     def fits(self, engine: Engine, drop_steps: int) -> bool:

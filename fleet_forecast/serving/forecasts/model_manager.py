@@ -1,24 +1,33 @@
 """The model in use: loads it, watches its path for a new one, and swaps the two by one assignment.
 
-A model that cannot be loaded never replaces the one in use.
+A model that cannot be loaded never replaces the one in use. It is tried again when a file of its directory changes, and
+after pauses that double: the directory may be copied while it is read, or the reason may pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 
 LOG = logging.getLogger(__name__)
 LoadEngine = Callable[[Path], Engine]
-_POLL_SECONDS = 1.0
+Result = TypeVar("Result")
+POLL_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 120.0
+MAX_WATCHED_FILES = 100
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,35 @@ class LoadResult:
     at_seconds: float
 
 
-class ModelManager:
-    """Loads the model of a path, again when the link changes or on request."""
+@dataclass(frozen=True)
+class ModelLoading:
+    """Where a model is loaded from and how; seconds: for one attempt."""
 
-    def __init__(self, path: Path, load_engine: LoadEngine, forecasts: ForecastLoop) -> None:
-        self.path = path
+    path: Path
+    load_engine: LoadEngine
+    seconds: float = 60.0
+
+
+class _FileState(NamedTuple):
+    name: str
+    bytes: int
+    modified_ns: int
+
+
+class ModelManager:
+    """Loads the model of a path, again when the link or a file changes, after a refusal, or on request."""
+
+    def __init__(self, loading: ModelLoading, forecasts: ForecastLoop, trial: ModelTrial | None = None) -> None:
+        """trial: what a model has to pass before it is loaded."""
+        self.path = loading.path
         self.last_load: LoadResult | None = None
         self.loads: dict[bool, int] = {True: 0, False: 0}  # by success
-        self.listeners: list[Callable[[LoadResult], None]] = []
-        self._load_engine, self._forecasts = load_engine, forecasts
+        self.listeners: list[Callable[[LoadResult], None]] = []  # called after each attempt with another result
+        self._settings, self._forecasts, self._trial = loading, forecasts, trial
         self._loading = asyncio.Lock()
-        self._last_target: tuple[Path, int] | None = None  # of the last attempt
+        self._last_state: object = None  # of the directory at the last attempt
+        self._retry_at = 0.0  # monotonic time; where the last attempt failed
+        self._pause_seconds = POLL_SECONDS
 
     @property
     def ready(self) -> bool:
@@ -50,29 +77,48 @@ class ModelManager:
     async def load(self) -> LoadResult:
         """Load the model at the path; on failure the model in use stays. Requests use that one meanwhile."""
         async with self._loading:
-            self._last_target = self._target()
             started = time.perf_counter()
             engine: Engine | None = None
             problem: str | None = None
             try:
-                engine = await asyncio.to_thread(self._load_known_metrics)
+                self._last_state = await self._in_time(self._directory_state)
+                if self._trial is not None:
+                    await self._trial.run(self.path)
+                engine = await self._in_time(self._load_known_metrics)
             except (ModelError, OSError) as error:
                 problem = str(error)
             except Exception as error:
                 problem = f"{self.path}: cannot be loaded ({type(error).__name__}: {error})"
-            if engine is not None:
-                self._forecasts.engine = engine
-                LOG.info("model loaded", extra={"model": engine.model_id, "seconds": time.perf_counter() - started})
-            else:
+            return self._note(engine, problem, time.perf_counter() - started)
+
+    def _note(self, engine: Engine | None, problem: str | None, seconds: float) -> LoadResult:
+        """Use a loaded model; log, count and publish the result."""
+        repeated = problem is not None and self.last_load is not None and self.last_load.problem == problem
+        result = self.last_load = LoadResult(engine.model_id if engine else None, problem, time.time())
+        self.loads[problem is None] += 1
+        if engine is not None:
+            self._forecasts.engine = engine
+            self._pause_seconds = POLL_SECONDS
+            LOG.info("model loaded", extra={"model": engine.model_id, "seconds": seconds})
+        else:
+            self._retry_at = time.monotonic() + self._pause_seconds
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+            if not repeated:
                 LOG.error("model refused", extra={"reason": problem, "kept": self.ready})
-            self.last_load = LoadResult(engine.model_id if engine else None, problem, time.time())
-            self.loads[problem is None] += 1
-            for listener in self.listeners:
-                listener(self.last_load)
-            return self.last_load
+        for listener in () if repeated else self.listeners:
+            listener(result)
+        return result
+
+    async def _in_time(self, work: Callable[[], Result]) -> Result:
+        """The result of work on the file system, which can hang. Raises ModelError after the deadline."""
+        try:
+            async with asyncio.timeout(self._settings.seconds):
+                return await on_daemon_thread(work)
+        except TimeoutError:
+            raise ModelError(f"{self.path}: not loaded within {self._settings.seconds:g} s; check the disk") from None
 
     def _load_known_metrics(self) -> Engine:
-        engine = self._load_engine(self.path)
+        engine = self._settings.load_engine(self.path)
         unknown = [metric for metric in engine.config.targets if metric not in self._forecasts.metrics]
         if unknown:
             raise ModelError(
@@ -82,19 +128,38 @@ class ModelManager:
         return engine
 
     async def watch(self) -> None:
-        """Load now, and whenever the link or the manifest has changed."""
+        """Load now, whenever the link or a file of the model has changed, and again after a refusal."""
+        await self.load()
         while True:
-            if self._target() != self._last_target:
+            await asyncio.sleep(POLL_SECONDS)
+            if await self._changed() or self._retry_due():
                 await self.load()
-            await asyncio.sleep(_POLL_SECONDS)
 
-    def _target(self) -> tuple[Path, int]:
-        """The directory that the path resolves to, and when its manifest was written (0 if there is none)."""
+    async def _changed(self) -> bool:
+        try:
+            state = await self._in_time(self._directory_state)
+        except ModelError:
+            return False
+        if state == self._last_state:
+            return False
+        self._pause_seconds = POLL_SECONDS
+        return True
+
+    def _retry_due(self) -> bool:
+        refused = self.last_load is not None and self.last_load.problem is not None
+        return refused and time.monotonic() >= self._retry_at
+
+    def _directory_state(self) -> tuple[Path, tuple[_FileState, ...]]:
+        """The directory that the path resolves to, and its files with size and time of change."""
         try:
             resolved = self.path.resolve()
         except (OSError, RuntimeError):  # a link to itself
-            return self.path, 0
+            return self.path, ()
         try:
-            return resolved, (resolved / "manifest.json").stat().st_mtime_ns
+            with os.scandir(resolved) as entries:
+                states = [
+                    (entry.name, entry.stat(follow_symlinks=False)) for entry in islice(entries, MAX_WATCHED_FILES)
+                ]
         except OSError:
-            return resolved, 0
+            return resolved, ()
+        return resolved, tuple(sorted(_FileState(name, of.st_size, of.st_mtime_ns) for name, of in states))

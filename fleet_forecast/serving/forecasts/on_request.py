@@ -11,12 +11,40 @@ from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ProfileRules
 
 PeersOf = Callable[[Engine, Sequence[str], Sequence[str], np.ndarray], Peers | None]
+MAX_SPAN_DAYS = 366
+MS_PER_DAY = 86_400_000
+
+
+class HistorySpanError(ValueError):
+    """The newest samples of a request's servers are too far apart to be forecast together."""
+
+
+def check_span(samples: Sequence[Sample]) -> None:
+    """Raise HistorySpanError if the servers' newest samples are more than MAX_SPAN_DAYS apart.
+
+    The engine computes the calendar from the first origin to the last one.
+    """
+    newest: dict[str, int] = {}
+    for sample in samples:
+        newest[sample.server_name] = max(sample.timestamp_ms, newest.get(sample.server_name, sample.timestamp_ms))
+    first, last = min(newest.items(), key=_time_of), max(newest.items(), key=_time_of)
+    if last[1] - first[1] > MAX_SPAN_DAYS * MS_PER_DAY:
+        ends = f"{first[0]!r} ends at {iso(first[1] / 1000)}, {last[0]!r} at {iso(last[1] / 1000)}"
+        raise HistorySpanError(
+            f"timestamp: the servers' newest samples are more than {MAX_SPAN_DAYS} days apart ({ends}); "
+            "send servers of different times in separate requests"
+        )
+
+
+def _time_of(server: tuple[str, int]) -> int:
+    return server[1]
 
 
 def forecast_samples(

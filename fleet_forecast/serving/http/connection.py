@@ -1,4 +1,4 @@
-"""One HTTP connection with the limits that uvicorn lacks: deadlines, size of the headers, number of connections."""
+"""One HTTP connection with the limits that uvicorn lacks: deadlines, sizes, pipelining, number of connections."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from typing import ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fleet_forecast.serving.http.connection_table import ConnectionTable, State
+
 LOG = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
+MAX_READ_BYTES = 64 * 1024  # at once, so that the event loop parses one connection for a short time only
+MAX_PIPELINED = 8  # requests that wait for the response of an earlier one
+FREE_PIECES = 16_384  # pieces of a body of any size; further ones must have MIN_PIECE_BYTES on average
+MIN_PIECE_BYTES = 64
+MAX_BODY_AFTER_RESPONSE = 64 * 1024  # bytes that are read and dropped
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -25,22 +32,23 @@ class BoundedHttp(HttpToolsProtocol):
 
     header_seconds: ClassVar[float]
     body_seconds: ClassVar[float]
-    max_connections: ClassVar[int]
+    table: ClassVar[ConnectionTable]
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _awaiting_headers = False
     _receiving_body = False  # from the end of the headers to the end of the message, trailers included
     _non_body_bytes = 0  # received since the message began, or since the last bytes of its body
+    _pieces = _body_bytes = _dropped_bytes = 0  # of the message's body; dropped: received after the response
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > self.max_connections:
-            self.transport.abort()
-            return
-        self._await_headers()
+        self.transport.max_size = MAX_READ_BYTES  # type: ignore[attr-defined]
+        if self.table.add(self.transport, self.client[0] if self.client else ""):
+            self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
+        self.table.remove(self.transport)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -56,9 +64,12 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.abort()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many requests before the first response")
         super().on_message_begin()
         if not self._awaiting_headers:  # a further request on a kept connection
             self._await_headers()
+        self._enter_state()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header. Trailers of a chunked body are dropped: no route reads them, and their number has no bound."""
@@ -68,40 +79,74 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Pass the request on; an invalid URL is answered with 400."""
         self._awaiting_headers, self._receiving_body, self._non_body_bytes = False, True, 0
+        self._pieces = self._body_bytes = self._dropped_bytes = 0
         self._start_read_timer(None)
         try:
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             raise httptools.HttpParserError("invalid URL") from None
+        self._enter_state()
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of the body on; the middleware bounds its size and time."""
+        """Pass a piece of the body on; the middleware bounds its size and time."""
         self._non_body_bytes = 0
+        self._pieces += 1
+        self._body_bytes += len(body)
+        if (self._pieces - FREE_PIECES) * MIN_PIECE_BYTES > self._body_bytes:
+            raise httptools.HttpParserError("the chunks of the body are too small")
+        if self._is_answered():
+            self._dropped_bytes += len(body)
+            if self._dropped_bytes > MAX_BODY_AFTER_RESPONSE:
+                raise httptools.HttpParserError("the request is answered; its body is not read")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._receiving_body = False
         self._await_next()
+        self._enter_state()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unset_keepalive_if_required()  # uvicorn's timer stops at any byte, even one that begins no request
         self._start_write_timer()
         self._await_next()
+        self._enter_state()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._start_write_timer()
 
     def send_400_response(self, msg: str) -> None:
+        """Answer 400 and close; only close where other responses come first, or a part of one is written."""
+        started = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
+        if self.pipeline or started or (self._receiving_body and self._is_answered()):
+            self.transport.abort()
+            return
         super().send_400_response(msg)
         self._start_write_timer()
 
     def handle_websocket_upgrade(self) -> None:
         """Pass the connection to the WebSocket protocol, which has timers of its own."""
         self._stop_timers()
+        self.table.set_state(self.transport, State.BUSY)
         super().handle_websocket_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        """Whether to pass the request to the WebSocket protocol; others are answered as if no upgrade was asked for."""
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return self.parser.get_method() == b"GET" and not has_body and super()._should_upgrade()
+
+    def _is_answered(self) -> bool:
+        """Whether all requests are answered."""
+        return self.cycle is not None and self.cycle.response_complete
+
+    def _enter_state(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            state = State.RECEIVING_BODY if self._receiving_body else State.BUSY
+        else:
+            state = State.AWAITING_HEADERS if self._awaiting_headers else State.IDLE
+        self.table.set_state(self.transport, state)
 
     def _await_headers(self) -> None:
         self._awaiting_headers, self._non_body_bytes = True, 0
@@ -109,8 +154,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _await_next(self) -> None:
         """When all requests are answered: await the rest of the last body, or the next request."""
-        answered = self.cycle is not None and self.cycle.response_complete
-        if answered and not self._awaiting_headers:
+        if self._is_answered() and not self._awaiting_headers:
             self._start_read_timer(self.body_seconds if self._receiving_body else self.timeout_keep_alive)
 
     def _start_read_timer(self, seconds: float | None) -> None:
@@ -136,6 +180,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._unread_bytes() < unread_before:
             self._start_write_timer()
         else:
+            self.table.counters.closed["unread"] += 1
             LOG.warning("answer not taken", extra={"seconds": self.body_seconds})
             self.transport.abort()
 
@@ -157,7 +202,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._write_timer = None
 
 
-def make_protocol(header_seconds: float, body_seconds: float, max_connections: int) -> type[BoundedHttp]:
+def make_protocol(header_seconds: float, body_seconds: float, table: ConnectionTable) -> type[BoundedHttp]:
     """The connection class with its limits; uvicorn makes one object for each connection."""
-    limits = {"header_seconds": header_seconds, "body_seconds": body_seconds, "max_connections": max_connections}
+    limits = {"header_seconds": header_seconds, "body_seconds": body_seconds, "table": table}
     return type("LimitedHttp", (BoundedHttp,), limits)

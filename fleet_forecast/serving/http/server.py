@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
 from fleet_forecast.serving.http.connection import make_protocol
+from fleet_forecast.serving.http.connection_table import ConnectionTable
+from fleet_forecast.serving.http.descriptors import accepts_per_turn, allowed_connections
+from fleet_forecast.serving.http.websocket import make_websocket
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
 
+LOG = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 30
 MAX_WEBSOCKET_BYTES = 64 * 1024  # of one message from a client
 MAX_WEBSOCKET_MESSAGES = 8  # received and not read yet
-LISTEN_BACKLOG = 512
+LISTEN_BACKLOG = 512  # connections that the kernel holds until they are accepted
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with a callback before it waits for open responses to end."""
+    """uvicorn's server with a callback before it waits for open responses to end, and a longer listen backlog.
+
+    asyncio accepts as many connections in one turn of the event loop as its backlog has places. That number is small
+    here, so that connections beyond the limit cannot use up the process's open files.
+    """
 
     def __init__(self, config: uvicorn.Config, before_shutdown: Callable[[], None]) -> None:
         super().__init__(config)
         self._before_shutdown = before_shutdown
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            with socket.fromfd(listener.fileno(), listener.family, listener.type) as same:
+                same.listen(LISTEN_BACKLOG)
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._before_shutdown()
         await super().shutdown(sockets)
 
 
-def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None]) -> bool:
+def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None], counters: HttpCounters) -> bool:
     """Serve until SIGTERM or SIGINT; returns whether the server started.
 
     before_shutdown: ends the event streams, for which the shutdown would otherwise wait.
     """
-    server = Server(_config(app, settings), before_shutdown)
+    server = Server(_config(app, settings, counters), before_shutdown)
     # uvicorn raises the received signal again after the shutdown; without a handler the exit code would not be 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -48,15 +65,22 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None]) -> 
     return server.started
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
+def _config(app: Any, settings: Settings, counters: HttpCounters) -> uvicorn.Config:
+    connections = allowed_connections(settings.max_connections)
+    if connections < settings.max_connections:
+        remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
+        LOG.warning("fewer connections allowed", extra={"max_connections": connections, "remedy": remedy})
+    table = ConnectionTable(connections, min(connections, settings.max_connections_per_address), counters)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=make_protocol(settings.header_seconds, settings.body_seconds, settings.max_connections),
-        ws="websockets-sansio",
+        http=make_protocol(settings.header_seconds, settings.body_seconds, table),
+        ws=make_websocket(settings.body_seconds, table),
         ws_max_size=MAX_WEBSOCKET_BYTES,
         ws_max_queue=MAX_WEBSOCKET_MESSAGES,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         loop="asyncio",
         lifespan="on",
         log_config=None,
@@ -64,5 +88,5 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
-        backlog=LISTEN_BACKLOG,
+        backlog=accepts_per_turn(connections),
     )

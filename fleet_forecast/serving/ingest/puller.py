@@ -1,6 +1,7 @@
 """Pulls the fleet from a Prometheus after each step and stores it like records that were sent.
 
-Steps missed while the daemon or Prometheus was down are asked for again, up to the retention of the store.
+Steps missed while the daemon or Prometheus was down are asked for again, up to the retention of the store. The time up
+to which samples were pulled is stored with them.
 """
 
 from __future__ import annotations
@@ -8,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
+from tenacity import AsyncRetrying, RetryCallState
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
+from fleet_forecast.retry import back_off
+from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, TimeRange, pull_range
 
 LOG = logging.getLogger(__name__)
-Result = TypeVar("Result")
+PULL_ERRORS = (PrometheusError, HistoryBusyError, HistoryUnavailableError)
 _RECORDS_PER_BATCH = 5_000
 _PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -35,20 +38,19 @@ class Puller:
 
     def __init__(self, sink: IngestSink, client: PrometheusClient, queries: QuerySet) -> None:
         self._sink, self._client, self._queries = sink, client, queries
-        self._next_step: int | None = None
+        self._pulled_until: int | None = None  # seconds since 1970; None: not read from the store yet
 
     async def run(self) -> None:
         """Pull until cancelled; a failed pull is logged, counted and tried again after a pause."""
-        pause = _PAUSE_SECONDS
+        policy = back_off(PULL_ERRORS, LONGEST_PAUSE_SECONDS, first_pause_seconds=2 * _PAUSE_SECONDS)
         while True:
-            try:
-                await self.pull_due()
-                pause = _PAUSE_SECONDS
-            except (PrometheusError, HistoryBusyError, HistoryUnavailableError) as problem:
-                self._sink.pulls["failure"] += 1
-                LOG.error("pull failed", extra={"reason": str(problem)})
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-            await asyncio.sleep(pause)
+            await AsyncRetrying(**policy, before_sleep=self._count_failure)(self.pull_due)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _count_failure(self, state: RetryCallState) -> None:
+        problem = state.outcome.exception() if state.outcome else None
+        self._sink.pulls["failure"] += 1
+        LOG.error("pull failed", extra={"reason": str(problem)})
 
     async def pull_due(self) -> int:
         """Store the steps that ended since the last pull, a day of them at most; returns the number of samples."""
@@ -56,44 +58,45 @@ class Puller:
         # After half of the grace time: the samples are on disk when the step counts as complete.
         ended = int((self._sink.clock() - settings.grace_seconds / 2) // step_seconds)
         oldest = ended - math.floor(settings.retention_hours * 3600 / step_seconds) + 1
-        if self._next_step is not None and self._next_step > ended:
-            self._next_step = None  # the clock was ahead at the last pull: those steps were not measured yet
-        first = max(self._first_step(oldest), oldest)
+        first = max(await self._first_step(ended, oldest), oldest)
         if first >= ended:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        frame = await _on_daemon_thread(pull_range, self._client, self._queries, TimeRange(begin, end), step_seconds)
+        frame = await on_daemon_thread(pull_range, self._client, self._queries, TimeRange(begin, end), step_seconds)
         stored = 0
         for records in _batches(frame):
             stored += len((await self._sink.take_pulled(records)).samples)
-        self._next_step = after
+        await self._keep_position(after * step_seconds)
         self._sink.pulls["success"] += 1
         LOG.info("pulled", extra={"from": iso(first * step_seconds), "samples": stored})
         return stored
 
-    def _first_step(self, oldest: int) -> int:
-        """The step after the last pull, or the newest stored one."""
-        if self._next_step is not None:
-            return self._next_step
+    async def _first_step(self, ended: int, oldest: int) -> int:
+        """The step after the last pull; the oldest one if there was no pull.
+
+        After a pull while the clock was ahead, whose steps were not measured yet: the newest stored step.
+        """
         store = self._sink.store
-        known = list(store.servers.values())  # a copy: other threads add servers meanwhile
-        return max((store.last_step(server.server_id) or oldest for server in known), default=oldest)
+        if self._pulled_until is None:
+            self._pulled_until = await asyncio.wrap_future(store.pulled_until())
+        if self._pulled_until is None:
+            return oldest
+        first = self._pulled_until // store.step_seconds
+        return first if first <= ended else newest_stored_step(store, oldest)
 
-
-async def _on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Result:
-    """asyncio.to_thread on a daemon thread, so that the process can end while a Prometheus does not answer."""
-    done: Future[Result] = Future()
-    done.set_running_or_notify_cancel()  # not cancellable: only the thread sets its result
-
-    def run() -> None:
+    async def _keep_position(self, seconds: int) -> None:
+        self._pulled_until = seconds
         try:
-            done.set_result(work(*arguments))
-        except BaseException as problem:
-            done.set_exception(problem)
+            await asyncio.wrap_future(self._sink.store.set_pulled_until(seconds))
+        except HistoryUnavailableError as problem:  # the samples are stored; a restart pulls them again
+            LOG.error("position of the pull not stored", extra={"reason": str(problem)})
 
-    threading.Thread(target=run, name="pull", daemon=True).start()
-    return await asyncio.wrap_future(done)
+
+def newest_stored_step(store: HistoryStore, oldest: int) -> int:
+    """The newest step with a measurement of any server; `oldest` if there is none."""
+    known = list(store.servers.values())  # a copy: the store's thread adds servers meanwhile
+    return max((store.last_step(server.server_id) or oldest for server in known), default=oldest)
 
 
 def _batches(frame: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:

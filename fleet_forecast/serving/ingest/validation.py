@@ -48,11 +48,13 @@ class CheckedBatch:
     """The result of checking a batch of records.
 
     samples: the accepted records. rejected: the others. ignored_fields: fields that the contract does not define.
+    notices: what was not used of accepted records.
     """
 
     samples: list[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     ignored_fields: set[str] = field(default_factory=set)
+    notices: list[str] = field(default_factory=list)
 
 
 class _Rejected(Exception):  # noqa: N818 - control flow within this module, not an error of the program
@@ -97,13 +99,13 @@ def check_records(
     records: list[Any],
     earliest_ms: int,
     latest_ms: int,
-    may_add: Callable[[str], bool] = lambda _name: True,
+    refusal_of: Callable[[str], str | None] = lambda _name: None,
     specs: Mapping[str, MetricSpec] = METRIC_SPECS,
 ) -> CheckedBatch:
     """Check each record against the data contract.
 
     earliest_ms, latest_ms: bounds of the timestamps, inclusive.
-    may_add: returns whether a server of this name is known or may still be added.
+    refusal_of: returns why samples of a server are refused, None if they are not.
     specs: the metrics of a record; samples hold their values in this order.
     """
     batch = CheckedBatch()
@@ -112,8 +114,8 @@ def check_records(
     for index, record in enumerate(records):
         try:
             sample = check.sample(record)
-            if not may_add(sample.server_name):
-                reason = "the number of servers is at its limit; raise max_servers or let old servers expire"
+            reason = refusal_of(sample.server_name)
+            if reason is not None:
                 raise _Rejected("server_name", sample.server_name, reason)
         except _Rejected as rejected:
             value = _shortened(rejected.value)

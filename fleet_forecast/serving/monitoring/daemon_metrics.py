@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.monitoring.text_format import header
+from server_profiles import PROFILES
+
+OTHER_PROFILE = "other"
 
 
 class Sample(NamedTuple):
@@ -29,6 +32,17 @@ class Family(NamedTuple):
     kind: str
     description: str
     samples: Samples
+
+
+def known_profiles(daemon: Daemon) -> frozenset[str]:
+    """Profiles with a label of their own: the built-in ones and those that the model was trained on."""
+    engine = daemon.forecasts.engine
+    return frozenset({*map(str, PROFILES), *(engine.config.profiles if engine else ())})
+
+
+def profile_label(profile: str, known: Container[str]) -> str:
+    """The label of a profile: clients may send any name, and each would be a new time series."""
+    return profile if profile in known else OTHER_PROFILE
 
 
 def family_lines(daemon: Daemon, openmetrics: bool) -> Iterator[str]:
@@ -98,6 +112,13 @@ def _score(field: str, daemon: Daemon) -> list[Sample]:
     return [Sample(f'{{metric="{m}",horizon="{h}"}}', getattr(tally, field)) for (m, h), tally in tallies]
 
 
+def _servers(daemon: Daemon) -> list[Sample]:
+    known, counts = known_profiles(daemon), Counter[str]()
+    for profile, servers in daemon.forecasts.snapshot.profiles.items():
+        counts[profile_label(profile, known)] += servers
+    return _by("profile", counts)
+
+
 CYCLE_DURATION = Family(
     "fleet_cycle_duration_seconds",
     "histogram",
@@ -115,6 +136,16 @@ FAMILIES: tuple[Family, ...] = (
         "fleet_rejected_records",
         "Records rejected, by the field at fault.",
         lambda d: _by("field", d.ingest.rejected or {"none": 0}),
+    ),
+    _counter(
+        "fleet_profile_changes",
+        "Changes of a known server's profile that came with samples, by result.",
+        lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.profile_changes),
+    ),
+    _gauge(
+        "fleet_servers_with_two_sources",
+        "Servers that more than one client of the tokens file wrote since the start.",
+        lambda d: _one(sum(len(each) > 1 for each in list(d.ingest.senders.sources.values()))),
     ),
     CYCLE_DURATION,
     _counter("fleet_cycles", "Forecast cycles of the whole fleet.", lambda d: _one(d.forecasts.statistics.cycles)),
@@ -159,6 +190,22 @@ FAMILIES: tuple[Family, ...] = (
         "Deliveries that failed and were tried again.",
         lambda d: _one(sum(each.failures for each in d.notifiers)),
     ),
+    _counter(
+        "fleet_requests_refused",
+        "Requests that a check refused before their route, by status.",
+        lambda d: _by("status", d.http.refused or {"none": 0}),
+    ),
+    _counter("fleet_wrong_tokens", "Requests with a wrong token.", lambda d: _one(d.http.wrong_tokens)),
+    _counter(
+        "fleet_connections_closed",
+        "Connections closed by a limit: total, address, unread.",
+        lambda d: _by("limit", d.http.closed or {"none": 0}),
+    ),
+    _counter(
+        "fleet_log_lines_dropped",
+        "Log lines dropped: too many of one kind (rate), or not written in time (queue) or at all (write).",
+        lambda d: _by("reason", d.dropped_log_lines),
+    ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),
     _counter(
@@ -187,7 +234,7 @@ FAMILIES: tuple[Family, ...] = (
     _gauge(
         "fleet_servers",
         "Servers with a forecast, by profile.",
-        lambda d: _by("profile", d.forecasts.snapshot.profiles),
+        _servers,
     ),
     _gauge(
         "fleet_servers_unmatched",

@@ -7,48 +7,85 @@ samples are quantiles, and promtool's linter allows the label `quantile` for tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+import zlib
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS, report_horizons
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
-from fleet_forecast.serving.monitoring.daemon_metrics import family_lines
+from fleet_forecast.serving.monitoring.daemon_metrics import family_lines, known_profiles, profile_label
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, wants_openmetrics
+from server_profiles import PROFILES
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "wants_openmetrics"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "page_parts", "wants_openmetrics"]
+
+BLOCK_BYTES = 256 * 1024
 
 
 class Exposition:
-    """Renders /metrics; the lines of the forecasts are cached until the next cycle or step."""
+    """Renders /metrics.
+
+    The lines of forecasts and alerts are cached, compressed, until the next cycle, step or update of the alerts: they
+    are hundreds of megabytes of a large fleet, and a tenth or less of that when compressed.
+    """
 
     def __init__(self) -> None:
-        self._forecast_lines: list[str] = []
-        self._rendered: tuple[FleetSnapshot, int] | None = None
+        self._blocks: tuple[bytes, ...] = ()
+        self._snapshot: weakref.ref[FleetSnapshot] | None = None
+        self._rendered: tuple[int, int] | None = None
 
-    def render(self, daemon: Daemon, openmetrics: bool) -> bytes:
-        """The whole page. Safe to call from one worker thread at a time."""
-        lines = [*self._forecasts(daemon), *exceedance_lines(daemon), *family_lines(daemon, openmetrics)]
-        if openmetrics:
-            lines.append("# EOF")
-        return ("\n".join(lines) + "\n").encode()
+    def update(self, daemon: Daemon) -> tuple[bytes, ...]:
+        """The compressed lines of forecasts and alerts, rendered if they changed.
 
-    def _forecasts(self, daemon: Daemon) -> list[str]:
+        Safe to call from one worker thread at a time.
+        """
         snapshot = daemon.forecasts.snapshot
-        if snapshot.model is None:
-            return []
-        step = daemon.forecasts.complete_step(snapshot.model.step_seconds)
-        if self._rendered != (snapshot, step):
-            fresh = [f for f in snapshot.forecasts.values() if not daemon.forecasts.is_stale(f)]
-            self._forecast_lines = list(forecast_lines(fresh))
-            self._rendered = (snapshot, step)
-        return self._forecast_lines
+        step = 0 if snapshot.model is None else daemon.forecasts.complete_step(snapshot.model.step_seconds)
+        rendered = step, daemon.alerts.updates
+        if self._snapshot is None or self._snapshot() is not snapshot or self._rendered != rendered:
+            lines = chain(_fresh_forecast_lines(daemon, snapshot), exceedance_lines(daemon))
+            self._blocks = tuple(zlib.compress(block, 1) for block in _blocks(lines))
+            self._snapshot, self._rendered = weakref.ref(snapshot), rendered
+        return self._blocks
 
 
-def forecast_lines(forecasts: Iterable[ServerForecast]) -> Iterator[str]:
-    """Lines of all metrics of the models; the lines of one metric are contiguous, as the format requires."""
+def page_parts(blocks: Sequence[bytes], daemon: Daemon, openmetrics: bool) -> Iterator[bytes]:
+    """The whole page in parts of up to BLOCK_BYTES. blocks: of Exposition.update."""
+    yield from map(zlib.decompress, blocks)
+    yield from _blocks(family_lines(daemon, openmetrics))
+    if openmetrics:
+        yield b"# EOF\n"
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[bytes]:
+    """Lines in blocks of about BLOCK_BYTES."""
+    waiting: list[str] = []
+    size = 0
+    for line in lines:
+        waiting.append(line)
+        size += len(line) + 1
+        if size >= BLOCK_BYTES:
+            yield ("\n".join(waiting) + "\n").encode()
+            waiting, size = [], 0
+    if waiting:
+        yield ("\n".join(waiting) + "\n").encode()
+
+
+def _fresh_forecast_lines(daemon: Daemon, snapshot: FleetSnapshot) -> Iterator[str]:
+    fresh = [f for f in snapshot.forecasts.values() if not daemon.forecasts.is_stale(f)]
+    return forecast_lines(fresh, known_profiles(daemon))
+
+
+def forecast_lines(forecasts: Iterable[ServerForecast], profiles: Container[str] = PROFILES) -> Iterator[str]:
+    """Lines of all metrics of the models; the lines of one metric are contiguous, as the format requires.
+
+    profiles: those with a label of their own.
+    """
     forecasts = list(forecasts)
     models = dict.fromkeys(forecast.model for forecast in forecasts)
     for metric in dict.fromkeys([*METRICS, *(metric for model in models for metric in model.metrics)]):
@@ -59,12 +96,12 @@ def forecast_lines(forecasts: Iterable[ServerForecast]) -> Iterator[str]:
                 f"fleet_forecast_{unit.name}", "summary", f"Forecast of {metric} by horizon and quantile."
             )
         for forecast in of_metric:
-            yield from _forecast_samples(forecast, metric, unit)
+            yield from _forecast_samples(forecast, metric, unit, profile_label(forecast.profile, profiles))
 
 
 def exceedance_lines(daemon: Daemon) -> Iterator[str]:
     """Probability of exceeding the alert threshold within each horizon, for the servers of the snapshot."""
-    name = "fleet_breach_probability"
+    name, profiles = "fleet_breach_probability", known_profiles(daemon)
     yield from header(name, "gauge", "Probability of crossing the alert threshold within the horizon.")
     for server, probabilities in list(daemon.alerts.probabilities.items()):
         forecast = daemon.forecasts.snapshot.forecasts.get(server)
@@ -73,7 +110,7 @@ def exceedance_lines(daemon: Daemon) -> Iterator[str]:
         horizons = report_horizons(forecast.horizon_steps * forecast.model.step_seconds)
         if probabilities.shape != (len(forecast.model.metrics), len(horizons)):
             continue  # of another model than the forecast
-        labels = f'server="{server}",profile="{forecast.profile}"'
+        labels = f'server="{server}",profile="{profile_label(forecast.profile, profiles)}"'
         for metric, row in zip(forecast.model.metrics, probabilities.tolist(), strict=True):
             for horizon, value in zip(horizons, row, strict=True):
                 yield f'{name}{{{labels},metric="{metric}",horizon="{horizon}"}} {value:.4g}'
@@ -84,9 +121,9 @@ def exposed_levels(levels: Sequence[float]) -> Sequence[float]:
     return SCORED_LEVELS if set(SCORED_LEVELS) <= set(levels) else levels
 
 
-def _forecast_samples(forecast: ServerForecast, metric: str, unit: BaseUnit) -> Iterator[str]:
+def _forecast_samples(forecast: ServerForecast, metric: str, unit: BaseUnit, profile: str) -> Iterator[str]:
     # Names contain no quote, backslash or line end (SERVER_NAME_PATTERN), so labels need no escaping.
-    labels = f'server="{forecast.server_name}",profile="{forecast.profile}"'
+    labels = f'server="{forecast.server_name}",profile="{profile}"'
     rows = forecast.quantiles[forecast.model.metrics.index(metric)]
     for suffix, quantile, step in _exposed_cells(forecast.model, forecast.horizon_steps):
         value = float(rows[quantile, step]) * unit.factor

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.forecast_spec import report_horizons
-from fleet_forecast.serving.alerting.alert import as_document
+from fleet_forecast.serving.alerting.alert import Alert, as_document
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
@@ -48,10 +49,20 @@ class AlertInfo(BaseModel):
     latest_at: UtcTime | None
 
 
+class AlertsQuery(BaseModel):
+    """The alerts of one page."""
+
+    server: Annotated[list[str] | None, Field(description="only these servers")] = None
+    profile: Annotated[list[str] | None, Field(description="only these profiles")] = None
+    limit: Annotated[int, Field(ge=1, le=1_000, description="alerts in one response")] = 1_000
+    after: Annotated[str, Field(description="`next` of the previous page")] = ""
+
+
 class AlertsResponse(BaseModel):
-    """Firing alerts, the most probable first."""
+    """One page of firing alerts, the most probable first."""
 
     alerts: list[AlertInfo]
+    next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")]
 
 
 class Risk(BaseModel):
@@ -80,18 +91,45 @@ class RisksResponse(BaseModel):
     response_description="firing alerts, the most probable first",
     responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
 )
-async def alerts(
-    daemon: RunningDaemon,
-    server: Annotated[list[str] | None, Query(description="only these servers")] = None,
-    profile: Annotated[list[str] | None, Query(description="only these profiles")] = None,
-) -> Response:
-    firing = sorted(daemon.alerts.firing.values(), key=lambda alert: -alert.probability)
-    selected = [
-        as_document(alert)
-        for alert in firing
-        if (server is None or alert.server_name in server) and (profile is None or alert.profile in profile)
-    ]
-    return json_response({"alerts": selected})
+async def alerts(daemon: RunningDaemon, query: Annotated[AlertsQuery, Query()]) -> Response:
+    async with daemon.alerts_page:  # further threads would make the event loop wait
+        return await asyncio.to_thread(_alerts_page, list(daemon.alerts.firing.values()), query)
+
+
+def _alerts_page(firing: list[Alert], query: AlertsQuery) -> Response:
+    servers, profiles = (None if names is None else set(names) for names in (query.server, query.profile))
+    after = _parsed_position(query.after)
+    selected = sorted(
+        (
+            alert
+            for alert in firing
+            if (servers is None or alert.server_name in servers) and (profiles is None or alert.profile in profiles)
+        ),
+        key=_position,
+    )
+    page = [alert for alert in selected if after is None or _position(alert) > after][: query.limit + 1]
+    following = _position_text(page[query.limit - 1]) if len(page) > query.limit else None
+    return json_response({"alerts": [as_document(alert) for alert in page[: query.limit]], "next": following})
+
+
+def _position(alert: Alert) -> tuple[float, str, str]:
+    return -alert.probability, alert.server_name, alert.metric
+
+
+def _position_text(alert: Alert) -> str:
+    return f"{alert.probability!r}/{alert.server_name}/{alert.metric}"
+
+
+def _parsed_position(text: str) -> tuple[float, str, str] | None:
+    """The position in `after`; None for an empty one. Raises SelectionError."""
+    if not text:
+        return None
+    probability, _, key = text.partition("/")
+    server, _, metric = key.partition("/")
+    try:
+        return -float(probability), server, metric
+    except ValueError:
+        raise SelectionError(f"after: {text[:100]!r} is not a position; send `next` of the previous page") from None
 
 
 @router.get(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.forecasts.explanations import ForecastReplacedError, explain_forecast
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, horizon_seconds, selected_steps
+from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
@@ -24,7 +24,7 @@ from fleet_forecast.serving.routes.responses import (
     retry_later,
 )
 
-MAX_WAITING_EXPLANATIONS = 4  # each one delays the forecast cycle by one call of the engine
+MAX_WAITING_EXPLANATIONS = 4
 
 router = APIRouter(tags=["forecasts"])
 
@@ -121,10 +121,12 @@ async def explain(
         return retry_later("other explanations wait already")
     daemon.waiting_explanations += 1
     try:
-        worker, work = daemon.forecasts.worker, (daemon.forecasts, forecast, selected_steps(forecast, selection))
-        document = await asyncio.get_running_loop().run_in_executor(worker, explain_forecast, *work)
+        work = daemon.forecasts, forecast, selected_steps(forecast, selection)
+        document = await daemon.forecasts.on_request(explain_forecast, *work)
     except ForecastReplacedError:
         return retry_later("a new forecast of this server is being made")
+    except WorkerBusyError as problem:
+        return retry_later(str(problem))
     except ModelError as problem:
         return json_response({"detail": str(problem)}, 409)
     finally:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.on_request import forecast_samples
+from fleet_forecast.serving.forecasts.on_request import HistorySpanError, check_span, forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
+from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
-from fleet_forecast.serving.json_bytes import joined_list, to_json
+from fleet_forecast.serving.json_bytes import list_parts, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
 from fleet_forecast.serving.routes.record_bodies import (
     RECORDS_BODY,
@@ -38,6 +41,7 @@ from fleet_forecast.serving.routes.responses import (
     no_forecast,
     retry_later,
 )
+from fleet_forecast.serving.routes.streaming import bounded_response
 
 MAX_SERVERS_PER_REQUEST = 256
 MAX_WAITING_FORECASTS = 8
@@ -123,8 +127,7 @@ async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annota
         check_reach(page[0], selection)
     media_type = wanted_table(request.headers.get("accept", ""))
     if media_type is None:
-        body = await asyncio.to_thread(_page_json, daemon, page, following, selection)
-        return Response(body, media_type=JSON)
+        return await bounded_response(_page_json(daemon, page, following, selection), JSON)
     table = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
     if table is None:
         return Response(status_code=204, headers={"x-next": following or ""})
@@ -138,32 +141,52 @@ async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annota
     response_description="one forecast for each server in the request",
     responses={
         **BODY_REFUSALS,
-        422: {"model": RefusedHistory, "description": "no record was accepted, or too many servers"},
+        422: {
+            "model": RefusedHistory,
+            "description": "no record accepted, too many servers, or times too far apart",
+        },
         503: BUSY,
     },
     openapi_extra=RECORDS_BODY,
 )
 async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Response:
-    body = await read_body(request)
     engine = daemon.forecasts.engine
     if engine is None:
         return retry_later("no model is loaded; see /readyz")
-    batch = await asyncio.to_thread(check_history, body, daemon.settings.max_records)
-    servers = {sample.server_name for sample in batch.samples}
-    if not servers:
-        return json_response({"detail": "no record was accepted", **batch_notes(batch)}, 422)
-    if len(servers) > MAX_SERVERS_PER_REQUEST:
-        reason = f"{len(servers)} servers; send at most {MAX_SERVERS_PER_REQUEST} at once"
-        return json_response({"detail": reason, **batch_notes(batch)}, 422)
     if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
         return retry_later("other forecasts wait already")
     daemon.waiting_forecasts += 1
     try:
-        worker, work = daemon.forecasts.worker, (engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted)
-        forecasts = await asyncio.get_running_loop().run_in_executor(worker, forecast_samples, *work)
+        return await _forecast_body(daemon, engine, await read_body(request))
+    except WorkerBusyError as problem:
+        return retry_later(str(problem))
     finally:
         daemon.waiting_forecasts -= 1
-    return Response(await asyncio.to_thread(_history_json, forecasts, batch), media_type=JSON)
+
+
+async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
+    """The response to a history. Raises WorkerBusyError."""
+    batch = await daemon.forecasts.on_request(check_history, body, daemon.settings.max_records)
+    problem = _problem_of(batch)
+    if problem is not None:
+        return json_response({"detail": problem, **batch_notes(batch)}, 422)
+    work = engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted
+    forecasts = await daemon.forecasts.on_request(forecast_samples, *work)
+    return await bounded_response(_history_json(forecasts, batch), JSON)
+
+
+def _problem_of(batch: CheckedBatch) -> str | None:
+    """Why a history cannot be forecast, None if it can."""
+    servers = {sample.server_name for sample in batch.samples}
+    if not servers:
+        return "no record was accepted"
+    if len(servers) > MAX_SERVERS_PER_REQUEST:
+        return f"{len(servers)} servers; send at most {MAX_SERVERS_PER_REQUEST} at once"
+    try:
+        check_span(batch.samples)
+    except HistorySpanError as problem:
+        return str(problem)
+    return None
 
 
 def _selection(daemon: Daemon, query: SelectionQuery) -> Selection:
@@ -190,7 +213,9 @@ def _page(daemon: Daemon, query: FleetQuery) -> tuple[list[ServerForecast], str 
     return [forecasts[name] for name in page], page[-1] if len(names) > query.limit else None
 
 
-def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection) -> bytes:
+def _page_json(
+    daemon: Daemon, page: list[ServerForecast], following: str | None, selection: Selection
+) -> Iterator[bytes]:
     snapshot = daemon.forecasts.snapshot
     head = {
         "model": snapshot.model.model_id if snapshot.model else None,
@@ -199,7 +224,7 @@ def _page_json(daemon: Daemon, page: list[ServerForecast], following: str | None
         "servers": len(page),
         "next": following,
     }
-    return joined_list(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
+    return list_parts(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
 
 
 def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes | None:
@@ -209,9 +234,9 @@ def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection
     return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
 
 
-def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -> bytes:
+def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -> Iterator[bytes]:
     finite = [forecast for forecast in forecasts if forecast is not None]
     if not finite:
         raise HTTPException(503, "the model gave no finite forecast", headers={"Retry-After": "60"})
     items = (to_json(forecast_document(f, f.made_at_seconds - f.origin_seconds, stale=False)) for f in finite)
-    return joined_list({"model": finite[0].model.model_id, **batch_notes(batch)}, "forecasts", items)
+    return list_parts({"model": finite[0].model.model_id, **batch_notes(batch)}, "forecasts", items)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from fleet_forecast.contract.specs import METRICS
-from fleet_forecast.features.step_means import step_means
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
@@ -27,15 +28,26 @@ from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.samples import KnownServer, RawSample
 
 MAX_HISTORY_HOURS = 24 * 14
-STEPS_PER_READ = 100  # the store writes waiting samples between two reads
+MAX_SAMPLES = 10_000  # as received, in one response: about a megabyte
+STEPS_PER_READ, SAMPLES_PER_READ = 100, 1_000  # the store writes waiting samples between two reads
 
 router = APIRouter(tags=["fleet"])
+
+
+class HistoryQuery(BaseModel):
+    """The time, and whether to return means or samples."""
+
+    hours: Annotated[float, Field(gt=0, le=MAX_HISTORY_HOURS, description="hours before now")] = 24.0
+    raw: Annotated[bool, Field(description="samples as received instead of means for each step")] = False
+    limit: Annotated[int, Field(ge=1, le=MAX_SAMPLES, description="samples as received in one response")] = MAX_SAMPLES
+    after: Annotated[AwareDatetime | None, Field(description="`next` of the previous page")] = None
 
 
 class HistoryResponse(BaseModel):
     """Means for each step, or samples as received: one value for each timestamp and metric."""
 
     server_name: str
+    next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")] = None
     step_seconds: Annotated[int | None, Field(description="missing for samples as received")] = None
     timestamps: list[UtcTime]
     states: Annotated[list[str | None], Field(description="only of samples as received")] = []
@@ -54,68 +66,78 @@ class HistoryResponse(BaseModel):
         503: refusal("the history cannot be read"),
     },
 )
-async def history(
-    daemon: RunningDaemon,
-    name: str,
-    hours: Annotated[float, Query(gt=0, le=MAX_HISTORY_HOURS, description="hours before now")] = 24.0,
-    raw: Annotated[bool, Query(description="samples as received instead of means for each step")] = False,
-) -> Response:
+async def history(daemon: RunningDaemon, name: str, query: Annotated[HistoryQuery, Query()]) -> Response:
     server = daemon.store.servers.get(name)
     if server is None:
         return unknown_server()
     step_seconds = daemon.store.step_seconds
     last_step = int(daemon.clock() // step_seconds) + 2  # timestamps may be ahead of the clock
-    first_step = last_step - int(hours * 3600 // step_seconds) - 2
+    first_step = last_step - int(query.hours * 3600 // step_seconds) - 2
     try:
-        samples = await asyncio.wrap_future(daemon.store.raw_samples(server.server_id, first_step, last_step))
-        stored = {} if raw else await _stored_means(daemon, server, first_step, last_step)
+        if query.raw:
+            return await _samples_page(daemon, server, first_step, last_step, query)
+        means = await _means(daemon, server, first_step, last_step)
     except HistoryUnavailableError as problem:
         return json_response({"detail": f"the history cannot be read: {problem}"}, 503)
-    if raw:
-        return json_response(await asyncio.to_thread(_as_received, server, samples))
-    return json_response(await asyncio.to_thread(_by_step, server, step_seconds, samples, stored))
+    return json_response(await asyncio.to_thread(_by_step, server, step_seconds, means))
 
 
-async def _stored_means(daemon: Daemon, server: KnownServer, first_step: int, last_step: int) -> dict[int, np.ndarray]:
-    """Stored means by step: float32 [metric]."""
-    stored: dict[int, np.ndarray] = {}
+async def _means(daemon: Daemon, server: KnownServer, first_step: int, last_step: int) -> dict[int, np.ndarray]:
+    """Means by step, float32 [metric]: of the samples while they are kept, else the stored ones."""
+    found: dict[int, np.ndarray] = {}
     for first in range(first_step, last_step + 1, STEPS_PER_READ):
-        last = min(first + STEPS_PER_READ - 1, last_step)
-        means = await asyncio.wrap_future(daemon.store.server_step_means(server.server_id, first, last))
-        stored.update(means)
-    return stored
+        asked = server.server_id, first, min(first + STEPS_PER_READ - 1, last_step)
+        for read in (daemon.store.server_step_means, daemon.store.server_sample_means):
+            means: dict[int, np.ndarray] = await asyncio.wrap_future(read(*asked))
+            found.update(means)
+    return found
 
 
-def _by_step(
-    server: KnownServer, step_seconds: int, samples: Sequence[RawSample], stored: dict[int, np.ndarray]
-) -> dict[str, Any]:
-    """Means by step: the stored ones, and means of the samples for steps that still change."""
-    rows: dict[int, list[float | None]] = {
-        step: [None if np.isnan(value) else value for value in means.tolist()] for step, means in stored.items()
-    }
-    by_step: dict[int, list[RawSample]] = {}
-    for sample in samples:
-        by_step.setdefault(sample.timestamp_ms // 1000 // step_seconds, []).append(sample)
-    for step, own in by_step.items():
-        values = np.array([sample.values for sample in own], dtype=np.float64)  # None becomes NaN
-        means = step_means(np.zeros(len(own), dtype=np.int64), values, 1)[0]
-        rows[step] = [None if np.isnan(value) else value for value in means.tolist()]
-    steps = sorted(rows)
+def _by_step(server: KnownServer, step_seconds: int, means: dict[int, np.ndarray]) -> dict[str, Any]:
+    steps = sorted(means)
+    rows = {step: [None if np.isnan(value) else value for value in means[step].tolist()] for step in steps}
     return {
         "server_name": server.name,
+        "next": None,
         "step_seconds": step_seconds,
         "timestamps": [iso(step * step_seconds) for step in steps],
         "metrics": {metric: [rows[step][index] for step in steps] for index, metric in enumerate(METRICS)},
     }
 
 
-def _as_received(server: KnownServer, samples: Sequence[RawSample]) -> dict[str, Any]:
+async def _samples_page(
+    daemon: Daemon, server: KnownServer, first_step: int, last_step: int, query: HistoryQuery
+) -> Response:
+    after_ms = -1 if query.after is None else _milliseconds(query.after)
+    first_step = max(first_step, after_ms // 1000 // daemon.store.step_seconds)
+    samples: list[RawSample] = []
+    while len(samples) <= query.limit:
+        most = min(SAMPLES_PER_READ, query.limit + 1 - len(samples))
+        read = await asyncio.wrap_future(
+            daemon.store.raw_samples(server.server_id, first_step, last_step, after_ms, most)
+        )
+        samples += read
+        if len(read) < most:
+            break
+        after_ms = read[-1].timestamp_ms
+        first_step = after_ms // 1000 // daemon.store.step_seconds
+    return json_response(await asyncio.to_thread(_as_received, server, samples, query.limit))
+
+
+def _as_received(server: KnownServer, samples: Sequence[RawSample], limit: int) -> dict[str, Any]:
+    """samples: those of the page, and one more if there is a following page."""
+    page = samples[:limit]
     return {
         "server_name": server.name,
-        "timestamps": [_iso_received(sample.timestamp_ms) for sample in samples],
-        "states": [sample.state for sample in samples],
-        "metrics": {metric: [s.values[index] for s in samples] for index, metric in enumerate(METRICS)},
+        "next": _iso_received(page[-1].timestamp_ms) if len(samples) > limit else None,
+        "timestamps": [_iso_received(sample.timestamp_ms) for sample in page],
+        "states": [sample.state for sample in page],
+        "metrics": {metric: [s.values[index] for s in page] for index, metric in enumerate(METRICS)},
     }
+
+
+def _milliseconds(time: datetime) -> int:
+    return math.floor(time.timestamp() * 1000 + 0.5)
 
 
 def _iso_received(instant_ms: int) -> str:

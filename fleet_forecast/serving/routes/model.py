@@ -66,7 +66,7 @@ async def model(daemon: RunningDaemon) -> Response:
     response_description="the model was loaded and is in use",
     responses={
         **ACCESS_REFUSALS,
-        403: refusal("no admin token is set"),
+        403: refusal("no admin token is set, or sent by a page of another origin"),
         409: {"model": ReloadResponse, "description": "the model was refused; the previous one stays in use"},
         413: BODY_REFUSALS[413],
         415: BODY_REFUSALS[415],

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, wants_openmetrics
+from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
+from fleet_forecast.serving.routes.streaming import bounded_response
 
 MAX_UNMATCHED_NAMES = 100  # in the status
 
@@ -71,11 +72,13 @@ class StatusResponse(BaseModel):
     history: HistoryStatus
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
 async def healthz() -> Response:
     return Response(b"ok\n", media_type="text/plain")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="The daemon can forecast",
@@ -104,9 +107,9 @@ async def readyz(daemon: RunningDaemon) -> Response:
 async def metrics(request: Request, daemon: RunningDaemon) -> Response:
     openmetrics = wants_openmetrics(request.headers.get("accept", ""))
     state = request.app.state
-    async with state.rendering:  # one page at a time
-        page = await asyncio.to_thread(state.exposition.render, daemon, openmetrics)
-    return Response(page, headers={"content-type": OPENMETRICS if openmetrics else TEXT})
+    async with state.rendering:  # one at a time
+        blocks = await asyncio.to_thread(state.exposition.update, daemon)
+    return await bounded_response(page_parts(blocks, daemon, openmetrics), OPENMETRICS if openmetrics else TEXT)
 
 
 @router.get(

@@ -17,7 +17,7 @@ from fleet_forecast.serving.routes.responses import JSON
 from fleet_forecast.serving.settings import Settings
 from server_profiles import ServerProfile
 
-MAX_IGNORED_FIELDS = 100  # named in one response
+MAX_IGNORED_FIELDS = MAX_NOTICES = 100  # named in one response
 _STATE_NAMES = tuple(map(str, STATES))
 _EXAMPLE = {"timestamp": "2026-11-23T10:00:00Z", "server_name": "ppml0015", "cpu_pct": 78.0, "mem_pct": 82.5}
 
@@ -58,6 +58,7 @@ class BatchNotes(BaseModel):
 
     rejected: list[Rejection]
     ignored_fields: Annotated[list[str], Field(description="fields that the data contract does not have")] = []
+    notices: Annotated[list[str], Field(description="what was not used of accepted records")] = []
 
 
 class IngestResponse(BatchNotes):
@@ -107,4 +108,6 @@ def batch_notes(batch: CheckedBatch) -> dict[str, Any]:
     notes: dict[str, Any] = {"rejected": [rejection._asdict() for rejection in batch.rejected]}
     if batch.ignored_fields:
         notes["ignored_fields"] = sorted(batch.ignored_fields)[:MAX_IGNORED_FIELDS]
+    if batch.notices:
+        notes["notices"] = batch.notices[:MAX_NOTICES]
     return notes

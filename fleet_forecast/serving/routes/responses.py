@@ -43,7 +43,12 @@ def refusal(description: str) -> dict[str, Any]:
     return {"model": Refusal, "description": description}
 
 
-ACCESS_REFUSALS: Responses = {401: refusal("no token, or a wrong one"), 421: refusal("unknown Host header")}
+ACCESS_REFUSALS: Responses = {
+    400: refusal("a header that access depends on is repeated"),
+    401: refusal("no token, or a wrong one"),
+    403: refusal("sent by a page of another origin"),
+    421: refusal("unknown Host header"),
+}
 BODY_REFUSALS: Responses = {
     **ACCESS_REFUSALS,
     400: refusal("the body is not JSON, or has no list of records, or too many of them"),

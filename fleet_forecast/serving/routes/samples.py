@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from fleet_forecast.serving.clients import CLIENT
 from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResponse, batch_notes, read_body
 from fleet_forecast.serving.routes.responses import BODY_REFUSALS, BUSY, RunningDaemon, json_response, retry_later
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
@@ -22,7 +23,7 @@ router = APIRouter(tags=["samples"])
 )
 async def ingest(request: Request, daemon: RunningDaemon) -> Response:
     try:
-        batch = await daemon.ingest.take_body(await read_body(request))
+        batch = await daemon.ingest.take_body(await read_body(request), request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
         return retry_later(f"not stored: {problem}")
     return json_response({"accepted": len(batch.samples), **batch_notes(batch)})

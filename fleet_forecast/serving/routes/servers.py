@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import Annotated, Any
 
@@ -16,13 +17,22 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.forecast_responses import Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
+    BODY_REFUSALS,
+    BUSY,
     INVALID_PARAMETER,
     RunningDaemon,
     UtcTime,
     json_response,
+    refusal,
+    retry_later,
+    unknown_server,
 )
+from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.samples import KnownServer
 from server_profiles import PROFILES
+
+LOG = logging.getLogger(__name__)
+MAX_OTHER_PROFILES = 100  # that the model was not trained on, in one response
 
 router = APIRouter(tags=["fleet"])
 
@@ -46,6 +56,7 @@ class ServerInfo(BaseModel):
     stale: bool | None
     peers: Annotated[Peers | None, Field(description="of its forecast; null without one")]
     provisional: Annotated[bool | None, Field(description="whether the step of the forecast's origin is not complete")]
+    sources: Annotated[list[str], Field(description="clients of the tokens file that wrote it since the start")]
 
 
 class ServersResponse(BaseModel):
@@ -53,6 +64,12 @@ class ServersResponse(BaseModel):
 
     servers: list[ServerInfo]
     next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")]
+
+
+class DeletedResponse(BaseModel):
+    """The server that was deleted."""
+
+    deleted: str
 
 
 class UsualValues(BaseModel):
@@ -74,7 +91,7 @@ class ProfileInfo(BaseModel):
 
 
 class ProfilesResponse(BaseModel):
-    """The built-in profiles, then the others that servers or the model have."""
+    """The built-in profiles, then those of the model, and the 100 most used others."""
 
     profiles: list[ProfileInfo]
     unmatched_names: Annotated[int, Field(description="servers whose name no rule matches")]
@@ -91,6 +108,30 @@ async def servers(daemon: RunningDaemon, query: Annotated[ServersQuery, Query()]
     return json_response(await asyncio.to_thread(_servers_page, daemon, query))
 
 
+@router.delete(
+    "/api/v1/servers/{name}",
+    summary="Delete a server and its samples; it returns with its next sample",
+    response_model=DeletedResponse,
+    response_description="the server is deleted; its forecast and alerts end with the next cycle",
+    responses={
+        **ACCESS_REFUSALS,
+        403: refusal("the token lacks the right"),
+        404: refusal("no such server"),
+        415: BODY_REFUSALS[415],
+        503: BUSY,
+    },
+)
+async def delete(daemon: RunningDaemon, name: str) -> Response:
+    try:
+        known = await asyncio.wrap_future(daemon.store.delete_server(name))
+    except HistoryUnavailableError as problem:
+        return retry_later(f"not deleted: {problem}")
+    if not known:
+        return unknown_server()
+    LOG.info("server deleted", extra={"server": name})
+    return json_response({"deleted": name})
+
+
 @router.get(
     "/api/v1/profiles",
     summary="Profiles and their servers",
@@ -104,12 +145,13 @@ async def profiles(daemon: RunningDaemon) -> Response:
 
 def _servers_page(daemon: Daemon, query: ServersQuery) -> dict[str, Any]:
     known = sorted(daemon.store.servers.values(), key=lambda server: server.name)
+    profiles = None if query.profile is None else set(query.profile)
     page: list[dict[str, Any]] = []
     for server in known:
         if server.name <= query.after:
             continue
         described = _server(daemon, server)
-        if query.profile is None or described["profile"] in query.profile:
+        if profiles is None or described["profile"] in profiles:
             page.append(described)
         if len(page) > query.limit:
             break
@@ -130,6 +172,7 @@ def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
         "stale": None if forecast is None else daemon.forecasts.is_stale(forecast),
         "peers": None if forecast is None else forecast.peers.as_document(),
         "provisional": None if forecast is None else forecast.provisional,
+        "sources": daemon.ingest.senders.sources.get(server.name, ()),
     }
 
 
@@ -137,7 +180,9 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
     matches = [profile_of(server.name, server.profile, daemon.rules) for server in list(daemon.store.servers.values())]
     counts = Counter(profile for profile, _ in matches)
     trained = daemon.forecasts.engine.config.profiles if daemon.forecasts.engine else ()
-    others = sorted({*counts, *trained} - set(PROFILES))
+    untrained = Counter({name: count for name, count in counts.items() if name not in {*trained, *PROFILES}})
+    most_used = [name for name, _ in untrained.most_common(MAX_OTHER_PROFILES)]  # clients choose these names
+    others = sorted({*most_used, *trained} - set(PROFILES))
     return {
         "profiles": [
             {

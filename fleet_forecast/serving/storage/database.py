@@ -19,8 +19,8 @@ from fleet_forecast.serving.storage.integrity import is_damage
 from fleet_forecast.serving.storage.migrations import move_to_step
 from fleet_forecast.serving.storage.opening import connect, open_history, put_aside
 from fleet_forecast.serving.storage.samples import Sample, StepMeans
-from fleet_forecast.serving.storage.schema import Layout, statements, transaction
-from fleet_forecast.serving.storage.servers import ServerRegistry
+from fleet_forecast.serving.storage.schema import PULLED_UNTIL, Layout, statements, transaction
+from fleet_forecast.serving.storage.servers import ServerDraft, ServerRegistry
 
 LOG = logging.getLogger(__name__)
 STEPS_PER_EXPIRY = 12  # whose samples are deleted in one transaction
@@ -40,6 +40,7 @@ class HistoryDatabase:
         self.connection = opened.database
         self.servers = ServerRegistry(max_servers, opened.servers, opened.next_id)
         self.servers.last_steps.update(opened.last_steps)
+        self.servers.measured_steps.update(opened.measured_steps)
         self._damaged = False  # found in use; the file is to be replaced before the next task
         self._replacing = False  # the damaged file is set aside, and there is no new one yet
         self._pending = opened.pending
@@ -73,24 +74,28 @@ class HistoryDatabase:
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Write samples in one transaction. Raises sqlite3.Error; then nothing was written."""
-        rows = list(self._rows(samples))
+        draft = self.servers.draft()
+        rows = list(self._rows(samples, draft))
         steps = {row[0] for row in rows} - self._pending
-        unsaved = self.servers.unsaved()
+        unsaved, replaced = self.servers.unsaved(), self.servers.replaced()
         with transaction(self.connection):
+            self.connection.executemany("DELETE FROM servers WHERE id = ?", [(each,) for each in replaced])
             self.connection.executemany(
                 "INSERT INTO servers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET profile = excluded.profile",
-                [(server.server_id, server.name, server.profile) for server in unsaved],
+                [(server.server_id, server.name, server.profile) for server in (*unsaved, *draft.changed.values())],
             )
             self.connection.executemany(self.sql.upsert, rows)
             self.connection.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
         self._pending |= steps
-        self.servers.note_rows(rows)
         self.servers.mark_saved(unsaved)
+        self.servers.commit(draft)
+        self.servers.note_rows(rows)
+        self.servers.mark_deleted(replaced)
 
-    def _rows(self, samples: Iterable[Sample]) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, samples: Iterable[Sample], draft: ServerDraft) -> Iterator[tuple[Any, ...]]:
         step_ms = self.step_seconds * 1000
         for name, instant_ms, profile, state, values in samples:
-            server = self.servers.of_sample(name, profile)
+            server = draft.of_sample(name, profile)
             yield (instant_ms // step_ms, server.server_id, instant_ms, state, *values)
 
     def take_means(self, last_step: int, most: int) -> list[StepMeans]:
@@ -125,8 +130,24 @@ class HistoryDatabase:
             )
             self.connection.executemany("DELETE FROM pending WHERE step = ?", [(means.step,) for means in taken])
 
-    def expire(self, first_sample_step: int, first_mean_step: int) -> int:
+    def delete_server(self, name: str) -> bool:
+        """Delete a server and its samples; returns whether it was known. Its means expire without a name."""
+        server = self.servers.by_name.get(name)
+        if server is None:
+            return False
+        steps = self.connection.execute("SELECT DISTINCT step FROM samples").fetchall()
+        with transaction(self.connection):
+            self.connection.executemany(
+                "DELETE FROM samples WHERE step = ? AND server_id = ?", [(step, server.server_id) for (step,) in steps]
+            )
+            self.connection.execute("DELETE FROM servers WHERE id = ?", (server.server_id,))
+        self.servers.remove([server.server_id])
+        return True
+
+    def expire(self, first_sample_step: int, first_mean_step: int, first_step_of_new: int = 0) -> int:
         """Delete old samples (STEPS_PER_EXPIRY steps of them), old means, and servers without a sample since.
+
+        first_step_of_new: servers with few measured steps are deleted without a sample from this step on.
 
         Returns the number of steps whose samples were deleted.
         """
@@ -134,7 +155,7 @@ class HistoryDatabase:
             "SELECT DISTINCT step FROM samples WHERE step < ? ORDER BY step LIMIT ?",
             (first_sample_step, STEPS_PER_EXPIRY),
         ).fetchall()
-        silent = self.servers.silent_since(first_sample_step)
+        silent = self.servers.silent_since(first_sample_step, first_step_of_new)
         with transaction(self.connection):
             self.connection.executemany("DELETE FROM samples WHERE step = ?", old)
             self.connection.execute("DELETE FROM pending WHERE step < ?", (first_sample_step,))
@@ -145,6 +166,16 @@ class HistoryDatabase:
         # executescript, because execute frees one page only.
         self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return len(old)
+
+    def pulled_until(self) -> int | None:
+        """Seconds since 1970 up to which samples were pulled; None if they never were."""
+        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (PULLED_UNTIL,)).fetchone()
+        return row[0] if row and isinstance(row[0], int) else None
+
+    def set_pulled_until(self, seconds: int) -> None:
+        """Store up to which time samples were pulled. Raises sqlite3.Error."""
+        with transaction(self.connection):
+            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PULLED_UNTIL, seconds))
 
     def use_step(self, step_seconds: int) -> None:
         """Assign all samples to steps of another length; their means are pending again."""

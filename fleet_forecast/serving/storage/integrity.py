@@ -5,6 +5,7 @@ SQLite checks the structure of its file. The values in the rows are checked here
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -17,8 +18,24 @@ from fleet_forecast.serving.storage.samples import KnownServer, StepMeans
 CHECK_SECONDS = 3.0  # upper bound of the integrity check at the start
 LAST_SERVER_ID = 100_000_000  # no server gets a higher id
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# Errors that Python raises on damaged bytes: invalid text, numbers out of bounds, lengths beyond the memory.
-UNREADABLE = (ValueError, TypeError, IndexError, OverflowError, MemoryError)
+# Errors that Python raises on damaged bytes: invalid text, numbers out of bounds.
+UNREADABLE = (ValueError, TypeError, IndexError, OverflowError)
+# Codes about the file's surroundings (disk, memory, rights, other processes), which prove nothing about its content.
+_SURROUNDINGS = (
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERNAL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_MISUSE,
+    sqlite3.SQLITE_NOLFS,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+)
 
 
 class DamagedError(sqlite3.DatabaseError):
@@ -34,6 +51,20 @@ def primary_code(problem: Exception) -> int | None:
 def is_damage(problem: Exception) -> bool:
     """Whether the error means that the file itself is damaged."""
     return isinstance(problem, DamagedError) or primary_code(problem) in _DAMAGE
+
+
+def is_damage_at_start(path: Path, problem: Exception) -> bool:
+    """Whether an error of opening and reading the whole file means that the file itself is damaged.
+
+    Beyond `is_damage`: tables or columns are not those that the store creates, text is not UTF-8, or the header is one
+    that the store never writes.
+    """
+    if not isinstance(problem, sqlite3.DatabaseError):
+        return False
+    code = primary_code(problem)
+    if code == sqlite3.SQLITE_READONLY:
+        return has_read_only_header(path)
+    return is_damage(problem) or code not in _SURROUNDINGS
 
 
 def has_read_only_header(path: Path) -> bool:
@@ -83,9 +114,19 @@ def check_integrity(database: sqlite3.Connection) -> None:
             raise
     else:
         if findings != [("ok",)]:
-            raise DamagedError(str(findings))
+            raise _problem_of(str(findings))
     finally:
         database.set_progress_handler(None, 0)
+
+
+def _problem_of(findings: str) -> sqlite3.DatabaseError:
+    """The error for what the check found: a page that could not be read, for lack of memory say, is no damage."""
+    code = re.search(r"error code[= ](\d+)", findings)
+    if code is None or int(code[1]) & 0xFF not in _SURROUNDINGS:
+        return DamagedError(findings)
+    problem = sqlite3.OperationalError(findings)
+    problem.sqlite_errorcode = int(code[1])
+    return problem
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

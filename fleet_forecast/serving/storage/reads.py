@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,12 +43,37 @@ def read_server_means(
     return found
 
 
-def read_raw_samples(
+def read_sample_means(
     database: sqlite3.Connection, select: str, server_id: int, first_step: int, last_step: int
-) -> list[RawSample]:
+) -> dict[int, np.ndarray]:
+    """Means of one server's samples: float32 [metric] by step, of the steps with a sample.
+
+    select: Statements.server_means.
+    """
+    found: dict[int, np.ndarray] = {}
+    for step in range(first_step, last_step + 1):
+        samples, *means = database.execute(select, (step, server_id)).fetchone()
+        if samples:
+            found[step] = np.array(means, dtype=np.float64).astype(np.float32)  # None becomes NaN
+    return found
+
+
+class RawPage(NamedTuple):
+    """Which samples of one server to read: those of some steps after a time, up to a number."""
+
+    server_id: int
+    first_step: int
+    last_step: int
+    after_ms: int
+    most: int
+
+
+def read_raw_samples(database: sqlite3.Connection, select: str, page: RawPage) -> list[RawSample]:
     """Samples of one server as received, sorted by time. select: Statements.raw."""
-    return [
-        RawSample(row[0], row[1], row[2:])
-        for step in range(first_step, last_step + 1)
-        for row in database.execute(select, (step, server_id))
-    ]
+    found: list[RawSample] = []
+    for step in range(page.first_step, page.last_step + 1):
+        rows = database.execute(select, (step, page.server_id, page.after_ms, page.most - len(found)))
+        found += [RawSample(row[0], row[1], row[2:]) for row in rows]
+        if len(found) >= page.most:
+            break
+    return found

@@ -18,8 +18,7 @@ class Sample(NamedTuple):
     values: tuple[float | None, ...]
 
 
-@dataclass(frozen=True)
-class RawSample:
+class RawSample(NamedTuple):
     """One stored sample; values are in the order of the store's metrics."""
 
     timestamp_ms: int

@@ -1,6 +1,7 @@
 """The tables of a history file, and the statements that depend on its metrics.
 
-    meta      schema_version, step_seconds, metrics (their names in order, separated by commas)
+    meta      schema_version, step_seconds, metrics (their names in order, separated by commas),
+              pulled_until_seconds (samples before this time were pulled from a Prometheus; absent if they never were)
     servers   id, name and profile
     samples   the samples as received, one column per metric
     pending   steps with samples that changed since the step's means were computed
@@ -19,6 +20,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+PULLED_UNTIL = "pulled_until_seconds"
 SCHEMA_VERSION = 2  # a new version needs a function in migrations.MIGRATIONS
 
 
@@ -34,7 +36,8 @@ class Statements(NamedTuple):
 
     upsert: str  # (step, server_id, timestamp_ms, state, *metrics)
     means: str  # (step) -> server_id, mean of each metric
-    raw: str  # (step, server_id) -> timestamp_ms, state, *metrics
+    raw: str  # (step, server_id, timestamp_ms, most) -> timestamp_ms, state, *metrics of later samples
+    server_means: str  # (step, server_id) -> number of samples, mean of each metric
     move: str  # (milliseconds of the new step): copies all rows of the table `moved` into samples
 
 
@@ -49,7 +52,9 @@ def statements(metrics: Sequence[str]) -> Statements:
     return Statements(
         upsert=f"INSERT INTO samples ({keys}, {columns}) VALUES ({places}) ON CONFLICT DO UPDATE SET {updates}",
         means=f"SELECT server_id, {averages} FROM samples WHERE step = ? GROUP BY server_id ORDER BY server_id",
-        raw=f"SELECT timestamp_ms, state, {columns} FROM samples WHERE step = ? AND server_id = ? ORDER BY 1",
+        raw=f"SELECT timestamp_ms, state, {columns} FROM samples "
+        "WHERE step = ? AND server_id = ? AND timestamp_ms > ? ORDER BY 1 LIMIT ?",
+        server_means=f"SELECT count(*), {averages} FROM samples WHERE step = ? AND server_id = ?",
         move=f"INSERT INTO samples ({keys}, {columns}) "
         f"SELECT timestamp_ms / ?, server_id, timestamp_ms, state, {columns} FROM moved",
     )

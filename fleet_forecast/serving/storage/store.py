@@ -21,11 +21,19 @@ import numpy as np
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.serving.storage.database import HistoryDatabase
 from fleet_forecast.serving.storage.integrity import files_of
-from fleet_forecast.serving.storage.reads import read_raw_samples, read_server_means, read_step_means
+from fleet_forecast.serving.storage.reads import (
+    RawPage,
+    read_raw_samples,
+    read_sample_means,
+    read_server_means,
+    read_step_means,
+)
 from fleet_forecast.serving.storage.samples import KnownServer, RawSample, Sample, StepMeans
 from fleet_forecast.serving.storage.schema import Layout
+from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.thread import HistoryThread
 
+RAW_SAMPLES_PER_READ = 10_000  # about 20 ms, in which waiting samples are not written
 Result = TypeVar("Result")
 
 
@@ -63,7 +71,7 @@ class HistoryStore:
 
     @property
     def servers(self) -> dict[str, KnownServer]:
-        """Servers by name; other threads add some at any time."""
+        """Servers by name; the store's thread adds some at any time."""
         return self._database.servers.by_name
 
     @property
@@ -84,9 +92,9 @@ class HistoryStore:
         """Size of the file and its write-ahead log."""
         return sum(part.stat().st_size for part in files_of(self.path) if part.exists())
 
-    def may_add(self, name: str) -> bool:
-        """Whether samples of this server can be stored: it is known, or the limit allows one more, which is added."""
-        return self._database.servers.may_add(name)
+    def new_names(self) -> NewNames:
+        """Reservations of new server names for one batch."""
+        return NewNames(self._database.servers)
 
     def last_step(self, server_id: int) -> int | None:
         """Newest step the server sent a measurement for; None if it never did."""
@@ -118,35 +126,57 @@ class HistoryStore:
         database, metric_count = self._database, len(self.metrics)
         return self._ask(lambda: read_server_means(database.connection, metric_count, server_id, first_step, last_step))
 
-    def raw_samples(self, server_id: int, first_step: int, last_step: int) -> Future[list[RawSample]]:
-        """Samples of one server as received, sorted by time."""
+    def server_sample_means(self, server_id: int, first_step: int, last_step: int) -> Future[dict[int, np.ndarray]]:
+        """Means of one server's samples: float32 [metric] by step, of the steps that have samples."""
         database = self._database
-        return self._ask(
-            lambda: read_raw_samples(database.connection, database.sql.raw, server_id, first_step, last_step)
-        )
+        select = database.sql.server_means
+        return self._ask(lambda: read_sample_means(database.connection, select, server_id, first_step, last_step))
 
     def samples_of(
         self, server_ids: Sequence[int], first_step: int, last_step: int
     ) -> Future[dict[int, list[RawSample]]]:
         """Samples of some servers as received, sorted by time, by server id."""
-        database = self._database
+        database, most = self._database, RAW_SAMPLES_PER_READ
         return self._ask(
             lambda: {
-                server_id: read_raw_samples(database.connection, database.sql.raw, server_id, first_step, last_step)
+                server_id: read_raw_samples(
+                    database.connection, database.sql.raw, RawPage(server_id, first_step, last_step, -1, most)
+                )
                 for server_id in server_ids
             }
         )
 
-    def expire(self, first_sample_step: int, first_mean_step: int) -> Future[int]:
+    def raw_samples(
+        self, server_id: int, first_step: int, last_step: int, after_ms: int = -1, most: int = RAW_SAMPLES_PER_READ
+    ) -> Future[list[RawSample]]:
+        """Samples of one server as received after a time, sorted by time; `most` at most."""
+        database, page = self._database, RawPage(server_id, first_step, last_step, after_ms, most)
+        return self._ask(lambda: read_raw_samples(database.connection, database.sql.raw, page))
+
+    def delete_server(self, name: str) -> Future[bool]:
+        """Delete a server and its samples; the result is whether it was known. It returns with its next sample."""
+        return self._ask(lambda: self._database.delete_server(name))
+
+    def expire(self, first_sample_step: int, first_mean_step: int, first_step_of_new: int = 0) -> Future[int]:
         """Delete old samples (a dozen steps of them), old means, and servers that sent nothing since.
+
+        first_step_of_new: servers with few measured steps are deleted if they sent nothing from this step on.
 
         Returns the number of steps whose samples were deleted; call again until it is 0.
         """
-        return self._ask(lambda: self._database.expire(first_sample_step, first_mean_step))
+        return self._ask(lambda: self._database.expire(first_sample_step, first_mean_step, first_step_of_new))
 
     def use_step(self, step_seconds: int) -> Future[None]:
         """Assign all samples to steps of another length; their means are computed again."""
         return self._ask(lambda: self._database.use_step(step_seconds))
+
+    def pulled_until(self) -> Future[int | None]:
+        """Seconds since 1970 up to which samples were pulled; None if they never were."""
+        return self._ask(self._database.pulled_until)
+
+    def set_pulled_until(self, seconds: int) -> Future[None]:
+        """Store up to which time samples were pulled."""
+        return self._ask(lambda: self._database.set_pulled_until(seconds))
 
     def close(self) -> None:
         """Write the waiting samples, close the file and end the thread. May be called twice."""

@@ -94,10 +94,10 @@ class HistoryThread:
             return
         try:
             question.future.set_result(question.work())
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, MemoryError) as problem:
             LOG.error("history cannot be read", extra={"reason": str(problem)})
             self._database.note_problem(problem)
-            question.future.set_exception(HistoryUnavailableError(str(problem)))
+            question.future.set_exception(HistoryUnavailableError(str(problem) or "not enough memory"))
         except Exception as problem:
             question.future.set_exception(problem)
 

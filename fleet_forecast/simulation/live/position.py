@@ -49,7 +49,7 @@ def _position_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         known = {"stream", "next_step", "added", "injected"} <= document.keys() and "start" in document["stream"]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         msg = f"position file {path} is damaged or has another format; give another path, or remove it"

@@ -53,7 +53,7 @@ def test_an_alert_over_http_begins_with_the_second_forecast(tmp_path):
         post(client, record("ppweb001", seconds=complete_start(1), cpu_pct=99.0))
         forecast_of(client, "ppweb001")
         wait_for(lambda: client.get("/api/v1/risks").json()["risks"])
-        assert client.get("/api/v1/alerts").json() == {"alerts": []}
+        assert client.get("/api/v1/alerts").json() == {"alerts": [], "next": None}
         post(client, record("ppweb001", cpu_pct=99.0))
         (alert,) = wait_for(lambda: client.get("/alerts/active").json()["alerts"])
         assert (alert["server_name"], alert["metric"], alert["threshold"]) == ("ppweb001", "cpu_pct", 90.0)
@@ -62,7 +62,7 @@ def test_an_alert_over_http_begins_with_the_second_forecast(tmp_path):
         (risk, *_) = client.get("/api/v1/risks").json()["risks"]
         assert (risk["server_name"], risk["metric"]) == ("ppweb001", "cpu_pct")
         assert risk["probability"] > 0.9
-        assert client.get("/api/v1/alerts", params={"profile": "database"}).json() == {"alerts": []}
+        assert client.get("/api/v1/alerts", params={"profile": "database"}).json() == {"alerts": [], "next": None}
         text = client.get("/metrics").text
         assert 'fleet_alerts_firing{metric="cpu_pct"} 1' in text
         assert 'fleet_breach_probability{server="ppweb001",profile="web_api",metric="cpu_pct",horizon="1h"}' in text

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import LOWEST_PRIORITY, NICENESS
+from fleet_forecast.serving.storage.samples import Sample
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 from tests.serving.forecasts.scene import CPU, NOON, STEP, Scene
 
@@ -151,7 +153,7 @@ def test_a_server_added_while_the_newest_step_is_looked_up_fails_no_cycle(scene,
     last_step, expired = scene.store.last_step, []
 
     def appearing(server_id):
-        scene.store.may_add("b")
+        scene.store.append([Sample("b", 0, None, None, (1.0,) * len(METRICS))]).result(5)
         return last_step(server_id)
 
     monkeypatch.setattr(scene.store, "last_step", appearing)

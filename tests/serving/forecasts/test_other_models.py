@@ -8,7 +8,7 @@ import pytest
 
 from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import ModelManager
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, encoded, fleet_table
@@ -99,7 +99,7 @@ def test_a_model_of_a_metric_that_the_contract_lacks_is_refused_and_the_model_in
     store = HistoryStore(tmp_path / "h.sqlite", STEP, metrics=METRICS)
     loop = ForecastLoop(Settings(), store, BUILT_IN_RULES)
     loop.engine = in_use = FakeEngine()
-    manager = ModelManager(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=NEXT)), loop)
+    manager = ModelManager(ModelLoading(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=NEXT))), loop)
     result = asyncio.run(manager.load())
     assert "added_pct, other_pct, which the data contract does not have" in result.problem
     assert loop.engine is in_use

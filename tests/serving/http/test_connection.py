@@ -1,5 +1,6 @@
 """The limits of one connection: bytes outside a body, idle time, unread responses."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -8,7 +9,10 @@ import time
 import pytest
 import uvicorn
 
-from fleet_forecast.serving.http.connection import make_protocol
+from fleet_forecast.serving.http.connection import MAX_PIPELINED, make_protocol
+from fleet_forecast.serving.http.connection_table import ConnectionTable, State, client_address
+from fleet_forecast.serving.http.websocket import make_websocket
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from tests.reliability.hostile import closed_within
 from tests.serving.daemon_client import wait_for
 
@@ -38,12 +42,13 @@ async def count_body(scope, receive, send):
 
 
 @contextlib.contextmanager
-def serving(app, keep_alive=30.0, body_seconds=30.0):
+def serving(app, keep_alive=30.0, body_seconds=30.0, most=100):
     """A server of `app` in a thread: a function that connects and sends, and the set of open connections."""
+    table = ConnectionTable(most, most, HttpCounters())
     config = uvicorn.Config(
         app,
-        http=make_protocol(30.0, body_seconds, 100),
-        ws="websockets-sansio",
+        http=make_protocol(30.0, body_seconds, table),
+        ws=make_websocket(body_seconds, table),
         loop="asyncio",
         lifespan="off",
         log_config=None,
@@ -113,8 +118,122 @@ def test_a_trailer_is_not_a_header_and_the_connection_is_kept():
 
 def test_a_body_in_tiny_chunks_is_received_completely():
     with serving(count_body) as (connected, _):
-        client = connected(CHUNKED + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
-        assert b"\r\n\r\n100000 " in answer_of(client)
+        client = connected(CHUNKED + b"1\r\n \r\n" * 10_000 + b"0\r\n\r\n")
+        assert b"\r\n\r\n10000 " in answer_of(client)
+
+
+def test_a_body_in_too_many_tiny_chunks_is_refused():
+    with serving(count_body) as (connected, connections):
+        client = connected(CHUNKED)
+        assert bytes_taken(client, b"1\r\n \r\n" * 10_000) < 16 << 20
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_body_after_its_response_is_not_read_on():
+    with serving(answer_at_once) as (connected, connections):
+        client = connected(GET + b"Content-Length: 100000000\r\n\r\n")
+        answer_of(client)
+        assert bytes_taken(client, b"x" * 8000) < 16 << 20  # what the kernel holds
+        wait_for(lambda: not connections, 5.0)
+
+
+@pytest.mark.parametrize(("count", "answered"), [(MAX_PIPELINED, True), (10_000, False)])
+def test_few_pipelined_requests_are_answered_and_many_close_the_connection(count, answered):
+    started = []
+
+    async def app(scope, receive, send):
+        started.append(scope["path"])
+        await answer_at_once(scope, receive, send)
+
+    with serving(app) as (connected, connections):
+        client = connected((GET + b"\r\n") * count)
+        if answered:
+            wait_for(lambda: len(started) == count)
+            return
+        assert closed_within(client, 5.0)
+        wait_for(lambda: not connections, 5.0)
+        assert len(started) <= MAX_PIPELINED + 1
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+BAD_UPGRADES = {
+    "another method": (GET.replace(b"GET", b"POST") + UPGRADE + KEY + b"Content-Length: 300\r\n\r\nabc"),
+    "a body": GET + UPGRADE + KEY + b"Content-Length: 300\r\n\r\nabc",
+    "chunks": GET + UPGRADE + KEY + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    "no key": GET + UPGRADE + b"\r\n",
+    "another version": GET + UPGRADE.replace(b"13", b"12") + KEY + b"\r\n",
+    "300 headers": GET + UPGRADE + KEY + b"X: a\r\n" * 300 + b"\r\n",
+    "a long header": GET + UPGRADE + KEY + b"X: " + b"a" * 20_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", BAD_UPGRADES.values(), ids=BAD_UPGRADES)
+def test_an_upgrade_that_cannot_succeed_is_answered_and_closed(sent):
+    with serving(answer_at_once, keep_alive=0.5, body_seconds=0.5) as (connected, connections):
+        client = connected(sent)
+        assert client.recv(65536).startswith(b"HTTP/1.1 ")
+        wait_for(lambda: not connections, 5.0)
+
+
+def test_a_websocket_whose_client_never_takes_the_close_is_aborted():
+    async def app(scope, _receive, send):
+        await send({"type": "websocket.accept"})
+        for _ in range(400):  # more than the kernel and the transport hold
+            try:
+                async with asyncio.timeout(0.2):
+                    await send({"type": "websocket.send", "bytes": bytes(65536)})
+            except TimeoutError:
+                return
+
+    with serving(app, body_seconds=0.5) as (connected, connections):
+        client = connected(GET + UPGRADE + KEY + b"\r\n", receive_buffer=4096)
+        assert client.recv(12) == b"HTTP/1.1 101"
+        wait_for(lambda: not connections, 10.0)
+
+
+def test_at_the_limit_the_oldest_incomplete_connection_is_closed_for_a_new_one():
+    with serving(answer_at_once, most=3) as (connected, _):
+        answered = connected(GET + b"\r\n")
+        answer_of(answered)
+        incomplete = [connected(GET) for _ in range(2)]
+        time.sleep(0.2)
+        new = connected(GET + b"\r\n")
+        assert answer_of(new).startswith(b"HTTP/1.1 200")
+        assert closed_within(incomplete[0], 2.0)
+        assert not closed_within(incomplete[1], 0.3)
+        answered.sendall(GET + b"\r\n")
+        assert answer_of(answered).startswith(b"HTTP/1.1 200")
+
+
+class FakeTransport:
+    aborted = False
+
+    def abort(self):
+        self.aborted = True
+
+
+def test_connections_of_one_address_and_of_all_are_limited_and_requests_in_progress_stay():
+    counters = HttpCounters()
+    table = ConnectionTable(3, 2, counters)
+    own = [FakeTransport() for _ in range(3)]
+    assert [table.add(each, "10.0.0.1") for each in own] == [True, True, True]
+    assert [each.aborted for each in own] == [True, False, False]
+    for each in own[1:]:
+        table.set_state(each, State.BUSY)
+    refused, other = FakeTransport(), FakeTransport()
+    assert not table.add(refused, "10.0.0.1")
+    assert table.add(other, "10.0.0.2")
+    assert table.add(FakeTransport(), "10.0.0.3")  # the third address's connection replaces the second's
+    assert [each.aborted for each in (*own[1:], refused, other)] == [False, False, True, True]
+    assert counters.closed == {"address": 2, "total": 1}
+
+
+def test_addresses_of_one_ipv6_network_are_one_client():
+    assert client_address("2001:db8::1") == client_address("2001:db8::ffff:1")
+    assert client_address("2001:db8:0:1::1") != client_address("2001:db8::1")
+    assert client_address("fe80::1%eth0") == client_address("fe80::2")
+    assert client_address("10.0.0.1") == "10.0.0.1"
 
 
 def test_bytes_that_begin_no_request_do_not_keep_a_connection():

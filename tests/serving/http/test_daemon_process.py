@@ -1,8 +1,11 @@
 """The daemon as a process: malformed connections, its log, its start and its end. More in tests/reliability."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -89,3 +92,41 @@ def test_an_address_in_use_and_a_locked_history_are_named(tmp_path):
         )
         assert again.returncode == 1
         assert "another process uses it" in again.stderr
+
+
+def test_many_hangups_cause_few_loads_and_new_tokens_are_used(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef-old")
+    with FakeDaemon(tmp_path, "--token-file", token, seconds_per_load=0.2) as started:
+
+        def status(text):
+            return httpx.get(started.url + "/metrics", headers={"authorization": f"Bearer 0123456789abcdef-{text}"})
+
+        assert (status("old").status_code, status("new").status_code) == (200, 401)
+        token.write_text("0123456789abcdef-new")
+        for _ in range(200):
+            started.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: status("new").status_code == 200)
+        assert status("old").status_code == 401
+        time.sleep(1.0)
+        loads = started.log.read_text().count('"model loaded"')
+        assert 2 <= loads <= 5
+        assert started.stop()[0] == 0
+
+
+def test_nobody_reading_the_log_stops_neither_requests_nor_the_shutdown(tmp_path):
+    with FakeDaemon(tmp_path) as started:
+        started.stop()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writing, b"x" * 4096):
+                pass
+        os.set_blocking(writing, True)
+        started.log = Path(f"/proc/self/fd/{writing}")
+        started.start()
+        os.close(writing)
+        assert httpx.post(started.url + "/api/v1/metrics", json={"records": [record()]}).status_code == 200
+        code, seconds = started.stop()
+        assert (code, seconds < 10.0) == (0, True)
+        os.close(reading)

@@ -8,8 +8,11 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.http.bounded_body import BoundedBody, WaitingBodies
 from fleet_forecast.serving.http.middleware import RequestGuard
+from fleet_forecast.serving.http.unsent_responses import UnsentResponses
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
 from tests.serving.daemon_client import (
     TOKEN,
@@ -29,26 +32,23 @@ def test_a_body_beyond_the_limit_is_413(tmp_path):
         assert client.post("/api/v1/metrics", content=chunks, headers=headers).status_code == 413
 
 
-def test_the_total_size_of_waiting_bodies_is_bounded_and_released(tmp_path):
+def body_of(waiting, *messages, client=""):
+    """A BoundedBody that receives the messages, and then nothing."""
+    parts = asyncio.Queue()
+    for body, more_body in messages:
+        parts.put_nowait({"type": "http.request", "body": body, "more_body": more_body})
+    return BoundedBody(parts.get, 5.0, 1000, waiting, client)
+
+
+def test_the_total_size_of_complete_bodies_is_bounded_and_released(tmp_path):
     async def one_waits_while_another_comes():
         waiting, small = WaitingBodies(100), b"x" * 60
-        parts = asyncio.Queue()
-
-        async def slowly():
-            return await parts.get()
-
-        first = BoundedBody(slowly, 5.0, 1000, waiting)
-        parts.put_nowait({"type": "http.request", "body": small, "more_body": True})
+        first = body_of(waiting, (small, False))
         await first()
-
-        async def at_once():
-            return {"type": "http.request", "body": small, "more_body": False}
-
-        second = BoundedBody(at_once, 5.0, 1000, waiting)
         with pytest.raises(HTTPException) as refused:
-            await second()
+            await body_of(waiting, (small, False))()
         first.release()
-        third = BoundedBody(at_once, 5.0, 1000, waiting)
+        third = body_of(waiting, (small, False))
         await third()
         held = waiting.held_bytes
         third.release()
@@ -57,6 +57,64 @@ def test_the_total_size_of_waiting_bodies_is_bounded_and_released(tmp_path):
     assert asyncio.run(one_waits_while_another_comes()) == (503, {"Retry-After": "1"}, 60, 0)
     with daemon(tmp_path, max_waiting_mib=0.001) as client:  # a single body is always accepted
         assert post(client, *(record(f"ppml{n:04d}") for n in range(100))).json()["accepted"] == 100
+
+
+def test_an_incomplete_body_gives_its_room_to_a_complete_one():
+    async def scene():
+        waiting = WaitingBodies(100)
+        stalled = body_of(waiting, (b"x" * 90, True))
+        await stalled()
+        rest = asyncio.create_task(stalled())
+        await asyncio.sleep(0)
+        complete = body_of(waiting, (b"x" * 60, False))
+        await complete()
+        with pytest.raises(HTTPException) as refused:
+            await rest
+        return refused.value.status_code, refused.value.headers["connection"], waiting.held_bytes
+
+    assert asyncio.run(scene()) == (503, "close", 60)
+
+
+def test_the_client_with_the_most_incomplete_bytes_gives_way_first():
+    async def scene():
+        waiting = WaitingBodies(100)
+        modest = body_of(waiting, (b"x" * 20, True), (b"", False), client="a")
+        greedy = [body_of(waiting, (b"x" * 30, True), client="b") for _ in range(2)]
+        for body in (modest, *greedy):
+            await body()
+        await body_of(waiting, (b"x" * 40, False), client="c")()
+        await modest()
+        with pytest.raises(HTTPException):
+            await greedy[0]()
+        return [body.held_bytes for body in (modest, *greedy)]
+
+    assert asyncio.run(scene()) == [20, 0, 30]
+
+
+def test_the_oldest_large_response_is_given_up_when_too_much_is_unsent():
+    async def scene():
+        unsent, taken = UnsentResponses(150_000), bytearray()
+
+        async def not_read(_message):
+            await asyncio.Event().wait()
+
+        async def read(message):
+            taken.extend(message["body"])
+
+        def message(size):
+            return {"type": "http.response.body", "body": b"x" * size}
+
+        stuck = [asyncio.create_task(unsent.send(not_read, message(70_000), 30.0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await unsent.send(read, message(80_000), 30.0)
+        with pytest.raises(TimeoutError):
+            await stuck[0]
+        held = unsent.unsent_bytes
+        stuck[1].cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        return len(taken), held, unsent.unsent_bytes, unsent.given_up
+
+    assert asyncio.run(scene()) == (80_000, 70_000, 0, 1)
 
 
 def test_an_aborted_upload_gets_no_response_and_raises_nothing():
@@ -74,7 +132,7 @@ def test_an_aborted_upload_gets_no_response_and_raises_nothing():
         async def app(scope, receive, _send):
             await Request(scope, receive).body()
 
-        guard = RequestGuard(app, Settings(), None, None)
+        guard = RequestGuard(app, Settings(), AccessTokens(), HttpCounters())
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         await guard({"type": "http", "method": "POST", "path": "/x", "headers": headers}, receive, send)
 

@@ -9,7 +9,7 @@ from starlette.websockets import WebSocketDisconnect
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.dashboard import FILES
-from fleet_forecast.serving.http.middleware import ADMIN_PATHS
+from fleet_forecast.serving.http.access import ADMIN_PATHS
 from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, post, record, wait_for
 
 PROBES = {"/healthz", "/readyz"}
@@ -40,10 +40,10 @@ def routes(client):
     return sorted(concrete - {("GET", "/api/v1/events"), ("HEAD", "/api/v1/events")})  # a stream; tried separately
 
 
-def required_token(path):
+def required_token(method, path):
     if path in PROBES | set(FILES):
         return None
-    return "the admin token" if path in ADMIN_PATHS else "the token"
+    return "the admin token" if path in ADMIN_PATHS or method == "DELETE" else "the token"
 
 
 def test_every_route_requires_its_token_and_no_other(guarded):
@@ -53,7 +53,7 @@ def test_every_route_requires_its_token_and_no_other(guarded):
     for (method, path), (sent, header) in itertools.product(tried, SENT.items()):
         headers = {"content-type": "application/json"} | ({} if header is None else {"authorization": header})
         status = guarded.request(method, path, headers=headers).status_code
-        allowed = required_token(path) in (None, sent)
+        allowed = required_token(method, path) in (None, sent)
         assert (status == 401) != allowed, (method, path, sent, status)
         assert status < 500, (method, path, sent, status)
 
@@ -83,18 +83,71 @@ def test_no_response_contains_a_token(guarded):
         assert ADMIN not in answer.content
 
 
-def test_a_page_of_another_origin_can_neither_write_nor_receive_events(guarded):
-    token = {"authorization": "Bearer " + TOKEN.decode(), "origin": "https://evil.example"}
+TOKEN_HEADER = {"authorization": "Bearer " + TOKEN.decode()}
+
+
+def test_a_page_of_another_origin_can_neither_write_nor_read_nor_receive_events(guarded):
+    token = TOKEN_HEADER | {"origin": "https://evil.example"}
     forms = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")  # what a form may send unasked
     for kind in forms:
-        assert guarded.post("/api/v1/metrics", headers=token | {"content-type": kind}).status_code == 415
+        assert guarded.post("/api/v1/metrics", headers=token | {"content-type": kind}).status_code == 403
+        assert guarded.post("/api/v1/metrics", headers=TOKEN_HEADER | {"content-type": kind}).status_code == 415
     answer = guarded.get("/api/v1/forecasts", headers=token)
+    assert answer.status_code == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
     preflight = guarded.options("/api/v1/metrics", headers=token | asked)
-    assert preflight.status_code == 405
+    assert preflight.status_code == 403
     assert not [name for name in preflight.headers if name.startswith("access-control")]
     assert refused_socket(guarded, token) == 1008
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://testserver:3000", "null", "https://testserver.evil"]
+)
+def test_a_page_of_another_port_or_without_an_origin_is_another_origin(guarded, origin):
+    headers = TOKEN_HEADER | {"host": "localhost:8000", "origin": origin}
+    named = "testserver" in origin and "evil" not in origin  # --allowed-hosts names it: a proxy may use another port
+    assert (guarded.get("/status", headers=headers).status_code == 403) != named
+    if not named:
+        assert refused_socket(guarded, headers) == 1008
+
+
+def test_pages_of_the_daemon_itself_and_links_to_it_are_answered(guarded):
+    own = TOKEN_HEADER | {"host": "localhost:8000", "origin": "http://localhost:8000", "sec-fetch-site": "same-origin"}
+    assert guarded.get("/status", headers=own).status_code == 200
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert guarded.get("/", headers=link).status_code == 200
+    for changed in ({"sec-fetch-mode": "no-cors"}, {"sec-fetch-dest": "iframe"}, {"sec-fetch-site": "same-site"}):
+        allowed = "sec-fetch-site" in changed
+        assert (guarded.get("/", headers=link | changed).status_code == 200) == allowed
+
+
+@pytest.mark.parametrize("name", ["host", "authorization"])
+def test_a_repeated_header_that_a_check_reads_is_refused(guarded, name):
+    value = {"host": "testserver", "authorization": "Bearer " + TOKEN.decode()}[name]
+    answer = guarded.get(
+        "/status", headers=[("authorization", "Bearer " + TOKEN.decode()), (name, value), (name, value)]
+    )
+    assert (answer.status_code, name in answer.json()["detail"]) == (400, True)
+
+
+def test_wrong_tokens_are_counted_and_logged_with_the_address_and_without_the_token(tmp_path, caplog):
+    with daemon(tmp_path, token=TOKEN) as client:
+        assert client.get("/status").status_code == 401
+        assert client.get("/status", headers={"authorization": "Bearer secret-of-someone"}).status_code == 401
+        page = client.get("/metrics", headers=TOKEN_HEADER).text
+    assert "fleet_wrong_tokens_total 1\n" in page
+    assert 'fleet_requests_refused_total{status="401"} 2\n' in page
+    logged = [record for record in caplog.records if record.getMessage() == "wrong token"]
+    assert [(record.client, record.path) for record in logged] == [("testclient", "/status")]
+    assert "secret-of-someone" not in caplog.text
+
+
+def test_probes_answer_head(guarded):
+    for path in PROBES:
+        answer = guarded.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 HOSTILE = (
@@ -142,7 +195,7 @@ def test_a_hostile_name_in_a_path_or_query_matches_nothing(open_daemon, name):
     assert open_daemon.get("/api/v1/forecasts", params={"after": name}).status_code == 200
     for parameter in ("metric", "quantile", "horizon", "limit"):
         assert open_daemon.get("/api/v1/forecasts", params={parameter: name}).status_code == 422
-    assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": []}
+    assert open_daemon.get("/api/v1/alerts", params={"server": name}).json() == {"alerts": [], "next": None}
 
 
 def test_no_path_returns_a_file_of_the_machine(open_daemon):

@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 import httpx
@@ -14,12 +13,12 @@ from data_contract import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.ingest import puller as pull
-from fleet_forecast.serving.ingest.puller import Puller
+from fleet_forecast.serving.ingest.puller import newest_stored_step
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
-from tests.serving.daemon_client import STEP, complete_start, forecast_of, wait_for
+from tests.serving.daemon_client import STEP, complete_start, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeEngine
 
 
@@ -97,6 +96,30 @@ def test_a_restart_pulls_only_missing_steps(tmp_path, scripted):
     assert all(end - start <= 2 * STEP for start, end in scripted.asked[first:])
 
 
+def test_a_pushed_sample_does_not_hide_a_gap_in_what_was_pulled(tmp_path, scripted):
+    now = time.time()
+    with running(tmp_path, scripted, 24.0, clock=lambda: now - 6 * 3600) as client:
+        wait_for(lambda: "ppml0001" in client.get("/metrics").text)
+    scripted.down, first = True, len(scripted.asked)
+    with running(tmp_path, scripted, 24.0) as client:
+        assert post(client, record("pushed1")).json()["accepted"] == 1
+    scripted.down = False
+    with running(tmp_path, scripted, 24.0):
+        wait_for(lambda: len(scripted.asked) > first)
+    start, end = scripted.asked[first]
+    assert end - start > 5.5 * 3600
+
+
+def test_samples_pushed_before_the_first_pull_do_not_shorten_it(tmp_path, scripted):
+    scripted.down = True
+    with running(tmp_path, scripted) as client:
+        post(client, record("pushed1"))
+        scripted.down = False
+        wait_for(lambda: scripted.asked)
+    start, end = scripted.asked[0]
+    assert end - start > 1.5 * 3600
+
+
 def test_pulling_continues_after_the_clock_was_ahead(tmp_path, scripted):
     clock = [time.time()]
     with running(tmp_path, scripted, clock=lambda: clock[0]) as client:
@@ -139,6 +162,11 @@ def test_a_server_added_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path)
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     store.append([Sample("a", 20 * STEP * 1000, None, None, (1.0,) * len(METRICS))]).result(5)
     last_step = store.last_step
-    store.last_step = lambda server_id: store.may_add("b") and last_step(server_id)
-    assert Puller(SimpleNamespace(store=store), None, None)._first_step(oldest=3) == 20
+
+    def appearing(server_id):
+        store.append([Sample("b", 0, None, None, (1.0,) * len(METRICS))]).result(5)
+        return last_step(server_id)
+
+    store.last_step = appearing
+    assert newest_stored_step(store, oldest=3) == 20
     store.close()

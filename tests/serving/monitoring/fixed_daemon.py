@@ -8,6 +8,7 @@ import numpy as np
 from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
+from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -53,6 +54,7 @@ def running_daemon():
     return SimpleNamespace(
         forecasts=SimpleNamespace(
             snapshot=snapshot,
+            engine=None,
             statistics=fixed_statistics(),
             peers=SimpleNamespace(counts={"ml_compute": 2, "database": 1}),
             provisional=SimpleNamespace(forecasts=5),
@@ -71,6 +73,7 @@ def running_daemon():
             last_load=SimpleNamespace(problem=None, at_seconds=ORIGIN + 0.12345), loads={True: 2, False: 1}
         ),
         alerts=SimpleNamespace(
+            updates=1,
             probabilities=probabilities,
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
@@ -79,9 +82,14 @@ def running_daemon():
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
-            accepted=1234, rejected=Counter(cpu_pct=2, timestamp=1), pulls=Counter(success=5, failure=1)
+            senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
+            accepted=1234,
+            rejected=Counter(cpu_pct=2, timestamp=1),
+            pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
+        http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
+        dropped_log_lines=Counter(queue=1, rate=250, write=0),
     )
 
 
@@ -97,8 +105,9 @@ def starting_daemon():
         step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]
     )
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
-    daemon.alerts = SimpleNamespace(probabilities={}, firing={})
+    daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores = SimpleNamespace(tallies={})
     daemon.notifiers = []
+    daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
     return daemon

@@ -12,11 +12,12 @@ import pytest
 
 from fleet_forecast.contract.forecast_spec import report_horizons
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.histogram import Histogram
 from fleet_forecast.serving.monitoring.base_units import base_unit
-from fleet_forecast.serving.monitoring.exposition import Exposition, forecast_lines
+from fleet_forecast.serving.monitoring.exposition import Exposition, forecast_lines, page_parts
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
-from tests.serving.monitoring.fixed_daemon import VIEW, fixed_forecast, running_daemon, starting_daemon
+from tests.serving.monitoring.fixed_daemon import ORIGIN, VIEW, fixed_forecast, running_daemon, starting_daemon
 
 LINE = re.compile(r'([a-z_]+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S+)$')
 
@@ -24,11 +25,15 @@ LINE = re.compile(r'([a-z_]+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def rendered(daemon, openmetrics=False):
+    return b"".join(page_parts(Exposition().update(daemon), daemon, openmetrics))
+
+
 @pytest.mark.parametrize("openmetrics", [False, True], ids=["prometheus", "openmetrics"])
 @pytest.mark.parametrize("make", [running_daemon, starting_daemon])
 def test_the_page_is_the_golden_one_to_the_byte(make, openmetrics):
     name = f"{make.__name__.removesuffix('_daemon')}.{'openmetrics' if openmetrics else 'prometheus'}.txt"
-    assert Exposition().render(make(), openmetrics) == (GOLDEN / name).read_bytes()
+    assert rendered(make(), openmetrics) == (GOLDEN / name).read_bytes()
 
 
 def test_a_metric_that_the_contract_does_not_list_is_exposed_under_its_name():
@@ -55,8 +60,8 @@ def test_a_horizon_of_24_hours_is_exposed():
     daemon = running_daemon()
     forecast = fixed_forecast("ppml0001", "ml_compute", "ppml", 20.0, horizon_steps=288)
     daemon.forecasts.snapshot = replace(daemon.forecasts.snapshot, forecasts={"ppml0001": forecast})
-    daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={})
-    found = values(Exposition().render(daemon, False).decode())
+    daemon.alerts = SimpleNamespace(probabilities={"ppml0001": np.full((len(METRICS), 5), 0.25)}, firing={}, updates=0)
+    found = values(rendered(daemon).decode())
     place = 'server="ppml0001",profile="ml_compute"'
     assert found[f'fleet_breach_probability{{{place},metric="cpu_pct",horizon="24h"}}'] == 0.25
     assert f'fleet_forecast_cpu_ratio{{{place},horizon="24h",quantile="0.5"}}' in found
@@ -131,3 +136,21 @@ def test_a_histogram_counts_cumulatively():
         "h_sum 12.0",
         "h_count 4",
     ]
+
+
+def test_profiles_that_nobody_knows_share_one_label():
+    daemon = running_daemon()
+    forecasts = {f"s{n}": fixed_forecast(f"s{n}", f"sent-{n}", None, 20.0) for n in range(5)}
+    daemon.forecasts.snapshot = FleetSnapshot(forecasts, ORIGIN, ORIGIN + 301.0, VIEW)
+    text = rendered(daemon).decode()
+    assert 'fleet_servers{profile="other"} 5' in text
+    assert "sent-" not in text
+
+
+def test_a_page_is_rendered_once_for_a_cycle_and_again_when_alerts_were_updated():
+    daemon, exposition = running_daemon(), Exposition()
+    blocks = exposition.update(daemon)
+    assert exposition.update(daemon) is blocks
+    daemon.alerts.updates += 1
+    assert exposition.update(daemon) is not blocks
+    assert exposition.update(daemon) == blocks

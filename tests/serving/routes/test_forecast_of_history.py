@@ -1,5 +1,7 @@
 """POST /api/v1/forecast: the history in the request is forecast and not stored."""
 
+import asyncio
+
 from data_contract import METRICS
 from fleet_forecast.iso_time import iso
 from tests.serving.daemon_client import STEP, complete_start, daemon, post, record, wait_for
@@ -53,3 +55,25 @@ def test_a_request_without_a_good_record_is_refused_with_the_reasons(client):
     answer = client.post("/api/v1/forecast", json={"records": [{}]})
     assert answer.status_code == 422
     assert answer.json()["rejected"][0]["field"] == "server_name"
+
+
+def test_servers_of_times_too_far_apart_are_refused_by_name(client):
+    wait_for(lambda: client.get("/readyz").status_code == 200)
+    records = [record("old", seconds=86_400), record("new", seconds=4_000_000_000)]
+    answer = client.post("/api/v1/forecast", json={"records": records})
+    assert answer.status_code == 422
+    assert "'old' ends at 1970-01-02T00:00:00Z" in answer.json()["detail"]
+    assert "send servers of different times in separate requests" in answer.json()["detail"]
+    long_history = [record("one", seconds=86_400), record("one", seconds=4_000_000_000)]  # cut to what the model reads
+    assert client.post("/api/v1/forecast", json={"records": long_history}).status_code == 200
+
+
+def test_a_forecast_waits_for_the_cycle_and_is_refused_after_a_time(client, monkeypatch):
+    wait_for(lambda: client.get("/readyz").status_code == 200)
+    turns = client.app.state.daemon.forecasts.turns
+    monkeypatch.setattr(turns, "_wait_seconds", 0.05)
+    monkeypatch.setattr(turns, "_no_cycle", asyncio.Event())  # a cycle that does not end
+    answer = client.post("/api/v1/forecast", json={"records": [record()]})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert client.app.state.daemon.waiting_forecasts == 0

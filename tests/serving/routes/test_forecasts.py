@@ -78,7 +78,7 @@ def test_a_profile_outside_the_seven_is_kept_and_forecast_as_unknown(client):
     assert "the model was not trained on profile 'mainframe'" in got["warnings"][0]
     (listed,) = [each for each in client.get("/api/v1/profiles").json()["profiles"] if each["profile"] == "mainframe"]
     assert (listed["servers"], listed["trained"]) == (1, False)
-    assert 'fleet_servers{profile="mainframe"} 1' in client.get("/metrics").text
+    assert 'fleet_servers{profile="other"} 1' in client.get("/metrics").text
     refused = post(client, record("mf2") | {"profile": 'main"frame'}).json()["rejected"]
     assert (refused[0]["field"], refused[0]["value"]) == ("profile", 'main"frame')
 

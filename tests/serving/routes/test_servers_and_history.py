@@ -43,9 +43,24 @@ def test_a_history_is_read_for_one_server_and_in_parts(client, monkeypatch):
     store, pieces = client.app.state.daemon.store, []
     read = store.server_step_means
     monkeypatch.setattr(store, "server_step_means", lambda *asked: pieces.append(read(*asked)) or pieces[-1])
-    monkeypatch.setattr(store, "raw_samples", lambda *_: store._ask(list))  # the means stored have to answer
+    monkeypatch.setattr(store, "server_sample_means", lambda *_: store._ask(dict))  # the means stored have to answer
     monkeypatch.setattr(store, "stored_step_means", None)  # the whole fleet's
     found = client.get("/api/v1/servers/ppml0001/history", params={"hours": 1}).json()
     assert found["timestamps"] == [iso(start - ago * STEP) for ago in range(6, -1, -1)]
     assert found["metrics"]["cpu_pct"] == [6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
     assert max(len(piece.result()) for piece in pieces) == 2
+
+
+def test_samples_as_received_come_in_pages(client):
+    start = complete_start()
+    post(client, *(record(seconds=start + ago, cpu_pct=float(ago)) for ago in range(5)))
+    path, found, after = "/api/v1/servers/ppml0001/history", [], {}
+    for size in (2, 2, 1):
+        page = client.get(path, params={"raw": True, "limit": 2, **after}).json()
+        assert len(page["timestamps"]) == size
+        found += page["metrics"]["cpu_pct"]
+        after = {"after": page["next"]}
+    assert page["next"] is None
+    assert found == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert client.get(path, params={"raw": True, "limit": 10_001}).status_code == 422
+    assert client.get(path, params={"raw": True, "after": "yesterday"}).json()["detail"][0]["field"] == "after"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import fleet_forecast.serving.storage.database
-import fleet_forecast.serving.storage.opening
+from fleet_forecast.serving.storage import opening
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
-from fleet_forecast.serving.storage.integrity import DamagedError
+from fleet_forecast.serving.storage.integrity import DamagedError, check_integrity, is_damage
 from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
@@ -154,23 +154,97 @@ def test_a_damaged_file_is_set_aside_once_though_the_disk_has_no_room_for_a_new_
     assert {each.timestamp_ms for each in store.raw_samples(1, 0, 1).result(5)} == {3000}
 
 
-@pytest.mark.parametrize("failures", [1, 10_000])
-def test_a_disk_error_at_the_start_is_retried_before_the_file_is_set_aside(tmp_path, monkeypatch, failures):
-    store = HistoryStore(tmp_path / "h.sqlite", STEP)
-    store.append([sample()]).result(5)
-    store.close()
-    monkeypatch.setattr("fleet_forecast.serving.storage.opening.OPEN_PAUSE_SECONDS", 0.0)
-    check, calls = fleet_forecast.serving.storage.opening.check_integrity, []
+FAULTS = {
+    "disk": (sqlite3.OperationalError, sqlite3.SQLITE_IOERR, "the disk fails"),
+    "memory of SQLite": (sqlite3.OperationalError, sqlite3.SQLITE_NOMEM, "not enough memory"),
+    "memory of Python": (MemoryError, None, "not enough memory"),
+    "rights": (sqlite3.OperationalError, sqlite3.SQLITE_PERM, "check the folder's rights"),
+}
+
+
+def fail_to_check(monkeypatch, failures, error, code):
+    monkeypatch.setattr(opening, "OPEN_PAUSE_SECONDS", 0.0)
+    check, calls = opening.check_integrity, []
 
     def failing(database):
         calls.append(database)
-        if len(calls) <= failures and len(calls) <= fleet_forecast.serving.storage.opening.OPEN_ATTEMPTS:
-            problem = sqlite3.OperationalError("disk I/O error")
-            problem.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        if len(calls) <= failures:
+            problem = error("fault")
+            if code is not None:
+                problem.sqlite_errorcode = code
             raise problem
         check(database)
 
-    monkeypatch.setattr("fleet_forecast.serving.storage.opening.check_integrity", failing)
+    monkeypatch.setattr(opening, "check_integrity", failing)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_proves_no_damage_is_refused_and_the_file_stays(tmp_path, monkeypatch, fault):
+    error, code, message = FAULTS[fault]
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
-    assert (set(store.servers), store.set_aside is None) == (({"a"}, True) if failures == 1 else (set(), False))
+    store.append([sample()]).result(5)
     store.close()
+    with monkeypatch.context() as failing:
+        fail_to_check(failing, 10_000, error, code)
+        with pytest.raises(OSError, match=message):
+            HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert not list(tmp_path.glob("*.damaged-*"))
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert (set(store.servers), store.set_aside) == ({"a"}, None)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (sqlite3.OperationalError, sqlite3.SQLITE_IOERR),
+        (MemoryError, None),
+        (sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT),
+    ],
+)
+def test_a_fault_that_passes_at_the_start_changes_nothing(tmp_path, monkeypatch, error, code):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    store.append([sample()]).result(5)
+    store.close()
+    fail_to_check(monkeypatch, 1, error, code)
+    store = HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert (set(store.servers), store.set_aside) == ({"a"}, None)
+    store.close()
+
+
+@pytest.mark.parametrize("text", ["unable to get the page. error code=", "btreeInitPage() returns error code "])
+@pytest.mark.parametrize(("code", "damage"), [(7, False), (10, False), (266, False), (11, True)])
+def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(text, code, damage):
+    finding = f"*** in database main ***\nPage 115: {text}{code}"
+    database = sqlite3.connect(":memory:")
+    database.create_function("found", 0, lambda: finding)
+
+    class Checked:
+        set_progress_handler = database.set_progress_handler
+
+        def execute(self, _pragma):
+            return database.execute("SELECT found()")
+
+    with pytest.raises(sqlite3.DatabaseError, match="Page 115") as caught:
+        check_integrity(Checked())
+    database.close()
+    assert is_damage(caught.value) == damage
+
+
+def test_too_little_memory_for_a_read_is_an_answer_and_no_damage(store):
+    def too_large():
+        raise MemoryError
+
+    with pytest.raises(HistoryUnavailableError, match="not enough memory"):
+        store._ask(too_large).result(5)
+    store.append([sample()]).result(5)
+    assert store.set_aside is None
+
+
+def test_a_file_found_damaged_while_memory_is_short_is_not_set_aside(tmp_path, monkeypatch):
+    HistoryStore(tmp_path / "h.sqlite", STEP).close()
+    fail_to_check(monkeypatch, 10_000, DamagedError, None)
+    monkeypatch.setattr(opening, "MEMORY_OF_A_CHECK_BYTES", 2**62)
+    with pytest.raises(OSError, match="not enough memory"):
+        HistoryStore(tmp_path / "h.sqlite", STEP)
+    assert not list(tmp_path.glob("*.damaged-*"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_contract import METRICS
 from fleet_forecast.features.step_means import step_means
-from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryLockedError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryLockedError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
@@ -231,3 +231,70 @@ def test_a_late_sample_is_not_the_newest_step_after_a_restart(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", STEP)
     assert store.last_step(store.servers["a"].server_id) == 100
     store.close()
+
+
+def test_a_name_is_registered_when_its_samples_are_committed(tmp_path, monkeypatch):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=2)
+    store.append([sample("a", profile="database")]).result(5)
+    with monkeypatch.context() as failing:
+        failing.setattr(store._database, "_rows", lambda *_: 1 / 0)
+        with pytest.raises(HistoryUnavailableError):
+            store.append([sample("refused"), sample("a", profile="web_api")]).result(5)
+    assert {name: server.profile for name, server in store.servers.items()} == {"a": "database"}
+    store.append([sample("b")]).result(5)
+    assert {name: server.server_id for name, server in store.servers.items()} == {"a": 1, "b": 2}
+    store.close()
+
+
+def test_names_of_waiting_batches_count_towards_the_limit_until_they_are_released(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=2)
+    store.append([sample("known")]).result(5)
+    first, second = store.new_names(), store.new_names()
+    assert first.may_add("known")
+    assert first.may_add("new")
+    assert second.may_add("new")
+    assert not second.may_add("further")
+    first.release()
+    assert not store.new_names().may_add("further")
+    second.release()
+    assert store.new_names().may_add("further")
+    assert set(store.servers) == {"known"}
+    store.close()
+
+
+def test_at_the_limit_a_new_server_replaces_one_with_few_steps_that_fell_silent(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=3)
+    store.append([sample("long", second=step * STEP) for step in range(5)]).result(5)
+    store.append([sample(name, second=4 * STEP) for name in ("once1", "once2")]).result(5)
+    assert not store.new_names().may_add("new")  # all sent the newest step
+    store.append([sample("long", second=6 * STEP)]).result(5)
+    assert store.new_names().may_add("new")
+    store.append([sample("new", second=6 * STEP)]).result(5)
+    assert {"long", "new"} < set(store.servers)
+    assert len(store.servers) == 3
+    kept, ids = set(store.servers), {server.server_id for server in store.servers.values()}
+    store.close()
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=4)
+    assert set(store.servers) == kept
+    store.append([sample("later", second=7 * STEP)]).result(5)
+    assert store.servers["later"].server_id not in ids | {2, 3}
+    store.close()
+
+
+def test_a_server_with_few_measured_steps_expires_early(store):
+    store.append([sample("long", second=step * STEP) for step in range(12)]).result(5)
+    store.append([sample("short", second=step * STEP) for step in range(3)]).result(5)
+    store.append([sample("sending", second=100 * STEP)]).result(5)
+    store.expire(0, 0, 90).result(5)
+    assert set(store.servers) == {"long", "sending"}
+
+
+def test_a_deleted_server_returns_without_its_history(store):
+    store.append([sample("a", second=0), sample("b", second=0)]).result(5)
+    old = store.servers["a"].server_id
+    assert store.delete_server("a").result(5)
+    assert not store.delete_server("a").result(5)
+    assert store.raw_samples(old, 0, 1).result(5) == []
+    store.append([sample("a", second=STEP)]).result(5)
+    assert store.servers["a"].server_id != old
+    assert len(store.raw_samples(store.servers["b"].server_id, 0, 1).result(5)) == 1

@@ -322,6 +322,16 @@ def test_new_servers_are_added_live_with_the_next_number_of_their_profile():
         assert sent is None or sent == pytest.approx(grown.metrics[larger.names.index(name), step, 1], abs=0.01)
 
 
+def test_a_new_server_shares_the_demand_of_its_profile_also_after_a_fork():
+    options = {"fork_step": 20, "fork_seed": 9, "incident_rate": 0, "outage_rate": 0}
+    live = LiveFleet(scenario(**options), 10)
+    name = live.add_server("web_api")
+    larger = Fleet.of({"web_api": 9, "database": 9}, seed=5)
+    expected = simulate(scenario(fleet=larger, **options)).metrics[larger.names.index(name), 10:]
+    sent = [next(record for record in live.tick() if record["server_name"] == name) for _ in range(30)]
+    assert [[record[metric] for metric in METRICS] for record in sent] == pytest.approx(expected[:30], abs=0.01)
+
+
 def test_new_servers_and_incidents_wait_until_the_backfill_is_over():
     now = float(START.astype(np.int64)) + 3_000.0
     daemon = Daemon()

@@ -1,0 +1,61 @@
+"""The tokens that requests must send; read again on SIGHUP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.serving.clients import ADMINISTRATOR, ANYONE, Client, Right, digest_of, load_clients
+from fleet_forecast.serving.settings import (
+    Settings,
+    SettingsError,
+    read_token,
+    require_token_beyond_loopback,
+    token_from,
+)
+
+LOG = logging.getLogger(__name__)
+
+
+class AccessTokens:
+    """The clients' token, the administrator's and those of the tokens file; None or empty where there is none."""
+
+    def __init__(
+        self, client: bytes | None = None, admin: bytes | None = None, clients: Mapping[str, Client] | None = None
+    ) -> None:
+        self.client, self.admin = client, admin
+        self._clients = dict(clients or {})
+
+    @property
+    def needed(self) -> bool:
+        """Whether requests need a token."""
+        return self.client is not None or bool(self._clients)
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether there is a token that allows administration."""
+        return self.admin is not None or any(Right.ADMIN in client.rights for client in self._clients.values())
+
+    def owner(self, token: bytes, right: Right) -> Client | None:
+        """Who has this token; None if nobody has. The administrator's token is for administration only."""
+        single, found = (self.admin, ADMINISTRATOR) if right is Right.ADMIN else (self.client, ANYONE)
+        if single is not None and secrets.compare_digest(token, single):
+            return found
+        return self._clients.get(digest_of(token))
+
+    def reload(self, settings: Settings) -> None:
+        """Read the files again. The tokens in use stay where a file cannot be used; the reason is logged."""
+        try:
+            client = read_token(settings.token_file) or token_from(os.environ)
+            admin = read_token(settings.admin_token_file)
+            clients = load_clients(settings.tokens) if settings.tokens else {}
+            require_token_beyond_loopback(settings, client, bool(clients))
+        except (SettingsError, TomlFileError) as problem:
+            LOG.error("tokens refused", extra={"reason": str(problem)})
+            return
+        changed = (client, admin, clients) != (self.client, self.admin, self._clients)
+        self.client, self.admin, self._clients = client, admin, clients
+        LOG.info("tokens read", extra={"changed": changed})

@@ -1,0 +1,121 @@
+"""Who may send a request: the host it is for, the page it comes from, the token it has."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from fleet_forecast.serving.access_tokens import AccessTokens
+from fleet_forecast.serving.clients import ANYONE, CLIENT, Client, Right
+from fleet_forecast.serving.dashboard import FILES
+from fleet_forecast.serving.settings import LOOPBACK_HOSTS, Settings
+
+Scope = MutableMapping[str, Any]
+Headers = dict[bytes, bytes]
+
+# Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
+ADMIN_PATHS = frozenset({"/api/v1/reload"})
+WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
+_ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
+
+
+class RefusedError(Exception):
+    """A request is refused with a status and a reason."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status, self.detail = status, detail
+
+
+class WrongTokenError(RefusedError):
+    """The request has a token, but not the right one."""
+
+
+class AccessRules:
+    """The checks of a request's headers that do not depend on its route's content; each raises RefusedError."""
+
+    def __init__(self, settings: Settings, tokens: AccessTokens) -> None:
+        self._tokens = tokens
+        self._any_host = "*" in settings.allowed_hosts
+        self._named_hosts = {host.lower() for host in settings.allowed_hosts}
+        self._hosts = {*LOOPBACK_HOSTS, settings.host.lower(), *self._named_hosts}
+
+    def check(self, scope: Scope) -> Headers:
+        """The headers by name, of a request that passes."""
+        headers = _headers(scope["headers"])
+        if not self._any_host and _host_name(headers.get(b"host", b"")) not in self._hosts:
+            detail = "unknown Host header; add the name with --allowed-hosts if this is the right server"
+            raise RefusedError(421, detail)
+        self._check_origin(scope, headers)
+        if scope["path"] not in OPEN_PATHS:
+            scope[CLIENT] = self._client(headers, needed_right(scope))
+        return headers
+
+    def _client(self, headers: Headers, right: Right) -> Client:
+        """Who sends the request."""
+        tokens = self._tokens
+        if right is Right.ADMIN and not tokens.may_administer:
+            detail = "this needs an admin token and none is set; start with --admin-token-file, or send SIGHUP"
+            raise RefusedError(403, detail)
+        if right is not Right.ADMIN and not tokens.needed:
+            return ANYONE
+        name = "admin token" if right is Right.ADMIN else "token"
+        authorization = headers.get(b"authorization")
+        scheme, _, sent = (authorization or b"").partition(b" ")
+        client = tokens.owner(sent.strip(), right) if scheme.lower() == b"bearer" else None
+        if client is None:
+            kind = RefusedError if authorization is None else WrongTokenError
+            raise kind(401, f"send Authorization: Bearer with the {name}")
+        if right not in client.rights:
+            raise RefusedError(403, f"the token of {client.name} has no right {right}; add it in the tokens file")
+        return client
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Refuse requests from pages of other origins, reads as well: without a token in use, a page could time them.
+
+        Browsers send Sec-Fetch-Site to trustworthy addresses and Origin with WebSockets and most requests of scripts.
+        A link to a page of the daemon is allowed.
+        """
+        site = headers.get(b"sec-fetch-site")
+        if site in (b"cross-site", b"same-site") and not _is_link(scope, headers):
+            raise RefusedError(403, "a page of another origin")
+        origin = headers.get(b"origin")
+        if origin is None or self._any_host:
+            return
+        authority = origin.partition(b"://")[2].lower()
+        # Behind a proxy the Host header may be another one than the page's.
+        if authority != headers.get(b"host", b"").lower() and _host_name(authority) not in self._named_hosts:
+            raise RefusedError(403, "a page of another origin")
+
+
+def _headers(pairs: list[tuple[bytes, bytes]]) -> Headers:
+    """The headers by name; 400 where one that the checks read is repeated, since the last could hide the first."""
+    headers = dict(pairs)
+    if len(headers) < len(pairs):
+        names = [name for name, _ in pairs if name in _ONCE]
+        if len(names) > len(set(names)):
+            repeated = next(name for name in names if names.count(name) > 1).decode()
+            raise RefusedError(400, f"{repeated} is sent twice; send one")
+    return headers
+
+
+def _is_link(scope: Scope, headers: Headers) -> bool:
+    """Whether a person followed a link or entered the address: the browser shows the response as a page of its own."""
+    navigation = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
+    return navigation and scope["type"] == "http" and scope["method"] == "GET"
+
+
+def needed_right(scope: Scope) -> Right:
+    """What a request needs. POST /api/v1/forecast changes nothing and needs the right to read."""
+    path, method = scope["path"], scope.get("method", "GET")
+    if path in ADMIN_PATHS or method == "DELETE":
+        return Right.ADMIN
+    return Right.WRITE if path in WRITE_PATHS and method == "POST" else Right.READ
+
+
+def _host_name(header: bytes) -> str:
+    """Host without port, lower case; [::1]:8000 gives ::1."""
+    host = header.decode("latin-1").lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host

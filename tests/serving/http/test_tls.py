@@ -1,0 +1,75 @@
+"""The daemon serves HTTPS with a certificate, and refuses files that are none."""
+
+import http.client
+import os
+import shutil
+import ssl
+import subprocess
+
+import pytest
+
+from fleet_forecast.serving.referenced_files import read_referenced_files
+from fleet_forecast.serving.settings import Settings, SettingsError
+from tests.serving.fake_daemon import FakeDaemon
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the program openssl is not installed")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+class HttpsDaemon(FakeDaemon):
+    """Ready once it writes so: `wait_for` speaks HTTP."""
+
+    context = None
+
+    def wait_for(self, path, seconds=60.0):
+        connect, http.client.HTTPConnection = http.client.HTTPConnection, self.connection
+        try:
+            return super().wait_for(path, seconds)
+        finally:
+            http.client.HTTPConnection = connect
+
+    def connection(self, host, port, timeout):
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=self.context)
+
+
+def test_clients_that_know_the_certificate_are_served_and_plain_ones_are_not(files, tmp_path):
+    certificate, key = files
+    HttpsDaemon.context = ssl.create_default_context(cafile=certificate)
+    with HttpsDaemon(tmp_path, "--tls-certificate", certificate, "--tls-key", key) as daemon:
+        connection = daemon.connection("127.0.0.1", daemon.port, 10)
+        connection.request("GET", "/status")
+        assert connection.getresponse().status == 200
+        connection.close()
+        plain = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=10)
+        plain.request("GET", "/status")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            plain.getresponse()
+        plain.close()
+        assert daemon.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (("certificate", None), "tls_key: is missing; tls_certificate is given"),
+        ((None, "key"), "tls_certificate: is missing; tls_key is given"),
+        (("missing", "key"), "tls_certificate: .*missing cannot be read"),
+        (("key", "certificate"), "are no usable pair"),
+        (("text", "key"), "are no usable pair"),
+    ],
+)
+def test_files_that_are_no_certificate_with_its_key_are_refused(files, tmp_path, chosen, message):
+    (tmp_path / "text").write_text("no certificate")
+    paths = {"certificate": files[0], "key": files[1], "missing": tmp_path / "missing", "text": tmp_path / "text"}
+    certificate, key = (paths.get(name) for name in chosen)
+    with pytest.raises(SettingsError, match=message):
+        read_referenced_files(Settings(tls_certificate=certificate, tls_key=key), os.environ)

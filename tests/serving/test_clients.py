@@ -1,0 +1,118 @@
+"""Tokens with rights: what each client may do."""
+
+import hashlib
+
+import pytest
+
+from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.serving.clients import load_clients
+from tests.serving.daemon_client import ADMIN, TOKEN, daemon, forecast_of, post, record
+
+AGENT, READER, OPERATOR = "0123456789abcdef-agent", "0123456789abcdef-reader", "0123456789abcdef-operator"
+FILE = f"""
+[clients.agents-berlin]
+token = "{AGENT}"
+servers = ['ber-.*']
+rights = ["write"]
+
+[clients.reader]
+sha256 = "{hashlib.sha256(READER.encode()).hexdigest()}"
+rights = ["read"]
+
+[clients.operator]
+token = "{OPERATOR}"
+rights = ["read", "write", "profile", "admin"]
+"""
+
+
+@pytest.fixture
+def clients(tmp_path):
+    path = tmp_path / "tokens.toml"
+    path.write_text(FILE)
+    return load_clients(path)
+
+
+@pytest.fixture
+def restricted(tmp_path, clients):
+    with daemon(tmp_path, clients=clients) as client:
+        yield client
+
+
+def as_client(client, token):
+    client.headers["authorization"] = f"Bearer {token}"
+    return client
+
+
+def test_a_token_is_limited_to_its_rights(restricted):
+    assert restricted.get("/status").status_code == 401
+    assert as_client(restricted, READER).get("/status").status_code == 200
+    refused = post(as_client(restricted, READER), record("ber-1"))
+    assert refused.status_code == 403
+    assert refused.json()["detail"] == "the token of reader has no right write; add it in the tokens file"
+    assert as_client(restricted, AGENT).get("/status").status_code == 403
+    assert as_client(restricted, AGENT).delete("/api/v1/servers/ber-1").status_code == 403
+
+
+def test_an_agent_writes_the_servers_of_its_patterns_alone(restricted):
+    answer = post(as_client(restricted, AGENT), record("ber-1"), record("ham-1"), record("xber-1")).json()
+    assert answer["accepted"] == 1
+    assert [(each["index"], each["field"]) for each in answer["rejected"]] == [(1, "server_name"), (2, "server_name")]
+    assert "agents-berlin may not write this server" in answer["rejected"][0]["reason"]
+
+
+def test_a_profile_changes_only_with_the_right_and_the_rest_of_the_record_is_accepted(restricted):
+    post(as_client(restricted, OPERATOR), record("ber-1") | {"profile": "database"})
+    answer = post(as_client(restricted, AGENT), record("ber-1", cpu_pct=5.0) | {"profile": "web_api"}).json()
+    assert answer["accepted"] == 1
+    assert answer["notices"] == [
+        "profile of ber-1: stays database, not web_api; the token of agents-berlin has no right profile"
+    ]
+    as_client(restricted, OPERATOR)
+    assert forecast_of(restricted, "ber-1")["profile"] == "database"
+    post(restricted, record("ber-1") | {"profile": "web_api"})
+    (server,) = restricted.get("/api/v1/servers").json()["servers"]
+    assert server["profile"] == "web_api"
+    assert server["sources"] == ["operator", "agents-berlin"]
+    page = restricted.get("/metrics").text
+    assert 'fleet_profile_changes_total{result="accepted"} 1' in page
+    assert 'fleet_profile_changes_total{result="refused"} 1' in page
+    assert "fleet_servers_with_two_sources 1" in page
+
+
+def test_an_administrator_deletes_a_server(restricted):
+    post(as_client(restricted, OPERATOR), record("ber-1"))
+    deleted = restricted.request("DELETE", "/api/v1/servers/ber-1", headers={"content-type": "application/json"})
+    assert deleted.json() == {"deleted": "ber-1"}
+    again = restricted.request("DELETE", "/api/v1/servers/ber-1", headers={"content-type": "application/json"})
+    assert again.status_code == 404
+    assert restricted.get("/api/v1/servers").json()["servers"] == []
+
+
+def test_the_single_tokens_go_on_working_beside_the_tokens_file(tmp_path, clients):
+    with daemon(tmp_path, token=TOKEN, admin_token=ADMIN, clients=clients) as client:
+        assert post(as_client(client, TOKEN.decode()), record("any")).json()["accepted"] == 1
+        assert client.post("/api/v1/reload", json={}).status_code == 401
+        assert as_client(client, ADMIN.decode()).post("/api/v1/reload", json={}).status_code == 200
+        assert as_client(client, OPERATOR).post("/api/v1/reload", json={}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[clients.a]\ntoken = "short"\nrights = []\n', "line 2: token: use text of at least 16 random bytes"),
+        ('[clients.a]\nrights = ["read"]\n', "give token or sha256, one of the two"),
+        (f'[clients.a]\ntoken = "{AGENT}"\nrights = ["own"]\n', "line 3: clients.a.rights.0 is 'own'"),
+        (f'[clients.a]\ntoken = "{AGENT}"\nrights = []\nservers = ["("]\n', "line 4: pattern .* is not a regular"),
+        (
+            f'[clients.a]\ntoken = "{AGENT}"\nrights = []\n[clients.b]\ntoken = "{AGENT}"\nrights = []\n',
+            "two clients have the same token",
+        ),
+    ],
+)
+def test_a_bad_tokens_file_is_refused_with_the_reason_and_without_the_token(tmp_path, text, message):
+    path = tmp_path / "tokens.toml"
+    path.write_text(text)
+    with pytest.raises(TomlFileError, match=message) as refused:
+        load_clients(path)
+    assert AGENT not in str(refused.value)
+    assert "short" not in str(refused.value)

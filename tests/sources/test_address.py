@@ -1,0 +1,33 @@
+"""Addresses in messages contain no secrets."""
+
+import pytest
+
+from fleet_forecast.sources.address import origin_of, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://host:9090", "http://host:9090"),
+        ("https://host/prometheus/", "https://host/prometheus/"),
+        ("http://user:secret@host:9090/p", "http://***@host:9090/p"),
+        ("http://user:sec/ret@x@host", "http://***@host"),
+        ("http://host/p?key=secret", "http://host/p?***"),
+        ("user:secret@host", "***@host"),
+        ("host:9090", "host:9090"),
+    ],
+)
+def test_user_password_and_query_are_hidden(address, shown):
+    assert without_secrets(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://host:9093", "http://host:9093"),
+        ("https://user:secret@host/services/secret?token=secret", "https://host/***"),
+        ("host/secret", "***"),
+    ],
+)
+def test_only_scheme_host_and_port_of_a_webhook_are_shown(address, shown):
+    assert origin_of(address) == shown
