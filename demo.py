@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         with _step("1/4 simulating a fleet", seconds, "simulate"):
             children.run(_generator_command(folder, end))
-        with _step(f"2/4 training on it, {arguments.minutes:g} minutes and an evaluation", seconds, "train"):
+        with _step(f"2/4 training on it, {arguments.minutes:g} min and an evaluation", seconds, "train"):
             children.run(_trainer_command(folder, arguments.minutes))
         with _step("3/4 starting the daemon", seconds, "start_daemon"):
             daemon = children.start_logged(_daemon_command(folder, arguments.port), folder / "daemon.log")
@@ -338,7 +338,7 @@ Where to look:
   {url}/                    the dashboard
   {url}/status              state of the daemon
   {url}/openapi.json        its API
-  {_relative(ROOT / FOLDER)}/models/current/report.html      accuracy of the model
+  {_relative(ROOT / FOLDER)}/models/current/report.html     accuracy of the model
 
   curl -s '{url}/api/v1/servers/{NEW_SERVER}/forecast?metric=cpu_pct&horizon=8h'
   curl -s '{url}/api/v1/forecasts?profile=database&quantile=0.5&horizon=1h'
