@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -357,16 +358,19 @@ def _print(text: str) -> None:
 
 
 def _port(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to 65535")
     return number
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value <= 1440:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1440")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1440")
     return value
 
 
