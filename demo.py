@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         with _step("1/4 simulating a fleet", seconds, "simulate"):
             children.run(_generator_command(folder, end))
-        with _step(f"2/4 training on it, {arguments.minutes:g} minutes and an evaluation", seconds, "train"):
+        with _step(f"2/4 training on it, {arguments.minutes:g} min and an evaluation", seconds, "train"):
             children.run(_trainer_command(folder, arguments.minutes))
         with _step("3/4 starting the daemon", seconds, "start_daemon"):
             daemon = children.start_logged(_daemon_command(folder, arguments.port), folder / "daemon.log")
@@ -338,7 +339,7 @@ Where to look:
   {url}/                    the dashboard
   {url}/status              state of the daemon
   {url}/openapi.json        its API
-  {_relative(ROOT / FOLDER)}/models/current/report.html      accuracy of the model
+  {_relative(ROOT / FOLDER)}/models/current/report.html     accuracy of the model
 
   curl -s '{url}/api/v1/servers/{NEW_SERVER}/forecast?metric=cpu_pct&horizon=8h'
   curl -s '{url}/api/v1/forecasts?profile=database&quantile=0.5&horizon=1h'
@@ -357,16 +358,19 @@ def _print(text: str) -> None:
 
 
 def _port(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 to 65535")
     return number
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value <= 1440:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1440")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1440")
     return value
 
 

@@ -119,6 +119,13 @@ def test_wrong_usage_exits_2(arguments, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--port", "abc"], ["--minutes", "abc"], ["--minutes", "nan"]])
+def test_a_flag_that_is_no_number_is_named_with_its_range(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(arguments)
+    assert f"{arguments[0]}: {arguments[1]}: must be a " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_demo_serves_a_forecast_of_a_server_that_is_new(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo, "FOLDER", tmp_path / "files")

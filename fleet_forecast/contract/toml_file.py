@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_VALUE = 100  # characters of a refused value that a message shows
@@ -69,14 +70,14 @@ def read_toml(path: Path, model: type[Model], what: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        line = _line(text.splitlines(), problem.errors(include_url=False)[0])
+        line = _line(text.splitlines(), _first(problem))
         where = "" if line is None else f", line {line}"
         raise TomlFileError(f"{what} {path}{where}: {first_problem(problem, model)}") from None
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation in words: "field is value; remedy"."""
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     location = [str(part) for part in first["loc"] if part != "[key]"]
@@ -85,12 +86,23 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     name, key = ".".join(location), location[-1] if location else ""
     if first["type"] == "missing":
         return f"{name} is missing; add {key} = ..."
-    shown = repr(first["input"])
+    value = first["input"]
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)  # a flag as TOML writes it
     if len(shown) > LONGEST_VALUE:
         shown = shown[:LONGEST_VALUE] + "..."
     expected = first["msg"].removeprefix("Input ")
     remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key)
     return f"{name} is {shown}; {remedy}"
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """The first error; where a key is missing, an unknown key of the same table, which may be its misspelling."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] != "missing":
+        return first
+    table = first["loc"][:-1]
+    return next((other for other in errors if other["type"] == "extra_forbidden" and other["loc"][:-1] == table), first)
 
 
 def _text(path: Path, what: str) -> str:

@@ -23,6 +23,7 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.iso_time import iso
 from server_profiles import ProfileRules
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
@@ -89,10 +90,10 @@ def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.dateti
     first = distance if first_origin is None else grid.step_at(first_origin)
     if not 0 <= first < grid.steps:
         begin, end = grid.timestamps()[[0, -1]]
-        reach = f"the data, which reaches from {begin}Z to {end}Z"
+        reach = f"the data, which reaches from {iso(begin)} to {iso(end)}"
         if first_origin is None:
             raise OriginError(f"--origins: {every_seconds} s is longer than {reach}; use a shorter distance, or --from")
-        raise OriginError(f"--from {first_origin}: outside {reach}; give a time within it")
+        raise OriginError(f"--from {iso(first_origin)}: outside {reach}; give a time within it")
     measured = _measured(grid)
     steps = range(first, grid.steps, distance)
     origins = [Origin(int(server), step) for step in steps for server in np.flatnonzero(measured[:, step])]

@@ -81,6 +81,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_field_and_a_long_value_are_described() -> None:
     class Required(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
         address: str
 
     def problem(values: dict[str, Any]) -> str:
@@ -89,6 +91,8 @@ def test_a_missing_field_and_a_long_value_are_described() -> None:
         return first_problem(refused.value, Required)
 
     assert problem({}) == "address is missing; add address = ..."
+    assert problem({"adress": "x"}) == "unknown key 'adress'; use address"
+    assert problem({"address": True}) == "address is true; write text in quotes"
     assert problem({"address": list(range(100))}).endswith("...; write text in quotes")
 
 

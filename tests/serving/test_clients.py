@@ -88,6 +88,20 @@ def test_an_administrator_deletes_a_server(restricted):
     assert restricted.get("/api/v1/servers").json()["servers"] == []
 
 
+def test_requests_of_an_administrator_need_no_content_type_without_a_body(restricted):
+    post(as_client(restricted, OPERATOR), record("ber-1"))
+    assert restricted.delete("/api/v1/servers/ber-1").json() == {"deleted": "ber-1"}
+    assert restricted.post("/api/v1/reload").status_code == 200
+    for body in ({"content": b"{}"}, {"content": iter([b"{}"])}, {"headers": {"content-type": "text/plain"}}):
+        assert restricted.post("/api/v1/reload", **body).status_code == 415
+    assert restricted.post("/api/v1/metrics").status_code == 415
+
+
+def test_without_an_admin_token_the_remedy_fits_the_request(client):
+    assert client.delete("/api/v1/servers/ber-1").json()["detail"].endswith("start with --admin-token-file")
+    assert client.post("/api/v1/reload").json()["detail"].endswith("start with --admin-token-file, or send SIGHUP")
+
+
 def test_the_single_tokens_go_on_working_beside_the_tokens_file(tmp_path, clients):
     with daemon(tmp_path, token=TOKEN, admin_token=ADMIN, clients=clients) as client:
         assert post(as_client(client, TOKEN.decode()), record("any")).json()["accepted"] == 1

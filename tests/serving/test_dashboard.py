@@ -80,6 +80,14 @@ def test_it_draws_the_forecast_in_a_browser(tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="the program chromium is not installed")
+def test_an_address_with_a_stray_percent_sign_leaves_the_page_working(tmp_path):
+    with daemon(tmp_path) as client, listening(client) as address:
+        page = page_in_browser(tmp_path, address + "/#100%")
+    assert "no such server" in page
+    assert ">connecting<" not in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="the program chromium is not installed")
 def test_it_draws_a_model_with_other_quantile_levels_and_a_day_of_horizon(tmp_path):
     engine = FakeEngine(FakeConfig(horizon_steps=288, quantiles=(0.05, 0.45, 0.95), targets=("cpu_pct",)))
     with daemon(tmp_path, engine) as client:

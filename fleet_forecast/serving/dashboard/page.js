@@ -3,7 +3,7 @@
 
 const REFRESH_MS = 15000;
 const el = (id) => document.getElementById(id);
-let selected = decodeURIComponent(location.hash.slice(1)); // name of the server that is shown
+let selected = nameInAddress(); // name of the server that is shown
 let thresholds = {};
 
 async function ask(path) {
@@ -53,6 +53,15 @@ async function showServers(risks) {
   const found = await ask("/api/v1/servers?limit=1000");
   el("servers").replaceChildren(...found.servers.map((server) => { const o = node("option"); o.value = server.server_name; return o; }));
   if (!selected && found.servers.length) select((risks[0] || found.servers[0]).server_name);
+}
+
+function nameInAddress() {
+  const text = location.hash.slice(1);
+  try {
+    return decodeURIComponent(text);
+  } catch { // a % that begins no escape
+    return text;
+  }
 }
 
 function select(name) {

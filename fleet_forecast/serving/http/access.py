@@ -48,15 +48,15 @@ class AccessRules:
             raise RefusedError(421, detail)
         self._check_origin(scope, headers)
         if scope["path"] not in OPEN_PATHS:
-            scope[CLIENT] = self._client(headers, needed_right(scope))
+            scope[CLIENT] = self._client(scope, headers)
         return headers
 
-    def _client(self, headers: Headers, right: Right) -> Client:
+    def _client(self, scope: Scope, headers: Headers) -> Client:
         """Who sends the request."""
-        tokens = self._tokens
+        tokens, right = self._tokens, needed_right(scope)
         if right is Right.ADMIN and not tokens.may_administer:
-            detail = "this needs an admin token and none is set; start with --admin-token-file, or send SIGHUP"
-            raise RefusedError(403, detail)
+            remedy = "start with --admin-token-file" + (", or send SIGHUP" if scope["path"] in ADMIN_PATHS else "")
+            raise RefusedError(403, f"this needs an admin token and none is set; {remedy}")
         if right is not Right.ADMIN and not tokens.needed:
             return ANYONE
         name = "admin token" if right is Right.ADMIN else "token"

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import ClientDisconnect
 
 from fleet_forecast.serving.access_tokens import AccessTokens
-from fleet_forecast.serving.http.access import AccessRules, Headers, RefusedError, Scope, WrongTokenError
+from fleet_forecast.serving.clients import Right
+from fleet_forecast.serving.http.access import AccessRules, Headers, RefusedError, Scope, WrongTokenError, needed_right
 from fleet_forecast.serving.http.bounded_body import BoundedBody, Message, Receive, WaitingBodies
 from fleet_forecast.serving.http.unsent_responses import PIECE_BYTES, Send, UnsentResponses
 from fleet_forecast.serving.json_bytes import to_json
@@ -79,7 +80,7 @@ class RequestGuard:
     def _check(self, scope: Scope) -> None:
         headers = self._access.check(scope)
         if scope["type"] == "http" and scope["method"] not in _METHODS_WITHOUT_BODY:
-            _check_content(headers)
+            _check_content(scope, headers)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._max_body_bytes:
             detail = f"the body is larger than {self._max_body_bytes} bytes; send smaller batches"
@@ -116,12 +117,19 @@ def _client(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _check_content(headers: Headers) -> None:
+def _check_content(scope: Scope, headers: Headers) -> None:
+    # Forms can send no admin token, so requests that need one may omit the type of a body that they do not have.
+    if needed_right(scope) is Right.ADMIN and not _has_body(headers) and b"content-type" not in headers:
+        return
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if media_type != b"application/json":
         raise RefusedError(415, "send Content-Type: application/json")
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise RefusedError(415, "send the body as it is, without Content-Encoding")
+
+
+def _has_body(headers: Headers) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 async def _refuse(scope: Scope, send: Send, refused: RefusedError) -> None:

@@ -40,7 +40,7 @@ def test_rules_per_profile_and_server(tmp_path):
         ("x", "is not TOML"),
         ("level = 1", "unknown key 'level'"),
         ("fire_probability = 1.5", "fire_probability is 1.5"),
-        ("fire_forecasts = true", "fire_forecasts is True"),
+        ("fire_forecasts = true", "fire_forecasts is true"),
         ("fire_forecasts = 0", "fire_forecasts is 0"),
         ("departures = 1", "departures is 1; .* true or false"),
         ("resolve_probability = 0.9", "must be below"),
