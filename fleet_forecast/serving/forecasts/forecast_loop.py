@@ -61,6 +61,15 @@ class CycleStatistics:
     last_servers: int = 0  # number of its servers
     durations: Histogram = field(default_factory=Histogram)  # of the cycles of the whole fleet
 
+    def count(self, servers: int, seconds: float, whole_fleet: bool) -> None:
+        """Count and log a cycle that forecast so many servers."""
+        if servers:
+            self.last_seconds, self.last_servers = seconds, servers
+        if whole_fleet:
+            self.cycles += 1
+            self.durations.observe(seconds)
+            LOG.info("cycle", extra={"servers": servers, "seconds": round(seconds, 3)})
+
 
 class DueServer(NamedTuple):
     """A server to forecast now, and the step of its origin."""
@@ -129,7 +138,7 @@ class ForecastLoop:
             return None
         ids, last_step = [server.server_id], np.array([forecast.origin_seconds // forecast.model.step_seconds])
         peers = self.peers.of_servers(window.engine, ids, [forecast.profile])
-        return window.engine, self._history(window, ids, last_step), peers
+        return window.engine, self.provisional.history(window, ids, last_step), peers
 
     def peers_of_posted(
         self, engine: Engine, names: Sequence[str], profiles: Sequence[str], last_steps: np.ndarray
@@ -183,7 +192,7 @@ class ForecastLoop:
         self.snapshot = await self._on_worker(self._next_snapshot, engine, fresh, complete_step)
         for listener in self.listeners:
             listener(self.snapshot)
-        self._count(len(fresh), time.perf_counter() - started, whole_fleet)
+        self.statistics.count(len(fresh), time.perf_counter() - started, whole_fleet)
         if whole_fleet:
             await self._expire(engine, complete_step)
         return True
@@ -195,15 +204,6 @@ class ForecastLoop:
 
     async def _on_worker(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.worker, work, *arguments)
-
-    def _count(self, servers: int, seconds: float, whole_fleet: bool) -> None:
-        statistics = self.statistics
-        if servers:
-            statistics.last_seconds, statistics.last_servers = seconds, servers
-        if whole_fleet:
-            statistics.cycles += 1
-            statistics.durations.observe(seconds)
-            LOG.info("cycle", extra={"servers": servers, "seconds": round(seconds, 3)})
 
     async def _current_window(self, engine: Engine, complete_step: int) -> HistoryWindow:
         """The window in memory, or one read from the store for other steps or after the clock was set back."""
@@ -294,18 +294,12 @@ class ForecastLoop:
         to_forecast = ServersToForecast(
             [server.name for server in servers],
             profiles,
-            self._history(window, ids, steps),
+            self.provisional.history(window, ids, steps),
             steps * engine.config.step_seconds,
             self.peers.of_servers(engine, ids, [profile for profile, _ in profiles]),
             provisional,
         )
         return forecast_servers(engine, to_forecast)
-
-    def _history(self, window: HistoryWindow, server_ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
-        """Input of the model, with the provisional steps of new servers."""
-        history = window.history(server_ids, last_steps)
-        self.provisional.fill(window, history, server_ids, last_steps)
-        return history
 
     def _next_snapshot(self, engine: Engine, fresh: dict[str, ServerForecast], complete_step: int) -> FleetSnapshot:
         kept = {

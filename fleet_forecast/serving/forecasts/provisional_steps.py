@@ -94,15 +94,15 @@ class ProvisionalSteps:
         found = self._by_server.get(server_id)
         return found is not None and found.last_step >= found.first_step
 
-    def fill(
-        self, window: HistoryWindow, history: np.ndarray, server_ids: Sequence[int], last_steps: np.ndarray
-    ) -> None:
-        """Put the provisional means into histories (HistoryWindow.history) that end after the complete steps."""
+    def history(self, window: HistoryWindow, server_ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
+        """As HistoryWindow.history, with the provisional means of histories that end after the complete steps."""
+        history = window.history(server_ids, last_steps)
         for row in np.flatnonzero(last_steps > window.buffer.newest_step).tolist():
             found = self._by_server.get(server_ids[row])
             steps = 0 if found is None else int(last_steps[row]) + 1 - found.first_step
             if found is not None and steps > 0:
                 history[row, -steps:] = found.means[:steps, window.columns]
+        return history
 
     def _first_step(self, server_id: int) -> int:
         return int(self._first_steps[server_id]) if server_id < len(self._first_steps) else NOT_MEASURED
