@@ -90,7 +90,10 @@ class FakeDaemon(DaemonProcess):
     program = ("-m", "tests.serving.fake_daemon")
 
     def __init__(self, folder: Path, *flags: object, seconds_per_call=0.0, seconds_per_load=0.0, history=None):
-        super().__init__(folder, *flags, model=folder, history=history)
+        # A folder of its own: history and log beside the model would look like a new model at every write.
+        model = folder / "model"
+        model.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, *flags, model=model, history=history)
         self._seconds = {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
 
     def launch(self):
