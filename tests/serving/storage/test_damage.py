@@ -14,14 +14,20 @@ from fleet_forecast.serving.storage.store import HistoryStore
 from tests.serving.storage.stored import STEP, means_of, sample
 
 
-@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "damaged version"])
-def test_a_damaged_file_is_set_aside_and_a_new_one_is_created(tmp_path, damage):
-    path = tmp_path / "h.sqlite"
+def written_history(folder):
+    """A closed history file of 100 servers and 20 steps."""
+    path = folder / "h.sqlite"
     store = HistoryStore(path, STEP)
     for start in range(20):
         store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
     means_of(store)
     store.close()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["garbage", "overwritten pages", "truncated", "damaged version"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_is_created(tmp_path, damage):
+    path = written_history(tmp_path)
     content = path.read_bytes()
     if damage == "garbage":
         path.write_bytes(os.urandom(8192))
@@ -105,12 +111,7 @@ def test_a_damaged_step_found_in_use_is_set_aside(store):
 
 
 def test_damage_found_in_use_is_set_aside_and_the_servers_keep_their_ids(tmp_path, monkeypatch):
-    path = tmp_path / "h.sqlite"
-    store = HistoryStore(path, STEP)
-    for start in range(20):
-        store.append([sample(f"s{n}", second=start * STEP) for n in range(100)])
-    means_of(store)
-    store.close()
+    path = written_history(tmp_path)
     content = path.read_bytes()
     first, last = len(content) // 4096 // 4 * 4096, len(content) // 4096 // 2 * 4096
     path.write_bytes(content[:first] + b"\xa5" * (last - first) + content[last:])
