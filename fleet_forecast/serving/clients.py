@@ -30,7 +30,7 @@ class Right(StrEnum):
     READ = "read"  # all requests that change nothing, POST /api/v1/forecast too
     WRITE = "write"  # samples
     PROFILE = "profile"  # to change the profile of a known server with its samples
-    ADMIN = "admin"  # to reload the model and to delete servers
+    ADMIN = "admin"  # to reload the model, to delete servers, to add and delete silences
 
 
 @dataclass(frozen=True)
