@@ -40,6 +40,7 @@ from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
 from fleet_forecast.serving.alerting.book import AlertBook  # noqa: E402
+from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
 from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
@@ -192,11 +193,12 @@ def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
 
 
 def thresholds_of(weeks: Weeks, metrics: Sequence[str], rules: AlertRules) -> np.ndarray:
-    """The rules' thresholds, [server, metric], NaN where there is none."""
+    """The rules' upper bounds, [server, metric], NaN where there is none."""
     found = np.full((len(weeks.names), len(metrics)), np.nan)
     for row, (name, profile) in enumerate(zip(weeks.names, weeks.profiles, strict=True)):
         own = rules.thresholds_of(name, profile)
-        found[row] = [np.nan if own.get(metric) is None else own[metric] for metric in metrics]
+        above = [own.get(metric, NO_BOUNDS).above for metric in metrics]
+        found[row] = [np.nan if bound is None else bound for bound in above]
     return found
 
 

@@ -31,6 +31,7 @@ from fleet_forecast.serving.routes import (
     probes,
     samples,
     servers,
+    silences,
 )
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
@@ -40,7 +41,7 @@ DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
     "All times are UTC; null means not measured."
 )
-TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, events, dashboard)
+TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
 
 
 def create_app(

@@ -11,6 +11,7 @@ from benchmarks import alerts as benchmark
 from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.severity import PAGE
 from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
@@ -75,7 +76,7 @@ def test_persistence_is_that_of_the_alert_book():
     book, on, probability = AlertBook(rules), [], []
     for origin, value in enumerate(cpu, start=1):
         book.update([forecast(value, origin)], 0.0)
-        on.append(bool(book.firing))
+        on.append(any(alert.severity == PAGE for alert in book.firing.values()))
         probability.append(book.probabilities["ppweb001"][0, 2])
     p = np.array(probability)[None, :, None]
     expected = persistent(p >= rules.fire_probability, p < rules.resolve_probability, rules)[0, :, 0]
