@@ -21,7 +21,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +44,7 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.iso_time import utc_seconds
 from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
@@ -254,16 +254,15 @@ def _first_origin(text: str | None, every_seconds: int | None) -> np.datetime64 
         return None
     if every_seconds is None:
         raise UsageError("--from: the first of several origins; use it with --origins every:8h")
+    return np.datetime64(int(_seconds(text, "from")), "s")
+
+
+def _seconds(text: str, flag: str) -> float:
+    """Seconds since 1970 of a flag's time."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"--from {text!r} is no time; write 2026-11-20T00:00:00Z") from None
-    if moment.tzinfo is None:
-        raise UsageError(f"--from {text!r} has no time zone; write UTC with a final Z")
-    try:
-        return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
-    except OverflowError:
-        raise UsageError(f"--from {text!r} is before the year 1 in UTC; give a later time") from None
+        return utc_seconds(text)
+    except ValueError as problem:
+        raise UsageError(f"--{flag} {text!r} {problem}") from None
 
 
 def _note(text: str) -> None:
