@@ -51,7 +51,7 @@ def tiny_fleet(hours: int = 48, step_seconds: int = 300, seed: int = 0) -> pd.Da
 
 
 def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
-    """The trainer's flags for a tiny model: six steps, and two of the ablation without profiles."""
+    """The trainer's flags for a tiny model: six steps, and two of the ablation without profiles; no risk model."""
     flags = {
         "--training-dir": training_dir,
         "--models-dir": models_dir,
@@ -63,7 +63,7 @@ def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
         "--batch-size": 32,
         "--holdout-servers": "ppdb007,ppweb006",
     }
-    return [str(text) for pair in flags.items() for text in pair]
+    return [*(str(text) for pair in flags.items() for text in pair), "--no-risk-model"]
 
 
 @pytest.fixture(scope="session")

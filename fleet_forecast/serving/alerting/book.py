@@ -17,6 +17,7 @@ from fleet_forecast.serving.alerting.anomaly_detector import AnomalyDetector
 from fleet_forecast.serving.alerting.detection import Detection, Detector
 from fleet_forecast.serving.alerting.exceedance import crossing_times
 from fleet_forecast.serving.alerting.messages import DETECTOR_OFF_TEXT, firing_text, resolved_text, silent_text
+from fleet_forecast.serving.alerting.risk_detector import RiskDetector
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.threshold_detector import ThresholdDetector
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
@@ -27,7 +28,7 @@ def _anomaly_detector(rules: AlertRules) -> Detector | None:
 
 
 # The daemon's detectors: each entry returns one, or None if the rules switch it off.
-DETECTORS: list[Callable[[AlertRules], Detector | None]] = [ThresholdDetector, _anomaly_detector]
+DETECTORS: list[Callable[[AlertRules], Detector | None]] = [ThresholdDetector, _anomaly_detector, RiskDetector]
 
 
 def detectors_of(rules: AlertRules) -> list[Detector]:
