@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import tft_trainer
 from fleet_forecast.training import trainer
+from tests.risk_models import with_risk_model
 
 settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 settings.load_profile("no deadline")
@@ -86,3 +87,9 @@ def tiny_models_dir(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFa
 def tiny_model_dir(tiny_models_dir: Path) -> Path:
     """The tiny model's own directory."""
     return (tiny_models_dir / "current").resolve()
+
+
+@pytest.fixture(scope="session")
+def risk_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a small risk model of its three metrics."""
+    return with_risk_model(tiny_model_dir, tmp_path_factory.mktemp("risk"))

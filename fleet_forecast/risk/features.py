@@ -8,7 +8,8 @@ on a scale of log odds for percentages and of logarithms for rates. A server wit
     ..._alone  the same, less what the other metrics of the server predict for it: metrics rise and fall together
     offset     mean of the last day; deviation: logarithm of its standard deviation
 
-and profile, business hour, weekday, number of peers and length of the history. A missing value is NaN.
+and profile, business hour, weekday, number of peers, and hours in which the server was compared. A missing value is
+NaN.
 
 What the other metrics predict is a linear regression: with P the inverse of the covariance matrix of the levels z of
 healthy servers, z_i - E[z_i | others] = (P z)_i / P_ii (Lauritzen 1996, section 5.1).
