@@ -119,7 +119,13 @@ def test_the_last_columns_are_profile_time_peers_and_history():
     first = int(origin.astype(np.int64)) // STEP - values.shape[1] + 1
     peers = peers._replace(table=PeerTable(peers.table.profiles, first, peers.table.statistics))
     found = risk_features(RiskInput(values, PROFILES, np.full(len(values), origin), peers), spec)[:, -5:]
-    assert [str(name) for name in feature_names(METRICS)[-5:]] == ["profile", "hour", "weekday", "peers", "history_hours"]
+    assert [str(name) for name in feature_names(METRICS)[-5:]] == [
+        "profile",
+        "hour",
+        "weekday",
+        "peers",
+        "history_hours",
+    ]
     np.testing.assert_array_equal(found[:, 0], [1, 1, 1, 1, 0, np.nan, 1])
     np.testing.assert_array_equal(found[:, 1:3], [[10, 1]] * len(values))
     measured = ~np.isnan(values)
