@@ -214,7 +214,7 @@ def _trainer_command(folder: Path, minutes: float) -> list[str]:
     return [
         "tft_trainer.py",
         *("--training-dir", str(folder / "training"), "--models-dir", str(folder / "models")),
-        *("--max-minutes", f"{minutes:g}", "--no-comparison"),
+        *("--max-minutes", f"{minutes:g}", "--no-comparison", "--no-risk-model"),
     ]
 
 

@@ -6,7 +6,8 @@
     python tft_trainer.py --training-dir ./training/ --resume                 # resume an interrupted run
 
 Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. After the evaluation the model
-is trained further on all servers and all days (the final fit) and published. Progress goes to stderr; tables and, as
+is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
+published. Progress goes to stderr; tables and, as
 the last line, one JSON object go to stdout. Ctrl-C ends the training and publishes the best model so far; during the
 final fit it publishes the evaluated model. A second Ctrl-C aborts. Exit code 0: published, 1: failed, 2: wrong usage.
 """
@@ -26,6 +27,7 @@ import torch
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.silences import excluded_cells, load_silences
 from fleet_forecast.contract.toml_file import TomlFileError
@@ -36,6 +38,7 @@ from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer, promote
+from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import STEP_SHARE as ABLATION_STEP_SHARE
@@ -53,6 +56,9 @@ from fleet_forecast.training.job import (
 )
 from fleet_forecast.training.progress import LogError, TensorBoardLog
 from fleet_forecast.training.publish import RunResult, publish, run_summary
+from fleet_forecast.training.risk.choose import KnownFleet, risk_model_of
+from fleet_forecast.training.risk.fit import RiskSettings
+from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from fleet_forecast.training.trainer_state import TrainerState, device_of
@@ -93,12 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with only_writer(arguments.models_dir):  # first, so that an unusable folder fails before hours of training
             data = read(arguments)
             job = prepare(data, arguments)
+            incidents = known_incidents(data, job.grid.step_seconds, arguments.incidents, note)
             checkpoint = open_checkpoint(job, arguments)
             training = train(job, checkpoint, arguments)
             ablation = train_ablation(job, training, checkpoint, arguments)
             evaluation = evaluate(job, training, completed(ablation))
             final_fit = fit_finally(job, [training, ablation], checkpoint, arguments)
-            result = RunResult(training, completed(ablation), evaluation, completed(final_fit))
+            risk = train_risk_model(job, incidents, arguments)
+            result = RunResult(training, completed(ablation), evaluation, completed(final_fit), *risk)
             model_dir = publish(job, result, arguments.models_dir, vars(arguments))
             if not arguments.no_promote:
                 promote(arguments.models_dir, model_dir.name)
@@ -388,6 +396,26 @@ def fit_finally(
     return final_fit
 
 
+def train_risk_model(
+    job: Job, incidents: Sequence[IncidentRecord], arguments: argparse.Namespace
+) -> tuple[RiskModel | None, str]:
+    """Train the risk model (training/risk); None, and the reason, if it is not wanted or fails.
+
+    Its failure does not affect the model, which is trained already.
+    """
+    if arguments.no_risk_model:
+        return None, "--no-risk-model"
+    settings = RiskSettings(threads=torch.get_num_threads(), seed=arguments.seed % 2**31)
+    try:
+        return risk_model_of(KnownFleet(job.grid, incidents, job.spec.timezone), settings, note)
+    except KeyboardInterrupt:
+        note("the risk model was stopped by Ctrl-C; the model is published without it")
+        return None, "stopped by Ctrl-C"
+    except Exception as error:
+        note(f"the risk model failed ({error}); the model is published without it")
+        return None, f"failed: {error}"
+
+
 def completed(state: TrainerState | None) -> TrainerState | None:
     """The state, unless it was interrupted."""
     return state if state and state.stopped_by != "ctrl-c" else None
@@ -412,6 +440,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = partial(add_flag, parser)
     add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
     add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
+    add(
+        "--incidents",
+        type=Path,
+        metavar="FILE",
+        help="CSV or parquet file of your incidents: server_name or pattern, start, end, type",
+    )
     add("--profiles", type=Path, help="TOML file with additional host-name patterns and the profiles of single servers")
     add(
         "--exclusions",
@@ -464,6 +498,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--no-final-fit",
         action="store_true",
         help="publish the evaluated model, without training it further on all servers and all days",
+    )
+    add(
+        "--no-risk-model",
+        action="store_true",
+        help="do not train the risk model, the probability of incidents (two to five minutes on one core)",
     )
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")

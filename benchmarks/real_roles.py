@@ -93,7 +93,7 @@ def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.Data
         "--timezone": TIMEZONE.get(path.stem, "UTC"),
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    trained = last_json_line(tft_trainer.main, [*words, "--no-comparison", "--no-final-fit"])
+    trained = last_json_line(tft_trainer.main, [*words, "--no-comparison", "--no-final-fit", "--no-risk-model"])
     return pd.read_parquet(Path(trained["model_dir"]) / "cold_start.parquet")
 
 

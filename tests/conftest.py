@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import tft_trainer
 from fleet_forecast.training import trainer
+from tests.risk_models import with_risk_model
 
 settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 settings.load_profile("no deadline")
@@ -51,7 +52,7 @@ def tiny_fleet(hours: int = 48, step_seconds: int = 300, seed: int = 0) -> pd.Da
 
 
 def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
-    """The trainer's flags for a tiny model: six steps, and two of the ablation without profiles."""
+    """The trainer's flags for a tiny model: six steps, and two of the ablation without profiles; no risk model."""
     flags = {
         "--training-dir": training_dir,
         "--models-dir": models_dir,
@@ -63,7 +64,7 @@ def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
         "--batch-size": 32,
         "--holdout-servers": "ppdb007,ppweb006",
     }
-    return [str(text) for pair in flags.items() for text in pair]
+    return [*(str(text) for pair in flags.items() for text in pair), "--no-risk-model"]
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +87,9 @@ def tiny_models_dir(tiny_training_dir: Path, tmp_path_factory: pytest.TempPathFa
 def tiny_model_dir(tiny_models_dir: Path) -> Path:
     """The tiny model's own directory."""
     return (tiny_models_dir / "current").resolve()
+
+
+@pytest.fixture(scope="session")
+def risk_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a small risk model of its three metrics."""
+    return with_risk_model(tiny_model_dir, tmp_path_factory.mktemp("risk"))

@@ -45,6 +45,7 @@ SMALL = [
     "--device",
     "cpu",
     "--no-comparison",
+    "--no-risk-model",
 ]
 
 

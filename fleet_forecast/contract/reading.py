@@ -40,6 +40,14 @@ class ContractData:
     notices: tuple[str, ...]
 
 
+class LabelledRow(NamedTuple):
+    """One row with an incident label; time in seconds since 1970, UTC."""
+
+    server_name: str
+    seconds: float
+    label: str
+
+
 class Batch(NamedTuple):
     """Some rows: position in CheckedMetrics.servers, UTC time in ns, values by metric; arrays [row]."""
 
@@ -85,6 +93,22 @@ class CheckedMetrics:
             nothing = np.full(len(frame), np.nan, dtype=np.float32)
             values = {name: found.metrics.get(name, nothing) for name in metrics}
             yield Batch(coded(found.labels["server_name"], codes), found.times(), values)
+
+    def incident_rows(self) -> Iterator[LabelledRow]:
+        """Rows with a label in the column `incident`, in the order of the files; none without the column.
+
+        Raises DataFileError if the files have changed since they were checked.
+        """
+        self._refuse_if_changed()
+        if "incident" not in self._rows.columns:
+            return
+        for frame in self._rows.batches(("timestamp", "server_name", "incident")):
+            found = examine(frame[frame["incident"].notna()])
+            if "incident" in found.labels:
+                names, labels = found.labels["server_name"], found.labels["incident"]
+                seconds = found.times().astype("datetime64[s]").astype(np.int64).tolist()
+                for name, second, label in zip(names.codes.tolist(), seconds, labels.codes.tolist(), strict=True):
+                    yield LabelledRow(str(names.values[name]), float(second), str(labels.values[label]))
 
     def _refuse_if_changed(self) -> None:
         if self._source.stamp() != self._stamp:

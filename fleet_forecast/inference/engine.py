@@ -33,6 +33,7 @@ from fleet_forecast.inference.model_config import ModelConfig, ModelError
 from fleet_forecast.inference.model_directory import CANARY_FILE, EXPLAIN_FILE, ONNX_FILE, read_config, verify
 from fleet_forecast.inference.onnx_backend import onnx_explain, onnx_run
 from fleet_forecast.inference.peer_support import PeerSupport
+from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.network.outputs import NetworkWeights
 
 CHUNK_WINDOWS = 45  # run at once by a thread: larger chunks are faster and need more memory
@@ -74,6 +75,7 @@ class Engine:
     """Forecasts with one model. Thread-safe: no call changes its state.
 
     run: the network. load_explain loads the network with weights as outputs, at the first call of `explain`.
+    risk_model: None in directories without one.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Engine:
         self.config = config
         self.threads = threads
         self.model_dir = model_dir
+        self.risk_model: RiskModel | None = None
         self._run = run
         self._load_explain = load_explain
 
@@ -97,7 +100,7 @@ class Engine:
 
     @classmethod
     def load(cls, model_dir: Path, device: str = "auto", threads: int | None = None) -> Engine:
-        """Verify a model directory (manifest, versions, canary forecast) and load it.
+        """Verify a model directory (manifest, versions, canaries of forecast and risk) and load it.
 
         device: auto, cpu or cuda; auto uses a GPU if torch finds one. threads: on a CPU, default one per core.
         Raises ModelError if the directory cannot be used.
@@ -112,6 +115,7 @@ class Engine:
             run, threads = onnx_run(resolved / ONNX_FILE), threads or _cores()
         engine = cls(config, run, resolved, load_explain, threads)
         engine._check_canary(run)
+        engine.risk_model = RiskModel.load(resolved, config.targets, _cores() if threads is None else threads)
         return engine
 
     def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ models/tft_model_<UTC time>/
     config.json            architecture, encoders, scaling, step, time zone, targets, quantiles, versions
     canary.json            a synthetic history and the forecast of it at training time
     training_info.json     how the model was trained, and its scores
+    risk_model.txt, .json  trees of the risk model, and its features, calibration and curve; not in every model
     report.html, *.parquet a page for people, and its tables (scores, cold start, mean weights by profile)
     manifest.json          written last: format version, and size and sha256 of every other file
 models/current             relative symbolic link to the model in use, switched by rename

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnxruntime  # noqa: F401 - before the limit is set
+import lightgbm  # noqa: F401 - before the limit is set
+import onnxruntime  # noqa: F401 - the same
 
 from fleet_forecast.flags import add_flag
 from fleet_forecast.inference.engine import Engine

@@ -22,7 +22,7 @@ from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, Ale
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
-from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
+from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial

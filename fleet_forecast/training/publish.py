@@ -25,6 +25,7 @@ from fleet_forecast.inference.model_directory import (
     WEIGHTS_FILE,
     new_model_directory,
 )
+from fleet_forecast.inference.risk_model import RiskModel, write_risk_model
 from fleet_forecast.inference.torch_backend import torch_run
 from fleet_forecast.network.export import export_explanation, export_onnx
 from fleet_forecast.network.model import ForecastModel
@@ -39,13 +40,16 @@ from fleet_forecast.training.trainer_state import TrainerState
 class RunResult(NamedTuple):
     """The outcome of a run.
 
-    training, evaluation: the evaluated model and its scores. ablation, final_fit: None if there is none.
+    training, evaluation: the evaluated model and its scores. ablation, final_fit, risk_model: None if there is none.
+    risk_source: what the risk model was trained on, or why there is none.
     """
 
     training: TrainerState
     ablation: TrainerState | None
     evaluation: Evaluation
     final_fit: TrainerState | None = None
+    risk_model: RiskModel | None = None
+    risk_source: str = "no risk model"
 
     @property
     def published(self) -> TrainerState:
@@ -63,6 +67,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
     info = training_info(job, result, flags)
     with new_model_directory(models_dir, config.model_id) as directory:
         _write_network(directory, job, model, config)
+        if result.risk_model is not None:
+            write_risk_model(directory, result.risk_model)
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
         weights = job.mean_weights(model)
         _write_tables(directory, result.evaluation, weights)
@@ -121,10 +127,11 @@ def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict
 def run_summary(result: RunResult) -> dict[str, Any]:
     """Cost, losses and scores of the run.
 
-    "comparison", "final_fit": cost of the ablation and of the final fit, null if there was none. "scored_model": which
-    model cost, losses and scores are of: the published one, or that before the final fit.
+    "risk_model": what it was trained on. "comparison", "final_fit": cost of the ablation and of the final fit, null if
+    there was none. "scored_model": which model cost, losses and scores are of: the published one, or that before the
+    final fit.
     """
-    training, ablation, evaluation, final_fit = result
+    training, ablation, evaluation, final_fit, risk_model, risk_source = result
     return {
         **cost(training),
         "epochs": round(training.epochs, 3),
@@ -135,4 +142,5 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "final_fit": final_fit_cost(final_fit) if final_fit else None,
         "scored_model": "before the final fit" if final_fit else "published",
         "scores": scores_as_json(evaluation.scores),
+        "risk_model": {"trained_on": risk_model.trained_on if risk_model else None, "source": risk_source},
     }

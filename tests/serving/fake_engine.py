@@ -35,6 +35,7 @@ class FakeEngine:
     seconds_per_call: float = 0.0
     bad_output: bool = False
     explains: bool = True
+    risk_model: object = None
     calls: list[dict] = field(default_factory=list)
     variables = Variables(("profile", "cpu_pct_loc"), ("cpu_pct_scaled",), ("half_hour", "cpu_pct_seasonal_mean"))
 

@@ -47,7 +47,7 @@ def test_the_trainer_reports_a_held_out_profile_as_unknown(tmp_path: Path, capsy
     frame.loc[frame["server_name"] == "ppdb007", "profile"] = "mainframe"
     frame.to_parquet(tmp_path / "server_metrics.parquet", index=False)
     flags = ["--training-dir", str(tmp_path), "--models-dir", str(tmp_path / "models"), "--epochs", "1"]
-    small = ["--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--no-comparison"]
+    small = ["--hidden-size", "8", "--context-hours", "4", "--horizon-hours", "1", "--no-comparison", "--no-risk-model"]
     assert tft_trainer.main([*flags, *small, "--holdout-servers", "ppdb007", "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert "no training server has profile mainframe" in said.err

@@ -27,6 +27,7 @@ from fleet_forecast.serving.alerting.messages import (
     silent_text,
 )
 from fleet_forecast.serving.alerting.peers import PeerGroups
+from fleet_forecast.serving.alerting.risk_detector import RiskDetector
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import SEVERITIES, WATCH, Levels, levels_of
 from fleet_forecast.serving.alerting.threshold_detector import ThresholdDetector
@@ -38,7 +39,7 @@ def _anomaly_detector(rules: AlertRules) -> Detector | None:
 
 
 # The daemon's detectors: each entry returns one, or None if the rules switch it off.
-DETECTORS: list[Callable[[AlertRules], Detector | None]] = [ThresholdDetector, _anomaly_detector]
+DETECTORS: list[Callable[[AlertRules], Detector | None]] = [ThresholdDetector, _anomaly_detector, RiskDetector]
 
 
 def detectors_of(rules: AlertRules) -> list[Detector]:

@@ -15,6 +15,7 @@ from fleet_forecast.inference.canary import CANARY_TOLERANCE
 from fleet_forecast.inference.explanation_document import weights_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.risk_document import explained_risk
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
 
@@ -48,6 +49,7 @@ def explain_forecast(forecasts: ForecastLoop, forecast: ServerForecast, horizon_
         "step_seconds": forecast.model.step_seconds,
         "steps": list(horizon_steps),
         "warnings": forecast.warnings,
+        "incident_risk": explained_risk(forecast.risk),
         **weights,
         "peers": {**forecast.peers.as_document(), "weights": weights.get("peers", {}).get("weights", {})},
     }

@@ -13,7 +13,8 @@ import numpy as np
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.peer_support import PeerSupport
-from fleet_forecast.serving.forecasts.snapshot import ModelView, PeerSummary, ServerForecast
+from fleet_forecast.risk.features import RiskInput
+from fleet_forecast.serving.forecasts.snapshot import ModelView, PeerSummary, ServerForecast, ServerRisk
 
 
 class ServersToForecast(NamedTuple):
@@ -45,6 +46,7 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
     measured_steps = reduce(np.logical_or, np.moveaxis(~np.isnan(history), 2, 0)).sum(axis=1)
     untrained = set(engine.unknown_profiles(chosen))
+    risks = _risks(engine, servers, (measured_steps > 0) & ~provisional)
     made_at = time.time()
     forecasts: list[ServerForecast | None] = []
     for row, (name, (profile, rule)) in enumerate(zip(names, profiles, strict=True)):
@@ -67,9 +69,28 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
                 current=tuple(_shortest(value) for value in last),
                 peers=summaries[row],
                 provisional=bool(provisional[row]),
+                risk=risks[row],
             )
         )
     return forecasts
+
+
+def _risks(engine: Engine, servers: ServersToForecast, assessed: np.ndarray) -> list[ServerRisk | None]:
+    """The risk of each server; assessed: boolean [server], which of them have one."""
+    model, rows = engine.risk_model, np.flatnonzero(assessed).tolist()
+    found: list[ServerRisk | None] = [None] * len(assessed)
+    if model is None or not rows:
+        return found
+    peers = servers.peers
+    if peers is not None:
+        values = None if peers.values is None else peers.values[rows]
+        peers = peers._replace(members=peers.members[rows], values=values)
+    origins = servers.origin_seconds[rows].astype("datetime64[s]")
+    profiles = [servers.profiles[row][0] for row in rows]
+    features = model.features(RiskInput(servers.history[rows, -model.history_steps :], profiles, origins, peers))
+    for row, probabilities, own in zip(rows, model.probabilities(features), features, strict=True):
+        found[row] = ServerRisk(model, probabilities, own)
+    return found
 
 
 def _shortest(value: np.float32) -> float | None:

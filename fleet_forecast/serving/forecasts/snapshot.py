@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.risk_model import RiskModel
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,26 @@ class PeerSummary:
 NO_PEERS = PeerSummary(0, 0.0)
 
 
+class ServerRisk(NamedTuple):
+    """The risk of an incident on a server.
+
+    probabilities: float32 [horizon] of RISK_HORIZONS, that an incident begins within it or is under way. features:
+    float32 [feature], from which the model explains the risk.
+    """
+
+    model: RiskModel
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
 @dataclass(frozen=True)
 class ServerForecast:
     """Forecast of one server.
 
     origin_seconds: UTC time of the last step used; quantiles: float32 [metric, quantile, horizon step].
     history_steps: measured steps in the model's input; rule: the source of the profile, None if nothing matched.
-    provisional: the step of the origin was not complete.
+    provisional: the step of the origin was not complete. risk: None without a risk model, before the first complete
+    step, and for a provisional forecast.
     """
 
     server_name: str
@@ -65,6 +80,7 @@ class ServerForecast:
     current: tuple[float | None, ...]  # step mean at the origin, per metric of the model
     peers: PeerSummary = NO_PEERS
     provisional: bool = False
+    risk: ServerRisk | None = None
 
     @property
     def horizon_steps(self) -> int:

@@ -15,6 +15,7 @@ from itertools import chain
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS, report_horizons
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.inference.risk_model import RISK_HORIZONS
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
@@ -48,7 +49,7 @@ class Exposition:
         step = 0 if snapshot.model is None else daemon.forecasts.complete_step(snapshot.model.step_seconds)
         rendered = step, daemon.alerts.updates
         if self._snapshot is None or self._snapshot() is not snapshot or self._rendered != rendered:
-            lines = chain(_fresh_forecast_lines(daemon, snapshot), exceedance_lines(daemon))
+            lines = chain(_fresh_forecast_lines(daemon, snapshot), exceedance_lines(daemon), risk_lines(daemon))
             self._blocks = tuple(zlib.compress(block, 1) for block in _blocks(lines))
             self._snapshot, self._rendered = weakref.ref(snapshot), rendered
         return self._blocks
@@ -114,6 +115,19 @@ def exceedance_lines(daemon: Daemon) -> Iterator[str]:
         for metric, row in zip(forecast.model.metrics, probabilities.tolist(), strict=True):
             for horizon, value in zip(horizons, row, strict=True):
                 yield f'{name}{{{labels},metric="{metric}",horizon="{horizon}"}} {value:.4g}'
+
+
+def risk_lines(daemon: Daemon) -> Iterator[str]:
+    """Probability that an incident begins within each horizon or is under way, for the servers of the snapshot."""
+    name, profiles = "fleet_incident_risk", known_profiles(daemon)
+    fresh = [f for f in daemon.forecasts.snapshot.forecasts.values() if not daemon.forecasts.is_stale(f)]
+    at_risk = [(forecast, forecast.risk) for forecast in fresh if forecast.risk is not None]
+    if at_risk:
+        yield from header(name, "gauge", "Probability that an incident begins within the time or is under way.")
+    for forecast, risk in at_risk:
+        labels = f'server="{forecast.server_name}",profile="{profile_label(forecast.profile, profiles)}"'
+        for within, value in zip(RISK_HORIZONS, risk.probabilities.tolist(), strict=True):
+            yield f'{name}{{{labels},within="{within}"}} {value:.4g}'
 
 
 def exposed_levels(levels: Sequence[float]) -> Sequence[float]:

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.risk_model import RISK_HORIZONS
 from fleet_forecast.serving.forecasts.explanations import ForecastReplacedError, explain_forecast
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, horizon_seconds, selected_steps
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
-from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, Peers
+from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, IncidentRisk, Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BUSY,
@@ -51,6 +52,20 @@ class ExplainedPeers(Peers):
     weights: Annotated[dict[str, float], Field(description="by metric; empty before the model's first cycle")]
 
 
+class RiskDriver(BaseModel):
+    """What a part of the risk comes from."""
+
+    metric: Annotated[str | None, Field(description="null for profile, time, number of peers and length of history")]
+    scale_seconds: Annotated[int | None, Field(description="time scale of the features; 0: the last step alone")]
+    log_odds: Annotated[float, Field(description="added to the score of the trees; below 0 it lowers the risk")]
+
+
+class ExplainedRisk(IncidentRisk):
+    """The risk, and its drivers, the largest first."""
+
+    drivers: list[RiskDriver]
+
+
 class Attention(BaseModel):
     """Mean attention weights by the time before the origin."""
 
@@ -71,6 +86,11 @@ _EXAMPLE: dict[str, Any] = {
     "step_seconds": 300,
     "steps": [12],
     "warnings": [],
+    "incident_risk": {
+        "trained_on": "simulator",
+        "within": dict(zip(RISK_HORIZONS, (0.41, 0.42, 0.43), strict=True)),
+        "drivers": [{"metric": "latency_ms", "scale_seconds": 1800, "log_odds": 2.1}],
+    },
     "variables": {
         "static": [{"variable": "profile", "label": "profile", "weight": 1.0}],
         "encoder": [
@@ -90,6 +110,7 @@ class ExplanationResponse(ForecastOrigin):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     peers: ExplainedPeers
+    incident_risk: ExplainedRisk | None
     variables: VariableWeights
     attention: Attention
 

@@ -9,7 +9,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.inference.risk_model import RISK_HORIZONS
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.forecasts.risk_document import risk_document
 from fleet_forecast.serving.forecasts.selection import EVERYTHING, Selection, selected_steps
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.routes.responses import UtcTime
@@ -27,6 +29,10 @@ _EXAMPLE: dict[str, Any] = {
     "provisional": False,
     "history_steps": 288,
     "peers": {"count": 11, "weight": 0.42},
+    "incident_risk": {
+        "trained_on": "simulator",
+        "within": dict(zip(RISK_HORIZONS, (0.0012, 0.0051, 0.0098), strict=True)),
+    },
     "step_seconds": 300,
     "steps": [12],
     "timestamps": ["2026-11-23T11:00:00Z"],
@@ -50,6 +56,13 @@ class Peers(BaseModel):
 
     count: Annotated[int, Field(description="largest number of peers measured at a step of the last day")]
     weight: Annotated[float, Field(description="of their level against the server's own, 0 to 1, mean of the metrics")]
+
+
+class IncidentRisk(BaseModel):
+    """The probability that an incident begins soon or is under way."""
+
+    trained_on: Annotated[str, Field(description="simulator: simulated fleets; labels: incidents of this fleet")]
+    within: Annotated[dict[str, float], Field(description="probability by horizon")]
 
 
 class ForecastOrigin(BaseModel):
@@ -80,6 +93,9 @@ class ForecastResponse(ForecastOrigin):
     cold_start: Annotated[bool, Field(description="nothing was measured yet; the forecast uses profile and peers")]
     timestamps: Annotated[list[UtcTime], Field(description="times of the steps")]
     peers: Peers
+    incident_risk: Annotated[
+        IncidentRisk | None, Field(description="null without a risk model or before the first complete step")
+    ]
     metrics: dict[str, MetricForecast]
 
 
@@ -106,6 +122,7 @@ def forecast_document(
         "timestamps": [iso(forecast.origin_seconds + step * model.step_seconds) for step in steps],
         "warnings": forecast.warnings,
         "peers": forecast.peers.as_document(),
+        "incident_risk": risk_document(forecast.risk),
         "metrics": _metrics(forecast, steps, selection),
     }
 

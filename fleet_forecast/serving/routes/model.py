@@ -28,6 +28,16 @@ class LastLoad(BaseModel):
     problem: Annotated[str | None, Field(description="null if the model is in use")]
 
 
+class RiskModelSummary(BaseModel):
+    """The risk model, and its alarms by level, measured on fleets that it was not trained on."""
+
+    trained_on: Annotated[str, Field(description="simulator: simulated fleets; labels: incidents of this fleet")]
+    horizons: list[str]
+    metrics: list[str]
+    alert_horizon: Annotated[str, Field(description="the curve's levels are risks within it")]
+    curve: list[dict[str, float | None]]
+
+
 class ModelResponse(BaseModel):
     """The model in use; before the first one is loaded `model` is null and the fields after last_load are missing."""
 
@@ -39,6 +49,7 @@ class ModelResponse(BaseModel):
     horizon_steps: int | None = None
     history_steps: int | None = None
     profiles: list[str] = []
+    risk_model: RiskModelSummary | None = None
 
 
 class ReloadResponse(ModelResponse):
@@ -95,4 +106,5 @@ def _model(daemon: Daemon) -> dict[str, Any]:
         "horizon_steps": config.horizon_steps,
         "history_steps": config.history_steps,
         "profiles": config.profiles,
+        "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
     }

@@ -1,0 +1,176 @@
+"""Alarms of a risk against labelled incidents: persistence, hits and false alarms, and the curve over levels.
+
+An alarm is a period in which a risk fires on a server: it begins when the risk was at or above a level in several
+forecasts in a row, and ends when it was below half of it in several. An alarm that begins between the onset of an
+incident's precursor and half an hour after the incident's end is a hit; several of one incident count once. All others
+are false. Precision depends on the rate of incidents: it is given at the usual one of the simulator, one incident per
+server and month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FIRE_FORECASTS, RESOLVE_FORECASTS, RESOLVE_SHARE = 2, 3, 0.5  # the defaults of the daemon's rules
+AFTER_SECONDS = 1_800  # an alarm so long after the end of an incident is still a hit
+LONG_PRECURSOR_SECONDS = 3_600
+MONTH_SECONDS = 30 * 86_400
+MOST_FALSE_ALARMS = 30.0  # per server and month: one a day; nobody looks at more
+USUAL_RATE = 1.0  # incidents per server and month
+CURVE_LEVELS = tuple(float(f"{1 / (1 + np.exp(-x)):.2g}") for x in np.linspace(-6.9, 4.6, 60))  # even in log odds
+
+
+class Incidents(NamedTuple):
+    """Labelled incidents: arrays [incident].
+
+    server: row. onset: of the precursor, where it is not known the start; start, end: of the harm; seconds since 1970.
+    kind: its type.
+    """
+
+    server: np.ndarray
+    onset: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    kind: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> Incidents:
+        """Some of them, by a mask."""
+        return Incidents(*(field[chosen] for field in self))
+
+
+class Scene(NamedTuple):
+    """A fleet on which alarms are evaluated.
+
+    seconds: [step] when a step is complete, since 1970. rate: incidents per server and month in this fleet.
+    """
+
+    servers: int
+    seconds: np.ndarray
+    incidents: Incidents
+    rate: float
+
+    @property
+    def server_months(self) -> float:
+        """Evaluated time of all servers."""
+        return self.servers * len(self.seconds) * float(self.seconds[1] - self.seconds[0]) / MONTH_SECONDS
+
+
+class Judged(NamedTuple):
+    """Alarms of a fleet: false ones, and by incident its kind, whether its precursor is long, and the lead.
+
+    lead_seconds: from the first hit to the start of the harm, negative after it, NaN if the incident was not found.
+    """
+
+    false_alarms: int
+    kinds: np.ndarray
+    has_long_precursor: np.ndarray
+    lead_seconds: np.ndarray
+
+
+class CurvePoint(NamedTuple):
+    """Alarms at one level. Shares are None where there is no such incident.
+
+    ahead: share of the incidents with a long precursor that are found before the harm. median_lead_minutes: from the
+    first alarm to the start of the harm, over the found ones with a long precursor; negative after it.
+    """
+
+    level: float
+    false_alarms_per_server_month: float
+    precision: float | None
+    recall_long_precursor: float | None
+    recall_other: float | None
+    ahead: float | None
+    median_lead_minutes: float | None
+
+
+def persistent(risk: np.ndarray, level: float, fire_forecasts: int = FIRE_FORECASTS) -> np.ndarray:
+    """When an alarm at this level is on: bool [server, step], of risk [server, step]; NaN is neither high nor low."""
+    on = np.zeros(risk.shape, dtype=bool)
+    state = np.zeros(len(risk), dtype=bool)
+    above, below = np.zeros(len(risk), dtype=int), np.zeros(len(risk), dtype=int)
+    for step in range(risk.shape[1]):
+        above = np.where(risk[:, step] >= level, above + 1, 0)
+        below = np.where(risk[:, step] < RESOLVE_SHARE * level, below + 1, 0)
+        state = (state & (below < RESOLVE_FORECASTS)) | (above >= fire_forecasts)
+        on[:, step] = state
+    return on
+
+
+def judge(firing: np.ndarray, scene: Scene) -> Judged:
+    """Hits and false alarms of bool [server, step]; incidents that are not whole in the scene are left out."""
+    begins = firing & ~np.concatenate([np.zeros((len(firing), 1), dtype=bool), firing[:, :-1]], axis=1)
+    explained = np.zeros(firing.shape, dtype=bool)
+    kinds, long, leads = [], [], []
+    step_seconds = scene.seconds[1] - scene.seconds[0]
+    for server, onset, start, end, kind in zip(*scene.incidents, strict=True):
+        during = (scene.seconds >= onset) & (scene.seconds <= end + AFTER_SECONDS)
+        explained[server] |= during
+        if onset < scene.seconds[0] - step_seconds or end > scene.seconds[-1]:
+            continue
+        hits = scene.seconds[during & begins[server]]
+        kinds.append(kind)
+        long.append(start - onset >= LONG_PRECURSOR_SECONDS)
+        leads.append(start - hits[0] if hits.size else np.nan)
+    false = int((begins & ~explained).sum())
+    return Judged(false, np.array(kinds, dtype=object), np.array(long, dtype=bool), np.array(leads, dtype=np.float64))
+
+
+def summary(judged: Sequence[Judged], scenes: Sequence[Scene]) -> dict[str, Any]:
+    """The fields of a CurvePoint besides its level, over all fleets."""
+    false = sum(each.false_alarms for each in judged)
+    long = np.concatenate([each.has_long_precursor for each in judged])
+    leads = np.concatenate([each.lead_seconds for each in judged])
+    found = ~np.isnan(leads)
+    usual = sum(
+        float((~np.isnan(each.lead_seconds)).sum()) * USUAL_RATE / scene.rate
+        for each, scene in zip(judged, scenes, strict=True)
+    )
+    return {
+        "false_alarms_per_server_month": false / sum(scene.server_months for scene in scenes),
+        "precision": _share(usual, usual + false),
+        "recall_long_precursor": _share(found[long].sum(), long.sum()),
+        "recall_other": _share(found[~long].sum(), (~long).sum()),
+        "ahead": _share((leads[long] > 0).sum(), long.sum()),
+        "median_lead_minutes": float(np.median(leads[long & found]) / 60) if (long & found).any() else None,
+    }
+
+
+def curve(risks: Sequence[np.ndarray], scenes: Sequence[Scene], levels: Sequence[float]) -> list[CurvePoint]:
+    """Alarms by level, from risks [server, step] of each fleet; without levels of more than MOST_FALSE_ALARMS."""
+    points = [
+        CurvePoint(
+            level, **summary([judge(persistent(r, level), s) for r, s in zip(risks, scenes, strict=True)], scenes)
+        )
+        for level in sorted(levels)
+    ]
+    too_many = [index for index, point in enumerate(points) if point.false_alarms_per_server_month > MOST_FALSE_ALARMS]
+    return points[max(too_many, default=-1) + 1 :]
+
+
+def begins_within(scene: Scene, seconds: float) -> np.ndarray:
+    """Whether an incident begins within so many seconds or is under way: bool [server, step]."""
+    return _between(scene, scene.incidents.start - seconds, scene.incidents.end)
+
+
+def signs_begun(scene: Scene) -> np.ndarray:
+    """Whether the precursor of an incident has begun or it is under way: bool [server, step]."""
+    return _between(scene, scene.incidents.onset, scene.incidents.end)
+
+
+def near_incident(scene: Scene, before_seconds: float, after_seconds: float) -> np.ndarray:
+    """Whether a step is so near to an incident, from before its onset to after its end: bool [server, step]."""
+    return _between(scene, scene.incidents.onset - before_seconds, scene.incidents.end + after_seconds)
+
+
+def _between(scene: Scene, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    found = np.zeros((scene.servers, len(scene.seconds)), dtype=bool)
+    for server, begin, end in zip(scene.incidents.server, first, last, strict=True):
+        found[server] |= (scene.seconds >= begin) & (scene.seconds <= end)
+    return found
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

@@ -1,0 +1,62 @@
+"""Chooses what the risk model of a run is trained on: the fleet's labelled incidents, or simulated fleets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fleet_forecast.contract.incidents_file import IncidentRecord
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.inference.risk_model import LABELS, RiskModel
+from fleet_forecast.training.risk.fit import RiskSettings, train, train_on_simulator
+from fleet_forecast.training.risk.fleets import LabelledFleet, labelled_fleet, simulated_metrics
+
+FEWEST_INCIDENTS = 200  # with fewer labels a model trained on the simulator's thousands is the better one
+HELD_OUT_EVERY = 4  # each fourth server is held out for the calibration and the curve
+FEWEST_HELD_OUT = 20  # incidents of held-out servers
+
+
+class KnownFleet(NamedTuple):
+    """The user's fleet and its labelled incidents. timezone: of business hours."""
+
+    grid: FleetGrid
+    records: Sequence[IncidentRecord]
+    timezone: str
+
+
+def risk_model_of(
+    fleet: KnownFleet, settings: RiskSettings, notice: Callable[[str], object]
+) -> tuple[RiskModel | None, str]:
+    """The risk model, and what it was trained on or why there is none, for training_info.json.
+
+    Trained on the labels of the fleet if they are many, otherwise on simulated fleets; never on both.
+    """
+    grid, labels = fleet.grid, len(fleet.records)
+    held_out = np.arange(len(grid.servers)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    names = {grid.servers[row] for row in np.flatnonzero(held_out)}
+    on_held_out = sum(record.server_name in names for record in fleet.records)
+    if labels >= FEWEST_INCIDENTS and on_held_out >= FEWEST_HELD_OUT:
+        notice(f"the risk model is trained on the {labels:,} incidents of this fleet")
+        parts = [_part(fleet, rows) for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out))]
+        return train(parts[:1], parts[1:], settings, LABELS), f"{labels} incidents of this fleet"
+    metrics = simulated_metrics(grid.metrics)
+    if not metrics:
+        reason = f"no risk model: the data label {labels} incidents, and the simulator has none of its metrics"
+        notice(f"{reason}; give at least {FEWEST_INCIDENTS} with --incidents")
+        return None, reason
+    reason = f"simulated fleets: the data label {labels:,} incidents, fewer than {FEWEST_INCIDENTS}"
+    notice(f"the risk model is trained on {reason}")
+    lacking = [metric for metric in grid.metrics if metric not in metrics]
+    if lacking:
+        notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
+    return train_on_simulator(metrics, grid.step_seconds, fleet.timezone, settings)[0], reason
+
+
+def _part(fleet: KnownFleet, rows: np.ndarray) -> LabelledFleet:
+    """Some servers of the fleet; their peers are among themselves."""
+    grid = fleet.grid.select(rows)
+    own = set(grid.servers)
+    records = [record for record in fleet.records if record.server_name in own]
+    return labelled_fleet(grid, grid.peers(), records, fleet.timezone)
