@@ -84,7 +84,8 @@ class _Run:
 
     async def send_for(self, seconds: float, measure: Any) -> list[tuple[float, float, int]]:
         """Send, and wait until all clients have ended; (seconds, MiB, descriptors) about every 5 s."""
-        started, usage = time.monotonic(), []
+        started = time.monotonic()
+        usage: list[tuple[float, float, int]] = []
         clients: set[asyncio.Task[None]] = set()
         while (now := time.monotonic() - started) < seconds:
             if not usage or now - usage[-1][0] > min(5.0, seconds / 30):

@@ -166,8 +166,7 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
 
 async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
     """The response to a history. Raises WorkerBusyError."""
-    batch = await daemon.forecasts.on_request(check_history, body, daemon.settings.max_records)
-    problem = _problem_of(batch)
+    batch, problem = await daemon.forecasts.on_request(_checked, body, daemon.settings.max_records)
     if problem is not None:
         return json_response({"detail": problem, **batch_notes(batch)}, 422)
     work = engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted
@@ -175,8 +174,13 @@ async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Respons
     return await bounded_response(_history_json(forecasts, batch), JSON)
 
 
+def _checked(body: bytes, max_records: int) -> tuple[CheckedBatch, str | None]:
+    """The records of a history, and why they cannot be forecast: None if they can. Raises BodyError."""
+    batch = check_history(body, max_records)
+    return batch, _problem_of(batch)
+
+
 def _problem_of(batch: CheckedBatch) -> str | None:
-    """Why a history cannot be forecast, None if it can."""
     servers = {sample.server_name for sample in batch.samples}
     if not servers:
         return "no record was accepted"
