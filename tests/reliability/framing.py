@@ -125,7 +125,7 @@ class _Run:
         finally:
             writer.transport.abort()
         statuses = [int(status) for status in _STATUS.findall(received)]
-        self.answers.update((str(status) for status in statuses or ("none",)))
+        self.answers.update(str(status) for status in statuses or ("none",))
         self.server_errors += [(number, status) for status in statuses if status >= 500 and status != 503]
 
     async def _talk(self, number: int, case: Case, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:

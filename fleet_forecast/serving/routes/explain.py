@@ -15,7 +15,6 @@ from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, Pee
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BUSY,
-    INVALID_PARAMETER,
     NO_FORECAST,
     RunningDaemon,
     json_response,
@@ -103,7 +102,6 @@ class ExplanationResponse(ForecastOrigin):
         **ACCESS_REFUSALS,
         404: NO_FORECAST,
         409: refusal("the model in use has no explanations"),
-        422: INVALID_PARAMETER,
         503: BUSY,
     },
 )

@@ -31,7 +31,6 @@ from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
     BUSY,
-    INVALID_PARAMETER,
     JSON,
     NO_FORECAST,
     Refusal,
@@ -93,7 +92,7 @@ class RefusedHistory(Refusal, BatchNotes):
     summary="Forecast of one server, from the last cycle",
     response_model=ForecastResponse,
     response_description="the forecast",
-    responses={**ACCESS_REFUSALS, 404: NO_FORECAST, 422: INVALID_PARAMETER, 503: BUSY},
+    responses={**ACCESS_REFUSALS, 404: NO_FORECAST, 503: BUSY},
 )
 async def server_forecast(daemon: RunningDaemon, name: str, query: Annotated[SelectionQuery, Query()]) -> Response:
     selection = _selection(daemon, query)
@@ -117,7 +116,6 @@ _TABLE = {"schema": {"type": "string", "format": "binary"}}
         200: {"content": {ARROW_STREAM: _TABLE, PARQUET: _TABLE}},
         204: {"description": "a table was asked for and there is no forecast"},
         **ACCESS_REFUSALS,
-        422: INVALID_PARAMETER,
     },
 )
 async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annotated[FleetQuery, Query()]) -> Response:
