@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_batch_flags(arguments)
         settings = load_settings(arguments.config, vars(arguments))
-        rules = _profile_rules(settings)
+        rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
         if arguments.check_config:
             read_referenced_files(settings, os.environ)
             print(settings.model_dump_json(indent=2))
@@ -147,14 +147,6 @@ def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
             if getattr(arguments, mode) and getattr(arguments, flag):
                 name = {"first_origin": "from"}.get(flag, flag)
                 raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
-
-
-def _profile_rules(settings: Settings) -> ProfileRules:
-    """The built-in rules, or those with a profiles file. A file that cannot be used is an input error (exit code 1)."""
-    try:
-        return load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
-    except TomlFileError as problem:
-        raise DataFileError(str(problem)) from None
 
 
 # --- batch ----------------------------------------------------------------------------------------------------------

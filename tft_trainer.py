@@ -84,7 +84,6 @@ EXPECTED_ERRORS = (
     ContractError,
     DataFileError,
     GridError,
-    TomlFileError,
     CheckpointError,
     LogError,
     ModelError,
@@ -117,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except TomlFileError as error:  # a flag's file, not the data
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except MemoryError as error:
         print(f"error: not enough memory ({error}); train on fewer servers or a shorter time", file=sys.stderr)
         return 1

@@ -4,7 +4,8 @@
     python benchmarks/daemon.py --model models/current --servers 1000 --ingest-seconds 3600
 
 Ingest: batches of 1,000 records, each answered after its fsync. Reads: 200 requests a second during a forecast cycle.
-Restart: kill -9, then the time until every server has a forecast. Prints one JSON line. The upper limit of ingest is
+Restart: kill -9, then the time until every server has a forecast. Processor times are those of the daemon: they depend
+less on other load of the machine. Prints one JSON line. The upper limit of ingest is
 SQLite's rate with one commit per 1,000 rows, about 50,000 rows a second on a machine with two cores.
 """
 
@@ -81,6 +82,11 @@ class DaemonProcess:
         text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> float:
         """Send SIGTERM; returns the seconds until the process ends."""
         started = time.perf_counter()
@@ -136,7 +142,11 @@ async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, conne
     async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
         await asyncio.gather(*(post(client) for _ in range(connections)))
     took = time.perf_counter() - started
-    return {"records_per_second": round(accepted / took), "batch_p99_ms": _quantile_ms(answered, 0.99)}
+    return {
+        "records": accepted,
+        "records_per_second": round(accepted / took),
+        "batch_p99_ms": _quantile_ms(answered, 0.99),
+    }
 
 
 async def read(port: int, names: Sequence[str], seconds: float, connections: int = 20) -> list[float]:
@@ -212,7 +222,11 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         print("ingest", file=sys.stderr)
         live = batches(names, now, max(2, 50_000 // len(names)), 1)
         figures["memory_mib_before"] = round(daemon.memory_mib(), 1)
+        used = daemon.cpu_seconds()
         figures["ingest"] = asyncio.run(ingest(daemon.url, live, arguments.ingest_seconds))
+        figures["ingest"]["cpu_us_per_record"] = round(
+            1e6 * (daemon.cpu_seconds() - used) / figures["ingest"]["records"]
+        )
         figures["memory_mib_after"] = round(daemon.memory_mib(), 1)
 
         print("restart", file=sys.stderr)
@@ -228,7 +242,9 @@ def measure(daemon: DaemonProcess, arguments: argparse.Namespace) -> dict[str, A
         # Late samples of every server start the next cycle at once.
         asyncio.run(ingest(daemon.url, batches(names, now - STEP_SECONDS + 7, 1, 1), None))
         seconds = max(3.0, figures["cycle"]["seconds"] + 1.5)
+        used = daemon.cpu_seconds()
         taken = asyncio.run(read(daemon.port, names, seconds))
+        figures["cycle_and_reads_cpu_seconds"] = round(daemon.cpu_seconds() - used, 2)
         figures["reads"] = {"count": len(taken), **{f"p{q}_ms": _quantile_ms(taken, q / 100) for q in (50, 95, 99)}}
         figures["stop_seconds"] = round(daemon.stop(), 2)
     finally:

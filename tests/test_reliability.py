@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import __main__ as table
-from tests.reliability import connections, costly, durability, ending, hostile, models, strain, upstream
+from tests.reliability import connections, costly, durability, ending, framing, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
 
@@ -29,6 +29,7 @@ SMALL = {
     "swaps": lambda folder, model: models.swaps(folder, model, 6),
     "no code from files": lambda _folder, _model: models.no_code_from_files(),
     "mutated bodies": lambda folder, _model: hostile.mutated_bodies(folder, 300),
+    "HTTP framing": lambda folder, _model: framing.http_framing(folder, 0.1, limit_ms=2_000),
     "OpenAPI": lambda folder, _model: hostile.openapi_answers(folder, 15),
     "huge body": lambda folder, _model: hostile.huge_body(folder),
     "slow clients": lambda folder, _model: hostile.slow_clients(folder, 200, 1.0),

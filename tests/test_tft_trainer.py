@@ -212,6 +212,11 @@ def test_wrong_usage_exits_2_and_names_flag_and_value(
     assert message in capsys.readouterr().err
 
 
+def test_a_profiles_file_that_is_not_there_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, tmp_path / "models", "--profiles", "no.toml") == 2
+    assert "error: profiles file no.toml: no such file" in capsys.readouterr().err
+
+
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     """Exit code 1, nothing published, no traceback; returns the message."""
     assert run(folder, tmp_path / "models", *more) == 1

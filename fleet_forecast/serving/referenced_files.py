@@ -11,6 +11,7 @@ from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
     check_certificate,
+    check_history_file,
     read_token,
     require_token_beyond_loopback,
     token_from,
@@ -49,6 +50,7 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
     )
     require_token_beyond_loopback(settings, files.token, bool(files.clients))
     check_certificate(settings)
+    check_history_file(settings)
     return files
 
 

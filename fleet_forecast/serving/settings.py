@@ -289,6 +289,13 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def check_history_file(settings: Settings) -> None:
+    """Raise SettingsError if the path of the history is that of a folder."""
+    if settings.history.is_dir():
+        example = settings.history / "fleet.sqlite"
+        raise SettingsError(f"history: {settings.history} is a folder; give the path of a file in it, such as {example}")
+
+
 def check_certificate(settings: Settings) -> None:
     """Raise SettingsError if only one of certificate and key is given, or if they cannot be used together."""
     certificate, key = settings.tls_certificate, settings.tls_key

@@ -31,9 +31,6 @@ def without_secrets(text: str) -> str:
 
 def origin_of(text: str) -> str:
     """Scheme, host and port of an address, for messages about one whose path contains a secret, such as a webhook."""
-    shown = without_secrets(text)
-    scheme, separator, rest = shown.partition("://")
-    if not separator:
-        return HIDDEN
+    scheme, separator, rest = without_secrets(text).rpartition("://")
     host, slash, _ = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}" + (f"/{HIDDEN}" if slash else "")
+    return f"{scheme}{separator}{host.rpartition('@')[2].partition('?')[0]}" + (f"/{HIDDEN}" if slash else "")

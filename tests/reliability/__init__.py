@@ -2,7 +2,7 @@
 
     python -m tests.reliability                     # all promises, in full size: about a quarter of an hour
     python -m tests.reliability --only SIGTERM
-    python -m tests.reliability --only memory --soak-minutes 60
+    python -m tests.reliability --only memory --minutes 60
 
 Every experiment starts the real daemon (or the real application) in a folder of its own, applies the condition of the
 promise, and returns a Finding: the figures of this run, and whether the promise was kept.

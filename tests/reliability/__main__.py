@@ -2,7 +2,7 @@
 
     python -m tests.reliability
     python -m tests.reliability --only SIGTERM --only kill
-    python -m tests.reliability --only memory --soak-minutes 60
+    python -m tests.reliability --only memory --only hostile --minutes 60
     python -m tests.reliability --model models/current
 
 Exit code 1 if a promise is broken. Times are measured under the present load of the machine.
@@ -16,16 +16,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.reliability.finding import Finding
+from tests.reliability.framing import http_framing
 from tests.reliability.promises import PROMISES, Experiment
 from tests.reliability.strain import soak
 from tests.serving.fake_daemon import REPOSITORY
 
 VERDICTS = {True: "kept", False: "BROKEN", None: "skipped"}
+LONG = {"soak": soak, "HTTP framing": http_framing}  # experiments of any length
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = _model(arguments.model, Path(folder))
         for number, (promise, name, trial) in enumerate(chosen, 1):
             print(f"{number}/{len(chosen)} {promise.text}: {name}", file=sys.stderr, flush=True)
-            if name == "soak":
-                trial = _soak_of(arguments.soak_minutes)
+            if name in LONG:
+                trial = _of_minutes(LONG[name], arguments.minutes)
             place = Path(folder) / str(number)
             place.mkdir()
             started = time.monotonic()
@@ -76,11 +78,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="model directory (models/current; without one a tiny model is trained)",
     )
     parser.add_argument(
-        "--soak-minutes",
-        "--soak_minutes",
+        "--minutes",
         type=float,
         default=1.0,
-        help="length of the soak (1); memory is tested from 10 on",
+        help="length of the soak and of the test of HTTP framing (1); the growth of memory is tested from 10 on",
     )
     return parser.parse_args(argv)
 
@@ -105,8 +106,8 @@ def _model(path: Path, folder: Path) -> Path:
     return (models / "current").resolve()
 
 
-def _soak_of(minutes: float) -> Experiment:
-    return lambda folder, _model: soak(folder, minutes)
+def _of_minutes(trial: Callable[[Path, float], Finding], minutes: float) -> Experiment:
+    return lambda folder, _model: trial(folder, minutes)
 
 
 def _finding_of(trial: Experiment, folder: Path, model: Path) -> Finding:

@@ -26,3 +26,9 @@ def not_tried(reason: str) -> Finding:
 def milliseconds(seconds: Sequence[float], quantile: float) -> float:
     """A quantile of durations, in milliseconds."""
     return round(float(np.quantile(seconds, quantile)) * 1000, 1)
+
+
+def growth_mib_per_hour(memory: Sequence[tuple[float, float]]) -> float:
+    """Slope of [(seconds, MiB)]. The first third is left out: page cache and arenas of the interpreter fill up."""
+    later = np.array([entry for entry in memory if entry[0] >= memory[-1][0] / 3])
+    return float(np.polyfit(later[:, 0], later[:, 1], 1)[0]) * 3600

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.reliability import connections, costly, durability, ending, hostile, models, strain, upstream
+from tests.reliability import connections, costly, durability, ending, framing, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 
 Experiment = Callable[[Path, Path], Finding]  # an empty folder, a model directory
@@ -45,7 +45,11 @@ PROMISES = (
     Promise("Ready means it can forecast", {"readiness": models.readiness}),
     Promise(
         "Hostile input gets 4xx, never 5xx",
-        {"mutated bodies": _in(hostile.mutated_bodies), "OpenAPI": _in(hostile.openapi_answers)},
+        {
+            "mutated bodies": _in(hostile.mutated_bodies),
+            "HTTP framing": _in(framing.http_framing),
+            "OpenAPI": _in(hostile.openapi_answers),
+        },
     ),
     Promise(
         "Bounded queue, time, memory",

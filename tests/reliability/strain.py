@@ -20,7 +20,7 @@ from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
-from tests.reliability.finding import Finding, milliseconds
+from tests.reliability.finding import Finding, growth_mib_per_hour, milliseconds
 from tests.reliability.traffic import JSON, Probe
 from tests.serving.fake_daemon import DaemonProcess, FakeDaemon
 from tests.serving.fake_engine import FakeEngine
@@ -108,13 +108,12 @@ def soak(folder: Path, minutes: float = 1.0) -> Finding:
     ).fetchone()
     whole = database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     database.close()
-    # The page cache and the interpreter's arenas fill up at first; the slope is that of the later two thirds.
-    later = np.array([entry for entry in memory if entry[0] > minutes * 20])
-    slope = float(np.polyfit(later[:, 0], later[:, 1], 1)[0]) * 3600
+    later = [mib for moment, mib in memory if moment > minutes * 20]
+    slope = growth_mib_per_hour(memory)
     rate = acknowledged / (minutes * 60)
     shown = (
         f"{minutes:g} min at {rate:,.0f} records/s: {right:,} of {acknowledged:,} acknowledged stored correctly, "
-        f"memory {later[0, 1]:.0f} to {later[-1, 1]:.0f} MB ({slope:+.1f} MB/h), "
+        f"memory {later[0]:.0f} to {later[-1]:.0f} MB ({slope:+.1f} MB/h), "
         f"{size / max(1, stored):.0f} bytes a record"
     )
     figures: dict[str, Any] = {
@@ -124,7 +123,7 @@ def soak(folder: Path, minutes: float = 1.0) -> Finding:
     }
     figures |= {"memory_mib": [round(mib, 1) for _, mib in memory[:: max(1, len(memory) // 20)]], "stored": stored}
     # In a short run a few megabytes of noise are a steep slope, so it is tested from ten minutes on.
-    flat = slope < SOAK_MIB_PER_HOUR if minutes >= 10 else later[-1, 1] - later[0, 1] < SOAK_MIB_PER_HOUR
+    flat = slope < SOAK_MIB_PER_HOUR if minutes >= 10 else later[-1] - later[0] < SOAK_MIB_PER_HOUR
     return Finding(bool(flat and whole and code == 0 and right == stored >= acknowledged), shown, figures)
 
 

@@ -73,6 +73,9 @@ class DaemonProcess:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
+    def open_files(self):
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
     def stop(self, number=signal.SIGTERM):
         """Send a signal; returns the exit code and the seconds until the end."""
         started = time.monotonic()

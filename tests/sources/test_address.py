@@ -26,7 +26,9 @@ def test_user_password_and_query_are_hidden(address, shown):
     [
         ("http://host:9093", "http://host:9093"),
         ("https://user:secret@host/services/secret?token=secret", "https://host/***"),
-        ("host/secret", "***"),
+        ("host/secret", "host/***"),
+        ("user:secret@host/secret", "host/***"),
+        ("host", "host"),
     ],
 )
 def test_only_scheme_host_and_port_of_a_webhook_are_shown(address, shown):

@@ -16,7 +16,6 @@ from fleet_forecast.serving.routes.forecast_responses import ForecastOrigin, Inc
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BUSY,
-    INVALID_PARAMETER,
     NO_FORECAST,
     RunningDaemon,
     json_response,
@@ -124,7 +123,6 @@ class ExplanationResponse(ForecastOrigin):
         **ACCESS_REFUSALS,
         404: NO_FORECAST,
         409: refusal("the model in use has no explanations"),
-        422: INVALID_PARAMETER,
         503: BUSY,
     },
 )

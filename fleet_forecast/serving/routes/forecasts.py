@@ -31,7 +31,6 @@ from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
     BUSY,
-    INVALID_PARAMETER,
     JSON,
     NO_FORECAST,
     Refusal,
@@ -93,7 +92,7 @@ class RefusedHistory(Refusal, BatchNotes):
     summary="Forecast of one server, from the last cycle",
     response_model=ForecastResponse,
     response_description="the forecast",
-    responses={**ACCESS_REFUSALS, 404: NO_FORECAST, 422: INVALID_PARAMETER, 503: BUSY},
+    responses={**ACCESS_REFUSALS, 404: NO_FORECAST, 503: BUSY},
 )
 async def server_forecast(daemon: RunningDaemon, name: str, query: Annotated[SelectionQuery, Query()]) -> Response:
     selection = _selection(daemon, query)
@@ -117,7 +116,6 @@ _TABLE = {"schema": {"type": "string", "format": "binary"}}
         200: {"content": {ARROW_STREAM: _TABLE, PARQUET: _TABLE}},
         204: {"description": "a table was asked for and there is no forecast"},
         **ACCESS_REFUSALS,
-        422: INVALID_PARAMETER,
     },
 )
 async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annotated[FleetQuery, Query()]) -> Response:
@@ -166,8 +164,7 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
 
 async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
     """The response to a history. Raises WorkerBusyError."""
-    batch = await daemon.forecasts.on_request(check_history, body, daemon.settings.max_records)
-    problem = _problem_of(batch)
+    batch, problem = await daemon.forecasts.on_request(_checked, body, daemon.settings.max_records)
     if problem is not None:
         return json_response({"detail": problem, **batch_notes(batch)}, 422)
     work = engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted
@@ -175,8 +172,13 @@ async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Respons
     return await bounded_response(_history_json(forecasts, batch), JSON)
 
 
+def _checked(body: bytes, max_records: int) -> tuple[CheckedBatch, str | None]:
+    """The records of a history, and why they cannot be forecast: None if they can. Raises BodyError."""
+    batch = check_history(body, max_records)
+    return batch, _problem_of(batch)
+
+
 def _problem_of(batch: CheckedBatch) -> str | None:
-    """Why a history cannot be forecast, None if it can."""
     servers = {sample.server_name for sample in batch.samples}
     if not servers:
         return "no record was accepted"

@@ -17,7 +17,6 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
-    INVALID_PARAMETER,
     RunningDaemon,
     UtcTime,
     json_response,
@@ -62,7 +61,6 @@ class HistoryResponse(BaseModel):
     responses={
         **ACCESS_REFUSALS,
         404: refusal("no such server"),
-        422: INVALID_PARAMETER,
         503: refusal("the history cannot be read"),
     },
 )
@@ -95,13 +93,13 @@ async def _means(daemon: Daemon, server: KnownServer, first_step: int, last_step
 
 def _by_step(server: KnownServer, step_seconds: int, means: dict[int, np.ndarray]) -> dict[str, Any]:
     steps = sorted(means)
-    rows = {step: [None if np.isnan(value) else value for value in means[step].tolist()] for step in steps}
+    columns = np.array([means[step] for step in steps], np.float32).reshape(-1, len(METRICS)).T  # (metric, step)
     return {
         "server_name": server.name,
         "next": None,
         "step_seconds": step_seconds,
         "timestamps": [iso(step * step_seconds) for step in steps],
-        "metrics": {metric: [rows[step][index] for step in steps] for index, metric in enumerate(METRICS)},
+        "metrics": {metric: np.ascontiguousarray(values) for metric, values in zip(METRICS, columns, strict=True)},
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Response
+from fastapi import Depends, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.json_bytes import to_json
+from fleet_forecast.serving.query_parameters import refuse_unknown_parameters
 
 JSON = "application/json"
 UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -17,7 +18,9 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 async def running_daemon(connection: HTTPConnection) -> Daemon:
-    """The daemon that serves this request or WebSocket."""
+    """The daemon that serves this request or WebSocket. Every route that reads data has it, so it checks the query."""
+    if isinstance(connection, Request) and connection.scope["query_string"]:
+        refuse_unknown_parameters(connection)
     daemon: Daemon = connection.app.state.daemon
     return daemon
 
@@ -43,11 +46,13 @@ def refusal(description: str) -> dict[str, Any]:
     return {"model": Refusal, "description": description}
 
 
-ACCESS_REFUSALS: Responses = {
+INVALID_PARAMETER = refusal("a parameter is unknown or has a wrong value")
+ACCESS_REFUSALS: Responses = {  # and of unknown parameters: every route has these
     400: refusal("a header that access depends on is repeated"),
     401: refusal("no token, or a wrong one"),
     403: refusal("sent by a page of another origin"),
     421: refusal("unknown Host header"),
+    422: INVALID_PARAMETER,
 }
 BODY_REFUSALS: Responses = {
     **ACCESS_REFUSALS,
@@ -56,7 +61,6 @@ BODY_REFUSALS: Responses = {
     413: refusal("the body is too large"),
     415: refusal("the content type is not application/json"),
 }
-INVALID_PARAMETER = refusal("a parameter is unknown or has a wrong value")
 NO_FORECAST = refusal("no such server, or it sent nothing for too long")
 BUSY = refusal("busy, disk full or no model yet; try again after Retry-After seconds")
 

@@ -21,7 +21,6 @@ from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
     BUSY,
-    INVALID_PARAMETER,
     RunningDaemon,
     UtcTime,
     json_response,
@@ -136,7 +135,7 @@ class AuditResponse(BaseModel):
     summary="Known servers",
     response_model=ServersResponse,
     response_description="one page",
-    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+    responses=ACCESS_REFUSALS,
 )
 async def servers(daemon: RunningDaemon, query: Annotated[ServersQuery, Query()]) -> Response:
     return json_response(await asyncio.to_thread(_servers_page, daemon, query))

@@ -236,19 +236,19 @@ def test_addresses_of_one_ipv6_network_are_one_client():
     assert client_address("10.0.0.1") == "10.0.0.1"
 
 
-def test_bytes_that_begin_no_request_do_not_keep_a_connection():
-    with serving(answer_at_once, keep_alive=0.5) as (connected, connections):
-        client = connected(GET + b"\r\n")
+@pytest.mark.parametrize(
+    ("limit", "request_text", "later"),
+    [
+        ({"keep_alive": 0.5}, GET + b"\r\n", b"\r\n"),
+        ({"body_seconds": 0.5}, GET + b"Content-Length: 1000000\r\n\r\n", b"x"),
+    ],
+    ids=["bytes that begin no request", "a body that never ends"],
+)
+def test_what_follows_an_answer_does_not_keep_a_connection(limit, request_text, later):
+    with serving(answer_at_once, **limit) as (connected, connections):
+        client = connected(request_text)
         answer_of(client)
-        client.sendall(b"\r\n")
-        wait_for(lambda: not connections, 5.0)
-
-
-def test_a_body_that_never_ends_after_its_answer_does_not_keep_a_connection():
-    with serving(answer_at_once, body_seconds=0.5) as (connected, connections):
-        client = connected(GET + b"Content-Length: 1000000\r\n\r\n")
-        answer_of(client)
-        client.sendall(b"x")
+        client.sendall(later)
         wait_for(lambda: not connections, 5.0)
 
 

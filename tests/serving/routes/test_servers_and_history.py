@@ -51,6 +51,12 @@ def test_a_history_is_read_for_one_server_and_in_parts(client, monkeypatch):
     assert max(len(piece.result()) for piece in pieces) == 2
 
 
+def test_means_have_no_more_digits_than_they_are_stored_with(client):
+    post(client, record(seconds=complete_start(), cpu_pct=41.3))
+    answer = client.get("/api/v1/servers/ppml0001/history")
+    assert answer.json()["metrics"]["cpu_pct"] == [41.3]  # not 41.29999923706055
+
+
 def test_samples_as_received_come_in_pages(client):
     start = complete_start()
     post(client, *(record(seconds=start + ago, cpu_pct=float(ago)) for ago in range(5)))

@@ -1,0 +1,40 @@
+"""Query parameters that a route does not have are refused by name, on every route that reads data."""
+
+import pytest
+from fastapi.routing import APIRoute
+
+from fleet_forecast.serving.app import TOPICS
+from fleet_forecast.serving.http.access import OPEN_PATHS
+
+
+def routes_with_data():
+    found = [route for topic in TOPICS for route in topic.router.routes if isinstance(route, APIRoute)]
+    return [route for route in found if route.path not in OPEN_PATHS]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/api/v1/servers/ppml0001/forecast?horizn=1h", "unknown parameter; use metric, quantile, horizon"),
+        (
+            "/api/v1/servers/ppml0001/forecast?metric=cpu_pct&horizn=1h",
+            "unknown parameter; use metric, quantile, horizon",
+        ),
+        ("/api/v1/servers/ppml0001/explain?horizn=1h", "unknown parameter; use horizon"),
+        ("/status?horizn=", "unknown parameter; there is none here"),
+    ],
+)
+def test_a_misspelt_parameter_is_named_with_those_of_the_route(client, path, reason):
+    answer = client.get(path)
+    assert answer.status_code == 422
+    assert answer.json() == {"detail": [{"field": "horizn", "reason": reason}]}
+
+
+@pytest.mark.parametrize("route", routes_with_data(), ids=lambda route: f"{min(route.methods)} {route.path}")
+def test_every_route_refuses_an_unknown_parameter(client, route):
+    path = route.path.replace("{name}", "ppml0001")
+    answer = client.request(min(route.methods), path, params={"x" * 1_000: "1"}, json={})
+    if "reload" in path or answer.request.method == "DELETE":
+        assert answer.status_code == 403  # no admin token is set
+    else:
+        assert (answer.status_code, answer.json()["detail"][0]["field"]) == (422, "x" * 100)
