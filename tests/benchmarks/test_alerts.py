@@ -8,10 +8,11 @@ import pytest
 from scipy import optimize
 
 from benchmarks import alerts as benchmark
-from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
+from benchmarks.alerts import Incident, Weeks, evaluate, straight_line, strict_thresholds
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE
+from fleet_forecast.serving.replay.judgement import persistent
 from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
