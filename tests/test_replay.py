@@ -49,7 +49,7 @@ def test_a_replay_without_incidents_lists_alerts_to_answer_and_the_answers_judge
     assert "no incidents are known" in page
     data = json.loads((tmp_path / "a" / "report.json").read_text())
     assert len(data["alerts"]) == found["pages"] + found["watches"]
-    assert len(data["curve"]) > 10
+    assert len(data["curves"]["breach and departure"]) > 10
     answers = tmp_path / "a" / "alerts.csv"
     rows = list(csv.DictReader(answers.read_text().splitlines()))
     rows[0]["is_incident"] = "yes"

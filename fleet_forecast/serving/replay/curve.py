@@ -12,6 +12,7 @@ from fleet_forecast.serving.alerting.severity import level_for_budget
 from fleet_forecast.serving.replay.judgement import Incident, judge, persistent, scores
 from fleet_forecast.serving.replay.past_alerts import PastAlerts
 
+SHARED = "breach and departure"
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -23,22 +24,32 @@ class LevelPoint(NamedTuple):
     scores: Mapping[str, Any]
 
 
-def measured_curve(
-    past: PastAlerts, incidents: Sequence[Incident] | None, rules: AlertRules, reasons: Sequence[str]
-) -> list[LevelPoint]:
-    """The curve of some detectors together, which fire at the same probability. incidents: None if not known."""
+def measured_curves(
+    past: PastAlerts, incidents: Sequence[Incident] | None, rules: AlertRules
+) -> dict[str, list[LevelPoint]]:
+    """Curves by reason: one of the detectors that fire at the rules' probabilities, together, under SHARED.
+
+    Detectors with a measured curve of their own have one each, at its levels. incidents: None if not known.
+    """
+    shared = [reason for reason in past.probabilities if reason not in past.curve_levels]
+    groups: dict[str, tuple[list[str], tuple[float, ...]]] = {SHARED: (shared, LEVELS)} if shared else {}
+    groups |= {reason: ([reason], tuple(sorted(levels))) for reason, levels in past.curve_levels.items()}
+    return {
+        name: [_point(past, incidents or (), rules, reasons, level) for level in levels]
+        for name, (reasons, levels) in groups.items()
+    }
+
+
+def _point(
+    past: PastAlerts, incidents: Sequence[Incident], rules: AlertRules, reasons: Sequence[str], level: float
+) -> LevelPoint:
     probabilities = np.stack([past.probabilities[reason] for reason in reasons])  # (reason, server, step, metric)
-    months = server_months(past)
-    ratio = rules.resolve_probability / rules.fire_probability
-    points = []
-    for level in LEVELS:
-        above = np.any(probabilities >= level, axis=0)
-        below = ~np.any(probabilities >= level * ratio, axis=0) & ~np.all(np.isnan(probabilities), axis=0)
-        on = persistent(np.asarray(above), np.asarray(below), rules)
-        judged = judge(np.asarray(on.any(axis=2)), past.seconds, incidents or ())
-        found = scores(judged, incidents or (), months)
-        points.append(LevelPoint(level, found["false_alarms_per_server_month"], found))
-    return points
+    resolve = level * rules.resolve_probability / rules.fire_probability
+    above = np.any(probabilities >= level, axis=0)
+    below = ~np.any(probabilities >= resolve, axis=0) & ~np.all(np.isnan(probabilities), axis=0)
+    on = np.asarray(persistent(np.asarray(above), np.asarray(below), rules).any(axis=2))
+    found = scores(judge(on, past.seconds, incidents), incidents, server_months(past))
+    return LevelPoint(level, found["false_alarms_per_server_month"], found)
 
 
 def server_months(past: PastAlerts) -> float:

@@ -27,13 +27,15 @@ class PastAlerts:
     seconds: [step] when each step was complete and its alerts were evaluated. alerts: in the order of their start,
     with the message they began with; ended_seconds None: it still fired at the end. firing: by severity, boolean
     [server, step], whether any alert of at least this severity fired, without silenced ones. probabilities: by reason,
-    float32 [server, step, metric], NaN without a result.
+    float32 [server, step, metric], NaN without a result. curve_levels: by reason, of the detectors with a measured
+    curve.
     """
 
     seconds: np.ndarray
     alerts: tuple[Alert, ...]
     firing: Mapping[str, np.ndarray]
     probabilities: Mapping[str, np.ndarray]
+    curve_levels: Mapping[str, Sequence[float]]
 
 
 class _Recorded:
@@ -98,6 +100,7 @@ def past_alerts(engine: Engine, grid: FleetGrid, steps: range, rules: AlertRules
         tuple(alerts),
         {severity: on & ~silenced for severity, on in firing.items()},
         {detector.reason: detector.probabilities for detector in detectors},
+        {detector.reason: [point.level for point in detector.curve] for detector in detectors if detector.curve},
     )
 
 

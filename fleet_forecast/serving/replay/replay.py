@@ -16,10 +16,9 @@ from fleet_forecast.inference.batch import Origin
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert
-from fleet_forecast.serving.alerting.book import detectors_of
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE, SEVERITIES, WATCH
-from fleet_forecast.serving.replay.curve import measured_curve, recommended_rules, server_months
+from fleet_forecast.serving.replay.curve import SHARED, measured_curves, recommended_rules, server_months
 from fleet_forecast.serving.replay.cycles import forecasts_of
 from fleet_forecast.serving.replay.judgement import Incident, Judgement, judge, scores
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts
@@ -81,8 +80,7 @@ def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[s
     server_steps = int((~np.isnan(grid.values[:, steps.start : steps.stop]).all(axis=2)).sum())
     incidents = None if request.incidents is None else _within(request.incidents, grid, past, rules)
     judged = {severity: judge(past.firing[severity], past.seconds, incidents or ()) for severity in SEVERITIES}
-    reasons = [detector.reason for detector in detectors_of(rules) if not detector.curve]
-    curve = measured_curve(past, incidents, rules, reasons)
+    curves = measured_curves(past, incidents, rules)
     pictures = {} if incidents is None else dict(_pictures(engine, request, past, judged[WATCH], incidents))
     facts = {
         "model": engine.model_id,
@@ -95,8 +93,8 @@ def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[s
         "watches": sum(alert.highest_severity == WATCH for alert in past.alerts),
     }
     grouped = {severity: _grouped(judged[severity], incidents or (), grid, past) for severity in SEVERITIES}
-    recommended = recommended_rules(curve, rules)
-    report = ReplayReport(facts, grouped, curve, past.alerts, pictures, recommended, float(past.seconds[-1]))
+    recommended = recommended_rules(curves.get(SHARED, ()), rules)
+    report = ReplayReport(facts, grouped, curves, past.alerts, pictures, recommended, float(past.seconds[-1]))
     speed = {"server_steps": server_steps, "replay_seconds": round(seconds, 1)}
     return report, {**speed, "server_steps_per_minute": round(server_steps / seconds * 60)}
 

@@ -28,13 +28,13 @@ REPORT_FILE, DATA_FILE, ALERTS_FILE, RULES_FILE = "report.html", "report.json", 
 class ReplayReport:
     """Content of the report.
 
-    facts: of the replay. scores: by severity and by group (all, profile PROFILE, type TYPE). curve: of breaches and
-    departures. pictures: heading -> figures. rules: recommended, None if no level keeps the budget.
+    facts: of the replay. scores: by severity and by group (all, profile PROFILE, type TYPE). curves: by reason.
+    pictures: heading -> figures. rules: recommended, None if no level keeps the budget.
     """
 
     facts: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    curve: Sequence[LevelPoint]
+    curves: Mapping[str, Sequence[LevelPoint]]
     alerts: Sequence[Alert]
     pictures: Mapping[str, Sequence[str]]
     rules: str | None
@@ -51,7 +51,9 @@ def write_report(folder: Path, report: ReplayReport) -> dict[str, Any]:
     data = {
         **report.facts,
         "scores": report.scores,
-        "curve": [{"level": point.level, **point.scores} for point in report.curve],
+        "curves": {
+            name: [{"level": point.level, **point.scores} for point in curve] for name, curve in report.curves.items()
+        },
         "recommended_rules": report.rules,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,8 @@ def _page(report: ReplayReport) -> str:
     parts = ["<h1>Alerts of the past</h1>", _table(pd.DataFrame(report.facts.items(), columns=["replay", ""]))]
     for severity in (PAGE, WATCH):
         parts += [f"<h2>{severity}</h2>", _scores_table(report.scores[severity], report.has_incidents)]
-    parts += ["<h2>Alarms by level</h2>", _curve_note(report), _curve_table(report)]
+    for name, curve in report.curves.items():
+        parts += [f"<h2>Alarms by level: {html.escape(name)}</h2>", _curve_note(report), _curve_table(curve)]
     parts += ["<h2>Recommended rules</h2>", _rules(report)]
     for heading, figures in report.pictures.items():
         parts += [f"<h2>{html.escape(heading)}</h2>", *(figures or ["<p>None.</p>"])]
@@ -94,13 +97,10 @@ def _scores_table(scores: Mapping[str, Mapping[str, Any]], judged: bool) -> str:
 
 def _curve_note(report: ReplayReport) -> str:
     kind = "false alarms" if report.has_incidents else "alarms (no incidents are known, so all are counted)"
-    return (
-        f"<p>Breaches and departures together, by the probability at which an alert fires: {kind} a server and month, "
-        "recall and lead time.</p>"
-    )
+    return f"<p>By the probability at which an alert fires: {kind} a server and month, recall and lead time.</p>"
 
 
-def _curve_table(report: ReplayReport) -> str:
+def _curve_table(curve: Sequence[LevelPoint]) -> str:
     rows = [
         {
             "level": point.level,
@@ -110,7 +110,7 @@ def _curve_table(report: ReplayReport) -> str:
             "recall ahead": point.scores["recall_ahead"],
             "median lead, min": point.scores["lead_minutes"].get("p50"),
         }
-        for point in report.curve
+        for point in curve
     ]
     return _table(pd.DataFrame(rows))
 

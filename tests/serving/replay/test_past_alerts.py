@@ -13,7 +13,7 @@ from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE, WATCH
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.replay import cycles
-from fleet_forecast.serving.replay.curve import measured_curve
+from fleet_forecast.serving.replay.curve import SHARED, measured_curves
 from fleet_forecast.serving.replay.cycles import replay_cycles
 from fleet_forecast.serving.replay.past_alerts import DROP_STEPS, past_alerts
 from tests.conftest import TINY_METRICS, tiny_fleet
@@ -97,7 +97,7 @@ def test_the_curve_at_the_level_of_the_rules_is_that_of_the_book(engine, grid):
     rules = RULES.model_copy(update={"departures": False})
     steady = replace(grid, values=np.where(np.isnan(grid.values), 50.0, grid.values))
     past = past_alerts(engine, steady, STEPS, rules)  # without gaps, in which the book keeps its alerts
-    (point,) = [point for point in measured_curve(past, None, rules, ["breach"]) if point.level == 0.5]
+    (point,) = [point for point in measured_curves(past, None, rules)[SHARED] if point.level == 0.5]
     on = past.firing[PAGE]
     begins = on & ~np.concatenate([np.zeros((len(on), 1), dtype=bool), on[:, :-1]], axis=1)
     months = on.size * 300 / (30 * 86_400)
