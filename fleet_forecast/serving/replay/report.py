@@ -20,6 +20,10 @@ from fleet_forecast.serving.alerting.severity import PAGE, WATCH
 from fleet_forecast.serving.replay.curve import LevelPoint
 from fleet_forecast.serving.replay.labels import write_alerts
 
+PICTURES_EXPLAINED = (
+    "<p>In the pictures: black the measurements, blue the forecast at the beginning of the alert or incident with its "
+    "80 % band, dashed the thresholds, yellow the alerts on the metric, red the incidents.</p>"
+)
 SHOWN_ALERTS = 300  # in the page; all are in alerts.csv and report.json
 REPORT_FILE, DATA_FILE, ALERTS_FILE, RULES_FILE = "report.html", "report.json", "alerts.csv", "alerts.toml"
 
@@ -73,6 +77,8 @@ def _page(report: ReplayReport) -> str:
     for name, curve in report.curves.items():
         parts += [f"<h2>Alarms by level: {html.escape(name)}</h2>", _curve_note(report), _curve_table(curve)]
     parts += ["<h2>Recommended rules</h2>", _rules(report)]
+    if report.pictures:
+        parts.append(PICTURES_EXPLAINED)
     for heading, figures in report.pictures.items():
         parts += [f"<h2>{html.escape(heading)}</h2>", *(figures or ["<p>None.</p>"])]
     parts += ["<h2>Alerts by server</h2>", _by_server(report.alerts), "<h2>Alerts</h2>", _alerts_table(report)]
@@ -81,7 +87,9 @@ def _page(report: ReplayReport) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    text: str = frame.to_html(index=False, border=0, na_rep="-", float_format=lambda value: f"{value:.3g}")
+    """Numbers have three digits; what is missing is "-"."""
+    shown = frame.astype(object).where(frame.notna(), "-")
+    text: str = shown.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
     return text
 
 
