@@ -43,6 +43,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.monitoring": 2,
     f"{PACKAGE}.serving.alerting": 3,
     f"{PACKAGE}.serving.delivery": 4,
+    f"{PACKAGE}.serving.replay": 4,
     f"{PACKAGE}.serving.routes": 5,
     f"{PACKAGE}.serving.http": 5,
 }

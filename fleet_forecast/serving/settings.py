@@ -293,7 +293,7 @@ def check_history_file(settings: Settings) -> None:
     """Raise SettingsError if the path of the history is that of a folder."""
     if settings.history.is_dir():
         example = settings.history / "fleet.sqlite"
-        raise SettingsError(f"history: {settings.history} is a folder; give the path of a file in it, such as {example}")
+        raise SettingsError(f"history: {settings.history} is a folder; give the path of a file in it: {example}")
 
 
 def check_certificate(settings: Settings) -> None:

@@ -8,10 +8,11 @@ import pytest
 from scipy import optimize
 
 from benchmarks import alerts as benchmark
-from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
+from benchmarks.alerts import Incident, Weeks, evaluate, straight_line, strict_thresholds
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE
+from fleet_forecast.serving.replay.judgement import persistent
 from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
@@ -126,7 +127,7 @@ def test_the_replay_uses_the_daemons_code(tiny_model_dir, capsys):
     assert benchmark.main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["servers"], summary["hours"], summary["seeds"]) == (7, 3, [202])
-    assert set(summary["methods"]) == {"forecast", "current_value", "predict_linear", "current_value_tuned"}
+    assert set(summary["methods"]) == {"page", "watch", "current_value", "predict_linear", "current_value_tuned"}
     assert summary["methods"]["predict_linear"]["false_alarms"] > 0
     assert benchmark.main([*arguments, "--choose"]) == 1
     assert "needs a model of all metrics" in capsys.readouterr().err
