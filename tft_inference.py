@@ -192,7 +192,7 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
 
 def _load(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
     """The model, and the input on the model's grid; prints notes about the input."""
-    data = read_metrics(path, rules)
+    data = read_metrics(path, rules, settings.input_timezone)
     for notice in data.notices:
         _note(notice)
     engine = Engine.load(settings.model, device=settings.device, threads=None)
@@ -288,7 +288,9 @@ def run_daemon(settings: Settings) -> int:
     # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
     scheme = "http" if settings.tls_certificate is None else "https"
-    logging.getLogger(__name__).info("start", extra={"address": f"{scheme}://{settings.host}:{settings.port}"})
+    logging.getLogger(__name__).info(
+        "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
+    )
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
     if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
         return DONE
@@ -298,6 +300,11 @@ def run_daemon(settings: Settings) -> int:
         file=sys.stderr,
     )
     return FAILED
+
+
+def _in_address(host: str) -> str:
+    """A host name as addresses have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 if __name__ == "__main__":

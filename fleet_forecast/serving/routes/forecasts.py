@@ -18,6 +18,7 @@ from fleet_forecast.serving.forecasts.selection import Selection, check_reach, p
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
+from fleet_forecast.serving.ingest.bodies import ReceivedBody
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import list_parts, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
@@ -89,7 +90,7 @@ class RefusedHistory(Refusal, BatchNotes):
 
 
 @router.get(
-    "/api/v1/servers/{name}/forecast",
+    "/api/v1/servers/{name:path}/forecast",
     summary="Forecast of one server, from the last cycle",
     response_model=ForecastResponse,
     response_description="the forecast",
@@ -157,16 +158,17 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
         return retry_later("other forecasts wait already")
     daemon.waiting_forecasts += 1
     try:
-        return await _forecast_body(daemon, engine, await read_body(request))
+        return await _forecast_body(daemon, engine, await read_body(request, daemon.settings))
     except WorkerBusyError as problem:
         return retry_later(str(problem))
     finally:
         daemon.waiting_forecasts -= 1
 
 
-async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
+async def _forecast_body(daemon: Daemon, engine: Engine, body: ReceivedBody) -> Response:
     """The response to a history. Raises WorkerBusyError."""
-    batch = await daemon.forecasts.on_request(check_history, body, daemon.settings.max_records)
+    settings = daemon.settings
+    batch = await daemon.forecasts.on_request(check_history, body, settings.max_records, settings.input_timezone)
     problem = _problem_of(batch)
     if problem is not None:
         return json_response({"detail": problem, **batch_notes(batch)}, 422)
