@@ -139,7 +139,7 @@ def _check(request: _Request, keep: Callable[[Examined], object] = lambda _part:
     for frame in rows.batches():
         keep(audit.add(frame))
     violations = audit.violations()
-    unwanted = Unwanted(audit, rows.batches) if audit.usable else None
+    unwanted = Unwanted(audit, rows.batches) if audit.servers else None
     if unwanted is None or (violations := [*violations, *unwanted.violations]):
         raise ContractError(request.path, violations)
     belongs = metadata is None or metadata.rows == audit.rows

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.features.coarse_rows import interpolate_between_rows
+from fleet_forecast.features.history import interpolate_between_rows
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
 from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
 from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
@@ -143,7 +143,7 @@ class FleetArrays(NamedTuple):
     """What windows are built from.
 
     transformed: float32 [server, step, metric], NaN = not measured (FleetScaling.bounds). peers: of its servers (none).
-    row_distances: int64 [server, metric], see coarse_rows.py; None: all rows are one step apart.
+    row_distances: int64 [server, metric], see history.py; None: all rows are one step apart.
     """
 
     spec: WindowSpec

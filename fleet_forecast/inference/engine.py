@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.coarse_rows import row_distances
+from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.peers import FleetPeers, Peers, last_steps, peer_counts
 from fleet_forecast.features.seasonality import changes_between
 from fleet_forecast.features.window_batch import Windows
@@ -50,7 +50,7 @@ class _Fleet(NamedTuple):
 
     history: float32 [server, step, metric], at most the steps that a window reads. origin_steps: step numbers since
     the Unix epoch. known_steps: steps since the first measurement. profile_rows: rows of the scaling. encoder_steps:
-    length of the encoder. peers: transformed, None if no server has peers. row_distances: see coarse_rows.py, None if
+    length of the encoder. peers: transformed, None if no server has peers. row_distances: see history.py, None if
     all rows are one step apart.
     """
 

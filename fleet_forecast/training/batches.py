@@ -15,8 +15,8 @@ from typing import Generic, NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.coarse_rows import row_distances
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.masked_statistics import repeat_over_steps
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling

@@ -16,7 +16,7 @@ MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, u
 ENCODINGS = ("gzip", "zstd")
 MEDIA_TYPES = ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl")
 MAX_WINDOW_BYTES = 8 * 1024 * 1024  # of zstd, which RFC 8878 asks every decoder to support; the header may ask for more
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 128  # of packed zstd at once: they may become 4 MiB
 _GZIP = zlib.MAX_WBITS | 16
 _EXPECTED = 'send {"records": [{"timestamp": ..., "server_name": ...}]}, an array of records, or one record per line'
 
@@ -63,13 +63,12 @@ def _gunzip(body: ReceivedBody) -> bytes:
 
 
 def _unzstd(body: ReceivedBody) -> bytes:
-    """At most one piece more than the bound."""
+    """At most one piece more than the bound. A body may have several frames."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     found, rest = bytearray(), body.content
     while rest and len(found) <= body.max_bytes:
-        frame = decompressor.decompressobj(write_size=_PIECE_BYTES)
-        source = io.BytesIO(rest)
-        while len(found) <= body.max_bytes and not frame.eof and (piece := source.read(_PIECE_BYTES // 64)):
+        frame, source = decompressor.decompressobj(), io.BytesIO(rest)
+        while len(found) <= body.max_bytes and not frame.eof and (piece := source.read(_PIECE_BYTES)):
             found += frame.decompress(piece)
         if not frame.eof and len(found) <= body.max_bytes:
             raise EOFError("it ends too early")
@@ -91,9 +90,14 @@ def parse_records(body: bytes, max_records: int) -> list[Any]:
     return records
 
 
+def parse_json(body: bytes) -> Any:
+    """One JSON document. Raises orjson.JSONDecodeError."""
+    return orjson.loads(body)
+
+
 def _records_of(body: bytes) -> list[Any]:
     try:
-        document = orjson.loads(body)
+        document = parse_json(body)
     except orjson.JSONDecodeError as problem:
         return _records_of_lines(body, problem)
     if isinstance(document, list):
@@ -114,7 +118,7 @@ def _records_of_lines(body: bytes, problem: orjson.JSONDecodeError) -> list[Any]
             f"the body is not JSON: {problem}; NaN and Infinity are not JSON, null means not measured"
         ) from None
     try:
-        records: list[Any] = orjson.loads(b"[" + b",".join(lines) + b"]")
+        records: list[Any] = parse_json(b"[" + b",".join(lines) + b"]")
     except orjson.JSONDecodeError:
         records = []
     if len(records) != len(lines):
@@ -125,7 +129,7 @@ def _records_of_lines(body: bytes, problem: orjson.JSONDecodeError) -> list[Any]
 def _bad_line(lines: list[bytes]) -> str:
     for number, line in enumerate(lines, start=1):
         try:
-            orjson.loads(line)
+            parse_json(line)
         except orjson.JSONDecodeError as problem:
             return f"line {number} of the body is not JSON: {problem}; NaN and Infinity are not JSON"
     return f"the body has lines with several records; {_EXPECTED}"
