@@ -26,6 +26,7 @@ from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, un
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ServerProfile
 
+_USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
 SHOWN_CHARACTERS = 100  # of a rejected value and of an unknown field's name
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
@@ -47,13 +48,12 @@ class Rejection(NamedTuple):
 class CheckedBatch:
     """The result of checking a batch of records.
 
-    samples: the accepted records. indices: their places in the batch. rejected: the others. left_out: cells of accepted
+    samples: the accepted records. rejected: the others. left_out: cells of accepted
     records that count as not measured. ignored_fields: fields that the contract does not define. notices: what else was
     not used, or not as it is.
     """
 
     samples: list[Sample] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     left_out: list[Rejection] = field(default_factory=list)
     ignored_fields: set[str] = field(default_factory=set)
@@ -94,6 +94,7 @@ def check_records(
     """
     batch = CheckedBatch()
     check = _RecordCheck(limits, specs)
+    bad_cells = check.bad_cells
     known_fields = _LABEL_FIELDS | specs.keys()
     for index, record in enumerate(records):
         try:
@@ -102,14 +103,13 @@ def check_records(
             if reason is not None:
                 raise _Rejected("server_name", sample.server_name, reason)
         except _Rejected as rejected:
-            check.bad_cells.clear()
+            bad_cells.clear()
             batch.rejected.append(rejected.rejection(index))
         else:
             batch.samples.append(sample)
-            batch.indices.append(index)
-            if check.bad_cells:
-                batch.left_out += [cell.rejection(index) for cell in check.bad_cells]
-                check.bad_cells.clear()
+            if bad_cells:
+                batch.left_out += [cell.rejection(index) for cell in bad_cells]
+                bad_cells.clear()
             if not record.keys() <= known_fields:
                 batch.ignored_fields.update(key[:SHOWN_CHARACTERS] for key in record.keys() - known_fields)
     _judge_columns(batch, specs)
@@ -134,12 +134,14 @@ def _judge_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None
                 batch.notices.append(f"{name}: {likely}")
             continue
         batch.notices.append(f"{name}: {reason}")
+        rejected = {rejection.index for rejection in batch.rejected}
+        accepted = [index for index in range(len(values) + len(rejected)) if index not in rejected]
         for at, value in enumerate(values):
             if value is not None:
                 sample = batch.samples[at]
                 others = (*sample.values[:place], None, *sample.values[place + 1 :])
                 batch.samples[at] = sample._replace(values=others)
-                batch.left_out.append(Rejection(batch.indices[at], name, value, reason))
+                batch.left_out.append(Rejection(accepted[at], name, value, reason))
 
 
 def _may_be_fractions(samples: list[Sample], spec: MetricSpec, place: int) -> bool:
@@ -156,7 +158,6 @@ class _RecordCheck:
         self._limits, self._specs = limits, specs
         self._ranges = [(name, spec.lower, spec.upper) for name, spec in specs.items()]
         self._instants: dict[str, int] = {}  # text -> milliseconds; the records of a batch mostly share few timestamps
-        self._names: set[str] = set()  # that were checked
         self._units: set[str] = set()
         self._rounded: dict[str, list[float]] = {}
 
@@ -164,7 +165,7 @@ class _RecordCheck:
         if type(record) is not dict:
             raise _Rejected("record", record, "a record is a JSON object")
         name = record.get("server_name")
-        if type(name) is not str or (name not in self._names and not self._is_name(name)):
+        if type(name) is not str or not (_USUAL_NAME.fullmatch(name) or is_server_name(name)):
             raise _Rejected("server_name", name, f"a name is {SERVER_NAME_WORDS}")
         text = record.get("timestamp")
         instant = self._instants.get(text) if type(text) is str else None
@@ -180,12 +181,6 @@ class _RecordCheck:
                 f"{name}: {count} just beyond the range, by rounding, such as {values[0]}; counted as the limit"
             )
         return found
-
-    def _is_name(self, name: str) -> bool:
-        usable = is_server_name(name)
-        if usable:
-            self._names.add(name)
-        return usable
 
     def _measurements(self, record: dict[str, Any]) -> tuple[float | None, ...]:
         values: list[float | None] = []
