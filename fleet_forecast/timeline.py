@@ -96,7 +96,7 @@ class RowsByDay:
         self._days[day] = rows + len(instants), min(first, int(instants.min())), max(last, int(instants.max()))
 
     def strays(self, servers: int) -> int:
-        """Number of rows before or after all others, FAR_DAYS or more away from them, about one for each server."""
+        """Number of rows before or after all others, FAR_DAYS or more away from them: one for each server at most."""
         first, last = self.main_range(servers)
         return sum(rows for rows, begin, end in self._days.values() if begin < first or end > last)
 
@@ -113,10 +113,9 @@ class RowsByDay:
         def rows_in(part: list[int]) -> int:
             return sum(self._days[day][0] for day in part)
 
-        while len(parts) > 1 and rows_in(parts[0]) <= most:
-            parts.pop(0)
-        while len(parts) > 1 and rows_in(parts[-1]) <= most:
-            parts.pop()
+        large = [part for part in parts if rows_in(part) > most]
+        if sum(map(rows_in, parts)) - sum(map(rows_in, large)) <= most and large:
+            parts = large  # otherwise the rows are far apart throughout, as monthly ones are
         return self._days[parts[0][0]][1], self._days[parts[-1][-1]][2]
 
     def keep(self, first: int, last: int) -> None:
