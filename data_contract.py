@@ -3,7 +3,7 @@ r"""The format of server metrics, version 1.0.0; DATA_CONTRACT.md describes it.
 Check a file or a folder (parquet or CSV). Every violation is listed with its remedy:
 
     python data_contract.py training/
-    python data_contract.py my_servers.csv --profiles my_profiles.toml
+    python data_contract.py my_servers.csv --profiles my_profiles.toml --input-timezone Europe/Berlin
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
 Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
@@ -23,6 +23,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,16 @@ from fleet_forecast.contract.specs import (
     METRICS_FILE,
     METRICS_FOLDER,
     REQUIRED,
-    SERVER_NAME_PATTERN,
     STATES,
     ColumnSpec,
     MetricSpec,
     arrow_schema,
     document_tables,
 )
+from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.flags import add_flag, add_version
-from fleet_forecast.iso_time import iso_exact
+from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
 from server_profiles import BUILT_IN_RULES
 
@@ -66,7 +67,6 @@ __all__ = [
     "METRICS_FOLDER",
     "METRIC_SPECS",
     "REQUIRED",
-    "SERVER_NAME_PATTERN",
     "STATES",
     "Batch",
     "CheckedMetrics",
@@ -93,8 +93,8 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
         "contract_version": CONTRACT_VERSION,
         "rows": data.rows,
         "servers": len(data.servers),
-        "first": iso_exact(pd.Timestamp(data.first, tz="UTC")),
-        "last": iso_exact(pd.Timestamp(data.last, tz="UTC")),
+        "first": iso_offset(pd.Timestamp(data.first, tz="UTC")),
+        "last": iso_offset(pd.Timestamp(data.last, tz="UTC")),
         "metrics": list(data.metrics),
         "profiles": sorted(set(data.profiles)),
         "notices": list(data.notices),
@@ -104,7 +104,8 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
     print(f"{summary['path']} keeps the data contract {CONTRACT_VERSION}")
-    print(f"  {summary['rows']:,} rows of {summary['servers']:,} servers, {summary['first']} to {summary['last']}")
+    first, last = (iso_exact(datetime.fromisoformat(summary[name])) for name in ("first", "last"))
+    print(f"  {summary['rows']:,} rows of {summary['servers']:,} servers, {first} to {last}")
     print(f"  metrics: {', '.join(summary['metrics'])}")
     print(f"  profiles: {', '.join(summary['profiles'])}")
     for notice in summary["notices"]:
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     parser.add_argument("path", nargs="?", type=Path, help="parquet or CSV file, or a folder of them")
     add_flag(parser, "--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
+    add_timezone_flag(parser)
     add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
     return parser
 
@@ -138,7 +140,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 0
     try:
         rules = BUILT_IN_RULES if arguments.profiles is None else load_profile_rules(arguments.profiles)
-        summary = _summary(check_metrics(arguments.path, rules))
+        summary = _summary(check_metrics(arguments.path, rules, arguments.input_timezone))
     except TomlFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -230,7 +230,7 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
     for mode, flags in (
         ("stream", ("speed", "new_server_every", "inject", "position_file")),
-        ("from_prometheus", ("queries", "profiles")),
+        ("from_prometheus", ("queries", "profiles", "prometheus_header")),
     ):
         for flag in flags:
             value = getattr(arguments, flag)
@@ -357,7 +357,8 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
 
     began, request = time.perf_counter(), _pull_request(arguments)
     _refuse_unwritable(arguments.out_dir)
-    client = PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file))
+    headers = _headers(arguments.prometheus_header)
+    client = PrometheusClient(arguments.from_prometheus, token=_token(arguments.token_file), headers=headers)
     with tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -365,7 +366,18 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
             bar.update(done - bar.n)
 
         written = pull_to_folder(client, request, arguments.out_dir, progress)
+    for name, reason in written.left_out.items():
+        print(f"note: {name} is left out: {reason}", file=sys.stderr)
     return _result(written.rows, written.servers, time.perf_counter() - began, written.path)
+
+
+def _headers(texts: Sequence[str]) -> dict[str, str]:
+    from fleet_forecast.sources.address import parse_header
+
+    try:
+        return dict(map(parse_header, texts))
+    except ValueError as problem:
+        raise UsageError(f"--prometheus_header: {problem}") from None
 
 
 def _pull_request(arguments: argparse.Namespace) -> PullRequest:
@@ -514,6 +526,14 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
     add_flag(group, "--from_prometheus", metavar="URL", help="write metrics of real servers instead of simulated ones")
+    add_flag(
+        group,
+        "--prometheus_header",
+        action="append",
+        default=[],
+        metavar="HEADER",
+        help="sent with each query, such as 'X-Scope-OrgID: tenant'; may be repeated",
+    )
     add_flag(
         group,
         "--queries",

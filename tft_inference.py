@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.daemon:
             return run_daemon(settings)
         if arguments.audit:
-            return run_audit(arguments, rules)
+            return run_audit(arguments, settings, rules)
         if arguments.replay:
             return run_replay(arguments, settings, rules)
         if arguments.explain is not None:
@@ -242,10 +242,10 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
     return DONE
 
 
-def run_audit(arguments: argparse.Namespace, rules: ProfileRules) -> int:
+def run_audit(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
     """Print the servers and profiles of the profile audit, the lines that accept it, and the audit as JSON."""
     _check_audit_flags(arguments)
-    data = read_metrics(arguments.input, rules)
+    data = read_metrics(arguments.input, rules, settings.input_timezone)
     for notice in data.notices:
         _note(notice)
     step_seconds = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
@@ -269,16 +269,16 @@ def run_audit(arguments: argparse.Namespace, rules: ProfileRules) -> int:
 def _load(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
     """The model, and the input on the model's grid; prints notes about the input."""
     engine = _engine(settings)
-    return engine, _on_grid(_read(path, rules), engine, rules)
+    return engine, _on_grid(_read(path, settings, rules), engine, rules)
 
 
 def _engine(settings: Settings) -> Engine:
     return Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
 
 
-def _read(path: Path, rules: ProfileRules) -> pd.DataFrame:
+def _read(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFrame:
     """The rows of the input; prints notes about them."""
-    data = read_metrics(path, rules)
+    data = read_metrics(path, rules, settings.input_timezone)
     for notice in data.notices:
         _note(notice)
     return data.frame
@@ -390,7 +390,7 @@ def run_replay(arguments: argparse.Namespace, settings: Settings, rules: Profile
     )
     engine = _engine(settings)
     pulled = arguments.input is None
-    frame = _pulled(settings, engine, first, last) if pulled else _read(arguments.input, rules)
+    frame = _pulled(settings, engine, first, last) if pulled else _read(arguments.input, settings, rules)
     grid = _on_grid(frame, engine, rules)
     incidents = labelled_incidents(frame, grid.step_seconds) or None
     if incidents_file is not None:
@@ -432,7 +432,10 @@ def _pulled(
     config = engine.config
     history = np.timedelta64(config.history_steps * config.step_seconds, "s")
     start, end = (datetime.fromtimestamp(int(time.astype(np.int64)), UTC) for time in (first - history, last))
-    return pull_range(client, queries, TimeRange(start, end), config.step_seconds)
+    pulled = pull_range(client, queries, TimeRange(start, end), config.step_seconds)
+    for name, reason in pulled.left_out.items():
+        _note(f"{name}: left out, {reason}")
+    return pulled.frame
 
 
 # --- daemon ---------------------------------------------------------------------------------------------------------
@@ -453,7 +456,9 @@ def run_daemon(settings: Settings) -> int:
     # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
     scheme = "http" if settings.tls_certificate is None else "https"
-    logging.getLogger(__name__).info("start", extra={"address": f"{scheme}://{settings.host}:{settings.port}"})
+    logging.getLogger(__name__).info(
+        "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
+    )
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
     if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
         return DONE
@@ -463,6 +468,11 @@ def run_daemon(settings: Settings) -> int:
         file=sys.stderr,
     )
     return FAILED
+
+
+def _in_address(host: str) -> str:
+    """A host name as addresses have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.silences import excluded_cells, load_silences
+from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation, as_text
@@ -141,7 +142,7 @@ def note(text: str) -> None:
 def read(arguments: argparse.Namespace) -> CheckedMetrics:
     """The training data, checked against the contract."""
     rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-    data = check_metrics(arguments.training_dir, rules)
+    data = check_metrics(arguments.training_dir, rules, arguments.input_timezone)
     for notice in data.notices:
         note(notice)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]
@@ -479,6 +480,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="step of the model; samples of finer data are averaged (the data's own step, at least "
         f"{MIN_DEFAULT_STEP_SECONDS})",
     )
+    add_timezone_flag(parser)
     add("--timezone", help=f"business time zone (that of the data's metadata, otherwise {DEFAULT_TIMEZONE})")
     add("--seed", type=_seed, default=42, help="seed of weights, windows and unseen servers (%(default)s)")
     _add_run_flags(parser)

@@ -28,6 +28,14 @@ def iso_exact(moment: datetime) -> str:
     return _in_utc(moment).isoformat().removesuffix("+00:00") + "Z"
 
 
+def iso_offset(moment: datetime) -> str:
+    """UTC time as 2026-11-23T10:00:00+00:00, the form of datetime.isoformat: in summaries for programs.
+
+    Raises ValueError for a datetime without a zone.
+    """
+    return _in_utc(moment).isoformat()
+
+
 def _in_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"the time {moment} has no zone; add one, such as UTC")

@@ -1,14 +1,14 @@
-"""Checks of one batch of rows: times with their zone, names, states, numbers within their range.
+"""Checks of rows and cells, for files and for requests: times, names, states, numbers within their range.
 
+A cell that cannot be used counts as not measured, and a row without time or name is left out; both are counted, with an
+example. A column of which that is true for most cells, or whose values look like another unit, is refused (`judge`).
 audit.py checks what needs all rows: repeated rows, servers with two profiles.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,29 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fleet_forecast.contract.labels import Labels, is_server_name, labels_of
 from fleet_forecast.contract.specs import (
     CONTRACT_VERSION,
-    END_OF_TIMESTAMPS,
-    FIRST_TIMESTAMP,
     METRIC_SPECS,
     METRICS,
     REQUIRED,
-    SERVER_NAME_PATTERN,
+    SERVER_NAME_WORDS,
     STATES,
     TEXT_COLUMNS,
     MetricSpec,
 )
+from fleet_forecast.contract.times import parse_times
 from fleet_forecast.iso_time import iso_exact
 
-_OUTSIDE = "the time is not within 1970 to 2199", "check the unit of the times"
-_ZONED_TEXT = re.compile(r"[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
+MOSTLY = 0.5  # share of unusable cells beyond which a column is refused
+ENOUGH_CELLS = 100  # from here on, a twentieth of the cells above the range is no accident ...
+ABOVE_SHARE = 0.05
+FRACTIONS_FROM = 0.2  # ... and percentages that never exceed 1, and reach this, are fractions
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One way in which data breaks the contract: the number of rows, an example and the remedy."""
+    """One thing that is wrong with data: the number of rows, an example and the remedy."""
 
     column: str
     rows: int
@@ -45,9 +47,14 @@ class Violation:
     remedy: str
 
     def __str__(self) -> str:
+        return f"{self.found}; {self.remedy}"
+
+    @property
+    def found(self) -> str:
+        """What is wrong, without the remedy."""
         rows = f"{self.rows:,} row{'' if self.rows == 1 else 's'}: " if self.rows else ""
         example = f", for example {self.example}" if self.example else ""
-        return f"{self.column}: {rows}{self.message}{example}; {self.remedy}"
+        return f"{self.column}: {rows}{self.message}{example}"
 
     def and_later(self, other: Violation) -> Violation:
         """This violation with the rows of a later one added; the example is still the first one."""
@@ -65,211 +72,218 @@ class ContractError(ValueError):
 
 
 @dataclass
-class Labels:
-    """A text column as codes of its distinct values in alphabetical order; code -1 is null."""
+class CellCounts:
+    """Cells of one metric.
 
-    values: npt.NDArray[np.object_]  # [label]
-    codes: npt.NDArray[np.integer[Any]]  # [row]
+    measured: cells that are not null. unusable, above: those that cannot be used, and those of them above the range.
+    highest: the largest finite value.
+    """
 
-    def rows_where(self, flags: npt.NDArray[np.bool_], null: bool = False) -> npt.NDArray[np.bool_]:
-        """[row] the flag of the row's value; `null` for rows without a value."""
-        rows: npt.NDArray[np.bool_] = np.append(flags, null)[self.codes]  # code -1 selects the last one
-        return rows
+    measured: int = 0
+    unusable: int = 0
+    above: int = 0
+    highest: float = -np.inf
+
+    def add(self, other: CellCounts) -> None:
+        """Count the cells of further rows."""
+        self.measured += other.measured
+        self.unusable += other.unusable
+        self.above += other.above
+        self.highest = max(self.highest, other.highest)
+
+
+def judge(spec: MetricSpec, cells: CellCounts) -> str | None:
+    """Why a metric's column is refused as a whole, with the likely factor; None if its usable cells are used."""
+    if _looks_like_fractions(spec, cells) and cells.measured >= ENOUGH_CELLS:
+        return f"fractions instead of {spec.unit}: no value is outside 0 to 1; multiply by 100"
+    systematic = cells.measured >= ENOUGH_CELLS and cells.above > ABOVE_SHARE * cells.measured
+    if not systematic and cells.unusable <= MOSTLY * cells.measured:
+        return None
+    if cells.above <= MOSTLY * cells.unusable:
+        return f"most values cannot be used; give numbers in {spec.unit}, and null where not measured"
+    return f"most likely another unit; {_unit_remedy(spec, cells.highest)}"
+
+
+def doubt(spec: MetricSpec, cells: CellCounts) -> str | None:
+    """What is unlikely about a metric that is used all the same; None without doubt."""
+    if _looks_like_fractions(spec, cells):
+        return f"no value is outside 0 to 1 {spec.unit}; if these are fractions, multiply by 100"
+    return None
+
+
+def _looks_like_fractions(spec: MetricSpec, cells: CellCounts) -> bool:
+    return spec.is_percent and cells.measured > 1 and FRACTIONS_FROM <= cells.highest <= 1.0
+
+
+def _unit_remedy(spec: MetricSpec, highest: float) -> str:
+    if not spec.is_percent:
+        return f"give it in {spec.unit}: divide bytes by 1,000,000"
+    cores = -(-highest // spec.upper)
+    if cores <= 1024:
+        return f"where each core counts as 100 %, divide by the number of cores (at least {cores:.0f} here)"
+    return f"give it in {spec.unit}, as the share in use of the total times 100"
 
 
 @dataclass
 class Examined:
-    """Content and violations of a batch; the arrays are complete only if there is no violation."""
+    """Usable content of a batch, and what is wrong with the rest.
 
-    violations: list[Violation]
-    timestamps: npt.NDArray[np.datetime64] | None = None  # [row] ns, UTC
+    rows: numbers of the usable rows, those with a time and a name; the arrays hold these rows.
+    faults: rows that cannot be used, and cells that count as not measured. rounded: values just beyond a limit, which
+    count as the limit. counts: by metric. present: by other column, the rows with a value. units: of numbers that were
+    read as times.
+    """
+
+    rows: npt.NDArray[np.int64]
+    faults: list[Violation] = field(default_factory=list)
+    rounded: list[Violation] = field(default_factory=list)
+    timestamps: npt.NDArray[np.datetime64] | None = None  # [row] ns, UTC; None without the column
     labels: dict[str, Labels] = field(default_factory=dict)  # text columns
     metrics: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)  # NaN where not measured
+    counts: dict[str, CellCounts] = field(default_factory=dict)
+    present: dict[str, int] = field(default_factory=dict)
+    units: set[str] = field(default_factory=set)
 
     def times(self) -> npt.NDArray[np.datetime64]:
-        """`timestamps`; raises ValueError if the batch has rows without a valid time."""
+        """`timestamps`; raises ValueError if the batch has no column of times."""
         if self.timestamps is None:
-            raise ValueError("the batch has rows without a valid time")
+            raise ValueError("the batch has no column of times")
         return self.timestamps
 
+    def select(self, kept: npt.NDArray[np.bool_]) -> None:
+        """Drop the rows that are not kept."""
+        if kept.all():
+            return
+        self.rows = self.rows[kept]
+        self.timestamps = None if self.timestamps is None else self.timestamps[kept]
+        self.labels = {name: labels.at(kept) for name, labels in self.labels.items()}
+        self.metrics = {name: values[kept] for name, values in self.metrics.items()}
 
-def examine(frame: pd.DataFrame) -> Examined:
-    """Check rows; the index is the row number from 0, and columns may have any type that pandas reads."""
-    examined = Examined([])
+
+def examine(frame: pd.DataFrame, timezone: str | None = None) -> Examined:
+    """Check rows; the index is the row number from 0, and columns may have any type that pandas reads.
+
+    timezone: of times without a zone, None if it is not known.
+    """
+    examined = Examined(frame.index.to_numpy(dtype=np.int64))
+    usable = np.ones(len(frame), dtype=bool)
     if "timestamp" in frame.columns:
-        _examine_timestamps(frame, examined)
+        parsed = parse_times(frame["timestamp"], timezone)
+        examined.timestamps, examined.units = parsed.instants, parsed.units
+        examined.present["timestamp"] = len(frame)
+        usable &= ~np.isnat(parsed.instants)
+        for flags, message, remedy in parsed.faults:
+            examined.faults.append(violation(frame, "timestamp", flags, message, remedy))
     for name in TEXT_COLUMNS:
         if name in frame.columns:
-            _examine_text(frame, name, examined)
+            labels = _examine_text(frame, name, examined)
+            if name == "server_name":
+                usable &= labels.codes != -1 if labels is not None else False
     for name in METRICS:
         if name in frame.columns:
             values = _numbers(frame, name, examined)
-            if values is not None:
-                _examine_range(frame, METRIC_SPECS[name], values, examined)
+            if not np.isnan(values).all():
+                examined.metrics[name] = values
+    examined.select(usable)
     return examined
 
 
-def _examine_timestamps(frame: pd.DataFrame, examined: Examined) -> None:
-    instants = _instants(frame, examined)
-    if instants is None:
-        return
-    null = np.isnat(instants)
-    outside = ~null & ((instants < FIRST_TIMESTAMP) | (instants >= END_OF_TIMESTAMPS))
-    if null.any():
-        remedy = "give each row its time, or leave the row out"
-        examined.violations.append(violation(frame, "timestamp", null, "the time is missing", remedy))
-    if outside.any():
-        examined.violations.append(violation(frame, "timestamp", outside, *_OUTSIDE))
-    if not null.any() and not outside.any():
-        examined.timestamps = instants.astype("datetime64[ns]", copy=False)
-
-
-def _instants(frame: pd.DataFrame, examined: Examined) -> npt.NDArray[np.datetime64] | None:
-    """[row] UTC times, NaT where null; None if a value is not a time or has no zone."""
-    column = frame["timestamp"]
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        utc: npt.NDArray[np.datetime64] = pd.DatetimeIndex(column).tz_convert("UTC").tz_localize(None).to_numpy()
-        return utc
-    unzoned, remedy = "the time has no zone", "write UTC times with their zone, such as 2026-11-23T10:00:00Z"
-    everywhere = np.ones(len(frame), dtype=bool)
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind == "M":
-        examined.violations.append(violation(frame, "timestamp", everywhere, unzoned, remedy))
-        return None
-    labels = labels_of(column)
-    if labels is None:
-        message = f"not a time but {column.dtype}"
-        examined.violations.append(violation(frame, "timestamp", everywhere, message, remedy))
-        return None
-    parsed = pd.to_datetime(pd.Series(labels.values), utc=True, format="ISO8601", errors="coerce")
-    unknown = parsed.isna().to_numpy()
-    far = np.array(
-        [not known and _is_time(text) for text, known in zip(labels.values, ~unknown, strict=True)], dtype=bool
-    )
-    no_zone = np.array([_ZONED_TEXT.search(text) is None for text in labels.values], dtype=bool) & ~unknown
-    for flags, message, what_to_do in (
-        (unknown & ~far, "not a time in ISO 8601", remedy),
-        (far, *_OUTSIDE),
-        (no_zone, unzoned, remedy),
-    ):
-        if flags.any():
-            rows = labels.rows_where(flags)
-            examined.violations.append(violation(frame, "timestamp", rows, message, what_to_do))
-    if unknown.any() or no_zone.any():
-        return None
-    instants: npt.NDArray[np.datetime64] = np.append(
-        parsed.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]"), np.datetime64("NaT", "ns")
-    )[labels.codes]
-    return instants
-
-
-def _is_time(text: str) -> bool:
-    """Whether the text is a time, also in a year that 64-bit nanoseconds cannot represent."""
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> None:
+def _examine_text(frame: pd.DataFrame, name: str, examined: Examined) -> Labels | None:
+    """A text column without the values that cannot be used; None if it has none."""
     column = frame[name]
-    if name not in REQUIRED and bool(column.isna().all()):
-        return  # a column without values is treated as absent
+    missing = column.isna().to_numpy(dtype=bool)
+    if name not in REQUIRED and bool(missing.all()):
+        return None  # a column without values is treated as absent
+    examined.present[name] = len(frame) - int(missing.sum()) if name not in REQUIRED else len(frame)
     labels = labels_of(column)
     if labels is None:
         text = column.map(lambda value: isinstance(value, str) or value is None or value != value)
         rows = ~text.to_numpy(dtype=bool)
         remedy = "write names as text" if name == "server_name" else "write text, or null"
-        examined.violations.append(violation(frame, name, rows, "not text", remedy))
-        return
-    found: list[tuple[npt.NDArray[np.bool_], str, str]] = []
-    if name == "server_name":
-        bad = np.array([re.fullmatch(SERVER_NAME_PATTERN, text) is None for text in labels.values], dtype=bool)
-        found.append((labels.codes == -1, "the name is missing", "name the server of each row"))
-        found.append(
-            (
-                labels.rows_where(bad),
-                "not a server name",
-                "use 1 to 253 of the characters A-Z a-z 0-9 . _ : -, no dot first",
-            )
-        )
-    elif name == "state":
-        bad = np.array([text not in STATES for text in labels.values], dtype=bool)
-        found.append((labels.rows_where(bad), "not a state", f"use one of {', '.join(STATES)}, or null"))
-    else:
-        bad = np.array([not text.strip() for text in labels.values], dtype=bool)
-        found.append((labels.rows_where(bad), "blank text", "write null where there is none"))
-    for rows, message, remedy in found:
-        if rows.any():
-            examined.violations.append(violation(frame, name, rows, message, remedy))
-    examined.labels[name] = labels
+        examined.faults.append(violation(frame, name, rows, "not text", remedy))
+        return None
+    is_usable, message, remedy = _TEXT_RULES.get(name, _NOT_BLANK)
+    bad = np.array([not is_usable(text) for text in labels.values], dtype=bool)
+    if name == "server_name" and missing.any():
+        fault = violation(frame, name, labels.codes == -1, "the name is missing", "name the server of each row")
+        examined.faults.append(fault)
+    if bad.any():
+        examined.faults.append(violation(frame, name, labels.rows_where(bad), message, remedy))
+        labels = labels.masked(bad)
+    if len(labels.values) or name == "server_name":
+        examined.labels[name] = labels
+    return labels
 
 
-def _numbers(frame: pd.DataFrame, name: str, examined: Examined) -> npt.NDArray[np.float32] | None:
-    """A metric column as float32 [row], None if it contains anything but numbers."""
-    column = frame[name]
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
-        with np.errstate(over="ignore"):  # the value becomes infinite and is refused
-            return column.to_numpy(dtype=np.float32, na_value=np.nan)
-    if bool(column.isna().all()):
-        return np.full(len(column), np.nan, dtype=np.float32)
-    labels = labels_of(column)
-    rows = column.notna().to_numpy()
-    message = f"not numbers but {column.dtype}"
-    if labels is not None:
-        message = "numbers written as text"
-        unreadable = pd.to_numeric(pd.Series(labels.values), errors="coerce").isna().to_numpy()
-        if unreadable.any():
-            rows, message = labels.rows_where(unreadable), "text in a metric column"
-    examined.violations.append(violation(frame, name, rows, message, "write numbers, and null where not measured"))
-    return None
+_TEXT_RULES: Mapping[str, tuple[Callable[[str], bool], str, str]] = {
+    "server_name": (is_server_name, "not a server name", f"use {SERVER_NAME_WORDS}"),
+    "state": (lambda text: text in STATES, "not a state", f"use one of {', '.join(STATES)}, or null"),
+}
+_NOT_BLANK = (lambda text: bool(text.strip()), "blank text", "write null where there is none")
 
 
-def _examine_range(frame: pd.DataFrame, spec: MetricSpec, values: npt.NDArray[np.float32], examined: Examined) -> None:
+def _numbers(frame: pd.DataFrame, name: str, examined: Examined) -> npt.NDArray[np.float32]:
+    """A metric column as float32 [row], NaN where it is not measured or cannot be used."""
+    column, spec = frame[name], METRIC_SPECS[name]
+    counts = examined.counts.setdefault(name, CellCounts())
+    numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    if not numeric:
+        if bool(column.isna().all()):
+            return np.full(len(column), np.nan, dtype=np.float32)
+        column, unusable, message = _numbers_of_text(column)
+        _fault(frame, spec, unusable, message, examined)
+        counts.measured += int(unusable.sum())
+    with np.errstate(over="ignore"):  # the value becomes infinite and is not used
+        values = column.to_numpy(dtype=np.float32, na_value=np.nan)
     lowest, highest = np.fmin.reduce(values), np.fmax.reduce(values)  # NaN only if nothing is measured
     if np.isnan(lowest):
-        return  # a column without values is treated as absent
-    found: list[tuple[npt.NDArray[np.bool_], str, str]] = []
-    if np.isinf(lowest) or np.isinf(highest):
-        found.append((np.isinf(values), "not a finite number", "write null where not measured"))
-    if lowest < spec.lower:
-        found.append((np.isfinite(values) & (values < spec.lower), *_range_words(spec)))
-    if highest > spec.upper:
-        found.append((np.isfinite(values) & (values > spec.upper), *_range_words(spec)))
-    for rows, message, remedy in found:
-        if rows.any():
-            examined.violations.append(violation(frame, spec.name, rows, message, remedy))
-    examined.metrics[spec.name] = values
+        return values
+    counts.measured += int(np.count_nonzero(~np.isnan(values)))
+    finite = values[np.isfinite(values)] if np.isinf(lowest) or np.isinf(highest) else None
+    counts.highest = float(highest if finite is None else np.max(finite, initial=-np.inf))
+    if spec.lower <= lowest and highest <= spec.upper:
+        return values
+    return _within_range(frame, spec, values.copy(), examined)
 
 
-def _range_words(spec: MetricSpec) -> tuple[str, str]:
-    return f"outside the range {spec.range_text} {spec.unit}", f"give it in {spec.unit}, and null where not measured"
+def _within_range(
+    frame: pd.DataFrame, spec: MetricSpec, values: npt.NDArray[np.float32], examined: Examined
+) -> npt.NDArray[np.float32]:
+    """Values beyond a limit: the limit if only rounding took them there, else not measured."""
+    beyond = (values < spec.lower) | (values > spec.upper)
+    rounded = beyond & (values >= spec.lower - spec.rounding) & (values <= spec.upper + spec.rounding)
+    outside = f"outside the range {spec.range_text} {spec.unit}"
+    above = beyond & ~rounded & np.isfinite(values) & (values > spec.upper)
+    below = beyond & ~rounded & np.isfinite(values) & (values < spec.lower)
+    examined.counts[spec.name].above += int(above.sum())
+    if rounded.any():
+        examined.rounded.append(violation(frame, spec.name, rounded, "just beyond the range, by rounding", ""))
+    for rows, message in ((np.isinf(values), "not a finite number"), (below | above, outside)):
+        _fault(frame, spec, rows, message, examined)
+    values[beyond & ~rounded] = np.nan
+    limits: npt.NDArray[np.float32] = np.clip(values, np.float32(spec.lower), np.float32(spec.upper))
+    return limits
 
 
-def labels_of(column: pd.Series[Any]) -> Labels | None:
-    """A text column by its distinct values, None if it contains anything but text and null."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        labels: Any = column.array  # column.cat keeps a reference to the column until the next garbage collection
-        if len(pd.unique(labels.codes[labels.codes >= 0])) < len(labels.categories):
-            labels = labels.remove_unused_categories()
-        codes, values = labels.codes, labels.categories.to_numpy(dtype=object)
-    elif pd.api.types.is_object_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype):
-        try:
-            codes, unique = pd.factorize(column.to_numpy(dtype=object))
-        except TypeError:  # unhashable
-            return None
-        values = np.asarray(unique, dtype=object)
-    else:
-        return None
-    if not all(isinstance(value, str) for value in values):
-        return None
-    by_name = np.argsort(values.astype(str)) if len(values) else np.empty(0, dtype=np.intp)
-    if bool(np.all(by_name == np.arange(len(values)))):
-        return Labels(values, codes)
-    rank = np.empty(len(values) + 1, dtype=np.int32)
-    rank[by_name] = np.arange(len(values), dtype=np.int32)
-    rank[-1] = -1
-    return Labels(values[by_name], rank[codes])
+def _fault(
+    frame: pd.DataFrame, spec: MetricSpec, rows: npt.NDArray[np.bool_], message: str, examined: Examined
+) -> None:
+    if rows.any():
+        remedy = f"give it in {spec.unit}, and null where not measured"
+        examined.faults.append(violation(frame, spec.name, rows, message, remedy))
+        examined.counts[spec.name].unusable += int(rows.sum())
+
+
+def _numbers_of_text(column: pd.Series[Any]) -> tuple[pd.Series[Any], npt.NDArray[np.bool_], str]:
+    """Numbers that were written as text, the rows that have none, and what is wrong with them."""
+    labels = labels_of(column)
+    if labels is None:
+        unusable = column.notna().to_numpy()
+        return pd.Series(np.nan, index=column.index), unusable, f"not numbers but {column.dtype}"
+    parsed = pd.to_numeric(pd.Series(labels.values, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
+    unreadable = np.isnan(parsed) & np.array([text.strip().lower() != "nan" for text in labels.values], dtype=bool)
+    values = np.append(parsed, np.nan)[labels.codes]
+    return pd.Series(values, index=column.index), labels.rows_where(unreadable), "text in a metric column"
 
 
 def violation(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.bool_], message: str, remedy: str) -> Violation:

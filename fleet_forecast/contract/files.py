@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
 
+from fleet_forecast.contract.csv_files import LABEL, first_line, open_csv, refuse_repeated, with_columns
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.specs import COLUMNS, METRICS, METRICS_FILE, METRICS_FOLDER, TEXT_COLUMNS
+from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS, METRICS_FILE, METRICS_FOLDER, TEXT_COLUMNS
 
 BATCH_ROWS = 1 << 20  # 40 MB or so; a batch ends at the first part of a file that reaches it
-_CSV_BLOCK_BYTES = 1 << 25
-_CSV_NULLS = ["", "null", "NULL", "None", "NaN", "nan", "NA", "N/A"]
+_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_CSV_SUFFIXES = (".csv", ".tsv")
+_COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Source:
     root: Path
     folder: Path
     is_csv: bool
+    not_read: tuple[Path, ...] = ()  # other files of the folder
 
     def stamp(self) -> list[tuple[int, int]]:
         """Size and time of the last change of each file, to detect that a file was written."""
@@ -68,20 +73,18 @@ def find_source(path: Path) -> Source:
         raise DataFileError(f"{path}: no such file or folder; give the path of a parquet or CSV file, or of a folder")
     for name in (METRICS_FILE, METRICS_FOLDER, f"{METRICS_FOLDER}.csv", f"{METRICS_FOLDER}.csv.gz"):
         if (path / name).is_file():
-            return Source((path / name,), path, path, _is_csv(path / name))
+            file = path / name
+            return Source((file,), path, path, _is_csv(file), _others(path, {file}))
         if (path / name).is_dir():
-            return _part_files(path / name, path)
+            found = _part_files(path / name, path)
+            return replace(found, not_read=_others(path, {*found.files}))
     return _part_files(path, path)
 
 
 def _part_files(root: Path, folder: Path) -> Source:
-    visible = [
-        file
-        for file in sorted(root.rglob("*"))
-        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(root).parts)
-    ]
-    parquet = tuple(file for file in visible if file.suffix == ".parquet")
-    csv = tuple(file for file in visible if file.name.endswith((".csv", ".csv.gz")))
+    visible = _visible_files(root)
+    parquet = tuple(file for file in visible if _kind(file) == "parquet")
+    csv = tuple(file for file in visible if _kind(file) == "csv")
     if parquet and csv:
         raise DataFileError(
             f"{root}: holds parquet files ({parquet[0].name}) and CSV files ({csv[0].name}); keep one kind"
@@ -91,20 +94,42 @@ def _part_files(root: Path, folder: Path) -> Source:
             f"{root}: holds no metrics; generate some with metrics_generator.py --out_dir, or put {METRICS_FILE} there"
         )
         raise DataFileError(msg)
-    return Source(parquet or csv, root, folder, bool(csv))
+    files = parquet or csv
+    return Source(files, root, folder, bool(csv), _others(root, {*files}))
+
+
+def _visible_files(root: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(root).parts)
+    ]
+
+
+def _others(folder: Path, read: set[Path]) -> tuple[Path, ...]:
+    return tuple(file for file in _visible_files(folder) if file not in read and file.name != METADATA_FILE)
+
+
+def _kind(path: Path) -> str | None:
+    """Parquet or csv by the name, in upper or lower case; None for other names."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes[-1:] and suffixes[-1] in _PARQUET_SUFFIXES:
+        return "parquet"
+    if suffixes[-1:] and suffixes[-1] in _COMPRESSION_SUFFIXES:
+        suffixes.pop()
+    return "csv" if suffixes[-1:] and suffixes[-1] in _CSV_SUFFIXES else None
 
 
 def _is_csv(path: Path) -> bool:
-    if path.name.endswith((".csv", ".csv.gz")):
-        return True
-    if path.suffix in (".parquet", ".pq"):
-        return False
-    raise DataFileError(f"{path}: neither .parquet nor .csv; convert it, or rename it if it is one of them")
+    kind = _kind(path)
+    if kind is None:
+        raise DataFileError(f"{path}: neither .parquet nor .csv; convert it, or rename it if it is one of them")
+    return kind == "csv"
 
 
 def open_rows(source: Source) -> Rows:
     """Open the files as one table. Raises DataFileError if that is not possible."""
-    names, tables = _open_csv(source) if source.is_csv else _open_parquet(source)
+    names, tables = open_csv(source.files) if source.is_csv else _open_parquet(source)
     kept = tuple(name for name in COLUMNS if name in names)
     return Rows(kept, tuple(name for name in names if name not in COLUMNS), tables)
 
@@ -112,134 +137,80 @@ def open_rows(source: Source) -> Rows:
 # --- parquet --------------------------------------------------------------------------------------------------------
 
 
+class _ParquetFile(NamedTuple):
+    """One file of a folder; constants: text columns that the folders around it give (hive partitions)."""
+
+    path: Path
+    fragment: pa_dataset.ParquetFileFragment
+    schema: pa.Schema
+    constants: Mapping[str, str | None]
+    is_int96: bool  # Spark's time stamps: instants in UTC, without saying so
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys((*self.schema.names, *self.constants)))
+
+
 def _open_parquet(source: Source) -> tuple[list[str], Callable[[Sequence[str]], Iterator[pa.RecordBatch]]]:
+    files = [_parquet_file(path, source.root) for path in source.files]
+
+    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for file in files:
+            stored = [name for name in columns if name in file.schema.names]
+            try:
+                # By row group: a scan of the whole file reads ahead.
+                for row_group in file.fragment.split_by_row_group():
+                    for batch in row_group.to_batches(
+                        file.schema, columns=stored, batch_size=BATCH_ROWS, memory_pool=_pool()
+                    ):
+                        yield with_columns(_completed(batch, file), columns)
+            except (pa.ArrowException, OSError) as problem:
+                raise _unreadable_parquet(file.path, problem) from None
+
+    return list(dict.fromkeys(name for file in files for name in file.names())), batches
+
+
+def _parquet_file(path: Path, root: Path) -> _ParquetFile:
     options = pa_dataset.ParquetReadOptions(dictionary_columns=set(TEXT_COLUMNS))
     file_format = pa_dataset.ParquetFileFormat(read_options=options)
-    where = source.files[0] if len(source.files) == 1 else source.root
-
-    def unreadable(problem: Exception) -> DataFileError:
-        return DataFileError(
-            f"{where}: not readable as parquet ({_first_line(problem)}); write it again with one schema"
-        )
-
-    schemas = []
-    for file in source.files:
-        try:
-            schemas.append(file_format.inspect(str(file), filesystem=pa_fs.LocalFileSystem()))
-        except (pa.ArrowException, OSError) as problem:
-            raise DataFileError(
-                f"{file}: not readable as parquet ({_first_line(problem)}); write it again, or remove it"
-            ) from None
     try:
-        dataset = pa_dataset.dataset(
-            [str(file) for file in source.files],
-            format=file_format,
-            partitioning=pa_dataset.partitioning(flavor="hive"),
-            partition_base_dir=str(source.root),
-        )
-        schema = pa.unify_schemas([*schemas, dataset.schema], promote_options="permissive")
-        _refuse_repeated(source.root, schema.names)
-        dataset = dataset.replace_schema(schema)
+        fragment = file_format.make_fragment(str(path), filesystem=pa_fs.LocalFileSystem())
+        schema, stored = fragment.physical_schema, pq.read_metadata(path).schema
     except (pa.ArrowException, OSError) as problem:
-        raise unreadable(problem) from None
-
-    def tables(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            # By row group: a scan of the dataset reads all files ahead.
-            for file in dataset.get_fragments():
-                for row_group in file.split_by_row_group():
-                    yield from row_group.to_batches(
-                        schema, columns=list(columns), batch_size=BATCH_ROWS, memory_pool=_pool()
-                    )
-        except (pa.ArrowException, OSError) as problem:
-            raise unreadable(problem) from None
-
-    return schema.names, tables
+        raise _unreadable_parquet(path, problem) from None
+    refuse_repeated(path, schema.names)
+    columns = [stored.column(place) for place in range(len(stored))]
+    is_int96 = any(column.path == "timestamp" and column.physical_type == "INT96" for column in columns)
+    return _ParquetFile(path, fragment, schema, _partition_values(path.relative_to(root)), is_int96)
 
 
-# --- CSV ------------------------------------------------------------------------------------------------------------
+def _unreadable_parquet(path: Path, problem: Exception) -> DataFileError:
+    return DataFileError(f"{path}: not readable as parquet ({first_line(problem)}); write it again, or remove it")
 
 
-def _open_csv(source: Source) -> tuple[list[str], Callable[[Sequence[str]], Iterator[pa.RecordBatch]]]:
-    headers = {file: _csv_header(file) for file in source.files}
-
-    def tables(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for file, names in headers.items():
-            kept = [name for name in columns if name in names]
-            try:
-                for batch in _csv_batches(file, kept):
-                    yield _with_columns(batch, columns)
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
-                raise _unreadable_csv(file, problem) from None
-
-    return list(dict.fromkeys(name for names in headers.values() for name in names)), tables
+def _partition_values(path: Path) -> dict[str, str | None]:
+    """The columns that the folders of a file give, such as `server_name=1001/`, always as text."""
+    pairs = (part.partition("=") for part in path.parts[:-1] if "=" in part)
+    return {unquote(name): None if text == _HIVE_NULL else unquote(text) for name, _, text in pairs}
 
 
-def _csv_header(path: Path) -> list[str]:
-    try:
-        with pa_csv.open_csv(path) as reader:
-            names: list[str] = reader.schema.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
-        raise _unreadable_csv(path, problem) from None
-    _refuse_repeated(path, names)
-    if len(names) == 1 and ";" in names[0]:
-        raise DataFileError(f"{path}: columns are separated by semicolons; separate them by commas")
-    return names
-
-
-def _unreadable_csv(path: Path, problem: Exception) -> DataFileError:
-    return DataFileError(f"{path}: not readable as CSV ({_first_line(problem)}); write it again")
-
-
-def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    if not columns:  # no column of the contract: validation reports it
-        return
-    rows = 0
-    try:
-        for batch in _parse_csv(path, columns, pa.float32()):
-            yield batch
-            rows += batch.num_rows
-    except pa.ArrowInvalid:  # text among the numbers: read the rest as text, so that validation can count it
-        for batch in _parse_csv(path, columns, pa.string()):
-            if rows < batch.num_rows:
-                yield _numbers_where_possible(batch.slice(rows))
-            rows = max(0, rows - batch.num_rows)
-
-
-def _parse_csv(path: Path, columns: list[str], metric_type: pa.DataType) -> Iterator[pa.RecordBatch]:
-    label = pa.dictionary(pa.int32(), pa.string())  # few distinct values: parsed once each
-    types = {name: metric_type if name in METRICS else label for name in columns}
-    options = pa_csv.ConvertOptions(
-        column_types=types, include_columns=columns, null_values=_CSV_NULLS, strings_can_be_null=True
-    )
-    blocks = pa_csv.ReadOptions(block_size=_CSV_BLOCK_BYTES)
-    with pa_csv.open_csv(path, read_options=blocks, convert_options=options, memory_pool=_pool()) as reader:
-        yield from reader
-
-
-def _numbers_where_possible(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Converts a text column of a metric to numbers if all its values are numbers."""
-    for place, name in enumerate(batch.schema.names):
-        if name in METRICS:
-            try:
-                batch = batch.set_column(place, name, batch.column(place).cast(pa.float32()))
-            except pa.ArrowInvalid:
-                continue
-    return batch
-
-
-def _with_columns(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-    """The columns in order; a column that only other files have is null."""
-    rows, label = batch.num_rows, pa.dictionary(pa.int32(), pa.string())
-    return pa.RecordBatch.from_arrays(
-        [
-            batch.column(name)
-            if name in batch.schema.names
-            else pa.nulls(rows, pa.float32() if name in METRICS else label)
-            for name in columns
-        ],
-        names=list(columns),
-    )
+def _completed(batch: pa.RecordBatch, file: _ParquetFile) -> pa.RecordBatch:
+    """The batch with the columns of the folders, whole numbers as names, and all times with a zone in UTC."""
+    names, columns = list(batch.schema.names), list(batch.columns)
+    for place, name in enumerate(names):
+        if name in TEXT_COLUMNS and pa.types.is_integer(columns[place].type):
+            columns[place] = columns[place].cast(pa.string()).dictionary_encode()
+        if name == "timestamp" and pa.types.is_timestamp(columns[place].type):
+            kind = columns[place].type
+            if file.is_int96 or kind.tz is not None:  # the zone's name does not matter: stored are instants
+                columns[place] = columns[place].view(pa.timestamp(kind.unit, "UTC"))
+    for name, text in file.constants.items():
+        if name in COLUMNS and name not in names:
+            repeated = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), batch.num_rows), [text])
+            names.append(name)
+            columns.append(repeated.cast(LABEL))
+    if not columns:  # no column of the contract
+        return pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], names=[""])
+    return pa.RecordBatch.from_arrays(columns, names=names)
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
@@ -270,16 +241,6 @@ def _to_pandas(table: pa.Table, name: str) -> pd.Series[Any]:
         column = column.cast(pa.float32(), safe=False)
     series: pd.Series[Any] = column.to_pandas(memory_pool=_pool())
     return series
-
-
-def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataFileError(f"{path}: column {name} occurs {names.count(name)} times; keep one")
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).splitlines()[0].rstrip(".") if str(problem) else type(problem).__name__
 
 
 def _pool() -> pa.MemoryPool:

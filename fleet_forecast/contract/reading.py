@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fleet_forecast.contract.audit import NULL_CODE, Audit, coded
+from fleet_forecast.contract.audit import NULL_CODE, Audit, Unwanted, coded
 from fleet_forecast.contract.checks import ContractError, Examined, examine
 from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
@@ -30,7 +30,8 @@ class ContractData:
     metadata: of the folder, None without one.
     metrics: those with at least one value, in the contract's order.
     has_profile_column: whether the data has profiles; otherwise all are inferred from the names.
-    notices: ignored columns, inferred profiles, unknown profiles; none of them is an error.
+    notices: cells and rows that were not used, files that were not read, ignored columns, inferred profiles, unknown
+        profiles; none of them is an error.
     """
 
     frame: pd.DataFrame
@@ -60,8 +61,9 @@ class Batch(NamedTuple):
 class CheckedMetrics:
     """Validated metrics on disk, to be read batch by batch.
 
-    rows: their number. first, last: their first and last time, UTC, ns. servers: names in alphabetical order. profiles:
-    [server], inferred if the data has none. distances: seconds from one row of a server to the next, and their number.
+    rows: their number, without those that are left out. first, last: their first and last time, UTC, ns. servers: names
+    in alphabetical order. profiles: [server], inferred if the data has none. distances: seconds from one row of a
+    server to the next, and their number.
     The other fields are those of ContractData.
     """
 
@@ -79,6 +81,8 @@ class CheckedMetrics:
     _source: Source
     _stamp: Sequence[tuple[int, int]]
     _rows: Rows
+    _unwanted: Unwanted
+    _input_timezone: str | None
 
     def batches(self, metrics: Sequence[str]) -> Iterator[Batch]:
         """All rows with the values of some metrics, in the order of the files.
@@ -89,8 +93,9 @@ class CheckedMetrics:
         self._refuse_if_changed()
         for frame in self._rows.batches(("timestamp", "server_name", *metrics)):
             self._refuse_if_changed()
-            found = examine(frame)
-            nothing = np.full(len(frame), np.nan, dtype=np.float32)
+            found = examine(frame, self._input_timezone)
+            self.drop_unwanted(found)
+            nothing = np.full(len(found.rows), np.nan, dtype=np.float32)
             values = {name: found.metrics.get(name, nothing) for name in metrics}
             yield Batch(coded(found.labels["server_name"], codes), found.times(), values)
 
@@ -103,75 +108,108 @@ class CheckedMetrics:
         if "incident" not in self._rows.columns:
             return
         for frame in self._rows.batches(("timestamp", "server_name", "incident")):
-            found = examine(frame[frame["incident"].notna()])
+            found = examine(frame[frame["incident"].notna()], self._input_timezone)
+            self.drop_unwanted(found)
             if "incident" in found.labels:
                 names, labels = found.labels["server_name"], found.labels["incident"]
                 seconds = found.times().astype("datetime64[s]").astype(np.int64).tolist()
                 for name, second, label in zip(names.codes.tolist(), seconds, labels.codes.tolist(), strict=True):
                     yield LabelledRow(str(names.values[name]), float(second), str(labels.values[label]))
 
+    def drop_unwanted(self, examined: Examined) -> None:
+        """Leave out the rows of a batch that are repeats, or far off in time."""
+        self._unwanted.drop_from(examined)
+
     def _refuse_if_changed(self) -> None:
         if self._source.stamp() != self._stamp:
             raise DataFileError(f"{self.path}: was changed while it was read; do not change the files and start again")
 
 
-def check_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> CheckedMetrics:
-    """Validate metrics in memory that does not grow with the number of rows; paths and errors as in read_metrics."""
-    return _check(Path(path), rules)[0]
+def check_metrics(
+    path: Path, rules: ProfileRules = BUILT_IN_RULES, input_timezone: str | None = None
+) -> CheckedMetrics:
+    """Validate metrics in memory that does not grow with the number of rows; otherwise as read_metrics."""
+    return _check(_Request(Path(path), rules, input_timezone))[0]
 
 
-def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES) -> ContractData:
+def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES, input_timezone: str | None = None) -> ContractData:
     """Read and validate metrics from a parquet or CSV file, or from a folder.
 
     A folder contains server_metrics.parquet (a file, or a folder of part files), server_metrics/ or server_metrics.csv,
     or is itself a folder of part files; hive partitions (`date=2026-11-23/`) are read.
-    A missing profile is inferred from the server's name by `rules`.
+    A missing profile is inferred from the server's name by `rules`. input_timezone: of times that have no zone.
 
     Raises DataFileError if there is nothing readable, ContractError if the rows break the contract.
     """
     parts: list[Examined] = []
-    checked, audit = _check(Path(path), rules, parts.append)
+    checked, audit = _check(_Request(Path(path), rules, input_timezone), parts.append)
     frame = _assembled(parts, checked, audit)
     return ContractData(frame, checked.metadata, checked.metrics, checked.has_profile_column, checked.notices)
 
 
-def _check(
-    path: Path, rules: ProfileRules, keep: Callable[[Examined], object] = lambda _part: None
-) -> tuple[CheckedMetrics, Audit]:
-    """Validate all rows; `keep` is called with each batch until there is a violation."""
-    source = find_source(path)
+class _Request(NamedTuple):
+    """What is read and how."""
+
+    path: Path
+    rules: ProfileRules
+    input_timezone: str | None
+
+
+def _check(request: _Request, keep: Callable[[Examined], object] = lambda _part: None) -> tuple[CheckedMetrics, Audit]:
+    """Validate all rows; `keep` is called with each batch."""
+    source = find_source(request.path)
     metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
     stamp, rows = source.stamp(), open_rows(source)
-    audit = Audit(rows.columns, rows.left_out)
+    audit = Audit(rows.columns, rows.left_out, request.input_timezone)
     for frame in rows.batches():
-        examined = audit.add(frame)
-        if not audit.broken:
-            keep(examined)
-    if violations := audit.violations(lambda: rows.batches(("timestamp", "server_name"))):
-        raise ContractError(path, violations)
-    servers = tuple(sorted(audit.servers))
+        keep(audit.add(frame))
+    violations = audit.violations()
+    unwanted = Unwanted(audit, rows.batches) if audit.servers else None
+    if unwanted is None or (violations := [*violations, *unwanted.violations]):
+        raise ContractError(request.path, violations)
+    belongs = metadata is None or metadata.rows == audit.rows
+    servers = tuple(sorted(audit.servers if unwanted.servers is None else unwanted.servers))
     given = _given_profiles(audit, servers)
     profiles = tuple(
-        str(infer_profile_from_name(server, rules)) if profile is None else profile
+        str(infer_profile_from_name(server, request.rules)) if profile is None else profile
         for server, profile in zip(servers, given, strict=True)
     )
+    notices = [*_file_notices(source, metadata, audit), *audit.notices(), *unwanted.notices]
     checked = CheckedMetrics(
-        path,
-        audit.rows,
-        np.datetime64(audit.first, "ns"),
-        np.datetime64(audit.last, "ns"),
+        request.path,
+        audit.usable - len(unwanted.rows),
+        np.datetime64(audit.days.first, "ns"),
+        np.datetime64(audit.days.last, "ns"),
         servers,
         profiles,
         dict(audit.timeline.distances),
-        metadata,
+        metadata if belongs else None,
         tuple(name for name in METRICS if name in audit.metrics),
         "profile" in audit.labels,
-        tuple(_notices(rows, audit, given, profiles)),
+        (*notices, *_notices(rows, audit, given, profiles)),
         source,
         stamp,
         rows,
+        unwanted,
+        request.input_timezone,
     )
     return checked, audit
+
+
+_SHOWN_FILES = 5
+
+
+def _file_notices(source: Source, metadata: Metadata | None, audit: Audit) -> Iterator[str]:
+    if metadata is not None and metadata.rows != audit.rows:
+        yield (
+            f"{METADATA_FILE} describes other data ({metadata.rows:,} rows, there are {audit.rows:,}): not used; "
+            "remove it"
+        )
+    if source.not_read:
+        names = ", ".join(str(file.relative_to(source.folder)) for file in source.not_read[:_SHOWN_FILES])
+        more = f" and {len(source.not_read) - _SHOWN_FILES:,} more" if len(source.not_read) > _SHOWN_FILES else ""
+        read = source.files[0].name if len(source.files) == 1 else f"{len(source.files):,} files"
+        yield f"{names}{more}: not read; {read} is the data of this folder, give another path to read them"
 
 
 def _given_profiles(audit: Audit, servers: Sequence[str]) -> list[str | None]:
@@ -197,6 +235,8 @@ def _notices(rows: Rows, audit: Audit, given: Sequence[str | None], profiles: Se
 def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:
     """The rows of all batches in the contract's types and order; empties the parts."""
     codes = {name: code for code, name in enumerate(checked.servers)}
+    for part in parts:
+        checked.drop_unwanted(part)
     servers = np.concatenate([coded(part.labels["server_name"], codes) for part in parts])
     times = np.concatenate([part.times() for part in parts])
     order = _by_server_and_time(servers, times)

@@ -20,7 +20,10 @@ METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part f
 METADATA_FILE = "metrics_metadata.json"
 ROW_GROUP_ROWS = 262_144  # of the parquet files that are written
 
-SERVER_NAME_PATTERN = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}"
+LONGEST_SERVER_NAME = 253  # characters, as of a full domain name
+SERVER_NAME_WORDS = (
+    f"1 to {LONGEST_SERVER_NAME} printable characters, no space at the beginning or end, not `.` or `..`"
+)
 FIRST_TIMESTAMP = np.datetime64("1970-01-01T00:00:00", "s")
 END_OF_TIMESTAMPS = np.datetime64("2200-01-01T00:00:00", "s")
 
@@ -51,6 +54,11 @@ class MetricSpec:
     def range_text(self) -> str:
         """The range for messages, such as "0 to 100"."""
         return f"{self.lower:,.0f} to {self.upper:,.0f}"
+
+    @property
+    def rounding(self) -> float:
+        """How far beyond a limit a value may lie by rounding; it then counts as the limit."""
+        return 0.5 if self.is_percent else 1e-6
 
     @property
     def is_percent(self) -> bool:
@@ -91,13 +99,14 @@ COLUMN_SPECS: Mapping[str, ColumnSpec] = MappingProxyType(
         for spec in (
             ColumnSpec(
                 "timestamp",
-                "UTC time, or text in ISO 8601 with its zone (`2026-11-23T10:00:00Z`)",
+                "UTC time, text in ISO 8601 with its zone (`2026-11-23T10:00:00Z`), or a number since 1970 in seconds, "
+                "milliseconds, microseconds or nanoseconds",
                 True,
                 "time of the measurement; 1970 to 2199, unique for each server",
             ),
             ColumnSpec(
                 "server_name",
-                f"text, `{SERVER_NAME_PATTERN}`",
+                f"text, {SERVER_NAME_WORDS}; whole numbers are read as text",
                 True,
                 "name of the server, host name or full domain name",
             ),

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.features.history import interpolate_between_rows
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
 from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
 from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
@@ -142,6 +143,7 @@ class FleetArrays(NamedTuple):
     """What windows are built from.
 
     transformed: float32 [server, step, metric], NaN = not measured (FleetScaling.bounds). peers: of its servers (none).
+    row_distances: int64 [server, metric], see history.py; None: all rows are one step apart.
     """
 
     spec: WindowSpec
@@ -149,6 +151,7 @@ class FleetArrays(NamedTuple):
     calendar: Calendar
     transformed: np.ndarray
     peers: FleetPeers | None = None
+    row_distances: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -302,6 +305,7 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
     if servers is None or fleet.peers is None:
         most = max(encoder_steps, min(history_steps, int(request.known_steps.max(initial=0))))
         own = _own_past(fleet, request, most, request.known_steps)
+        _interpolate(fleet, request, own)
         return _Past(own, own[:, -encoder_steps:], None)
     own = _own_past(fleet, request, history_steps, np.full(len(request.rows), history_steps))
     level = peer_levels(fleet.peers, servers, request.calendar_steps, own)
@@ -309,11 +313,18 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
     _mask_metrics_without_prior(fleet, request.profile_rows, level)
     for past, known in zip(own, request.known_steps, strict=True):
         past[: max(history_steps - known, 0)] = np.nan
+    _interpolate(fleet, request, own)
     spliced = splice(own, level, encoder_steps)
     level = level[:, -encoder_steps:]
     counts = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts)
     peers = _PeerContext(level, spliced.offset, counts.astype(np.float32))
     return _Past(spliced.values, own[:, -encoder_steps:], peers)
+
+
+def _interpolate(fleet: FleetArrays, request: WindowRequest, own: np.ndarray) -> None:
+    """Fills the steps between the rows of coarsely measured servers, in place."""
+    if fleet.row_distances is not None:
+        interpolate_between_rows(own, fleet.row_distances[request.rows])
 
 
 def _own_past(fleet: FleetArrays, request: WindowRequest, most: int, known_steps: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.peers import FleetPeers, Peers, last_steps, peer_counts
 from fleet_forecast.features.seasonality import changes_between
 from fleet_forecast.features.window_batch import Windows
@@ -50,7 +51,8 @@ class _Fleet(NamedTuple):
 
     history: float32 [server, step, metric], at most the steps that a window reads. origin_steps: step numbers since
     the Unix epoch. known_steps: steps since the first measurement. profile_rows: rows of the scaling. encoder_steps:
-    length of the encoder. peers: transformed, None if no server has peers.
+    length of the encoder. peers: transformed, None if no server has peers. row_distances: see history.py, None if
+    all rows are one step apart.
     """
 
     calendar: Calendar
@@ -60,6 +62,7 @@ class _Fleet(NamedTuple):
     profile_rows: np.ndarray
     encoder_steps: np.ndarray
     peers: FleetPeers | None
+    row_distances: np.ndarray | None
 
 
 class _ForecastInput(NamedTuple):
@@ -194,6 +197,8 @@ class Engine:
         context = fleet.history[:, -spec.context_steps :]
         counts = _peer_counts(fleet, spec.context_steps)
         measured = (~np.isnan(context)).sum(axis=1)  # [server, metric]
+        if fleet.row_distances is not None:
+            measured = np.minimum(measured * fleet.row_distances, spec.context_steps)
         prior = scaling.peer_prior_by_steps
         level_weight = prior.level_weight[fleet.profile_rows[:, None], np.arange(len(spec.metrics)), measured]
         weight = np.where(counts[:, None] > 0, np.nan_to_num(1.0 - level_weight), 0.0)
@@ -261,6 +266,7 @@ class Engine:
             scaling.profile_rows(np.array(inputs.profiles, dtype=object)) * bool(self.config.profiles),
             lengths[np.searchsorted(lengths, np.clip(known_steps, 1, spec.context_steps))],
             None,
+            row_distances(history[:, -spec.context_steps :], spec.day_steps),
         )
         return fleet if inputs.peers is None else self._with_peers(fleet, inputs.peers)
 
@@ -303,7 +309,8 @@ class Engine:
             known_steps=fleet.known_steps[chunk],
         )
         peers = fleet.peers if fleet.peers is None else fleet.peers.select(chunk)
-        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers), request)
+        distances = None if fleet.row_distances is None else fleet.row_distances[chunk]
+        return build_windows(FleetArrays(spec, scaling, fleet.calendar, transformed, peers, distances), request)
 
     def _check_canary(self, run: Run) -> None:
         """Raise ModelError if `run` does not reproduce the canary forecast of the model directory."""

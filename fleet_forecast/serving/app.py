@@ -15,7 +15,7 @@ from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.middleware import RequestGuard
-from fleet_forecast.serving.ingest.validation import BodyError
+from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
 from fleet_forecast.serving.lifespan import DaemonConfig, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
@@ -101,4 +101,4 @@ async def _invalid_selection(_request: Request, error: Exception) -> Response:
 
 
 async def _invalid_body(_request: Request, error: Exception) -> Response:
-    return json_response({"detail": str(error)}, 400)
+    return json_response({"detail": str(error)}, 413 if isinstance(error, BodyTooLargeError) else 400)

@@ -16,6 +16,7 @@ from fleet_forecast.serving.settings import (
     require_token_beyond_loopback,
     token_from,
 )
+from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
@@ -59,4 +60,5 @@ def prometheus_source(settings: Settings, files: ReferencedFiles) -> tuple[Prome
     if settings.prometheus is None:
         return None
     token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
-    return PrometheusClient(settings.prometheus, token), files.queries
+    headers = dict(map(parse_header, settings.prometheus_headers))
+    return PrometheusClient(settings.prometheus, token, headers), files.queries

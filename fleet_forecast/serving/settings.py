@@ -31,9 +31,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from fleet_forecast.contract.times import check_zone
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
-from fleet_forecast.sources.address import is_address, origin_of, without_secrets
+from fleet_forecast.sources.address import HIDDEN, is_address, origin_of, parse_header, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
@@ -69,6 +70,9 @@ def _address(value: str) -> str:
 Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Switch = Annotated[bool, Strict()]
+HostName = Annotated[str, AfterValidator(lambda host: host.strip("[]"))]  # IPv6 as one writes it in addresses
+Header = Annotated[str, AfterValidator(lambda text: ": ".join(parse_header(text)))]
+Zone = Annotated[str, AfterValidator(check_zone)]
 FilePath = Annotated[Path, BeforeValidator(_not_empty)]
 Address = Annotated[str, AfterValidator(_address)]
 
@@ -94,6 +98,10 @@ class Settings(BaseModel):
         default=None, description="TOML file with further name patterns and pinned servers"
     )
 
+    input_timezone: Zone | None = Field(
+        default=None, description="time zone of the data's times that have none (none: they are refused)"
+    )
+
     prometheus: Address | None = Field(
         default=None, description="address of a Prometheus to pull the fleet from, http://host:9090"
     )
@@ -101,6 +109,9 @@ class Settings(BaseModel):
         default=None, description="TOML file with PromQL per metric (default: node_exporter's)"
     )
     prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
+    prometheus_headers: tuple[Header, ...] = Field(
+        default=(), description="headers of each query to that Prometheus, such as 'X-Scope-OrgID: tenant'"
+    )
 
     alert_rules: FilePath | None = Field(default=None, description="TOML file with thresholds and levels of alerts")
     alertmanager: Address | None = Field(
@@ -117,7 +128,7 @@ class Settings(BaseModel):
         default=60.0, ge=0.1, description="interval at which firing alerts are sent to the Alertmanager"
     )
 
-    host: str = Field(
+    host: HostName = Field(
         default="127.0.0.1", description="address to listen on; one beyond this machine needs a token, or --insecure"
     )
     port: Whole = Field(default=8000, ge=0, le=65_535, description="port to listen on")
@@ -208,6 +219,10 @@ class Settings(BaseModel):
         """Settings are printed without the passwords of their addresses."""
         return None if value is None else _shown_address(info.field_name, value)
 
+    @field_serializer("prometheus_headers", when_used="json")
+    def _names_only(self, headers: tuple[str, ...]) -> list[str]:
+        return [f"{parse_header(header)[0]}: {HIDDEN}" for header in headers]
+
 
 def _shown_address(name: str, value: Any) -> Any:
     if not isinstance(value, str):
@@ -254,7 +269,7 @@ def _argument(name: str, default: Any) -> dict[str, Any]:
     if isinstance(default, bool):
         return {"action": "store_true"}
     if isinstance(default, tuple):
-        return {"nargs": "*", "metavar": "NAME"}
+        return {"nargs": "*", "metavar": "HEADER" if name.endswith("headers") else "NAME"}
     kind = type(default) if isinstance(default, int | float) else str
     return {"type": kind, "metavar": _metavar(name)}
 

@@ -1,4 +1,4 @@
-"""Addresses of other services."""
+"""Addresses of other services, and headers for them."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def origin_of(text: str) -> str:
     scheme, separator, rest = without_secrets(text).rpartition("://")
     host, slash, _ = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2].partition('?')[0]}" + (f"/{HIDDEN}" if slash else "")
+
+
+def parse_header(text: str) -> tuple[str, str]:
+    """Name and value of "X-Scope-OrgID: tenant". Raises ValueError."""
+    name, colon, value = text.partition(":")
+    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.strip().isprintable():
+        raise ValueError(f"{name[:40]!r} begins no header; write NAME: VALUE, such as 'X-Scope-OrgID: tenant'")
+    return name, value.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,11 +42,12 @@ class PullRequest:
 
 
 class Written(NamedTuple):
-    """What a pull wrote; path: of the metrics."""
+    """What a pull wrote; path: of the metrics. left_out: servers that were not written, and why."""
 
     rows: int
     servers: int
     path: Path
+    left_out: Mapping[str, str]
 
 
 def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path, progress: Progress) -> Written:
@@ -54,7 +56,9 @@ def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path,
     Raises PrometheusError (also if there are no values), OSError if the folder cannot be written.
     """
     wanted = TimeRange(request.start, request.end)
-    frame = pull_range(client, request.queries, wanted, request.step_seconds, progress)
+    frame, left_out = pull_range(client, request.queries, wanted, request.step_seconds, progress)
+    if frame.empty and left_out:
+        raise PrometheusError(f"every server is left out: {'; '.join(list(left_out.values())[:3])}")
     if frame.empty:
         raise PrometheusError(
             f"{client.address} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
@@ -72,7 +76,7 @@ def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path,
         rows=len(frame),
     )
     path = write_measured(frame.assign(profile=frame["server_name"].map(profiles)), folder, metadata)
-    return Written(len(frame), len(profiles), path)
+    return Written(len(frame), len(profiles), path, left_out)
 
 
 def write_measured(frame: pd.DataFrame, folder: Path, metadata: Metadata) -> Path:

@@ -25,7 +25,8 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from tenacity import Retrying
 
-from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.labels import is_server_name
+from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import is_address, without_secrets
@@ -37,6 +38,9 @@ ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
 WINDOW = "$window"
 MIN_WINDOW_SECONDS = 60  # rate() needs two samples within the window; scrapes are 15 s to 1 min apart
+
+_TOO_LARGE = re.compile(r"(?i)too many (samples|points|chunks)|maximum (resolution|number of)|limit|too (large|long)")
+TWO_SERIES = "has two series; aggregate them in the query, or set strip_port = false to keep the ports apart"
 
 Progress = Callable[[int, int], None]  # queries done, queries in all
 
@@ -132,12 +136,14 @@ class Series:
 class PrometheusClient:
     """Range queries to one Prometheus, with retries and back-off, and a connection for each.
 
-    base_url: may contain user and password. token: sent as bearer token. timeout_seconds: for one complete answer.
+    base_url: may contain user and password. token: sent as bearer token. headers: sent with each query, such as
+    X-Scope-OrgID. timeout_seconds: for one complete answer.
     transport: replaces the network in tests.
     """
 
     base_url: str = field(repr=False)
     token: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_seconds: float = 120.0
     transport: httpx.AsyncBaseTransport | None = None
     pause_seconds: float = 0.5
@@ -189,12 +195,16 @@ class PrometheusClient:
         if response.status_code == httpx.codes.OK:
             return response
         reason = f"status {response.status_code}: {_reason(response)}"
+        if response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY) and _TOO_LARGE.search(
+            reason
+        ):
+            raise PrometheusAnswerTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}; raise its limits")
         if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             raise PrometheusError(f"{shown} refused {form['query'][:300]!r}: {reason}; correct the query or the token")
         raise TransientError(reason)
 
     async def _answer(self, path: str, form: dict[str, str]) -> httpx.Response:
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        headers = {**self.headers, **({"authorization": f"Bearer {self.token}"} if self.token else {})}
         client = BoundedClient(
             AnswerLimits(MAX_ANSWER_BYTES, self.timeout_seconds), headers, self.transport, self._certificates
         )
@@ -211,17 +221,25 @@ class TimeRange(NamedTuple):
     end: datetime
 
 
+class Pulled(NamedTuple):
+    """Rows of the contract, and the servers that were left out with the reason."""
+
+    frame: pd.DataFrame
+    left_out: Mapping[str, str]
+
+
 def pull_range(
     client: PrometheusClient,
     queries: QuerySet,
     time_range: TimeRange,
     step_seconds: int,
     progress: Progress = lambda _done, _total: None,
-) -> pd.DataFrame:
+) -> Pulled:
     """Rows of the contract (timestamp, server_name, the queried metrics) for the steps in the range.
 
     Steps are multiples of `step_seconds` since 1970; the range's ends are rounded down to them. A step in which none of
-    a server's metrics is measured has no row. Raises PrometheusError; ValueError if the range holds no step.
+    a server's metrics is measured has no row. A server is left out if its name is none of the contract, or if a query
+    has two series for it. Raises PrometheusError; ValueError if the range holds no step.
     """
     start, end = time_range
     first = int(start.timestamp()) // step_seconds
@@ -231,11 +249,12 @@ def pull_range(
     metrics = [metric for metric in METRICS if metric in queries.queries]
     chunks = list(_chunks(first, last))
     tables: dict[str, np.ndarray] = {}  # server -> float32 [step, metric]
+    left_out: dict[str, str] = {}
     window = f"{max(step_seconds, MIN_WINDOW_SECONDS)}s"
     for done, (metric, (begin, finish)) in enumerate(((m, c) for m in metrics for c in chunks), 1):
         query = queries.queries[metric].replace(WINDOW, window)
         for found in _answers(client, query, (begin, finish), step_seconds):
-            for name, series in _by_server(found, queries, metric).items():
+            for name, series in _by_server(found, queries, metric, left_out).items():
                 table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
                 steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
                 if ((steps < 0) | (steps >= len(table))).any():
@@ -244,7 +263,9 @@ def pull_range(
                     )
                 table[steps, metrics.index(metric)] = series.values
         progress(done, len(metrics) * len(chunks))
-    return _frame(tables, metrics, first, step_seconds)
+    for name in left_out:
+        tables.pop(name, None)
+    return Pulled(_frame(tables, metrics, first, step_seconds), left_out)
 
 
 def _answers(client: PrometheusClient, query: str, steps: tuple[int, int], step_seconds: int) -> Iterator[list[Series]]:
@@ -260,13 +281,19 @@ def _answers(client: PrometheusClient, query: str, steps: tuple[int, int], step_
         yield from _answers(client, query, (middle + 1, last), step_seconds)
 
 
-def _by_server(found: list[Series], queries: QuerySet, metric: str) -> dict[str, Series]:
+def _by_server(found: list[Series], queries: QuerySet, metric: str, left_out: dict[str, str]) -> dict[str, Series]:
+    """The series of each server; adds servers that cannot be used to `left_out`."""
     by_server: dict[str, Series] = {}
     for series in found:
         name = _server_name(series.labels, queries, metric)
-        if name in by_server:
-            raise PrometheusError(f"query of {metric}: two series for server {name!r}; aggregate them in the query")
-        by_server[name] = series
+        if not is_server_name(name):
+            left_out[name] = f"a name is {SERVER_NAME_WORDS}"
+        elif name in by_server:
+            label = queries.server_label
+            both = " and ".join(repr(each.labels[label]) for each in (by_server[name], series))
+            left_out.setdefault(name, f"query of {metric}: {name!r} ({both}) {TWO_SERIES}")
+        else:
+            by_server[name] = series
     return by_server
 
 
@@ -295,7 +322,13 @@ def _server_name(labels: Mapping[str, str], queries: QuerySet, metric: str) -> s
             f"query of {metric}: a series without the label {queries.server_label!r} ({dict(labels)}); "
             f"keep it in the query (sum by ({queries.server_label})), or set server_label"
         )
-    return re.sub(r":\d+$", "", name) if queries.strip_port else name
+    return _without_port(name) if queries.strip_port else name
+
+
+def _without_port(instance: str) -> str:
+    """Host of host:9100, and 2001:db8::10 of [2001:db8::10]:9100; an IPv6 address without brackets has no port."""
+    match = re.fullmatch(r"\[(.+)\](?::\d+)?|([^:]+):\d+", instance)
+    return instance if match is None else match[1] or match[2]
 
 
 def _series(entry: Mapping[str, Any]) -> Series:

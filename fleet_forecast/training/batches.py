@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple
 import numpy as np
 
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.masked_statistics import repeat_over_steps
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling
@@ -112,7 +113,9 @@ class WindowSource:
             spec.timezone,
         )
         of_fleet = peers.of_fleet(grid.profiles, scaling.bounds) if peers is not None else None
-        self.fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(grid.values), of_fleet)
+        distances = row_distances(grid.values, spec.day_steps)
+        transformed = scaling.bounds.transform(grid.values)
+        self.fleet = FleetArrays(spec, scaling, calendar, transformed, of_fleet, distances)
         self.profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
 
     @property

@@ -61,7 +61,7 @@ def gradients_of(
     whole block is queued on a stream of its own, as CUDA graphs require, and matrix products use TF32 (ten bits).
     """
     device = device_of(model)
-    if device.type != "cuda":
+    if device.type != "cuda" or source.fleet.row_distances is not None:  # GPU batches do not interpolate
         keep_freed_memory()
 
         def compute(built: Future[Batch]) -> Tensor:

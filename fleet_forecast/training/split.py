@@ -51,19 +51,20 @@ class Split:
 def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdout: str, seed: int) -> Split:
     """Split servers at random within each profile, and time at fixed steps.
 
-    train_fraction: share of the steps before the test period. holdout: share of each profile's servers such as "0.1",
-    or comma-separated server names. Raises TrainingError if the data are too short, a name is unknown or no server is
-    left to train on.
+    train_fraction: share of the measured time before the test period. holdout: share of each profile's servers such
+    as "0.1", or comma-separated server names. Raises TrainingError if the data are too short, a name is unknown or no
+    server is left to train on.
     """
-    test_start, validation_steps = int(grid.steps * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
+    measured = _steps_without_long_gaps(grid, spec)
+    test_start, validation_steps = int(len(measured) * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
     train_end = min(int(test_start * (1 - VALIDATION_TIME_SHARE)), test_start - validation_steps)
     window_steps = spec.context_steps + spec.horizon_steps
-    if train_end < window_steps or grid.steps - test_start < spec.horizon_steps:
+    if train_end < window_steps or len(measured) - test_start < spec.horizon_steps:
         steps_before_test = max(window_steps / (1 - VALIDATION_TIME_SHARE), window_steps + validation_steps)
         steps = max(steps_before_test / train_fraction, spec.horizon_steps / (1 - train_fraction))
         hours = np.ceil(steps * grid.step_seconds / 3600) + 1
         raise TrainingError(
-            f"rows: {grid.steps} time steps are fewer than one window needs ({spec.context_steps} of context and "
+            f"rows: {len(measured)} time steps are fewer than one window needs ({spec.context_steps} of context and "
             f"{spec.horizon_steps} of horizon before the test period); provide at least {hours:.0f} hours, or "
             "shorten --context-hours or --horizon-hours"
         )
@@ -72,7 +73,25 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
     if not len(left):
         raise TrainingError(f"--holdout-servers {holdout}: every server is held out; leave some to train on")
     validation = _validation_rows(grid, left, np.random.default_rng([seed, 1]))
+    train_end, test_start = int(measured[train_end]), int(measured[test_start])
     return Split(np.setdiff1d(left, validation), validation, unseen, train_end, test_start)
+
+
+def _steps_without_long_gaps(grid: FleetGrid, spec: WindowSpec) -> np.ndarray:
+    """Steps of the grid that are not in a gap of all servers of a day or more: int64 [step].
+
+    The shares of the split are shares of this time, so that no period is empty where the data have a hole.
+    """
+    busy = np.zeros(grid.steps + 2, dtype=bool)
+    busy[[0, -1]] = True  # the ends of the grid bound gaps, too
+    for of_server in grid.values:  # one after the other: a mask of all would be a quarter of the fleet in memory
+        busy[1:-1] |= ~np.isnan(of_server).all(axis=1)
+    at = np.flatnonzero(busy)
+    counted = np.ones(grid.steps, dtype=bool)
+    for begin, end in zip(at[:-1], at[1:] - 1, strict=True):
+        if end - begin >= spec.day_steps:
+            counted[begin:end] = False
+    return np.flatnonzero(counted)
 
 
 def measured_metrics(grid: FleetGrid, split: Split) -> np.ndarray:

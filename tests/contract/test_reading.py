@@ -1,6 +1,7 @@
 """Files into checked rows: every format alike, whole and in batches."""
 
 import math
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,12 @@ from data_contract import (
     METRICS_FILE,
     ContractError,
     DataFileError,
+    Metadata,
     arrow_schema,
     check_metrics,
     read_metrics,
     validate,
+    write_metadata,
 )
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from server_profiles import ServerProfile
@@ -137,10 +140,10 @@ def test_profiles_are_inferred_by_the_users_rules(tmp_path):
 
 def test_broken_rows_raise_with_every_violation_in_the_text(tmp_path):
     path = tmp_path / "m.csv"
-    fleet(cpu_pct=["oops", *[1] * 7], latency_ms=-1).to_csv(path, index=False)
+    fleet(cpu_pct=["oops"] * 5 + [2] * 3, latency_ms=-1).to_csv(path, index=False)
     with pytest.raises(ContractError) as raised:
         read_metrics(path)
-    assert {v.column: v.rows for v in raised.value.violations} == {"cpu_pct": 1, "latency_ms": 8}
+    assert [(v.column, v.rows) for v in raised.value.violations if v.rows] == [("cpu_pct", 5), ("latency_ms", 8)]
     assert "oops (row 1, ppml0001, 2026-11-23" in str(raised.value)
     assert str(path) in str(raised.value)
 
@@ -164,9 +167,10 @@ def unreadable(tmp_path, case):
     if case == "ragged csv":
         (tmp_path / "m.csv").write_text("timestamp,server_name,cpu_pct\n2026-11-23T10:00:00Z,a,1,2\n")
         return tmp_path, "not readable as CSV"
-    if case == "semicolons":
-        (tmp_path / "m.csv").write_text("timestamp;server_name;cpu_pct\n")
-        return tmp_path, "commas"
+    if case == "no UTF-8":
+        text = "timestamp,server_name,cpu_pct\n2026-11-23T10:00:00Z,büro,1\n"
+        (tmp_path / "m.csv").write_text(text, encoding="cp1252")
+        return tmp_path, "save it as UTF-8"
     if case == "repeated column":
         (tmp_path / "m.csv").write_text("timestamp,server_name,cpu_pct,cpu_pct\n2026-11-23T10:00:00Z,a,1,2\n")
         return tmp_path, "column cpu_pct occurs 2 times"
@@ -177,18 +181,14 @@ def unreadable(tmp_path, case):
         fleet().to_parquet(path)
         fleet().to_csv(tmp_path / "m.csv")
         return tmp_path, "keep one kind"
-    if case == "schemas differ":
-        fleet().to_parquet(path)
-        fleet(cpu_pct="x").to_parquet(tmp_path / "n.parquet")
-        return tmp_path, "one schema"
     raise ValueError(case)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        "missing", "not parquet", "truncated", "empty folder", "empty csv", "ragged csv", "semicolons",
-        "repeated column", "other format", "two kinds", "schemas differ",
+        "missing", "not parquet", "truncated", "empty folder", "empty csv", "ragged csv", "no UTF-8",
+        "repeated column", "other format", "two kinds",
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_path_and_remedy(tmp_path, case):
@@ -204,14 +204,15 @@ def test_what_cannot_be_read_is_refused_with_path_and_remedy(tmp_path, case):
 
 def broken_fleet() -> pd.DataFrame:
     """Rows by time, with something wrong of every kind, at several places each."""
-    frame = fleet(["a1", "b2", "c3"], 8, state="healthy", profile="generic", mem_pct=50.0)
+    frame = fleet(["a1", "b2", "c3"], 8, state="healthy", profile="generic", mem_pct=-50.0)
     frame = frame.astype({"state": object, "server_name": object}).sort_values("timestamp", kind="stable")
     frame = frame.reset_index(drop=True)
     frame.loc[[5, 17], "cpu_pct"] = [-1.0, 130.0]
     frame.loc[[11, 20], "latency_ms"] = math.inf
     frame.loc[[3, 22], "state"] = "broken"
     frame.loc[[9, 10, 23], "profile"] = ["database", None, "web_api"]
-    return pd.concat([frame, frame.iloc[[2, 13, 2]]], ignore_index=True)
+    frame.loc[[7, 14], "server_name"] = "a1\n"
+    return pd.concat([frame, frame.iloc[[2, 13, 2]], frame.iloc[[4, 5]].assign(latency_ms=9.0)], ignore_index=True)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 4, 10, 1000])
@@ -222,22 +223,44 @@ def test_violations_do_not_depend_on_the_batches_that_are_read(tmp_path, monkeyp
         check_metrics(tmp_path)
     assert sorted(map(str, raised.value.violations)) == sorted(map(str, validate(broken_fleet())))
     assert {violation.column for violation in raised.value.violations} == {
-        "cpu_pct", "latency_ms", "state", "profile", "server_name, timestamp",
+        "mem_pct", "profile", "server_name, timestamp",
     }  # fmt: skip
 
 
+LEFT_OUT = r"""
+server_name: 2 rows: not a server name, for example 'a1\n' (row 8, 2026-11-23T10:10:00Z); the row is left out
+state: 2 rows: not a state, for example broken (row 4, a1, 2026-11-23T10:05:00Z); counted as not measured
+cpu_pct: 2 rows: outside the range 0 to 100 %, for example -1 (row 6, c3, 2026-11-23T10:05:00Z); counted as not measured
+latency_ms: 2 rows: not a finite number, for example inf (row 12, c3, 2026-11-23T10:15:00Z); counted as not measured
+3 rows repeated exactly, for example c3 at 2026-11-23T10:00:00Z (row 25); counted once
+""".strip()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 10, 1000])
+def test_notices_and_what_is_left_do_not_depend_on_the_batches_that_are_read(tmp_path, monkeypatch, batch_rows):
+    frame = broken_fleet().iloc[:-2].assign(mem_pct=50.0, profile="generic")
+    frame.to_parquet(tmp_path / METRICS_FILE, row_group_size=7)
+    monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", batch_rows)
+    checked, whole = check_metrics(tmp_path), read_metrics(tmp_path)
+    assert "\n".join(checked.notices) == "\n".join(whole.notices) == LEFT_OUT
+    assert (checked.rows, len(whole.frame)) == (22, 22)
+    read = [value for batch in checked.batches(("mem_pct",)) for value in batch.metrics["mem_pct"].tolist()]
+    assert read == [50.0] * 22
+    assert whole.frame["cpu_pct"].isna().sum() == whole.frame["latency_ms"].isna().sum() == 2
+
+
 @pytest.mark.parametrize("bad", [(5, "name"), (14, "time")])
-def test_a_row_without_name_or_time_is_refused_in_any_batch(tmp_path, monkeypatch, bad):
+def test_a_row_without_name_or_time_is_left_out_in_any_batch(tmp_path, monkeypatch, bad):
     row, missing = bad
     frame = fleet(["a1", "b2"], 8)
     column = {"name": "server_name", "time": "timestamp"}[missing]
     frame[column] = frame[column].where(frame.index != row)
     frame.to_parquet(tmp_path / METRICS_FILE)
     monkeypatch.setattr(fleet_forecast.contract.files, "BATCH_ROWS", 3)
-    with pytest.raises(
-        ContractError, match=rf"{column}: 1 row: the {missing} is missing, for example .*row {row + 1},"
-    ):
-        check_metrics(tmp_path)
+    checked = check_metrics(tmp_path)
+    assert checked.rows == 15
+    assert f"{column}: 1 row: the {missing} is missing" in checked.notices[0]
+    assert f"row {row + 1}" in checked.notices[0]
 
 
 @pytest.mark.parametrize("batch_rows", [3, 1000])
@@ -272,11 +295,121 @@ def test_files_that_change_after_they_were_checked_are_refused(tmp_path):
 
 
 def test_text_in_one_csv_column_leaves_the_others_numbers(tmp_path):
-    frame = fleet(cpu_pct=[*[1.0] * 6, "n.a.", 1.0], latency_ms=[*[1.0] * 7, -2.0])
+    frame = fleet(cpu_pct=[*[2.0] * 6, "n.a.", 2.0], latency_ms=[*[1.0] * 7, -2.0])
     frame.to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(ContractError) as raised:
-        check_metrics(tmp_path)
-    assert [(v.column, v.rows, v.message) for v in raised.value.violations] == [
-        ("cpu_pct", 1, "text in a metric column"),
-        ("latency_ms", 1, "outside the range 0 to 1,000,000,000 ms"),
+    data = read_metrics(tmp_path / "m.csv")
+    assert [notice.partition(", for example")[0] for notice in data.notices[:2]] == [
+        "cpu_pct: 1 row: text in a metric column",
+        "latency_ms: 1 row: outside the range 0 to 1,000,000,000 ms",
     ]
+    np.testing.assert_array_equal(np.isnan(data.frame[["cpu_pct", "latency_ms"]]).sum(), [1, 1])
+
+
+def rows_with_a_stray(tmp_path, time, name="ppdb001"):
+    frame = fleet(steps=300)
+    stray = frame.iloc[[0]].assign(timestamp=pd.Timestamp(time), server_name=name)
+    pd.concat([frame, stray], ignore_index=True).to_parquet(tmp_path / METRICS_FILE)
+    return frame
+
+
+@pytest.mark.parametrize("time", ["1970-01-01T00:00:12Z", "2027-03-01T00:00:00Z", "2026-01-01T00:00:00Z"])
+@pytest.mark.parametrize("name", ["ppdb001", "only-there"])
+def test_a_lone_row_far_off_is_named_and_left_out(tmp_path, time, name):
+    frame = rows_with_a_stray(tmp_path, time, name)
+    checked = check_metrics(tmp_path)
+    assert f"timestamp: 1 row far from all others, a wrong time: {name} at {time}; left out" in checked.notices
+    assert (checked.rows, checked.servers) == (len(frame), ("ppdb001", "ppml0001"))
+    times = frame["timestamp"].dt.tz_localize(None).to_numpy()
+    assert (checked.first, checked.last) == (times.min(), times.max())
+    assert sum(len(batch.servers) for batch in checked.batches(("cpu_pct",))) == len(frame)
+    assert len(read_metrics(tmp_path).frame) == len(frame)
+
+
+def test_rows_within_a_week_and_parts_of_some_length_are_kept(tmp_path):
+    frame = rows_with_a_stray(tmp_path, "2026-11-29T00:00:00Z")
+    assert check_metrics(tmp_path).rows == len(frame) + 1
+    later = frame.iloc[:10].assign(timestamp=frame["timestamp"].iloc[:10] + pd.Timedelta(days=60))
+    pd.concat([frame, later], ignore_index=True).to_parquet(tmp_path / METRICS_FILE)
+    assert check_metrics(tmp_path).rows == len(frame) + 10
+
+
+def test_metadata_of_other_rows_are_not_used_and_named(tmp_path):
+    metadata = Metadata(
+        generator_version="1", seed=None, start="2026-11-23T10:00:00Z", hours=1, step_seconds=60, timezone="UTC",
+        fleet={}, rows=8,
+    )  # fmt: skip
+    write_metadata(tmp_path, metadata)
+    fleet().to_parquet(tmp_path / METRICS_FILE)
+    assert check_metrics(tmp_path).metadata == metadata
+    fleet(steps=5).to_parquet(tmp_path / METRICS_FILE)
+    checked = check_metrics(tmp_path)
+    assert checked.metadata is None
+    assert checked.notices[0].startswith("metrics_metadata.json describes other data (8 rows, there are 10): not used")
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path):
+    fleet().to_parquet(tmp_path / METRICS_FILE)
+    (tmp_path / "mine").mkdir()
+    fleet(["mine"]).to_csv(tmp_path / "mine" / "own.csv", index=False)
+    assert check_metrics(tmp_path).notices[0].startswith(f"mine/own.csv: not read; {METRICS_FILE} is the data")
+    (tmp_path / METRICS_FILE).rename(tmp_path / "part.parquet")
+    (tmp_path / "mine" / "own.csv").rename(tmp_path / "notes.txt")
+    assert check_metrics(tmp_path).notices[0].startswith("notes.txt: not read; part.parquet is the data")
+
+
+# --- parquet as it is written elsewhere -----------------------------------------------------------------------------
+
+
+def test_parquet_names_any_zone_and_int96_is_utc(tmp_path):
+    frame = fleet()
+    reference = read_metrics(written(tmp_path, frame, "reference")).frame
+    naive = frame.assign(timestamp=frame["timestamp"].dt.tz_localize(None))
+    spark = tmp_path / "spark.parquet"
+    pq.write_table(pa.Table.from_pandas(naive), spark, use_deprecated_int96_timestamps=True)
+    pd.testing.assert_frame_equal(read_metrics(spark).frame, reference)
+    for zone in ("tzutc()", "psycopg2.tz.FixedOffsetTimezone(offset=60, name=None)", "+02:00"):
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        column = table["timestamp"].combine_chunks().view(pa.timestamp("ns", zone))
+        pq.write_table(table.set_column(0, "timestamp", column), tmp_path / "zone.parquet")
+        pd.testing.assert_frame_equal(read_metrics(tmp_path / "zone.parquet").frame, reference)
+
+
+def written(folder, frame, name):
+    path = folder / f"{name}.parquet"
+    frame.to_parquet(path)
+    return path
+
+
+def test_times_without_a_zone_are_read_in_the_zone_that_is_stated(tmp_path):
+    frame = fleet()
+    local = frame.assign(timestamp=frame["timestamp"].dt.tz_convert("Europe/Berlin").dt.tz_localize(None))
+    path = written(tmp_path, local, "local")
+    with pytest.raises(ContractError, match=r"the time has no zone.*--input-timezone"):
+        read_metrics(path)
+    pd.testing.assert_series_equal(
+        read_metrics(path, input_timezone="Europe/Berlin").frame["timestamp"],
+        read_metrics(written(tmp_path, frame, "utc")).frame["timestamp"],
+    )
+    assert check_metrics(path, input_timezone="UTC").first == np.datetime64("2026-11-23T11:00", "ns")
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in the path only", "in the file too"])
+@pytest.mark.parametrize("names", [("1001", "1002"), ("1001", "web 1"), ("büro", "a=b")])
+def test_partition_columns_of_any_type_are_text(tmp_path, kept, names):
+    for name in names:
+        folder = tmp_path / f"server_name={quote(name, safe='')}"
+        folder.mkdir()
+        own = fleet([int(name) if name.isdigit() else name], 2)
+        (own if kept else own.drop(columns="server_name")).to_parquet(folder / "0.parquet")
+    data = read_metrics(tmp_path)
+    assert list(data.frame["server_name"]) == sorted([*names, *names])
+
+
+def test_files_whose_columns_have_other_types_are_read_together(tmp_path):
+    fleet(["a"]).astype({"cpu_pct": "int64"}).to_parquet(tmp_path / "a.parquet")
+    other = fleet(["b"])
+    other.assign(timestamp=other["timestamp"].dt.tz_convert("Asia/Tokyo")).to_parquet(tmp_path / "b.parquet")
+    fleet(["c"], cpu_pct="12.5").drop(columns="latency_ms").to_parquet(tmp_path / "c.parquet")
+    data = read_metrics(tmp_path)
+    assert data.frame["cpu_pct"].notna().all()
+    assert data.frame["timestamp"].nunique() == 4

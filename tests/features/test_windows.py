@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
+from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers, medians_without_one, order_statistics
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
@@ -68,6 +69,42 @@ def windows_at(
     fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(values))
     known, profile_rows = np.full(len(origins), known_steps), np.array([1, 2, 0])[rows]
     return build_windows(fleet, WindowRequest(rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known))
+
+
+def windows_of_rows(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray, origins: list[int]) -> Windows:
+    """As windows_at, of server 0, with the distances of its rows."""
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    distances = row_distances(values, spec.day_steps)
+    fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(values), None, distances)
+    at, rows = np.array(origins), np.zeros(len(origins), dtype=np.int64)
+    return build_windows(fleet, WindowRequest(rows, at, FIRST_STEP + at, rows, 48, np.full(len(origins), 10_000)))
+
+
+@pytest.mark.parametrize("distance", [2, 3, 6])
+def test_rows_that_are_far_apart_have_the_daily_component_of_dense_rows(
+    spec: WindowSpec, scaling: FleetScaling, distance: int
+) -> None:
+    steps = np.arange(500)
+    dense = np.repeat(
+        (50 + 35 * np.sin(2 * np.pi * steps / spec.day_steps)).astype(np.float32)[None, :, None], 2, axis=2
+    )
+    coarse = np.full_like(dense, np.nan)
+    coarse[:, ::distance] = dense[:, ::distance]
+    origins = [400 // distance * distance, 430 // distance * distance + 1]  # at a row, and one step after it
+    expected, found = (windows_of_rows(spec, scaling, values, origins).target_scale for values in (dense, coarse))
+    assert (np.abs(found.loc - expected.loc).max(axis=1) < 0.1 * np.ptp(expected.loc, axis=1)).all()
+
+
+def test_rows_after_the_origin_do_not_change_a_window_of_rows_that_are_far_apart(
+    spec: WindowSpec, scaling: FleetScaling, values: np.ndarray
+) -> None:
+    coarse = np.full_like(values, np.nan)
+    coarse[:, ::3] = values[:, ::3]
+    later = coarse.copy()
+    later[:, 402:] *= 0.5
+    origins = [399, 400, 401]
+    before, after = (windows_of_rows(spec, scaling, rows, origins) for rows in (coarse, later))
+    assert_equal(before, after)
 
 
 def test_lengths_follow_from_the_step() -> None:

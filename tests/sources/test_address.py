@@ -2,7 +2,7 @@
 
 import pytest
 
-from fleet_forecast.sources.address import origin_of, without_secrets
+from fleet_forecast.sources.address import origin_of, parse_header, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,15 @@ def test_user_password_and_query_are_hidden(address, shown):
 )
 def test_only_scheme_host_and_port_of_a_webhook_are_shown(address, shown):
     assert origin_of(address) == shown
+
+
+@pytest.mark.parametrize("text", ["X-Scope-OrgID: tenant", "X-Scope-OrgID:tenant ", "Authorization: Basic a:b"])
+def test_a_header_is_a_name_and_a_value(text):
+    name, value = parse_header(text)
+    assert f"{name}: {value}" == text.strip().replace(":tenant", ": tenant")
+
+
+@pytest.mark.parametrize("text", ["tenant", ": x", "a b: c", "a: b\nc: d", "ä: b"])
+def test_what_is_no_header_is_refused_without_its_value(text):
+    with pytest.raises(ValueError, match="write NAME: VALUE"):
+        parse_header(text)

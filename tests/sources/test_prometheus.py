@@ -54,7 +54,7 @@ def series(name, values, first=1):
 def test_a_value_belongs_to_the_step_before_it():
     asked = []
     client = scripted(lambda form: asked.append(form) or [series("a:9100", ["1", "2"])])
-    frame = pull_range(client, CPU, TimeRange(at(0), at(2)), STEP)
+    frame, _ = pull_range(client, CPU, TimeRange(at(0), at(2)), STEP)
     assert (asked[0]["start"], asked[0]["end"]) == (str(int(at(1).timestamp())), str(int(at(2).timestamp())))
     assert asked[0]["query"] == "cpu[300s]"
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
@@ -65,7 +65,7 @@ def test_a_value_belongs_to_the_step_before_it():
 
 def test_gaps_nan_and_inf_are_not_measured():
     client = scripted(lambda _form: [series("a", ["1", "NaN", "+Inf", "4"]), series("b", ["5"], first=3)])
-    frame = pull_range(client, CPU, TimeRange(at(0), at(4)), STEP)
+    frame, _ = pull_range(client, CPU, TimeRange(at(0), at(4)), STEP)
     assert [(row.server_name, row.timestamp, row.cpu_pct) for row in frame.itertuples()] == [
         ("a", at(0), 1.0),
         ("a", at(3), 4.0),
@@ -78,7 +78,7 @@ def test_a_metric_that_one_server_lacks_is_missing_for_it_only():
     client = scripted(
         lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
     )
-    frame = pull_range(client, queries, TimeRange(at(0), at(1)), STEP)
+    frame, _ = pull_range(client, queries, TimeRange(at(0), at(1)), STEP)
     assert frame["cpu_pct"].tolist() == [2.0, 3.0]
     assert frame["mem_pct"].tolist()[0] == 1.0
     assert math.isnan(frame["mem_pct"].tolist()[1])
@@ -92,7 +92,7 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
         return [{"metric": {"instance": "a"}, "values": [[t, str(t % 97)] for t in range(begin, end + 1, STEP)]}]
 
     reported = []
-    frame = pull_range(
+    frame, _ = pull_range(
         scripted(answer), CPU, TimeRange(at(0), at(10)), STEP, lambda done, total: reported.append((done, total))
     )
     assert reported == [(1, 3), (2, 3), (3, 3)]
@@ -110,7 +110,7 @@ def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
         points = [[second, "5"] for second in range(start, end + 1, STEP)]
         return [{"metric": {"instance": "a"}, "values": points}]
 
-    frame = pull_range(scripted(answer), CPU, TimeRange(at(0), at(500)), STEP)
+    frame, _ = pull_range(scripted(answer), CPU, TimeRange(at(0), at(500)), STEP)
     assert frame["cpu_pct"].tolist() == [5.0] * 500
     assert asked == [500, 250, 125, 125, 250, 125, 125]
 
@@ -139,14 +139,14 @@ def test_a_password_in_the_address_is_sent_and_never_shown():
 
 
 def test_no_series_is_an_empty_frame_with_the_columns():
-    frame = pull_range(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
+    frame, _ = pull_range(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
     assert frame.empty
 
 
 def test_transient_failures_are_tried_again():
     answers = iter([httpx.Response(503), httpx.Response(429), [series("a", ["1"])]])
-    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, TimeRange(at(0), at(1)), STEP)) == 1
+    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, TimeRange(at(0), at(1)), STEP).frame) == 1
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,6 @@ def test_transient_failures_are_tried_again():
         (httpx.Response(302, headers={"location": "http://elsewhere"}), "status 302"),
         (httpx.Response(200, text="<html>"), "not JSON"),
         (httpx.Response(200, json=[1]), "not an answer of Prometheus"),
-        ([series("a:1", ["1"]), series("a:2", ["2"])], "two series for server 'a'"),
         ([{"metric": {"job": "x"}, "values": [[START.timestamp() + STEP, "1"]]}], "without the label 'instance'"),
         ([{"metric": "a", "values": []}], "not an answer of Prometheus"),
         ([series("a", ["1"], first=2)], "values of server 'a' outside the requested range"),
@@ -167,6 +166,72 @@ def test_transient_failures_are_tried_again():
 def test_failures_are_named(answer, message):
     with pytest.raises(PrometheusError, match=message):
         pull_range(scripted(lambda _form: answer), CPU, TimeRange(at(0), at(1)), STEP)
+
+
+def test_a_server_with_two_series_or_no_usable_name_is_left_out_by_name_and_the_others_are_pulled():
+    found = [series("a:1", ["1"]), series("a:2", ["2"]), series("b:1", ["3"]), series(" c", ["4"])]
+    frame, left_out = pull_range(scripted(lambda _form: found), CPU, TimeRange(at(0), at(1)), STEP)
+    assert frame["server_name"].tolist() == ["b"]
+    assert left_out.keys() == {"a", " c"}
+    assert "'a:1' and 'a:2'" in left_out["a"]
+    assert "strip_port = false" in left_out["a"]
+
+
+@pytest.mark.parametrize(
+    ("instance", "name"),
+    [
+        ("web1:9100", "web1"),
+        ("web1", "web1"),
+        ("10.0.0.1:9100", "10.0.0.1"),
+        ("[2001:db8::10]:9100", "2001:db8::10"),
+        ("[2001:db8::10]", "2001:db8::10"),
+        ("2001:db8::10", "2001:db8::10"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("SQL Server 01", "SQL Server 01"),
+        ("web:blue", "web:blue"),
+    ],
+)
+def test_a_port_is_left_out_and_no_part_of_an_address(instance, name):
+    frame, _ = pull_range(scripted(lambda _form: [series(instance, ["1"])]), CPU, TimeRange(at(0), at(1)), STEP)
+    assert frame["server_name"].tolist() == [name]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "query processing would load too many samples into memory in query execution",
+        "exceeded maximum resolution of 11,000 points per timeseries",
+        "the query exceeded the maximum number of chunks (limit: 2000000 chunks)",
+    ],
+)
+def test_a_query_that_is_too_large_is_cut_smaller(status, reason):
+    asked = []
+
+    def answer(form):
+        steps = (int(form["end"]) - int(form["start"])) // STEP + 1
+        asked.append(steps)
+        if steps > 40:
+            return httpx.Response(status, json={"error": reason})
+        return [{"metric": {"instance": "a"}, "values": [[int(form["start"]) + n * STEP, "5"] for n in range(steps)]}]
+
+    frame, _ = pull_range(scripted(answer), CPU, TimeRange(at(0), at(100)), STEP)
+    assert frame["cpu_pct"].tolist() == [5.0] * 100
+    assert asked == [100, 50, 25, 25, 50, 25, 25]
+
+
+def test_headers_are_sent_with_every_query_and_not_shown():
+    seen = []
+
+    def handle(request):
+        seen.append(request.headers["x-scope-orgid"])
+        return httpx.Response(400, json={"error": "no"})
+
+    client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(handle), headers={"X-Scope-OrgID": "t-1"})
+    with pytest.raises(PrometheusError) as refused:
+        client.query_range("up", 0, 1, 1)
+    assert seen == ["t-1"]
+    assert "t-1" not in f"{refused.value}{client!r}"
 
 
 def test_a_compressed_answer_is_retried_and_reported():
@@ -290,7 +355,7 @@ def ready(url):
 
 
 def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prometheus):
-    frame = pull_range(PrometheusClient(real_prometheus), NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
+    frame, _ = pull_range(PrometheusClient(real_prometheus), NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
     assert set(frame["server_name"]) == {"ppml0001"}
     steps = ((frame["timestamp"].astype("int64") // 10**9 - int(START.timestamp())) // STEP).tolist()
     assert not set(steps) & set(SILENT)

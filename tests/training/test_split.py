@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,3 +62,23 @@ def test_the_validation_period_follows_training_and_has_more_than_one_origin(hor
     spec = WindowSpec(SPEC.metrics, 3600, "UTC", 24, horizon_steps)
     split = split_fleet(fleet(["database"] * 3), spec, 0.7, "0", 42)
     assert split.train_end + horizon_steps < split.test_start <= 70
+
+
+@pytest.mark.parametrize("gap", [(0, 300), (40, 340), (70, 370)])
+def test_the_split_goes_by_measured_time(gap: tuple[int, int]) -> None:
+    whole = split_fleet(fleet(["database"] * 3), SPEC, 0.7, "0", 42)
+    grid = fleet(["database"] * 3)
+    values = np.full((3, 400, 1), np.nan, dtype=np.float32)
+    measured = np.r_[: gap[0], gap[1] : 400]
+    values[:, measured] = grid.values
+    split = split_fleet(replace(grid, values=values), SPEC, 0.7, "0", 42)
+    assert (split.train_end, split.test_start) == (measured[whole.train_end], measured[whole.test_start])
+
+
+def test_a_gap_of_some_servers_or_of_less_than_a_day_does_not_change_the_split() -> None:
+    whole = split_fleet(fleet(["database"] * 3), SPEC, 0.7, "0", 42)
+    values = fleet(["database"] * 3).values
+    values[:, 30:53] = np.nan
+    values[:2, 10:90] = np.nan
+    split = split_fleet(replace(fleet(["database"] * 3), values=values), SPEC, 0.7, "0", 42)
+    assert (split.train_end, split.test_start) == (whole.train_end, whole.test_start)

@@ -10,7 +10,7 @@ let explained = ""; // the forecast whose explanation is shown
 async function showExplanation(forecast) {
   const wanted = `${forecast.server_name} ${forecast.made_at}`;
   if (wanted === explained) return;
-  const found = await ask(`/api/v1/servers/${encodeURIComponent(forecast.server_name)}/explain`);
+  const found = await ask(`api/v1/servers/${encodeURIComponent(forecast.server_name)}/explain`);
   if (forecast.server_name !== selected) return; // another server was selected meanwhile
   el("reasons").replaceChildren(...(found.problem ? [node("p", found.problem, "hint")] : [
     ...Object.entries(GROUPS).map(([group, title]) => heaviest(title, found.variables[group])), attention(found),

@@ -17,7 +17,7 @@ async function ask(path) {
 
 async function refresh() {
   try {
-    const [status, risks, alerts] = await Promise.all([ask("/status"), ask("/api/v1/risks?limit=25"), ask("/api/v1/alerts")]);
+    const [status, risks, alerts] = await Promise.all([ask("status"), ask("api/v1/risks?limit=25"), ask("api/v1/alerts")]);
     showStatus(status);
     showRisks(risks.risks);
     el("alerts").replaceChildren(...(alerts.alerts.length ? alerts.alerts.map((a) => node("li", a.sentence)) : [node("li", "none firing", "quiet")]));
@@ -50,7 +50,7 @@ function showRisks(risks) {
 }
 
 async function showServers(risks) {
-  const found = await ask("/api/v1/servers?limit=1000");
+  const found = await ask("api/v1/servers?limit=1000");
   el("servers").replaceChildren(...found.servers.map((server) => { const o = node("option"); o.value = server.server_name; return o; }));
   if (!selected && found.servers.length) select((risks[0] || found.servers[0]).server_name);
 }
@@ -72,7 +72,7 @@ function select(name) {
 }
 
 async function showServer() {
-  const name = selected, path = `/api/v1/servers/${encodeURIComponent(name)}`;
+  const name = selected, path = `api/v1/servers/${encodeURIComponent(name)}`;
   if (document.activeElement !== el("server")) el("server").value = name;
   const [forecast, history] = await Promise.all([ask(`${path}/forecast`), ask(`${path}/history?hours=24`)]);
   if (name !== selected) return; // another server was selected meanwhile

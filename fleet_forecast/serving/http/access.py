@@ -13,8 +13,9 @@ from fleet_forecast.serving.settings import LOOPBACK_HOSTS, Settings
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
 
+PROBES = frozenset({"/healthz", "/readyz"})  # orchestrators ask for them by the address of a pod, with any Host or none
 # Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
+OPEN_PATHS = frozenset({*PROBES, *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
@@ -38,13 +39,17 @@ class AccessRules:
     def __init__(self, settings: Settings, tokens: AccessTokens) -> None:
         self._tokens = tokens
         self._any_host = "*" in settings.allowed_hosts
-        self._named_hosts = {host.lower() for host in settings.allowed_hosts}
+        self._named_hosts = {host.lower().strip("[]") for host in settings.allowed_hosts}
         self._hosts = {*LOOPBACK_HOSTS, settings.host.lower(), *self._named_hosts}
 
     def check(self, scope: Scope) -> Headers:
         """The headers by name, of a request that passes."""
         headers = _headers(scope["headers"])
-        if not self._any_host and _host_name(headers.get(b"host", b"")) not in self._hosts:
+        if (
+            not self._any_host
+            and scope["path"] not in PROBES
+            and _host_name(headers.get(b"host", b"")) not in self._hosts
+        ):
             detail = "unknown Host header; add the name with --allowed-hosts if this is the right server"
             raise RefusedError(421, detail)
         self._check_origin(scope, headers)

@@ -16,6 +16,7 @@ from fleet_forecast.serving.clients import Right
 from fleet_forecast.serving.http.access import AccessRules, Headers, RefusedError, Scope, WrongTokenError, needed_right
 from fleet_forecast.serving.http.bounded_body import BoundedBody, Message, Receive, WaitingBodies
 from fleet_forecast.serving.http.unsent_responses import PIECE_BYTES, Send, UnsentResponses
+from fleet_forecast.serving.ingest.bodies import ENCODINGS, MEDIA_TYPES
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
@@ -122,10 +123,11 @@ def _check_content(scope: Scope, headers: Headers) -> None:
     if needed_right(scope) is Right.ADMIN and not _has_body(headers) and b"content-type" not in headers:
         return
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
-        raise RefusedError(415, "send Content-Type: application/json")
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise RefusedError(415, "send the body as it is, without Content-Encoding")
+    if media_type.decode("latin-1") not in MEDIA_TYPES:
+        raise RefusedError(415, f"send Content-Type: {', '.join(MEDIA_TYPES[:-1])} or {MEDIA_TYPES[-1]}")
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower().decode("latin-1")
+    if encoding not in ("identity", *ENCODINGS):
+        raise RefusedError(415, f"send the body as it is, or with Content-Encoding: {' or '.join(ENCODINGS)}")
 
 
 def _has_body(headers: Headers) -> bool:

@@ -63,7 +63,10 @@ class Puller:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        frame = await on_daemon_thread(pull_range, self._client, self._queries, TimeRange(begin, end), step_seconds)
+        time_range = TimeRange(begin, end)
+        frame, left_out = await on_daemon_thread(pull_range, self._client, self._queries, time_range, step_seconds)
+        for name, reason in left_out.items():
+            self._sink.note_refused_name(name, reason)
         stored = 0
         for records in _batches(frame):
             stored += len((await self._sink.take_pulled(records)).samples)

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 from fleet_forecast.serving.clients import ANYONE, Client
+from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
 from fleet_forecast.serving.ingest.senders import SenderChecks
-from fleet_forecast.serving.ingest.validation import CheckedBatch, check_records, parse_records
+from fleet_forecast.serving.ingest.validation import CheckedBatch, TimeLimits, check_records
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -21,6 +22,7 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 
 LOG = logging.getLogger(__name__)
 MS_PER_HOUR, MS_PER_MINUTE = 3_600_000, 60_000
+MAX_REFUSED_NAMES = 100  # kept for the status
 LOGGED_REJECTIONS = 3  # of each batch that has no client to answer
 
 
@@ -39,6 +41,8 @@ class IngestSink:
     ) -> None:
         self.accepted = 0
         self.rejected: Counter[str] = Counter()  # by the field at fault
+        self.left_out_cells: Counter[str] = Counter()  # of accepted records, by metric
+        self.refused_names: dict[str, str] = {}  # the first names of servers that were left out -> the reason
         self.pulls: Counter[str] = Counter()  # from Prometheus, by "success" and "failure"
         self.settings, self.store, self.clock = settings, store, clock
         self.senders = SenderChecks(store, rules)
@@ -46,7 +50,7 @@ class IngestSink:
         # the event loop.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
 
-    async def take_body(self, body: bytes, client: Client = ANYONE) -> CheckedBatch:
+    async def take_body(self, body: ReceivedBody, client: Client = ANYONE) -> CheckedBatch:
         """Store the records of a request's JSON body; returns when they are on disk.
 
         Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
@@ -65,19 +69,21 @@ class IngestSink:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
         return batch
 
-    def _checked_body(self, received: tuple[bytes, Client], names: NewNames) -> CheckedBatch:
+    def _checked_body(self, received: tuple[ReceivedBody, Client], names: NewNames) -> CheckedBatch:
         body, client = received
         settings, now_ms = self.settings, self.clock() * 1000
         earliest_ms = math.ceil(now_ms - settings.retention_hours * MS_PER_HOUR)
         latest_ms = math.floor(now_ms + settings.future_minutes * MS_PER_MINUTE)
-        records = parse_records(body, settings.max_records)
-        batch = check_records(records, earliest_ms, latest_ms, partial(self.senders.refusal_of, client, names))
+        records = parse_records(unpacked(body), settings.max_records)
+        limits = TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
+        batch = check_records(records, limits, partial(self.senders.refusal_of, client, names))
         self.senders.check_profiles(batch, client)
         self.senders.note_source(batch, client)
         return batch
 
     def _checked_pull(self, records: list[Any], names: NewNames) -> CheckedBatch:
-        return check_records(records, 0, int(self.clock() * 1000), partial(self.senders.refusal_of, ANYONE, names))
+        limits = TimeLimits(0, int(self.clock() * 1000))
+        return check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
 
     async def _store(self, check: Callable[[Any, NewNames], CheckedBatch], received: Any) -> CheckedBatch:
         names = self.store.new_names()
@@ -89,4 +95,13 @@ class IngestSink:
             names.release()
         self.accepted += len(batch.samples)
         self.rejected.update(rejection.field for rejection in batch.rejected)
+        self.left_out_cells.update(cell.field for cell in batch.left_out)
+        for rejection in batch.rejected:
+            if rejection.field == "server_name":
+                self.note_refused_name(str(rejection.value), rejection.reason)
         return batch
+
+    def note_refused_name(self, name: str, reason: str) -> None:
+        """Keep the name of a server that was left out, for the status."""
+        if len(self.refused_names) < MAX_REFUSED_NAMES:
+            self.refused_names.setdefault(name, reason)

@@ -1,5 +1,8 @@
 """Validation of received records: each one is accepted, or rejected with its index, field, value and reason.
 
+A value of a metric that cannot be used costs this cell, not the record, as in files (contract/checks.py): it counts as
+not measured and is listed. A record without any usable value is rejected.
+
 `check_records` is the only place where samples from outside are checked; later code trusts its result. It is a plain
 loop over parsed JSON: records are checked one by one, and 20,000 of them a second must leave most of a core free.
 """
@@ -12,17 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
-import orjson
-
-from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_PATTERN, STATES, MetricSpec
+from fleet_forecast.contract.checks import CellCounts, doubt, judge
+from fleet_forecast.contract.labels import is_server_name
+from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
+from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
 from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ServerProfile
 
-SERVER_NAME = re.compile(SERVER_NAME_PATTERN)
+_USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
-MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, unknown fields may hold further ones
 SHOWN_CHARACTERS = 100  # of a rejected value and of an unknown field's name
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
 LATEST_MS = 4_102_444_800_000  # the year 2100
@@ -30,12 +35,8 @@ _LABEL_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "inci
 _STATES = frozenset(STATES)
 
 
-class BodyError(ValueError):
-    """A request's body cannot be used as a whole; the message names the reason and the remedy."""
-
-
 class Rejection(NamedTuple):
-    """Why one record of a batch was not accepted."""
+    """Why one record of a batch, or one cell of it, was not accepted."""
 
     index: int  # type: ignore[assignment] # the API's name; tuple.index is not used
     field: str
@@ -47,12 +48,14 @@ class Rejection(NamedTuple):
 class CheckedBatch:
     """The result of checking a batch of records.
 
-    samples: the accepted records. rejected: the others. ignored_fields: fields that the contract does not define.
-    notices: what was not used of accepted records.
+    samples: the accepted records. rejected: the others. left_out: cells of accepted
+    records that count as not measured. ignored_fields: fields that the contract does not define. notices: what else was
+    not used, or not as it is.
     """
 
     samples: list[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+    left_out: list[Rejection] = field(default_factory=list)
     ignored_fields: set[str] = field(default_factory=set)
     notices: list[str] = field(default_factory=list)
 
@@ -61,55 +64,37 @@ class _Rejected(Exception):  # noqa: N818 - control flow within this module, not
     def __init__(self, field_name: str, value: Any, reason: str) -> None:
         self.field_name, self.value, self.reason = field_name, value, reason
 
-
-def parse_records(body: bytes, max_records: int) -> list[Any]:
-    """The list under "records" of a JSON body.
-
-    Raises BodyError if there is none or if it is too long. NaN, Infinity, numbers beyond a double and lone surrogates
-    are not JSON and are refused by the parser.
-    """
-    structures = body.count(b"{") + body.count(b"[")
-    if structures > MAX_STRUCTURES_PER_RECORD * (max_records + 1):  # parsing them all would delay every other request
-        raise BodyError(f"{structures} objects and lists in one request; send at most {max_records} records")
-    document = parse_json(body)
-    records = document.get("records") if isinstance(document, dict) else None
-    if not isinstance(records, list):
-        raise BodyError('the body has no list "records"; send {"records": [{"timestamp": ..., "server_name": ...}]}')
-    if len(records) > max_records:
-        raise BodyError(f"{len(records)} records in one request; send at most {max_records}")
-    return records
+    def rejection(self, index: int) -> Rejection:
+        return Rejection(index, self.field_name, _shortened(self.value), self.reason)
 
 
-def parse_json(body: bytes) -> Any:
-    """The JSON document in a body. Raises BodyError with the position of the first error."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as problem:
-        raise BodyError(
-            f"the body is not JSON: {problem}; NaN and Infinity are not JSON, null means not measured"
-        ) from None
+class TimeLimits(NamedTuple):
+    """Earliest and latest accepted time, inclusive; timezone: of times without a zone, None: they are rejected."""
+
+    earliest_ms: int = EARLIEST_MS
+    latest_ms: int = LATEST_MS
+    timezone: str | None = None
 
 
-def check_history(body: bytes, max_records: int) -> CheckedBatch:
+def check_history(body: ReceivedBody, max_records: int, timezone: str | None = None) -> CheckedBatch:
     """Check the records of a history that is forecast and not stored; their times may be any. Raises BodyError."""
-    return check_records(parse_records(body, max_records), EARLIEST_MS, LATEST_MS)
+    return check_records(parse_records(unpacked(body), max_records), TimeLimits(timezone=timezone))
 
 
 def check_records(
     records: list[Any],
-    earliest_ms: int,
-    latest_ms: int,
+    limits: TimeLimits,
     refusal_of: Callable[[str], str | None] = lambda _name: None,
     specs: Mapping[str, MetricSpec] = METRIC_SPECS,
 ) -> CheckedBatch:
     """Check each record against the data contract.
 
-    earliest_ms, latest_ms: bounds of the timestamps, inclusive.
     refusal_of: returns why samples of a server are refused, None if they are not.
     specs: the metrics of a record; samples hold their values in this order.
     """
     batch = CheckedBatch()
-    check = _RecordCheck(earliest_ms, latest_ms, specs)
+    check = _RecordCheck(limits, specs)
+    bad_cells = check.bad_cells
     known_fields = _LABEL_FIELDS | specs.keys()
     for index, record in enumerate(records):
         try:
@@ -118,34 +103,84 @@ def check_records(
             if reason is not None:
                 raise _Rejected("server_name", sample.server_name, reason)
         except _Rejected as rejected:
-            value = _shortened(rejected.value)
-            batch.rejected.append(Rejection(index, rejected.field_name, value, rejected.reason))
+            bad_cells.clear()
+            batch.rejected.append(rejected.rejection(index))
         else:
             batch.samples.append(sample)
+            if bad_cells:
+                batch.left_out += [cell.rejection(index) for cell in bad_cells]
+                bad_cells.clear()
             if not record.keys() <= known_fields:
                 batch.ignored_fields.update(key[:SHOWN_CHARACTERS] for key in record.keys() - known_fields)
+    _judge_columns(batch, specs)
+    batch.notices += check.notices()
     return batch
 
 
-class _RecordCheck:
-    """The checks of one batch."""
+def _judge_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None:
+    """Leaves all cells of a metric out if most cells of the batch cannot be used; doubts are notices."""
+    for place, (name, spec) in enumerate(specs.items()):
+        bad = [cell for cell in (*batch.left_out, *batch.rejected) if cell.field == name]
+        if not bad and not _may_be_fractions(batch.samples, spec, place):
+            continue
+        values = [sample.values[place] for sample in batch.samples]
+        usable = [value for value in values if value is not None]
+        sizes = [cell.value for cell in bad if type(cell.value) in (int, float)]
+        above = sum(size > spec.upper for size in sizes)
+        counts = CellCounts(len(usable) + len(bad), len(bad), above, max([*usable, *sizes], default=-math.inf))
+        reason = judge(spec, counts) if bad else None
+        if reason is None:
+            if likely := doubt(spec, counts):
+                batch.notices.append(f"{name}: {likely}")
+            continue
+        batch.notices.append(f"{name}: {reason}")
+        rejected = {rejection.index for rejection in batch.rejected}
+        accepted = [index for index in range(len(values) + len(rejected)) if index not in rejected]
+        for at, value in enumerate(values):
+            if value is not None:
+                sample = batch.samples[at]
+                others = (*sample.values[:place], None, *sample.values[place + 1 :])
+                batch.samples[at] = sample._replace(values=others)
+                batch.left_out.append(Rejection(accepted[at], name, value, reason))
 
-    def __init__(self, earliest_ms: int, latest_ms: int, specs: Mapping[str, MetricSpec]) -> None:
-        self._earliest_ms, self._latest_ms, self._specs = earliest_ms, latest_ms, specs
+
+def _may_be_fractions(samples: list[Sample], spec: MetricSpec, place: int) -> bool:
+    """Whether the first value of a percentage is at most 1; looking at all of them would take a tenth of the check."""
+    first = samples[0].values[place] if samples and spec.is_percent else None
+    return first is not None and first <= 1.0
+
+
+class _RecordCheck:
+    """The checks of one batch; bad_cells: of the record that was checked last."""
+
+    def __init__(self, limits: TimeLimits, specs: Mapping[str, MetricSpec]) -> None:
+        self.bad_cells: list[_Rejected] = []
+        self._limits, self._specs = limits, specs
         self._ranges = [(name, spec.lower, spec.upper) for name, spec in specs.items()]
         self._instants: dict[str, int] = {}  # text -> milliseconds; the records of a batch mostly share few timestamps
+        self._units: set[str] = set()
+        self._rounded: dict[str, list[float]] = {}
 
     def sample(self, record: Any) -> Sample:
         if type(record) is not dict:
             raise _Rejected("record", record, "a record is a JSON object")
         name = record.get("server_name")
-        if type(name) is not str or not SERVER_NAME.fullmatch(name):
-            raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first")
+        if type(name) is not str or not (_USUAL_NAME.fullmatch(name) or is_server_name(name)):
+            raise _Rejected("server_name", name, f"a name is {SERVER_NAME_WORDS}")
         text = record.get("timestamp")
         instant = self._instants.get(text) if type(text) is str else None
         if instant is None:
             instant = self._milliseconds(text)
         return Sample(name, instant, _profile(record), _state(record), self._measurements(record))
+
+    def notices(self) -> list[str]:
+        found = [f"timestamp: numbers are read as {unit} since 1970" for unit in sorted(self._units)]
+        for name, values in self._rounded.items():
+            count = f"{len(values)} value{'' if len(values) == 1 else 's'}"
+            found.append(
+                f"{name}: {count} just beyond the range, by rounding, such as {values[0]}; counted as the limit"
+            )
+        return found
 
     def _measurements(self, record: dict[str, Any]) -> tuple[float | None, ...]:
         values: list[float | None] = []
@@ -157,29 +192,66 @@ class _RecordCheck:
             elif (type(value) is float or type(value) is int) and lower <= value <= upper:
                 named = True
             else:
-                limits = self._specs[metric].range_text
-                raise _Rejected(metric, value, f"{metric} is a number from {limits}, or null where it was not measured")
+                value = self._limit_or_none(metric, value)
+                named = named or value is not None
             values.append(value)
         if not named:
+            if self.bad_cells:
+                raise self.bad_cells[0]
             raise _Rejected("metrics", None, f"a record has at least one metric of {', '.join(self._specs)}")
         return tuple(values)
 
-    def _milliseconds(self, text: Any) -> int:
-        if type(text) is not str:
-            raise _Rejected("timestamp", text, "a timestamp is text such as 2026-11-23T10:00:00Z")
+    def _limit_or_none(self, metric: str, value: Any) -> float | None:
+        """The limit for a value that only rounding took beyond it, else None and a bad cell."""
+        spec = self._specs[metric]
+        is_number = type(value) is float or type(value) is int
+        if is_number and spec.lower - spec.rounding <= value <= spec.upper + spec.rounding:
+            self._rounded.setdefault(metric, []).append(value)
+            return spec.lower if value < spec.lower else spec.upper
+        reason = f"{metric} is a number from {spec.range_text}, or null where it was not measured"
+        self.bad_cells.append(_Rejected(metric, value, reason))
+        return None
+
+    def _milliseconds(self, value: Any) -> int:
+        instant = self._milliseconds_of_text(value) if type(value) is str else self._milliseconds_of_number(value)
+        if instant > self._limits.latest_ms:
+            latest = iso(self._limits.latest_ms / 1000)
+            raise _Rejected("timestamp", value, f"too far ahead; the latest accepted is {latest}")
+        if instant < self._limits.earliest_ms:
+            earliest = iso(self._limits.earliest_ms / 1000)
+            raise _Rejected("timestamp", value, f"too old; the earliest accepted is {earliest}")
+        if type(value) is str:
+            self._instants[value] = instant
+        return instant
+
+    def _milliseconds_of_number(self, value: Any) -> int:
+        place = number_unit(value) if type(value) is int or type(value) is float else None
+        if place is None:
+            reason = f"a timestamp is text such as 2026-11-23T10:00:00Z, or a number of {', '.join(UNITS)} since 1970"
+            raise _Rejected("timestamp", value, reason)
+        self._units.add(UNITS[place])
+        return math.floor(value * 1000 + 0.5) if place == 0 else math.floor(value / 1000 ** (place - 1) + 0.5)
+
+    def _milliseconds_of_text(self, text: str) -> int:
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:
-            raise _Rejected("timestamp", text, "not a date and time; write 2026-11-23T10:00:00Z") from None
+            moment = _moment_of_other_form(text)
         if moment.tzinfo is None:
-            raise _Rejected("timestamp", text, "no time zone; write UTC with a final Z, as in 2026-11-23T10:00:00Z")
-        instant = math.floor(moment.timestamp() * 1000 + 0.5)
-        if instant > self._latest_ms:
-            raise _Rejected("timestamp", text, f"too far ahead; the latest accepted is {iso(self._latest_ms / 1000)}")
-        if instant < self._earliest_ms:
-            raise _Rejected("timestamp", text, f"too old; the earliest accepted is {iso(self._earliest_ms / 1000)}")
-        self._instants[text] = instant
-        return instant
+            if self._limits.timezone is None:
+                remedy = f"write UTC with a final Z, as in 2026-11-23T10:00:00Z, or start with {ZONE_FLAG}"
+                raise _Rejected("timestamp", text, f"no time zone; {remedy}")
+            moment = moment.replace(tzinfo=ZoneInfo(self._limits.timezone))
+            if moment.utcoffset() != moment.replace(fold=1).utcoffset():
+                raise _Rejected("timestamp", text, f"the clock change of {self._limits.timezone} leaves it unclear")
+        return math.floor(moment.timestamp() * 1000 + 0.5)
+
+
+def _moment_of_other_form(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(iso_text(text))
+    except ValueError:
+        raise _Rejected("timestamp", text, "not a date and time; write 2026-11-23T10:00:00Z") from None
 
 
 def _profile(record: dict[str, Any]) -> str | None:

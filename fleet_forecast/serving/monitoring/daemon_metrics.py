@@ -138,6 +138,11 @@ FAMILIES: tuple[Family, ...] = (
         lambda d: _by("field", d.ingest.rejected or {"none": 0}),
     ),
     _counter(
+        "fleet_left_out_cells",
+        "Values of accepted records that could not be used, by metric.",
+        lambda d: _by("metric", d.ingest.left_out_cells or {"none": 0}),
+    ),
+    _counter(
         "fleet_profile_changes",
         "Changes of a known server's profile that came with samples, by result.",
         lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.profile_changes),

@@ -20,7 +20,7 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
 from fleet_forecast.serving.monitoring.daemon_metrics import family_lines, known_profiles, profile_label
-from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, wants_openmetrics
+from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, label_value, wants_openmetrics
 from server_profiles import PROFILES
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "page_parts", "wants_openmetrics"]
@@ -111,7 +111,7 @@ def exceedance_lines(daemon: Daemon) -> Iterator[str]:
         horizons = report_horizons(forecast.horizon_steps * forecast.model.step_seconds)
         if probabilities.shape != (len(forecast.model.metrics), len(horizons)):
             continue  # of another model than the forecast
-        labels = f'server="{server}",profile="{profile_label(forecast.profile, profiles)}"'
+        labels = f'server="{label_value(server)}",profile="{profile_label(forecast.profile, profiles)}"'
         for metric, row in zip(forecast.model.metrics, probabilities.tolist(), strict=True):
             for horizon, value in zip(horizons, row, strict=True):
                 yield f'{name}{{{labels},metric="{metric}",horizon="{horizon}"}} {value:.4g}'
@@ -136,8 +136,7 @@ def exposed_levels(levels: Sequence[float]) -> Sequence[float]:
 
 
 def _forecast_samples(forecast: ServerForecast, metric: str, unit: BaseUnit, profile: str) -> Iterator[str]:
-    # Names contain no quote, backslash or line end (SERVER_NAME_PATTERN), so labels need no escaping.
-    labels = f'server="{forecast.server_name}",profile="{profile}"'
+    labels = f'server="{label_value(forecast.server_name)}",profile="{profile}"'
     rows = forecast.quantiles[forecast.model.metrics.index(metric)]
     for suffix, quantile, step in _exposed_cells(forecast.model, forecast.horizon_steps):
         value = float(rows[quantile, step]) * unit.factor

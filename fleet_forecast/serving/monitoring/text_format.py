@@ -11,6 +11,11 @@ def header(name: str, kind: str, description: str) -> list[str]:
     return [f"# HELP {name} {description}", f"# TYPE {name} {kind}"]
 
 
+def label_value(text: str) -> str:
+    """A text as the value of a label, between quotes."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
 def wants_openmetrics(accept: str) -> bool:
     """Whether an Accept header asks for OpenMetrics."""
     return "application/openmetrics-text" in accept

@@ -28,4 +28,4 @@ def _sender(file: Path, media_type: str) -> Callable[[], Coroutine[Any, Any, Res
 
 
 for _path, (_name, _media_type) in FILES.items():
-    router.get(_path)(_sender(FOLDER / _name, _media_type))
+    router.api_route(_path, methods=["GET", "HEAD"])(_sender(FOLDER / _name, _media_type))

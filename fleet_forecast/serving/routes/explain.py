@@ -115,7 +115,7 @@ class ExplanationResponse(ForecastOrigin):
 
 
 @router.get(
-    "/api/v1/servers/{name}/explain",
+    "/api/v1/servers/{name:path}/explain",
     summary="Variable weights and attention by lag behind the server's forecast",
     response_model=ExplanationResponse,
     response_description="mean weights over the selected steps of the horizon",

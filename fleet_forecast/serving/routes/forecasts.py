@@ -18,6 +18,7 @@ from fleet_forecast.serving.forecasts.selection import Selection, check_reach, p
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
+from fleet_forecast.serving.ingest.bodies import ReceivedBody
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
 from fleet_forecast.serving.json_bytes import list_parts, to_json
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse, forecast_document
@@ -88,7 +89,7 @@ class RefusedHistory(Refusal, BatchNotes):
 
 
 @router.get(
-    "/api/v1/servers/{name}/forecast",
+    "/api/v1/servers/{name:path}/forecast",
     summary="Forecast of one server, from the last cycle",
     response_model=ForecastResponse,
     response_description="the forecast",
@@ -155,16 +156,17 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
         return retry_later("other forecasts wait already")
     daemon.waiting_forecasts += 1
     try:
-        return await _forecast_body(daemon, engine, await read_body(request))
+        return await _forecast_body(daemon, engine, await read_body(request, daemon.settings))
     except WorkerBusyError as problem:
         return retry_later(str(problem))
     finally:
         daemon.waiting_forecasts -= 1
 
 
-async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Response:
+async def _forecast_body(daemon: Daemon, engine: Engine, body: ReceivedBody) -> Response:
     """The response to a history. Raises WorkerBusyError."""
-    batch, problem = await daemon.forecasts.on_request(_checked, body, daemon.settings.max_records)
+    settings = daemon.settings
+    batch, problem = await daemon.forecasts.on_request(_checked, body, settings.max_records, settings.input_timezone)
     if problem is not None:
         return json_response({"detail": problem, **batch_notes(batch)}, 422)
     work = engine, batch.samples, daemon.rules, daemon.forecasts.peers_of_posted
@@ -172,9 +174,9 @@ async def _forecast_body(daemon: Daemon, engine: Engine, body: bytes) -> Respons
     return await bounded_response(_history_json(forecasts, batch), JSON)
 
 
-def _checked(body: bytes, max_records: int) -> tuple[CheckedBatch, str | None]:
+def _checked(body: ReceivedBody, max_records: int, input_timezone: str | None) -> tuple[CheckedBatch, str | None]:
     """The records of a history, and why they cannot be forecast: None if they can. Raises BodyError."""
-    batch = check_history(body, max_records)
+    batch = check_history(body, max_records, input_timezone)
     return batch, _problem_of(batch)
 
 

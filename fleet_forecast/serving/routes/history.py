@@ -54,7 +54,7 @@ class HistoryResponse(BaseModel):
 
 
 @router.get(
-    "/api/v1/servers/{name}/history",
+    "/api/v1/servers/{name:path}/history",
     summary="Received samples of one server",
     response_model=HistoryResponse,
     response_description="one value for each timestamp and metric, null where not measured",

@@ -47,6 +47,8 @@ class RecordsStatus(BaseModel):
     accepted: int
     rejected: int
     waiting: Annotated[int, Field(description="accepted and not on disk yet")]
+    left_out_cells: Annotated[int, Field(description="values of accepted records, counted as not measured")]
+    refused_names: Annotated[dict[str, str], Field(description="the first names of servers left out, and why")]
 
 
 class HistoryStatus(BaseModel):
@@ -96,6 +98,7 @@ async def readyz(daemon: RunningDaemon) -> Response:
     return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
@@ -112,6 +115,7 @@ async def metrics(request: Request, daemon: RunningDaemon) -> Response:
     return await bounded_response(page_parts(blocks, daemon, openmetrics), OPENMETRICS if openmetrics else TEXT)
 
 
+@router.head("/status", include_in_schema=False)
 @router.get(
     "/status",
     summary="The state of the daemon, for people",
@@ -142,6 +146,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "accepted": daemon.ingest.accepted,
             "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
+            "left_out_cells": daemon.ingest.left_out_cells.total(),
+            "refused_names": dict(daemon.ingest.refused_names),
         },
         "history": {
             "file": str(store.path),

@@ -9,24 +9,48 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_PATTERN, STATES, MetricSpec
+from fleet_forecast.contract.labels import is_server_name
+from fleet_forecast.contract.specs import LONGEST_SERVER_NAME, METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
+from fleet_forecast.contract.times import number_unit
+from fleet_forecast.serving.ingest.bodies import MEDIA_TYPES, ReceivedBody
 from fleet_forecast.serving.ingest.validation import PROFILE_NAME, CheckedBatch
 from fleet_forecast.serving.routes.responses import JSON
 from fleet_forecast.serving.settings import Settings
 from server_profiles import ServerProfile
 
+MIB = 1024 * 1024
 MAX_IGNORED_FIELDS = MAX_NOTICES = 100  # named in one response
 _STATE_NAMES = tuple(map(str, STATES))
 _EXAMPLE = {"timestamp": "2026-11-23T10:00:00Z", "server_name": "ppml0015", "cpu_pct": 78.0, "mem_pct": 82.5}
 
 
-class _Labels(BaseModel):
-    """One sample of one server. Null and a missing metric both mean: not measured."""
+def _server_name(name: str) -> str:
+    if not is_server_name(name):
+        raise ValueError(f"a name is {SERVER_NAME_WORDS}")
+    return name
 
-    timestamp: datetime
-    server_name: Annotated[str, Field(pattern=f"^{SERVER_NAME_PATTERN}$")]
+
+def _no_other_number(value: Any) -> Any:
+    if isinstance(value, int | float) and (isinstance(value, bool) or number_unit(value) is None):
+        raise ValueError("no time since 1970")
+    return value
+
+
+_Time = Annotated[datetime | int | float, BeforeValidator(_no_other_number)]
+
+
+class _Labels(BaseModel):
+    """One sample of one server. Null and a missing metric both mean: not measured.
+
+    A value beyond its range costs this value; a record without another one is rejected.
+    """
+
+    timestamp: Annotated[_Time, Field(description="with its zone, or a number since 1970 in a unit told by its size")]
+    server_name: Annotated[
+        str, Field(max_length=LONGEST_SERVER_NAME, description=SERVER_NAME_WORDS), AfterValidator(_server_name)
+    ]
     profile: Annotated[
         str | None,
         Field(pattern=f"^{PROFILE_NAME.pattern}$", description=f"{', '.join(ServerProfile)}, or another name"),
@@ -45,7 +69,7 @@ Record: type[BaseModel] = create_model(
 
 
 class Rejection(BaseModel):
-    """A record that was not accepted."""
+    """A record, or a cell of one, that was not accepted."""
 
     index: Annotated[int, Field(description="place of the record in the request, from 0")]
     field: str
@@ -57,6 +81,7 @@ class BatchNotes(BaseModel):
     """What was not used of the records in a request."""
 
     rejected: list[Rejection]
+    left_out: Annotated[list[Rejection], Field(description="cells of accepted records, counted as not measured")] = []
     ignored_fields: Annotated[list[str], Field(description="fields that the data contract does not have")] = []
     notices: Annotated[list[str], Field(description="what was not used of accepted records")] = []
 
@@ -87,25 +112,37 @@ def _body_schema() -> dict[str, Any]:
         "maxItems": Settings().max_records,
         "description": "at most max_records of the settings",
     }
-    return {"type": "object", "required": ["records"], "properties": {"records": records}}
+    wrapped = {"type": "object", "required": ["records"], "properties": {"records": records}}
+    return {"anyOf": [wrapped, records, records["items"]]}
 
 
 RECORDS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {JSON: {"schema": _body_schema(), "example": {"records": [_EXAMPLE]}}},
+        "description": "also compressed, with Content-Encoding gzip or zstd",
+        "content": {
+            JSON: {"schema": _body_schema(), "example": {"records": [_EXAMPLE]}},
+            **{
+                media_type: {"schema": {"type": "string", "description": "one record per line"}}
+                for media_type in MEDIA_TYPES[1:]
+            },
+        },
     }
 }
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; the middleware bounds its size and time."""
-    return b"".join([chunk async for chunk in request.stream()])
+async def read_body(request: Request, settings: Settings) -> ReceivedBody:
+    """The whole body as it was sent; the middleware bounds its size and time."""
+    content = b"".join([chunk async for chunk in request.stream()])
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    return ReceivedBody(content, encoding, int(settings.max_body_mib * MIB))
 
 
 def batch_notes(batch: CheckedBatch) -> dict[str, Any]:
     """BatchNotes as a document for to_json."""
     notes: dict[str, Any] = {"rejected": [rejection._asdict() for rejection in batch.rejected]}
+    if batch.left_out:
+        notes["left_out"] = [cell._asdict() for cell in batch.left_out]
     if batch.ignored_fields:
         notes["ignored_fields"] = sorted(batch.ignored_fields)[:MAX_IGNORED_FIELDS]
     if batch.notices:

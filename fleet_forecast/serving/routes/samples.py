@@ -23,7 +23,7 @@ router = APIRouter(tags=["samples"])
 )
 async def ingest(request: Request, daemon: RunningDaemon) -> Response:
     try:
-        batch = await daemon.ingest.take_body(await read_body(request), request.scope[CLIENT])
+        batch = await daemon.ingest.take_body(await read_body(request, daemon.settings), request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
         return retry_later(f"not stored: {problem}")
     return json_response({"accepted": len(batch.samples), **batch_notes(batch)})

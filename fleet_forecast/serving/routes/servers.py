@@ -142,7 +142,7 @@ async def servers(daemon: RunningDaemon, query: Annotated[ServersQuery, Query()]
 
 
 @router.delete(
-    "/api/v1/servers/{name}",
+    "/api/v1/servers/{name:path}",
     summary="Delete a server and its samples; it returns with its next sample",
     response_model=DeletedResponse,
     response_description="the server is deleted; its forecast and alerts end with the next cycle",

@@ -1,11 +1,13 @@
 """Access to every route; names and values that are paths, SQL, labels or HTML."""
 
 import itertools
+import re
 from urllib.parse import quote
 
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
+from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.dashboard import FILES
@@ -36,7 +38,7 @@ def routes(client):
     found = {(method, route.path) for route in declared for method in getattr(route, "methods", None) or ()}
     documented = client.get("/openapi.json", headers={"authorization": SENT["the token"]}).json()["paths"]
     found |= {(method.upper(), path) for path, operations in documented.items() for method in operations}
-    concrete = {(method, path.replace("{name}", "ppml0001")) for method, path in found}
+    concrete = {(method, re.sub(r"\{name(:path)?\}", "ppml0001", path)) for method, path in found}
     return sorted(concrete - {("GET", "/api/v1/events"), ("HEAD", "/api/v1/events")})  # a stream; tried separately
 
 
@@ -146,10 +148,12 @@ def test_wrong_tokens_are_counted_and_logged_with_the_address_and_without_the_to
     assert "secret-of-someone" not in caplog.text
 
 
-def test_probes_answer_head(guarded):
-    for path in PROBES:
-        answer = guarded.head(path)
-        assert (answer.status_code, answer.content) == (200, b"")
+def test_probes_pages_and_metrics_answer_head(guarded):
+    for path in (*PROBES, *FILES):
+        assert guarded.head(path).status_code == 200
+    for path in ("/metrics", "/status"):
+        assert guarded.head(path).status_code == 401
+        assert guarded.head(path, headers=TOKEN_HEADER).status_code == 200
 
 
 HOSTILE = (
@@ -209,21 +213,39 @@ def test_no_path_returns_a_file_of_the_machine(open_daemon):
         assert b"import" not in answer.content[:200]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_server_name_is_rejected_by_its_field_and_not_stored(open_daemon, name):
+@pytest.mark.parametrize("name", [name for name in HOSTILE if not is_server_name(name)])
+def test_a_name_that_is_not_printable_or_too_long_is_rejected_by_its_field_and_not_stored(open_daemon, name):
     answer = post(open_daemon, record(name)).json()
     assert (answer["accepted"], answer["rejected"][0]["field"]) == (0, "server_name")
     assert [server["server_name"] for server in open_daemon.get("/api/v1/servers").json()["servers"]] == ["ppml0001"]
-    page = open_daemon.get("/metrics").text
-    assert "forged_metric" not in page
-    assert "DROP" not in page
+    assert "forged_metric" not in open_daemon.get("/metrics").text
+    refused = open_daemon.get("/status").json()["records"]["refused_names"]
+    assert "printable" in refused[name[:100] + "…" * (len(name) > 100)]
+
+
+def test_a_printable_name_is_stored_and_shown_as_it_is_and_does_nothing_else(tmp_path):
+    names = sorted([*(name for name in HOSTILE if is_server_name(name)), 'quo"ted\\', "namespace/pod", "a b"])
+    with daemon(tmp_path) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert post(client, *(record(name) for name in names)).json()["accepted"] == len(names)
+        wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == len(names))
+        assert [server["server_name"] for server in client.get("/api/v1/servers").json()["servers"]] == names
+        for name in names:
+            for route in ("forecast", "history") if "%" not in name else ():  # the test client decodes paths twice
+                answer = client.get(f"/api/v1/servers/{quote(name, safe='')}/{route}")
+                assert (answer.status_code, answer.json()["server_name"]) == (200, name)
+        lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("fleet_forecast_cpu")]
+    shown = {re.fullmatch(r'\w+\{server="((?:[^"\\]|\\.)*)",.*\} \S+', line)[1] for line in lines}
+    assert {name.replace('\\"', '"').replace("\\\\", "\\") for name in shown} == set(names)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_value_in_any_field_is_rejected_or_ignored_and_not_stored(open_daemon, moments, text):
-    for field in ("timestamp", "profile", "state", "cpu_pct"):
+    for field in ("timestamp", "profile", "state"):
         answer = post(open_daemon, record("ppml0001") | {field: text}).json()
         assert [rejection["field"] for rejection in answer["rejected"]] == [field]
+    answer = post(open_daemon, record("ppml0001", moments[1]) | {"cpu_pct": text}).json()
+    assert [cell["field"] for cell in answer.get("left_out", answer["rejected"])] == ["cpu_pct"]
     answer = post(open_daemon, record("ppml0001", moments[1]) | {text: text}).json()
     assert answer["ignored_fields"] == [text[:100]]
     history = open_daemon.get("/api/v1/servers/ppml0001/history", params={"raw": True}).json()

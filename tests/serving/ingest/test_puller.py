@@ -35,7 +35,7 @@ class ScriptedPrometheus:
         self.asked.append((int(form["start"]), int(form["end"])))
         moments = range(int(form["start"]), int(form["end"]) + 1, STEP)
         points = [[t, "40"] for t in moments if t <= self.measured_until]
-        names = ("ppml0001:9100", "bad name")
+        names = ("ppml0001:9100", "bad\nname")
         return httpx.Response(
             200, json={"data": {"result": [{"metric": {"instance": n}, "values": points} for n in names]}}
         )
@@ -73,7 +73,8 @@ def test_the_fleet_is_pulled_back_to_the_retention_and_forecast(tmp_path, script
         assert got["metrics"]["cpu_pct"]["current"] == 40.0
         status = client.get("/status").json()
     assert scripted.asked[0][0] >= time.time() - 2 * 3600 - STEP
-    assert status["records"]["accepted"] == status["records"]["rejected"] > 20
+    assert status["records"]["accepted"] > 20
+    assert status["records"]["refused_names"].keys() == {"bad\nname"}
 
 
 def test_a_long_history_is_pulled_in_pieces_without_gap_or_overlap(tmp_path, scripted, monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 from data_contract import METRICS
 from fleet_forecast.contract.specs import METRIC_SPECS, MetricSpec
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody
 from fleet_forecast.serving.ingest.sink import IngestSink
-from fleet_forecast.serving.ingest.validation import BodyError, check_records
+from fleet_forecast.serving.ingest.validation import TimeLimits, check_records
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.errors import HistoryBusyError
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -34,7 +35,7 @@ def sink(tmp_path):
 
 
 def take_body(sink, *records):
-    return asyncio.run(sink.take_body(json.dumps({"records": records}).encode()))
+    return asyncio.run(sink.take_body(ReceivedBody(json.dumps({"records": records}).encode())))
 
 
 def stored_count(sink):
@@ -76,19 +77,22 @@ def test_a_batch_that_is_not_stored_is_not_counted(sink, monkeypatch):
     assert (sink.accepted, sink.rejected.total()) == (0, 0)
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"records": 1}', b'{"records": [' + b"1," * 10 + b"1]}"])
+@pytest.mark.parametrize("body", [b"{", b"1", b'{"records": 1}', b'{"records": [' + b"1," * 10 + b"1]}"])
 def test_a_body_that_is_not_a_list_of_records_is_refused_as_a_whole(sink, body):
     with pytest.raises(BodyError):
-        asyncio.run(sink.take_body(body))
+        asyncio.run(sink.take_body(ReceivedBody(body)))
     assert (sink.accepted, sink.rejected.total()) == (0, 0)
 
 
 def test_a_metric_added_to_the_contract_is_checked_and_takes_its_place_in_the_samples():
     specs = {"added_pct": MetricSpec("added_pct", "%", 0, 100, "added"), **METRIC_SPECS}
     batch = check_records(
-        [record(added_pct=12.5), record(added_pct=101), record(added_pct=None)], 0, NOW * 1000, specs=specs
+        [record(added_pct=12.5), record(added_pct=101), record(added_pct=None), record(added_pct=20)],
+        TimeLimits(0, NOW * 1000),
+        specs=specs,
     )
-    assert [sample.values[:2] for sample in batch.samples] == [(12.5, 50), (None, 50)]
+    assert [sample.values[:2] for sample in batch.samples] == [(12.5, 50), (None, 50), (None, 50), (20, 50)]
     assert all(len(sample.values) == len(METRICS) + 1 for sample in batch.samples)
-    assert [rejection.field for rejection in batch.rejected] == ["added_pct"]
+    assert [(cell.index, cell.field, cell.value) for cell in batch.left_out] == [(1, "added_pct", 101)]
+    assert batch.rejected == []
     assert batch.ignored_fields == set()

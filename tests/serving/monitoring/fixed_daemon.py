@@ -85,6 +85,7 @@ def running_daemon():
             senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
             accepted=1234,
             rejected=Counter(cpu_pct=2, timestamp=1),
+            left_out_cells=Counter(mem_pct=4),
             pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
@@ -110,4 +111,5 @@ def starting_daemon():
     daemon.notifiers = []
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
+    daemon.ingest.left_out_cells = Counter()
     return daemon

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from data_contract import METRICS
 from fleet_forecast.contract.specs import METRIC_SPECS
-from fleet_forecast.serving.ingest.validation import check_records
+from fleet_forecast.serving.ingest.validation import TimeLimits, check_records
 from fleet_forecast.serving.routes.alerts import AlertsResponse, RisksResponse, SummaryResponse
 from fleet_forecast.serving.routes.explain import ExplanationResponse
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse
@@ -93,7 +93,7 @@ def test_the_example_of_a_response_is_valid(model):
 
 def test_the_example_of_a_request_is_accepted():
     (example,) = RECORDS_BODY["requestBody"]["content"]["application/json"]["example"]["records"]
-    assert not check_records([example], 0, 4_102_444_800_000).rejected
+    assert not check_records([example], TimeLimits(0, 4_102_444_800_000)).rejected
 
 
 def accepted_by_the_model(values):
@@ -109,6 +109,14 @@ CHANGES = [
     {"profile": "mainframe", "state": "offline"},
     {"profile": None, "state": None, "cpu_pct": None},
     {"server_name": "x y"},
+    {"server_name": "x\ny"},
+    {"server_name": ".."},
+    {"server_name": " x"},
+    {"timestamp": 1_480_843_720},
+    {"timestamp": 1_480_843_720_500},
+    {"timestamp": 1_480_843_720.5},
+    {"timestamp": 12},
+    {"timestamp": True},
     {"server_name": None},
     {"timestamp": "yesterday"},
     {"profile": 'main"frame'},
@@ -120,8 +128,8 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_the_model_of_a_record_accepts_what_the_validation_accepts(change):
     changed = record() | change
-    validated = check_records([changed], 0, int(time.time() * 1000) + 1)
-    assert accepted_by_the_model(changed) == (not validated.rejected)
+    validated = check_records([changed], TimeLimits(0, int(time.time() * 1000) + 1))
+    assert accepted_by_the_model(changed) == (not validated.rejected and not validated.left_out)
 
 
 def test_every_response_of_200_with_json_has_a_model(served):

@@ -13,11 +13,11 @@ from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_
 
 
 def test_a_bad_record_is_rejected_by_field_and_the_good_ones_are_stored(client):
-    answer = post(client, record(cpu_pct=180.0), record("ppml0002"), {"server_name": "x y"}, 7).json()
+    answer = post(client, record(cpu_pct=180.0), record("ppml0002"), {"server_name": "x\ny"}, 7).json()
     assert answer["accepted"] == 1
     assert [(r["index"], r["field"], r["value"]) for r in answer["rejected"]] == [
         (0, "cpu_pct", 180.0),
-        (2, "server_name", "x y"),
+        (2, "server_name", "x\ny"),
         (3, "record", 7),
     ]
 
@@ -41,7 +41,8 @@ def test_the_aliases_answer_as_the_versioned_paths(client):
 HOSTILE = [
     b"",
     b"null",
-    b"[]",
+    b"1",
+    b"{}",
     b'{"records": null}',
     b'{"records": {"a": 1}}',
     b'{"records": [NaN]}',
@@ -101,7 +102,7 @@ def test_a_body_of_far_too_many_objects_or_lists_is_refused_before_it_is_parsed(
     def parse(_body):
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("fleet_forecast.serving.ingest.validation.parse_json", parse)
+    monkeypatch.setattr("fleet_forecast.serving.ingest.bodies.parse_json", parse)
     with daemon(tmp_path, max_records=100) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         body = b'{"records": [' + filler * 500 + b"{}]}"

@@ -97,11 +97,11 @@ def test_a_stream_sends_exactly_what_the_files_would_hold():
 
 
 def test_the_daemon_accepts_every_field_of_a_record():
-    from fleet_forecast.serving.ingest.validation import check_records
+    from fleet_forecast.serving.ingest.validation import TimeLimits, check_records
 
     records = LiveFleet(scenario(), 0).tick()
     now = int(START.astype("datetime64[ms]").astype(np.int64))
-    checked = check_records(records, now - 1000, now + 1000)
+    checked = check_records(records, TimeLimits(now - 1000, now + 1000))
     assert (len(checked.samples), checked.rejected, checked.ignored_fields) == (4, [], set())
 
 
