@@ -233,9 +233,13 @@ def _read_description(path: Path) -> tuple[RiskDescription, np.ndarray]:
 
 
 def _read_trees(path: Path, spec: RiskSpec) -> Booster:
-    from lightgbm import Booster
-    from lightgbm.basic import LightGBMError
-
+    try:
+        from lightgbm import Booster
+        from lightgbm.basic import LightGBMError
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"{path}: needs the package lightgbm and the library libgomp1; install them ({error})"
+        ) from error
     try:
         booster = Booster(model_str=read_regular(path, MAX_BYTES).decode())
         features = booster.num_feature()

@@ -16,8 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightgbm  # noqa: F401 - before the limit is set
-import onnxruntime  # noqa: F401 - the same
+import onnxruntime  # noqa: F401 - before the limit is set
 
 from fleet_forecast.flags import add_flag
 from fleet_forecast.inference.engine import Engine
@@ -34,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flag(parser, "--seconds", type=float, required=True, help="processor time")
     arguments = parser.parse_args(argv)
     os.nice(NICENESS)
+    with contextlib.suppress(ImportError, OSError):  # before the limit is set; loading a risk model gives the reason
+        import lightgbm  # noqa: F401
     limit_resources(arguments.mib, arguments.seconds)
     try:
         engine = Engine.load(arguments.model_dir, device="cpu", threads=1)

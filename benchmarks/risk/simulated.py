@@ -1,0 +1,165 @@
+"""Warnings of the risk model on simulated fleets that it has not seen: found, ahead of the harm, false alarms.
+
+    python benchmarks/risk/simulated.py --model models/current                      # JSON is the last line
+    python benchmarks/risk/simulated.py --model models/current --seeds 801,802 --days 7
+    python benchmarks/risk/simulated.py --leave-out                                 # kinds that it was not trained on
+
+The levels are those that the model's own curve, measured on its held-out fleets, gives for the budgets of false alarms.
+The fleets here have seeds that nothing was chosen on. Alarms have the persistence of the daemon's rules and are judged
+at every step (fleet_forecast/risk/alarms.py); alarms at the first forecast above the level are shown beside them.
+--leave-out trains a small risk model for each group of incident kinds without them, one kind of each profile at a time,
+and shows the recall of these kinds.
+
+The trees are trained with the onset times of the simulator's noise-free signal as targets: no better labels exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fleet_forecast.inference.model_config import ModelError  # noqa: E402 - in the parent folder
+from fleet_forecast.inference.model_directory import read_config, verify  # noqa: E402
+from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, RiskModel  # noqa: E402
+from fleet_forecast.risk.alarms import CurvePoint, Judged, Scene, judge, persistent, summary  # noqa: E402
+from fleet_forecast.risk.calibration import reliability  # noqa: E402
+from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
+from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
+from server_profiles import PROFILES  # noqa: E402
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+SEEDS = (8_101, 8_102, 8_103, 8_104, 8_105, 8_106)  # nothing was chosen on these
+BUDGETS = {"page": 0.2, "watch": 2.0}  # false alarms per server and month
+RATE = 4.0  # incidents per server and month
+LEAK_LIKE = ("oom", "kafka_consumer_lag", "job_queue_overflow", "resource_starvation")
+LEAK_PREFIX = "disk_"
+ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
+SMALL = RiskSettings(training_fleets=5, held_out_fleets=2, rounds=120)  # for --leave-out
+
+
+def level_for(curve: Sequence[CurvePoint], budget: float) -> float | None:
+    """The lowest level at and above which every level keeps the budget; None if none does."""
+    chosen = None
+    for point in sorted(curve, key=lambda each: -each.level):
+        if point.false_alarms_per_server_month > budget:
+            break
+        chosen = point.level
+    return chosen
+
+
+def row(judged: Sequence[Judged], scenes: Sequence[Scene], level: float) -> dict[str, Any]:
+    """One line of the table."""
+    kinds, leads = (np.concatenate([getattr(each, name) for each in judged]) for name in ("kinds", "lead_seconds"))
+    leak = np.array([kind in LEAK_LIKE or kind.startswith(LEAK_PREFIX) for kind in kinds])
+    found = ~np.isnan(leads)
+    return {
+        "level": level,
+        **{key: None if value is None else round(value, 3) for key, value in summary(judged, scenes).items()},
+        "leak_like": int(leak.sum()),
+        "ahead_leak_like": round(float((leads[leak] > 0).mean()), 3),
+        "median_lead_minutes_leak_like": round(float(np.median(leads[leak & found]) / 60), 1),
+    }
+
+
+def by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Found, ahead and median lead by kind of incident."""
+    kinds, leads = (np.concatenate([getattr(each, name) for each in judged]) for name in ("kinds", "lead_seconds"))
+    table = {}
+    for kind in sorted(set(kinds)):
+        own = leads[kinds == kind]
+        found = own[~np.isnan(own)]
+        table[kind] = {
+            "incidents": len(own),
+            "found": round(len(found) / len(own), 2),
+            "ahead": round(float((own > 0).mean()), 2),
+            "median_lead_minutes": round(float(np.median(found)) / 60, 1) if len(found) else None,
+        }
+    return table
+
+
+def evaluate(model: RiskModel, fleets: Sequence[LabelledFleet]) -> dict[str, Any]:
+    """Rows for both budgets, and the reliability of the probabilities."""
+    spec, scenes = model.description.spec, [fleet.scene() for fleet in fleets]
+    scored = []
+    for position, fleet in enumerate(fleets, start=1):
+        print(f"fleet {position} of {len(fleets)}", file=sys.stderr)
+        scored.append(risks(fleet, spec, model.scores))
+    calibration = model.description.calibration
+    by_horizon = [calibration.probabilities(scores.ravel()).reshape(*scores.shape, -1) for scores in scored]
+    alert = [risk[..., ALERT_COLUMN] for risk in by_horizon]
+    results: dict[str, Any] = {}
+    for name, budget in BUDGETS.items():
+        level = level_for(model.curve, budget)
+        if level is None:
+            results[name] = None
+            continue
+        judged = [judge(persistent(risk, level), scene) for risk, scene in zip(alert, scenes, strict=True)]
+        results[name] = row(judged, scenes, level) | {"kinds": by_kind(judged)}
+        at_once = [judge(persistent(risk, level, 1), scene) for risk, scene in zip(alert, scenes, strict=True)]
+        results[f"{name}, after one forecast"] = row(at_once, scenes, level)
+    outcomes = outcomes_of(fleets, scored)
+    results["reliability"] = reliability(calibration.probabilities(outcomes.scores), outcomes, ALERT_COLUMN)
+    results["server_months"] = round(sum(scene.server_months for scene in scenes), 1)
+    return results
+
+
+def leave_out(fleets: SimulatedFleets, seeds: Sequence[int]) -> dict[str, Any]:
+    """Recall of the kinds that a small risk model was not trained on, at its own level for each budget."""
+    of_profiles = [spec.incidents for spec in PROFILES.values() if spec.incidents]
+    table: dict[str, Any] = {}
+    for position in range(max(map(len, of_profiles))):
+        kinds = tuple(incidents[position] for incidents in of_profiles if position < len(incidents))
+        print(f"without {', '.join(kinds)}", file=sys.stderr)
+        settings = replace(SMALL, without=kinds)
+        model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.timezone, settings)
+        judged = evaluate(model, list(fleets.fleets(seeds)))
+        for kind in kinds:
+            table[kind] = {name: judged[name]["kinds"].get(kind) for name in BUDGETS if judged[name]}
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate, evaluate, print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, default=Path("models/current"), help="model directory (%(default)s)")
+    add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=SEEDS, help="fleets")
+    add("--days", type=float, default=14.0, help="evaluated days of each fleet (%(default)s)")
+    add("--leave-out", action="store_true", help="train small models without some kinds, and show the recall of these")
+    arguments = parser.parse_args(argv)
+    try:
+        model_dir = verify(arguments.model)
+        config = read_config(model_dir)
+        model = RiskModel.load(model_dir, config.targets)
+    except ModelError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    if model is None:
+        print(f"error: {arguments.model} has no risk model; train one without --no-risk-model", file=sys.stderr)
+        return 1
+    spec = model.description.spec
+    fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.timezone, arguments.days, RATE)
+    if arguments.leave_out:
+        results = leave_out(fleets, arguments.seeds)
+    else:
+        results = evaluate(model, list(fleets.fleets(arguments.seeds)))
+    for name, result in results.items():
+        print(name, result, file=sys.stderr)
+    shown = {"model": config.model_id, "trained_on": model.trained_on, "seeds": arguments.seeds, "days": arguments.days}
+    print(json.dumps({**shown, "leave_out": arguments.leave_out, "results": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
