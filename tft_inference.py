@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 
 from data_contract import ContractError, DataFileError, read_metrics
-from fleet_forecast.contract.incidents_file import read_incidents
 from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds
@@ -49,6 +48,7 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.iso_time import utc_seconds
 from fleet_forecast.profile_audit.audit import (
     AuditedFleet,

@@ -27,9 +27,7 @@ import torch
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.contract.silences import excluded_cells, load_silences
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
@@ -40,6 +38,8 @@ from fleet_forecast.flags import add_flag, add_version, fraction, int_number, po
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer, promote
 from fleet_forecast.inference.risk_model import RiskModel
+from fleet_forecast.intervals.incidents_file import IncidentRecord
+from fleet_forecast.intervals.silences import excluded_cells, load_silences
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import STEP_SHARE as ABLATION_STEP_SHARE
@@ -443,19 +443,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = partial(add_flag, parser)
     add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
     add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
-    add(
-        "--incidents",
-        type=Path,
-        metavar="FILE",
-        help="CSV or parquet file of your incidents: server_name or pattern, start, end, type",
-    )
     add("--profiles", type=Path, help="TOML file with additional host-name patterns and the profiles of single servers")
-    add(
-        "--exclusions",
-        type=Path,
-        metavar="FILE",
-        help="TOML file of silences; measurements of those of the kind exclude are not used, nor scored",
-    )
+    _add_interval_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
     add(
         "--max-minutes",
@@ -486,6 +475,22 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_flags(parser)
     add_version(parser)
     return parser
+
+
+def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
+    add = partial(add_flag, parser)
+    add(
+        "--incidents",
+        type=Path,
+        metavar="FILE",
+        help="CSV or parquet file of your incidents: server_name or pattern, start, end, type",
+    )
+    add(
+        "--exclusions",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of silences; measurements of those of the kind exclude are not used, nor scored",
+    )
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:

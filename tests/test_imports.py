@@ -19,6 +19,7 @@ FLOORS = {
     f"{PACKAGE}.contract": 2,
     f"{PACKAGE}.sources": 3,
     f"{PACKAGE}.simulation": 3,
+    f"{PACKAGE}.intervals": 3,
     f"{PACKAGE}.features": 3,
     f"{PACKAGE}.simulation.live": 4,
     f"{PACKAGE}.simulation.output": 4,

@@ -34,9 +34,9 @@ from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fleet_forecast.contract.incidents_file import read_incidents  # noqa: E402 - in the parent folder
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.risk_model import LABELS  # noqa: E402
+from fleet_forecast.intervals.incidents_file import read_incidents  # noqa: E402 - in the parent folder
 from fleet_forecast.risk.alarms import AFTER_SECONDS, Incidents, persistent  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, risks, train, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, labelled_fleet  # noqa: E402

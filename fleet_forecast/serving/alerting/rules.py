@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from fleet_forecast.contract.silences import Silence
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS, Bounds
 from server_profiles import PROFILES, Baseline, ServerProfile
 

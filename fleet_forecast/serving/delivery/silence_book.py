@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.contract.silences import EXCLUDE, Silence
+from fleet_forecast.intervals.silences import EXCLUDE, Silence
 
 LOG = logging.getLogger(__name__)
 MAX_SILENCES = 1_000  # added by the API

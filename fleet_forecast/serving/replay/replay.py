@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.features.grid import FleetGrid, GridError
 from fleet_forecast.inference.batch import Origin
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert
 from fleet_forecast.serving.alerting.rules import AlertRules

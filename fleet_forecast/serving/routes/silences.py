@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.contract.silences import Silence
+from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.delivery.silence_book import KnownSilence, SilencesError, as_fields
 from fleet_forecast.serving.routes.responses import (

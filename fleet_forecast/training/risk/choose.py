@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import LABELS, RiskModel
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.training.risk.fit import RiskSettings, train, train_on_simulator
 from fleet_forecast.training.risk.fleets import LabelledFleet, labelled_fleet, simulated_metrics
 

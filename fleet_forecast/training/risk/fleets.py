@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peers import Peers
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.alarms import Incidents, Scene
 from fleet_forecast.risk.features import RiskInput, RiskSpec
 from fleet_forecast.simulation.fleet import Fleet

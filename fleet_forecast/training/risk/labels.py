@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fleet_forecast.contract.incidents_file import IncidentRecord, read_incidents
 from fleet_forecast.contract.reading import CheckedMetrics, LabelledRow
+from fleet_forecast.intervals.incidents_file import IncidentRecord, read_incidents
 
 LARGEST_GAP_STEPS = 3  # between labelled rows of one incident
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fleet_forecast.contract.silences import Silence
+from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.delivery.alert_loop import AlertLoop

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import RiskModel
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.training.risk.fleets import labelled_fleet
 from tests.conftest import TINY_METRICS

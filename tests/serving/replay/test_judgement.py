@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.incidents_file import read_incidents
 from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.replay.curve import LevelPoint, recommended_rules
 from fleet_forecast.serving.replay.judgement import Incident, judge, scores

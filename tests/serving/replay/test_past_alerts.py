@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.silences import Silence
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE, WATCH

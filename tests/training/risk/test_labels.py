@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from data_contract import DataFileError, check_metrics
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.contract.reading import LabelledRow
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.training.risk import choose
 from fleet_forecast.training.risk.choose import KnownFleet, risk_model_of
 from fleet_forecast.training.risk.labels import known_incidents, periods

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pandas as pd
 import pytest
 
-from fleet_forecast.contract.incidents_file import IncidentRecord, read_incidents
 from fleet_forecast.contract.metadata import DataFileError
+from fleet_forecast.intervals.incidents_file import IncidentRecord, read_incidents
 
 SERVERS = ("db1", "db2", "web1")
 TEN = datetime(2026, 11, 20, 10, tzinfo=UTC).timestamp()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fleet_forecast.contract.silences import DAYS, Silence, Weekly, excluded_cells, load_silences
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem
+from fleet_forecast.intervals.silences import DAYS, Silence, Weekly, excluded_cells, load_silences
 
 DAY = 86_400
 
