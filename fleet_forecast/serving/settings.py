@@ -307,8 +307,10 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
 def check_history_file(settings: Settings) -> None:
     """Raise SettingsError if the path of the history is that of a folder."""
     if settings.history.is_dir():
-        example = settings.history / "fleet.sqlite"
-        raise SettingsError(f"history: {settings.history} is a folder; give the path of a file in it: {example}")
+        folder = settings.history
+        raise SettingsError(
+            f"history: {folder} is a folder; give the path of a file in it, such as {folder / 'fleet.sqlite'}"
+        )
 
 
 def check_certificate(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -73,8 +74,17 @@ class RequestGuard:
             return
         client = _client(scope)
         body = BoundedBody(receive, self._seconds, self._max_body_bytes, self._waiting, client)
+
+        async def receive_body() -> Message:
+            try:
+                return await body()
+            except HTTPException:
+                if response.started:  # no status can be sent any more, so the stream ends
+                    return {"type": "http.disconnect"}
+                raise
+
         try:
-            await self._app(scope, body, response)
+            await self._app(scope, receive_body, response)
         finally:
             body.release()
 

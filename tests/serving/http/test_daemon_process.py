@@ -130,3 +130,12 @@ def test_nobody_reading_the_log_stops_neither_requests_nor_the_shutdown(tmp_path
         code, seconds = started.stop()
         assert (code, seconds < 10.0) == (0, True)
         os.close(reading)
+
+
+def test_a_body_that_does_not_come_ends_an_event_stream_without_an_exception(tmp_path):
+    with FakeDaemon(tmp_path, "--body-seconds", 0.5) as daemon:
+        text = b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n\r\n"
+        with connect(daemon, text) as client:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert closed_within(client, 10.0)
+        assert '"exception"' not in daemon.log.read_text()
