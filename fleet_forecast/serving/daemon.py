@@ -14,6 +14,7 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -35,6 +36,7 @@ class Daemon:
     store: HistoryStore
     ingest: IngestSink
     forecasts: ForecastLoop
+    audit: FleetAudit
     model: ModelManager
     alerts: AlertBook
     silences: SilenceBook

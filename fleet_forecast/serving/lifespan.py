@@ -22,6 +22,7 @@ from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, Ale
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
@@ -87,6 +88,7 @@ def _open(config: DaemonConfig) -> Daemon:
         store=store,
         ingest=IngestSink(settings, store, config.clock, files.profile_rules),
         forecasts=forecasts,
+        audit=FleetAudit(forecasts, store, files.profile_rules),
         model=_model_manager(config, forecasts),
         alerts=alerts,
         silences=silences,
