@@ -268,8 +268,9 @@ def run_audit(arguments: argparse.Namespace, settings: Settings, rules: ProfileR
 
 def _load(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
     """The model, and the input on the model's grid; prints notes about the input."""
+    frame = _read(path, settings, rules)
     engine = _engine(settings)
-    return engine, _on_grid(_read(path, settings, rules), engine, rules)
+    return engine, _on_grid(frame, engine, rules)
 
 
 def _engine(settings: Settings) -> Engine:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.serving.alerting.alert import DEPARTURE, Alert, AlertKey
-from fleet_forecast.serving.alerting.bounds import NO_BOUNDS
 from fleet_forecast.serving.alerting.detection import Detection
 from fleet_forecast.serving.alerting.exceedance import LOWER, UPPER, nearest_level
 from fleet_forecast.serving.alerting.messages import anomaly_evidence
@@ -157,7 +156,7 @@ class AnomalyDetector:
             candidates = [
                 (contribution, candidate)
                 for contribution, candidate in zip(anomaly.contributions.tolist(), forecast.model.metrics, strict=True)
-                if not np.isnan(contribution) and thresholds.get(candidate, NO_BOUNDS).limits
+                if not np.isnan(contribution) and candidate in thresholds
             ]
             if metric is None and candidates:
                 metric = self._metric_of[name] = max(candidates)[1]

@@ -12,7 +12,6 @@ import numpy as np
 from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, SIMULATOR, Driver
 from fleet_forecast.risk.alarms import CurvePoint
 from fleet_forecast.serving.alerting.alert import Alert, AlertKey
-from fleet_forecast.serving.alerting.bounds import NO_BOUNDS
 from fleet_forecast.serving.alerting.detection import Detection
 from fleet_forecast.serving.alerting.messages import label_of
 from fleet_forecast.serving.alerting.rules import AlertRules
@@ -82,7 +81,7 @@ class RiskDetector:
         raised: dict[str, float] = {}
         thresholds = self._rules.thresholds_of(forecast.server_name, forecast.profile)
         for driver, contribution in zip(drivers, contributions, strict=True):
-            if driver.metric is not None and thresholds.get(driver.metric, NO_BOUNDS).limits:
+            if driver.metric is not None and driver.metric in thresholds:
                 raised[driver.metric] = raised.get(driver.metric, 0.0) + contribution
         return max(raised, key=lambda metric: raised[metric], default=None)
 

@@ -196,8 +196,9 @@ class AlertRules(BaseModel):
 
 
 def _with_rules(thresholds: Thresholds, rules: Mapping[str, BoundsRule]) -> Thresholds:
+    """Thresholds changed by rules; a metric that has no bound left is missing."""
     changed = {metric: rule.applied_to(thresholds.get(metric, NO_BOUNDS)) for metric, rule in rules.items()}
-    return {**thresholds, **changed}
+    return {metric: bounds for metric, bounds in {**thresholds, **changed}.items() if bounds.limits}
 
 
 def load_alert_rules(path: Path) -> AlertRules:
