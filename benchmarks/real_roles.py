@@ -3,6 +3,7 @@
     python benchmarks/real_roles.py                              # both data sets, 4 folds, 15 minutes of training each
     python benchmarks/real_roles.py --folds 1 --minutes 5        # a quick look
     python benchmarks/real_roles.py --data ../shared/data/fleets_public.parquet --ablations
+    python benchmarks/real_roles.py --untrained                  # the prior: what an untrained network forecasts
 
 In each fold tft_trainer.py trains with another quarter of each profile's servers held out (of the virtual machines of
 slices_public: another quarter of the hosts) and is scored on the held-out servers in the days after the training, with
@@ -91,11 +92,10 @@ def train_fraction(frame: pd.DataFrame, test_start: str | None) -> float:
 
 
 def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.DataFrame:
-    """The cold-start table of a model trained without the fold's servers."""
+    """The cold-start table of a model trained without the fold's servers; with 0 minutes, of an untrained network."""
     flags = {
         "--training-dir": path,
         "--models-dir": ROOT / MODELS / path.stem,
-        "--max-minutes": f"{minutes:g}",
         "--holdout-servers": ",".join(fold.held_out),
         "--seed": fold.seed,
         "--train-fraction": f"{fraction:.6f}",
@@ -103,7 +103,12 @@ def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.Data
         "--device": "cpu",
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    trained = last_json_line(tft_trainer.main, [*words, "--no-comparison", "--no-final-fit"])
+    if not minutes:
+        arguments = tft_trainer.build_parser().parse_args(words)
+        job = tft_trainer.prepare(tft_trainer.read(arguments), arguments)
+        return job.cold_start_table(job.fresh_model())
+    run = [*words, "--max-minutes", f"{minutes:g}", "--no-comparison", "--no-final-fit"]
+    trained = last_json_line(tft_trainer.main, run)
     return pd.read_parquet(Path(trained["model_dir"]) / "cold_start.parquet")
 
 
@@ -197,7 +202,8 @@ def run(path: Path, folds: int, minutes: float, parts: Sequence[str]) -> list[di
         with without(part):
             tables += [only_given(one_fold(path, fold, minutes, fraction), part) for fold in chosen]
     table = summary(tables)
-    title = f"`{path.name}`, unseen servers, {folds} folds, {minutes:g} minutes of training"
+    training = f"{minutes:g} minutes of training" if minutes else "untrained"
+    title = f"`{path.name}`, unseen servers, {folds} folds, {training}"
     print(f"\n{markdown(title, table)}")
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=5))
     return rows
@@ -207,12 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and score; returns 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ablations", action="store_true", help="also train without each part of the live peers")
+    parser.add_argument("--untrained", action="store_true", help="score the network without training: its prior")
     arguments = arguments_of(parser, 4, argv)
+    minutes = 0.0 if arguments.untrained else arguments.minutes
     paths = arguments.data or [DATA / f"{name}.parquet" for name in ("fleets_public", "slices_public")]
     parts = tuple(PARTS) if arguments.ablations else ()
-    return run_all(
-        [path.resolve() for path in paths], lambda path: run(path, arguments.folds, arguments.minutes, parts)
-    )
+    return run_all([path.resolve() for path in paths], lambda path: run(path, arguments.folds, minutes, parts))
 
 
 if __name__ == "__main__":
