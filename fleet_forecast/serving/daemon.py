@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -32,6 +33,7 @@ class Daemon:
     store: HistoryStore
     ingest: IngestSink
     forecasts: ForecastLoop
+    audit: FleetAudit
     model: ModelManager
     alerts: AlertBook
     scores: ForecastScores
