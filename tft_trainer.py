@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -342,10 +342,7 @@ def trains_ablation(job: Job, arguments: argparse.Namespace) -> bool:
 def train_ablation(
     job: Job, training: TrainerState, checkpoint: Checkpoint, arguments: argparse.Namespace
 ) -> TrainerState | None:
-    """Train the model without profiles (training/ablation.py); None if it is not wanted or fails.
-
-    Its failure does not affect the model, which is trained already.
-    """
+    """Train the model without profiles (training/ablation.py); None if it is not wanted or fails."""
     if not trains_ablation(job, arguments):
         return None
     if training.stopped_by == "ctrl-c":
@@ -353,20 +350,16 @@ def train_ablation(
         return None
     reserved = final_fit_share(arguments) * model_max_seconds(job, arguments) if arguments.max_minutes else 0
     unprofiled = ablation_job(job, training, job.settings.max_seconds - reserved)
-    try:
-        ablation = fit(
+    return optional_fit(
+        "the comparison without profiles",
+        lambda: fit(
             unprofiled.fresh_model(),
             unprofiled.training_data,
             unprofiled.settings,
             Checkpointer("comparison", checkpoint),
             arguments.tensorboard,
-        )
-    except Exception as error:
-        note(f"the comparison without profiles failed ({error}); the model is not affected")
-        return None
-    if ablation.stopped_by == "ctrl-c":
-        note("the comparison without profiles was stopped by Ctrl-C and is left out")
-    return ablation
+        ),
+    )
 
 
 def fit_finally(
@@ -374,7 +367,7 @@ def fit_finally(
 ) -> TrainerState | None:
     """Train the model further on all servers and all days (training/final_fit.py); None if not wanted or if it fails.
 
-    trained: the model, and its ablation if there is one. A failure does not affect the model.
+    trained: the model, and its ablation if there is one.
     """
     training, earlier = trained[0], [state for state in trained if state]
     if arguments.no_final_fit or not training:
@@ -383,20 +376,28 @@ def fit_finally(
         note("stopped by Ctrl-C, so the model is published without the final fit on all servers and days")
         return None
     seconds_left = job.settings.max_seconds - sum(state.seconds for state in earlier)
-    try:
-        final_fit = fit(
+    return optional_fit(
+        "the final fit on all servers and days",
+        lambda: fit(
             continued_model(job, training),
             final_data(job),
             final_settings(job, training, seconds_left),
             Checkpointer("final_fit", checkpoint),
             arguments.tensorboard,
-        )
+        ),
+    )
+
+
+def optional_fit(name: str, run: Callable[[], TrainerState]) -> TrainerState | None:
+    """A training whose failure does not affect the model, which is trained already; None if it fails."""
+    try:
+        state = run()
     except Exception as error:
-        note(f"the final fit on all servers and days failed ({error}); the model is published without it")
+        note(f"{name} failed ({error}); the model is published without it")
         return None
-    if final_fit.stopped_by == "ctrl-c":
-        note("the final fit on all servers and days was stopped by Ctrl-C; the model is published without it")
-    return final_fit
+    if state.stopped_by == "ctrl-c":
+        note(f"{name} was stopped by Ctrl-C; the model is published without it")
+    return state
 
 
 def train_risk_model(

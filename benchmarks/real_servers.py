@@ -158,25 +158,36 @@ def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
     return {"minutes": spent, "scores": records, "forecasts": [run["forecasts"]["output"] for run in runs]}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train and forecast; returns 1 if a part failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(parser: argparse.ArgumentParser, folds: int, argv: Sequence[str] | None) -> argparse.Namespace:
+    """--data, --minutes and --folds, with this number of folds as default, and what the parser has already."""
     parser.add_argument(
         "--data", type=Path, action="append", help="file or folder; may be repeated (both real data sets)"
     )
     parser.add_argument("--minutes", type=float, default=15.0, help="training time of each model (%(default)s)")
-    parser.add_argument("--folds", type=int, default=1, help="number of folds (%(default)s)")
+    parser.add_argument("--folds", type=int, default=folds, help="number of folds (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.folds < 1 or not arguments.minutes > 0:
         parser.error("--folds and --minutes: give numbers above 0")
+    return arguments
+
+
+def run_all(paths: Sequence[Path], run_one: Callable[[Path], Any]) -> int:
+    """Run each data set and print the results as JSON; returns 1 if a part failed."""
     try:
-        paths = arguments.data or [path.resolve() for path in DATA]
-        result = {path.stem: run(path, arguments.folds, arguments.minutes) for path in paths}
+        result = {path.stem: run_one(path) for path in paths}
     except (ContractError, DataFileError, FailedRunError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(result))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and forecast; returns 1 if a part failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = arguments_of(parser, 1, argv)
+    paths = arguments.data or [path.resolve() for path in DATA]
+    return run_all(paths, lambda path: run(path, arguments.folds, arguments.minutes))
 
 
 if __name__ == "__main__":

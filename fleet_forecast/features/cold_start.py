@@ -11,10 +11,16 @@ cross-validation, Stone 1974) and n of its own steps. For some n, three things a
 An untrained network thereby forecasts the distribution of the profile at every length of history. A weight n / (n + k)
 would assume independent steps, but the first step is nearly as informative about a server's level as its first hour.
 Nothing is estimated for a whole context, as a day covers the daily pattern: the default prior is used.
+
+A profile with few servers gives unreliable estimates: four servers that happen to be steady promise that every server
+of the profile is. The estimates of a profile with n servers are therefore drawn toward those of the whole fleet, with
+the weight k / (n + k) (parametric empirical Bayes, Morris 1983). k is the variance of an estimate from one server in
+units of the variance between profiles. Estimates from either half of a profile's servers show the former.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +35,7 @@ LARGEST_ORIGIN_COUNT = 2**18  # over all servers, approximately
 SERVER_STEPS_AT_ONCE = 2**20  # limits the memory of intermediate arrays
 PRIOR_STEPS = 3.0  # default shrinkage: weight of the profile, in steps
 SCALE_PRIOR_STEPS = 2.0  # weight of the profile's deviation within a window in a measured deviation, in steps
+FEWEST_SERVERS_OF_HALVES = 4  # of a profile whose halves are compared: two in each, for the leave-one-out
 SMALLEST_SCALE = 1e-3  # in units of the profile's scale: the scale of a constant series
 
 
@@ -42,6 +49,18 @@ class ColdStartPrior(NamedTuple):
     loc_weight: np.ndarray
     scale_weight: np.ndarray
     quantiles: np.ndarray
+
+
+class ServersOfProfile(NamedTuple):
+    """One transformed metric of a profile's servers.
+
+    values: float64 [server, step], NaN = not measured. scale, within: total deviation and the typical one inside a
+    window.
+    """
+
+    values: np.ndarray
+    scale: float
+    within: float
 
 
 class _Samples(NamedTuple):
@@ -104,12 +123,56 @@ def expected_scale(
     return expected
 
 
-def fit_cold_start_prior(values: np.ndarray, scale: float, within: float, context_steps: int) -> ColdStartPrior:
-    """Learned prior of some servers; NaN where too little can be compared, the default for a whole context.
+def fit_cold_start_priors(
+    fleet: ServersOfProfile, profiles: Sequence[ServersOfProfile], context_steps: int
+) -> list[ColdStartPrior]:
+    """Learned priors of the fleet and of each profile, the latter drawn toward the fleet's."""
+    of_fleet = fit_cold_start_prior(fleet, context_steps)
+    priors = [fit_cold_start_prior(profile, context_steps) for profile in profiles]
+    halves = [_priors_of_halves(profile, context_steps) for profile in profiles]
+    servers = np.array([max(len(profile.values), 1) for profile in profiles], dtype=np.float64)
+    fields = []
+    for index, own in enumerate(zip(*priors, strict=True)):
+        compared = [None if pair is None else pair[0][index] - pair[1][index] for pair in halves]
+        weight = servers / (servers + _equivalent_servers(np.array(own), compared, servers))
+        fields.append([w * part + (1 - w) * of_fleet[index] for w, part in zip(weight, own, strict=True)])
+    return [of_fleet, *(ColdStartPrior(*of_profile) for of_profile in zip(*fields, strict=True))]
 
-    values: float64 [server, step], one transformed metric, NaN = not measured. scale, within: total deviation and the
-    typical one inside a window.
+
+def _priors_of_halves(profile: ServersOfProfile, context_steps: int) -> tuple[ColdStartPrior, ColdStartPrior] | None:
+    """Priors of every other server and of the rest; None if there are too few."""
+    if len(profile.values) < FEWEST_SERVERS_OF_HALVES:
+        return None
+    first, second = (
+        fit_cold_start_prior(profile._replace(values=profile.values[at::2]), context_steps) for at in (0, 1)
+    )
+    return first, second
+
+
+def _equivalent_servers(own: np.ndarray, differences: Sequence[np.ndarray | None], servers: np.ndarray) -> float:
+    """k: the number of servers whose estimates vary as those of different profiles do; 0 if unknown.
+
+    own: estimates [profile, ...]. differences: between the estimates of two halves, None if they were not compared.
     """
+    known = [
+        (estimate.ravel(), difference.ravel(), n)
+        for estimate, difference, n in zip(own, differences, servers, strict=True)
+        if difference is not None and np.isfinite(estimate + difference).all()
+    ]
+    if len(known) < 2:
+        return 0.0
+    estimates, between_halves, n = (np.array(part) for part in zip(*known, strict=True))
+    # The difference of two halves has four times the variance of the estimate from all n servers.
+    of_one_server = float((between_halves**2 * (n / 4)[:, None]).mean(axis=0).sum())
+    between_profiles = float(estimates.var(axis=0, ddof=1).sum()) - of_one_server * float((1 / n).mean())
+    if of_one_server == 0.0:
+        return 0.0
+    return of_one_server / between_profiles if between_profiles > 0.0 else np.inf
+
+
+def fit_cold_start_prior(servers: ServersOfProfile, context_steps: int) -> ColdStartPrior:
+    """Learned prior of some servers; NaN where too little can be compared, the default for a whole context."""
+    values, scale, within = servers
     prior = default_prior(context_steps)
     for field in prior:
         field[:-1] = np.nan

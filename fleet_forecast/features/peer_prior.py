@@ -4,7 +4,8 @@ The seasonally adjusted level of the peers over the context is the base. A serve
 relative level, is shrunk by a learned weight, as is the deviation of its own values. The weights, the usual error and
 the quantiles of what follows are fitted on windows of the training servers in which only n own steps are known and the
 server is not among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile
-the weight of the relative level is small; between servers that share no load it is near 1.
+the weight of the relative level is small; between servers that share no load it is near 1. How alike servers are
+changes over weeks, so the windows are of the later half of the training period.
 """
 
 from __future__ import annotations
@@ -203,11 +204,11 @@ def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) 
 def _sampled_windows(
     sample: PeerSample, profile: int, lag_steps: LagSteps, history_steps: int
 ) -> _SampledWindows | None:
-    """Windows of the profile's training servers at regular origins; None without peers or without origins."""
+    """Windows of the profile's training servers at regular origins in the later half; None without peers or origins."""
     servers = sample.servers[sample.profile_rows[sample.servers] == profile]
     last = sample.values.shape[1] - lag_steps.horizon
     every = max(1, lag_steps.encoder // ORIGINS_PER_CONTEXT)
-    origins = np.arange(max(0, min(history_steps // 2, last // 2)), last, every)
+    origins = np.arange(max(0, last // 2), last, every)
     rows, origins = (part.ravel() for part in np.meshgrid(servers, origins, indexing="ij"))
     if not len(rows):
         return None

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -25,9 +25,10 @@ from fleet_forecast.features.bounded_transform import BoundedTransform
 from fleet_forecast.features.cold_start import (
     SMALLEST_SCALE,
     ColdStartPrior,
+    ServersOfProfile,
     default_prior,
     expected_scale,
-    fit_cold_start_prior,
+    fit_cold_start_priors,
     history_lengths,
     length_interpolation,
     shrunken_deviation,
@@ -168,8 +169,8 @@ def fit_scaling(
         transform = BoundedTransform(percent[one], bound_width[one])
         transformed = transform.transform(values[..., one][chosen])[..., 0]
         smallest = SMALLEST_SCALE * min(1.0, typical[index])
-        by_profile = [_statistics(transformed[owner == name], context_steps, smallest) for name in names]
-        columns.append([_statistics(transformed, context_steps, smallest), *by_profile])
+        owners = [np.full(owner.shape, True), *(owner == name for name in names)]
+        columns.append(_statistics([transformed[chosen] for chosen in owners], context_steps, smallest))
     table = _without_gaps(np.stack(columns, axis=-1), context_steps)  # [1 + profile, statistic, metric]
     ends = np.cumsum([1, 1, 1, *[len(history_lengths(context_steps))] * 2])
     fields = (field.swapaxes(1, 2) for field in np.split(table.astype(np.float32), ends, axis=1))
@@ -202,14 +203,26 @@ def _typical_level(values: np.ndarray) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def _statistics(transformed: np.ndarray, context_steps: int, smallest: float) -> np.ndarray:
-    """STATISTICS of one metric over [server, step], concatenated; NaN where they are undefined.
+def _statistics(groups: Sequence[np.ndarray], context_steps: int, smallest: float) -> list[np.ndarray]:
+    """STATISTICS of one metric of the fleet and of each profile, concatenated; NaN where they are undefined.
 
-    smallest: scale of a constant metric.
+    groups: transformed values of their servers, [server, step]. smallest: scale of a constant metric.
     """
+    servers = [_servers_of_profile(values, context_steps, smallest) for values in groups]
+    priors = fit_cold_start_priors(servers[0], servers[1:], context_steps)
+    return [
+        _concatenated(float(np.nanmean(values)), scale, within, prior)
+        if len(values)
+        else np.nan * _concatenated(0, 0, 0, default_prior(context_steps))
+        for (values, scale, within), prior in zip(servers, priors, strict=True)
+    ]
+
+
+def _servers_of_profile(transformed: np.ndarray, context_steps: int, smallest: float) -> ServersOfProfile:
+    """The servers that measured the metric, with their scale."""
     values = transformed[~np.isnan(transformed).all(axis=1)].astype(np.float64)
-    if values.size == 0:
-        return _concatenated(0, 0, 0, default_prior(context_steps)) + np.nan
+    if not len(values):
+        return ServersOfProfile(values, smallest, smallest)
     scale = max(float(np.nanstd(values)), smallest)
     windows = max(1, values.shape[1] // context_steps)
     deviations = [
@@ -219,8 +232,7 @@ def _statistics(transformed: np.ndarray, context_steps: int, smallest: float) ->
         if np.count_nonzero(~np.isnan(part)) > 1
     ]
     within = max(float(np.median(deviations)) if deviations else scale, smallest)
-    prior = fit_cold_start_prior(values, scale, within, context_steps)
-    return _concatenated(float(np.nanmean(values)), scale, within, prior)
+    return ServersOfProfile(values, scale, within)
 
 
 def _concatenated(loc: float, scale: float, within: float, prior: ColdStartPrior) -> np.ndarray:

@@ -1,29 +1,52 @@
-"""The folds of benchmarks/real_roles.py hold out other servers each time."""
+"""Ablations of live peers: each changes what it names in the windows of servers with peers, and nothing afterwards."""
 
 from __future__ import annotations
 
-import pandas as pd
+import numpy as np
+import pytest
 
-from benchmarks.real_roles import folds_of, markdown, summary
+from benchmarks.real_roles import PARTS, without
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.scaling import fit_scaling
+from fleet_forecast.features.window_batch import WindowBatch
+from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.training import job
+from fleet_forecast.training.batches import WindowSelection
+from tests.training.fleets import METRICS, START, source_with_peers
+
+SERVERS, STEPS, HISTORY = 6, 480, 4
+SPEC = WindowSpec(METRICS, 1800, "UTC", context_steps=48, horizon_steps=12)
+FIELDS_CHANGED = {
+    "the prior from peers": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
+    "peers in the encoder": {"encoder"},
+    "the peers' earlier days": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
+    "learned weights": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
+}
 
 
-def test_each_fold_holds_out_another_quarter_of_each_profile() -> None:
-    names = [f"{profile}{number}" for profile in "ab" for number in range(8)]
-    frame = pd.DataFrame({"server_name": names, "profile": [name[0] for name in names]})
-    folds = [fold.held_out for fold in folds_of(frame, 4, None)]
-    assert sorted(name for fold in folds for name in fold) == sorted(names)
-    assert all(sum(name.startswith("a") for name in fold) == 2 for fold in folds)
+def windows_with_peers() -> WindowBatch[np.ndarray]:
+    """Servers of one profile with four steps of history, under a common daily load."""
+    random = np.random.default_rng(0)
+    load = 40 + 15 * np.sin(2 * np.pi * np.arange(STEPS) / 48)[:, None] + random.normal(0, 2, (STEPS, 2))
+    values = (load + random.normal(0, 4, (SERVERS, 1, 2)) + random.normal(0, 1, (SERVERS, STEPS, 2))).astype(np.float32)
+    profiles = ("web_api",) * SERVERS
+    grid = FleetGrid(tuple("abcdef"), profiles, METRICS, START, 1800, values)
+    source = source_with_peers(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), profiles, 48))
+    rows = np.arange(SERVERS)
+    return source.batch(WindowSelection(rows, np.full(SERVERS, 450), 48, np.full(SERVERS, HISTORY))).windows
 
 
-def test_servers_of_one_host_are_held_out_together() -> None:
-    names = [f"host{host}:vm{number}" for host in range(8) for number in range(3)]
-    frame = pd.DataFrame({"server_name": names, "profile": ["a", "b", "c"] * 8})
-    for fold in folds_of(frame, 4, ":"):
-        assert len(fold.held_out) == 6
-        assert len({name.split(":")[0] for name in fold.held_out}) == 2
-
-
-def test_the_table_has_the_mean_and_the_spread_over_the_folds() -> None:
-    row = {"history": "none", "method": "model", "accuracy": 80.0, "coverage_80": 79.0}
-    table = summary([pd.DataFrame([{**row, "wql": wql}]) for wql in (0.1, 0.2)])
-    assert "| none | model | 0.150 ± 0.071 | 80.0 ± 0.0 | 79.0 ± 0.0 |" in markdown("title", table)
+@pytest.mark.parametrize("part", PARTS)
+def test_training_without_a_part_of_the_peers_changes_what_it_names(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The training calls it by the name that `without` replaces.
+    monkeypatch.setattr(
+        "tests.training.fleets.fit_peer_prior", lambda *arguments: vars(job)["fit_peer_prior"](*arguments)
+    )
+    before = windows_with_peers().fields()
+    with without(part):
+        changed = windows_with_peers().fields()
+    after = windows_with_peers().fields()
+    differ = {name for name, value in before.items() if not np.array_equal(value, changed[name])}
+    assert differ == FIELDS_CHANGED[part]
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, after[name])

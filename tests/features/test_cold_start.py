@@ -7,9 +7,11 @@ import pytest
 
 from fleet_forecast.features.cold_start import (
     ColdStartPrior,
+    ServersOfProfile,
     default_prior,
     expected_scale,
     fit_cold_start_prior,
+    fit_cold_start_priors,
     history_lengths,
     length_interpolation,
 )
@@ -17,10 +19,15 @@ from fleet_forecast.features.cold_start import (
 CONTEXT, FOLLOWING, DAYS = 96, 24, 10
 
 
+def servers_of(column: np.ndarray) -> ServersOfProfile:
+    """A fleet with its own statistics."""
+    deviations = [part.std() for server in column for part in np.array_split(server[~np.isnan(server)], DAYS)]
+    return ServersOfProfile(column, float(np.nanstd(column)), float(np.median(deviations)))
+
+
 def prior_of(column: np.ndarray) -> ColdStartPrior:
     """The prior of a fleet, with its own statistics."""
-    deviations = [part.std() for server in column for part in np.array_split(server[~np.isnan(server)], DAYS)]
-    return fit_cold_start_prior(column, float(np.nanstd(column)), float(np.median(deviations)), CONTEXT)
+    return fit_cold_start_prior(servers_of(column), CONTEXT)
 
 
 def swinging_fleet(servers: int = 8, seed: int = 0) -> np.ndarray:
@@ -118,7 +125,7 @@ def test_the_quantiles_have_nominal_coverage_on_unseen_servers() -> None:
 @pytest.mark.parametrize("column", [np.full((1, 960), 5.0), np.full((3, 30), 5.0)])
 def test_servers_that_cannot_be_compared_have_the_default_prior_of_a_whole_context_only(column: np.ndarray) -> None:
     """A single server, and too few steps."""
-    prior, whole = fit_cold_start_prior(column, 1.0, 1.0, CONTEXT), default_prior(CONTEXT)
+    prior, whole = fit_cold_start_prior(ServersOfProfile(column, 1.0, 1.0), CONTEXT), default_prior(CONTEXT)
     for found, expected in zip(prior, whole, strict=True):
         assert np.isnan(found[1:-1]).all()
         np.testing.assert_array_equal(found[-1], expected[-1])
@@ -131,3 +138,38 @@ def test_between_the_lengths_the_interpolation_is_linear_in_log_steps() -> None:
     assert table[2] == pytest.approx(0.4)  # halfway from 1 to 4 on a log scale
     assert (np.diff(table[16:]) > 0).all()
     assert length_interpolation(1) @ np.array([0.0, 0.3]) == pytest.approx([0.0, 0.3])
+
+
+def test_profiles_that_are_samples_of_one_population_are_drawn_to_the_fleet() -> None:
+    """Small profiles of one population: drawn estimates are nearer to the weights of 400 more servers of it."""
+    profiles = [swinging_fleet(5, seed) for seed in range(12)]
+    truth = prior_of(swinging_fleet(400, seed=99)).loc_weight[1:-1]
+    drawn = fit_cold_start_priors(servers_of(np.concatenate(profiles)), [servers_of(p) for p in profiles], CONTEXT)
+    error_drawn, error_alone = (
+        np.mean([np.abs(prior.loc_weight[1:-1] - truth) for prior in priors])
+        for priors in (drawn[1:], [prior_of(profile) for profile in profiles])
+    )
+    assert error_drawn < 0.5 * error_alone
+
+
+def test_profiles_of_different_nature_keep_their_own_estimates() -> None:
+    """Half of the profiles have steady servers far apart, half have equal servers under noise."""
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 1, (8, 6, CONTEXT * DAYS))
+    apart = [np.linspace(20, 80, 6)[:, None] + of_profile for of_profile in noise[:4]]
+    alike = [50 + 10 * of_profile for of_profile in noise[4:]]
+    profiles = [servers_of(profile) for profile in (*apart, *alike)]
+    drawn = fit_cold_start_priors(servers_of(np.concatenate([*apart, *alike])), profiles, CONTEXT)[1:]
+    for prior, profile in zip(drawn, profiles, strict=True):
+        own = fit_cold_start_prior(profile, CONTEXT)
+        np.testing.assert_allclose(prior.loc_weight, own.loc_weight, atol=0.02)
+
+
+def test_a_single_profile_or_profiles_of_few_servers_are_not_drawn() -> None:
+    """There is nothing to compare."""
+    for sizes in ((12,), (3, 3, 3)):
+        profiles = [servers_of(swinging_fleet(size, seed)) for seed, size in enumerate(sizes)]
+        fleet = servers_of(np.concatenate([profile.values for profile in profiles]))
+        for prior, profile in zip(fit_cold_start_priors(fleet, profiles, CONTEXT)[1:], profiles, strict=True):
+            for drawn, own in zip(prior, fit_cold_start_prior(profile, CONTEXT), strict=True):
+                np.testing.assert_array_equal(drawn, own)

@@ -138,8 +138,11 @@ def test_servers_that_are_not_chosen_have_no_effect(fleet: np.ndarray) -> None:
 
 
 def test_the_prior_quantiles_without_history_are_those_about_the_mean_of_the_other_servers(
-    fleet: np.ndarray, scaling: FleetScaling
+    fleet: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where the profiles' estimates are not drawn to the fleet's."""
+    monkeypatch.setattr("fleet_forecast.features.cold_start.FEWEST_SERVERS_OF_HALVES", 100)
+    scaling = fit_scaling(fleet, IS_PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
     transformed = scaling.bounds.transform(fleet)
     for row, servers in enumerate([transformed, transformed[:4], transformed[4:]]):  # all, busy, idle
         own = servers.mean(axis=1)

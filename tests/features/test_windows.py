@@ -280,10 +280,17 @@ def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> Non
         assert calendar.market_open[0, 0] == market_open, moment
 
 
-def fleet_with_peers(spec: WindowSpec, scaling: FleetScaling, random: np.random.Generator) -> FleetArrays:
-    """Six servers of one profile that share their load, and one without a profile."""
+def fleet_with_peers(
+    spec: WindowSpec, scaling: FleetScaling, random: np.random.Generator, early_spread: float = 1.0
+) -> FleetArrays:
+    """Six servers of one profile that share their load, and one without a profile.
+
+    early_spread: factor of the differences between the servers in the first two fifths of the time.
+    """
     load = 40 + 15 * np.sin(2 * np.pi * np.arange(600) / 48) + random.normal(0, 4, 600)
-    values = load[None, :, None] + random.normal(0, 5, (7, 1, 2)) + random.normal(0, 1, (7, 600, 2))
+    own = random.normal(0, 5, (7, 1, 2)) + random.normal(0, 1, (7, 600, 2))
+    own[:, :240] *= early_spread
+    values = np.clip(load[None, :, None] + own, 0.1, 99)
     values[random.random(values.shape) < 0.1] = np.nan
     names, profiles = [str(row) for row in range(7)], ["web_api"] * 6 + [None]
     members = ProfileMembers.of(names, profiles)
@@ -366,3 +373,14 @@ def test_the_weight_of_the_own_level_grows_with_the_history(peer_fleet: FleetArr
     assert weight[1] > 0.5  # the servers' levels differ by more than a step's noise
     assert weight[-1] > weight[1] - 0.05
     assert (np.diff(prior.quantiles[2], axis=-1) >= 0).all()
+
+
+def test_the_peer_prior_is_that_of_the_later_half_of_the_time(spec: WindowSpec, scaling: FleetScaling) -> None:
+    """Differences between the servers in the first two fifths, six times as large, hardly widen the forecasts."""
+    steady, settled = (
+        fleet_with_peers(spec, scaling, np.random.default_rng(3), early_spread).scaling.peer_prior
+        for early_spread in (1.0, 6.0)
+    )
+    assert steady is not None
+    assert settled is not None
+    np.testing.assert_allclose(settled.error_scale[2], steady.error_scale[2], rtol=0.15)

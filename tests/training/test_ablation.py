@@ -96,7 +96,7 @@ def test_ctrl_c_skips_the_ablation_and_publishes_the_model(
     call_at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert run(tiny_training_dir, tmp_path) == 0
     captured = capsys.readouterr()
-    assert "stopped by Ctrl-C and is left out" in captured.err
+    assert "the comparison without profiles was stopped by Ctrl-C; the model is published without it" in captured.err
     assert json.loads(captured.out.splitlines()[-1])["comparison"] is None
     assert METHOD not in set(pd.read_parquet(tmp_path / "current" / "cold_start.parquet")["method"])
 
