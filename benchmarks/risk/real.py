@@ -53,7 +53,7 @@ LINE_STEPS = 12
 TREE_STEPS_APART = 3
 BOOTSTRAPS = 1_000
 WEEK_SECONDS = 7 * 86_400
-SIMULATED = RiskSettings(training_fleets=4, held_out_fleets=1)
+SIMULATED = RiskSettings(training_fleets=4, held_out_servers=80)
 OF_LABELS = RiskSettings(rounds=100)
 
 
