@@ -7,7 +7,9 @@ from fleet_forecast.inference.model_directory import MANIFEST_FILE, read_config,
 from fleet_forecast.inference.risk_model import write_risk_model
 from fleet_forecast.training.risk.fit import RiskSettings, train_on_simulator
 
-SMALL = RiskSettings(training_fleets=1, held_out_fleets=1, days=1.5, training_rate=30.0, rounds=12, held_out_rate=12.0)
+SMALL = RiskSettings(
+    training_fleets=1, held_out_servers=20, days=1.5, training_rate=30.0, rounds=12, held_out_rate=12.0
+)
 
 
 def with_risk_model(model_dir: Path, folder: Path) -> Path:

@@ -48,11 +48,12 @@ FOLDS = 4
 DAY_STEPS = 288
 TUNE, JUDGE = range(20 * DAY_STEPS, 30 * DAY_STEPS), range(30 * DAY_STEPS, 45 * DAY_STEPS)
 EVENT_SECONDS = 3_600
-LEVELS = 200  # quantiles of the scores that are tried
+LEVELS = 50  # quantiles of the scores that are tried
 LINE_STEPS = 12
+TREE_STEPS_APART = 3
 BOOTSTRAPS = 1_000
 WEEK_SECONDS = 7 * 86_400
-SIMULATED = RiskSettings(training_fleets=4, held_out_fleets=1)
+SIMULATED = RiskSettings(training_fleets=4, held_out_servers=80)
 OF_LABELS = RiskSettings(rounds=100)
 
 
@@ -171,7 +172,7 @@ def simple_methods(grid: FleetGrid) -> dict[str, np.ndarray]:
     line[:, LINE_STEPS - 1 :] = windows.mean(axis=-1) + slope * ((LINE_STEPS - 1) / 2 + LINE_STEPS)
     forest = np.full(values.shape[:2], np.nan)
     for row, own in enumerate(values):
-        fitted = IsolationForest(n_estimators=100, random_state=0).fit(own[: TUNE.start : 3])
+        fitted = IsolationForest(random_state=0).fit(own[: TUNE.start : TREE_STEPS_APART])
         forest[row, TUNE.start :] = -fitted.score_samples(own[TUNE.start :])
     return {
         "current_value": z_values(values),

@@ -5,10 +5,10 @@
     python benchmarks/risk/simulated.py --leave-out                                 # kinds that it was not trained on
 
 The levels are those that the model's own curve, measured on its held-out fleets, gives for the budgets of false alarms.
-The fleets here have seeds that nothing was chosen on. Alarms have the persistence of the daemon's rules and are judged
-at every step (fleet_forecast/risk/alarms.py); alarms at the first forecast above the level are shown beside them.
---leave-out trains a small risk model for each group of incident kinds without them, one kind of each profile at a time,
-and shows the recall of these kinds.
+The fleets here are the generator's default fleet of 90 servers, with seeds that nothing was chosen on. Alarms have the
+persistence of the daemon's rules and are judged at every step (fleet_forecast/risk/alarms.py); alarms at the first
+forecast above the level are shown beside them. --leave-out trains a small risk model for each group of incident kinds
+without them, one kind of each profile at a time, and shows the recall of these kinds.
 
 The trees are trained with the onset times of the simulator's noise-free signal as targets: no better labels exist.
 """
@@ -35,6 +35,7 @@ from fleet_forecast.risk.alarms import CurvePoint, Judged, Scene, judge, persist
 from fleet_forecast.risk.calibration import reliability  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
+from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import PROFILES  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ RATE = 4.0  # incidents per server and month
 LEAK_LIKE = ("oom", "kafka_consumer_lag", "job_queue_overflow", "resource_starvation")
 LEAK_PREFIX = "disk_"
 ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
-SMALL = RiskSettings(training_fleets=5, held_out_fleets=2, rounds=120)  # for --leave-out
+SMALL = RiskSettings(training_fleets=5, held_out_servers=160, rounds=120)  # for --leave-out
 
 
 def level_for(curve: Sequence[CurvePoint], budget: float) -> float | None:
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     spec = model.description.spec
     fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.timezone, arguments.days, RATE)
+    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in SERVERS.items()},))
     if arguments.leave_out:
         results = leave_out(fleets, arguments.seeds)
     else:

@@ -65,6 +65,7 @@ def write_report(directory: Path, report: ModelReport) -> None:
         ]
     if len(report.cold_start):
         parts += ["<h2>New servers, by length of history</h2>", _table(report.cold_start)]
+    parts += _risk(info.get("risk_model", {}))
     weights = report.weights
     parts += ["<h2>Variable and attention weights</h2>", *_weights(weights.variables), _attention(weights.attention)]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
@@ -96,6 +97,21 @@ def _facts(info: Mapping[str, Any]) -> str:
         )
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in facts.items())
     return f"<table>{rows}</table>"
+
+
+def _risk(risk: Mapping[str, Any]) -> list[str]:
+    """The risk model: what it was trained on, its alarms by level, and the reliability diagram as tables."""
+    if not risk.get("curve"):
+        return []
+    source, horizon = html.escape(str(risk["source"])), html.escape(str(risk["alert_horizon"]))
+    diagram = pd.DataFrame(risk["reliability"][risk["alert_horizon"]])
+    return [
+        "<h2>Risk model</h2>",
+        f"<p>Trained on {source}. Alarms by level of the risk within {horizon}, on fleets it was not trained on:</p>",
+        f"<details><summary>curve</summary>{_table(pd.DataFrame(risk['curve']))}</details>",
+        f"<p>Probability of an incident within {horizon}, and how often one came:</p>",
+        _table(diagram),
+    ]
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -18,9 +18,9 @@ FIRE_FORECASTS, RESOLVE_FORECASTS, RESOLVE_SHARE = 2, 3, 0.5  # the defaults of 
 AFTER_SECONDS = 1_800  # an alarm so long after the end of an incident is still a hit
 LONG_PRECURSOR_SECONDS = 3_600
 MONTH_SECONDS = 30 * 86_400
-MOST_FALSE_ALARMS = 30.0  # per server and month: one a day; nobody looks at more
+MOST_FALSE_ALARMS = 10.0  # per server and month; nobody looks at more
 USUAL_RATE = 1.0  # incidents per server and month
-CURVE_LEVELS = tuple(float(f"{1 / (1 + np.exp(-x)):.2g}") for x in np.linspace(-6.9, 4.6, 60))  # even in log odds
+CURVE_LEVELS = tuple(float(f"{1 / (1 + np.exp(-x)):.3g}") for x in np.linspace(-5, 4.6, 50))  # even in log odds
 
 
 class Incidents(NamedTuple):
@@ -146,8 +146,10 @@ def curve(risks: Sequence[np.ndarray], scenes: Sequence[Scene], levels: Sequence
         )
         for level in sorted(levels)
     ]
-    too_many = [index for index, point in enumerate(points) if point.false_alarms_per_server_month > MOST_FALSE_ALARMS]
-    return points[max(too_many, default=-1) + 1 :]
+    rates = [point.false_alarms_per_server_month for point in points]
+    most = int(np.argmax(rates))  # below that level alarms seldom end, so that fewer begin
+    too_many = [index for index, rate in enumerate(rates) if rate > MOST_FALSE_ALARMS]
+    return points[max([most, *(index + 1 for index in too_many)]) :]
 
 
 def begins_within(scene: Scene, seconds: float) -> np.ndarray:

@@ -65,6 +65,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
     model = result.published.model.to("cpu").eval()
     config = job.config(free_model_id(models_dir))
     info = training_info(job, result, flags)
+    if result.risk_model is not None:
+        info["risk_model"] |= result.risk_model.summary() | result.risk_model.description.scores
     with new_model_directory(models_dir, config.model_id) as directory:
         _write_network(directory, job, model, config)
         if result.risk_model is not None:

@@ -93,6 +93,21 @@ def test_attention_bars_are_proportional_to_weights_and_end_at_the_origin(page: 
     assert "25 % on the horizon" in figure
 
 
+def test_a_risk_model_is_shown_with_its_source_curve_and_reliability(tmp_path: Path) -> None:
+    rows = [{"probability": 0.25, "frequency": 0.125, "weight": 77.5}]
+    risk = {
+        "source": "simulated fleets: <few> labels",
+        "alert_horizon": "4h",
+        "curve": [{"level": 0.625, "false_alarms_per_server_month": 0.375}],
+        "reliability": {"1h": [], "4h": rows},
+    }
+    info = INFO | {"risk_model": risk}
+    write_report(tmp_path, ModelReport("tft_model_x", info, {"unseen": scores()}, pd.DataFrame(), weights()))
+    page = (tmp_path / "report.html").read_text()
+    assert "Trained on simulated fleets: &lt;few&gt; labels" in page
+    assert all(f">{number}<" in page for number in ("0.625", "0.375", "0.250", "0.125", "77.500"))
+
+
 def test_scores_show_means_and_fold_single_metrics(page: str) -> None:
     shown, _, folded = page.partition("<details>")
     assert "0.222" in shown

@@ -25,8 +25,11 @@ def test_it_is_published_checked_and_named_for_what_it_was_trained_on(flags, tmp
     model_dir = tmp_path / "models" / "current"
     expected = {"trained_on": "simulator", "source": "simulated fleets: the data label 0 incidents, fewer than 200"}
     assert json.loads(printed.out.splitlines()[-1])["risk_model"] == expected
-    assert json.loads((model_dir / "training_info.json").read_text())["risk_model"] == expected
+    stored = json.loads((model_dir / "training_info.json").read_text())["risk_model"]
+    assert {key: stored[key] for key in expected} == expected
     model = Engine.load(model_dir).risk_model
+    assert len(stored["curve"]) == len(model.curve)
+    assert "Risk model" in (model_dir / "report.html").read_text()
     assert model.description.spec.metrics == TINY_METRICS
     assert model.curve
 

@@ -20,7 +20,6 @@ from fleet_forecast.serving.forecasts.snapshot import ServerForecast, ServerRisk
 
 RISK = "risk"  # value of Alert.reason
 ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
-FOLLOWED_SHARE = 0.5  # of the lowest level of the curve: a server with a lower risk has no metric of its own
 NAMED_DRIVERS = 3
 _Assessed = tuple[ServerForecast, ServerRisk]
 
@@ -37,7 +36,7 @@ class RiskDetector:
         self.curve: Sequence[CurvePoint] = ()
 
     def detect(self, forecasts: Sequence[ServerForecast], firing: Mapping[AlertKey, Alert], /) -> Iterator[Detection]:
-        """One result for each server whose risk is near a level of the curve or above; none without a risk model."""
+        """One result for each server at or above a level of the curve, or with an alert; none without a risk model."""
         for (name, of_alert), alert in firing.items():
             if alert.reason == self.reason:  # it fired before a restart
                 self._metric_of.setdefault(name, of_alert)
@@ -58,7 +57,7 @@ class RiskDetector:
 
     def _follow(self, assessed: Sequence[_Assessed], firing: Mapping[AlertKey, Alert]) -> None:
         """Choose the metric of each server whose risk is high: the one that raises it most, the same until it ends."""
-        least = FOLLOWED_SHARE * min((point.level for point in self.curve), default=self._rules.fire_probability)
+        least = min((point.level for point in self.curve), default=self._rules.fire_probability)
         begun: list[_Assessed] = []
         for forecast, risk in assessed:
             name = forecast.server_name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +13,12 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import LABELS, RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.training.risk.fit import RiskSettings, train, train_on_simulator
-from fleet_forecast.training.risk.fleets import LabelledFleet, labelled_fleet, simulated_metrics
+from fleet_forecast.training.risk.fleets import EVEN_FLEETS, LabelledFleet, labelled_fleet, simulated_metrics
+from server_profiles import PROFILES, ServerProfile
 
 FEWEST_INCIDENTS = 200  # with fewer labels a model trained on the simulator's thousands is the better one
 HELD_OUT_EVERY = 4  # each fourth server is held out for the calibration and the curve
+HELD_OUT_SERVERS = 90  # of a simulated fleet for the calibration and the curve
 FEWEST_HELD_OUT = 20  # incidents of held-out servers
 
 
@@ -51,7 +55,20 @@ def risk_model_of(
     lacking = [metric for metric in grid.metrics if metric not in metrics]
     if lacking:
         notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
+    settings = replace(settings, held_out_counts=held_out_counts(grid.profiles))
     return train_on_simulator(metrics, grid.step_seconds, fleet.timezone, settings)[0], reason
+
+
+def held_out_counts(profiles: Sequence[str | None]) -> dict[str, int]:
+    """Servers by profile of a simulated fleet with the user's shares of profiles: about HELD_OUT_SERVERS in all.
+
+    A fleet without a built-in profile with incidents gets as many of each.
+    """
+    counts = Counter(str(profile) for profile in profiles if profile in set(PROFILES))
+    if not any(PROFILES[ServerProfile(profile)].incidents for profile in counts):
+        return dict(EVEN_FLEETS[0])
+    share = HELD_OUT_SERVERS / counts.total()
+    return {profile: max(1, round(share * count)) for profile, count in counts.items()}
 
 
 def _part(fleet: KnownFleet, rows: np.ndarray) -> LabelledFleet:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightgbm
@@ -14,7 +14,7 @@ from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, SI
 from fleet_forecast.risk.alarms import CURVE_LEVELS, USUAL_RATE, begins_within, curve, near_incident
 from fleet_forecast.risk.calibration import Calibration, Outcomes, fit_calibration, reliability
 from fleet_forecast.risk.features import RiskSpec, feature_names, risk_features
-from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets
+from fleet_forecast.training.risk.fleets import EVEN_FLEETS, LabelledFleet, SimulatedFleets
 from fleet_forecast.training.risk.samples import fit_statistics, sample
 
 TREES = {
@@ -38,10 +38,16 @@ NO_CALIBRATION = Calibration(np.zeros(1), np.zeros((len(RISK_HORIZONS), 1)))
 
 @dataclass(frozen=True)
 class RiskSettings:
-    """How much is simulated. rate: incidents per server and month of the training fleets, and of the held-out ones."""
+    """How much is simulated.
+
+    training_rate, held_out_rate: incidents per server and month. held_out_servers: at least so many, in all held-out
+    fleets together. held_out_counts: servers by profile of each held-out fleet; false alarms differ by profile, so they
+    are best those of the fleet that the model is for.
+    """
 
     training_fleets: int = 15
-    held_out_fleets: int = 5
+    held_out_servers: int = 360
+    held_out_counts: Mapping[str, int] = field(default_factory=lambda: EVEN_FLEETS[0])
     days: float = 14.0
     training_rate: float = 12.0
     held_out_rate: float = 4.0
@@ -62,8 +68,9 @@ def train_on_simulator(
     fleets = replace(fleets, without=settings.without)
     seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + settings.training_fleets)
     training = list(fleets.fleets(seeds))
-    seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + settings.held_out_fleets)
-    held_out = list(replace(fleets, rate=settings.held_out_rate, without=()).fleets(seeds))
+    number = -(-settings.held_out_servers // sum(settings.held_out_counts.values()))
+    others = replace(fleets, rate=settings.held_out_rate, without=(), counts=(settings.held_out_counts,))
+    held_out = list(others.fleets(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + number)))
     return train(training, held_out, settings, SIMULATOR), held_out
 
 

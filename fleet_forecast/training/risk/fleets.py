@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,11 @@ from server_profiles import PROFILES
 
 START = np.datetime64("2026-09-14T00:00:00", "s")  # a Monday
 SERVERS_OF_A_PROFILE = (13, 6, 20)  # of the fleets in turn: peers are few or many
+SERVERS_WITHOUT_INCIDENTS = 3  # of a profile that has no incidents
+EVEN_FLEETS = tuple(
+    {str(profile): servers if spec.incidents else SERVERS_WITHOUT_INCIDENTS for profile, spec in PROFILES.items()}
+    for servers in SERVERS_OF_A_PROFILE
+)
 HISTORY_HOURS = 24  # before the first sample
 
 
@@ -63,7 +68,7 @@ class SimulatedFleets:
     """Which fleets are simulated.
 
     rate: incidents per server and month, many times the usual one so that few fleets have many incidents. without:
-    kinds of incident that are left out.
+    kinds of incident that are left out. counts: servers by profile, of the fleets in turn.
     """
 
     metrics: tuple[str, ...]
@@ -72,14 +77,15 @@ class SimulatedFleets:
     days: float = 14.0
     rate: float = 12.0
     without: tuple[str, ...] = ()
+    counts: tuple[Mapping[str, int], ...] = EVEN_FLEETS
 
     def fleets(self, seeds: Sequence[int]) -> Iterator[LabelledFleet]:
         """One fleet for each seed, one after the other."""
         for position, seed in enumerate(seeds):
-            yield self._fleet(seed, SERVERS_OF_A_PROFILE[position % len(SERVERS_OF_A_PROFILE)])
+            yield self._fleet(seed, self.counts[position % len(self.counts)])
 
-    def _fleet(self, seed: int, servers: int) -> LabelledFleet:
-        fleet = Fleet.of({str(profile): servers if spec.incidents else 3 for profile, spec in PROFILES.items()}, seed)
+    def _fleet(self, seed: int, counts: Mapping[str, int]) -> LabelledFleet:
+        fleet = Fleet.of(counts, seed)
         steps = int((HISTORY_HOURS + 24 * self.days) * 3_600 // self.step_seconds)
         world = World.of(Scenario(fleet, START, steps, self.step_seconds, self.timezone, incident_rate=self.rate))
         unwanted = [LABELS.index(kind) for kind in self.without]

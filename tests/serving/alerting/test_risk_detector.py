@@ -77,7 +77,7 @@ def test_low_risks_and_servers_without_one_give_no_result():
     low, without = at_risk(0.05, 1), forecast(30, 1, "ppweb002")
     assert list(detector.detect([low, without], {})) == []
     assert detector.curve == MODEL.curve
-    (found,) = detector.detect([at_risk(0.11, 2)], {})  # half of the lowest level
+    (found,) = detector.detect([at_risk(0.21, 2)], {})
     assert found.metric == "latency_ms"
     detector.keep_only([])
     assert list(detector.detect([low], {})) == []

@@ -9,7 +9,8 @@ from fleet_forecast.contract.reading import LabelledRow
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.training.risk import choose
-from fleet_forecast.training.risk.choose import KnownFleet, risk_model_of
+from fleet_forecast.training.risk.choose import KnownFleet, held_out_counts, risk_model_of
+from fleet_forecast.training.risk.fleets import EVEN_FLEETS
 from fleet_forecast.training.risk.labels import known_incidents, periods
 from tests.conftest import TINY_METRICS, tiny_fleet
 from tests.risk_models import SMALL
@@ -105,6 +106,13 @@ def test_few_labels_are_not_mixed_with_simulated_fleets(monkeypatch):
         f"the risk model is trained on {source}",
         "the risk model does not use gpu_pct, which the simulator has not",
     ]
+
+
+def test_the_curve_is_measured_on_fleets_like_the_users():
+    assert held_out_counts(["web_api"] * 3 + ["database", None, "mainframe"]) == {"web_api": 68, "database": 22}
+    many = held_out_counts(["web_api"] * 990 + ["database"] * 10)
+    assert many == {"web_api": 89, "database": 1}
+    assert held_out_counts(["mainframe", "generic", None]) == EVEN_FLEETS[0]
 
 
 def test_without_labels_and_simulated_metrics_there_is_none():
