@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.risk import real, simulated
-from fleet_forecast.contract.incidents_file import IncidentRecord
 from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.alarms import CurvePoint, Judged
 from fleet_forecast.training.risk.fleets import labelled_fleet
 
