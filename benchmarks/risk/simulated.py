@@ -46,7 +46,7 @@ RATE = 4.0  # incidents per server and month
 LEAK_LIKE = ("oom", "kafka_consumer_lag", "job_queue_overflow", "resource_starvation")
 LEAK_PREFIX = "disk_"
 ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
-SMALL = RiskSettings(training_fleets=5, held_out_servers=160, rounds=120)  # for --leave-out
+SMALL = RiskSettings(training_fleets=4, held_out_servers=80, days=7.0, rounds=100)  # for --leave-out
 
 
 def level_for(curve: Sequence[CurvePoint], budget: float) -> float | None:
