@@ -71,11 +71,12 @@ class AlertLoop:
     async def _update(self) -> None:
         snapshot, sinks = self._forecasts.snapshot, self._sinks
         changed = await asyncio.to_thread(self._update_book, snapshot)
-        to_send = sinks.outbox.to_send(changed)
+        to_send = await asyncio.to_thread(sinks.outbox.to_send, changed)
         await asyncio.to_thread(self._save)
         for notifier in sinks.notifiers:
             notifier.enqueue(to_send)
-        await sinks.events.publish_many("alert", map(self._logged, changed))
+        is_silenced = sinks.outbox.silenced_now()
+        await sinks.events.publish_many("alert", (_logged(alert, is_silenced(alert)) for alert in changed))
 
     def _update_book(self, snapshot: FleetSnapshot) -> list[Alert]:
         servers = ((forecast.server_name, forecast.profile) for forecast in snapshot.forecasts.values())
@@ -85,7 +86,7 @@ class AlertLoop:
         changed = self._book.update(snapshot.forecasts.values(), now)
         changed += self._book.keep_only(snapshot.forecasts, now)
         record = self._sinks.record
-        if record.add(changed, self._sinks.outbox.is_silenced, now) and record.last_week is not None:
+        if record.add(changed, self._sinks.outbox.silenced_now(), now) and record.last_week is not None:
             fields = {"shadow": self._sinks.outbox.shadow, **record.last_week.as_document()}
             LOG.info("alerts of the week", extra=fields)
         return changed
@@ -121,10 +122,10 @@ class AlertLoop:
         except OSError as problem:
             LOG.error("alert state not written", extra={"reason": str(problem)})
 
-    def _logged(self, alert: Alert) -> dict[str, Any]:
-        """The alert for the event streams; it is written to the log as well."""
-        silenced = self._sinks.outbox.is_silenced(alert)
-        fields = {"server": alert.server_name, "metric": alert.metric, "state": alert.state}
-        fields |= {"severity": alert.severity, "reason": alert.reason}
-        LOG.info("alert", extra={**fields, "silenced": silenced, "probability": round(alert.probability, 3)})
-        return as_document(alert, silenced)
+
+def _logged(alert: Alert, silenced: bool) -> dict[str, Any]:
+    """The alert for the event streams; it is written to the log as well."""
+    fields = {"server": alert.server_name, "metric": alert.metric, "state": alert.state}
+    fields |= {"severity": alert.severity, "reason": alert.reason}
+    LOG.info("alert", extra={**fields, "silenced": silenced, "probability": round(alert.probability, 3)})
+    return as_document(alert, silenced)

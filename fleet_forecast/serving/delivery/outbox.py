@@ -6,7 +6,7 @@ its beginning was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fleet_forecast.serving.alerting.alert import Alert, AlertKey
 from fleet_forecast.serving.alerting.book import AlertBook
@@ -21,15 +21,17 @@ class Outbox:
         self._book, self._silences = book, silences
         self._sent: dict[AlertKey, str] = {}  # severity of the alerts that receivers have as firing
 
-    def is_silenced(self, alert: Alert) -> bool:
-        """Whether a silence covers an alert now."""
-        return self._silences.silences(alert.server_name, alert.profile)
+    def silenced_now(self) -> Callable[[Alert], bool]:
+        """Whether a silence covers an alert at this moment; for many alerts ask once."""
+        of_server = self._silences.silenced_now()
+        return lambda alert: of_server(alert.server_name, alert.profile)
 
     def firing(self) -> list[Alert]:
         """The firing alerts that receivers may have now."""
         if self.shadow:
             return []
-        return [alert for alert in list(self._book.firing.values()) if not self.is_silenced(alert)]
+        is_silenced = self.silenced_now()
+        return [alert for alert in list(self._book.firing.values()) if not is_silenced(alert)]
 
     def to_send(self, changed: Iterable[Alert]) -> list[Alert]:
         """Alerts that began, changed their severity or ended, for receivers; each state of an alert once.

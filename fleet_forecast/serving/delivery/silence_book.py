@@ -71,12 +71,11 @@ class SilenceBook:
             self._write({key: silence for key, silence in self._added.items() if key != silence_id})
         return True
 
-    def silences(self, server_name: str, profile: str) -> bool:
-        """Whether alerts of a server are silenced now."""
+    def silenced_now(self) -> Callable[[str, str], bool]:
+        """Whether alerts of a server (name, profile) are silenced at this moment."""
         now = self._clock()
-        return any(
-            known.silence.concerns(server_name, profile) and known.silence.is_active(now) for known in self.known
-        )
+        active = [known.silence for known in self.known if known.silence.is_active(now)]
+        return lambda server_name, profile: any(silence.concerns(server_name, profile) for silence in active)
 
     def excluded(self, servers: Iterable[tuple[str, str]], seconds: float) -> set[str]:
         """Names of the servers (name, profile) whose measurements of a time are excluded from scores."""

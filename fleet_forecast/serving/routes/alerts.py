@@ -106,7 +106,7 @@ class RisksResponse(BaseModel):
 async def alerts(daemon: RunningDaemon, query: Annotated[AlertsQuery, Query()]) -> Response:
     async with daemon.alerts_page:  # further threads would make the event loop wait
         known = daemon.alert_record.recent if query.state == "recent" else daemon.alerts.firing.values()
-        return await asyncio.to_thread(_alerts_page, list(known), query, daemon.outbox.is_silenced)
+        return await asyncio.to_thread(_alerts_page, list(known), query, daemon.outbox.silenced_now())
 
 
 def _alerts_page(known: list[Alert], query: AlertsQuery, is_silenced: Callable[[Alert], bool]) -> Response:
