@@ -205,17 +205,12 @@ def risk_scores(fleet: LabelledFleet) -> dict[str, np.ndarray]:
         simulated.scores,
     )
     by_simulator[:, JUDGE.stop - scores.shape[1] :] = scores
-    return {"labels": by_labels, "simulator": by_simulator}
+    return {"labels": as_shares(by_labels), "simulator": as_shares(by_simulator)}
 
 
-def rarity(score: np.ndarray) -> np.ndarray:
-    """How rare a score is on the days to tune on, as -log10 of the share of higher ones.
-
-    Alarms end below half of their level, which means the same for all methods only on a common scale.
-    """
-    known = np.sort(score[:, TUNE.start : TUNE.stop][~np.isnan(score[:, TUNE.start : TUNE.stop])])
-    higher = len(known) - np.searchsorted(known, score, side="left")
-    return np.where(np.isnan(score), np.nan, -np.log10((higher + 1) / (len(known) + 1)))
+def as_shares(scores: np.ndarray) -> np.ndarray:
+    """Log odds as probabilities: the alarms' persistence needs positive values."""
+    return np.asarray(1 / (1 + np.exp(-scores)))
 
 
 def part(fleet: LabelledFleet, rows: np.ndarray, steps: range) -> LabelledFleet:
@@ -247,7 +242,7 @@ def table(methods: Mapping[str, np.ndarray], fleet: LabelledFleet) -> dict[str, 
     """All methods."""
     results = {}
     for name, score in methods.items():
-        results[name] = summary(rarity(score), fleet)
+        results[name] = summary(score, fleet)
         print(name, results[name], file=sys.stderr)
     return results
 
