@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
+from fleet_forecast.serving.forecasts.forecast_archive import ForecastArchive
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -35,6 +36,7 @@ class Daemon:
     model: ModelManager
     alerts: AlertBook
     scores: ForecastScores
+    archive: ForecastArchive
     events: EventHub
     notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970

@@ -18,6 +18,7 @@ from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.forecast_archive import ForecastArchive
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
@@ -84,6 +85,7 @@ def _open(config: DaemonConfig) -> Daemon:
         model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),
+        archive=ForecastArchive(),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
@@ -129,7 +131,7 @@ def _publish_events(daemon: Daemon) -> None:
     def on_model(result: LoadResult) -> None:
         daemon.events.publish("model", {"model": result.model_id, "problem": result.problem})
 
-    daemon.forecasts.listeners.append(on_cycle)
+    daemon.forecasts.listeners += [on_cycle, daemon.archive.on_cycle]
     daemon.model.listeners.append(on_model)
 
 
@@ -139,6 +141,7 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     sinks = AlertSinks(daemon.events, daemon.notifiers, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
+    work.append(("archive", daemon.archive.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))

@@ -39,7 +39,7 @@ class ThresholdDetector:
         for start in range(0, len(forecasts), SERVERS_AT_ONCE):
             part = forecasts[start : start + SERVERS_AT_ONCE]
             quantiles = np.stack([forecast.quantiles for forecast in part])  # (server, metric, quantile, step)
-            by_step = exceedance_probability(quantiles, model.quantiles, self._thresholds(part))
+            by_step = exceedance_probability(quantiles, model.quantiles, threshold_table(self._rules, part))
             highest = np.maximum.accumulate(by_step, axis=2)  # (server, metric, step): up to and with each step
             by_horizon = highest[..., columns].astype(np.float32)
             self.probabilities.update(zip((forecast.server_name for forecast in part), by_horizon, strict=True))
@@ -52,21 +52,6 @@ class ThresholdDetector:
         for name in self.probabilities.keys() - set(server_names):
             del self.probabilities[name]
 
-    def _thresholds(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
-        """Float [server, metric], NaN for none.
-
-        A metric that is not measured is forecast from the profile and the other metrics; that raises no alert.
-        """
-        metrics = forecasts[0].model.metrics
-        thresholds = np.full((len(forecasts), len(metrics)), np.nan)
-        for row, forecast in enumerate(forecasts):
-            own = self._rules.thresholds_of(forecast.server_name, forecast.profile)
-            for column, metric in enumerate(metrics):
-                threshold = own.get(metric)
-                if threshold is not None and forecast.current[column] is not None:
-                    thresholds[row, column] = threshold
-        return thresholds
-
     def _evidence(self, forecast: ServerForecast, detection: Detection) -> str:
         metric = detection.metric
         threshold = self._rules.thresholds_of(forecast.server_name, forecast.profile)[metric]
@@ -74,3 +59,19 @@ class ThresholdDetector:
             raise ValueError(f"{metric} of {forecast.server_name} has no threshold: no alert can fire on it")
         times = crossing_times(forecast, metric, threshold)
         return breach_evidence(forecast.origin_seconds, metric, threshold, detection.probability, times)
+
+
+def threshold_table(rules: AlertRules, forecasts: Sequence[ServerForecast]) -> np.ndarray:
+    """Thresholds of forecasts of one model: float [server, metric], NaN for none.
+
+    A metric that is not measured is forecast from the profile and the other metrics; that raises no alert.
+    """
+    metrics = forecasts[0].model.metrics
+    thresholds = np.full((len(forecasts), len(metrics)), np.nan)
+    for row, forecast in enumerate(forecasts):
+        own = rules.thresholds_of(forecast.server_name, forecast.profile)
+        for column, metric in enumerate(metrics):
+            threshold = own.get(metric)
+            if threshold is not None and forecast.current[column] is not None:
+                thresholds[row, column] = threshold
+    return thresholds

@@ -15,6 +15,7 @@ from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import KnownServer
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
@@ -99,6 +100,15 @@ class PeerContext:
         values = np.full((len(names), *stored.shape[1:]), np.nan, dtype=np.float32)
         values[rows] = stored
         return peers._replace(values=values)
+
+    def values_of_others(
+        self, window: HistoryWindow, forecast: ServerForecast, last_step: int, length: int
+    ) -> np.ndarray:
+        """What the other servers of a forecast's profile measured: float32 [server, length, metric], up to a step."""
+        server = self._store.servers.get(forecast.server_name)
+        own = NOT_STORED if server is None else server.server_id
+        ids = [server_id for server_id in self._members.get(forecast.profile, ()) if server_id != own]
+        return window.steps(ids, last_step, length)
 
     def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
         """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""

@@ -1,0 +1,55 @@
+// Charts of a model's evaluation: calibration, cold start, errors by profile and by horizon, loss.
+
+import { axis, colour, draw, plain } from "./plots.js";
+
+const HEIGHT_PX = 280;
+const LEGEND = { showlegend: true, legend: { orientation: "h", y: -0.22, font: { size: 11 } }, margin: { l: 48, r: 10, t: 8, b: 70 } };
+// Lines that colour-blind people can tell apart: colours of viridis and their dashes.
+const SERIES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b8860b", "#d95f02", "#7f7f7f"];
+const DARK_SERIES = ["#c9a0ff", "#8fb3ff", "#4cc9c0", "#8fe08a", "#fde725", "#ff9f50", "#b5b5b5"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "solid", "dash"];
+
+export const seriesColour = (index) => (matchMedia("(prefers-color-scheme: dark)").matches ? DARK_SERIES : SERIES)[index % SERIES.length];
+
+const lines = (x, y, name, index, more = {}) => ({
+  type: "scatter", mode: "lines+markers", x, y, name: plain(name), line: { color: seriesColour(index), width: 2, dash: DASHES[index % DASHES.length] },
+  marker: { size: 5 }, hovertemplate: `${plain(name)}<br>%{x}: %{y:.3~g}<extra></extra>`, ...more,
+});
+
+export function drawCalibration(plot, calibration) {
+  const ideal = { type: "scatter", mode: "lines", x: [0, 100], y: [0, 100], name: "ideal", line: { color: colour("dim"), width: 1, dash: "dot" }, hoverinfo: "skip" };
+  const traces = calibration.map((own, index) => lines(own.levels.map((level) => 100 * level), own.below, own.profile, index));
+  return draw(plot, [ideal, ...traces], {
+    height: HEIGHT_PX + 40, ...LEGEND,
+    xaxis: axis({ range: [0, 100], ticksuffix: " %" }), yaxis: axis({ range: [0, 100], ticksuffix: " %" }),
+  });
+}
+
+// rows: {history, method, wql}, in the order of the lengths.
+export function drawColdStart(plot, rows) {
+  const lengths = [...new Set(rows.map((row) => row.history))], methods = [...new Set(rows.map((row) => row.method))];
+  const value = (method, history) => rows.find((row) => row.method === method && row.history === history)?.wql ?? null;
+  return draw(plot, methods.map((method, index) => lines(lengths, lengths.map((history) => value(method, history)), method.replace(/_/g, " "), index)), {
+    height: HEIGHT_PX + 40, ...LEGEND, xaxis: axis({ type: "category" }), yaxis: axis({ rangemode: "tozero" }),
+  });
+}
+
+export function drawProfiles(plot, rows, baseline) {
+  const bars = (key, name, index) => ({ type: "bar", x: rows.map((row) => row.profile), y: rows.map((row) => row[key]), name, marker: { color: seriesColour(index) }, hovertemplate: `${name}: %{y:.3~g}<extra></extra>` });
+  return draw(plot, [bars("model", "model", 2), bars("baseline_wql", baseline, 6)], {
+    height: HEIGHT_PX + 40, barmode: "group", ...LEGEND, xaxis: axis({ type: "category" }), yaxis: axis({ rangemode: "tozero" }),
+  });
+}
+
+export function drawHorizon(plot, own, baseline) {
+  return draw(plot, [lines(own.hours, own.model, "model", 2), lines(own.hours, own.baseline, baseline, 6)], {
+    height: HEIGHT_PX + 40, ...LEGEND, xaxis: axis({ ticksuffix: " h" }), yaxis: axis({ rangemode: "tozero" }),
+  });
+}
+
+export function drawLoss(plot, points) {
+  const epochs = points.map((point) => point.epoch);
+  return draw(plot, [lines(epochs, points.map((point) => point.loss), "training", 6), lines(epochs, points.map((point) => point.validation_loss), "validation", 2)], {
+    height: HEIGHT_PX + 40, ...LEGEND, xaxis: axis({}), yaxis: axis({}),
+  });
+}
