@@ -140,13 +140,6 @@ class ForecastLoop:
         peers = self.peers.of_servers(window.engine, ids, [forecast.profile])
         return window.engine, self.provisional.history(window, ids, last_step), peers
 
-    def values_of_peers(self, forecast: ServerForecast, last_step: int, length: int) -> np.ndarray:
-        """What the peers of a forecast measured: float32 [server, length, metric]. To be called on `worker`."""
-        window = self._window
-        if window is None or tuple(window.engine.config.targets) != forecast.model.metrics:
-            return np.zeros((0, length, len(forecast.model.metrics)), dtype=np.float32)
-        return self.peers.values_of_others(window, forecast, last_step, length)
-
     def peers_of_posted(
         self, engine: Engine, names: Sequence[str], profiles: Sequence[str], last_steps: np.ndarray
     ) -> Peers | None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
+from fleet_forecast.serving.forecasts.peer_context import PeerContext
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.routes.responses import (
@@ -64,18 +64,18 @@ async def peers(
     if forecast is None:
         return no_forecast(daemon, name)
     try:
-        document = await daemon.forecasts.on_request(_peer_band, daemon.forecasts, forecast, hours)
+        document = await daemon.forecasts.on_request(_peer_band, daemon.forecasts.peers, forecast, hours)
     except WorkerBusyError as problem:
         return retry_later(str(problem))
     return json_response(document)
 
 
-def _peer_band(forecasts: ForecastLoop, forecast: ServerForecast, hours: float) -> dict[str, Any]:
+def _peer_band(context: PeerContext, forecast: ServerForecast, hours: float) -> dict[str, Any]:
     model = forecast.model
     stride = max(1, STEP_SECONDS // model.step_seconds)
     length = max(1, int(hours * 3600 // model.step_seconds))
     last_step = forecast.origin_seconds // model.step_seconds
-    values = forecasts.values_of_peers(forecast, last_step, length)[:, ::stride]  # (server, step, metric)
+    values = context.values_of_others(forecast, last_step, length)[:, ::stride]  # (server, step, metric)
     steps = range(last_step + 1 - length, last_step + 1, stride)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # steps that nobody measured
