@@ -83,6 +83,7 @@ function headOf(name, { forecast, risks, alerts }) {
     ["History", [duration(forecast.history_steps * forecast.step_seconds * 1000), h("small", { text: ` ${count(forecast.history_steps, "measured step")}` })]],
     ["Peers", [String(peers), h("small", { text: peers ? ` weight ${percent(forecast.peers.weight)} against its own level` : " none of its profile" })]],
     ["Model", [h("span", { class: "name", text: forecast.model })]],
+    ...(forecast.incident_risk ? [["Incident risk", [Object.entries(forecast.incident_risk.within).map(([label, risk]) => `${percent(risk)} within ${horizonName(label)}`).join(", "), h("small", { text: ` trained on ${forecast.incident_risk.trained_on}` })]]] : []),
   ];
   return [
     h("h2", {}, h("span", { class: "name", text: name }), " ", badge(forecast.profile),
