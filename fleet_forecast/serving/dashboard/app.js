@@ -14,6 +14,7 @@ const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, model:
 const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", model: "Model" };
 const QUIET_MS = 300; // events of one cycle come in a burst
 const ALERTS_MS = 4000;
+const REFRESH_MS = 60000; // ages, and what no event announces
 const CLOCK_MS = 15000, STALE_STEPS = 3;
 let view = null; // {update()} of the address
 let connected = null, lostAt = null, status = null, failed = "", scheduled = 0;
@@ -158,6 +159,7 @@ async function start() {
   byId("find-name").addEventListener("change", (event) => open(event.target));
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); byId("main").focus(); });
   setInterval(showState, CLOCK_MS);
+  setInterval(schedule, REFRESH_MS);
   show();
   listen(onEvent, setConnected);
 }

@@ -35,9 +35,10 @@ function line(x, y, properties, unit, label) {
   return { type: "scatter", mode: "lines", x, y, connectgaps: false, hovertemplate: `${label} %{y:.4~g} ${unit}<br>%{x|%a %H:%M}<extra></extra>`, ...properties };
 }
 
-// shown: {forecast, history, peers, past, threshold, states}, of which only forecast and history are always there.
+// shown: {forecast, history, peers, past, threshold, states, marked}, of which only forecast and history are always
+// there; marked: a time to mark, such as that of an alert.
 export function drawFan(element, metric, shown) {
-  const { forecast, history, peers, past, threshold, states } = shown;
+  const { forecast, history, peers, past, threshold, states, marked } = shown;
   const quantiles = forecast.metrics[metric], unit = quantiles.unit;
   const ahead = [forecast.origin, ...forecast.timestamps].map(wall);
   const from = (values) => [quantiles.current ?? values[0], ...values];
@@ -52,6 +53,7 @@ export function drawFan(element, metric, shown) {
   const shapes = [
     ...(states || []).map(({ start, end, bad }) => ({ type: "rect", xref: "x", yref: "paper", x0: wall(start), x1: wall(end), y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour(bad ? "incident" : "maintenance"), layer: "below" })),
     { type: "line", xref: "x", yref: "paper", x0: now, x1: now, y0: 0, y1: 1, line: { color: colour("ink"), width: 1.2 } },
+    ...(marked ? [{ type: "line", xref: "x", yref: "paper", x0: wall(marked), x1: wall(marked), y0: 0, y1: 1, line: { color: colour("bad"), width: 1.5, dash: "dot" } }] : []),
     ...(threshold === null || threshold === undefined ? [] : [{ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: threshold, y1: threshold, line: { color: colour("bad"), width: 1.2, dash: "dash" } }]),
   ];
   const range = valueRange(traces, threshold, unit);

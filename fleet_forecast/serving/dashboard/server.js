@@ -106,7 +106,7 @@ function controlsOf(changed) {
 }
 
 function noteOf(past, at) {
-  const moment = at ? ["Shown as of ", time(at), ". "] : [];
+  const moment = at ? ["The dotted red line is ", time(at), ", the moment that was asked for. "] : [];
   if (past) return [...moment, "Compared with the forecast made after ", time(past.origin), "."];
   if (chosen.past || at) return [...moment, "No forecast of that time is kept: one an hour is kept in memory, for 8 hours and since the daemon started."];
   return moment;

@@ -134,7 +134,7 @@ def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_pa
     page.locator("td a", has_text="ppdb001").click()
     expect(page.locator(".server .banner")).to_contain_text("Alert")
     assert "at=" in page.url
-    expect(page.locator(".server .hint").first).to_contain_text("Shown as of")
+    expect(page.locator(".server .hint").first).to_contain_text("the moment that was asked for")
 
 
 def test_the_model_has_its_scores_and_says_what_is_missing(scene, open_page):

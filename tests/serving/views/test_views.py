@@ -1,5 +1,7 @@
 """The routes of the dashboard's views, against what the forecasts and samples give by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from fleet_forecast.serving.alerting.exceedance import exceedance_probability
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.monitoring.scores import Tally
 from tests.serving.daemon_client import STEP, complete_start, daemon, forecast_of, post, record, wait_for
-from tests.serving.fake_engine import FakeConfig
+from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 LEVELS = FakeConfig().quantiles
 
@@ -78,3 +80,31 @@ def test_the_evaluation_has_live_scores_and_no_scores_of_training_without_a_mode
     document = client.get("/api/v1/model/evaluation").json()
     assert document["live"] == [{"metric": "cpu_pct", "horizon": "1h", "scored": 10, "coverage_80": 80.0, "wql": 0.05}]
     assert document["training"] is document["evaluation"] is None
+
+
+def test_the_evaluation_has_the_files_of_the_model_directory_without_the_paths_of_the_trainer(tmp_path):
+    info = {"servers": 3, "minutes": 2.5, "data": "/home/someone/data", "settings": {"training_dir": "/home/someone"}}
+    (tmp_path / "training_info.json").write_text(json.dumps(info))
+    (tmp_path / "evaluation.json").write_text('{"groups": {}, "cold_start": []}')
+    with daemon(tmp_path, FakeEngine(model_dir=tmp_path)) as client:
+        wait_for(lambda: client.get("/api/v1/model").json()["model"])
+        document = client.get("/api/v1/model/evaluation").json()
+        assert document["training"] == {"servers": 3, "minutes": 2.5}
+        assert document["evaluation"] == {"groups": {}, "cold_start": []}
+        (tmp_path / "evaluation.json").write_text("[" * 100_000)
+        assert client.get("/api/v1/model/evaluation").json()["evaluation"] is None
+
+
+def test_past_forecasts_are_those_of_earlier_cycles(tmp_path):
+    now = [complete_start(24) + STEP + 1.0]
+    with daemon(tmp_path, clock=lambda: now[0]) as client:
+        for steps_back, cpu in ((24, 30.0), (12, 40.0)):
+            start = complete_start(steps_back)
+            now[0] = start + 1.0
+            post(client, record("ppdb001", start, cpu_pct=cpu))
+            now[0] = start + STEP + 1.0
+            wait_for(lambda: forecast_of(client, "ppdb001")["origin"] == iso(start))  # noqa: B023
+        path = "/api/v1/servers/ppdb001/past-forecasts"
+        found = wait_for(lambda: len(past := client.get(path).json()["forecasts"]) == 2 and past)
+    assert [one["origin"] for one in found] == [iso(complete_start(24)), iso(complete_start(12))]
+    assert [one["metrics"]["cpu_pct"]["q0.5"][0] for one in found] == [30.0, 40.0]
