@@ -134,7 +134,7 @@ def take(page: Page, address: str, file: Path, now: pd.Timestamp | None) -> None
     page.wait_for_timeout(DRAWING_MS)
     page.screenshot(path=file, full_page=page.viewport_size == NARROW)
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE).save(file, optimize=True)
+        picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size // 1024} KiB", file=sys.stderr)
 
 

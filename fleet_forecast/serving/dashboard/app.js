@@ -119,7 +119,7 @@ function showState() {
   const level = connected === false || (status && !status.ready) ? "bad" : old ? "warn" : "good";
   byId("state").className = connected === null ? "" : level;
   byId("state").replaceChildren(...(connected === null ? ["Connecting"] : connected === false ? ["Disconnected"]
-    : age === null ? ["Live · no forecast yet"] : ["Live · last step ", time(status.cycle.origin)]));
+    : status === null ? ["Live"] : age === null ? ["Live · no forecast yet"] : ["Live · last step ", time(status.cycle.origin)]));
 }
 
 const stepMs = () => (view && view.stepSeconds ? view.stepSeconds() : 300) * 1000;
