@@ -10,7 +10,7 @@ const MOST_ROWS = 100; // of an opened profile, until all are asked for
 const LIKELY = 0.5;
 const SHOWN_RISKS = 10;
 const chosen = { value: "breach", metric: "", profile: "", search: "" }; // kept while the page is open
-const opened = new Map(); // profile -> whether it is open, as people left it
+const opened = new Map(); // profile -> whether it is open, as people chose
 
 export function fleetView(page, _argument, query) {
   for (const name of Object.keys(chosen)) if (query.has(name)) chosen[name] = query.get(name);
@@ -129,7 +129,10 @@ const worst = (row) => Math.max(...row.values);
 // Profiles with their rows, the most troubled first.
 function grouped(rows) {
   const groups = new Map();
-  for (const row of rows) groups.set(row.profile, [...(groups.get(row.profile) || []), row]);
+  for (const row of rows) {
+    if (!groups.has(row.profile)) groups.set(row.profile, []);
+    groups.get(row.profile).push(row);
+  }
   return [...groups].map(([profile, own]) => {
     own.sort((a, b) => worst(b) - worst(a) || a.server_name.localeCompare(b.server_name));
     return { profile, rows: own, worst: worst(own[0]) };
@@ -174,6 +177,7 @@ function drawOverview(element, groups, scale, root) {
   }));
   const open = (profile) => {
     const part = [...root.children].find((child) => child.dataset.part === profile);
+    opened.set(profile, true);
     part.open = true;
     part.scrollIntoView({ block: "start", behavior: "smooth" });
   };
@@ -183,19 +187,19 @@ function drawOverview(element, groups, scale, root) {
 async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows) {
   const [summary, plot, all] = part.children;
   summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${scale.unit ? `${number(highest)} ${scale.unit}` : percent(highest)}`);
-  all.onclick = () => { all.dataset.all = "yes"; render(); };
+  let drawnOnce = false; // opening the part by program raises an event as well
+  all.onclick = () => { all.dataset.all = "yes"; drawnOnce = false; render(); };
+  summary.onclick = () => opened.set(profile, !part.open); // what people choose; the event comes before the change
   async function render() {
+    if (drawnOnce) return;
+    drawnOnce = true;
     const shown = all.dataset.all ? rows : rows.slice(0, MOST_ROWS);
     all.hidden = shown.length === rows.length;
     all.textContent = `Show all ${rows.length.toLocaleString()} servers`;
     await drawHeatMap(plot, shown.map(heatRow), scale, (name) => { location.hash = `#/server/${encodeURIComponent(name)}`; });
   }
-  part.ontoggle = null;
   part.open = opened.get(profile) ?? !asRows;
-  part.ontoggle = () => {
-    opened.set(profile, part.open);
-    if (part.open) render();
-  };
+  part.ontoggle = () => part.open && render();
   if (part.open) await render();
 }
 
