@@ -23,6 +23,7 @@ FLOORS = {
     f"{PACKAGE}.simulation.live": 4,
     f"{PACKAGE}.simulation.output": 4,
     f"{PACKAGE}.network": 4,
+    f"{PACKAGE}.profile_audit": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
     f"{PACKAGE}.training": 7,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
-from fleet_forecast.serving.forecasts.forecast_archive import ForecastArchive
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -33,6 +34,7 @@ class Daemon:
     store: HistoryStore
     ingest: IngestSink
     forecasts: ForecastLoop
+    audit: FleetAudit
     model: ModelManager
     alerts: AlertBook
     scores: ForecastScores

@@ -18,7 +18,7 @@ from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.forecast_archive import ForecastArchive
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
@@ -26,6 +26,7 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -82,6 +83,7 @@ def _open(config: DaemonConfig) -> Daemon:
         store=store,
         ingest=IngestSink(settings, store, config.clock, files.profile_rules),
         forecasts=forecasts,
+        audit=FleetAudit(forecasts, store, files.profile_rules),
         model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),

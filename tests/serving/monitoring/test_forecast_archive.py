@@ -7,9 +7,9 @@ import pytest
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.forecasts import forecast_archive
-from fleet_forecast.serving.forecasts.forecast_archive import ForecastArchive
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
+from fleet_forecast.serving.monitoring import forecast_archive
+from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from tests.serving.alerting.examples import STEP, VIEW, forecast
 
 HOUR_STEPS = 3600 // STEP
