@@ -3,7 +3,7 @@
 import { axis, colour, draw, plain } from "./plots.js";
 
 const HEIGHT_PX = 240;
-const LEGEND_ROW_PX = 20, LEGEND_ITEM_PX = 170;
+const LEGEND_ROW_PX = 20, LEGEND_KEY_PX = 50, LETTER_PX = 6.6;
 // Lines that colour-blind people can tell apart: colours of viridis and their dashes.
 const SERIES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b8860b", "#d95f02", "#7f7f7f"];
 const DARK_SERIES = ["#c9a0ff", "#8fb3ff", "#4cc9c0", "#8fe08a", "#fde725", "#ff9f50", "#b5b5b5"];
@@ -11,7 +11,8 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "solid", "dash"];
 
 // A chart with a legend below it, which has more rows on a narrow screen.
 function drawWithLegend(plot, traces, layout) {
-  const rows = Math.ceil(traces.length / Math.max(1, Math.floor(plot.clientWidth / LEGEND_ITEM_PX)));
+  const item = LEGEND_KEY_PX + LETTER_PX * Math.max(...traces.map((trace) => trace.name.length));
+  const rows = Math.ceil(traces.length / Math.max(1, Math.floor(plot.clientWidth / item)));
   const below = 44 + LEGEND_ROW_PX * rows;
   const legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } };
   return draw(plot, traces, { height: HEIGHT_PX + below, showlegend: true, legend, margin: { l: 48, r: 10, t: 8, b: below }, ...layout });
