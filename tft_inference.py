@@ -3,6 +3,7 @@
     python tft_inference.py --model models/current --input training/ --output forecasts.parquet --origins last
     python tft_inference.py --input day.csv --output forecasts.parquet --origins every:8h --from 2026-11-20T00:00:00Z
     python tft_inference.py --input training/ --explain ppdb003     # variable and attention weights of its forecast
+    python tft_inference.py --replay --input training/ --incidents incidents.csv --output replay/   # alerts of the past
     python tft_inference.py --input training/ --audit               # servers whose behaviour contradicts their profile
     python tft_inference.py --daemon --port 8000
     curl -s localhost:8000/status
@@ -26,8 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from data_contract import ContractError, DataFileError, read_metrics
+from fleet_forecast.contract.incidents_file import read_incidents
 from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds
@@ -46,6 +49,7 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.iso_time import utc_seconds
 from fleet_forecast.profile_audit.audit import (
     AuditedFleet,
     AuditError,
@@ -56,7 +60,12 @@ from fleet_forecast.profile_audit.audit import (
 )
 from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
+from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
+from fleet_forecast.serving.alerting.severity import SEVERITIES
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
+from fleet_forecast.serving.replay.labels import write_incidents
+from fleet_forecast.serving.replay.replay import ReplayRequest, labelled_incidents, replay, steps_between
+from fleet_forecast.serving.replay.report import write_report
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import (
     PrometheusError,
@@ -89,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return DONE
         if arguments.daemon:
             return run_daemon(settings)
+        if arguments.replay:
+            return run_replay(arguments, settings, rules)
         if arguments.audit:
             return run_audit(arguments, rules)
         if arguments.explain is not None:
@@ -111,7 +122,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_version(parser)
     batch = parser.add_argument_group("batch: forecasts of a file")
     add_flag(batch, "--input", type=Path, metavar="PATH", help="parquet or CSV file, or a folder of them")
-    add_flag(batch, "--output", type=Path, metavar="FILE", help="parquet file to write")
+    add_flag(batch, "--output", type=Path, metavar="PATH", help="parquet file to write; with --replay a folder")
     add_flag(
         batch,
         "--origins",
@@ -132,6 +143,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="print the servers whose behaviour in the last day of the data contradicts their profile; needs no model",
     )
+    _add_replay_flags(parser)
     daemon = parser.add_argument_group("daemon: settings of the daemon; the batch uses the model's")
     add_flag(daemon, "--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
     add_flag(daemon, "--config", type=Path, metavar="FILE", help="TOML file with these settings; flags override it")
@@ -140,13 +152,44 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "replay: the daemon's alerts over the past, from --input or --prometheus; settings: --model, --alert-rules"
+    )
+    add_flag(group, "--replay", action="store_true", help="report the alerts of a past time in the folder --output")
+    add_flag(
+        group, "--to", metavar="TIME", help="end of the replay; its beginning is --from (all but a day of history)"
+    )
+    add_flag(
+        group,
+        "--incidents",
+        type=Path,
+        metavar="FILE",
+        help="CSV or parquet of incidents (server_name or pattern, start, end, type) that judge the alerts; without it "
+        "the column incident of the data does, if there is one",
+    )
+    add_flag(
+        group,
+        "--label",
+        type=Path,
+        metavar="FILE",
+        help="alerts.csv of a replay, answered with yes or no: written as incidents.csv to --output, and used",
+    )
+
+
 def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
-    """Neither the daemon nor --check-config reads or writes a file of metrics."""
+    """Neither the daemon nor --check-config reads or writes a file of metrics; some flags are of a replay only."""
     for mode in ("daemon", "check_config"):
         for flag in ("input", "output", "first_origin", "explain", "audit"):
             if getattr(arguments, mode) and getattr(arguments, flag):
                 name = {"first_origin": "from"}.get(flag, flag)
                 raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
+    for flag in ("to", "incidents", "label"):
+        if getattr(arguments, flag) is not None and not arguments.replay:
+            raise UsageError(f"--{flag}: is of a replay; add --replay")
+    for flag in ("daemon", "explain", "audit"):
+        if arguments.replay and getattr(arguments, flag):
+            raise UsageError(f"--{flag}: --replay does something else; give one of the two")
 
 
 def _profile_rules(settings: Settings) -> ProfileRules:
@@ -233,20 +276,35 @@ def run_audit(arguments: argparse.Namespace, rules: ProfileRules) -> int:
 
 def _load(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
     """The model, and the input on the model's grid; prints notes about the input."""
+    frame = _read(path, rules)
+    engine = _engine(settings)
+    return engine, _on_grid(frame, engine, rules)
+
+
+def _engine(settings: Settings) -> Engine:
+    return Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
+
+
+def _read(path: Path, rules: ProfileRules) -> pd.DataFrame:
+    """The rows of the input; prints notes about them."""
     data = read_metrics(path, rules)
     for notice in data.notices:
         _note(notice)
-    engine = Engine.load(settings.model, device=settings.device, threads=None)
-    if missing := missing_metrics(data.frame, engine.config):
+    return data.frame
+
+
+def _on_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> FleetGrid:
+    """Rows on the model's grid; prints notes about what it does not know."""
+    if missing := missing_metrics(frame, engine.config):
         _note(f"the data has no {', '.join(missing)}: forecast as not measured")
-    grid = grid_for(data.frame, engine.config, rules)
+    grid = grid_for(frame, engine.config, rules)
     if engine.config.profiles:
         for profile in engine.unknown_profiles(grid.profiles):
             _note(
                 f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
                 "forecast as of unknown profile; train on servers of it"
             )
-    return engine, grid
+    return grid
 
 
 def _choose_origins(grid: FleetGrid, every_seconds: int | None, first_origin: np.datetime64 | None) -> list[Origin]:
@@ -305,20 +363,85 @@ def _first_origin(text: str | None, every_seconds: int | None) -> np.datetime64 
         return None
     if every_seconds is None:
         raise UsageError("--from: the first of several origins; use it with --origins every:8h")
+    return np.datetime64(int(_seconds(text, "from")), "s")
+
+
+def _seconds(text: str, flag: str) -> float:
+    """Seconds since 1970 of a flag's time."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"--from {text!r} is no time; write 2026-11-20T00:00:00Z") from None
-    if moment.tzinfo is None:
-        raise UsageError(f"--from {text!r} has no time zone; write UTC with a final Z")
-    try:
-        return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
-    except OverflowError:
-        raise UsageError(f"--from {text!r} is before the year 1 in UTC; give a later time") from None
+        return utc_seconds(text)
+    except ValueError as problem:
+        raise UsageError(f"--{flag} {text!r} {problem}") from None
 
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+
+def run_replay(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
+    """Replay the alerts of the past, write the report, print a summary as JSON."""
+    _check_replay_flags(arguments, settings)
+    incidents_file = arguments.incidents
+    if arguments.label is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        incidents_file = arguments.output / "incidents.csv"
+        labelled = write_incidents(arguments.label, incidents_file, _note)
+        if arguments.input is None and settings.prometheus is None:
+            print(json.dumps({"output": str(incidents_file), "incidents": labelled}))
+            return DONE
+    alert_rules = load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules()
+    first, last = (
+        None if text is None else np.datetime64(int(_seconds(text, flag)), "s")
+        for flag, text in (("from", arguments.first_origin), ("to", arguments.to))
+    )
+    engine = _engine(settings)
+    pulled = arguments.input is None
+    frame = _pulled(settings, engine, first, last) if pulled else _read(arguments.input, rules)
+    grid = _on_grid(frame, engine, rules)
+    incidents = labelled_incidents(frame, grid.step_seconds) or None
+    if incidents_file is not None:
+        incidents = read_incidents(incidents_file, grid.servers, _note)
+    del frame
+    steps = steps_between(grid, first, last, engine.config.context_steps)
+    report, speed = replay(engine, ReplayRequest(grid, steps, alert_rules, incidents))
+    data = write_report(arguments.output, report)
+    overall = {severity: data["scores"][severity]["all"] for severity in SEVERITIES}
+    print(json.dumps({"output": str(arguments.output), **report.facts, **speed, **overall}))
+    return DONE
+
+
+def _check_replay_flags(arguments: argparse.Namespace, settings: Settings) -> None:
+    if arguments.output is None:
+        raise UsageError("--output is missing; a replay writes its report into this folder")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise UsageError(f"--output {arguments.output}: is a file; a replay needs a folder")
+    if arguments.input is None and settings.prometheus is None and arguments.label is None:
+        raise UsageError("--input is missing; a replay needs --input PATH, or --prometheus URL with --from and --to")
+    if arguments.incidents is not None and arguments.label is not None:
+        raise UsageError("--label: its answers are the incidents; omit --incidents")
+    if arguments.input is None and settings.prometheus is not None:
+        for flag, given in (("from", arguments.first_origin), ("to", arguments.to)):
+            if given is None:
+                raise UsageError(f"--{flag} is missing; a replay from Prometheus needs --from and --to")
+
+
+def _pulled(
+    settings: Settings, engine: Engine, first: np.datetime64 | None, last: np.datetime64 | None
+) -> pd.DataFrame:
+    """Rows from Prometheus for the replayed time and the history before it."""
+    from fleet_forecast.sources.prometheus import TimeRange, pull_range  # HTTP is slow to import
+
+    source = prometheus_source(settings, read_referenced_files(settings, os.environ))
+    if source is None or first is None or last is None:
+        raise UsageError("--prometheus: a replay from Prometheus needs --from and --to")
+    client, queries = source
+    config = engine.config
+    history = np.timedelta64(config.history_steps * config.step_seconds, "s")
+    start, end = (datetime.fromtimestamp(int(time.astype(np.int64)), UTC) for time in (first - history, last))
+    return pull_range(client, queries, TimeRange(start, end), config.step_seconds)
 
 
 # --- daemon ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import torch
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.silences import excluded_cells, load_silences
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation, as_text
@@ -169,7 +170,7 @@ def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tup
         note(f"averaging samples every {data_step} s onto steps of {step_seconds} s")
     timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
     check_timezone(timezone)
-    grid = FleetGrid.from_checked(data, step_seconds)
+    grid = without_exclusions(FleetGrid.from_checked(data, step_seconds), arguments.exclusions)
     spec = WindowSpec(
         metrics=grid.metrics,
         step_seconds=step_seconds,
@@ -178,6 +179,17 @@ def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tup
         horizon_steps=steps_of(arguments.horizon_hours, step_seconds, "--horizon-hours"),
     )
     return grid, spec
+
+
+def without_exclusions(grid: FleetGrid, path: Path | None) -> FleetGrid:
+    """The grid without the measurements that the exclusions file names: they are as if they were not measured."""
+    if path is None:
+        return grid
+    seconds = grid.timestamps().astype(np.int64)
+    excluded = excluded_cells(load_silences(path), grid.servers, grid.profiles, seconds)
+    count = int((excluded & ~np.isnan(grid.values).all(axis=2)).sum())
+    note(f"{path}: measurements of {count:,} server-steps are excluded from training and scores")
+    return grid.without(excluded)
 
 
 def check_timezone(timezone: str) -> None:
@@ -401,6 +413,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
     add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
     add("--profiles", type=Path, help="TOML file with additional host-name patterns and the profiles of single servers")
+    add(
+        "--exclusions",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of silences; measurements of those of the kind exclude are not used, nor scored",
+    )
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
     add(
         "--max-minutes",

@@ -5,12 +5,13 @@
     python benchmarks/alerts.py --choose --seeds 101,201                # how the defaults were chosen
 
 The model is one trained on a simulated fleet; each seed is another fleet. A fleet runs eight days to fill the history.
-Then the daemon's code forecasts every step and evaluates its default rules. An alarm is a period in which any alert
-fires on a server. It is a true alarm if it begins between the onset of an incident's precursor and the end of the
-incident on that server; several alarms of one incident count once. All other alarms are false. An incident is detected
-if it has an alarm, and detected ahead if the alarm begins before the harm. Precision depends on the rate of incidents:
-it is given at the rate of the replay (--incident-rate, high enough for a week to have many) and at the simulator's
-usual rate of one incident per server and month, with the measured false alarms.
+Then the daemon's code forecasts every step and evaluates its default rules (fleet_forecast/serving/replay). An alarm is
+a period in which any alert of a severity fires on a server. It is a true alarm if it begins between the onset of an
+incident's precursor and the end of the incident on that server; several alarms of one incident count once. All other
+alarms are false. An incident is detected if it has an alarm, and detected ahead if the alarm begins before the harm.
+Precision depends on the rate of incidents: it is given at the rate of the replay (--incident-rate, high enough for a
+week to have many) and at the simulator's usual rate of one incident per server and month, with the measured false
+alarms.
 
 Two methods without a model are compared, with the same thresholds and persistence: the current value, and a straight
 line through the last hour extended over the look-ahead (predict_linear). The current value is also evaluated with its
@@ -23,28 +24,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - in the parent folder
+from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
-from fleet_forecast.serving.alerting.book import AlertBook  # noqa: E402
+from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
 from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
-from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers  # noqa: E402
-from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast  # noqa: E402
+from fleet_forecast.serving.alerting.severity import PAGE, SEVERITIES  # noqa: E402
+from fleet_forecast.serving.forecasts.snapshot import ModelView  # noqa: E402
+from fleet_forecast.serving.replay import judgement  # noqa: E402
+from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
+from fleet_forecast.serving.replay.judgement import persistent  # noqa: E402
+from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
@@ -68,13 +73,8 @@ CALM_MINUTES_AFTER = 120  # after an incident; only later scores of its server c
 
 
 @dataclass(frozen=True)
-class Incident:
-    """One labelled incident; seconds since 1970."""
-
-    server: int
-    onset: float
-    start: float
-    end: float
+class Incident(judgement.Incident):
+    """One labelled incident; alarms count from its onset to its end."""
 
     @property
     def has_long_precursor(self) -> bool:
@@ -115,7 +115,7 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
     chosen = [METRIC_POSITIONS[name] for name in engine.config.targets]
     began, events = float(START.astype(np.int64)), world.events
     incidents = tuple(
-        Incident(int(server), *(began + float(moment) for moment in (onset, start, end)))
+        Incident(int(server), began + float(onset), began + float(start), began + float(end))
         for server, onset, start, end in zip(events.server, events.onset, events.start, events.end, strict=True)
         if first * step_seconds <= onset and end <= steps * step_seconds
     )
@@ -133,51 +133,20 @@ def _counts(servers: int) -> dict[str, int]:
     return counts
 
 
-def replay(engine: Engine, weeks: Weeks) -> Iterator[tuple[int, list[ServerForecast]]]:
-    """The daemon's cycles: each evaluated step with the forecasts of all servers that were measured at it."""
-    steps = range(weeks.first, len(weeks.times))
-    for step in tqdm(steps, desc="forecast", unit="step", file=sys.stderr, disable=None):
-        history = weeks.values[:, max(0, step + 1 - engine.config.history_steps) : step + 1]
-        present = np.flatnonzero(~np.isnan(history[:, -1]).all(axis=1))
-        made = forecast_servers(
-            engine,
-            ServersToForecast(
-                [weeks.names[server] for server in present],
-                [(weeks.profiles[server], "simulated") for server in present],
-                history[present],
-                np.full(len(present), weeks.times[step]),
-            ),
-        )
-        yield step, [forecast for forecast in made if forecast is not None]
+def grid_of(weeks: Weeks, metrics: Sequence[str]) -> FleetGrid:
+    """The fleet as the replay reads it."""
+    start, step_seconds = np.datetime64(int(weeks.times[0]), "s"), int(weeks.times[1] - weeks.times[0])
+    return FleetGrid(weeks.names, weeks.profiles, tuple(metrics), start, step_seconds, weeks.values)
 
 
-def forecast_firing(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray, int, int]:
-    """Firing alerts by the daemon's code: bool [server, evaluated step]; and the numbers of departures and breaches."""
-    book, row_of = AlertBook(rules), {name: row for row, name in enumerate(weeks.names)}
-    step_seconds = int(weeks.times[1] - weeks.times[0])
-    firing = np.zeros((len(weeks.names), len(weeks.times) - weeks.first), dtype=bool)
-    departures = breaches = 0
-    for step, forecasts in replay(engine, weeks):
-        changed = book.update(forecasts, float(weeks.times[step] + step_seconds))
-        begun = [alert for alert in changed if alert.ended_seconds is None]
-        departures += sum(alert.reason == DEPARTURE for alert in begun)
-        breaches += sum(alert.reason != DEPARTURE for alert in begun)
-        for name, _ in book.firing:
-            firing[row_of[name], step - weeks.first] = True
-    return firing, departures, breaches
+def evaluated_steps(weeks: Weeks) -> range:
+    """Steps after those that are history only."""
+    return range(weeks.first, len(weeks.times))
 
 
-def persistent(above: np.ndarray, below: np.ndarray, rules: AlertRules) -> np.ndarray:
-    """The rules' persistence and hysteresis: when a switch is on. above, below, result: bool [server, step, metric]."""
-    on = np.zeros(above.shape, dtype=bool)
-    state = np.zeros((above.shape[0], above.shape[2]), dtype=bool)
-    ups, downs = np.zeros(state.shape, dtype=int), np.zeros(state.shape, dtype=int)
-    for step in range(above.shape[1]):
-        ups = np.where(above[:, step], ups + 1, 0)
-        downs = np.where(below[:, step], downs + 1, 0)
-        state = (state & (downs < rules.resolve_forecasts)) | (ups >= rules.fire_forecasts)
-        on[:, step] = state
-    return on
+def forecast_alerts(engine: Engine, weeks: Weeks, rules: AlertRules) -> PastAlerts:
+    """Alerts by the daemon's code."""
+    return past_alerts(engine, grid_of(weeks, engine.config.targets), evaluated_steps(weeks), rules)
 
 
 def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
@@ -192,11 +161,12 @@ def straight_line(values: np.ndarray, ahead_steps: int) -> np.ndarray:
 
 
 def thresholds_of(weeks: Weeks, metrics: Sequence[str], rules: AlertRules) -> np.ndarray:
-    """The rules' thresholds, [server, metric], NaN where there is none."""
+    """The rules' upper bounds, [server, metric], NaN where there is none."""
     found = np.full((len(weeks.names), len(metrics)), np.nan)
     for row, (name, profile) in enumerate(zip(weeks.names, weeks.profiles, strict=True)):
         own = rules.thresholds_of(name, profile)
-        found[row] = [np.nan if own.get(metric) is None else own[metric] for metric in metrics]
+        above = [own.get(metric, NO_BOUNDS).above for metric in metrics]
+        found[row] = [np.nan if bound is None else bound for bound in above]
     return found
 
 
@@ -230,19 +200,14 @@ def evaluate(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float)
     found: dict[bool, list[bool]] = {True: [], False: []}  # by whether the precursor is long
     ahead: dict[bool, list[bool]] = {True: [], False: []}
     for on, weeks in zip(firing, fleets, strict=True):
-        step_seconds = float(weeks.times[1] - weeks.times[0])
-        begins = on & ~np.concatenate([np.zeros((len(on), 1), dtype=bool), on[:, :-1]], axis=1)
-        alarm_at = weeks.times[weeks.first :] + step_seconds  # a step is evaluated when it is over
-        explained = np.zeros(on.shape, dtype=bool)
-        for incident in weeks.incidents:
-            during = (alarm_at >= incident.onset) & (alarm_at <= incident.end)
-            explained[incident.server] |= during
-            hits = alarm_at[during & begins[incident.server]]
-            found[incident.has_long_precursor].append(bool(hits.size))
-            ahead[incident.has_long_precursor].append(bool(hits.size) and hits[0] < incident.start)
-            if hits.size and incident.has_long_precursor:
-                leads.append((incident.start - hits[0]) / 60)
-        false += int((begins & ~explained).sum())
+        complete = weeks.times[weeks.first :] + float(weeks.times[1] - weeks.times[0])  # a step is evaluated then
+        judged = judgement.judge(on, complete, weeks.incidents)
+        false += int(judged.false.sum())
+        for incident, alarm in zip(weeks.incidents, judged.alarms, strict=True):
+            found[incident.has_long_precursor].append(alarm is not None)
+            ahead[incident.has_long_precursor].append(alarm is not None and alarm < incident.start)
+            if alarm is not None and incident.has_long_precursor:
+                leads.append((incident.start - alarm) / 60)
     right = sum(found[True]) + sum(found[False])
     months = sum(weeks.server_weeks for weeks in fleets) / (30 / 7)
 
@@ -270,9 +235,10 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
     shipped = [thresholds_of(weeks, metrics, rules) for weeks in fleets]
     ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
     lines = [straight_line(weeks.values, ahead_steps) for weeks in fleets]
-    made = [forecast_firing(engine, weeks, rules) for weeks in fleets]
-    results = {"forecast": evaluate([firing for firing, _, _ in made], fleets, rate)}
-    results["forecast"] |= {"departures": sum(n for _, n, _ in made), "breaches": sum(n for _, _, n in made)}
+    made = [forecast_alerts(engine, weeks, rules) for weeks in fleets]
+    results = {severity: evaluate([past.firing[severity] for past in made], fleets, rate) for severity in SEVERITIES}
+    reasons = [alert.reason for past in made for alert in past.alerts if alert.highest_severity == PAGE]
+    results[PAGE] |= {"departures": reasons.count(DEPARTURE), "breaches": len(reasons) - reasons.count(DEPARTURE)}
 
     def simple(values: Sequence[np.ndarray], thresholds: Sequence[np.ndarray]) -> dict[str, Any]:
         return evaluate([over(*case, rules) for case in zip(values, thresholds, fleets, strict=True)], fleets, rate)
@@ -338,7 +304,7 @@ def _scored(engine: Engine, weeks: Weeks, rules: AlertRules) -> tuple[np.ndarray
     shape = (len(weeks.names), len(weeks.times) - weeks.first)
     scored, breaches = np.full((*shape, len(metrics)), np.nan), np.zeros(shape)
     ahead = rules.lookahead_seconds // model.step_seconds
-    for step, forecasts in replay(engine, weeks):
+    for step, forecasts in replay_cycles(engine, grid_of(weeks, metrics), evaluated_steps(weeks)):
         rows = [row_of[forecast.server_name] for forecast in forecasts]
         scored[rows, step - weeks.first], _ = past_forecasts.update(forecasts)
         quantiles = np.stack([forecast.quantiles[..., :ahead] for forecast in forecasts])

@@ -1,4 +1,4 @@
-"""UTC times as text, the one form in which the toolkit writes them."""
+"""UTC times as text: the one form in which the toolkit writes them, and the forms that it reads."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def _in_utc(moment: datetime) -> datetime:
 def iso_milliseconds(seconds: float) -> str:
     """UTC time as 2026-11-23T10:00:00.250Z; always three digits. seconds: since 1970."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def utc_seconds(text: str) -> float:
+    """Seconds since 1970 of a time with its zone, such as 2026-11-23T10:00:00Z.
+
+    Raises ValueError with what is wrong and the remedy, as the end of a sentence that begins with the text.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("is no time; write 2026-11-20T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise ValueError("has no time zone; write UTC with a final Z")
+    try:
+        return moment.astimezone(UTC).timestamp()
+    except OverflowError:
+        raise ValueError("is before the year 1 in UTC; give a later time") from None

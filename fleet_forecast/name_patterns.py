@@ -25,3 +25,9 @@ def compile_pattern(text: str) -> NamePattern:
         limits = "; look-around and back-references are not supported, because names are matched in linear time"
         raise ValueError(f"pattern {text!r} is not a regular expression ({reason}); {remedy}{limits}") from None
     return compiled
+
+
+def compile_whole_name(text: str) -> NamePattern:
+    """The pattern of a whole name: `web.*` matches web01, `web` only web. Raises ValueError as compile_pattern."""
+    compile_pattern(text)  # its message shows the pattern as it was given
+    return compile_pattern(f"(?:{text})$")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tft_inference
+from fleet_forecast.serving.alerting.rules import load_alert_rules
 from fleet_forecast.serving.settings import load_settings
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
 
@@ -61,6 +62,13 @@ def test_the_dashboards_queries_are_promql(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(queries) > 20
+
+
+def test_the_sample_rules_of_alerts_are_read():
+    rules = load_alert_rules(DEPLOY / "alerts.toml")
+    assert rules.shadow
+    assert rules.bounds_of("ppdb001", "database", "net_in_mb_s").below == 0.1
+    assert [silence.kind for silence in rules.silences] == ["exclude"]
 
 
 def test_the_sample_settings_are_settings():

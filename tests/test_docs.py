@@ -289,7 +289,7 @@ def test_routes_named_in_documents_exist(document):
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleet_forecast/serving").rglob("*.py"))
     routes = {re.sub(r"\{\w+\}", "*", route) for route in re.findall(r'"(/api/v1/[\w/{}-]+)"', source)}
     for route in re.findall(r"/api/v1/[\w/{}-]*\w\}?", text_of(document)):
-        assert re.sub(r"(?<=/servers/)[\w{}]+", "*", route) in routes, route
+        assert re.sub(r"(?<=/servers/|silences/)[\w{}]+", "*", route) in routes, route
 
 
 def test_exposed_metrics_named_in_documents_exist():

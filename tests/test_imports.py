@@ -40,9 +40,11 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.ingest": 1,
     f"{PACKAGE}.serving.monitoring": 2,
     f"{PACKAGE}.serving.alerting": 3,
-    f"{PACKAGE}.serving.routes": 4,
-    f"{PACKAGE}.serving.http": 4,
-    f"{PACKAGE}.serving.views": 5,
+    f"{PACKAGE}.serving.delivery": 4,
+    f"{PACKAGE}.serving.replay": 4,
+    f"{PACKAGE}.serving.routes": 5,
+    f"{PACKAGE}.serving.http": 5,
+    f"{PACKAGE}.serving.views": 6,
 }
 OUTERMOST = 11  # benchmarks may use anything
 MOST_MODULES = 14  # in a package: more are two packages

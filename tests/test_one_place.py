@@ -101,6 +101,7 @@ RULES = {
         {
             "fleet_forecast/features/quantile_map.py": "KNOT_LEVELS: knots of the map, not levels of a forecast",
             "benchmarks/alerts.py": "FIRE_PROBABILITIES: probabilities of alerts",
+            "fleet_forecast/serving/replay/curve.py": "LEVELS: probabilities of alerts",
         },
     ),
     "report horizons": (is_horizon_table, "fleet_forecast/contract/forecast_spec.py: REPORT_HORIZONS", {}),

@@ -344,6 +344,30 @@ def test_finer_samples_are_averaged_onto_the_step(tmp_path: Path, capsys: pytest
     assert read_config(tmp_path / "models" / "current").step_seconds == 300
 
 
+def test_excluded_measurements_are_as_if_they_had_not_been_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prepared job equals that of data without these rows; a wrong file is refused."""
+    exclusions = tmp_path / "exclusions.toml"
+    exclusions.write_text(
+        "[[silences]]\npattern = 'ppdb.*'\nkind = 'exclude'\n"
+        "from = 2026-03-02T04:00:00Z\nuntil = 2026-03-02T06:00:00Z\n"
+    )
+    frame = tiny_fleet()
+    hours = frame["timestamp"].dt.hour + 24 * (frame["timestamp"].dt.day - 2)
+    kept = ~(frame["server_name"].str.startswith("ppdb") & hours.isin([4, 5]))
+    grids = []
+    for name, rows, more in (("all", frame, ["--exclusions", str(exclusions)]), ("less", frame[kept], [])):
+        flags = ["--training-dir", str(write(tmp_path / name, rows)), *SMALL, *more]
+        arguments = tft_trainer.build_parser().parse_args(flags)
+        grids.append(tft_trainer.prepare(tft_trainer.read(arguments), arguments).grid)
+    np.testing.assert_array_equal(grids[0].values, grids[1].values)
+    assert "measurements of 96 server-steps are excluded" in capsys.readouterr().err
+    exclusions.write_text("[[silences]]\nserver = 'a'\n")
+    assert run(tmp_path / "all", tmp_path / "models", "--exclusions", str(exclusions)) == 1
+    assert "from or until is missing" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     command = [

@@ -7,7 +7,7 @@ read batch by batch, so they need not fit into memory together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -113,6 +113,10 @@ class FleetGrid:
             self.step_seconds,
             self.values[rows],
         )
+
+    def without(self, cells: np.ndarray) -> FleetGrid:
+        """The grid with the values of some cells not measured. cells: boolean [server, step]."""
+        return replace(self, values=np.where(cells[..., None], np.float32(np.nan), self.values))
 
     @classmethod
     def from_checked(cls, data: CheckedMetrics, step_seconds: int) -> FleetGrid:

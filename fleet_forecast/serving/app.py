@@ -31,6 +31,7 @@ from fleet_forecast.serving.routes import (
     probes,
     samples,
     servers,
+    silences,
 )
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
@@ -42,7 +43,7 @@ DESCRIPTION = (
     "All times are UTC; null means not measured."
 )
 VIEWS = (heat_map, risks, past_forecasts, peer_band, model_evaluation)
-TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, events, dashboard, *VIEWS)
+TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard, *VIEWS)
 
 
 def create_app(

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fleet_forecast.contract.toml_file import read_toml
-from fleet_forecast.name_patterns import compile_pattern
+from fleet_forecast.name_patterns import compile_whole_name
 from fleet_forecast.serving.settings import SHORTEST_TOKEN
 from server_profiles import NamePattern
 
@@ -30,7 +30,7 @@ class Right(StrEnum):
     READ = "read"  # all requests that change nothing, POST /api/v1/forecast too
     WRITE = "write"  # samples
     PROFILE = "profile"  # to change the profile of a known server with its samples
-    ADMIN = "admin"  # to reload the model and to delete servers
+    ADMIN = "admin"  # to reload the model, to delete servers, to add and delete silences
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def digest_of(token: bytes) -> str:
 
 
 def _whole_name(value: Any) -> Any:
-    return compile_pattern(f"(?:{value})$") if isinstance(value, str) else value
+    return compile_whole_name(value) if isinstance(value, str) else value
 
 
 _Pattern = Annotated[Any, BeforeValidator(_whole_name)]  # a NamePattern

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.notifiers import Notifier
+from fleet_forecast.serving.delivery.alert_record import AlertRecord
+from fleet_forecast.serving.delivery.notifiers import Notifier
+from fleet_forecast.serving.delivery.outbox import Outbox
+from fleet_forecast.serving.delivery.silence_book import SilenceBook
 from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
@@ -37,6 +40,9 @@ class Daemon:
     audit: FleetAudit
     model: ModelManager
     alerts: AlertBook
+    silences: SilenceBook
+    outbox: Outbox
+    alert_record: AlertRecord
     scores: ForecastScores
     archive: ForecastArchive
     events: EventHub

@@ -14,10 +14,14 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
-from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.delivery.alert_loop import AlertLoop, AlertSinks
+from fleet_forecast.serving.delivery.alert_record import AlertRecord
+from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
+from fleet_forecast.serving.delivery.notifiers import Notifier
+from fleet_forecast.serving.delivery.outbox import Outbox
+from fleet_forecast.serving.delivery.silence_book import SilenceBook
 from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
@@ -77,6 +81,8 @@ def _open(config: DaemonConfig) -> Daemon:
     settings, files = config.settings, config.files
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
+    alerts = AlertBook(files.alert_rules)
+    silences = SilenceBook(files.alert_rules.silences, _beside_history(settings, ".silences.json"), config.clock)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
@@ -85,7 +91,10 @@ def _open(config: DaemonConfig) -> Daemon:
         forecasts=forecasts,
         audit=FleetAudit(forecasts, store, files.profile_rules),
         model=_model_manager(config, forecasts),
-        alerts=AlertBook(files.alert_rules),
+        alerts=alerts,
+        silences=silences,
+        outbox=Outbox(alerts, silences, settings.shadow or files.alert_rules.shadow),
+        alert_record=AlertRecord(),
         scores=ForecastScores(),
         archive=ForecastArchive(),
         events=EventHub(),
@@ -100,9 +109,14 @@ def _model_manager(config: DaemonConfig, forecasts: ForecastLoop) -> ModelManage
     """The manager of the model; a loader that replaces Engine.load reads no files that have to be tried first."""
     settings = config.settings
     loading = ModelLoading(settings.model, config.load_engine or _engine_loader(settings), settings.model_seconds)
-    record = settings.history.with_name(settings.history.name + ".checked-model")
+    record = _beside_history(settings, ".checked-model")
     trial = None if config.load_engine else ModelTrial(settings.model_mib, settings.model_seconds, record)
     return ModelManager(loading, forecasts, trial)
+
+
+def _beside_history(settings: Settings, ending: str) -> Path:
+    """A file of the daemon's state, in the folder of the history."""
+    return settings.history.with_name(settings.history.name + ending)
 
 
 def _engine_loader(settings: Settings) -> LoadEngine:
@@ -113,11 +127,12 @@ def _engine_loader(settings: Settings) -> LoadEngine:
 
 
 def _notifiers(daemon: Daemon) -> list[Notifier]:
-    settings, alerts = daemon.settings, daemon.alerts
+    settings = daemon.settings
     notifiers: list[Notifier] = []
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
-        notifiers.append(AlertmanagerNotifier(url, lambda: list(alerts.firing.values()), seconds))
+        form = AlertmanagerFormat(daemon.alerts.rules, settings.public_url)
+        notifiers.append(AlertmanagerNotifier(url, daemon.outbox.firing, seconds, form))
     if settings.webhook is not None:
         notifiers.append(Notifier(settings.webhook))
     return notifiers
@@ -138,9 +153,8 @@ def _publish_events(daemon: Daemon) -> None:
 
 
 def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
-    history = daemon.settings.history
-    state_file = history.with_name(history.name + ".alerts.json")
-    sinks = AlertSinks(daemon.events, daemon.notifiers, state_file)
+    state_file = _beside_history(daemon.settings, ".alerts.json")
+    sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))

@@ -37,7 +37,12 @@ from fleet_forecast.sources.address import is_address, origin_of, without_secret
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
-ADDRESSES = ("prometheus", "alertmanager", "webhook")  # settings that may contain a password or a secret path
+ADDRESSES = (
+    "prometheus",
+    "alertmanager",
+    "webhook",
+    "public_url",
+)  # may contain a password or secret path
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -104,6 +109,10 @@ class Settings(BaseModel):
     webhook: Address | None = Field(
         default=None, description="address that receives a JSON body when alerts begin or end"
     )
+    public_url: Address | None = Field(
+        default=None, description="address of the dashboard for the links in alerts, https://forecasts.example"
+    )
+    shadow: Switch = Field(default=False, description="record alerts and deliver none")
     alert_seconds: Number = Field(
         default=60.0, ge=0.1, description="interval at which firing alerts are sent to the Alertmanager"
     )
@@ -123,7 +132,8 @@ class Settings(BaseModel):
         default=None, description=f"file with the token clients must send (or variable {TOKEN_VARIABLE})"
     )
     admin_token_file: FilePath | None = Field(
-        default=None, description="file with the token for POST /api/v1/reload; without it: SIGHUP only"
+        default=None,
+        description="file with the token for administration: reload, silences, deletion of servers",
     )
     tokens: FilePath | None = Field(
         default=None, description="TOML file with further tokens, their rights and the servers they may write"

@@ -8,9 +8,11 @@ import pytest
 from scipy import optimize
 
 from benchmarks import alerts as benchmark
-from benchmarks.alerts import Incident, Weeks, evaluate, persistent, straight_line, strict_thresholds
+from benchmarks.alerts import Incident, Weeks, evaluate, straight_line, strict_thresholds
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.severity import PAGE
+from fleet_forecast.serving.replay.judgement import persistent
 from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
@@ -75,7 +77,7 @@ def test_persistence_is_that_of_the_alert_book():
     book, on, probability = AlertBook(rules), [], []
     for origin, value in enumerate(cpu, start=1):
         book.update([forecast(value, origin)], 0.0)
-        on.append(bool(book.firing))
+        on.append(any(alert.severity == PAGE for alert in book.firing.values()))
         probability.append(book.probabilities["ppweb001"][0, 2])
     p = np.array(probability)[None, :, None]
     expected = persistent(p >= rules.fire_probability, p < rules.resolve_probability, rules)[0, :, 0]
@@ -125,7 +127,7 @@ def test_the_replay_uses_the_daemons_code(tiny_model_dir, capsys):
     assert benchmark.main(arguments) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["servers"], summary["hours"], summary["seeds"]) == (7, 3, [202])
-    assert set(summary["methods"]) == {"forecast", "current_value", "predict_linear", "current_value_tuned"}
+    assert set(summary["methods"]) == {"page", "watch", "current_value", "predict_linear", "current_value_tuned"}
     assert summary["methods"]["predict_linear"]["false_alarms"] > 0
     assert benchmark.main([*arguments, "--choose"]) == 1
     assert "needs a model of all metrics" in capsys.readouterr().err

@@ -163,3 +163,18 @@ def test_a_row_with_a_wrong_time_is_refused_before_memory_is_allocated():
     frame = pd.concat([rows, rows.iloc[:1].assign(timestamp=pd.Timestamp("1970-01-02", tz="UTC"))])
     with pytest.raises(GridError, match=r"timestamp: from 1970-01-02T00:00:00Z to .* remove rows of a wrong time"):
         FleetGrid.from_frame(frame, METRICS, 60)
+
+
+def test_measurements_of_excluded_cells_are_not_measured_and_the_grid_stays_as_it_was():
+    frame = pd.DataFrame(
+        {
+            "timestamp": pd.date_range("2026-03-02", periods=4, freq="300s", tz="UTC"),
+            "server_name": ["a", "b", "a", "b"],
+            "cpu_pct": np.arange(4, dtype="float32"),
+            "latency_ms": np.arange(4, dtype="float32"),
+        }
+    )
+    grid = FleetGrid.from_frame(frame, METRICS, STEP_SECONDS)
+    without = grid.without(np.array([[True, False, False, False], [False, False, False, True]]))
+    np.testing.assert_array_equal(without.values[..., 0], [[np.nan, np.nan, 2, np.nan], [np.nan, 1, np.nan, np.nan]])
+    assert grid.values[0, 0, 0] == 0

@@ -5,8 +5,8 @@ import logging
 from collections import Counter
 
 from fleet_forecast.serving import background
-from fleet_forecast.serving.alerting.notifiers import Notifier
 from fleet_forecast.serving.background import keep_running
+from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from tests.serving.alerting.examples import alert
 from tests.serving.daemon_client import daemon, wait_for

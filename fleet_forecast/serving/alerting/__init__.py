@@ -1,4 +1,4 @@
-"""From forecasts to alerts: rules, detectors, the alert book, messages, notifiers.
+"""From forecasts to alerts: rules, severities, detectors, the alert book, messages.
 
-Imports forecasts and monitoring; imported by routes and serving's root modules.
+Imports forecasts; imported by delivery, routes and serving's root modules.
 """

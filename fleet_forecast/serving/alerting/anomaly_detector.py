@@ -24,6 +24,7 @@ from fleet_forecast.serving.alerting.exceedance import LOWER, UPPER, nearest_lev
 from fleet_forecast.serving.alerting.messages import anomaly_evidence
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts
 from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.severity import WATCH, levels_of
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
 SERVICE_METRIC = "latency_ms"
@@ -115,9 +116,11 @@ class AnomalyDetector:
 
     reason = DEPARTURE
     resolved_text = "is within its forecast again"
+    curve = ()
 
     def __init__(self, rules: AlertRules) -> None:
         self._rules = rules
+        self._resolve_level = levels_of(self.curve, rules)[WATCH].resolve
         self._model: AnomalyModel | None = None
         self._metric_of: dict[str, str] = {}  # server -> metric of its anomaly
 
@@ -148,12 +151,12 @@ class AnomalyDetector:
         """The metric of the anomaly: the largest contribution when it begins, the same until it ends."""
         name = forecast.server_name
         metric = self._metric_of.get(name)
-        if anomaly.probability >= self._rules.resolve_probability:
+        if anomaly.probability >= self._resolve_level:
             thresholds = self._rules.thresholds_of(name, forecast.profile)
             candidates = [
                 (contribution, candidate)
                 for contribution, candidate in zip(anomaly.contributions.tolist(), forecast.model.metrics, strict=True)
-                if not np.isnan(contribution) and thresholds.get(candidate) is not None
+                if not np.isnan(contribution) and candidate in thresholds
             ]
             if metric is None and candidates:
                 metric = self._metric_of[name] = max(candidates)[1]

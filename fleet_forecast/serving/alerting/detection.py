@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fleet_forecast.serving.alerting.alert import Alert, AlertKey
+from fleet_forecast.serving.alerting.severity import CurvePoint
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
 
@@ -34,10 +35,17 @@ class Detector(Protocol):
     """Detects one kind of trouble.
 
     reason: value of Alert.reason. resolved_text: text of the message after "SERVER (PROFILE): METRIC", when it ends.
+    curve: measured false alarms by level, from which the levels of the severities are chosen; empty: the rules'
+    probabilities are the levels.
     """
 
     reason: str
     resolved_text: str
+
+    @property
+    def curve(self) -> Sequence[CurvePoint]:
+        """Read at each update: it may change with the model."""
+        ...
 
     def detect(self, forecasts: Sequence[ServerForecast], firing: Mapping[AlertKey, Alert], /) -> Iterable[Detection]:
         """Results for new forecasts of one model; each server's origins come in order.

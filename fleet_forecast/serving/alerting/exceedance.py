@@ -1,4 +1,4 @@
-"""Exceedance of a threshold, derived from a forecast's quantiles: its probability by step, and its time."""
+"""Crossing of a threshold, derived from a forecast's quantiles: its probability by step, and its time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.contract.forecast_spec import BAND_80, MEDIAN_LEVEL
+from fleet_forecast.serving.alerting.bounds import Bounds, Limit
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
-LOWER, UPPER = BAND_80  # levels of the latest and the earliest crossing; of the expected one: the median
+LOWER, UPPER = BAND_80  # levels of the latest and the earliest crossing of an upper bound; expected: the median
 
 
 class CrossingTimes(NamedTuple):
     """When a forecast crosses a threshold, in seconds after its origin; None if it does not within its horizon.
 
-    expected: the median crosses; earliest, latest: the quantiles 0.9 and 0.1 do.
+    expected: the median crosses; earliest, latest: the quantiles 0.9 and 0.1 do, of a lower bound 0.1 and 0.9.
     """
 
     expected_seconds: int | None
@@ -24,13 +25,13 @@ class CrossingTimes(NamedTuple):
     latest_seconds: int | None
 
 
-def exceedance_probability(quantiles: np.ndarray, levels: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
-    """Probability of a value above a threshold, by linear interpolation between the quantiles.
+def cumulative_probability(quantiles: np.ndarray, levels: Sequence[float], limits: np.ndarray) -> np.ndarray:
+    """Probability of a value below a limit, by linear interpolation between the quantiles.
 
-    quantiles: [..., quantile, step], not decreasing along quantile; thresholds: [...], NaN gives probability 0.
-    Returns [..., step]. Beyond the outermost quantiles the tails are exponential, with the slope of the last gap.
+    quantiles: [..., quantile, step], not decreasing along quantile; limits: [...], NaN gives NaN. Returns [..., step].
+    Beyond the outermost quantiles the tails are exponential, with the slope of the last gap.
     """
-    limit = thresholds[..., None]
+    limit = limits[..., None]
     lowest, highest = quantiles[..., 0, :], quantiles[..., -1, :]
     tiny = 1e-6 + 1e-6 * np.abs(highest)
     below_gap = np.maximum(quantiles[..., 1, :] - lowest, tiny)
@@ -44,18 +45,57 @@ def exceedance_probability(quantiles: np.ndarray, levels: Sequence[float], thres
             share = np.clip((limit - left) / np.maximum(right - left, tiny), 0, 1)
             inside = (limit >= left) & (limit < right)
             cumulative = np.where(inside, levels[index] + share * (levels[index + 1] - levels[index]), cumulative)
-    return np.where(np.isnan(limit), 0.0, 1 - cumulative)
+    return np.where(np.isnan(limit), np.nan, cumulative)
 
 
-def crossing_times(forecast: ServerForecast, metric: str, threshold: float) -> CrossingTimes:
-    """The first steps at which the median and the 80 % band are above the threshold."""
+def exceedance_probability(quantiles: np.ndarray, levels: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
+    """Probability of a value above a threshold: [..., step]; 0 where the threshold is NaN.
+
+    The arguments are those of cumulative_probability.
+    """
+    return np.nan_to_num(1 - cumulative_probability(quantiles, levels, thresholds), nan=0.0)
+
+
+def breach_probability(quantiles: np.ndarray, levels: Sequence[float], limits: np.ndarray) -> np.ndarray:
+    """Probability of a value above its upper or below its lower bound, which exclude each other: [..., step].
+
+    limits: [..., bound], the upper bound and the lower one, NaN for none. The others as in cumulative_probability.
+    """
+    upper, lower = limits[..., 0], limits[..., 1]
+    above = exceedance_probability(quantiles, levels, upper)
+    if np.isnan(lower).all():
+        return above
+    return above + np.nan_to_num(cumulative_probability(quantiles, levels, lower), nan=0.0)
+
+
+def likelier_limit(forecast: ServerForecast, metric: str, bounds: Bounds) -> Limit:
+    """The bound that the forecast is more likely to cross; of a metric with one bound, that one.
+
+    Raises ValueError for a metric without bounds.
+    """
+    limits = bounds.limits
+    if not limits:
+        raise ValueError(f"{metric} of {forecast.server_name} has no threshold: no alert can fire on it")
+    if len(limits) == 1:
+        return limits[0]
+    upper, lower = limits
+    rows = forecast.quantiles[forecast.model.metrics.index(metric)]
+    levels = forecast.model.quantiles
+    above = exceedance_probability(rows, levels, np.array(upper.value)).max()
+    below = cumulative_probability(rows, levels, np.array(lower.value)).max()
+    return upper if above >= below else lower
+
+
+def crossing_times(forecast: ServerForecast, metric: str, limit: Limit) -> CrossingTimes:
+    """The first steps at which the median and the 80 % band are beyond the bound."""
     rows = forecast.quantiles[forecast.model.metrics.index(metric)]
 
     def first(level: float) -> int | None:
-        above = rows[nearest_level(forecast.model.quantiles, level)] > threshold
-        return (int(np.argmax(above)) + 1) * forecast.model.step_seconds if above.any() else None
+        crossed = limit.is_crossed_by(rows[nearest_level(forecast.model.quantiles, level)])
+        return (int(np.argmax(crossed)) + 1) * forecast.model.step_seconds if crossed.any() else None
 
-    return CrossingTimes(first(MEDIAN_LEVEL), first(UPPER), first(LOWER))
+    early, late = (LOWER, UPPER) if limit.is_lower else (UPPER, LOWER)
+    return CrossingTimes(first(MEDIAN_LEVEL), first(early), first(late))
 
 
 def nearest_level(levels: Sequence[float], wanted: float) -> int:

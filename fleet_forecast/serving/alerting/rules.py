@@ -1,4 +1,4 @@
-"""When alerts fire: thresholds by metric, profile and server, probability levels and streaks.
+"""When alerts fire: thresholds by metric, profile and server, levels of the severities, streaks; silences and labels.
 
 Thresholds depend on the profile, because 87 % of memory is a database's normal day. A TOML file overrides the defaults
 for profiles and servers; docs/alerts.md shows one.
@@ -14,16 +14,20 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from fleet_forecast.contract.silences import Silence
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.serving.alerting.bounds import NO_BOUNDS, Bounds
 from server_profiles import PROFILES, Baseline, ServerProfile
 
 PERCENT_SPREADS, RATE_SPREADS = 4.5, 16.0
 PERCENT_RANGE = (90.0, 99.5)  # of default thresholds
-Thresholds = Mapping[str, float | None]  # per metric; None: no alert
+OWN_LABELS = ("alertname", "server", "profile", "metric", "severity", "reason")  # of an alert in the Alertmanager
+WATCH_SHARE = 0.6  # of fire_probability: the default of watch_probability
+Thresholds = Mapping[str, Bounds]  # by metric; one that is missing raises no alert
 
 
-def default_thresholds(profile: ServerProfile) -> dict[str, float | None]:
+def default_thresholds(profile: ServerProfile) -> dict[str, float]:
     """Thresholds above what a healthy server of the profile reaches in bursts at its daily peak.
 
     Percentages: mean + 4.5 standard deviations of the baseline on the log-odds scale, clipped to 90 and 99.5. Others:
@@ -43,14 +47,45 @@ def _default_threshold(metric: str, baseline: Baseline) -> float:
     return round(min(upper, max(lower, 100 / (1 + math.exp(-log_odds)))), 1)
 
 
+def _named_bounds(value: Any) -> Any:
+    """The bounds that a rule names: a number is the upper one, false removes both."""
+    if value is False or value is None:
+        return {"above": None, "below": None}
+    return value if isinstance(value, dict) else {"above": value}
+
+
 def _none_for_false(value: Any) -> Any:
     return None if value is False else value
 
 
 FiniteNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Threshold = Annotated[FiniteNumber | None, BeforeValidator(_none_for_false)]  # in TOML, false for None
+Bound = Annotated[FiniteNumber | None, BeforeValidator(_none_for_false)]  # in TOML, false for None
+
+
+class BoundsRule(BaseModel):
+    """The bounds of one metric that a rule names; the others stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    above: Bound = None
+    below: Bound = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BoundsRule:
+        if self.above is not None and self.below is not None and self.below >= self.above:
+            raise ValueError(f"below is {self.below:g}, above {self.above:g}; below must be less than above")
+        return self
+
+    def applied_to(self, bounds: Bounds) -> Bounds:
+        """The bounds with those named here."""
+        return bounds._replace(**{name: getattr(self, name) for name in self.model_fields_set})
+
+
+Threshold = Annotated[BoundsRule, BeforeValidator(_named_bounds)]
 Probability = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Streak = Annotated[int, Field(ge=1, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
 
 
 class AlertRules(BaseModel):
@@ -62,8 +97,23 @@ class AlertRules(BaseModel):
     fire_forecasts: Streak = Field(default=2, description="in so many forecasts in a row")
     resolve_probability: Probability = Field(default=0.25, description="an alert ends below this probability")
     resolve_forecasts: Streak = Field(default=3, description="in so many forecasts in a row")
+    watch_probability: Probability | None = Field(
+        default=None, description="a watch fires at this probability; default: 0.6 of fire_probability"
+    )
+    page_false_alarms_per_server_month: Rate = Field(
+        default=0.2, description="budget of false pages, for detectors with a measured curve"
+    )
+    watch_false_alarms_per_server_month: Rate = Field(
+        default=2.0, description="budget of false watches, for detectors with a measured curve"
+    )
     lookahead_seconds: Streak = Field(default=14_400, description="later exceedances raise no alert")
     departures: bool = Field(default=True, strict=True, description="whether anomalies raise alerts")
+    shadow: bool = Field(default=False, strict=True, description="true: alerts are recorded, none is delivered")
+    labels: dict[LabelName, str] = Field(default={}, description="further labels of all alerts in the Alertmanager")
+    label_names: dict[str, tuple[LabelName, ...]] = Field(
+        default={}, description="names under which a label is sent to the Alertmanager, by its own name"
+    )
+    silences: tuple[Silence, ...] = Field(default=(), description="when alerts are recorded, not delivered")
     profiles: dict[str, dict[str, Threshold]] = Field(default={}, description="thresholds by profile and metric")
     servers: dict[str, dict[str, Threshold]] = Field(default={}, description="thresholds by server and metric")
 
@@ -84,21 +134,71 @@ class AlertRules(BaseModel):
                     raise ValueError(f"{name}: unknown metric {metric!r}; use {', '.join(METRICS)}")
         return tables
 
+    @field_validator("label_names")
+    @classmethod
+    def _own_labels(cls, names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in names:
+            if name not in OWN_LABELS:
+                raise ValueError(f"label_names: unknown label {name!r}; use {', '.join(OWN_LABELS)}")
+        return names
+
     @model_validator(mode="after")
     def _levels_in_order(self) -> AlertRules:
         if self.resolve_probability >= self.fire_probability:
             levels = f"resolve_probability is {self.resolve_probability:g}, fire_probability {self.fire_probability:g}"
             raise ValueError(f"{levels}; resolve_probability must be below fire_probability")
+        if self.watch_probability is not None and self.watch_probability > self.fire_probability:
+            levels = f"watch_probability is {self.watch_probability:g}, fire_probability {self.fire_probability:g}"
+            raise ValueError(f"{levels}; watch_probability must not be above fire_probability")
+        if self.watch_false_alarms_per_server_month < self.page_false_alarms_per_server_month:
+            raise ValueError(
+                f"watch_false_alarms_per_server_month is {self.watch_false_alarms_per_server_month:g}, that of pages "
+                f"{self.page_false_alarms_per_server_month:g}; the budget of watches must not be the smaller one"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _different_labels(self) -> AlertRules:
+        sent = [name for own in OWN_LABELS for name in self.sent_names(own)] + list(self.labels)
+        for name in sent:
+            if sent.count(name) > 1:
+                raise ValueError(f"label {name!r} is given twice in labels or label_names; give each label once")
+        return self
+
+    def sent_names(self, label: str) -> tuple[str, ...]:
+        """The names under which one of OWN_LABELS is sent to the Alertmanager."""
+        return self.label_names.get(label, (label,))
+
+    @property
+    def watch_level(self) -> float:
+        """The probability at which a watch of a detector without a measured curve fires."""
+        return WATCH_SHARE * self.fire_probability if self.watch_probability is None else self.watch_probability
 
     @cached_property
     def _by_profile(self) -> Mapping[str, Thresholds]:
-        return {str(p): {**default_thresholds(p), **self.profiles.get(str(p), {})} for p in ServerProfile}
+        return {
+            str(profile): _with_rules(
+                {metric: Bounds(above=value) for metric, value in default_thresholds(profile).items()},
+                self.profiles.get(str(profile), {}),
+            )
+            for profile in ServerProfile
+        }
 
     def thresholds_of(self, server_name: str, profile: str) -> Thresholds:
-        """Thresholds of one server, by metric; a profile that is not built in has those of generic."""
+        """Bounds of one server, by metric; a profile that is not built in has those of generic."""
         of_profile = self._by_profile.get(profile, self._by_profile[ServerProfile.GENERIC])
-        return {**of_profile, **self.servers.get(server_name, {})}
+        own = self.servers.get(server_name)
+        return of_profile if own is None else _with_rules(of_profile, own)
+
+    def bounds_of(self, server_name: str, profile: str, metric: str) -> Bounds:
+        """Bounds of one metric of a server."""
+        return self.thresholds_of(server_name, profile).get(metric, NO_BOUNDS)
+
+
+def _with_rules(thresholds: Thresholds, rules: Mapping[str, BoundsRule]) -> Thresholds:
+    """Thresholds changed by rules; a metric that has no bound left is missing."""
+    changed = {metric: rule.applied_to(thresholds.get(metric, NO_BOUNDS)) for metric, rule in rules.items()}
+    return {metric: bounds for metric, bounds in {**thresholds, **changed}.items() if bounds.limits}
 
 
 def load_alert_rules(path: Path) -> AlertRules:

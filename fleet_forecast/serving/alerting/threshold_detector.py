@@ -1,4 +1,4 @@
-"""Detects metrics that will exceed their threshold: the exceedance probability of the forecast, within the look-ahead.
+"""Detects metrics that will cross their threshold: the probability by the forecast, within the look-ahead.
 
 The highest probability of all steps up to the look-ahead counts.
 """
@@ -11,9 +11,10 @@ import numpy as np
 
 from fleet_forecast.contract.forecast_spec import report_horizons
 from fleet_forecast.serving.alerting.alert import BREACH, Alert, AlertKey
+from fleet_forecast.serving.alerting.bounds import NO_BOUNDS
 from fleet_forecast.serving.alerting.detection import Detection
-from fleet_forecast.serving.alerting.exceedance import crossing_times, exceedance_probability
-from fleet_forecast.serving.alerting.messages import breach_evidence
+from fleet_forecast.serving.alerting.exceedance import breach_probability, crossing_times, likelier_limit
+from fleet_forecast.serving.alerting.messages import breach_evidence, forecast_basis
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
@@ -21,10 +22,11 @@ SERVERS_AT_ONCE = 256  # bounds the memory of the probabilities by step
 
 
 class ThresholdDetector:
-    """Exceedance probabilities. Stores the last ones of each server by report horizon."""
+    """Probabilities of a breach. Stores the last ones of each server by report horizon."""
 
     reason = BREACH
-    resolved_text = "is no longer expected to exceed its threshold"
+    resolved_text = "is no longer expected to cross its threshold"
+    curve = ()
 
     def __init__(self, rules: AlertRules) -> None:
         self.probabilities: dict[str, np.ndarray] = {}  # server -> float32 [metric of the model, report horizon]
@@ -39,7 +41,7 @@ class ThresholdDetector:
         for start in range(0, len(forecasts), SERVERS_AT_ONCE):
             part = forecasts[start : start + SERVERS_AT_ONCE]
             quantiles = np.stack([forecast.quantiles for forecast in part])  # (server, metric, quantile, step)
-            by_step = exceedance_probability(quantiles, model.quantiles, threshold_table(self._rules, part))
+            by_step = breach_probability(quantiles, model.quantiles, limit_table(self._rules, part))
             highest = np.maximum.accumulate(by_step, axis=2)  # (server, metric, step): up to and with each step
             by_horizon = highest[..., columns].astype(np.float32)
             self.probabilities.update(zip((forecast.server_name for forecast in part), by_horizon, strict=True))
@@ -54,24 +56,22 @@ class ThresholdDetector:
 
     def _evidence(self, forecast: ServerForecast, detection: Detection) -> str:
         metric = detection.metric
-        threshold = self._rules.thresholds_of(forecast.server_name, forecast.profile)[metric]
-        if threshold is None:
-            raise ValueError(f"{metric} of {forecast.server_name} has no threshold: no alert can fire on it")
-        times = crossing_times(forecast, metric, threshold)
-        return breach_evidence(forecast.origin_seconds, metric, threshold, detection.probability, times)
+        limit = likelier_limit(forecast, metric, self._rules.bounds_of(forecast.server_name, forecast.profile, metric))
+        times = crossing_times(forecast, metric, limit)
+        text = breach_evidence(forecast.origin_seconds, metric, limit, detection.probability, times)
+        return f"{text} {forecast_basis(forecast, metric, limit)}"
 
 
-def threshold_table(rules: AlertRules, forecasts: Sequence[ServerForecast]) -> np.ndarray:
-    """Thresholds of forecasts of one model: float [server, metric], NaN for none.
+def limit_table(rules: AlertRules, forecasts: Sequence[ServerForecast]) -> np.ndarray:
+    """Upper and lower bounds of forecasts of one model: float [server, metric, bound], NaN for none.
 
     A metric that is not measured is forecast from the profile and the other metrics; that raises no alert.
     """
     metrics = forecasts[0].model.metrics
-    thresholds = np.full((len(forecasts), len(metrics)), np.nan)
+    limits = np.full((len(forecasts), len(metrics), 2), np.nan)
     for row, forecast in enumerate(forecasts):
         own = rules.thresholds_of(forecast.server_name, forecast.profile)
         for column, metric in enumerate(metrics):
-            threshold = own.get(metric)
-            if threshold is not None and forecast.current[column] is not None:
-                thresholds[row, column] = threshold
-    return thresholds
+            if forecast.current[column] is not None:
+                limits[row, column] = [np.nan if bound is None else bound for bound in own.get(metric, NO_BOUNDS)]
+    return limits

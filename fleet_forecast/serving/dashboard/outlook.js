@@ -9,7 +9,7 @@ export function outlook(forecast, risks) {
   const known = Object.entries(risks.metrics).filter(([, risk]) => risk.threshold !== null)
     .map(([metric, risk]) => ({ metric, ...risk, ...forecast.metrics[metric], highest: Math.max(0, ...Object.values(risk.by_horizon)) }));
   if (!known.length) return ["No metric of this server has a limit."];
-  const over = known.filter((risk) => risk.current !== null && risk.current > risk.threshold);
+  const over = known.filter((risk) => risk.current !== null && (risk.below ? risk.current < risk.threshold : risk.current > risk.threshold));
   const expected = known.filter((risk) => risk.expected_at && !over.includes(risk)).sort((a, b) => a.expected_at.localeCompare(b.expected_at));
   const possible = known.filter((risk) => risk.earliest_at && !risk.expected_at && !over.includes(risk)).sort((a, b) => b.highest - a.highest);
   const hours = duration(Date.parse(forecast.timestamps[forecast.timestamps.length - 1]) - Date.parse(forecast.origin));
@@ -19,16 +19,17 @@ export function outlook(forecast, risks) {
 }
 
 const limitOf = (risk) => `${number(risk.threshold)} ${risk.unit}`;
+const crosses = (risk) => (risk.below ? "fall below" : "exceed");
 const subject = (risk) => h("b", { text: metricName(risk.metric) });
 
-const overText = (risk) => [subject(risk), ` is above its limit of ${limitOf(risk)} now. `];
+const overText = (risk) => [subject(risk), ` is ${risk.below ? "below" : "above"} its limit of ${limitOf(risk)} now. `];
 
 function expectedText(risk) {
   const ahead = Date.parse(risk.expected_at) - Date.now();
   const when = ahead > 60e3 ? `, in ${duration(ahead)}` : "";
   const span = risk.earliest_at && risk.latest_at && risk.earliest_at !== risk.latest_at
     ? [", between ", time(risk.earliest_at), " and ", time(risk.latest_at)] : risk.earliest_at && risk.earliest_at !== risk.expected_at ? [", at the earliest at ", time(risk.earliest_at)] : [];
-  return [subject(risk), ` will probably exceed ${limitOf(risk)} at `, time(risk.expected_at), when, ...span, ". "];
+  return [subject(risk), ` will probably ${crosses(risk)} ${limitOf(risk)} at `, time(risk.expected_at), when, ...span, ". "];
 }
 
-const possibleText = (risk) => [subject(risk), ` could exceed ${limitOf(risk)} from `, time(risk.earliest_at), ` on: probability ${percent(risk.highest)}. `];
+const possibleText = (risk) => [subject(risk), ` could ${crosses(risk)} ${limitOf(risk)} from `, time(risk.earliest_at), ` on: probability ${percent(risk.highest)}. `];

@@ -16,6 +16,7 @@ Headers = dict[bytes, bytes]
 # Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
+ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
@@ -108,7 +109,7 @@ def _is_link(scope: Scope, headers: Headers) -> bool:
 def needed_right(scope: Scope) -> Right:
     """What a request needs. POST /api/v1/forecast changes nothing and needs the right to read."""
     path, method = scope["path"], scope.get("method", "GET")
-    if path in ADMIN_PATHS or method == "DELETE":
+    if path in ADMIN_PATHS or method == "DELETE" or (method == "POST" and path in ADMIN_POST_PATHS):
         return Right.ADMIN
     return Right.WRITE if path in WRITE_PATHS and method == "POST" else Right.READ
 

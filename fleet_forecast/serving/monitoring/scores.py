@@ -7,7 +7,7 @@ Sums since the start, per metric and horizon, in the contract's units; a monitor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,11 @@ class ForecastScores:
         self._past: dict[tuple[str, int], _PastForecast] = {}  # by horizon and target time
         self._last_origin = -1
 
-    def update(self, snapshot: FleetSnapshot) -> None:
-        """Score the past forecasts of the snapshot's origin, and store its own. Each origin counts once."""
+    def update(self, snapshot: FleetSnapshot, excluded: Collection[str] = ()) -> None:
+        """Score the past forecasts of the snapshot's origin, and store its own. Each origin counts once.
+
+        excluded: names of servers whose measurements of the origin are not scored.
+        """
         origin = snapshot.origin_seconds
         if origin is None or snapshot.model is None or origin == self._last_origin:
             return
@@ -58,7 +61,7 @@ class ForecastScores:
             self._past.clear()  # the clock was ahead: these forecasts are for a time still to come
         self._last_origin = origin
         fresh = [f for f in snapshot.forecasts.values() if f.origin_seconds == origin and f.model == snapshot.model]
-        fresh = [f for f in fresh if f.history_steps > 0]
+        fresh = [f for f in fresh if f.history_steps > 0 and f.server_name not in excluded]
         if not fresh:
             return
         names = [forecast.server_name for forecast in fresh]

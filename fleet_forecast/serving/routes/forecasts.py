@@ -41,7 +41,7 @@ from fleet_forecast.serving.routes.responses import (
     no_forecast,
     retry_later,
 )
-from fleet_forecast.serving.routes.streaming import bounded_response
+from fleet_forecast.serving.streaming import bounded_response
 
 MAX_SERVERS_PER_REQUEST = 256
 MAX_WAITING_FORECASTS = 8

@@ -13,7 +13,7 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
-from fleet_forecast.serving.routes.streaming import bounded_response
+from fleet_forecast.serving.streaming import bounded_response
 
 MAX_UNMATCHED_NAMES = 100  # in the status
 

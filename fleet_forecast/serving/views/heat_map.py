@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from fleet_forecast.contract.forecast_spec import BAND_80
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.alerting.exceedance import exceedance_probability, nearest_level
-from fleet_forecast.serving.alerting.threshold_detector import SERVERS_AT_ONCE, threshold_table
+from fleet_forecast.serving.alerting.exceedance import breach_probability, nearest_level
+from fleet_forecast.serving.alerting.threshold_detector import SERVERS_AT_ONCE, limit_table
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.selection import parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
@@ -122,8 +122,8 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
         return []
     quantiles = np.stack([forecast.quantiles[metrics] for forecast in forecasts])  # (server, metric, quantile, step)
     if query.value == "breach":
-        thresholds = threshold_table(daemon.alerts.rules, forecasts)[:, metrics]
-        by_step = exceedance_probability(quantiles, model.quantiles, thresholds)
+        limits = limit_table(daemon.alerts.rules, forecasts)[:, metrics]
+        by_step = breach_probability(quantiles, model.quantiles, limits)
     else:
         by_step = quantiles[:, :, nearest_level(model.quantiles, query.level)]
     digits = 3 if query.value == "breach" else 2

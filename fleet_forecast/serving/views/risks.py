@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.forecast_spec import report_horizons
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.alerting.exceedance import crossing_times
+from fleet_forecast.serving.alerting.exceedance import crossing_times, likelier_limit
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.routes.responses import (
@@ -29,7 +29,8 @@ router = APIRouter(tags=["alerts"])
 class MetricRisk(BaseModel):
     """One metric of one server against its threshold."""
 
-    threshold: Annotated[float | None, Field(description="null if the metric has none")]
+    threshold: Annotated[float | None, Field(description="the bound that is more likely crossed; null for none")]
+    below: Annotated[bool, Field(description="the threshold is a lower bound")]
     by_horizon: Annotated[dict[str, float], Field(description="probability of a breach by horizon, such as 15m")]
     expected_at: Annotated[UtcTime | None, Field(description="the median crosses; null if it does not")]
     earliest_at: UtcTime | None
@@ -59,15 +60,13 @@ async def server_risks(daemon: RunningDaemon, name: str) -> Response:
 
 
 def _server_risks(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:
-    thresholds = daemon.alerts.rules.thresholds_of(forecast.server_name, forecast.profile)
     return {
         "server_name": forecast.server_name,
         "origin": iso(forecast.origin_seconds),
         "metrics": {
             metric: {
-                "threshold": thresholds.get(metric),
                 "by_horizon": _by_horizon(daemon, forecast, row),
-                **_crossing(forecast, metric, thresholds.get(metric)),
+                **_crossing(daemon, forecast, metric),
             }
             for row, metric in enumerate(forecast.model.metrics)
         },
@@ -83,11 +82,13 @@ def _by_horizon(daemon: Daemon, forecast: ServerForecast, row: int) -> dict[str,
     return {label: round(float(value), 4) for label, value in zip(horizons, probabilities[row], strict=True)}
 
 
-def _crossing(forecast: ServerForecast, metric: str, threshold: float | None) -> dict[str, str | None]:
-    if threshold is None:
-        return dict.fromkeys(("expected_at", "earliest_at", "latest_at"))
-    times = crossing_times(forecast, metric, threshold)._asdict()
-    return {
+def _crossing(daemon: Daemon, forecast: ServerForecast, metric: str) -> dict[str, Any]:
+    bounds = daemon.alerts.rules.bounds_of(forecast.server_name, forecast.profile, metric)
+    if not bounds.limits:
+        return {**dict.fromkeys(("threshold", "expected_at", "earliest_at", "latest_at")), "below": False}
+    limit = likelier_limit(forecast, metric, bounds)
+    times = crossing_times(forecast, metric, limit)._asdict()
+    return {"threshold": limit.value, "below": limit.is_lower} | {
         name.replace("_seconds", "_at"): None if seconds is None else iso(forecast.origin_seconds + seconds)
         for name, seconds in times.items()
     }

@@ -169,7 +169,7 @@ def test_an_anomaly_raises_one_alert_with_its_evidence_and_resolves():
     (alert,) = book.firing.values()
     assert (alert.metric, alert.reason) == ("latency_ms", DEPARTURE)
     assert alert.probability >= 0.4
-    assert "latency is at 0 ms where 0 to 0 ms was forecast an hour ago" in alert.sentence
+    assert "latency is at 0.16 ms where 0.087 to 0.11 ms was forecast an hour ago" in alert.sentence
     assert "the server is in trouble" in alert.sentence
     origin, ended = LEAD + 9, []
     while not ended:

@@ -9,7 +9,7 @@ from data_contract import METRICS
 from fleet_forecast.serving.alerting.alert import DEPARTURE
 from fleet_forecast.serving.alerting.book import AlertBook, detectors_of
 from fleet_forecast.serving.alerting.detection import Detection
-from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.rules import AlertRules, BoundsRule
 from tests.serving.alerting.examples import STEP, VIEW, forecast
 
 
@@ -104,6 +104,7 @@ class FlappingDetector:
 
     reason = "flapping"
     resolved_text = "no longer flaps"
+    curve = ()
 
     def __init__(self):
         self.flapping = {}
@@ -125,7 +126,7 @@ def test_a_new_detector_is_added_by_giving_it_to_the_book():
     assert book.update([forecast(20, 1)], 1.0) == []
     (alert,) = book.update([forecast(20, 2)], 2.0)
     assert (alert.metric, alert.reason, alert.probability) == ("mem_pct", "flapping", 0.8)
-    assert alert.sentence == "ppweb001 (web_api): memory is at 1 % and flaps."
+    assert alert.sentence == "ppweb001 (web_api): memory is at 1 % and flaps. Alert since 1970-01-01T00:00:02Z."
     detector.flapping = {}
     for origin in range(3, 9):  # no result: the alert is kept
         assert book.update([forecast(20, origin)], origin) == []
@@ -157,7 +158,9 @@ def with_metric(made, metric, value):
 
 
 def test_a_metric_without_label_unit_or_baseline_raises_alerts_if_it_has_a_threshold():
-    rules = AlertRules.model_construct(**{**vars(AlertRules()), "servers": {"ppweb001": {"gpu_load": 5.0}}})
+    rules = AlertRules.model_construct(
+        **{**vars(AlertRules()), "servers": {"ppweb001": {"gpu_load": BoundsRule(above=5.0)}}}
+    )
     book = AlertBook(rules)
     for origin in range(20):
         both = [with_metric(forecast(20, origin, name), "gpu_load", 9.0) for name in ("ppweb001", "ppweb002")]

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_forecast.serving.alerting.exceedance import crossing_times, exceedance_probability, nearest_level
+from fleet_forecast.serving.alerting.bounds import Limit
+from fleet_forecast.serving.alerting.exceedance import (
+    breach_probability,
+    crossing_times,
+    cumulative_probability,
+    exceedance_probability,
+    nearest_level,
+)
 from tests.serving.alerting.examples import LEVELS, STEP, forecast
 
 
@@ -39,12 +46,26 @@ def test_a_constant_forecast_is_above_or_below():
 
 def test_crossing_times_have_an_80_percent_band():
     rising = forecast(np.arange(96), width=5.0)
-    found = crossing_times(rising, "cpu_pct", 50.0)
+    found = crossing_times(rising, "cpu_pct", Limit(50.0))
     assert found.expected_seconds == 52 * STEP
     assert found.earliest_seconds == 48 * STEP
     assert found.latest_seconds == 56 * STEP
-    assert crossing_times(rising, "cpu_pct", 500.0).expected_seconds is None
+    assert crossing_times(rising, "cpu_pct", Limit(500.0)).expected_seconds is None
 
 
 def test_the_band_of_a_model_without_its_levels_is_that_of_the_nearest_ones():
     assert [nearest_level((0.05, 0.5, 0.95), level) for level in (0.1, 0.5, 0.9)] == [0, 1, 2]
+
+
+def test_a_lower_bound_is_crossed_with_the_probability_below_it_and_both_bounds_add_up():
+    quantiles = np.array([0, 10, 20, 30, 40, 50, 60.0])[None, :, None]
+    limits = np.array([[np.nan, 15.0], [45.0, 15.0], [45.0, np.nan], [np.nan, np.nan]])
+    found = breach_probability(np.repeat(quantiles, 4, axis=0), LEVELS, limits)[:, 0]
+    np.testing.assert_allclose(found, [0.175, 0.35, 0.175, 0])
+    assert np.isnan(cumulative_probability(quantiles, LEVELS, np.array([np.nan]))).all()
+
+
+def test_crossing_times_of_a_lower_bound_have_the_band_in_reverse():
+    falling = forecast(100 - np.arange(96), width=5.0)
+    found = crossing_times(falling, "cpu_pct", Limit(50.0, is_lower=True))
+    assert found == (52 * STEP, 48 * STEP, 56 * STEP)

@@ -7,14 +7,15 @@ import pytest
 from data_contract import METRICS
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.serving.alerting import rules as rules_module
+from fleet_forecast.serving.alerting.bounds import NO_BOUNDS, Bounds
 from fleet_forecast.serving.alerting.rules import AlertRules, default_thresholds, load_alert_rules
 from server_profiles import ServerProfile
 
 
 def test_default_thresholds_are_above_the_normal_load_of_a_profile():
     rules = AlertRules()
-    assert rules.thresholds_of("x", "database")["mem_pct"] == 99.4
-    assert rules.thresholds_of("x", "web_api")["mem_pct"] == 91.5
+    assert rules.thresholds_of("x", "database")["mem_pct"] == Bounds(99.4)
+    assert rules.thresholds_of("x", "web_api")["mem_pct"] == Bounds(91.5)
 
 
 def test_rules_per_profile_and_server(tmp_path):
@@ -25,13 +26,11 @@ def test_rules_per_profile_and_server(tmp_path):
     rules = load_alert_rules(tmp_path / "a.toml")
     assert rules.fire_probability == 0.8
     assert not rules.departures
-    assert rules.thresholds_of("ppdb001", "database")["mem_pct"] == 95
-    assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
-    assert rules.thresholds_of("ppdb007", "database")["cpu_pct"] is None
-    assert (
-        rules.thresholds_of("ppdb007", "database")["latency_ms"]
-        == default_thresholds(ServerProfile.DATABASE)["latency_ms"]
-    )
+    assert rules.thresholds_of("ppdb001", "database")["mem_pct"].above == 95
+    assert rules.thresholds_of("ppdb007", "database")["mem_pct"].above == 97.5
+    assert "cpu_pct" not in rules.thresholds_of("ppdb007", "database")
+    latency = default_thresholds(ServerProfile.DATABASE)["latency_ms"]
+    assert rules.thresholds_of("ppdb007", "database")["latency_ms"] == Bounds(latency)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,8 @@ def test_rules_per_profile_and_server(tmp_path):
         ("[profiles]\ndatabase = 1", "database is 1"),
         ("[profiles.db]\ncpu_pct = 1", "unknown profile 'db'"),
         ("[servers.a]\ncpu = 1", "unknown metric 'cpu'"),
-        ("[servers.a]\ncpu_pct = 'x'", "cpu_pct is 'x'"),
-        ("[servers.a]\ncpu_pct = nan", "cpu_pct is nan"),
+        ("[servers.a]\ncpu_pct = 'x'", "cpu_pct.above is 'x'"),
+        ("[servers.a]\ncpu_pct = nan", "cpu_pct.above is nan"),
     ],
 )
 def test_a_wrong_rule_is_refused_by_name(tmp_path, text, message):
@@ -61,7 +60,7 @@ def test_a_wrong_rule_is_refused_by_name(tmp_path, text, message):
 def test_every_profile_has_a_threshold_for_every_metric():
     rules = AlertRules()
     for profile in ServerProfile:
-        assert all(rules.thresholds_of("x", profile).get(metric) is not None for metric in METRICS)
+        assert all(rules.bounds_of("x", profile, metric).limits for metric in METRICS)
 
 
 def test_a_profile_that_is_not_built_in_has_the_thresholds_of_generic():
@@ -73,7 +72,7 @@ def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path
     text = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text(encoding="utf-8")
     (tmp_path / "a.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     rules, default = load_alert_rules(tmp_path / "a.toml"), AlertRules()
-    assert rules.thresholds_of("ppdb007", "database")["mem_pct"] == 97.5
+    assert rules.thresholds_of("ppdb007", "database")["mem_pct"].above == 97.5
     assert rules.fire_probability == 0.6
     levels = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
     assert levels in " ".join(text.split())
@@ -86,5 +85,5 @@ def test_a_metric_without_a_baseline_has_a_threshold_only_if_the_file_gives_one(
     monkeypatch.setattr(rules_module, "METRICS", (*METRICS, "gpu_pct"))
     (tmp_path / "a.toml").write_text("[servers.ppml1]\ngpu_pct = 97\n")
     rules = load_alert_rules(tmp_path / "a.toml")
-    assert rules.thresholds_of("ppml1", "ml_compute")["gpu_pct"] == 97
-    assert rules.thresholds_of("ppml2", "ml_compute").get("gpu_pct") is None
+    assert rules.thresholds_of("ppml1", "ml_compute")["gpu_pct"] == Bounds(97)
+    assert rules.bounds_of("ppml2", "ml_compute", "gpu_pct") == NO_BOUNDS

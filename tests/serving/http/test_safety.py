@@ -9,7 +9,7 @@ from starlette.websockets import WebSocketDisconnect
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.dashboard import FILES
-from fleet_forecast.serving.http.access import ADMIN_PATHS
+from fleet_forecast.serving.http.access import ADMIN_PATHS, ADMIN_POST_PATHS
 from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, post, record, wait_for
 
 PROBES = {"/healthz", "/readyz"}
@@ -43,7 +43,8 @@ def routes(client):
 def required_token(method, path):
     if path in PROBES | set(FILES):
         return None
-    return "the admin token" if path in ADMIN_PATHS or method == "DELETE" else "the token"
+    administers = path in ADMIN_PATHS or method == "DELETE" or (method == "POST" and path in ADMIN_POST_PATHS)
+    return "the admin token" if administers else "the token"
 
 
 def test_every_route_requires_its_token_and_no_other(guarded):

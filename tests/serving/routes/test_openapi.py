@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from data_contract import METRICS
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.serving.ingest.validation import check_records
-from fleet_forecast.serving.routes.alerts import AlertsResponse, RisksResponse
+from fleet_forecast.serving.routes.alerts import AlertsResponse, RisksResponse, SummaryResponse
 from fleet_forecast.serving.routes.explain import ExplanationResponse
 from fleet_forecast.serving.routes.forecast_responses import ForecastResponse
 from fleet_forecast.serving.routes.forecasts import FleetForecastsResponse, HistoryForecastsResponse, RefusedHistory
@@ -18,6 +18,7 @@ from fleet_forecast.serving.routes.probes import StatusResponse
 from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResponse, Record
 from fleet_forecast.serving.routes.responses import Refusal
 from fleet_forecast.serving.routes.servers import ProfilesResponse, ServersResponse
+from fleet_forecast.serving.routes.silences import SilenceInfo, SilencesResponse
 from fleet_forecast.serving.views.heat_map import HeatMapResponse
 from fleet_forecast.serving.views.model_evaluation import EvaluationResponse
 from fleet_forecast.serving.views.past_forecasts import PastForecastsResponse
@@ -37,6 +38,8 @@ GETS = {
     "/api/v1/servers/ppml0001/history?raw=true": HistoryResponse,
     "/api/v1/model": ModelResponse,
     "/api/v1/alerts": AlertsResponse,
+    "/api/v1/alerts/summary": SummaryResponse,
+    "/api/v1/silences": SilencesResponse,
     "/api/v1/risks": RisksResponse,
     "/api/v1/heat-map": HeatMapResponse,
     "/api/v1/heat-map?value=quantile&metric=cpu_pct&limit=1": HeatMapResponse,
@@ -84,6 +87,14 @@ def test_responses_to_records_are_what_their_models_describe(served):
 def test_a_reload_is_what_its_model_describes(served):
     headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
     assert_described(served.post("/api/v1/reload", headers=headers).json(), ReloadResponse)
+
+
+def test_an_added_silence_is_what_its_model_describes(served):
+    weekly = {"days": ["sun"], "start": "22:00", "end": "04:00", "timezone": "Europe/Berlin"}
+    body = {"profile": "database", "weekly": weekly, "until": "2027-01-01T00:00:00Z"}
+    headers = {"authorization": "Bearer " + ADMIN.decode()}
+    assert_described(served.post("/api/v1/silences", json=body, headers=headers).json(), SilenceInfo)
+    assert_described(served.get("/api/v1/silences").json(), SilencesResponse)
 
 
 @pytest.mark.parametrize("model", [IngestResponse, ForecastResponse, ExplanationResponse])

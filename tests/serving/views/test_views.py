@@ -33,7 +33,7 @@ def test_the_heat_map_is_the_highest_probability_or_value_of_each_half_hour(clie
         "database",
         "ppdb001",
     )
-    threshold = AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"]
+    threshold = AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"].above
     quantiles = 94.0 + (np.array(LEVELS) - 0.5)[:, None] * 10  # of the fake engine, the same at each step
     expected = exceedance_probability(quantiles, LEVELS, np.array(threshold))[0]
     assert row["values"] == [pytest.approx(expected, abs=0.001)] * 16
@@ -52,7 +52,7 @@ def test_risks_of_a_server_have_thresholds_probabilities_and_times_of_crossing(c
     wait_for(lambda: client.get("/api/v1/servers/ppdb001/risks").json()["metrics"]["cpu_pct"]["by_horizon"])
     document = client.get("/api/v1/servers/ppdb001/risks").json()
     cpu, disk = document["metrics"]["cpu_pct"], document["metrics"]["disk_io_mb_s"]
-    assert cpu["threshold"] == AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"]
+    assert cpu["threshold"] == AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"].above
     assert cpu["expected_at"] == cpu["earliest_at"] == iso(complete_start() + STEP)
     assert list(cpu["by_horizon"]) == ["15m", "1h", "4h", "8h"]
     assert cpu["by_horizon"]["1h"] > 0.7

@@ -5,27 +5,29 @@ import time
 from types import SimpleNamespace
 
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.delivery.alert_loop import AlertLoop
+from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.monitoring import events
 from fleet_forecast.serving.monitoring.events import EventHub
-from tests.serving.alerting.examples import forecast
+from fleet_forecast.serving.monitoring.scores import ForecastScores
+from tests.serving.alerting.examples import STEP, forecast
 from tests.serving.daemon_client import complete_start, daemon, forecast_of, post, record, wait_for
+from tests.serving.delivery.scene import sinks
 from tests.serving.monitoring.test_events import collect
 
 
 def test_a_cycle_of_many_alerts_leaves_the_event_loop_to_others_and_reaches_a_listener(tmp_path):
     servers = 300
     snapshots = [
-        SimpleNamespace(forecasts={f"ppweb{n:03}": forecast(97, origin, f"ppweb{n:03}") for n in range(servers)})
+        FleetSnapshot({f"ppweb{n:03}": forecast(97, origin, f"ppweb{n:03}") for n in range(servers)}, origin * STEP)
         for origin in (1, 2)
     ]
 
     async def scene():
         hub, forecasts = EventHub(), SimpleNamespace(listeners=[], snapshot=None)
-        scores = SimpleNamespace(update=lambda _snapshot: None)
-        sinks = AlertSinks(hub, [], tmp_path / "alerts.json")
-        alert_loop = AlertLoop(AlertBook(AlertRules()), scores, forecasts, sinks, time.time)
+        book = AlertBook(AlertRules())
+        alert_loop = AlertLoop(book, ForecastScores(), forecasts, sinks(book, tmp_path, events=hub), time.time)
         reader = asyncio.create_task(collect(hub.subscribe(), servers))
         turns_before_the_last_event = 0
 

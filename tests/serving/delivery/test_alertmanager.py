@@ -1,4 +1,4 @@
-"""Delivery of alerts to webhooks and to the real Alertmanager."""
+"""Delivery of alerts to the Alertmanager, also to the real one: labels, severities, ends."""
 
 import asyncio
 import json
@@ -11,64 +11,12 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
+from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
 from tests.serving.alerting.examples import alert
 from tests.serving.daemon_client import wait_for
 
-
-async def run_until_sent(notifier: Notifier, alerts: int):
-    task = asyncio.create_task(notifier.run())
-    while notifier.sent < alerts and not task.done():
-        await asyncio.sleep(0.02)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await notifier.close()
-
-
-def test_a_failed_webhook_is_retried_and_gets_each_alert_once():
-    responses = iter([httpx.Response(500), httpx.Response(302, headers={"location": "http://elsewhere"})])
-    bodies = []
-
-    def handle(request):
-        response = next(responses, None)
-        if response is None:
-            bodies.append(json.loads(request.content))
-            return httpx.Response(200)
-        return response
-
-    notifier = Notifier("http://hook.example/secret", httpx.MockTransport(handle))
-    notifier.enqueue([alert(), alert(ended=5.0)])
-    asyncio.run(run_until_sent(notifier, 2))
-    assert [each["state"] for each in bodies[0]["alerts"]] == ["firing", "resolved"]
-    assert (len(bodies), notifier.failures) == (1, 2)
-
-
-@pytest.mark.parametrize("problem", [OSError("too many open files"), UnicodeError("label empty or too long")])
-def test_a_notifier_goes_on_after_errors_that_the_http_client_does_not_wrap(problem):
-    faults = [problem]
-
-    def handle(_request):
-        if faults:
-            raise faults.pop()
-        return httpx.Response(200)
-
-    notifier = Notifier("http://hook.example", httpx.MockTransport(handle))
-    notifier.enqueue([alert()])
-    asyncio.run(run_until_sent(notifier, 1))
-    assert (notifier.sent, notifier.failures) == (1, 1)
-
-
-def test_the_queue_is_bounded(monkeypatch):
-    monkeypatch.setattr("fleet_forecast.serving.alerting.notifiers.QUEUE_ALERTS", 3)
-
-    async def scene():
-        notifier = Notifier("http://hook.example")
-        notifier.enqueue([alert()] * 5)
-        await notifier.close()
-        return notifier
-
-    notifier = asyncio.run(scene())
-    assert (notifier.dropped, len(notifier._queue)) == (2, 3)
+FORM = AlertmanagerFormat(AlertRules(), "https://forecasts.example/")
 
 
 def free_address():
@@ -110,13 +58,13 @@ class RealAlertmanager:
 
 
 @pytest.mark.skipif(shutil.which("prometheus-alertmanager") is None, reason="prometheus-alertmanager is not installed")
-def test_the_real_alertmanager_keeps_resolves_and_survives_its_restart(tmp_path):
+def test_the_real_alertmanager_has_both_severities_in_turn_and_survives_its_restart(tmp_path):
     manager = RealAlertmanager(tmp_path)
     manager.start()
     firing = [alert()]
 
     async def scene():
-        notifier = AlertmanagerNotifier(manager.url, lambda: list(firing), 0.3)
+        notifier = AlertmanagerNotifier(manager.url, lambda: list(firing), 0.3, FORM)
         task = asyncio.create_task(notifier.run())
         notifier.enqueue(firing)
 
@@ -134,6 +82,8 @@ def test_the_real_alertmanager_keeps_resolves_and_survives_its_restart(tmp_path)
         await asyncio.to_thread(manager.start)
         await until(lambda: len(manager.alerts()) == 1)
         (after,) = manager.alerts()
+        firing.append(replace(firing.pop(), severity="watch"))
+        await until(lambda: [each["labels"]["severity"] for each in manager.alerts()] == ["watch"])
         ended = replace(firing.pop(), ended_seconds=time.time())
         notifier.enqueue([ended])
         await until(lambda: manager.alerts() == [])
@@ -152,7 +102,10 @@ def test_the_real_alertmanager_keeps_resolves_and_survives_its_restart(tmp_path)
         "server": "ppweb001",
         "profile": "web_api",
         "metric": "cpu_pct",
+        "severity": "page",
+        "reason": "breach",
     }
+    assert before["generatorURL"] == "https://forecasts.example/#ppweb001"
     assert before["status"]["state"] in ("active", "unprocessed")
     assert "CPU is at 97 %" in before["annotations"]["summary"]
     assert before["fingerprint"] == stays["fingerprint"] == after["fingerprint"]
@@ -167,7 +120,7 @@ def test_an_alert_that_ended_and_began_again_is_sent_as_firing():
             lambda request: bodies.append(json.loads(request.content)) or httpx.Response(200)
         )
         again = alert()
-        notifier = AlertmanagerNotifier("http://am", lambda: [again], 60.0, transport)
+        notifier = AlertmanagerNotifier("http://am", lambda: [again], 60.0, FORM, transport)
         notifier.enqueue([alert(ended=time.time()), again])
         await notifier._deliver()
         await notifier.close()
@@ -175,3 +128,42 @@ def test_an_alert_that_ended_and_began_again_is_sent_as_firing():
     asyncio.run(scene())
     ((sent,),) = bodies
     assert sent["endsAt"] > sent["startsAt"]
+
+
+def test_labels_have_the_names_of_the_rules_and_one_for_each_reason():
+    names = {"server": ("server", "instance"), "metric": ("signal",)}
+    form = AlertmanagerFormat(AlertRules(labels={"team": "web"}, label_names=names), None)
+    fields = form.fields(replace(alert(), reason="departure", severity="watch"), 5.0)
+    assert fields["labels"] == {
+        "alertname": "FleetForecastDeparture",
+        "server": "ppweb001",
+        "instance": "ppweb001",
+        "profile": "web_api",
+        "signal": "cpu_pct",
+        "severity": "watch",
+        "reason": "departure",
+        "team": "web",
+    }
+    assert "generatorURL" not in fields
+
+
+def test_an_alert_that_is_silenced_or_changes_its_severity_is_ended_once_under_its_old_labels():
+    bodies, firing = [], [alert()]
+
+    async def scene():
+        transport = httpx.MockTransport(
+            lambda request: bodies.append(json.loads(request.content)) or httpx.Response(200)
+        )
+        notifier = AlertmanagerNotifier("http://am", lambda: list(firing), 60.0, FORM, transport)
+        await notifier._deliver()
+        firing[:] = [replace(firing[0], severity="watch")]
+        await notifier._deliver()
+        firing.clear()
+        await notifier._deliver()
+        await notifier._deliver()
+        await notifier.close()
+
+    asyncio.run(scene())
+    now = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() + 5))
+    sent = [[(each["labels"]["severity"], each["endsAt"] > now + ":59") for each in body] for body in bodies]
+    assert sent == [[("page", True)], [("watch", True), ("page", False)], [("watch", False)]]

@@ -1,33 +1,24 @@
-"""Sends alerts to an Alertmanager (API v2) and to a webhook, with bounded queues and retries.
-
-Firing alerts are sent to the Alertmanager again and again, each time with an end four intervals ahead. So it has them
-after its own restart, ends them if this daemon stops, and does not end any before.
-"""
+"""Sends alerts to a webhook, with a bounded queue and retries."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState
 
-from fleet_forecast.iso_time import iso_milliseconds
 from fleet_forecast.retry import back_off
 from fleet_forecast.serving.alerting.alert import Alert, as_document
 from fleet_forecast.sources.address import origin_of
 from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
 
 LOG = logging.getLogger(__name__)
-ALERT_NAME = "FleetForecastBreach"
 QUEUE_ALERTS = 10_000
 ALERTS_PER_REQUEST = 500
-INTERVALS_TO_END = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 LIMITS = AnswerLimits(max_bytes=64 * 1024, seconds=10.0, needs_content=False)  # the status counts
@@ -41,7 +32,7 @@ DELIVERY_ERRORS = (DeliveryError, httpx.HTTPError, OSError, ValueError)
 
 
 class Notifier:
-    """Sends each alert that begins or ends to one webhook, once. Subclasses send something else."""
+    """Sends each alert that begins, ends or changes its severity to one webhook, once."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
@@ -53,7 +44,7 @@ class Notifier:
         self._client = BoundedClient(LIMITS, transport=transport)
 
     def enqueue(self, changed: Iterable[Alert]) -> None:
-        """Queue alerts that began or ended; a full queue drops the oldest."""
+        """Queue alerts that began, ended or changed their severity; a full queue drops the oldest."""
         for alert in changed:
             if len(self._queue) >= QUEUE_ALERTS:
                 self._queue.popleft()
@@ -101,62 +92,6 @@ class Notifier:
         self.failures += 1
         problem = state.outcome.exception() if state.outcome else None
         LOG.error("alerts not delivered", extra={"to": origin_of(self.url), "reason": _reason(problem)})
-
-
-class AlertmanagerNotifier(Notifier):
-    """Sends the firing alerts to an Alertmanager at each interval, and alerts that ended once."""
-
-    def __init__(
-        self,
-        url: str,
-        firing: Callable[[], Sequence[Alert]],
-        interval_seconds: float,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, transport)
-        self._firing, self._interval_seconds = firing, interval_seconds
-        self._endpoint = self.url + "/api/v2/alerts"
-
-    async def _wait(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._queued.wait(), self._interval_seconds)
-        self._queued.clear()
-
-    async def _deliver(self) -> None:
-        firing = list(self._firing())
-        keys = {alert.key for alert in firing}
-        ended = [alert for alert in self._queue if alert.ended_seconds is not None]
-        # An alert that ended and began again is firing: its end would resolve it wrongly.
-        to_send = [*firing, *(alert for alert in ended if alert.key not in keys)]
-        now = time.time()
-        for start in range(0, len(to_send), ALERTS_PER_REQUEST):
-            part = to_send[start : start + ALERTS_PER_REQUEST]
-            await self._post(self._endpoint, [self._alertmanager_fields(alert, now) for alert in part])
-            self.sent += len(part)
-        done = set(map(id, ended))
-        self._queue = deque(a for a in self._queue if a.ended_seconds is not None and id(a) not in done)
-
-    def _alertmanager_fields(self, alert: Alert, now_seconds: float) -> dict[str, Any]:
-        ends = alert.ended_seconds
-        if ends is None:
-            ends = now_seconds + INTERVALS_TO_END * self._interval_seconds
-        return {
-            "labels": {
-                "alertname": ALERT_NAME,
-                "server": alert.server_name,
-                "profile": alert.profile,
-                "metric": alert.metric,
-            },
-            "annotations": {
-                "summary": alert.sentence,
-                "reason": alert.reason,
-                "probability": f"{alert.probability:.2f}",
-                "threshold": f"{alert.threshold:g}",
-                "current": "not measured" if alert.current is None else f"{alert.current:.4g}",
-            },
-            "startsAt": iso_milliseconds(alert.started_seconds),
-            "endsAt": iso_milliseconds(ends),
-        }
 
 
 def _reason(problem: BaseException | None) -> str:

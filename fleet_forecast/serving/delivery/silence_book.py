@@ -1,0 +1,111 @@
+"""The silences in use: those of the rules file, and those added by the API, which are stored in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fleet_forecast.atomic_write import replace_file
+from fleet_forecast.contract.silences import EXCLUDE, Silence
+
+LOG = logging.getLogger(__name__)
+MAX_SILENCES = 1_000  # added by the API
+KEPT_SECONDS = 7 * 86_400  # after its end a silence of the API is listed this long
+_STORED = TypeAdapter(dict[str, Silence])
+
+
+class SilencesError(Exception):
+    """A silence cannot be added or deleted now; the message gives the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class KnownSilence:
+    """A silence with its id. of_file: it stands in the rules file and cannot be deleted by the API."""
+
+    silence_id: str
+    silence: Silence
+    of_file: bool
+
+
+class SilenceBook:
+    """All silences; reads need no lock, changes of the API are on disk when they return."""
+
+    def __init__(self, of_file: Sequence[Silence], stored_in: Path, clock: Callable[[], float]) -> None:
+        self._of_file = [KnownSilence(f"file-{number}", each, True) for number, each in enumerate(of_file, start=1)]
+        self._path, self._clock = stored_in, clock
+        self._changes = threading.Lock()
+        self._problem: str | None = None
+        self._added = self._read()
+
+    @property
+    def known(self) -> list[KnownSilence]:
+        """All silences: those of the file, then the others in the order in which they were added."""
+        return [*self._of_file, *(KnownSilence(key, silence, False) for key, silence in self._added.items())]
+
+    def add(self, silence: Silence) -> KnownSilence:
+        """Store a silence. Raises SilencesError if there are too many or the file cannot be written."""
+        with self._changes:
+            now = self._clock()
+            kept = {key: old for key, old in self._added.items() if old.until is None or old.until + KEPT_SECONDS > now}
+            if len(kept) >= MAX_SILENCES:
+                raise SilencesError(f"there are {MAX_SILENCES} silences; delete one first")
+            new = KnownSilence(secrets.token_hex(8), silence, False)
+            self._write({**kept, new.silence_id: silence})
+        return new
+
+    def delete(self, silence_id: str) -> bool:
+        """Delete a silence; False if there is none of this id. Raises SilencesError for one of the rules file."""
+        with self._changes:
+            if any(known.silence_id == silence_id for known in self._of_file):
+                raise SilencesError(f"{silence_id} stands in the rules file; remove it there and restart the daemon")
+            if silence_id not in self._added:
+                return False
+            self._write({key: silence for key, silence in self._added.items() if key != silence_id})
+        return True
+
+    def silenced_now(self) -> Callable[[str, str], bool]:
+        """Whether alerts of a server (name, profile) are silenced at this moment."""
+        now = self._clock()
+        active = [known.silence for known in self.known if known.silence.is_active(now)]
+        return lambda server_name, profile: any(silence.concerns(server_name, profile) for silence in active)
+
+    def excluded(self, servers: Iterable[tuple[str, str]], seconds: float) -> set[str]:
+        """Names of the servers (name, profile) whose measurements of a time are excluded from scores."""
+        active = [each.silence for each in self.known if each.silence.kind == EXCLUDE]
+        active = [silence for silence in active if silence.is_active(seconds)]
+        if not active:
+            return set()
+        return {name for name, profile in servers if any(silence.concerns(name, profile) for silence in active)}
+
+    def _read(self) -> dict[str, Silence]:
+        try:
+            return _STORED.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as problem:
+            self._problem = f"{self._path} cannot be read; repair it, or remove it to start without its silences"
+            LOG.error("silences not read", extra={"file": str(self._path), "reason": str(problem).splitlines()[0]})
+            return {}
+
+    def _write(self, silences: dict[str, Silence]) -> None:
+        if self._problem is not None:
+            raise SilencesError(self._problem)
+        documents = {key: as_fields(silence) for key, silence in silences.items()}
+        try:
+            replace_file(self._path, json.dumps(documents).encode())
+        except OSError as problem:
+            raise SilencesError(f"not stored: {problem.strerror}; make room or permit writing, and repeat") from None
+        self._added = silences
+
+
+def as_fields(silence: Silence) -> dict[str, Any]:
+    """The silence in JSON types, without the fields that it does not have."""
+    return silence.model_dump(mode="json", exclude_none=True)
