@@ -19,8 +19,9 @@ const CLOCK_MS = 15000, STALE_STEPS = 3;
 let view = null; // {update()} of the address
 let connected = null, lostAt = null, status = null, failed = "", scheduled = 0;
 
-// The address: #/VIEW/NAME?key=value
+// The address: #/VIEW/NAME?key=value, or #NAME for a server, as links of earlier versions have it.
 function address() {
+  if (/^#[^/]/.test(location.hash)) return { name: "server", argument: decoded(location.hash.slice(1)), query: new URLSearchParams() };
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, ...rest] = path.split("/");
   return { name: name in VIEWS ? name : "fleet", argument: decoded(rest.join("/")), query: new URLSearchParams(query) };
