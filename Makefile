@@ -6,7 +6,7 @@ VENV        := .venv
 PYTHON      := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench real reliability hashes clean
+.PHONY: help install demo test test-all lint bench real reliability screenshots hashes clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,6 +36,9 @@ bench: $(VENV)/.dev-packages ## measure speed and accuracy, with stock and Light
 
 real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print the tables of docs/results.md
 	@$(PYTHON) benchmarks/real_servers.py
+
+screenshots: $(VENV)/.dev-packages ## take pictures of the dashboard and the report from the demo's model into docs/images
+	@$(PYTHON) docs/screenshots.py
 
 reliability: $(VENV)/.dev-packages ## test every promise of the daemon and print the results (15 minutes)
 	@$(PYTHON) -m tests.reliability

@@ -430,7 +430,7 @@ def evaluate(job: Job, training: TrainerState, ablation: TrainerState | None) ->
     cold_start = job.cold_start_table(training.model)
     if ablation:
         cold_start = join(cold_start, job.without_profiles().cold_start_table(ablation.model))
-    return Evaluation(job.test_scores(training.model), cold_start)
+    return Evaluation(job.test_evaluation(training.model), cold_start)
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------

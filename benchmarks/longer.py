@@ -63,14 +63,14 @@ def train(job: Job, steps: int) -> list[dict[str, Any]]:
     for group, title in WEIGHTS.items():
         prefix = f"{group}."
         load_weights(model, {name.removeprefix(prefix): of for name, of in tensors.items() if name.startswith(prefix)})
-        for servers, scores in job.test_scores(model).items():
-            means = scores[scores["metric"] == "mean"].set_index("method")["wql"]
+        for servers, of_group in job.test_evaluation(model).items():
+            means = of_group.scores[of_group.scores["metric"] == "mean"].set_index("method")["wql"]
             records.append(
                 {
                     "steps": run.steps,
                     "weights": title,
                     "servers": servers,
-                    "ratio": round(float(means[MODEL] / means[best_baseline(scores)]), 4),
+                    "ratio": round(float(means[MODEL] / means[best_baseline(of_group.scores)]), 4),
                     "stopped_by": run.stopped_by,
                     "minutes": round(run.seconds / 60, 2),
                 }

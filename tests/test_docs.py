@@ -287,8 +287,8 @@ def test_calls_of_the_data_flows_in_design_exist():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_routes_named_in_documents_exist(document):
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "fleet_forecast/serving").rglob("*.py"))
-    routes = {re.sub(r"\{\w+(:path)?\}", "*", route) for route in re.findall(r'"(/api/v1/[\w/{}:]+)"', source)}
-    for route in re.findall(r"/api/v1/[\w/{}]*\w\}?", text_of(document)):
+    routes = {re.sub(r"\{\w+(:path)?\}", "*", route) for route in re.findall(r'"(/api/v1/[\w/{}:-]+)"', source)}
+    for route in re.findall(r"/api/v1/[\w/{}-]*\w\}?", text_of(document)):
         assert re.sub(r"(?<=/servers/|silences/)[\w{}]+", "*", route) in routes, route
 
 

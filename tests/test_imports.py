@@ -47,6 +47,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.replay": 4,
     f"{PACKAGE}.serving.routes": 5,
     f"{PACKAGE}.serving.http": 5,
+    f"{PACKAGE}.serving.views": 6,
 }
 OUTERMOST = 11  # benchmarks may use anything
 MOST_MODULES = 14  # in a package: more are two packages

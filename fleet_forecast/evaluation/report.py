@@ -1,33 +1,52 @@
-"""report.html: one page, readable offline: training, scores, cold start and mean weights of a model."""
+"""report.html: one page, readable offline: how good a model is, where it errs, and what it was trained on."""
 
 from __future__ import annotations
 
 import html
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from plotly.offline import get_plotlyjs
 
-from fleet_forecast.evaluation.backtest import MEAN
+from fleet_forecast.evaluation import report_charts as charts
+from fleet_forecast.evaluation.backtest import MEAN, MODEL, best_baseline
+from fleet_forecast.evaluation.examples import Example
 from fleet_forecast.evaluation.scores import AMOUNTS
+from fleet_forecast.evaluation.tables import Evaluation
 from fleet_forecast.inference.explanations import WeightTables, label_of
 
 REPORT_FILE = "report.html"
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
-    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
-    "td,th{padding:.2rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid #dde}"
-    ".number{text-align:right}.weights td:first-child{white-space:nowrap}summary{color:#5d6b78}"
-    ".charts{display:grid;grid-template-columns:repeat(auto-fill,20rem);gap:1.2rem}figure{margin:0}figcaption{font-size:13px}"
-    "svg{display:block}svg text{font:11px system-ui,sans-serif;fill:#5d6b78}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:74rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
+    "h2{margin:2.4rem 0 .3rem;border-top:1px solid #dce2e8;padding-top:1rem}h3{margin:1.2rem 0 .2rem}"
+    "table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}"
+    "td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #dce2e8}"
+    ".number{text-align:right}.model{font-weight:600}.lead{font-size:1.15rem}.hint,summary,figcaption{color:#56636f}"
+    "figcaption b{color:#1d2733}"
+    ".weights td:first-child,.facts td:first-child{white-space:nowrap}figure{margin:0;min-width:0}"
+    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:1rem}"
+    ".fans{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:.4rem 1rem}"
+    "@media(max-width:60rem){.fans{grid-template-columns:1fr}}@media print{figure,table{break-inside:avoid}}"
 )
+SCORES_EXPLAINED = (
+    "Forecasts of the test period, mean over the metrics. WQL (weighted quantile loss), MASE and WAPE: smaller is "
+    "better. coverage_80 and coverage_96: percentage of the measurements within the band, ideally 80 and 96."
+)
+CALIBRATION_EXPLAINED = "Share of the measurements below each quantile; on the dotted line the probabilities are right."
 WEIGHTS_EXPLAINED = (
     "Mean weights of the network on windows of the test period, in percent. The weights of all variables of a group "
     "add up to 100 for each profile; the largest are shown. They are what the network attends to. They do not predict "
     "how a forecast changes if a value changes."
+)
+FANS_EXPLAINED = (
+    "Test windows of each profile by their error: the smallest, the middle and the largest one. Blue: the median with "
+    "the 80 % and the 96 % band. Black: what was measured. The model received the values up to the dotted line."
 )
 SHOWN_VARIABLES = 12  # per group, those with the largest weights
 GROUPS = {
@@ -35,41 +54,197 @@ GROUPS = {
     "encoder": "Context (encoder variables)",
     "decoder": "Horizon (decoder variables)",
 }
+PACKAGES = ("torch", "pytorch-forecasting", "onnxruntime", "numpy", "pandas", "plotly")
 
 
 @dataclass(frozen=True)
 class ModelReport:
     """Content of the page.
 
-    info: the content of training_info.json. scores: tables of Backtest.scores by group of servers. cold_start:
-    cold_start_table, or empty.
+    info: the content of training_info.json. data: servers and silence by profile (publish.data_summary).
     """
 
     title: str
     info: Mapping[str, Any]
-    scores: Mapping[str, pd.DataFrame]
-    cold_start: pd.DataFrame
+    evaluation: Evaluation
     weights: WeightTables
+    data: pd.DataFrame
 
 
 def write_report(directory: Path, report: ModelReport) -> None:
     """Write report.html into a model directory."""
-    title, info = html.escape(report.title), report.info
-    parts = [f"<h1>{title}</h1>", _facts(info), "<h2>Loss history</h2>", _loss_chart(info["loss_history"])]
-    for name, table in report.scores.items():
+    title, evaluation = html.escape(report.title), report.evaluation
+    parts = [
+        f"<h1>{title}</h1>{_summary(report)}",
+        *_scores(evaluation),
+        *_cold_start(evaluation.cold_start),
+        *_errors(evaluation),
+        *_loss(report.info["loss_history"]),
+        *_fans(evaluation),
+        *_risk(report.info.get("risk_model", {})),
+        *_weights(report.weights),
+        "<h2>Data</h2>",
+        _table(report.data),
+        "<h2>Settings and versions</h2>",
+        _facts(report.info),
+    ]
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    script = f"<script>{get_plotlyjs()}</script>"
+    (directory / REPORT_FILE).write_text(f"{head}{script}{''.join(parts)}</html>\n", encoding="utf-8")
+
+
+# --- summary and scores ---------------------------------------------------------------------------------------------
+
+
+def _summary(report: ModelReport) -> str:
+    """What it is and how good, in three sentences."""
+    info, scores = report.info, report.evaluation.scores
+    times = f"trained on {info['first_timestamp']} to {info['train_end']} and tested from {info['test_start']} on"
+    sentences = [f"A forecast model of {len(report.data)} profiles and {info['servers']} servers, {times}."]
+    for group, who in (("unseen", "servers that it was not trained on"), ("training", "its training servers")):
+        if group in scores:
+            means = scores[group][scores[group]["metric"] == MEAN].set_index("method")
+            best = best_baseline(scores[group])
+            own, other = float(means["wql"][MODEL]), float(means["wql"][best])
+            sentences.append(
+                f"On {who} its error (WQL) is {own:.3f}, {own / other:.2f} times that of the best baseline "
+                f"({best}: {other:.3f})."
+            )
+    return f'<p class="lead">{html.escape(" ".join(sentences))}</p>'
+
+
+def _scores(evaluation: Evaluation) -> list[str]:
+    parts = ["<h2>Scores</h2>", f'<p class="hint">{SCORES_EXPLAINED}</p>']
+    for name in sorted(evaluation.scores, reverse=True):  # unseen servers first
+        table = evaluation.scores[name]
         is_mean = table["metric"] == MEAN
         parts += [
-            f"<h2>Test period,  {html.escape(name)} servers</h2>",
+            f"<h3>Test period, {html.escape(name)} servers</h3>",
             _table(table[is_mean].drop(columns=["metric", *AMOUNTS])),
             f"<details><summary>by metric</summary>{_table(table[~is_mean].drop(columns='total'))}</details>",
         ]
-    if len(report.cold_start):
-        parts += ["<h2>New servers, by length of history</h2>", _table(report.cold_start)]
-    parts += _risk(info.get("risk_model", {}))
-    weights = report.weights
-    parts += ["<h2>Variable and attention weights</h2>", *_weights(weights.variables), _attention(weights.attention)]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    (directory / REPORT_FILE).write_text(page + "".join(parts) + "</html>\n", encoding="utf-8")
+    return parts
+
+
+def _cold_start(table: pd.DataFrame) -> list[str]:
+    if not len(table):
+        return []
+    return [
+        "<h2>New servers, by length of history</h2>",
+        '<p class="hint">Unseen servers of which only the last steps are given.</p>',
+        charts.as_html(charts.cold_start_chart(table)),
+        f"<details><summary>as a table</summary>{_table(table)}</details>",
+    ]
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def _errors(evaluation: Evaluation) -> list[str]:
+    """Calibration, and errors by horizon, hour of the day, profile and metric: of unseen servers if there are some."""
+    name = "unseen" if "unseen" in evaluation.groups else "training"
+    if name not in evaluation.groups:
+        return []
+    group = evaluation.groups[name]
+    found, baseline = group.breakdown, group.breakdown["baseline"]
+    profiles = [row["profile"] for row in found["by_profile"]]
+    model, other = ([row[key] for row in found["by_profile"]] for key in ("model", "baseline_wql"))
+    by_metric = group.scores[group.scores["metric"] != MEAN].pivot_table(index="metric", columns="method", values="wql")
+    hours = [found["by_horizon"]["hours"], found["by_hour"]["hours"]]
+    figures = {
+        "By horizon": charts.comparison_lines(hours[0], found["by_horizon"], baseline, "hours ahead"),
+        "By hour of the day": charts.comparison_lines(hours[1], found["by_hour"], baseline, "business time"),
+        "By profile": charts.comparison_bars(profiles, model, other, baseline),
+        "By metric": charts.comparison_bars(
+            [str(metric) for metric in by_metric.index], [*by_metric[MODEL]], [*by_metric[baseline]], baseline
+        ),
+    }
+    return [
+        f"<h2>Calibration, {name} servers</h2>",
+        f'<p class="hint">{CALIBRATION_EXPLAINED}</p>',
+        charts.as_html(charts.calibration_chart(found["calibration"])),
+        f'<h2>Errors, {name} servers</h2><div class="charts">',
+        *(
+            _figure(title, "WQL of the model and of the best baseline", charts.as_html(figure))
+            for title, figure in figures.items()
+        ),
+        "</div>",
+    ]
+
+
+def _loss(history: list[dict[str, float]]) -> list[str]:
+    if len(history) < 2:
+        return ["<h2>Loss</h2><p>Too short to draw.</p>"]
+    return ["<h2>Loss</h2>", charts.as_html(charts.loss_chart(history))]
+
+
+def _fans(evaluation: Evaluation) -> list[str]:
+    name = "unseen" if "unseen" in evaluation.groups else "training"
+    shown = evaluation.groups[name].examples if name in evaluation.groups else []
+    if not shown:
+        return []
+    fans = (_figure(*_captions(example), charts.as_html(charts.fan_chart(example))) for example in shown)
+    return [
+        f"<h2>Forecasts, {name} servers</h2>",
+        f'<p class="hint">{FANS_EXPLAINED}</p><div class="fans">',
+        *fans,
+        "</div>",
+    ]
+
+
+def _captions(example: Example) -> tuple[str, str]:
+    return f"{example.profile}, {example.place}", f"{example.metric} of {example.server_name}, WQL {example.error:.3f}"
+
+
+def _risk(risk: Mapping[str, Any]) -> list[str]:
+    """The risk model: what it was trained on, its alarms by level, and its reliability; nothing without one."""
+    if not risk.get("curve"):
+        return []
+    source, horizon = html.escape(str(risk["source"])), html.escape(str(risk["alert_horizon"]))
+    return [
+        "<h2>Risk of incidents</h2>",
+        f'<p class="hint">Incidents found, and false alarms, by level of the risk within {horizon}. Trained on {source}.</p>',
+        charts.as_html(charts.risk_chart(risk["curve"])),
+        f"<details><summary>as a table</summary>{_table(pd.DataFrame(risk['curve']))}</details>",
+        f'<p class="hint">Probability of an incident within {horizon}, and how often one came:</p>',
+        _table(pd.DataFrame(risk["reliability"][risk["alert_horizon"]])),
+    ]
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def _weights(weights: WeightTables) -> list[str]:
+    """One table per group: the variables with the largest weights, in percent, by profile; and attention by lag."""
+    parts = ["<h2>Variable and attention weights</h2>", f'<p class="hint">{WEIGHTS_EXPLAINED}</p>']
+    for group, title in GROUPS.items():
+        own = weights.variables[weights.variables["group"] == group]
+        table = own.pivot_table(index="variable", columns="profile", values="weight", observed=True)
+        largest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
+        head = "".join(f'<th class="number">{html.escape(str(profile))}' for profile in largest.columns)
+        rows = "".join(
+            f"<tr><td>{html.escape(label_of(str(variable)))}{''.join(_shaded(weight) for weight in row)}"
+            for variable, row in zip(largest.index, largest.to_numpy(), strict=True)
+        )
+        parts.append(
+            f'<h3>{title}</h3><div class="wide"><table class=weights><tr><th>variable{head}{rows}</table></div>'
+        )
+    ahead = weights.attention[weights.attention["on"] == "horizon"].groupby("profile", observed=True)["weight"].sum()
+    shares = ", ".join(f"{profile} {100 * share:.0f} %" for profile, share in ahead.items())
+    explained = f"Mean over the steps of the horizon and the heads. On earlier steps of the horizon: {shares}."
+    return [
+        *parts,
+        "<h3>Attention by lag</h3>",
+        f'<p class="hint">{html.escape(explained)}</p>',
+        charts.as_html(charts.attention_chart(weights.attention)),
+    ]
+
+
+def _shaded(weight: float) -> str:
+    return f'<td class="number" style="background:rgba(11,107,203,{min(weight, 0.5):.3f})">{100 * weight:.1f}'
+
+
+# --- facts and tables -----------------------------------------------------------------------------------------------
 
 
 def _facts(info: Mapping[str, Any]) -> str:
@@ -95,113 +270,33 @@ def _facts(info: Mapping[str, Any]) -> str:
             f"{final_fit['steps']:,} further steps on all servers and days in {final_fit['minutes']:.1f} minutes; the "
             "scores are those of the model before it"
         )
+    flags = {key: value for key, value in info["settings"].items() if value not in (None, False)}
+    facts["flags"] = ", ".join(f"{key} {value}" for key, value in flags.items())
+    facts["versions"] = ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in PACKAGES)]
+    )
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in facts.items())
-    return f"<table>{rows}</table>"
+    return f"<table class=facts>{rows}</table>"
 
 
-def _risk(risk: Mapping[str, Any]) -> list[str]:
-    """The risk model: what it was trained on, its alarms by level, and the reliability diagram as tables."""
-    if not risk.get("curve"):
-        return []
-    source, horizon = html.escape(str(risk["source"])), html.escape(str(risk["alert_horizon"]))
-    diagram = pd.DataFrame(risk["reliability"][risk["alert_horizon"]])
-    return [
-        "<h2>Risk model</h2>",
-        f"<p>Trained on {source}. Alarms by level of the risk within {horizon}, on fleets it was not trained on:</p>",
-        f"<details><summary>curve</summary>{_table(pd.DataFrame(risk['curve']))}</details>",
-        f"<p>Probability of an incident within {horizon}, and how often one came:</p>",
-        _table(diagram),
-    ]
+def _figure(title: str, detail: str, chart: str) -> str:
+    caption = f"<b>{html.escape(title)}</b><br>{html.escape(detail)}"
+    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
 def _table(table: pd.DataFrame) -> str:
-    """Numbers are right-aligned, fractions have three digits, NaN is "-"."""
+    """Numbers are right-aligned, fractions have three digits, NaN is "-"; rows of the model are bold."""
     right = [' class="number"' if is_numeric_dtype(kind) else "" for kind in table.dtypes]
     head = "".join(f"<th{place}>{html.escape(str(name))}" for place, name in zip(right, table.columns, strict=True))
     rows = "".join(
-        "<tr>" + "".join(f"<td{place}>{html.escape(_shown(cell))}" for place, cell in zip(right, row, strict=True))
+        ("<tr class=model>" if MODEL in row else "<tr>")
+        + "".join(f"<td{place}>{html.escape(_shown(cell))}" for place, cell in zip(right, row, strict=True))
         for row in table.itertuples(index=False)
     )
-    return f"<table><tr>{head}{rows}</table>"
+    return f'<div class="wide"><table><tr>{head}{rows}</table></div>'
 
 
 def _shown(cell: Any) -> str:
     if not isinstance(cell, float):
         return str(cell)
     return "-" if pd.isna(cell) else f"{cell:.0f}" if cell.is_integer() else f"{cell:.3f}"
-
-
-def _loss_chart(history: list[dict[str, float]]) -> str:
-    """Training and validation loss over epochs as an inline SVG."""
-    if len(history) < 2:
-        return "<p>Too short to draw.</p>"
-    width, height = 640.0, 240.0
-    last = history[-1]["epoch"]
-    losses = [point[key] for point in history for key in ("loss", "validation_loss")]
-    low, high = min(losses), max(losses)
-
-    def line(key: str, colour: str) -> str:
-        points = " ".join(
-            f"{point['epoch'] / last * width:.1f},{(high - point[key]) / (high - low or 1) * height:.1f}"
-            for point in history
-        )
-        return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
-
-    lines = line("loss", "#9bb") + line("validation_loss", "#c40")
-    legend = f"<p>grey: training loss, red: validation loss, {low:.4f} to {high:.4f}, over {last:.2f} epochs</p>"
-    return f'<svg viewBox="-5 -5 {width + 10} {height + 10}" width="{width}">{lines}</svg>{legend}'
-
-
-def _weights(variables: pd.DataFrame) -> list[str]:
-    """One table per group: the variables with the largest weights, in percent, by profile; shaded by weight."""
-    parts = [f"<p>{WEIGHTS_EXPLAINED}</p>"]
-    for group, title in GROUPS.items():
-        own = variables[variables["group"] == group]
-        table = own.pivot_table(index="variable", columns="profile", values="weight", observed=True)
-        largest = table.loc[table.mean(axis=1).sort_values(ascending=False).index[:SHOWN_VARIABLES]]
-        head = "".join(f'<th class="number">{html.escape(str(profile))}' for profile in largest.columns)
-        rows = "".join(
-            f"<tr><td>{html.escape(label_of(str(variable)))}{''.join(_shaded(weight) for weight in row)}"
-            for variable, row in zip(largest.index, largest.to_numpy(), strict=True)
-        )
-        parts.append(f"<h3>{title}</h3><table class=weights><tr><th>variable{head}{rows}</table>")
-    return parts
-
-
-def _shaded(weight: float) -> str:
-    return f'<td class="number" style="background:rgba(11,107,203,{min(weight, 0.5):.3f})">{100 * weight:.1f}'
-
-
-def _attention(attention: pd.DataFrame) -> str:
-    """One bar chart per profile: attention by lag before the origin. All charts have the same scale."""
-    highest = float(attention.loc[attention["on"] == "context", "weight"].max())
-    charts = "".join(_attention_of(str(profile), own, highest) for profile, own in attention.groupby("profile"))
-    return (
-        "<h3>Attention by lag</h3><p>Mean over the steps of the horizon and the heads: on the context (left: its "
-        f'start, right: the origin) and on earlier steps of the horizon.</p><div class="charts">{charts}</div>'
-    )
-
-
-def _attention_of(profile: str, attention: pd.DataFrame, highest: float) -> str:
-    left, width, height, foot = 38.0, 260.0, 90.0, 16.0
-    of_context = attention[attention["on"] == "context"].sort_values("lag_hours", ascending=False)
-    ahead = float(attention.loc[attention["on"] == "horizon", "weight"].sum())
-    lags = of_context["lag_hours"].to_numpy()
-    bar = width / len(lags)
-    bars = "".join(
-        f'<rect x="{left + place * bar:.1f}" y="{height * (1 - weight / highest):.1f}" width="{bar - 1:.1f}" '
-        f'height="{height * weight / highest:.1f}" fill="#0b6bcb"><title>{lag:g} h before: {100 * weight:.1f} %</title>'
-        "</rect>"
-        for place, (lag, weight) in enumerate(zip(lags, of_context["weight"], strict=True))
-    )
-    longest = lags[0] + (lags[0] - lags[1] if len(lags) > 1 else 0)
-    axes = (
-        f'<line x1="{left}" x2="{left + width}" y1="{height}" y2="{height}" stroke="#aab"/>'
-        f'<text x="{left - 4}" y="10" text-anchor="end">{100 * highest:.1f} %</text>'
-        f'<text x="{left - 4}" y="{height}" text-anchor="end">0</text>'
-        f'<text x="{left}" y="{height + foot - 3}">{longest:g} h before</text>'
-        f'<text x="{left + width}" y="{height + foot - 3}" text-anchor="end">origin</text>'
-    )
-    caption = f"<b>{html.escape(profile)}</b>, {100 * ahead:.0f} % on the horizon"
-    size = f'viewBox="0 0 {left + width} {height + foot}" width="{left + width}"'
-    return f"<figure><figcaption>{caption}</figcaption><svg {size}>{bars}{axes}</svg></figure>"

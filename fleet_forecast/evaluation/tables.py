@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from fleet_forecast.evaluation.backtest import MODEL
+from fleet_forecast.evaluation.examples import Example
 from fleet_forecast.evaluation.scores import AMOUNTS
 
 METRIC_COLUMNS = ["metric", "wql", "accuracy", "coverage_80", "coverage_96"]
 
 
-class Evaluation(NamedTuple):
+class GroupEvaluation(NamedTuple):
+    """One group of servers: a table of Backtest.scores, the document of `breakdown`, and examples."""
+
+    scores: pd.DataFrame
+    breakdown: dict[str, Any]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Evaluation:
     """Scores in the test period.
 
-    scores: a table of Backtest.scores for each group of servers ("training", "unseen"). cold_start: scores of unseen
-    servers by length of history; empty if there are no unseen servers.
+    groups: by group of servers ("training", "unseen"). cold_start: scores of unseen servers by length of history; empty
+    if there are no unseen servers.
     """
 
-    scores: dict[str, pd.DataFrame]
-    cold_start: pd.DataFrame
+    groups: dict[str, GroupEvaluation] = field(default_factory=dict)
+    cold_start: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def scores(self) -> dict[str, pd.DataFrame]:
+        """Tables of Backtest.scores by group of servers."""
+        return {name: group.scores for name, group in self.groups.items()}
+
+    def as_document(self) -> dict[str, Any]:
+        """Content of evaluation.json."""
+        rows = self.cold_start.replace({np.nan: None}).to_dict("records") if len(self.cold_start) else []
+        return {"groups": {name: group.breakdown for name, group in self.groups.items()}, "cold_start": rows}
 
 
 def as_text(evaluation: Evaluation) -> str:

@@ -35,13 +35,15 @@ from fleet_forecast.serving.routes import (
 )
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
     "All times are UTC; null means not measured."
 )
-TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
+VIEWS = (heat_map, risks, past_forecasts, peer_band, model_evaluation)
+TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard, *VIEWS)
 
 
 def create_app(

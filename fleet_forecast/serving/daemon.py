@@ -19,6 +19,7 @@ from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -43,6 +44,7 @@ class Daemon:
     outbox: Outbox
     alert_record: AlertRecord
     scores: ForecastScores
+    archive: ForecastArchive
     events: EventHub
     notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970

@@ -30,6 +30,7 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
+from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -95,6 +96,7 @@ def _open(config: DaemonConfig) -> Daemon:
         outbox=Outbox(alerts, silences, settings.shadow or files.alert_rules.shadow),
         alert_record=AlertRecord(),
         scores=ForecastScores(),
+        archive=ForecastArchive(),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
@@ -146,7 +148,7 @@ def _publish_events(daemon: Daemon) -> None:
     def on_model(result: LoadResult) -> None:
         daemon.events.publish("model", {"model": result.model_id, "problem": result.problem})
 
-    daemon.forecasts.listeners.append(on_cycle)
+    daemon.forecasts.listeners += [on_cycle, daemon.archive.on_cycle]
     daemon.model.listeners.append(on_model)
 
 
@@ -155,6 +157,7 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
+    work.append(("archive", daemon.archive.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))

@@ -16,10 +16,13 @@ import torch
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.contract.reading import CheckedMetrics
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
-from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, rolling_origins
+from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, best_baseline, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
+from fleet_forecast.evaluation.breakdown import breakdown
 from fleet_forecast.evaluation.cold_start import cold_start_table
+from fleet_forecast.evaluation.examples import examples
 from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
+from fleet_forecast.evaluation.tables import GroupEvaluation
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
@@ -138,17 +141,23 @@ class Job:
         first, last = self.split.test_start, self.grid.steps - 1
         return rolling_origins(first, last, self.spec.horizon_steps, interval_steps)
 
-    def test_scores(self, model: ForecastModel) -> dict[str, pd.DataFrame]:
+    def test_evaluation(self, model: ForecastModel) -> dict[str, GroupEvaluation]:
         """Scores of model and baselines in the test period, for "training" and for "unseen" servers."""
         engine, origins = Engine(self.config("test"), torch_run(model)), self.test_origins()
-        tables = {}
+        groups = {}
         for name, rows in (("training", self.split.training_servers), ("unseen", self.split.unseen_servers)):
             if not len(rows):
                 continue
             rows = self._test_sample(rows)
             print(f"evaluating {len(rows)} {name} servers at {len(origins)} origins", file=sys.stderr)
-            tables[name] = backtest(self._backtest_plan(rows), engine.forecast, self.spec.history_steps).scores()
-        return tables
+            compared = backtest(self._backtest_plan(rows), engine.forecast, self.spec.history_steps)
+            scores = compared.scores()
+            groups[name] = GroupEvaluation(
+                scores,
+                breakdown(compared, best_baseline(scores), self.grid, self.spec.timezone),
+                examples(compared, self.grid, self.spec.context_steps),
+            )
+        return groups
 
     def cold_start_table(self, model: ForecastModel) -> pd.DataFrame:
         """Scores of unseen servers by length of history; empty if there are no unseen servers."""

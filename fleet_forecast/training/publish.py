@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from safetensors.torch import save
 
 from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
+from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.canary import write_canary
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import WeightTables
+from fleet_forecast.inference.explanations import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
+    EVALUATION_FILE,
     EXPLAIN_FILE,
     ONNX_FILE,
     TRAINING_INFO_FILE,
@@ -74,7 +77,9 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
         weights = job.mean_weights(model)
         _write_tables(directory, result.evaluation, weights)
-        write_report(directory, ModelReport(config.model_id, info, *result.evaluation, weights))
+        (directory / EVALUATION_FILE).write_text(json.dumps(result.evaluation.as_document()), encoding="utf-8")
+        report = ModelReport(config.model_id, info, result.evaluation, weights, data_summary(job.grid))
+        write_report(directory, report)
     Engine.load(models_dir / config.model_id, device="cpu")
     return models_dir / config.model_id
 
@@ -106,6 +111,28 @@ def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables
         evaluation.cold_start.to_parquet(directory / "cold_start.parquet", index=False)
     weights.variables.to_parquet(directory / "variable_weights.parquet", index=False)
     weights.attention.to_parquet(directory / "attention.parquet", index=False)
+
+
+def data_summary(grid: FleetGrid) -> pd.DataFrame:
+    """The data by profile: servers, steps without a measurement in percent, longest such time in hours."""
+    silent = np.isnan(grid.values).all(axis=2)  # [server, step]
+    longest = np.array([_longest_run(of_server) for of_server in silent]) * grid.step_seconds / 3600
+    frame = pd.DataFrame(
+        {
+            "profile": [profile or UNKNOWN_PROFILE for profile in grid.profiles],
+            "servers": 1,
+            "silent_pct": 100 * silent.mean(axis=1),
+            "longest_silence_hours": longest,
+        }
+    )
+    how = {"servers": "sum", "silent_pct": "mean", "longest_silence_hours": "max"}
+    return frame.groupby("profile", as_index=False).agg(how)
+
+
+def _longest_run(flags: np.ndarray) -> int:
+    """Length of the longest run of True in a boolean array."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max(initial=0))
 
 
 def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict[str, Any]:

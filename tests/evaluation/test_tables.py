@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.evaluation.backtest import Backtest
-from fleet_forecast.evaluation.tables import Evaluation, as_text, scores_as_json
+from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation, as_text, scores_as_json
 
 
 def scores() -> pd.DataFrame:
@@ -29,7 +29,9 @@ def test_json_has_every_method_and_metric_and_null_for_missing_scores() -> None:
 
 
 def test_text_has_a_table_of_methods_and_one_of_metrics_for_each_group_of_servers() -> None:
-    parts = as_text(Evaluation({"training": scores(), "unseen": scores()}, pd.DataFrame())).split("\n\n")
+    parts = as_text(Evaluation({name: GroupEvaluation(scores(), {}, []) for name in ("training", "unseen")})).split(
+        "\n\n"
+    )
     assert [part.split(" servers")[0] for part in parts] == [
         "Test period, training",
         "The model on training",

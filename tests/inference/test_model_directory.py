@@ -41,6 +41,7 @@ def test_a_published_model_has_the_documented_files_and_no_pickle(tiny_model_dir
         "attention.parquet",
         "config.json",
         "training_info.json",
+        "evaluation.json",
         "report.html",
         "canary.json",
         "manifest.json",

@@ -41,7 +41,7 @@ class ThresholdDetector:
         for start in range(0, len(forecasts), SERVERS_AT_ONCE):
             part = forecasts[start : start + SERVERS_AT_ONCE]
             quantiles = np.stack([forecast.quantiles for forecast in part])  # (server, metric, quantile, step)
-            by_step = breach_probability(quantiles, model.quantiles, self._limits(part))
+            by_step = breach_probability(quantiles, model.quantiles, limit_table(self._rules, part))
             highest = np.maximum.accumulate(by_step, axis=2)  # (server, metric, step): up to and with each step
             by_horizon = highest[..., columns].astype(np.float32)
             self.probabilities.update(zip((forecast.server_name for forecast in part), by_horizon, strict=True))
@@ -54,23 +54,24 @@ class ThresholdDetector:
         for name in self.probabilities.keys() - set(server_names):
             del self.probabilities[name]
 
-    def _limits(self, forecasts: Sequence[ServerForecast]) -> np.ndarray:
-        """Upper and lower bounds: float [server, metric, bound], NaN for none.
-
-        A metric that is not measured is forecast from the profile and the other metrics; that raises no alert.
-        """
-        metrics = forecasts[0].model.metrics
-        limits = np.full((len(forecasts), len(metrics), 2), np.nan)
-        for row, forecast in enumerate(forecasts):
-            own = self._rules.thresholds_of(forecast.server_name, forecast.profile)
-            for column, metric in enumerate(metrics):
-                if forecast.current[column] is not None:
-                    limits[row, column] = [np.nan if bound is None else bound for bound in own.get(metric, NO_BOUNDS)]
-        return limits
-
     def _evidence(self, forecast: ServerForecast, detection: Detection) -> str:
         metric = detection.metric
         limit = likelier_limit(forecast, metric, self._rules.bounds_of(forecast.server_name, forecast.profile, metric))
         times = crossing_times(forecast, metric, limit)
         text = breach_evidence(forecast.origin_seconds, metric, limit, detection.probability, times)
         return f"{text} {forecast_basis(forecast, metric, limit)}"
+
+
+def limit_table(rules: AlertRules, forecasts: Sequence[ServerForecast]) -> np.ndarray:
+    """Upper and lower bounds of forecasts of one model: float [server, metric, bound], NaN for none.
+
+    A metric that is not measured is forecast from the profile and the other metrics; that raises no alert.
+    """
+    metrics = forecasts[0].model.metrics
+    limits = np.full((len(forecasts), len(metrics), 2), np.nan)
+    for row, forecast in enumerate(forecasts):
+        own = rules.thresholds_of(forecast.server_name, forecast.profile)
+        for column, metric in enumerate(metrics):
+            if forecast.current[column] is not None:
+                limits[row, column] = [np.nan if bound is None else bound for bound in own.get(metric, NO_BOUNDS)]
+    return limits

@@ -1,56 +1,60 @@
-"use strict";
-// The explanation of the selected server's forecast: the heaviest variables of each group, and attention by lag.
+// What the model looked at: the heaviest variables of each group, and attention by lag. Asked for when it is opened.
 
-const GROUPS = {
-  static: "Static variables", encoder: "Variables of the history", decoder: "Variables of the horizon",
-};
-const SHOWN = 5, ROW = 19, BAR_LEFT = 265, BAR_WIDTH = 140;
-let explained = ""; // the forecast whose explanation is shown
+import { ApiError, ask, server as serverPath } from "./api.js";
+import { h } from "./dom.js";
+import { axis, colour, draw, plain } from "./plots.js";
+import { metricName, number } from "./text.js";
 
-async function showExplanation(forecast) {
-  const wanted = `${forecast.server_name} ${forecast.made_at}`;
-  if (wanted === explained) return;
-  const found = await ask(`api/v1/servers/${encodeURIComponent(forecast.server_name)}/explain`);
-  if (forecast.server_name !== selected) return; // another server was selected meanwhile
-  el("reasons").replaceChildren(...(found.problem ? [node("p", found.problem, "hint")] : [
-    ...Object.entries(GROUPS).map(([group, title]) => heaviest(title, found.variables[group])), attention(found),
-  ]));
-  explained = found.problem ? "" : wanted;
+const GROUPS = { static: "About the server", encoder: "History", decoder: "Hours ahead" };
+const SHOWN = 6, ROW_PX = 22;
+
+export function explanation(name) {
+  const body = h("div", { class: "charts" });
+  const element = h("details", { class: "panel" },
+    h("summary", {}, h("b", { text: "What the model looked at" })),
+    h("p", { class: "hint", text: "Weights of the network, in percent of each group. They are not effects: another value need not change the forecast in proportion." }), body);
+  let forecast = null, shown = "";
+
+  async function show() {
+    const wanted = `${forecast.model} ${forecast.made_at}`;
+    if (!element.open || shown === wanted) return;
+    try {
+      const found = await ask(`${serverPath(name)}/explain`);
+      const figures = [...Object.values(GROUPS), "Attention by time before the last step"].map((title) => h("figure", {}, h("figcaption", {}, h("b", { text: title })), h("div", { class: "plot", role: "img", "aria-label": title })));
+      body.replaceChildren(...figures);
+      await Promise.all(Object.keys(GROUPS).map((group, index) => drawWeights(figures[index].lastChild, found.variables[group])));
+      await drawAttention(figures[figures.length - 1].lastChild, found.attention);
+      shown = wanted;
+    } catch (problem) {
+      if (!(problem instanceof ApiError)) throw problem;
+      body.replaceChildren(h("p", { class: "hint", text: problem.message }));
+    }
+  }
+  element.addEventListener("toggle", show);
+  return { element, update: (newest) => { forecast = newest; return show(); } };
 }
 
-function hideExplanation() {
-  explained = "";
-  el("reasons").replaceChildren();
-}
-
-const inPercent = (weight) => `${short(100 * weight)} %`;
-const withMetricName = (label) => label.replace(/^\w+(?=,)/, nameOf);
-
-function heaviest(title, variables) {
-  const shown = variables.slice(0, SHOWN);
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${SHOWN * ROW + 4}`, role: "img", "aria-label": title });
-  shown.forEach((variable, row) => {
-    const width = BAR_WIDTH * variable.weight / shown[0].weight, y = row * ROW + 14;
-    svg.append(shape("text", { x: 0, y }, withMetricName(variable.label)),
-      shape("rect", { x: BAR_LEFT, y: y - 10, width, height: ROW - 6, class: "weight" }),
-      shape("text", { x: BAR_LEFT + width + 5, y }, inPercent(variable.weight)));
+function drawWeights(plot, variables) {
+  const heaviest = variables.slice(0, SHOWN).reverse();
+  const label = (variable) => plain(variable.label.replace(/^\w+(?=,)/, metricName));
+  return draw(plot, [{
+    type: "bar", orientation: "h", x: heaviest.map((variable) => 100 * variable.weight), y: heaviest.map((_, index) => index),
+    marker: { color: colour("forecast") }, text: heaviest.map((variable) => `${number(100 * variable.weight, 2)} %`),
+    textposition: "auto", cliponaxis: false, hoverinfo: "skip",
+  }], {
+    height: 12 + ROW_PX * SHOWN, margin: { l: 215, r: 44, t: 4, b: 4 }, bargap: 0.3,
+    xaxis: axis({ visible: false }),
+    yaxis: axis({ tickvals: heaviest.map((_, index) => index), ticktext: heaviest.map(label), showgrid: false, ticks: "", range: [heaviest.length - SHOWN - 0.5, heaviest.length - 0.5] }),
   });
-  return captioned(title, `${shown.length} of ${variables.length} variables`, svg);
 }
 
-function attention(found) {
-  const { weights, lag_hours: lags, bin_hours: hours, horizon_weight: horizonWeight } = found.attention;
-  const title = "Attention by lag", foot = SHOWN * ROW - 12, highest = Math.max(...weights);
-  const width = (WIDTH - LEFT - RIGHT) / weights.length, x = (bin) => WIDTH - RIGHT - (bin + 1) * width;
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${SHOWN * ROW + 4}`, role: "img", "aria-label": title });
-  weights.forEach((weight, bin) => {
-    const height = (foot - TOP) * weight / highest;
-    const bar = shape("rect", { x: x(bin), y: foot - height, width: Math.max(width - 1, 1), height, class: "weight" });
-    bar.append(shape("title", {}, `${short(lags[bin])} to ${short(lags[bin] + hours)} h before: ${inPercent(weight)}`));
-    svg.append(bar);
+function drawAttention(plot, attention) {
+  const hours = attention.lag_hours.map((lag) => -lag - attention.bin_hours / 2);
+  return draw(plot, [{
+    type: "bar", x: hours, y: attention.weights.map((weight) => 100 * weight), width: attention.bin_hours * 0.85, marker: { color: colour("forecast") },
+    hovertemplate: "%{y:.2~g} %, %{x:.2~g} h<extra></extra>",
+  }], {
+    height: 12 + ROW_PX * SHOWN, margin: { l: 40, r: 8, t: 4, b: 34 },
+    xaxis: axis({ title: { text: `hours (${number(100 * attention.horizon_weight, 2)} % on the hours ahead)`, font: { size: 11 } }, showgrid: false }), yaxis: axis({ ticksuffix: " %", nticks: 4, rangemode: "tozero" }),
   });
-  svg.append(shape("text", { x: LEFT - 5, y: TOP + 6, "text-anchor": "end" }, inPercent(highest)),
-    shape("text", { x: LEFT, y: foot + 13 }, `${short(lags[lags.length - 1] + hours)} h before`),
-    shape("text", { x: WIDTH - RIGHT, y: foot + 13, "text-anchor": "end" }, "now"));
-  return captioned(title, `${inPercent(horizonWeight)} on the horizon`, svg);
 }

@@ -15,6 +15,7 @@ from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import KnownServer
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules
@@ -39,6 +40,7 @@ class PeerContext:
     def __init__(self, store: HistoryStore, rules: ProfileRules) -> None:
         self.counts: Mapping[str, int] = {}  # observed servers in the table, by profile
         self._store, self._rules = store, rules
+        self._window: HistoryWindow | None = None  # of the last update
         self._layout: _Layout | None = None
         self._table: PeerTable | None = None
         self._members: dict[str, list[int]] = {}  # profile -> server ids
@@ -65,7 +67,7 @@ class PeerContext:
             joined = self._joined(window, profile, members[profile], last_step)
             computed = None if joined is None else sorted(step for step in changed | joined if step >= first_step)
             _compute(table, row, _Source(window, members[profile], last_step), computed)
-        self._layout, self._table, self._members = layout, table, members
+        self._window, self._layout, self._table, self._members = window, layout, table, members
         self._changed.clear()
         self._profile_of_member = {server_id: profile for profile, ids in members.items() for server_id in ids}
         self.counts = {profile: len(ids) for profile, ids in members.items() if ids}
@@ -99,6 +101,18 @@ class PeerContext:
         values = np.full((len(names), *stored.shape[1:]), np.nan, dtype=np.float32)
         values[rows] = stored
         return peers._replace(values=values)
+
+    def values_of_others(self, forecast: ServerForecast, last_step: int, length: int) -> np.ndarray:
+        """What the other servers of a forecast's profile measured: float32 [server, length, metric], up to a step.
+
+        Without servers before the first cycle, and for a forecast of other metrics.
+        """
+        window, server = self._window, self._store.servers.get(forecast.server_name)
+        if window is None or tuple(window.engine.config.targets) != forecast.model.metrics:
+            return np.zeros((0, length, len(forecast.model.metrics)), dtype=np.float32)
+        own = NOT_STORED if server is None else server.server_id
+        ids = [server_id for server_id in self._members.get(forecast.profile, ()) if server_id != own]
+        return window.steps(ids, last_step, length)
 
     def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
         """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""

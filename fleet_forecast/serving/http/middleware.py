@@ -114,7 +114,9 @@ class _TimedSend:
     async def __call__(self, message: Message) -> None:
         self.started = True
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *_SECURITY_HEADERS]
+            own = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in own}  # the dashboard's library is cached
+            message["headers"] = own + [header for header in _SECURITY_HEADERS if header[0] not in names]
         elif len(message.get("body", b"")) > PIECE_BYTES:
             await self._unsent.send(self._send, message, self._seconds)
             return

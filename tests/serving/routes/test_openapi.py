@@ -19,6 +19,11 @@ from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResp
 from fleet_forecast.serving.routes.responses import Refusal
 from fleet_forecast.serving.routes.servers import ProfilesResponse, ServersResponse
 from fleet_forecast.serving.routes.silences import SilenceInfo, SilencesResponse
+from fleet_forecast.serving.views.heat_map import HeatMapResponse
+from fleet_forecast.serving.views.model_evaluation import EvaluationResponse
+from fleet_forecast.serving.views.past_forecasts import PastForecastsResponse
+from fleet_forecast.serving.views.peer_band import PeerBandResponse
+from fleet_forecast.serving.views.risks import ServerRisksResponse
 from tests.serving.daemon_client import ADMIN, complete_start, daemon, forecast_of, post, record, wait_for
 
 GETS = {
@@ -36,6 +41,13 @@ GETS = {
     "/api/v1/alerts/summary": SummaryResponse,
     "/api/v1/silences": SilencesResponse,
     "/api/v1/risks": RisksResponse,
+    "/api/v1/heat-map": HeatMapResponse,
+    "/api/v1/heat-map?value=quantile&metric=cpu_pct&limit=1": HeatMapResponse,
+    "/api/v1/servers/ppml0001/risks": ServerRisksResponse,
+    "/api/v1/servers/ppml0001/past-forecasts": PastForecastsResponse,
+    "/api/v1/servers/ppml0001/peers": PeerBandResponse,
+    "/api/v1/model/evaluation": EvaluationResponse,
+    "/api/v1/heat-map?value=quantile": Refusal,
     "/api/v1/servers/nobody/forecast": Refusal,
     "/api/v1/forecasts?limit=0": Refusal,
     "/api/v1/forecasts?metric=unknown": Refusal,

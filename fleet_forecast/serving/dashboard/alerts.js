@@ -1,0 +1,79 @@
+// Alerts view: firing, silenced and recent ones with lead time and outcome; each opens the server at that moment.
+
+import { ask, askOptional } from "./api.js";
+import { badge, empty, h, table } from "./dom.js";
+import { count, duration, metricName, number, percent, time } from "./text.js";
+
+const SHOWN = 200;
+
+export function alertsView(page) {
+  let paths = null; // of the daemon's API: an older daemon has no silences
+
+  async function update() {
+    paths ||= (await ask("openapi.json")).paths;
+    const askKnown = (path) => (`/${path}` in paths ? askOptional(path) : null);
+    const [firing, summary, silences] = await Promise.all([
+      ask(`api/v1/alerts?limit=${SHOWN}`), askKnown("api/v1/alerts/summary"), askKnown("api/v1/silences"),
+    ]);
+    const recent = summary && (await ask(`api/v1/alerts?state=recent&limit=${SHOWN}`));
+    const all = firing.alerts;
+    page.replaceChildren(
+      ...shadowBanner(summary),
+      section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: "No server is expected to exceed a limit, and none deviates from its forecast." }))),
+      ...(all.some((alert) => alert.silenced) ? [section("Silenced", all.filter((alert) => alert.silenced), firingColumns)] : []),
+      ...(recent ? [section("Recent", recent.alerts, recentColumns, empty("No alert has ended yet"))] : []),
+      ...silenceSection(silences),
+    );
+  }
+  return { update };
+}
+
+function shadowBanner(summary) {
+  if (!summary?.shadow) return [];
+  return [h("p", { class: "banner warn", text: "Shadow mode: alerts are recorded here and delivered to nobody." })];
+}
+
+function section(title, alerts, columns, none = null) {
+  return h("section", { class: "panel" }, h("h2", {}, title, " ", h("small", { text: alerts.length ? alerts.length.toLocaleString() : "" })),
+    alerts.length ? table(`${title} alerts`, columns, alerts, (alert) => ({ class: alert.severity === "watch" ? "watch" : "page" })) : none);
+}
+
+// The sentence of an alert without the server's name, with its times in the reader's zone.
+export function sentenceOf({ sentence: text, server_name: name, profile }) {
+  const start = `${name} (${profile}): `, rest = text.startsWith(start) ? text.slice(start.length) : text;
+  const parts = (rest.charAt(0).toUpperCase() + rest.slice(1)).split(/(\d{4}-\d\d-\d\dT[\d:.]+Z)/);
+  return parts.map((part, index) => (index % 2 ? time(part) : part));
+}
+
+// The address of the server at the moment of an alert.
+export const momentOf = (alert) => `#/server/${encodeURIComponent(alert.server_name)}?at=${encodeURIComponent(alert.started_at || new Date().toISOString())}`;
+
+const openServer = { title: "Server", cell: (alert) => h("a", { class: "name", href: momentOf(alert), text: alert.server_name }) };
+const severity = { title: "Severity", cell: (alert) => badge(alert.severity || "alert", (alert.severity || "page") === "watch" ? "warn" : "bad") };
+const highest = { title: "Severity", cell: (alert) => badge(alert.highest_severity || alert.severity || "alert", (alert.highest_severity || "page") === "watch" ? "warn" : "bad") };
+const metric = { title: "Metric", cell: (alert) => h("span", { class: "nowrap", text: metricName(alert.metric) }) };
+const sentence = { title: "What", cell: (alert) => h("span", {}, sentenceOf(alert)) };
+const since = { title: "Since", cell: (alert) => (alert.started_at ? h("span", { class: "nowrap" }, time(alert.started_at), h("small", { text: ` ${duration(Date.now() - Date.parse(alert.started_at))}` })) : "–") };
+const due = { title: "Expected", cell: (alert) => (alert.crossed_at ? h("span", { class: "bad" }, "crossed ", time(alert.crossed_at)) : alert.expected_at ? time(alert.expected_at) : "–") };
+const likely = { title: "Probability", number: true, cell: (alert) => percent(alert.probability) };
+const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)}` };
+const ended = { title: "Ended", cell: (alert) => (alert.ended_at ? time(alert.ended_at) : "–") };
+const lasted = { title: "Lasted", cell: (alert) => (alert.ended_at && alert.started_at ? duration(Date.parse(alert.ended_at) - Date.parse(alert.started_at)) : "–") };
+const outcome = {
+  title: "Outcome",
+  cell: (alert) => (alert.crossed_at ? badge("limit crossed", "bad") : badge("limit not crossed", "good")),
+};
+const lead = { title: "Lead", cell: (alert) => (alert.lead_minutes === null || alert.lead_minutes === undefined ? "–" : alert.lead_minutes <= 0 ? "none" : duration(alert.lead_minutes * 60e3)) };
+
+const firingColumns = [severity, openServer, metric, now, likely, since, due, sentence];
+const recentColumns = [highest, openServer, metric, { title: "Began", cell: (alert) => (alert.started_at ? time(alert.started_at) : "–") }, ended, lasted, outcome, lead, sentence];
+
+function silenceSection(answer) {
+  if (!answer?.silences.length) return [];
+  const columns = [
+    { title: "State", cell: (silence) => badge(silence.active ? "active" : "not now", silence.active ? "warn" : "") },
+    { title: "Covers", cell: (silence) => Object.entries(silence).filter(([key, value]) => value !== null && !["id", "source", "active"].includes(key)).map(([key, value]) => `${key}: ${typeof value === "object" ? Object.values(value).flat().join(" ") : value}`).join(" · ") },
+    { title: "From", cell: (silence) => (silence.source === "file" ? "rules file" : "API") },
+  ];
+  return [h("section", { class: "panel" }, h("h2", { text: count(answer.silences.length, "silence") }), table("Silences", columns, answer.silences))];
+}

@@ -1,0 +1,214 @@
+// Fleet view: counters, the highest risks, and a heat map of all servers over the horizon, by profile.
+
+import { ask, askAll } from "./api.js";
+import { choice, empty, h, table } from "./dom.js";
+import { drawHeatMap, edgesOf, leftOf, scaleLegend } from "./heat.js";
+import { count, duration, horizonName, metricName, number, percent, time, zone } from "./text.js";
+
+const MOST_OPEN = 200; // servers; with more, profiles are rows that open into their servers
+const MOST_ROWS = 100; // of an opened profile, until all are asked for
+const LIKELY = 0.5;
+const SHOWN_RISKS = 10;
+const chosen = { value: "breach", metric: "", profile: "", search: "" }; // kept while the page is open
+const opened = new Map(); // profile -> whether it is open, as people chose
+
+export function fleetView(page, _argument, query) {
+  for (const name of Object.keys(chosen)) if (query.has(name)) chosen[name] = query.get(name);
+  const counters = h("div", { class: "cards" }), controls = h("div", { class: "controls" });
+  const risks = h("section", { class: "panel" }), map = h("section", { class: "panel heat" });
+  page.append(counters, h("div", { class: "columns" }, map, risks));
+  let data = null;
+
+  function changed(name, value) {
+    chosen[name] = value;
+    const set = Object.entries(chosen).filter(([key, text]) => text && !(key === "value" && text === "breach"));
+    history.replaceState(null, "", `#/fleet${set.length ? `?${new URLSearchParams(set)}` : ""}`);
+    if (name === "value" || name === "metric") return reload().then(drawn);
+    return drawn();
+  }
+
+  async function reload() {
+    data.heat = await askAll(heatPath(data.metrics), "servers");
+  }
+
+  async function update(asked) {
+    const early = chosen.value === "breach" && !chosen.metric ? askAll(heatPath([]), "servers") : null; // needs no model
+    const [status, model, alerts, top] = await Promise.all([asked.status, ask("api/v1/model"), asked.alerts, ask(`api/v1/risks?limit=${SHOWN_RISKS}`)]);
+    data = { status, alerts: alerts.alerts, risks: top.risks, metrics: model.metrics, heat: await early };
+    if (!data.heat) await reload();
+    counters.replaceChildren(...counterCards(data));
+    risks.replaceChildren(...riskTable(data));
+    if (!controls.children.length) controls.append(...controlsOf(data.metrics, data.heat.servers, changed));
+  }
+
+  async function drawn() {
+    const rows = filtered(data.heat.servers);
+    if (!data.status.servers.known) return map.replaceChildren(noServers());
+    if (!map.contains(controls)) map.replaceChildren(h("h2", { text: "Next hours" }), controls, h("div", { class: "maps" }));
+    await drawMaps(map.lastElementChild, data.heat, rows);
+  }
+  return { update, drawn };
+}
+
+function heatPath(metrics) {
+  const metric = metrics.includes(chosen.metric) ? `&metric=${encodeURIComponent(chosen.metric)}` : "";
+  if (chosen.value === "breach") return `api/v1/heat-map?value=breach${metric}`;
+  return `api/v1/heat-map?value=quantile&level=${chosen.value}${metric || `&metric=${encodeURIComponent(metrics[0])}`}`;
+}
+
+// --- counters and risks -------------------------------------------------------------------------------------------
+
+function counterCards({ status, alerts, heat }) {
+  const cold = heat.servers.filter((row) => row.cold_start).length;
+  const likely = heat.unit ? null : heat.servers.filter((row) => Math.max(...row.values) >= LIKELY).length;
+  const waiting = status.servers.known - status.servers.forecast;
+  const severe = (name) => alerts.filter((alert) => (alert.severity || "page") === name && !alert.silenced).length;
+  const silenced = alerts.filter((alert) => alert.silenced).length;
+  const age = heat.origin ? Date.now() - Date.parse(heat.origin) : null;
+  return [
+    card(status.servers.known.toLocaleString(), "servers", [
+      [cold, "cold start"], [status.servers.stale, "stale"], [waiting, "without forecast"],
+    ], "#/fleet"),
+    card(alerts.length - silenced, "alerts firing", alerts.some((alert) => alert.severity)
+      ? [[severe("page"), "page"], [severe("watch"), "watch"], [silenced, "silenced"]] : [], "#/alerts", alerts.length - silenced ? "bad" : "good"),
+    likely === null ? null : card(likely, "likely breaches", [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
+    card(age === null ? "–" : duration(age), "since the last step", heat.origin ? [["", "at "], [time(heat.origin), ""]] : []),
+  ].filter(Boolean);
+}
+
+function card(value, label, parts, link = null, kind = "", title = null) {
+  const shown = parts.filter(([amount]) => amount !== 0).map(([amount, noun]) => (typeof amount === "number" ? `${amount.toLocaleString()} ${noun}` : amount || noun));
+  const detail = shown.flatMap((part, index) => (index && typeof shown[index - 1] === "string" && typeof part === "string" ? [" · ", part] : [part]));
+  const content = [h("strong", { class: kind, text: String(value) }), h("span", { text: label }), h("small", {}, ...detail)];
+  return link ? h("a", { class: "card", href: link, title }, content) : h("div", { class: "card", title }, content);
+}
+
+function riskTable({ risks }) {
+  const horizons = risks.length ? Object.keys(risks[0].by_horizon) : [];
+  const link = (risk) => h("a", { href: `#/server/${encodeURIComponent(risk.server_name)}`, text: risk.server_name });
+  const columns = [
+    { title: "Server", cell: link },
+    { title: "Metric", cell: (risk) => h("span", { class: "nowrap", text: metricName(risk.metric) }) },
+    { title: "Now", number: true, cell: (risk) => number(risk.current) },
+    { title: "Limit", number: true, cell: (risk) => number(risk.threshold) },
+    ...horizons.map((label) => ({ title: horizonName(label), number: true, cell: (risk) => h("span", { class: riskClass(risk.by_horizon[label]), text: percent(risk.by_horizon[label]) }) })),
+  ];
+  return [
+    h("h2", { text: "Highest risks" }),
+    h("p", { class: "hint", text: "Probability that a metric exceeds its limit within the time" }),
+    risks.length ? table("Highest risks", columns, risks) : empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." })),
+  ];
+}
+
+const riskClass = (probability) => (probability >= LIKELY ? "bad" : probability >= LIKELY / 2 ? "warn" : "");
+
+// --- heat map -----------------------------------------------------------------------------------------------------
+
+function controlsOf(metrics, servers, changed) {
+  const values = [["breach", "Breach probability"], ["0.5", "Median forecast"], ["0.9", "High forecast (90 %)"]];
+  const profiles = [...new Set(servers.map((row) => row.profile))].sort();
+  const later = (name) => {
+    let timer = 0;
+    return (event) => { clearTimeout(timer); timer = setTimeout(() => changed(name, event.target.value.trim()), 80); };
+  };
+  return [
+    choice("Colour", values, chosen.value, (value) => changed("value", value)),
+    choice("Metric", [["", "Highest of all"], ...metrics.map((metric) => [metric, metricName(metric)])], chosen.metric, (value) => changed("metric", value)),
+    choice("Profile", [["", "All"], ...profiles.map((name) => [name, name])], chosen.profile, (value) => changed("profile", value)),
+    h("label", { class: "field" }, h("span", { text: "Name contains" }), h("input", { type: "search", value: chosen.search, oninput: later("search"), spellcheck: "false" })),
+  ];
+}
+
+function filtered(servers) {
+  const search = chosen.search.toLowerCase();
+  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search));
+}
+
+const worst = (row) => Math.max(...row.values);
+
+// Profiles with their rows, the most troubled first.
+function grouped(rows) {
+  const groups = new Map();
+  for (const row of rows) {
+    if (!groups.has(row.profile)) groups.set(row.profile, []);
+    groups.get(row.profile).push(row);
+  }
+  return [...groups].map(([profile, own]) => {
+    own.sort((a, b) => worst(b) - worst(a) || a.server_name.localeCompare(b.server_name));
+    return { profile, rows: own, worst: worst(own[0]) };
+  }).sort((a, b) => b.worst - a.worst || a.profile.localeCompare(b.profile));
+}
+
+async function drawMaps(root, heat, rows) {
+  if (!rows.length) {
+    const text = heat.servers.length ? "No server has this name and profile" : "The first forecast is being made";
+    return root.replaceChildren(empty(text));
+  }
+  const groups = grouped(rows), asRows = rows.length > MOST_OPEN && groups.length > 1;
+  const top = heat.unit ? (heat.unit === "%" ? 100 : Math.max(...rows.map(worst))) : 1;
+  const scale = { edges: edgesOf(heat), top, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewLabel) : rows.map((row) => heatRow(row).label)) };
+  const wanted = ["scale", ...(asRows ? ["all profiles"] : []), ...groups.map((group) => group.profile)];
+  const parts = new Map([...root.children].map((part) => [part.dataset.part, part]));
+  root.replaceChildren(...wanted.map((part) => (parts.get(part)?.dataset.part ? parts.get(part) : newPart(part))));
+  const [legend, ...rest] = root.children;
+  describe(legend, heat, top);
+  if (asRows) await drawOverview(rest.shift(), groups, scale, root);
+  await Promise.all(groups.map((group, index) => drawGroup(rest[index], group, scale, asRows)));
+}
+
+function newPart(part) {
+  if (part === "scale") return h("p", { class: "hint", "data-part": part });
+  if (part === "all profiles") return h("div", { class: "plot", "data-part": part });
+  return h("details", { "data-part": part }, h("summary"), h("div", { class: "plot" }), h("button", { text: "Show all", hidden: true }));
+}
+
+function describe(legend, heat, top) {
+  const what = heat.unit ? `Forecast of ${metricName(chosen.metric || heat.servers[0].metric)} in ${heat.unit}` : "Probability of exceeding a limit";
+  legend.replaceChildren(`${what} by half hour. Times in ${zone}. A click on a row opens it.`, scaleLegend(top, heat.unit));
+}
+
+const overviewLabel = ({ profile, rows }) => `${profile} (${rows.length.toLocaleString()})`;
+
+function drawOverview(element, groups, scale, root) {
+  const rows = groups.map(({ profile, rows }) => ({
+    label: overviewLabel({ profile, rows }),
+    key: profile,
+    values: scale.edges.slice(1).map((_, bin) => Math.max(...rows.map((row) => row.values[bin] ?? 0))),
+  }));
+  const open = (profile) => {
+    const part = [...root.children].find((child) => child.dataset.part === profile);
+    opened.set(profile, true);
+    part.open = true;
+    part.scrollIntoView({ block: "start", behavior: "smooth" });
+  };
+  return drawHeatMap(element, rows, scale, open);
+}
+
+async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows) {
+  const [summary, plot, all] = part.children;
+  summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${scale.unit ? `${number(highest)} ${scale.unit}` : percent(highest)}`);
+  let drawnOnce = false; // opening the part by program raises an event as well
+  all.onclick = () => { all.dataset.all = "yes"; drawnOnce = false; render(); };
+  summary.onclick = () => opened.set(profile, !part.open); // what people choose; the event comes before the change
+  async function render() {
+    if (drawnOnce) return;
+    drawnOnce = true;
+    const shown = all.dataset.all ? rows : rows.slice(0, MOST_ROWS);
+    all.hidden = shown.length === rows.length;
+    all.textContent = `Show all ${rows.length.toLocaleString()} servers`;
+    await drawHeatMap(plot, shown.map(heatRow), scale, (name) => { location.hash = `#/server/${encodeURIComponent(name)}`; });
+  }
+  part.open = opened.get(profile) ?? !asRows;
+  part.ontoggle = () => part.open && render();
+  if (part.open) await render();
+}
+
+function heatRow(row) {
+  const marks = [row.cold_start && "cold", row.stale && "stale"].filter(Boolean);
+  return { key: row.server_name, label: row.server_name + (marks.length ? ` · ${marks.join(", ")}` : ""), metric: row.metric, values: row.values };
+}
+
+function noServers() {
+  const example = `curl ${new URL("api/v1/metrics", location.href.split("#")[0])} -H 'Content-Type: application/json' -d '{"records": [{"timestamp": "${new Date().toISOString().slice(0, 19)}Z", "server_name": "ppweb005", "cpu_pct": 31.5}]}'`;
+  return empty("No server has sent a sample yet", h("p", { text: "A server needs no registration: its first sample is enough for a forecast." }), h("pre", { text: example }));
+}

@@ -1,0 +1,156 @@
+// Server view: history and forecast of all metrics, what was forecast before, and the outlook in words.
+
+import { sentenceOf } from "./alerts.js";
+import { ApiError, ask, askOptional, server as serverPath } from "./api.js";
+import { badge, choice, empty, h } from "./dom.js";
+import { explanation } from "./explanation.js";
+import { drawFan, fanLabel, intervalsOf } from "./fan.js";
+import { outlook } from "./outlook.js";
+import { count, duration, horizonName, metricName, number, percent, time } from "./text.js";
+import { coverageOf, nearestPast } from "./trust.js";
+
+const HOUR_MS = 3600e3, LONGEST_HOURS = 336, STATE_HOURS = 24;
+const QUIET_STATES = new Set([null, "healthy", "idle", "heavy_load", "morning_spike"]);
+const chosen = { hours: "12", past: "8", peers: true };
+
+export function serverView(page, name, query) {
+  if (!name) return chooser(page);
+  const at = query.has("at") && !Number.isNaN(Date.parse(query.get("at"))) ? query.get("at") : null;
+  const head = h("div", { class: "server-head" }), controls = h("div", { class: "controls" }), note = h("p", { class: "hint" });
+  const charts = h("div", { class: "charts" }), legend = h("p", { class: "legend" }), why = explanation(name);
+  page.append(head, h("section", { class: "panel" }, controls, note, charts, legend), why.element);
+  let data = null;
+
+  async function update() {
+    const path = serverPath(name), hours = historyHours(at);
+    const [forecast, history, risks, past, alerts] = await Promise.all([
+      ask(`${path}/forecast`).catch(asProblem), ask(`${path}/history?hours=${hours}`).catch(asProblem), askOptional(`${path}/risks`),
+      askOptional(`${path}/past-forecasts`), ask(`api/v1/alerts?server=${encodeURIComponent(name)}`),
+    ]);
+    data = { forecast, history, risks, past: past ? past.forecasts : [], alerts: alerts.alerts, peers: null, states: [] };
+    const problem = forecast.problem || history.problem;
+    if (problem) return noForecast(page, name, problem);
+    if (chosen.peers) data.peers = await askOptional(`${path}/peers?hours=${Math.min(hours, 48)}`);
+    data.states = statesOf(await askOptional(`${path}/history?raw=true&hours=${Math.min(hours, STATE_HOURS)}`));
+    head.replaceChildren(...headOf(name, data));
+    controls.replaceChildren(...controlsOf(changed));
+    return undefined;
+  }
+
+  function changed(key, value) {
+    const asksAgain = key === "hours" || (key === "peers" && value && !data.peers);
+    chosen[key] = value;
+    return (asksAgain ? update() : Promise.resolve()).then(drawn);
+  }
+
+  async function drawn() {
+    if (!data || data.forecast.problem || data.history.problem) return;
+    const past = chosen.past || at ? nearestPast(data.past, at ? Date.parse(at) : Date.parse(data.forecast.origin) - Number(chosen.past) * HOUR_MS) : null;
+    note.replaceChildren(...noteOf(past, at));
+    const metrics = Object.keys(data.forecast.metrics);
+    if (charts.children.length !== metrics.length) charts.replaceChildren(...metrics.map((metric) => figure(metric, name)));
+    legend.replaceChildren(...legendOf(data, past));
+    await Promise.all(metrics.map((metric, index) => drawFigure(charts.children[index], metric, { ...data, past, at })));
+    await why.update(data.forecast);
+  }
+  return { update, drawn, stepSeconds: () => data?.forecast.step_seconds || 300 };
+}
+
+const asProblem = (problem) => {
+  if (problem instanceof ApiError && [404, 503].includes(problem.status)) return { problem: problem.message };
+  throw problem;
+};
+
+function historyHours(at) {
+  const since = at ? (Date.now() - Date.parse(at)) / HOUR_MS + 4 : 0;
+  return Math.min(LONGEST_HOURS, Math.max(Number(chosen.hours), Math.ceil(since)));
+}
+
+function chooser(page) {
+  page.append(empty("Choose a server", h("p", { text: "Write its name into the field above, or choose a row of the fleet." }), h("p", {}, h("a", { href: "#/fleet", text: "Fleet" }))));
+  return { update: async () => {} };
+}
+
+function noForecast(page, name, problem) {
+  page.replaceChildren(empty(name, h("p", { text: `${problem}.` }), h("p", {}, h("a", { href: "#/fleet", text: "Fleet" }))));
+}
+
+function headOf(name, { forecast, risks, alerts }) {
+  const peers = forecast.peers.count;
+  const facts = [
+    ["Profile", [forecast.profile, h("small", { text: ` ${forecast.profile_rule || "no rule matched its name"}` })]],
+    ["Last step", [time(forecast.origin), h("small", { text: ` ${duration(1000 * forecast.age_seconds)} ago` })]],
+    ["History", [duration(forecast.history_steps * forecast.step_seconds * 1000), h("small", { text: ` ${count(forecast.history_steps, "measured step")}` })]],
+    ["Peers", [String(peers), h("small", { text: peers ? ` weight ${percent(forecast.peers.weight)} against its own level` : " none of its profile" })]],
+    ["Model", [h("span", { class: "name", text: forecast.model })]],
+    ...(forecast.incident_risk ? [["Incident risk", [Object.entries(forecast.incident_risk.within).map(([label, risk]) => `${percent(risk)} within ${horizonName(label)}`).join(", "), h("small", { text: ` trained on ${forecast.incident_risk.trained_on}` })]]] : []),
+  ];
+  return [
+    h("h2", {}, h("span", { class: "name", text: name }), " ", badge(forecast.profile),
+      forecast.cold_start && badge("cold start", "warn", "Nothing was measured yet: forecast from profile and peers"),
+      forecast.provisional && badge("provisional", "warn", "The running step is not complete"),
+      forecast.stale && badge("stale", "bad", "The server sends nothing: this is an old forecast")),
+    h("p", { class: "outlook" }, outlook(forecast, risks)),
+    ...alerts.map((alert) => h("p", { class: `banner ${alert.severity === "watch" ? "warn" : "bad"}` }, h("b", { text: alert.silenced ? "Silenced alert " : "Alert " }), sentenceOf(alert))),
+    ...forecast.warnings.map((warning) => h("p", { class: "hint", text: warning })),
+    h("dl", { class: "facts" }, facts.map(([title, value]) => h("div", {}, h("dt", { text: title }), h("dd", {}, value)))),
+  ];
+}
+
+function controlsOf(changed) {
+  return [
+    choice("History", [["6", "6 h"], ["12", "12 h"], ["24", "24 h"], ["72", "3 days"]], chosen.hours, (value) => changed("hours", value)),
+    choice("Compare with the forecast of", [["", "none"], ["1", "1 h ago"], ["4", "4 h ago"], ["8", "8 h ago"]], chosen.past, (value) => changed("past", value)),
+    h("label", { class: "field check" }, h("input", { type: "checkbox", checked: chosen.peers, onchange: (event) => changed("peers", event.target.checked) }), h("span", { text: "Peers" })),
+  ];
+}
+
+function noteOf(past, at) {
+  const moment = at ? ["The dotted red line is ", time(at), ", the moment that was asked for. "] : [];
+  if (past) return [...moment, "Compared with the forecast made after ", time(past.origin), "."];
+  if (chosen.past || at) return [...moment, "No forecast of that time is kept: one an hour is kept in memory, for 8 hours and since the daemon started."];
+  return moment;
+}
+
+function figure(metric, name) {
+  return h("figure", {}, h("figcaption"), h("div", { class: "plot fan", role: "img", "aria-label": fanLabel(metric, name) }));
+}
+
+async function drawFigure(element, metric, data) {
+  const { forecast, history, risks, past, states } = data;
+  const [caption, plot] = element.children, risk = risks?.metrics[metric], threshold = risk?.threshold ?? null;
+  const { unit, current } = forecast.metrics[metric];
+  const reached = Object.entries(risk?.by_horizon || {}).pop();
+  const covered = past ? coverageOf(past, history, metric) : null;
+  caption.replaceChildren(...[
+    h("b", { text: metricName(metric) }), h("span", { text: ` ${current === null ? "not measured now" : `now ${number(current)}`} ${unit}` }),
+    reached && threshold !== null ? h("span", { class: reached[1] >= 0.5 ? "bad" : reached[1] >= 0.25 ? "warn" : "", text: ` · limit ${number(threshold)}: ${percent(reached[1])} within ${horizonName(reached[0])}` }) : null,
+    covered ? h("small", { class: covered.inside / covered.steps < 0.5 ? "warn" : "", title: "Of the values measured since that forecast", text: `${percent(covered.inside / covered.steps)} of ${covered.steps} values since were inside its ${covered.share} % band` }) : null,
+  ].filter(Boolean));
+  await drawFan(plot, metric, { forecast, history, past, threshold, states, peers: chosen.peers ? data.peers : null, marked: data.at });
+}
+
+function legendOf({ forecast, peers, states }, past) {
+  const key = (kind, text) => [h("span", { class: "item" }, h("span", { class: `key ${kind}` }), text)];
+  const intervals = intervalsOf(Object.values(forecast.metrics)[0] || {});
+  return [
+    ...key("measured", "measured"), ...key("forecast", "median forecast"),
+    ...intervals.flatMap(({ share }, index) => key(index ? "inner" : "outer", `${share} % band`)),
+    ...(past ? [...key("past", "forecast then"), ...key("past-band", "its 80 % band")] : []),
+    ...(chosen.peers && peers ? key("peers", `middle half of ${count(peers.servers, "peer")}`) : []), ...key("limit", "limit"),
+    ...(states.some((state) => state.bad) ? key("incident", "incident") : []), ...(states.some((state) => !state.bad) ? key("maintenance", "maintenance, recovery or offline") : []),
+  ];
+}
+
+// Times in which the server reported an unusual state: {start, end, bad}.
+function statesOf(raw) {
+  const spans = [];
+  if (!raw) return spans;
+  raw.states.forEach((state, index) => {
+    const end = raw.timestamps[index + 1] || raw.timestamps[index], last = spans[spans.length - 1], bad = state === "critical_issue";
+    if (QUIET_STATES.has(state)) return;
+    if (last && last.end === raw.timestamps[index] && last.bad === bad) last.end = end;
+    else spans.push({ start: raw.timestamps[index], end, bad });
+  });
+  return spans;
+}

@@ -1,0 +1,65 @@
+// Numbers, names and times as people read them: times in the reader's zone, with UTC in the title.
+
+const METRICS = {
+  cpu_pct: "CPU", mem_pct: "Memory", disk_io_mb_s: "Disk", net_in_mb_s: "Network in", net_out_mb_s: "Network out",
+  latency_ms: "Latency",
+};
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const dated = new Intl.DateTimeFormat(undefined, {
+  weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+});
+const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
+const HOUR_MS = 3600e3, DAY_MS = 24 * HOUR_MS;
+
+export const metricName = (metric) => METRICS[metric] || metric;
+export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "local time";
+
+export function number(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString() : String(Number(value.toPrecision(digits)));
+}
+
+export function percent(share) {
+  if (share === null || share === undefined) return "–";
+  const value = 100 * share;
+  if (value > 0 && value < 1) return "<1 %";
+  return value > 99 && value < 100 ? ">99 %" : `${Math.round(value)} %`;
+}
+
+// "240m" as "4 h"
+export function horizonName(label) {
+  const minutes = Number(label.slice(0, -1)) * (label.endsWith("h") ? 60 : 1);
+  return minutes < 60 || minutes % 60 ? `${minutes} min` : `${minutes / 60} h`;
+}
+
+export const share = (percentage) => (percentage === null || percentage === undefined ? "–" : `${percentage.toFixed(1)} %`);
+
+export const count = (amount, noun, plural = `${noun}s`) => `${amount.toLocaleString()} ${amount === 1 ? noun : plural}`;
+
+export function duration(milliseconds) {
+  const minutes = Math.max(0, Math.round(milliseconds / 60e3));
+  if (minutes < 1) return "less than a minute";
+  if (minutes < 60) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60), rest = minutes % 60;
+  if (hours < 48) return rest ? `${hours} h ${rest} min` : `${hours} h`;
+  return `${Math.round(hours / 24)} days`;
+}
+
+export const utc = (iso) => `${new Date(iso).toISOString().slice(0, 16).replace("T", " ")} UTC`;
+export const clockTime = (iso) => clock.format(new Date(iso));
+export const date = (iso) => day.format(new Date(iso));
+
+// A time element: the clock time, with the day where it is not within half a day of now.
+export function time(iso) {
+  const made = document.createElement("time"), near = Math.abs(Date.now() - Date.parse(iso)) < DAY_MS / 2;
+  made.dateTime = iso;
+  made.title = utc(iso);
+  made.textContent = (near ? clock : dated).format(new Date(iso));
+  return made;
+}
+
+// Wall-clock text in the reader's zone: Plotly draws times as they are written.
+export function wall(when) {
+  const moment = new Date(when);
+  return new Date(moment - moment.getTimezoneOffset() * 60e3).toISOString().slice(0, 19);
+}

@@ -1,0 +1,151 @@
+"""GET /api/v1/heat-map: one number for each server and half hour of the horizon, for the whole fleet at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.contract.forecast_spec import BAND_80
+from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.alerting.exceedance import breach_probability, nearest_level
+from fleet_forecast.serving.alerting.threshold_detector import SERVERS_AT_ONCE, limit_table
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.selection import parse_selection
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.routes.responses import (
+    ACCESS_REFUSALS,
+    INVALID_PARAMETER,
+    RunningDaemon,
+    UtcTime,
+    json_response,
+)
+
+BIN_SECONDS = 1_800
+
+router = APIRouter(tags=["fleet"])
+
+
+class HeatMapQuery(BaseModel):
+    """What is shown, and the servers of one page."""
+
+    value: Annotated[
+        Literal["breach", "quantile"],
+        Field(description="breach: highest probability of exceeding a threshold; quantile: highest value of a metric"),
+    ] = "breach"
+    metric: Annotated[str | None, Field(description="only this metric; needed for quantile")] = None
+    level: Annotated[float, Field(gt=0, lt=1, description="level of the quantile; the nearest one is used")] = BAND_80[
+        1
+    ]
+    profile: Annotated[list[str] | None, Field(description="only these profiles")] = None
+    limit: Annotated[int, Field(ge=1, le=1_000, description="servers in one response")] = 1_000
+    after: Annotated[str, Field(description="`next` of the previous page")] = ""
+
+
+class HeatMapRow(BaseModel):
+    """One server."""
+
+    server_name: str
+    profile: str
+    stale: bool
+    cold_start: bool
+    provisional: bool
+    origin: UtcTime
+    metric: Annotated[str, Field(description="metric of the highest number")]
+    values: Annotated[list[float], Field(description="by half hour after the origin")]
+
+
+class HeatMapResponse(BaseModel):
+    """One page of servers, in the order of names."""
+
+    model: str | None
+    origin: UtcTime | None
+    made_at: UtcTime | None
+    bin_seconds: int
+    unit: Annotated[str | None, Field(description="of quantiles; null for probabilities")]
+    servers: list[HeatMapRow]
+    next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")]
+
+
+@router.get(
+    "/api/v1/heat-map",
+    summary="One number for each server and half hour of the horizon",
+    response_model=HeatMapResponse,
+    response_description="one page",
+    responses={**ACCESS_REFUSALS, 422: INVALID_PARAMETER},
+)
+async def heat_map(daemon: RunningDaemon, query: Annotated[HeatMapQuery, Query()]) -> Response:
+    model = daemon.forecasts.snapshot.model
+    metrics = None if query.metric is None else [query.metric]
+    parse_selection(model, metrics)  # refuses what is not forecast
+    if query.value == "quantile" and query.metric is None:
+        return json_response({"detail": "metric: value=quantile needs one, such as metric=cpu_pct"}, 422)
+    return json_response(await asyncio.to_thread(_page, daemon, query))
+
+
+def _page(daemon: Daemon, query: HeatMapQuery) -> dict[str, Any]:
+    snapshot = daemon.forecasts.snapshot
+    profiles = None if query.profile is None else set(query.profile)
+    chosen = [
+        forecast
+        for name, forecast in sorted(snapshot.forecasts.items())
+        if name > query.after and (profiles is None or forecast.profile in profiles)
+    ][: query.limit + 1]
+    page = chosen[: query.limit]
+    return {
+        "model": None if snapshot.model is None else snapshot.model.model_id,
+        "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
+        "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
+        "bin_seconds": BIN_SECONDS,
+        "unit": METRIC_SPECS[query.metric].unit if query.value == "quantile" and query.metric else None,
+        "servers": [row for part in _same_shape(page) for row in _rows(daemon, part, query)],
+        "next": page[-1].server_name if len(chosen) > query.limit else None,
+    }
+
+
+def _same_shape(forecasts: Sequence[ServerForecast]) -> list[list[ServerForecast]]:
+    """Runs of forecasts of one model, at most SERVERS_AT_ONCE each; two models while a new one takes over."""
+    runs = [list(of_model) for _, of_model in groupby(forecasts, key=lambda forecast: forecast.model)]
+    return [run[start : start + SERVERS_AT_ONCE] for run in runs for start in range(0, len(run), SERVERS_AT_ONCE)]
+
+
+def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQuery) -> list[dict[str, Any]]:
+    model = forecasts[0].model
+    metrics = [row for row, metric in enumerate(model.metrics) if query.metric in (None, metric)]
+    if not metrics:  # a forecast of the model before
+        return []
+    quantiles = np.stack([forecast.quantiles[metrics] for forecast in forecasts])  # (server, metric, quantile, step)
+    if query.value == "breach":
+        limits = limit_table(daemon.alerts.rules, forecasts)[:, metrics]
+        by_step = breach_probability(quantiles, model.quantiles, limits)
+    else:
+        by_step = quantiles[:, :, nearest_level(model.quantiles, query.level)]
+    digits = 3 if query.value == "breach" else 2
+    by_bin = np.round(_highest_by_bin(by_step, model.step_seconds).astype(np.float64), digits)  # (server, metric, bin)
+    highest = by_bin.max(axis=2).argmax(axis=1)
+    return [
+        {
+            "server_name": forecast.server_name,
+            "profile": forecast.profile,
+            "stale": daemon.forecasts.is_stale(forecast),
+            "cold_start": forecast.history_steps == 0,
+            "provisional": forecast.provisional,
+            "origin": iso(forecast.origin_seconds),
+            "metric": model.metrics[metrics[column]],
+            "values": values,
+        }
+        for forecast, column, values in zip(forecasts, highest, by_bin.max(axis=1).tolist(), strict=True)
+    ]
+
+
+def _highest_by_bin(by_step: np.ndarray, step_seconds: int) -> np.ndarray:
+    """[server, metric, step] -> [server, metric, bin]; the last bin may be shorter."""
+    length = max(1, BIN_SECONDS // step_seconds)
+    starts = range(0, by_step.shape[2], length)
+    return np.stack([by_step[:, :, start : start + length].max(axis=2) for start in starts], axis=2)

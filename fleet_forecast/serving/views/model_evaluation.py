@@ -1,0 +1,104 @@
+"""GET /api/v1/model/evaluation: how good the model in use was when it was trained, and how good it is now."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_regular
+from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.scores import ForecastScores
+from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, json_response
+
+MAX_FILE_BYTES = 8 * 1024 * 1024
+# Of training_info.json; its paths and flags belong to the machine that trained.
+TRAINING_FIELDS = (
+    "servers",
+    "unseen_servers",
+    "validation_servers",
+    "first_timestamp",
+    "train_end",
+    "test_start",
+    "last_timestamp",
+    "parameters",
+    "minutes",
+    "epochs",
+    "windows_per_second",
+    "stopped_by",
+    "loss_history",
+    "scored_model",
+    "scores",
+)
+
+router = APIRouter(tags=["model"])
+
+
+class LiveScore(BaseModel):
+    """Past forecasts of one metric and horizon against what was measured, since the start of the daemon."""
+
+    metric: str
+    horizon: str
+    scored: Annotated[int, Field(description="number of compared values")]
+    coverage_80: Annotated[float | None, Field(description="percentage of values within the 80 % band")]
+    wql: Annotated[float | None, Field(description="weighted quantile loss over all quantiles of the model")]
+
+
+class EvaluationResponse(BaseModel):
+    """The evaluation of the model in use."""
+
+    model: str | None
+    training: Annotated[dict[str, Any] | None, Field(description="data, time, cost and scores of the training run")]
+    evaluation: Annotated[dict[str, Any] | None, Field(description="evaluation.json; null of a model without one")]
+    live: list[LiveScore]
+
+
+@router.get(
+    "/api/v1/model/evaluation",
+    summary="Scores of the model in use, at training time and since the start",
+    response_model=EvaluationResponse,
+    response_description="the evaluation",
+    responses=ACCESS_REFUSALS,
+)
+async def evaluation(daemon: RunningDaemon) -> Response:
+    return json_response(await asyncio.to_thread(_evaluation, daemon))
+
+
+def _evaluation(daemon: Daemon) -> dict[str, Any]:
+    engine = daemon.forecasts.engine
+    info = _read(engine, TRAINING_INFO_FILE)
+    return {
+        "model": engine.model_id if engine else None,
+        "training": None if info is None else {name: info[name] for name in TRAINING_FIELDS if name in info},
+        "evaluation": _read(engine, EVALUATION_FILE),
+        "live": _live(daemon.scores),
+    }
+
+
+def _read(engine: Engine | None, name: str) -> dict[str, Any] | None:
+    """A file of the model directory; None if it has none, or none that can be read."""
+    if engine is None or engine.model_dir is None:
+        return None
+    try:
+        document = json.loads(read_regular(engine.model_dir / name, MAX_FILE_BYTES))
+    except (OSError, ValueError, ModelError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _live(scores: ForecastScores) -> list[dict[str, Any]]:
+    return [
+        {
+            "metric": metric,
+            "horizon": horizon,
+            "scored": tally.scored,
+            "coverage_80": round(100 * tally.covered_80 / tally.scored, 2) if tally.scored else None,
+            "wql": round(tally.pinball / tally.absolute, 5) if tally.absolute else None,
+        }
+        for (metric, horizon), tally in sorted(scores.tallies.items())
+    ]

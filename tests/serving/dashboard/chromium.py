@@ -1,0 +1,14 @@
+"""Debian's Chromium, driven by Playwright: no browser is downloaded."""
+
+import shutil
+
+PROGRAM = shutil.which("chromium")
+FLAGS = (  # without them it cannot run as root, and asks for Google's hosts
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)

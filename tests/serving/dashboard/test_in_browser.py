@@ -1,0 +1,249 @@
+"""The dashboard in a real Chromium: every view, its states, live updates, keyboard and accessibility."""
+
+import time
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.serving.daemon_client import TOKEN
+from tests.serving.dashboard.chromium import FLAGS, PROGRAM
+from tests.serving.dashboard.scenes import PREFIX, serving
+from tests.serving.fake_daemon import FakeDaemon
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="the program chromium is not installed")
+AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+FLEET = {"ppdb001": 55.0, "ppdb002": 60.0, "ppml0001": 70.0, "constructor": 30.0, "x" * 250: 20.0}
+# Of tests that stop the daemon, send a wrong token or ask for a server that is not there.
+EXPECTED_PROBLEMS = ("401", "404", "Authorization: Bearer", "net::ERR_", "Failed to fetch")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=PROGRAM, args=list(FLAGS))
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A small fleet with nine hours of forecasts, below a path prefix."""
+    with serving(tmp_path_factory.mktemp("scene"), prefix=PREFIX) as made:
+        for hours_back in range(9, -1, -1):
+            made.play(12 * hours_back + 2, FLEET)  # the last two steps are for the test of live updates
+        yield made
+
+
+class Watched:
+    """A page whose console errors, failures and requests are recorded."""
+
+    def __init__(self, browser, **options):
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.problems, self.hosts = [], set()
+        self.page.on(
+            "console",
+            lambda message: self.problems.append(message.text) if message.type in ("error", "warning") else None,
+        )
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+
+    def _on_console(self, message):
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+    def unexpected(self):
+        return [text for text in self.problems if not any(part in text for part in EXPECTED_PROBLEMS)]
+
+
+@pytest.fixture
+def open_page(browser):
+    opened = []
+
+    def opener(address, **options):
+        watched = Watched(browser, **options)
+        opened.append((watched, address))
+        watched.page.goto(address)
+        return watched.page
+
+    yield opener
+    for watched, address in opened:
+        watched.context.close()
+        assert watched.unexpected() == []
+        assert watched.hosts == {address.split("/")[2]}
+
+
+def drawn(page, charts=1):
+    """Wait until so many charts are there."""
+    page.wait_for_function("n => document.querySelectorAll('.js-plotly-plot .main-svg').length >= n", arg=charts)
+
+
+def violations(page, scheme):
+    """Rules of axe-core that the page breaks; the inside of Plotly's pictures, which have a label, is left out."""
+    page.evaluate(AXE.read_text())  # not as a script element: the policy forbids it
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_selector(".view")
+    rules = ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"]
+    found = page.evaluate("runOnly => axe.run({exclude: ['.plot']}, {runOnly})", rules)
+    return [(rule["id"], [node["target"] for node in rule["nodes"]][:3]) for rule in found["violations"]]
+
+
+def test_the_fleet_has_counters_risks_and_a_heat_map_whose_rows_open_servers(scene, open_page):
+    page = open_page(f"{scene.url}/")
+    drawn(page, 2)
+    expect(page.locator(".card").first).to_contain_text("5")
+    expect(page.locator("details[data-part=database] summary")).to_contain_text("2 servers")
+    assert page.locator("details[data-part=database] .ytick").all_text_contents() == ["ppdb001", "ppdb002"]
+    page.locator("details[data-part=database] .nsewdrag").click(position={"x": 50, "y": 8})
+    expect(page.locator(".server h2")).to_contain_text("ppdb001")
+    page.go_back()
+    page.get_by_label("Name contains").fill("ML")
+    expect(page.locator("details[data-part]")).to_have_count(1)
+    assert "search=ML" in page.url
+
+
+def test_a_server_shows_its_metrics_the_outlook_and_what_was_forecast_before(scene, open_page):
+    page = open_page(f"{scene.url}/#/server/ppdb001")
+    drawn(page, 2 * 6)
+    expect(page.locator(".outlook")).to_contain_text("No limit is expected to be exceeded within 8 h")
+    expect(page.locator("figcaption").first).to_contain_text("CPU now 55 %")
+    for hours in ("8", "4", "1"):
+        page.get_by_label("Compare with the forecast of").select_option(hours)
+        expect(page.locator("figcaption small").first).to_contain_text("values since were inside its 80 % band")
+    expect(page.locator(".legend")).to_contain_text("middle half of 1 peer")
+    page.locator(".fan .nsewdrag").first.hover(position={"x": 30, "y": 90})
+    expect(page.locator(".fan .hoverlayer .hovertext").first).to_contain_text("%")
+    page.get_by_text("What the model looked at").click()
+    drawn(page, 2 * 6 + 4)
+    expect(page.locator("details figure").nth(1)).to_contain_text("CPU, value")
+
+
+def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
+    page = open_page(f"{scene.url}/")
+    drawn(page)
+    expect(page.locator(".card").nth(1)).to_contain_text("0")
+    for steps_back in (1, 0):
+        scene.play(steps_back, {**FLEET, "ppdb001": 99.0})
+    expect(page.locator("#firing")).to_have_text("1")
+    expect(page.locator(".columns td").first).to_have_text("ppdb001")
+    expect(page.locator("details[data-part=database] summary")).to_contain_text("highest 91 %")
+    page.get_by_role("link", name="Alerts").first.click()
+    page.locator("td a", has_text="ppdb001").click()
+    expect(page.locator(".server .banner")).to_contain_text("Alert")
+    assert "at=" in page.url
+    expect(page.locator(".server .hint").first).to_contain_text("the moment that was asked for")
+
+
+def test_the_model_has_its_scores_and_says_what_is_missing(scene, open_page):
+    page = open_page(f"{scene.url}/#/model")
+    expect(page.locator(".model h2").first).to_contain_text("tft_model_fake")
+    expect(page.locator(".model")).to_contain_text("without evaluation.json")
+
+
+@pytest.mark.parametrize("view", ["fleet", "server/ppdb002", "alerts", "model", "server"])
+def test_no_view_breaks_a_rule_of_accessibility_in_light_and_in_dark(scene, open_page, view):
+    page = open_page(f"{scene.url}/#/{view}")
+    page.wait_for_selector(".view")
+    assert violations(page, "light") == []
+    assert violations(page, "dark") == []
+
+
+def test_a_name_from_outside_is_text_wherever_it_is_shown(scene, open_page):
+    name = "<img src=x onerror=alert(1)>"
+    page = open_page(f"{scene.url}/#/server/{name}")
+    expect(page.locator(".empty-title")).to_have_text(name)
+    assert page.locator("main img").count() == 0
+    page.goto(f"{scene.url}/#/server/100%")
+    expect(page.locator(".empty-title")).to_have_text("100%")
+    page.goto(f"{scene.url}/#constructor")  # as links of earlier versions have it
+    expect(page.locator(".server h2")).to_contain_text("constructor")
+
+
+def test_times_are_in_the_readers_zone_with_utc_in_the_title(scene, open_page):
+    page = open_page(f"{scene.url}/#/server/ppdb002", timezone_id="Asia/Kolkata")
+    moment = page.locator(".facts time").first
+    shown, stamp = moment.inner_text(), moment.get_attribute("datetime")
+    utc = int(stamp[11:13]) * 60 + int(stamp[14:16])
+    hours, minutes = map(int, shown.split(":"))
+    assert (hours * 60 + minutes - utc) % 1440 == 5 * 60 + 30
+    assert moment.get_attribute("title") == f"{stamp[:10]} {stamp[11:16]} UTC"
+
+
+def test_views_fit_a_narrow_screen_and_the_keyboard_reaches_everything(scene, open_page):
+    page = open_page(f"{scene.url}/")
+    page.set_viewport_size({"width": 380, "height": 800})
+    drawn(page)
+    for view in ("fleet", "server/ppdb001", "alerts", "model"):
+        page.goto(f"{scene.url}/#/{view}")
+        page.wait_for_selector(f".view.{view.split('/')[0]}")
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380, view
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") in ("A", "INPUT", "BUTTON", "SELECT", "SUMMARY", "DIV")
+
+
+def test_a_token_is_asked_for_and_a_wrong_one_is_refused(tmp_path, open_page):
+    with serving(tmp_path, token=TOKEN) as guarded:
+        guarded.play(0, FLEET)
+        page = open_page(f"{guarded.url}/#/fleet")
+        page.get_by_label("Token").fill("0123456789abcdef-wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#token-hint")).to_have_text("The daemon refused this token.")
+        page.get_by_label("Token").fill(TOKEN.decode())
+        page.keyboard.press("Enter")
+        drawn(page)
+        expect(page.locator("#state")).to_contain_text("Live")
+        guarded.play(0, {"late-comer": 40.0})
+        expect(page.locator(".card").first).to_contain_text("6")
+
+
+def test_a_fleet_without_samples_is_told_how_to_send_one(tmp_path, open_page):
+    with serving(tmp_path) as empty:
+        page = open_page(f"{empty.url}/")
+        expect(page.locator(".heat")).to_contain_text("No server has sent a sample yet")
+        expect(page.locator("pre")).to_contain_text(f"{empty.url}/api/v1/metrics")
+
+
+def test_a_lost_connection_is_shown_and_found_again(tmp_path, open_page):
+    with FakeDaemon(tmp_path) as running:
+        page = open_page(f"{running.url}/")
+        expect(page.locator("#state")).to_contain_text("Live")
+        running.stop()
+        expect(page.locator(".banner.bad")).to_contain_text("Connection lost")
+        expect(page.locator("#state")).to_have_text("Disconnected")
+        running.start()
+        expect(page.locator("#state")).to_contain_text("Live")
+        expect(page.locator(".banner.bad")).to_have_count(0)
+
+
+def test_a_thousand_servers_are_rows_of_profiles_that_open(tmp_path, open_page, record_property, capsys):
+    fleet = {
+        f"{prefix}{number:04d}": 20.0 + number % 70
+        for prefix in ("ppdb", "ppml", "ppweb", "ppetl")
+        for number in range(250)
+    }
+    with serving(tmp_path) as large:
+        large.play(0, fleet)
+        started = time.perf_counter()
+        page = open_page(f"{large.url}/")
+        page.wait_for_selector(".card")
+        first_view = time.perf_counter() - started
+        drawn(page)
+        charts = time.perf_counter() - started
+        expect(page.locator("details[data-part][open]")).to_have_count(0)
+        started = time.perf_counter()
+        page.locator("details[data-part=database] summary").click()
+        page.wait_for_selector("details[data-part=database] .main-svg")
+        opening = time.perf_counter() - started
+        assert page.locator("details[data-part=database] .ytick").count() == 100
+        started = time.perf_counter()
+        page.get_by_label("Name contains").fill("ppml01")
+        expect(page.locator("details[data-part]")).to_have_count(1)
+        searching = time.perf_counter() - started
+    seconds = {"first_view": first_view, "charts": charts, "open_profile": opening, "search": searching}
+    record_property("seconds", seconds)
+    with capsys.disabled():
+        print(" 1,000 servers, seconds:", {name: round(value, 2) for name, value in seconds.items()}, end=" ")

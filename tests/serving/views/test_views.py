@@ -1,0 +1,110 @@
+"""The routes of the dashboard's views, against what the forecasts and samples give by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.alerting.exceedance import exceedance_probability
+from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.monitoring.scores import Tally
+from tests.serving.daemon_client import STEP, complete_start, daemon, forecast_of, post, record, wait_for
+from tests.serving.fake_engine import FakeConfig, FakeEngine
+
+LEVELS = FakeConfig().quantiles
+
+
+@pytest.fixture
+def client(tmp_path):
+    with daemon(tmp_path) as opened:
+        yield opened
+
+
+def test_the_heat_map_is_the_highest_probability_or_value_of_each_half_hour(client):
+    post(client, record("ppdb001", cpu_pct=94.0, mem_pct=20.0), record("ppweb001", cpu_pct=10.0))
+    for name in ("ppdb001", "ppweb001"):
+        forecast_of(client, name)
+    page = client.get("/api/v1/heat-map", params={"limit": 1}).json()
+    (row,) = page["servers"]
+    assert (row["server_name"], row["metric"], row["profile"], page["next"]) == (
+        "ppdb001",
+        "cpu_pct",
+        "database",
+        "ppdb001",
+    )
+    threshold = AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"].above
+    quantiles = 94.0 + (np.array(LEVELS) - 0.5)[:, None] * 10  # of the fake engine, the same at each step
+    expected = exceedance_probability(quantiles, LEVELS, np.array(threshold))[0]
+    assert row["values"] == [pytest.approx(expected, abs=0.001)] * 16
+    (row,) = client.get("/api/v1/heat-map", params={"after": page["next"]}).json()["servers"]
+    assert row["server_name"] == "ppweb001"
+    query = {"value": "quantile", "metric": "mem_pct", "level": 0.5, "profile": "database"}
+    page = client.get("/api/v1/heat-map", params=query).json()
+    assert [(row["server_name"], row["values"]) for row in page["servers"]] == [("ppdb001", [20.0] * 16)]
+    assert page["unit"] == "%"
+    assert client.get("/api/v1/heat-map", params={"metric": "unknown"}).status_code == 422
+
+
+def test_risks_of_a_server_have_thresholds_probabilities_and_times_of_crossing(client):
+    post(client, record("ppdb001", cpu_pct=98.0))
+    forecast_of(client, "ppdb001")
+    wait_for(lambda: client.get("/api/v1/servers/ppdb001/risks").json()["metrics"]["cpu_pct"]["by_horizon"])
+    document = client.get("/api/v1/servers/ppdb001/risks").json()
+    cpu, disk = document["metrics"]["cpu_pct"], document["metrics"]["disk_io_mb_s"]
+    assert cpu["threshold"] == AlertRules().thresholds_of("ppdb001", "database")["cpu_pct"].above
+    assert cpu["expected_at"] == cpu["earliest_at"] == iso(complete_start() + STEP)
+    assert list(cpu["by_horizon"]) == ["15m", "1h", "4h", "8h"]
+    assert cpu["by_horizon"]["1h"] > 0.7
+    assert (disk["expected_at"], disk["by_horizon"]["8h"]) == (None, 0.0)
+    assert client.get("/api/v1/servers/nobody/risks").status_code == 404
+
+
+def test_peers_are_the_quartiles_of_the_other_servers_of_the_profile(client):
+    start = complete_start()
+    values = {"ppdb001": 90.0, "ppdb002": 10.0, "ppdb003": 20.0, "ppdb004": 30.0, "ppml0001": 99.0}
+    post(client, *(record(name, start, cpu_pct=value) for name, value in values.items()))
+    for name in values:
+        forecast_of(client, name)
+    document = wait_for(
+        lambda: (band := client.get("/api/v1/servers/ppdb001/peers?hours=0.05").json())["servers"] == 3 and band
+    )
+    assert document["metrics"]["cpu_pct"] == {"low": [15.0], "high": [25.0]}
+    assert document["metrics"]["mem_pct"] == {"low": [None], "high": [None]}
+    assert document["timestamps"] == [iso(start)]
+
+
+def test_the_evaluation_has_live_scores_and_no_scores_of_training_without_a_model_directory(client):
+    client.app.state.daemon.scores.tallies["cpu_pct", "1h"] = Tally(10, 8, 12.5, 250.0)
+    wait_for(lambda: client.get("/api/v1/model").json()["model"])
+    document = client.get("/api/v1/model/evaluation").json()
+    assert document["live"] == [{"metric": "cpu_pct", "horizon": "1h", "scored": 10, "coverage_80": 80.0, "wql": 0.05}]
+    assert document["training"] is document["evaluation"] is None
+
+
+def test_the_evaluation_has_the_files_of_the_model_directory_without_the_paths_of_the_trainer(tmp_path):
+    info = {"servers": 3, "minutes": 2.5, "data": "/home/someone/data", "settings": {"training_dir": "/home/someone"}}
+    (tmp_path / "training_info.json").write_text(json.dumps(info))
+    (tmp_path / "evaluation.json").write_text('{"groups": {}, "cold_start": []}')
+    with daemon(tmp_path, FakeEngine(model_dir=tmp_path)) as client:
+        wait_for(lambda: client.get("/api/v1/model").json()["model"])
+        document = client.get("/api/v1/model/evaluation").json()
+        assert document["training"] == {"servers": 3, "minutes": 2.5}
+        assert document["evaluation"] == {"groups": {}, "cold_start": []}
+        (tmp_path / "evaluation.json").write_text("[" * 100_000)
+        assert client.get("/api/v1/model/evaluation").json()["evaluation"] is None
+
+
+def test_past_forecasts_are_those_of_earlier_cycles(tmp_path):
+    now = [complete_start(24) + STEP + 1.0]
+    with daemon(tmp_path, clock=lambda: now[0]) as client:
+        for steps_back, cpu in ((24, 30.0), (12, 40.0)):
+            start = complete_start(steps_back)
+            now[0] = start + 1.0
+            post(client, record("ppdb001", start, cpu_pct=cpu))
+            now[0] = start + STEP + 1.0
+            wait_for(lambda: forecast_of(client, "ppdb001")["origin"] == iso(start))  # noqa: B023
+        path = "/api/v1/servers/ppdb001/past-forecasts"
+        found = wait_for(lambda: len(past := client.get(path).json()["forecasts"]) == 2 and past)
+    assert [one["origin"] for one in found] == [iso(complete_start(24)), iso(complete_start(12))]
+    assert [one["metrics"]["cpu_pct"]["q0.5"][0] for one in found] == [30.0, 40.0]
