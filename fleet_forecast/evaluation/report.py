@@ -203,7 +203,8 @@ def _risk(risk: Mapping[str, Any]) -> list[str]:
     source, horizon = html.escape(str(risk["source"])), html.escape(str(risk["alert_horizon"]))
     return [
         "<h2>Risk of incidents</h2>",
-        f'<p class="hint">Incidents found, and false alarms, by level of the risk within {horizon}. Trained on {source}.</p>',
+        f'<p class="hint">Found incidents against false alarms, by level of the risk within {horizon}.</p>',
+        f"<p>Trained on {source}.</p>",
         charts.as_html(charts.risk_chart(risk["curve"])),
         f"<details><summary>as a table</summary>{_table(pd.DataFrame(risk['curve']))}</details>",
         f'<p class="hint">Probability of an incident within {horizon}, and how often one came:</p>',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -92,10 +91,10 @@ def weights() -> WeightTables:
     )
 
 
-def written(folder: Path, evaluation: Evaluation) -> str:
+def written(folder: Path, evaluation: Evaluation, info: dict[str, Any] = INFO) -> str:
     """The page without Plotly's script, which names other hosts in comments."""
     data = pd.DataFrame({"profile": ["<web>"], "servers": [3], "silent_pct": [1.5]})
-    write_report(folder, ModelReport("tft_model_x", INFO, evaluation, weights(), data))
+    write_report(folder, ModelReport("tft_model_x", info, evaluation, weights(), data))
     page = (folder / "report.html").read_text()
     assert get_plotlyjs() in page
     return page.replace(get_plotlyjs(), "")
@@ -148,16 +147,14 @@ def test_variables_are_sorted_by_weight_with_labels_and_percentages(page: str) -
 
 
 def test_a_risk_model_is_shown_with_its_source_curve_and_reliability(tmp_path: Path) -> None:
-    rows = [{"probability": 0.25, "frequency": 0.125, "weight": 77.5}]
+    point = {"level": 0.625, "false_alarms_per_server_month": 0.375, "recall_long_precursor": 0.4}
     risk = {
         "source": "simulated fleets: <few> labels",
         "alert_horizon": "4h",
-        "curve": [{"level": 0.625, "false_alarms_per_server_month": 0.375}],
-        "reliability": {"1h": [], "4h": rows},
+        "curve": [{**point, "recall_other": None, "ahead": 0.3}],
+        "reliability": {"1h": [], "4h": [{"probability": 0.25, "frequency": 0.125, "weight": 77.5}]},
     }
-    info = INFO | {"risk_model": risk}
-    write_report(tmp_path, ModelReport("tft_model_x", info, {"unseen": scores()}, pd.DataFrame(), weights()))
-    page = (tmp_path / "report.html").read_text()
+    page = written(tmp_path, Evaluation(), INFO | {"risk_model": risk})
     assert "Trained on simulated fleets: &lt;few&gt; labels" in page
     assert all(f">{number}<" in page for number in ("0.625", "0.375", "0.250", "0.125", "77.500"))
 
@@ -170,10 +167,7 @@ def test_scores_show_means_and_fold_single_metrics(page: str) -> None:
     assert ">500<" in folded
 
 
-def test_a_model_without_test_servers_and_a_risk_model_have_their_report(tmp_path: Path) -> None:
-    point = {"level": 0.5, "false_alarms_per_server_month": 0.2, "recall_long_precursor": 0.4}
-    risk = {"trained_on": "simulator", "curve": [{**point, "recall_other": None, "ahead": 0.3}]}
-    (tmp_path / "risk_model.json").write_text(json.dumps(risk))
+def test_a_model_without_test_servers_has_its_report(tmp_path: Path) -> None:
     page = written(tmp_path, Evaluation())
-    assert "Risk of incidents" in page
+    assert "Risk of incidents" not in page
     assert "Calibration" not in page
