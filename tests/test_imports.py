@@ -41,6 +41,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.alerting": 3,
     f"{PACKAGE}.serving.routes": 4,
     f"{PACKAGE}.serving.http": 4,
+    f"{PACKAGE}.serving.routes.protocols": 5,
 }
 OUTERMOST = 11  # benchmarks may use anything
 MOST_MODULES = 14  # in a package: more are two packages

@@ -31,12 +31,14 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
 from fleet_forecast.sources.address import is_address, origin_of, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
+MIB = 1024 * 1024
 ADDRESSES = ("prometheus", "alertmanager", "webhook")  # settings that may contain a password or a secret path
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -97,6 +99,12 @@ class Settings(BaseModel):
     )
     prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
 
+    server_label: str = Field(
+        default="instance",
+        min_length=1,
+        description="label with the server's name in the series of Prometheus remote write; a port is cut off",
+    )
+
     alert_rules: FilePath | None = Field(default=None, description="TOML file with thresholds and levels of alerts")
     alertmanager: Address | None = Field(
         default=None, description="address of an Alertmanager to send alerts to, http://host:9093"
@@ -136,7 +144,7 @@ class Settings(BaseModel):
     future_minutes: Number = Field(default=10.0, ge=0.0, description="samples further ahead than this are rejected")
     max_servers: Whole = Field(default=20_000, ge=1, description="servers beyond this number are rejected")
     max_records: Whole = Field(default=10_000, ge=1, description="records in one request")
-    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body")
+    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body, packed and unpacked")
     max_waiting_records: Whole = Field(
         default=50_000, ge=1, description="records accepted but not yet on disk; beyond this the answer is 503"
     )
@@ -176,6 +184,16 @@ class Settings(BaseModel):
     recheck_seconds: Number = Field(
         default=5.0, ge=0.05, description="interval of the check for new servers and late samples"
     )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """max_body_mib in bytes."""
+        return int(self.max_body_mib * MIB)
+
+    @property
+    def max_samples(self) -> int:
+        """Samples in one request of remote write, data points in one of OTLP: as many as max_records can hold."""
+        return self.max_records * len(METRICS)
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import is_address, without_secrets
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.server_label import without_port
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
@@ -295,7 +295,7 @@ def _server_name(labels: Mapping[str, str], queries: QuerySet, metric: str) -> s
             f"query of {metric}: a series without the label {queries.server_label!r} ({dict(labels)}); "
             f"keep it in the query (sum by ({queries.server_label})), or set server_label"
         )
-    return re.sub(r":\d+$", "", name) if queries.strip_port else name
+    return without_port(name) if queries.strip_port else name
 
 
 def _series(entry: Mapping[str, Any]) -> Series:

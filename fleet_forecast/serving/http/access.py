@@ -16,7 +16,7 @@ Headers = dict[bytes, bytes]
 # Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
-WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
+WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
 

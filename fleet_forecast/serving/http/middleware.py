@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
 
@@ -26,6 +27,24 @@ LOG = logging.getLogger(__name__)
 MIB = 1024 * 1024
 POLICY_VIOLATION = 1008  # close code of WebSockets
 LOGGED_PATH = 200  # characters
+PROTOBUF = b"application/x-protobuf"
+
+
+class _BodyKind(NamedTuple):
+    """Media types and content encodings that a route takes, and the remedy for other encodings."""
+
+    media_types: tuple[bytes, ...]
+    encodings: tuple[bytes, ...]
+    remedy: str
+
+
+_JSON = _BodyKind((b"application/json",), (b"identity",), "send the body as it is, without Content-Encoding")
+_BODY_KINDS = {
+    "/api/v1/write": _BodyKind((PROTOBUF,), (b"snappy",), "send Content-Encoding: snappy"),
+    "/v1/metrics": _BodyKind(
+        (PROTOBUF, b"application/json"), (b"identity", b"gzip"), "send the body as it is, or Content-Encoding: gzip"
+    ),
+}
 _METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -40,7 +59,7 @@ class RequestGuard:
     def __init__(self, app: App, settings: Settings, tokens: AccessTokens, counters: HttpCounters) -> None:
         self._app, self._counters = app, counters
         self._access = AccessRules(settings, tokens)
-        self._max_body_bytes = int(settings.max_body_mib * MIB)
+        self._max_body_bytes = settings.max_body_bytes
         self._seconds = settings.body_seconds
         self._waiting = WaitingBodies(int(settings.max_waiting_mib * MIB))
         self._unsent = UnsentResponses(int(settings.max_unsent_mib * MIB))
@@ -121,11 +140,12 @@ def _check_content(scope: Scope, headers: Headers) -> None:
     # Forms can send no admin token, so requests that need one may omit the type of a body that they do not have.
     if needed_right(scope) is Right.ADMIN and not _has_body(headers) and b"content-type" not in headers:
         return
+    accepted = _BODY_KINDS.get(scope["path"], _JSON)
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
-        raise RefusedError(415, "send Content-Type: application/json")
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise RefusedError(415, "send the body as it is, without Content-Encoding")
+    if media_type not in accepted.media_types:
+        raise RefusedError(415, f"send Content-Type: {b' or '.join(accepted.media_types).decode()}")
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in accepted.encodings:
+        raise RefusedError(415, accepted.remedy)
 
 
 def _has_body(headers: Headers) -> bool:

@@ -21,6 +21,7 @@ from fleet_forecast.serving.storage.samples import Sample
 from server_profiles import ServerProfile
 
 SERVER_NAME = re.compile(SERVER_NAME_PATTERN)
+NAME_RULE = "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first"
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
 MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, unknown fields may hold further ones
 SHOWN_CHARACTERS = 100  # of a rejected value and of an unknown field's name
@@ -140,7 +141,7 @@ class _RecordCheck:
             raise _Rejected("record", record, "a record is a JSON object")
         name = record.get("server_name")
         if type(name) is not str or not SERVER_NAME.fullmatch(name):
-            raise _Rejected("server_name", name, "a name is 1 to 253 characters of A-Z a-z 0-9 . _ : -, no dot first")
+            raise _Rejected("server_name", name, NAME_RULE)
         text = record.get("timestamp")
         instant = self._instants.get(text) if type(text) is str else None
         if instant is None:

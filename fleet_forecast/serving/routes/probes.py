@@ -49,6 +49,14 @@ class RecordsStatus(BaseModel):
     waiting: Annotated[int, Field(description="accepted and not on disk yet")]
 
 
+class LeftOut(BaseModel):
+    """A metric, field or server that was received and not stored."""
+
+    protocol: str
+    name: str
+    reason: str
+
+
 class HistoryStatus(BaseModel):
     """The file of received samples."""
 
@@ -69,6 +77,7 @@ class StatusResponse(BaseModel):
     servers: ServersStatus
     cycle: CycleStatus
     records: RecordsStatus
+    left_out: Annotated[list[LeftOut], Field(description="since the start, the first 100 names of each protocol")]
     history: HistoryStatus
 
 
@@ -143,6 +152,11 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
         },
+        "left_out": [
+            {"protocol": protocol, "name": name, "reason": reason}
+            for protocol, names in daemon.ingest.tally.left_out.items()
+            for name, reason in list(names.items())
+        ],
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
