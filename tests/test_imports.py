@@ -21,6 +21,7 @@ FLOORS = {
     f"{PACKAGE}.simulation": 3,
     f"{PACKAGE}.features": 3,
     f"{PACKAGE}.simulation.live": 4,
+    f"{PACKAGE}.sources.protocols": 4,
     f"{PACKAGE}.simulation.output": 4,
     f"{PACKAGE}.network": 4,
     f"{PACKAGE}.inference": 5,

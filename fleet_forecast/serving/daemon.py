@@ -20,6 +20,7 @@ from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from server_profiles import ProfileRules
 
 
@@ -31,6 +32,7 @@ class Daemon:
     rules: ProfileRules
     store: HistoryStore
     ingest: IngestSink
+    otlp: OtlpDecoder
     forecasts: ForecastLoop
     model: ModelManager
     alerts: AlertBook

@@ -31,6 +31,8 @@ from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from fleet_forecast.sources.protocols.counter_rates import CounterMemory
+from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded
 
@@ -80,6 +82,7 @@ def _open(config: DaemonConfig) -> Daemon:
         rules=files.profile_rules,
         store=store,
         ingest=IngestSink(settings, store, config.clock, files.profile_rules),
+        otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
         model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),

@@ -145,6 +145,12 @@ class Settings(BaseModel):
     max_servers: Whole = Field(default=20_000, ge=1, description="servers beyond this number are rejected")
     max_records: Whole = Field(default=10_000, ge=1, description="records in one request")
     max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body, packed and unpacked")
+    max_counters: Whole = Field(
+        default=400_000,
+        ge=1,
+        description="cumulative counters of OTLP whose last value is remembered; beyond this those of the longest "
+        "silent server are forgotten, and its next interval is not measured",
+    )
     max_waiting_records: Whole = Field(
         default=50_000, ge=1, description="records accepted but not yet on disk; beyond this the answer is 503"
     )

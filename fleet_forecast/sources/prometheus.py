@@ -29,6 +29,7 @@ from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import is_address, without_secrets
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.devices import OTHER_DISKS, OTHER_LINKS
 from fleet_forecast.sources.server_label import without_port
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
@@ -85,8 +86,8 @@ class QuerySet(BaseModel):
         return self.model_copy(update={"queries": MappingProxyType({**defaults.queries, **self.queries})})
 
 
-_DISKS = 'device!~"loop.*|ram.*|sr.*|dm-.*|md.*|zram.*"'  # dm and md repeat the traffic of the disks below them
-_LINKS = 'device!~"lo|veth.*|docker.*|br-.*|virbr.*|cali.*|flannel.*|cni.*|tun.*|tap.*|bond.*"'
+_DISKS = f'device!~"{OTHER_DISKS}"'
+_LINKS = f'device!~"{OTHER_LINKS}"'
 NODE_EXPORTER = QuerySet(
     queries={
         "cpu_pct": (

@@ -12,7 +12,7 @@ from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.validation import NAME_RULE, SERVER_NAME, CheckedBatch, Rejection
 from fleet_forecast.serving.storage.samples import Sample
-from fleet_forecast.sources.received import ReceivedSamples
+from fleet_forecast.sources.protocols.received import ReceivedSamples
 
 _RANGES = [(spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
 
@@ -21,10 +21,12 @@ _RANGES = [(spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
 class CheckedRows(CheckedBatch):
     """A checked batch of rows.
 
-    received: what was checked. stored_samples, rejected_samples: samples behind the accepted and rejected values.
+    received: what was checked. refused_servers: by name, with the reason. stored_samples, rejected_samples: samples
+    behind the accepted and rejected values.
     """
 
     received: ReceivedSamples = field(default_factory=ReceivedSamples)
+    refused_servers: dict[str, str] = field(default_factory=dict)
     stored_samples: int = 0
     rejected_samples: int = 0
 
@@ -40,6 +42,7 @@ def check_rows(
         if name not in servers:
             servers[name] = refusal_of(name) if SERVER_NAME.fullmatch(name) else NAME_RULE
         if (reason := servers[name]) is not None:
+            batch.refused_servers[name] = reason
             _reject(batch, Rejection(number, "server_name", name, reason), key, values)
         elif not earliest_ms <= instant <= latest_ms:
             _reject(batch, Rejection(number, "timestamp", instant, _time_reason(earliest_ms, latest_ms)), key, values)

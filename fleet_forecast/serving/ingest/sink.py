@@ -19,7 +19,7 @@ from fleet_forecast.serving.ingest.validation import BodyError, CheckedBatch, ch
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
-from fleet_forecast.sources.received import MalformedBodyError, ReceivedSamples
+from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 LOG = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class IngestSink:
         """
         batch = await self._store(self._checked_received, (decode, client))
         self._count_received(protocol, batch)
+        batch.received.on_stored(batch.refused_servers)
         return batch
 
     def _bounds_ms(self) -> tuple[int, int]:

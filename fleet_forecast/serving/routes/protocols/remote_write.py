@@ -11,8 +11,8 @@ from email.message import Message
 from fastapi import APIRouter, Request, Response
 
 from fleet_forecast.serving.clients import CLIENT
-from fleet_forecast.serving.ingest.rows import CheckedRows
 from fleet_forecast.serving.ingest.tally import Protocol
+from fleet_forecast.serving.routes.protocols.rejections import rejection_text
 from fleet_forecast.serving.routes.record_bodies import read_body
 from fleet_forecast.serving.routes.responses import (
     BODY_REFUSALS,
@@ -23,11 +23,9 @@ from fleet_forecast.serving.routes.responses import (
     retry_later,
 )
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
-from fleet_forecast.sources.received import ReceivedSamples
-from fleet_forecast.sources.remote_write import WriteLimits, decode_write_request
-from fleet_forecast.sources.write_requests import V1, V2
-
-SHOWN_REJECTIONS = 3  # a Prometheus logs the first 256 bytes of the answer
+from fleet_forecast.sources.protocols.messages import V1, V2
+from fleet_forecast.sources.protocols.received import ReceivedSamples
+from fleet_forecast.sources.protocols.remote_write import WriteLimits, decode_write_request
 
 router = APIRouter(tags=["samples"])
 
@@ -65,7 +63,7 @@ async def remote_write(request: Request, daemon: RunningDaemon) -> Response:
         return _with_counts(retry_later(f"not stored: {problem}"), message, 0)
     written = batch.stored_samples + batch.received.not_measured
     if batch.rejected:
-        return _with_counts(json_response({"detail": _rejections(batch)}, 400), message, written)
+        return _with_counts(json_response({"detail": rejection_text(batch)}, 400), message, written)
     return _with_counts(Response(status_code=204), message, written)
 
 
@@ -83,8 +81,3 @@ def _with_counts(response: Response, message: str, samples: int) -> Response:
         for kind, count in {"Samples": samples, "Histograms": 0, "Exemplars": 0}.items():
             response.headers[f"X-Prometheus-Remote-Write-{kind}-Written"] = str(count)
     return response
-
-
-def _rejections(batch: CheckedRows) -> str:
-    shown = "; ".join(f"{each.field} {each.value}: {each.reason}" for each in batch.rejected[:SHOWN_REJECTIONS])
-    return f"{batch.rejected_samples} samples rejected, the others are stored: {shown}"

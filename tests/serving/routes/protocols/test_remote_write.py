@@ -8,10 +8,10 @@ import pytest
 
 from fleet_forecast.serving.clients import Client, Right, digest_of
 from fleet_forecast.serving.storage.errors import HistoryBusyError
-from fleet_forecast.sources.write_requests import V1, V2
+from fleet_forecast.sources.protocols.messages import V1, V2
 from tests.serving.daemon_client import TOKEN, daemon, wait_for
 from tests.serving.routes.protocols.mutations import mutations
-from tests.sources.write_bodies import fleet_series, write_body
+from tests.sources.protocols.write_bodies import fleet_series, write_body
 
 HEADERS = {"content-type": "application/x-protobuf", "content-encoding": "snappy"}
 WRITTEN = "x-prometheus-remote-write-{}-written"

@@ -1,8 +1,9 @@
-"""Prometheus' remote-write messages as protobuf classes, made from field numbers: no generated code.
+"""Small messages as protobuf classes, made from field numbers: no generated code.
 
-Sources: https://prometheus.io/docs/specs/prw/remote_write_spec/ (prometheus.WriteRequest) and
-https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/ (io.prometheus.write.v2.Request). Fields that are not read
-(histograms, exemplars, metadata) are left out: the parser skips them.
+Sources: https://prometheus.io/docs/specs/prw/remote_write_spec/ (prometheus.WriteRequest),
+https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/ (io.prometheus.write.v2.Request) and
+https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto (google.rpc.Status, of OTLP's errors).
+Fields that are not used (histograms, exemplars, metadata, details) are left out: the parser skips them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Kind
 
 V1 = "prometheus.WriteRequest"
 V2 = "io.prometheus.write.v2.Request"
+STATUS = "google.rpc.Status"
 
 
 class _Field(NamedTuple):
@@ -46,6 +48,7 @@ _MESSAGES: dict[str, dict[str, tuple[_Field, ...]]] = {
             _Field("timeseries", 5, Kind.TYPE_MESSAGE, True, "TimeSeries"),
         ),
     },
+    STATUS: {"Status": (_Field("code", 1, Kind.TYPE_INT32), _Field("message", 2, Kind.TYPE_STRING))},
 }
 
 
@@ -67,3 +70,4 @@ def _message_class(full_name: str) -> Any:
 
 WriteRequest = _message_class(V1)
 WriteRequestV2 = _message_class(V2)
+Status = _message_class(STATUS)

@@ -2,7 +2,7 @@
 
 import cramjam
 
-from fleet_forecast.sources.write_requests import V1, V2, WriteRequest, WriteRequestV2
+from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest, WriteRequestV2
 
 
 def write_body(series, message=V1):

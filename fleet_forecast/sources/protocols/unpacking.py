@@ -6,7 +6,7 @@ import zlib
 
 import cramjam
 
-from fleet_forecast.sources.received import MalformedBodyError
+from fleet_forecast.sources.protocols.received import MalformedBodyError
 
 _GZIP = 16 + zlib.MAX_WBITS  # a gzip header and no other
 

@@ -1,6 +1,6 @@
 """Prometheus remote write: a request of version 1.0 or 2.0 as rows of the contract.
 
-The series are those of the recording rules (recording_rules.py): one per metric and server, `fleet:<metric>`.
+The series are those of the recording rules (sources/recording_rules.py): one per metric and server, `fleet:<metric>`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from fleet_forecast.contract.specs import METRICS
-from fleet_forecast.sources.received import MalformedBodyError, ReceivedSamples, RefusedSamples
+from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest, WriteRequestV2
+from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples, RefusedSamples
+from fleet_forecast.sources.protocols.unpacking import unpack_snappy
 from fleet_forecast.sources.recording_rules import series_name
 from fleet_forecast.sources.server_label import without_port
-from fleet_forecast.sources.unpacking import unpack_snappy
-from fleet_forecast.sources.write_requests import V1, V2, WriteRequest, WriteRequestV2
 
 NAME_LABEL = "__name__"
 # Submessages and strings per allowed sample: a series has three for each of its labels. Two bytes are enough for one,

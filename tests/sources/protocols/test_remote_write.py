@@ -7,10 +7,10 @@ import cramjam
 import pytest
 
 from data_contract import METRICS
-from fleet_forecast.sources.received import MalformedBodyError
-from fleet_forecast.sources.remote_write import WriteLimits, decode_write_request
-from fleet_forecast.sources.write_requests import V1, V2, WriteRequest
-from tests.sources.write_bodies import fleet_series, write_body
+from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest
+from fleet_forecast.sources.protocols.received import MalformedBodyError
+from fleet_forecast.sources.protocols.remote_write import WriteLimits, decode_write_request
+from tests.sources.protocols.write_bodies import fleet_series, write_body
 
 NOW = 1_800_000_000_000
 LIMITS = WriteLimits(max_bytes=100_000, max_samples=1_000)
@@ -96,7 +96,7 @@ def test_a_body_that_cannot_be_read_is_malformed(body):
 
 @pytest.mark.parametrize("refs", [[1], [1, 2, 99, 2], [1, 99]])
 def test_labels_that_are_not_in_the_symbols_are_malformed(refs):
-    from fleet_forecast.sources.write_requests import WriteRequestV2
+    from fleet_forecast.sources.protocols.messages import WriteRequestV2
 
     request = WriteRequestV2(symbols=["", "__name__", "up"])
     request.timeseries.add(labels_refs=refs)
@@ -132,6 +132,6 @@ def test_far_too_many_structures_are_refused_before_they_are_parsed(monkeypatch,
     class Parser:
         FromString = None
 
-    monkeypatch.setattr("fleet_forecast.sources.remote_write.WriteRequest", Parser)
+    monkeypatch.setattr("fleet_forecast.sources.protocols.remote_write.WriteRequest", Parser)
     with pytest.raises(MalformedBodyError, match="far too many"):
         decode(snappy(content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ class ReceivedSamples:
     rows: by server name and time (ms since 1970, UTC): values in the order of METRICS, None where not measured.
     samples: number of samples or data points behind each value of a row, where it is not one each.
     not_measured: samples whose value is NaN (a stale marker too) or infinite. left_out: samples by the name of their
-    metric, which is not used. notices: other samples that were not used, by reason.
+    metric, which is not used. notices: other samples that were not used, by reason. on_stored: to be called when the
+    rows are on disk, with the servers that were refused.
     """
 
     rows: dict[tuple[str, int], list[float | None]] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class ReceivedSamples:
     not_measured: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     notices: Counter[str] = field(default_factory=Counter)
+    on_stored: Callable[[Collection[str]], None] = lambda _refused: None
 
     def row(self, server_name: str, timestamp_ms: int) -> list[float | None]:
         """The row of a server and time, a new one without values if there is none."""
