@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Kind
 
 V1 = "prometheus.WriteRequest"
+LABEL = "prometheus.Label"
 V2 = "io.prometheus.write.v2.Request"
 STATUS = "google.rpc.Status"
 
@@ -29,10 +30,9 @@ class _Field(NamedTuple):
 _SAMPLE = (_Field("value", 1, Kind.TYPE_DOUBLE), _Field("timestamp", 2, Kind.TYPE_INT64))  # ms since 1970
 _MESSAGES: dict[str, dict[str, tuple[_Field, ...]]] = {
     V1: {
-        "Label": (_Field("name", 1, Kind.TYPE_STRING), _Field("value", 2, Kind.TYPE_STRING)),
         "Sample": _SAMPLE,
         "TimeSeries": (
-            _Field("labels", 1, Kind.TYPE_MESSAGE, True, "Label"),
+            _Field("labels", 1, Kind.TYPE_BYTES, True),  # each is a Label, parsed only if it was not seen before
             _Field("samples", 2, Kind.TYPE_MESSAGE, True, "Sample"),
         ),
         "WriteRequest": (_Field("timeseries", 1, Kind.TYPE_MESSAGE, True, "TimeSeries"),),
@@ -48,6 +48,7 @@ _MESSAGES: dict[str, dict[str, tuple[_Field, ...]]] = {
             _Field("timeseries", 5, Kind.TYPE_MESSAGE, True, "TimeSeries"),
         ),
     },
+    LABEL: {"Label": (_Field("name", 1, Kind.TYPE_STRING), _Field("value", 2, Kind.TYPE_STRING))},
     STATUS: {"Status": (_Field("code", 1, Kind.TYPE_INT32), _Field("message", 2, Kind.TYPE_STRING))},
 }
 
@@ -68,6 +69,7 @@ def _message_class(full_name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(full_name))
 
 
+Label = _message_class(LABEL)
 WriteRequest = _message_class(V1)
 WriteRequestV2 = _message_class(V2)
 Status = _message_class(STATUS)

@@ -5,14 +5,14 @@ The series are those of the recording rules (sources/recording_rules.py): one pe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from fleet_forecast.contract.specs import METRICS
-from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest, WriteRequestV2
+from fleet_forecast.sources.protocols.messages import V1, V2, Label, WriteRequest, WriteRequestV2
 from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples, RefusedSamples
 from fleet_forecast.sources.protocols.unpacking import unpack_snappy
 from fleet_forecast.sources.recording_rules import series_name
@@ -25,7 +25,10 @@ STRUCTURES_PER_SAMPLE = 16
 _TAGS = {V1: (0x0A, 0x12), V2: (0x0A, 0x12, 0x22, 0x2A)}  # of the submessages and strings that are read
 _METRIC_INDEX = {series_name(metric): index for index, metric in enumerate(METRICS)}
 
-Series = tuple[str, str, Any]  # name, value of the server label, samples
+MAX_REMEMBERED_BYTES = 32 * 1024 * 1024  # of labels
+_BYTES_PER_SERIES = 400  # of Python's objects for the labels of a series, beside the labels
+
+Series = tuple[str, str, Any]  # name, server, samples
 
 
 class WriteLimits(NamedTuple):
@@ -35,19 +38,80 @@ class WriteLimits(NamedTuple):
     max_samples: int
 
 
-def decode_write_request(body: bytes, message: str, server_label: str, limits: WriteLimits) -> ReceivedSamples:
-    """The samples of a snappy-compressed request; `message` is V1 or V2.
+class WriteDecoder:
+    """Decodes requests; remembers what the labels of a series say, since a Prometheus sends them with each sample."""
 
-    Raises MalformedBodyError if it cannot be parsed or exceeds the limits.
-    """
-    content = unpack_snappy(body, limits.max_bytes)
-    _check_structures(content, message, limits.max_samples)
-    try:
-        request = (WriteRequestV2 if message == V2 else WriteRequest).FromString(content)
-    except DecodeError as problem:
-        raise MalformedBodyError(f"the body is no {message}: {problem}") from None
-    series = _series_v2(request, server_label) if message == V2 else _series_v1(request, server_label)
-    return _samples(series, server_label, limits.max_samples)
+    def __init__(self, server_label: str, limits: WriteLimits) -> None:
+        self._server_label, self._limits = server_label, limits
+        self._remembered: dict[tuple[bytes, ...], tuple[str, str]] = {}  # labels -> name, server
+        self._remembered_bytes = 0
+
+    def decode(self, body: bytes, message: str) -> ReceivedSamples:
+        """The samples of a snappy-compressed request; `message` is V1 or V2.
+
+        Raises MalformedBodyError if it cannot be parsed or exceeds the limits.
+        """
+        content = unpack_snappy(body, self._limits.max_bytes)
+        _check_structures(content, message, self._limits.max_samples)
+        try:
+            if message == V2:
+                return self._samples(self._series_v2(WriteRequestV2.FromString(content)))
+            return self._samples(self._series_v1(WriteRequest.FromString(content)))
+        except DecodeError as problem:
+            raise MalformedBodyError(f"the body is no {message}: {problem}") from None
+
+    def _series_v1(self, request: Any) -> Iterator[Series]:
+        remembered = self._remembered
+        for series in request.timeseries:
+            labels = tuple(series.labels)
+            name, server = remembered.get(labels) or self._read_labels(labels)
+            yield name, server, series.samples
+
+    def _read_labels(self, labels: tuple[bytes, ...]) -> tuple[str, str]:
+        """Name and server of a series that is new; all are forgotten when they take too much memory."""
+        read = [Label.FromString(label) for label in labels]
+        found = {label.name: label.value for label in read}
+        entry = found.get(NAME_LABEL, ""), without_port(found.get(self._server_label, ""))
+        self._remembered_bytes += sum(map(len, labels)) + _BYTES_PER_SERIES
+        if self._remembered_bytes > MAX_REMEMBERED_BYTES:
+            self._remembered.clear()
+            self._remembered_bytes = 0
+        self._remembered[labels] = entry
+        return entry
+
+    def _series_v2(self, request: Any) -> Iterator[Series]:
+        symbols = list(request.symbols)
+        for series in request.timeseries:
+            name = server = ""
+            refs = iter(series.labels_refs)
+            try:
+                for ref in refs:
+                    label_name, value = symbols[ref], symbols[next(refs)]
+                    if label_name == NAME_LABEL:
+                        name = value
+                    elif label_name == self._server_label:
+                        server = without_port(value)
+            except (IndexError, StopIteration):
+                reason = "labels_refs are pairs of positions in symbols"
+                raise MalformedBodyError(f"a series names labels that the request does not have: {reason}") from None
+            yield name, server, series.samples
+
+    def _samples(self, all_series: Iterable[Series]) -> ReceivedSamples:
+        found, count = ReceivedSamples(), 0
+        for name, server, samples in all_series:
+            count += len(samples)
+            if count > self._limits.max_samples:
+                reason = f"too many samples in one request; send at most {self._limits.max_samples}"
+                raise MalformedBodyError(reason)
+            index = _METRIC_INDEX.get(name)
+            if index is None:
+                found.left_out[name] += len(samples)
+            elif not server:
+                reason = f"the series has no label {self._server_label}; keep it in the rule, or set server_label"
+                found.refused.append(RefusedSamples("server_name", name, reason, len(samples)))
+            else:
+                _add(found, server, index, samples)
+        return found
 
 
 def _check_structures(content: bytes, message: str, max_samples: int) -> None:
@@ -60,64 +124,17 @@ def _check_structures(content: bytes, message: str, max_samples: int) -> None:
         raise MalformedBodyError(f"far too many series, labels or samples; send at most {max_samples} samples")
 
 
-def _series_v1(request: Any, server_label: str) -> Iterator[Series]:
-    for series in request.timeseries:
-        name = server = ""
-        for label in series.labels:
-            label_name = label.name
-            if label_name == NAME_LABEL:
-                name = label.value
-            elif label_name == server_label:
-                server = label.value
-        yield name, server, series.samples
-
-
-def _series_v2(request: Any, server_label: str) -> Iterator[Series]:
-    symbols = list(request.symbols)
-    for series in request.timeseries:
-        name = server = ""
-        refs = iter(series.labels_refs)
-        try:
-            for ref in refs:
-                label_name, value = symbols[ref], symbols[next(refs)]
-                if label_name == NAME_LABEL:
-                    name = value
-                elif label_name == server_label:
-                    server = value
-        except (IndexError, StopIteration):
-            reason = "labels_refs are pairs of positions in symbols"
-            raise MalformedBodyError(f"a series names labels that the request does not have: {reason}") from None
-        yield name, server, series.samples
-
-
-def _samples(all_series: Iterable[Series], server_label: str, max_samples: int) -> ReceivedSamples:
-    found, count = ReceivedSamples(), 0
-    for name, server, samples in all_series:
-        count += len(samples)
-        if count > max_samples:
-            raise MalformedBodyError(f"too many samples in one request; send at most {max_samples}")
-        index = _METRIC_INDEX.get(name)
-        if index is None:
-            found.left_out[name] += len(samples)
-        elif not server:
-            reason = f"the series has no label {server_label}; keep it in the rule, or set server_label"
-            found.refused.append(RefusedSamples("server_name", name, reason, len(samples)))
-        else:
-            _add(found, without_port(server), index, samples)
-    return found
-
-
 def _add(found: ReceivedSamples, server: str, index: int, samples: Any) -> None:
     """Add the samples of one series to the rows."""
     for sample in samples:
         value = sample.value
-        if not math.isfinite(value):
+        if not isfinite(value):
             found.not_measured += 1
             continue
         row = found.row(server, sample.timestamp)
         before = row[index]
-        if before is not None and before != value:
+        if before is None or before == value:
+            row[index] = value
+        else:
             reason = f"a second value, beside {before}, of {server} at one time; aggregate the series in the rule"
             found.refused.append(RefusedSamples(METRICS[index], value, reason, 1))
-        else:
-            row[index] = value

@@ -9,7 +9,7 @@ import pytest
 from data_contract import METRICS
 from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest
 from fleet_forecast.sources.protocols.received import MalformedBodyError
-from fleet_forecast.sources.protocols.remote_write import WriteLimits, decode_write_request
+from fleet_forecast.sources.protocols.remote_write import WriteDecoder, WriteLimits
 from tests.sources.protocols.write_bodies import fleet_series, write_body
 
 NOW = 1_800_000_000_000
@@ -18,7 +18,7 @@ STALE = struct.unpack("<d", struct.pack("<Q", 0x7FF0000000000002))[0]  # Prometh
 
 
 def decode(body, message=V1, limits=LIMITS, server_label="instance"):
-    return decode_write_request(body, message, server_label, limits)
+    return WriteDecoder(server_label, limits).decode(body, message)
 
 
 def snappy(content):
@@ -116,6 +116,18 @@ def test_the_length_in_a_snappy_header_is_checked_before_memory_is_taken(monkeyp
 def test_more_samples_than_allowed_are_malformed():
     with pytest.raises(MalformedBodyError, match="at most 1000"):
         decode(write_body([fleet_series(samples=[(n, 1.0) for n in range(1001)])]))
+
+
+def test_series_are_read_alike_when_their_labels_are_remembered_and_when_they_are_forgotten(monkeypatch):
+    body = write_body([fleet_series(instance=f"a{n}", samples=[(NOW, n)]) for n in range(20)])
+    decoder = WriteDecoder("instance", LIMITS)
+    first = decoder.decode(body, V1)
+    assert decoder.decode(body, V1) == first
+    assert len(decoder._remembered) == 20
+    monkeypatch.setattr("fleet_forecast.sources.protocols.remote_write.MAX_REMEMBERED_BYTES", 2_000)
+    decoder = WriteDecoder("instance", LIMITS)
+    assert decoder.decode(body, V1) == decoder.decode(body, V1) == first
+    assert len(decoder._remembered) <= 4
 
 
 def nested(content):

@@ -2,7 +2,7 @@
 
 import cramjam
 
-from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest, WriteRequestV2
+from fleet_forecast.sources.protocols.messages import V1, V2, Label, WriteRequest, WriteRequestV2
 
 
 def write_body(series, message=V1):
@@ -16,7 +16,7 @@ def _v1(series):
     for labels, samples in series:
         added = request.timeseries.add()
         for name, value in labels.items():
-            added.labels.add(name=name, value=value)
+            added.labels.append(Label(name=name, value=value).SerializeToString())
         for instant, value in samples:
             added.samples.add(timestamp=instant, value=value)
     return request

@@ -7,6 +7,7 @@ nothing that got 4xx.
 from __future__ import annotations
 
 from email.message import Message
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -24,8 +25,6 @@ from fleet_forecast.serving.routes.responses import (
 )
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.sources.protocols.messages import V1, V2
-from fleet_forecast.sources.protocols.received import ReceivedSamples
-from fleet_forecast.sources.protocols.remote_write import WriteLimits, decode_write_request
 
 router = APIRouter(tags=["samples"])
 
@@ -51,12 +50,7 @@ async def remote_write(request: Request, daemon: RunningDaemon) -> Response:
     message = message_of(request.headers.get("content-type", ""))
     if message is None:
         return json_response({"detail": f"unknown proto in Content-Type; send {V1} or {V2}"}, 415)
-    body, settings = await read_body(request), daemon.settings
-    limits = WriteLimits(settings.max_body_bytes, settings.max_samples)
-
-    def decode() -> ReceivedSamples:
-        return decode_write_request(body, message, settings.server_label, limits)
-
+    decode = partial(daemon.remote_write.decode, await read_body(request), message)
     try:
         batch = await daemon.ingest.take_received(Protocol.REMOTE_WRITE, decode, request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
