@@ -99,7 +99,7 @@ class WriteDecoder:
     def _samples(self, all_series: Iterable[Series]) -> ReceivedSamples:
         found, count = ReceivedSamples(), 0
         for name, server, samples in all_series:
-            count += len(samples)
+            count += len(samples) or 1  # a series without samples takes time too
             if count > self._limits.max_samples:
                 reason = f"too many samples in one request; send at most {self._limits.max_samples}"
                 raise MalformedBodyError(reason)

@@ -223,5 +223,20 @@ def test_too_many_points_and_structures_are_malformed(decoder):
         decoder.decode(request("a", metric("system.memory.utilization", points)).SerializeToString(), is_json=False)
     with pytest.raises(MalformedBodyError, match="far too many"):
         decoder.decode(b"\x0a\x00" * 30_000, is_json=False)
-    with pytest.raises(MalformedBodyError, match="objects and lists"):
-        decoder.decode(b'{"resourceMetrics": [' + b"{}," * 40_000 + b"{}]}", is_json=True)
+    with pytest.raises(MalformedBodyError, match="too many objects and values"):
+        decoder.decode(b'{"resourceMetrics": [' + b"{}," * 60_000 + b"{}]}", is_json=True)
+    with pytest.raises(MalformedBodyError, match="too many objects and values"):
+        decoder.decode(b'{"x": [' + b"1," * 120_000 + b"1]}", is_json=True)
+
+
+@pytest.mark.parametrize("part", ["resources", "scopes", "metrics"])
+def test_too_many_empty_parts_are_malformed(decoder, part):
+    made = request("a")
+    if part == "resources":
+        made.resource_metrics.extend([made.resource_metrics[0]] * 1_000)
+    elif part == "scopes":
+        made.resource_metrics[0].scope_metrics.extend([made.resource_metrics[0].scope_metrics[0]] * 1_000)
+    else:
+        made.resource_metrics[0].scope_metrics[0].metrics.extend([metric("other", [])] * 1_001)
+    with pytest.raises(MalformedBodyError, match="at most 1000"):
+        decoder.decode(made.SerializeToString(), is_json=False)

@@ -116,6 +116,8 @@ def test_the_length_in_a_snappy_header_is_checked_before_memory_is_taken(monkeyp
 def test_more_samples_than_allowed_are_malformed():
     with pytest.raises(MalformedBodyError, match="at most 1000"):
         decode(write_body([fleet_series(samples=[(n, 1.0) for n in range(1001)])]))
+    with pytest.raises(MalformedBodyError, match="at most 1000"):
+        decode(write_body([fleet_series()] * 1001))
 
 
 def test_series_are_read_alike_when_their_labels_are_remembered_and_when_they_are_forgotten(monkeypatch):
