@@ -8,8 +8,8 @@ def mutations(good, count, seed=1):
     dice = random.Random(seed)
     for _ in range(count):
         body = bytearray(dice.choice(good))
-        for _ in range(dice.choice((1, 1, 2, 4, 16))):
-            place, kind = dice.randrange(len(body) + 1), dice.randrange(6)
+        for _ in range(dice.choice((1, 1, 1, 2, 4, 16))):
+            place, kind = dice.randrange(len(body) + 1), dice.choice((0, 0, 0, 0, 1, 2, 3, 4, 5))
             if kind == 0 and place < len(body):
                 body[place] ^= 1 << dice.randrange(8)
             elif kind == 1:
