@@ -3,6 +3,7 @@
     python tft_inference.py --model models/current --input training/ --output forecasts.parquet --origins last
     python tft_inference.py --input day.csv --output forecasts.parquet --origins every:8h --from 2026-11-20T00:00:00Z
     python tft_inference.py --input training/ --explain ppdb003     # variable and attention weights of its forecast
+    python tft_inference.py --input training/ --audit               # servers whose behaviour contradicts their profile
     python tft_inference.py --daemon --port 8000
     curl -s localhost:8000/status
 
@@ -27,9 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from data_contract import ContractError, DataFileError, read_metrics
-from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.features.grid import FleetGrid, GridError
+from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.inference.batch import (
     Origin,
@@ -45,6 +46,14 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.profile_audit.audit import (
+    AuditedFleet,
+    AuditError,
+    audit_document,
+    audit_profiles,
+    audit_text,
+    steps_of_day,
+)
 from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
@@ -64,7 +73,7 @@ class UsageError(ValueError):
 
 USAGE_ERRORS = (OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
 _MEMORY_REMEDY = "give a part of {path}: fewer servers, or a shorter time"
-INPUT_ERRORS = (ContractError, DataFileError, GridError, ModelError)
+INPUT_ERRORS = (AuditError, ContractError, DataFileError, GridError, ModelError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return DONE
         if arguments.daemon:
             return run_daemon(settings)
+        if arguments.audit:
+            return run_audit(arguments, rules)
         if arguments.explain is not None:
             return run_explain(arguments, settings, rules)
         return run_batch(arguments, settings, rules)
@@ -115,6 +126,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="print the variable and attention weights of this server's forecast; --output is not needed",
     )
+    add_flag(
+        batch,
+        "--audit",
+        action="store_true",
+        help="print the servers whose behaviour in the last day of the data contradicts their profile; needs no model",
+    )
     daemon = parser.add_argument_group("daemon: settings of the daemon; the batch uses the model's")
     add_flag(daemon, "--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
     add_flag(daemon, "--config", type=Path, metavar="FILE", help="TOML file with these settings; flags override it")
@@ -126,8 +143,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
     """Neither the daemon nor --check-config reads or writes a file of metrics."""
     for mode in ("daemon", "check_config"):
-        for flag in ("input", "output", "first_origin", "explain"):
-            if getattr(arguments, mode) and getattr(arguments, flag) is not None:
+        for flag in ("input", "output", "first_origin", "explain", "audit"):
+            if getattr(arguments, mode) and getattr(arguments, flag):
                 name = {"first_origin": "from"}.get(flag, flag)
                 raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
 
@@ -190,6 +207,30 @@ def run_explain(arguments: argparse.Namespace, settings: Settings, rules: Profil
     return DONE
 
 
+def run_audit(arguments: argparse.Namespace, rules: ProfileRules) -> int:
+    """Print the servers and profiles of the profile audit, the lines that accept it, and the audit as JSON."""
+    _check_audit_flags(arguments)
+    data = read_metrics(arguments.input, rules)
+    for notice in data.notices:
+        _note(notice)
+    step_seconds = data.metadata.step_seconds if data.metadata else infer_step_seconds(data.frame)
+    grid = FleetGrid.from_frame(data.frame, data.metrics, step_seconds)
+    sent = grid.profiles if data.has_profile_column else (None,) * len(grid.servers)
+    matches = [profile_of(name, profile, rules) for name, profile in zip(grid.servers, sent, strict=True)]
+    audit = audit_profiles(
+        AuditedFleet(
+            grid.servers,
+            [profile for profile, _ in matches],
+            [rule is not None for _, rule in matches],
+            grid.metrics,
+            grid.values[:, -steps_of_day(step_seconds) :],
+        )
+    )
+    print(audit_text(audit))
+    print(json.dumps(audit_document(audit)))
+    return DONE
+
+
 def _load(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
     """The model, and the input on the model's grid; prints notes about the input."""
     data = read_metrics(path, rules)
@@ -236,6 +277,16 @@ def _check_explain_flags(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file; omit it")
     if arguments.origins != "last":
         raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row; omit it")
+
+
+def _check_audit_flags(arguments: argparse.Namespace) -> None:
+    if arguments.input is None:
+        raise UsageError("--input is missing; --audit needs the metrics of a fleet")
+    for flag, given in (("output", arguments.output), ("from", arguments.first_origin), ("explain", arguments.explain)):
+        if given is not None:
+            raise UsageError(f"--{flag}: --audit forecasts nothing and writes no file; omit it")
+    if arguments.origins != "last":
+        raise UsageError(f"--origins {arguments.origins!r}: --audit is about the last day of the data; omit it")
 
 
 def _distance_of_origins(text: str) -> int | None:

@@ -157,6 +157,22 @@ def test_explain_prints_the_weights_of_the_forecast_from_the_last_row(tiny_model
     assert f"{100 * expected.attention_ahead[0]:8.1f} %  earlier steps of the horizon" in table
 
 
+def test_audit_prints_a_wrong_name_and_the_line_that_accepts_the_suggestion(tmp_path, capsys):
+    more = [tiny_fleet(hours=24, seed=seed) for seed in range(1, 4)]
+    for number, part in enumerate(more):
+        part["server_name"] = part["server_name"].str.slice_replace(-3, -2, str(number + 1))  # ppweb002 -> ppweb102
+    frame = pd.concat([tiny_fleet(hours=24), *more], ignore_index=True)
+    wrong = frame["server_name"] == "ppweb002"
+    frame["profile"] = frame["profile"].astype(str).mask(wrong, "database")
+    frame.to_parquet(tmp_path / "fleet.parquet")
+    assert run("--input", tmp_path / "fleet.parquet", "--audit") == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    (found,) = json.loads(last)["suggestions"]
+    assert (found["server_name"], found["profile"], found["suggested"]) == ("ppweb002", "database", "web_api")
+    assert text[0].startswith("ppweb002: database -> web_api")
+    assert '"ppweb002" = "web_api"' in text
+
+
 def test_both_spellings_of_a_flag(capsys):
     assert run("--check_config", "--max_servers=7", "--allowed-hosts", "a_b") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -197,6 +213,10 @@ def test_both_spellings_of_a_flag(capsys):
         (["--daemon", "--input", "{input}"], 2, "--input: --daemon forecasts no file"),
         (["--check-config", "--from", "2026-03-02T04:00:00Z"], 2, "--from: --check-config forecasts no file"),
         (["--explain", "ppdb003"], 2, "--input is missing"),
+        (["--audit"], 2, "--input is missing"),
+        (["--audit", "--input", "{input}", "--output", "{out}"], 2, "--output: --audit"),
+        (["--audit", "--input", "{input}", "--origins", "every:8h"], 2, "--origins 'every:8h': --audit"),
+        (["--daemon", "--audit"], 2, "--audit: --daemon forecasts no file"),
         (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server of this name"),
         (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),
         (["--input", "{input}", "--explain", "ppdb003", "--origins", "every:8h"], 2, "--origins 'every:8h': --explain"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.notifiers import Notifier
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
@@ -36,6 +37,7 @@ class Daemon:
     remote_write: WriteDecoder
     otlp: OtlpDecoder
     forecasts: ForecastLoop
+    audit: FleetAudit
     model: ModelManager
     alerts: AlertBook
     scores: ForecastScores

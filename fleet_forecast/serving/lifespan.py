@@ -18,6 +18,7 @@ from fleet_forecast.serving.alerting.loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.alerting.notifiers import AlertmanagerNotifier, Notifier
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
@@ -86,6 +87,7 @@ def _open(config: DaemonConfig) -> Daemon:
         remote_write=WriteDecoder(settings.server_label, WriteLimits(settings.max_body_bytes, settings.max_samples)),
         otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
+        audit=FleetAudit(forecasts, store, files.profile_rules),
         model=_model_manager(config, forecasts),
         alerts=AlertBook(files.alert_rules),
         scores=ForecastScores(),

@@ -91,7 +91,7 @@ class ForecastLoop:
         self.listeners: list[Callable[[FleetSnapshot], None]] = []  # called on the event loop after each cycle
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="forecast", initializer=_lower_priority)
         self._settings, self._store, self._rules, self._clock = settings, store, rules, clock
-        self._window: HistoryWindow | None = None
+        self.window: HistoryWindow | None = None  # for code on `worker` only
         self._cycle_engine: Engine | None = None  # of the last cycle that was completed
         self._complete_step = NEVER  # the last complete step at that cycle
         self._next_recheck = 0.0
@@ -133,7 +133,7 @@ class ForecastLoop:
         None if its model is no longer in use or its server was dropped. Samples received since may have changed the
         history. To be called on `worker`.
         """
-        window, server = self._window, self._store.servers.get(forecast.server_name)
+        window, server = self.window, self._store.servers.get(forecast.server_name)
         if window is None or window.engine.model_id != forecast.model.model_id or server is None:
             return None
         ids, last_step = [server.server_id], np.array([forecast.origin_seconds // forecast.model.step_seconds])
@@ -144,7 +144,7 @@ class ForecastLoop:
         self, engine: Engine, names: Sequence[str], profiles: Sequence[str], last_steps: np.ndarray
     ) -> Peers | None:
         """Peers of servers whose history came with a request; None before the first cycle of the model."""
-        window = self._window
+        window = self.window
         if window is None or window.engine is not engine:
             return None
         return self.peers.of_posted(window, names, profiles, last_steps)
@@ -176,7 +176,7 @@ class ForecastLoop:
 
     async def _cycle(self, engine: Engine, complete_step: int, whole_fleet: bool) -> bool:
         started = time.perf_counter()
-        window = self._window = await self._current_window(engine, complete_step)
+        window = self.window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
         if whole_fleet:
             await self._on_worker(self.peers.update, window, complete_step)
@@ -207,7 +207,7 @@ class ForecastLoop:
 
     async def _current_window(self, engine: Engine, complete_step: int) -> HistoryWindow:
         """The window in memory, or one read from the store for other steps or after the clock was set back."""
-        window = self._window
+        window = self.window
         clock_set_back = complete_step < self._complete_step
         if window is None or not window.fits(engine, self._settings.drop_steps) or clock_set_back:
             return await self._load_window(engine, complete_step)

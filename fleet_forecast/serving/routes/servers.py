@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field
 from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.iso_time import iso
+from fleet_forecast.profile_audit.audit import AuditError
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.routes.forecast_responses import Peers
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
@@ -97,6 +99,38 @@ class ProfilesResponse(BaseModel):
     unmatched_names: Annotated[int, Field(description="servers whose name no rule matches")]
 
 
+class Suggestion(BaseModel):
+    """A server that behaves like the servers of another profile."""
+
+    server_name: str
+    profile: str
+    matched: Annotated[bool, Field(description="a rule gave the profile; false: it is the fallback")]
+    suggested: str
+    probability: Annotated[float, Field(description="of the suggested profile")]
+
+
+class TwoInOneInfo(BaseModel):
+    """A profile whose servers form two groups."""
+
+    profile: str
+    groups: Annotated[list[list[str]], Field(description="server names of both groups")]
+    apart: Annotated[float, Field(description="distance of the groups; 1 is the most that servers of one kind show")]
+
+
+class AuditResponse(BaseModel):
+    """What the names say about the servers' profiles, against what the servers did in the last day."""
+
+    origin: UtcTime
+    servers: int
+    verdicts: Annotated[
+        dict[str, int], Field(description="servers by verdict: agrees, contradicts, unmatched, unclear, too_short")
+    ]
+    suggestions: list[Suggestion]
+    unclear: Annotated[list[str], Field(description="servers that behave like none of the profiles, or like several")]
+    two_in_one: list[TwoInOneInfo]
+    toml: Annotated[str, Field(description="lines of a profiles file that accept all suggestions")]
+
+
 @router.get(
     "/api/v1/servers",
     summary="Known servers",
@@ -130,6 +164,22 @@ async def delete(daemon: RunningDaemon, name: str) -> Response:
         return unknown_server()
     LOG.info("server deleted", extra={"server": name})
     return json_response({"deleted": name})
+
+
+@router.get(
+    "/api/v1/profiles/audit",
+    summary="Servers whose behaviour contradicts their profile, and profiles that consist of two",
+    response_model=AuditResponse,
+    response_description="the audit; it is renewed every hour",
+    responses={**ACCESS_REFUSALS, 409: refusal("there is nothing to compare with"), 503: BUSY},
+)
+async def audit(daemon: RunningDaemon) -> Response:
+    try:
+        return json_response(await daemon.audit.document())
+    except WorkerBusyError as problem:
+        return retry_later(str(problem))
+    except AuditError as problem:
+        return json_response({"detail": str(problem)}, 409)
 
 
 @router.get(

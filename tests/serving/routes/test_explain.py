@@ -157,7 +157,7 @@ def test_a_forecast_from_an_older_history_is_not_explained(tmp_path):
         post(client, record(cpu_pct=10.0))
         forecast_of(client)
         forecasts = client.app.state.daemon.forecasts
-        forecasts._window.buffer._blocks[1:] += 1
+        forecasts.window.buffer._blocks[1:] += 1
         answer = explain(client)
     assert answer.status_code == 503
     assert answer.json()["detail"] == "a new forecast of this server is being made"

@@ -27,6 +27,7 @@ GETS = {
     "/api/v1/servers/ppml0001/explain": ExplanationResponse,
     "/api/v1/servers": ServersResponse,
     "/api/v1/profiles": ProfilesResponse,
+    "/api/v1/profiles/audit": Refusal,
     "/api/v1/servers/ppml0001/history": HistoryResponse,
     "/api/v1/servers/ppml0001/history?raw=true": HistoryResponse,
     "/api/v1/model": ModelResponse,

@@ -30,6 +30,7 @@ router = APIRouter(tags=["samples"])
 
 @router.post(
     "/v1/metrics",
+    response_class=Response,
     summary="Store host metrics of OTLP/HTTP; the response follows when they are on disk",
     responses={
         **BODY_REFUSALS,

@@ -1,7 +1,7 @@
 """Speed of ingest by protocol, durable, with the daemon on one core: remote write and OTLP beside JSON.
 
-    python benchmarks/protocols.py
-    python benchmarks/protocols.py --seconds 10 --rounds 5
+    python benchmarks/serving/protocols.py
+    python benchmarks/serving/protocols.py --seconds 10 --rounds 5
 
 A sample is one metric of one server at one time (JSON, remote write), or one data point (OTLP). Each request is
 answered after its fsync. The daemon runs on one core without a model, the client on the others. Protocols take turns,
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import cramjam
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.daemon import DaemonProcess, server_names  # noqa: E402
