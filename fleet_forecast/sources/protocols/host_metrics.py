@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.sources.devices import OTHER_DISKS, OTHER_LINKS, PARTITIONS
 from fleet_forecast.sources.protocols.counter_rates import RESET, CounterRates, CounterValue
-from fleet_forecast.sources.protocols.received import ReceivedSamples
+from fleet_forecast.sources.protocols.received import ReceivedSamples, RefusedSamples
 
 CPU_TIME, CPU_UTILIZATION = "system.cpu.time", "system.cpu.utilization"
 MEMORY_USAGE, MEMORY_UTILIZATION = "system.memory.usage", "system.memory.utilization"
@@ -30,6 +30,9 @@ _DIRECTION = frozenset({"direction", "disk.io.direction", "network.io.direction"
 _DEVICE = frozenset({"device", "system.device", "network.interface.name", "system.network.interface.name"})
 _WHOLE_MEMORY = frozenset({"used", "free", "cached", "buffered", "buffers"})
 _CPU_PCT, _MEM_PCT = METRICS.index("cpu_pct"), METRICS.index("mem_pct")
+_LEVELS = frozenset({CPU_UTILIZATION, MEMORY_USAGE, MEMORY_UTILIZATION})
+# The resolution of the counters is 10 ms: an idle processor may seem to be idle for longer than the interval.
+_MORE_THAN_IDLE = 0.05
 _BYTES_PER_MB = 1e6
 _NS_PER_MS = 1_000_000
 
@@ -61,7 +64,10 @@ _FLOWS = {
 
 def add_host_metric(metric: HostMetric, found: ReceivedSamples, rates: CounterRates) -> None:
     """Add the values of a metric of HOST_METRICS to the rows; data points that give none are counted as notices."""
-    HOST_METRICS[metric.name](metric, found, rates)
+    if metric.name in _LEVELS and getattr(metric.data, "aggregation_temporality", None) == DELTA:
+        found.notices["change_of_level"] += len(metric.data.data_points)  # not the level itself
+    else:
+        HOST_METRICS[metric.name](metric, found, rates)
 
 
 def _add_flow(metric: HostMetric, found: ReceivedSamples, rates: CounterRates) -> None:
@@ -98,8 +104,9 @@ def _add_cpu_time(metric: HostMetric, found: ReceivedSamples, rates: CounterRate
     for time_ns, shares in idle.items():
         if math.isnan(sum(shares)):
             continue
-        # The counters' resolution is 10 ms: an idle processor may seem to be idle for longer than the interval.
-        busy = min(max(1 - sum(shares) / len(shares), 0.0), 1.0)
+        busy = 1 - sum(shares) / len(shares)
+        if -_MORE_THAN_IDLE <= busy < 0:
+            busy = 0.0
         _put(found, (metric.server, time_ns), _CPU_PCT, 100 * busy, len(shares))
 
 
@@ -207,6 +214,10 @@ def _put(found: ReceivedSamples, place: tuple[str, int], index: int, value: floa
     server, time_ns = place
     instant = _milliseconds(time_ns)
     row = found.row(server, instant)
+    if row[index] is not None and row[index] != value:
+        reason = f"a second value, beside {row[index]}, of {server} at one time; give each resource its own host.name"
+        found.refused.append(RefusedSamples(METRICS[index], value, reason, points))
+        return
     row[index] = value
     found.samples.setdefault((server, instant), [0] * len(METRICS))[index] = points
 

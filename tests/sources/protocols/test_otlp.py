@@ -83,6 +83,27 @@ def test_cumulative_counters_give_rates_from_their_second_value_on(decoder):
     assert rows_of(decoder, second) == {("a", T + 10): {"cpu_pct": 25.0, "disk_io_mb_s": 2 * 3.0}}
 
 
+@pytest.mark.parametrize(("idle_seconds", "cpu_pct"), [(10.4, 0.0), (11.0, -10.0), (0.0, 100.0)])
+def test_a_processor_may_be_idle_for_a_little_longer_than_the_interval(decoder, idle_seconds, cpu_pct):
+    """A value that is far out is not hidden: the validation rejects it."""
+    first, second = request("a", cpu_time(T, 1000)), request("a", cpu_time(T + 10, 1000 + idle_seconds))
+    assert rows_of(decoder, first, second) == {("a", T + 10): {"cpu_pct": cpu_pct}}
+
+
+def test_changes_of_a_level_are_not_taken_for_the_level(decoder):
+    made = request("a", metric("system.memory.usage", [({"state": s}, T, 5) for s in ("used", "free")], DELTA))
+    assert decoder.decode(made.SerializeToString(), is_json=False).notices == {"change_of_level": 2}
+
+
+def test_a_second_value_for_a_server_and_time_is_refused_and_an_equal_one_is_not(decoder):
+    made = request("a", gauge("system.memory.utilization", used=0.5))
+    for used in (0.25, 0.5):
+        add_host(made, "a", gauge("system.memory.utilization", used=used))
+    received = decoder.decode(made.SerializeToString(), is_json=False)
+    assert [values[1] for values in received.rows.values()] == [50.0]
+    assert [(refused.field, refused.value) for refused in received.refused] == [("mem_pct", 25.0)]
+
+
 def test_network_traffic_by_direction_without_interfaces_that_repeat_it(decoder):
     def traffic(key, direction_key, seconds, received, sent):
         points = [
