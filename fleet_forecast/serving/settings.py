@@ -63,11 +63,18 @@ def _address(value: str) -> str:
     return value
 
 
+def _label_name(value: str) -> str:
+    if not value:
+        raise ValueError("is no name of a label; give one, such as instance")
+    return value
+
+
 Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Switch = Annotated[bool, Strict()]
 FilePath = Annotated[Path, BeforeValidator(_not_empty)]
 Address = Annotated[str, AfterValidator(_address)]
+LabelName = Annotated[str, AfterValidator(_label_name)]
 
 
 class Settings(BaseModel):
@@ -99,9 +106,8 @@ class Settings(BaseModel):
     )
     prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
 
-    server_label: str = Field(
+    server_label: LabelName = Field(
         default="instance",
-        min_length=1,
         description="label with the server's name in the series of Prometheus remote write; a port is cut off",
     )
 

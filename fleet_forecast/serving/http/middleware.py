@@ -19,12 +19,11 @@ from fleet_forecast.serving.http.bounded_body import BoundedBody, Message, Recei
 from fleet_forecast.serving.http.unsent_responses import PIECE_BYTES, Send, UnsentResponses
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
-from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.settings import MIB, Settings
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger(__name__)
-MIB = 1024 * 1024
 POLICY_VIOLATION = 1008  # close code of WebSockets
 LOGGED_PATH = 200  # characters
 PROTOBUF = b"application/x-protobuf"

@@ -5,6 +5,7 @@ A value that is no measurement costs this value; a server or time that is not ac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ class CheckedRows(CheckedBatch):
     received: ReceivedSamples = field(default_factory=ReceivedSamples)
     refused_servers: dict[str, str] = field(default_factory=dict)
     stored_samples: int = 0
-    rejected_samples: int = 0
+    rejected_samples: Counter[str] = field(default_factory=Counter)  # by the field at fault
 
 
 def check_rows(
@@ -50,7 +51,7 @@ def check_rows(
             _accept(batch, number, key, values)
     for refused in received.refused:
         batch.rejected.append(Rejection(len(received.rows), refused.field, refused.value, refused.reason))
-        batch.rejected_samples += refused.samples
+        batch.rejected_samples[refused.field] += refused.samples
     return batch
 
 
@@ -68,7 +69,7 @@ def _accept(batch: CheckedRows, number: int, key: tuple[str, int], values: list[
         metric = METRICS[index]
         reason = f"{metric} of {key[0]} is a number from {METRIC_SPECS[metric].range_text}"
         batch.rejected.append(Rejection(number, metric, value, reason))
-        batch.rejected_samples += behind(key, index)
+        batch.rejected_samples[metric] += behind(key, index)
         values[index] = None
     if measured:
         batch.samples.append(Sample(key[0], key[1], None, None, tuple(values)))
@@ -78,7 +79,8 @@ def _accept(batch: CheckedRows, number: int, key: tuple[str, int], values: list[
 def _reject(batch: CheckedRows, rejection: Rejection, key: tuple[str, int], values: list[float | None]) -> None:
     batch.rejected.append(rejection)
     behind = batch.received.samples_behind
-    batch.rejected_samples += sum(behind(key, index) for index, value in enumerate(values) if value is not None)
+    count = sum(behind(key, index) for index, value in enumerate(values) if value is not None)
+    batch.rejected_samples[rejection.field] += count
 
 
 def _time_reason(earliest_ms: int, latest_ms: int) -> str:

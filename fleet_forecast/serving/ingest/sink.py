@@ -135,10 +135,9 @@ class IngestSink:
         """Count the samples of a request by what became of them."""
         received, counts = batch.received, self.tally.not_stored
         self.tally.stored[protocol] += batch.stored_samples
-        counts.update((protocol, rejection.field) for rejection in batch.rejected)
-        counts[protocol, "not_measured"] += received.not_measured
-        counts[protocol, "other_name"] += received.left_out.total()
-        counts.update({(protocol, reason): count for reason, count in received.notices.items()})
+        reasons = batch.rejected_samples + received.notices
+        reasons += Counter(not_measured=received.not_measured, other_name=received.left_out.total())
+        counts.update({(protocol, reason): count for reason, count in reasons.items()})
         self._leave_out(protocol, batch, received.left_out)
 
     def _leave_out(self, protocol: Protocol, batch: CheckedBatch, names: Iterable[str]) -> None:

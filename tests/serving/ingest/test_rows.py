@@ -63,7 +63,7 @@ def test_points_behind_a_value_are_counted():
     found = received(a={"cpu_pct": 50.0, "mem_pct": 500.0})
     found.samples["a", NOW * 1000] = [8, 3, 0, 0, 0, 0]
     batch = checked(found)
-    assert (batch.stored_samples, batch.rejected_samples) == (8, 3)
+    assert (batch.stored_samples, batch.rejected_samples) == (8, {"mem_pct": 3})
 
 
 @pytest.mark.parametrize("instant", [10**30, -(10**30), -(2**63)])

@@ -55,7 +55,7 @@ async def otlp_metrics(request: Request, daemon: RunningDaemon) -> Response:
         body = error_body(f"not stored: {problem}", is_json)
         return Response(body, 503, headers={"Retry-After": "1"}, media_type=media_type)
     message = rejection_text(batch) if batch.rejected else ""
-    return Response(response_body(batch.rejected_samples, message, is_json), media_type=media_type)
+    return Response(response_body(batch.rejected_samples.total(), message, is_json), media_type=media_type)
 
 
 def _decoder(daemon: Daemon, body: bytes, request: Request, is_json: bool) -> Any:

@@ -14,4 +14,4 @@ def rejection_text(batch: CheckedRows) -> str:
         f"{each.field} {str(each.value)[:SHOWN_CHARACTERS]}: {each.reason}"
         for each in batch.rejected[:SHOWN_REJECTIONS]
     )
-    return f"{batch.rejected_samples} samples rejected, the others are stored: {shown}"
+    return f"{batch.rejected_samples.total()} samples rejected, the others are stored: {shown}"
