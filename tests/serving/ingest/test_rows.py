@@ -52,7 +52,8 @@ def test_a_bad_value_costs_the_value_and_a_refused_server_the_row():
     assert [(rejection.index, rejection.field) for rejection in batch.rejected] == [
         (0, "cpu_pct"), (1, "server_name"), (2, "cpu_pct"), (3, "server_name")
     ]  # fmt: skip
-    assert (batch.stored_samples, batch.rejected_samples, batch.refused_servers) == (
+    assert (batch.stored_samples, batch.refused_servers) == (1, {"b": "not yours"})
+    assert batch.rejected_samples == {"cpu_pct": 2, "server_name": 2 + 3}
         1,
         1 + 2 + 1 + 3,
         {"b": "not yours"},
