@@ -54,10 +54,6 @@ def test_a_bad_value_costs_the_value_and_a_refused_server_the_row():
     ]  # fmt: skip
     assert (batch.stored_samples, batch.refused_servers) == (1, {"b": "not yours"})
     assert batch.rejected_samples == {"cpu_pct": 2, "server_name": 2 + 3}
-        1,
-        1 + 2 + 1 + 3,
-        {"b": "not yours"},
-    )
 
 
 def test_points_behind_a_value_are_counted():
