@@ -33,6 +33,7 @@ from fleet_forecast.serving.routes import (
     servers,
     silences,
 )
+from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
@@ -41,7 +42,21 @@ DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
     "All times are UTC; null means not measured."
 )
-TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
+TOPICS = (
+    probes,
+    samples,
+    remote_write,
+    otlp,
+    forecasts,
+    explain,
+    servers,
+    history,
+    model,
+    alerts,
+    silences,
+    events,
+    dashboard,
+)
 
 
 def create_app(
