@@ -30,7 +30,7 @@ lint: $(VENV)/.dev-packages ## ruff and mypy
 	@$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev-packages ## measure speed and accuracy, with stock and LightGBM for comparison
-	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py)); do \
+	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py benchmarks/*/*.py)); do \
 		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py|*/ablations.py) continue;; esac; \
 		echo "== $$benchmark" >&2; $(PYTHON) $$benchmark; done
 

@@ -33,6 +33,7 @@ from fleet_forecast.serving.routes import (
     servers,
     silences,
 )
+from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
@@ -42,8 +43,10 @@ DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
     "All times are UTC; null means not measured."
 )
+PROTOCOLS = (remote_write, otlp)
 VIEWS = (heat_map, risks, past_forecasts, peer_band, model_evaluation)
-TOPICS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard, *VIEWS)
+PARTS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
+TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
 
 
 def create_app(

@@ -25,6 +25,8 @@ from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.sources.protocols.otlp import OtlpDecoder
+from fleet_forecast.sources.protocols.remote_write import WriteDecoder
 from server_profiles import ProfileRules
 
 
@@ -36,6 +38,8 @@ class Daemon:
     rules: ProfileRules
     store: HistoryStore
     ingest: IngestSink
+    remote_write: WriteDecoder
+    otlp: OtlpDecoder
     forecasts: ForecastLoop
     audit: FleetAudit
     model: ModelManager

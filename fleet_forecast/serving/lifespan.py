@@ -37,6 +37,9 @@ from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from fleet_forecast.sources.protocols.counter_rates import CounterMemory
+from fleet_forecast.sources.protocols.otlp import OtlpDecoder
+from fleet_forecast.sources.protocols.remote_write import WriteDecoder
 
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded
 
@@ -88,6 +91,8 @@ def _open(config: DaemonConfig) -> Daemon:
         rules=files.profile_rules,
         store=store,
         ingest=IngestSink(settings, store, config.clock, files.profile_rules),
+        remote_write=WriteDecoder(settings.server_label, settings.max_samples),
+        otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
         audit=FleetAudit(forecasts, store, files.profile_rules),
         model=_model_manager(config, forecasts),

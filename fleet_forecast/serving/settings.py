@@ -31,6 +31,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.contract.times import check_zone
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
@@ -38,6 +39,7 @@ from fleet_forecast.sources.address import HIDDEN, is_address, origin_of, parse_
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
 SHORTEST_TOKEN = 16  # bytes
+MIB = 1024 * 1024
 ADDRESSES = (
     "prometheus",
     "alertmanager",
@@ -67,6 +69,12 @@ def _address(value: str) -> str:
     return value
 
 
+def _label_name(value: str) -> str:
+    if not value:
+        raise ValueError("is no name of a label; give one, such as instance")
+    return value
+
+
 Whole = Annotated[int, Strict(), BeforeValidator(_integral)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Switch = Annotated[bool, Strict()]
@@ -75,6 +83,7 @@ Header = Annotated[str, AfterValidator(lambda text: ": ".join(parse_header(text)
 Zone = Annotated[str, AfterValidator(check_zone)]
 FilePath = Annotated[Path, BeforeValidator(_not_empty)]
 Address = Annotated[str, AfterValidator(_address)]
+LabelName = Annotated[str, AfterValidator(_label_name)]
 
 
 class Settings(BaseModel):
@@ -111,6 +120,11 @@ class Settings(BaseModel):
     prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
     prometheus_headers: tuple[Header, ...] = Field(
         default=(), description="headers of each query to that Prometheus, such as 'X-Scope-OrgID: tenant'"
+    )
+
+    server_label: LabelName = Field(
+        default="instance",
+        description="label with the server's name in the series of Prometheus remote write; a port is cut off",
     )
 
     alert_rules: FilePath | None = Field(default=None, description="TOML file with thresholds and levels of alerts")
@@ -157,7 +171,13 @@ class Settings(BaseModel):
     future_minutes: Number = Field(default=10.0, ge=0.0, description="samples further ahead than this are rejected")
     max_servers: Whole = Field(default=20_000, ge=1, description="servers beyond this number are rejected")
     max_records: Whole = Field(default=10_000, ge=1, description="records in one request")
-    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body")
+    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body, packed and unpacked")
+    max_counters: Whole = Field(
+        default=400_000,
+        ge=1,
+        description="cumulative counters of OTLP whose last value is remembered; beyond this those of the longest "
+        "silent server are forgotten, and its next interval is not measured",
+    )
     max_waiting_records: Whole = Field(
         default=50_000, ge=1, description="records accepted but not yet on disk; beyond this the answer is 503"
     )
@@ -197,6 +217,16 @@ class Settings(BaseModel):
     recheck_seconds: Number = Field(
         default=5.0, ge=0.05, description="interval of the check for new servers and late samples"
     )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """max_body_mib in bytes."""
+        return int(self.max_body_mib * MIB)
+
+    @property
+    def max_samples(self) -> int:
+        """Samples in one request of remote write, data points in one of OTLP: as many as max_records can hold."""
+        return self.max_records * len(METRICS)
 
     @model_validator(mode="before")
     @classmethod

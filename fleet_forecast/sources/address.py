@@ -1,4 +1,4 @@
-"""Addresses of other services, and headers for them."""
+"""Addresses of other services and of scraped servers, and headers of requests."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ def parse_header(text: str) -> tuple[str, str]:
     if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.strip().isprintable():
         raise ValueError(f"{name[:40]!r} begins no header; write NAME: VALUE, such as 'X-Scope-OrgID: tenant'")
     return name, value.strip()
+
+
+def without_port(instance: str) -> str:
+    """The server that a label such as `instance` names: host of host:9100, 2001:db8::10 of [2001:db8::10]:9100.
+
+    An IPv6 address without brackets has no port.
+    """
+    match = re.fullmatch(r"\[(.+)\](?::\d+)?|([^:]*):\d+", instance)
+    return instance if match is None else match[1] or match[2]

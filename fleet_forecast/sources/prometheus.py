@@ -29,8 +29,9 @@ from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
-from fleet_forecast.sources.address import is_address, without_secrets
+from fleet_forecast.sources.address import is_address, without_port, without_secrets
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.devices import OTHER_DISKS, OTHER_LINKS
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
@@ -89,8 +90,8 @@ class QuerySet(BaseModel):
         return self.model_copy(update={"queries": MappingProxyType({**defaults.queries, **self.queries})})
 
 
-_DISKS = 'device!~"loop.*|ram.*|sr.*|dm-.*|md.*|zram.*"'  # dm and md repeat the traffic of the disks below them
-_LINKS = 'device!~"lo|veth.*|docker.*|br-.*|virbr.*|cali.*|flannel.*|cni.*|tun.*|tap.*|bond.*"'
+_DISKS = f'device!~"{OTHER_DISKS}"'
+_LINKS = f'device!~"{OTHER_LINKS}"'
 NODE_EXPORTER = QuerySet(
     queries={
         "cpu_pct": (
@@ -322,13 +323,7 @@ def _server_name(labels: Mapping[str, str], queries: QuerySet, metric: str) -> s
             f"query of {metric}: a series without the label {queries.server_label!r} ({dict(labels)}); "
             f"keep it in the query (sum by ({queries.server_label})), or set server_label"
         )
-    return _without_port(name) if queries.strip_port else name
-
-
-def _without_port(instance: str) -> str:
-    """Host of host:9100, and 2001:db8::10 of [2001:db8::10]:9100; an IPv6 address without brackets has no port."""
-    match = re.fullmatch(r"\[(.+)\](?::\d+)?|([^:]+):\d+", instance)
-    return instance if match is None else match[1] or match[2]
+    return without_port(name) if queries.strip_port else name
 
 
 def _series(entry: Mapping[str, Any]) -> Series:

@@ -39,6 +39,11 @@ def test_the_prometheus_client_refuses_the_same_addresses(address):
         PrometheusClient(address)
 
 
+def test_an_empty_label_is_refused():
+    with pytest.raises(SettingsError, match="server_label: '' is no name of a label; give one, such as instance"):
+        load_settings(None, {"server_label": ""})
+
+
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_with_user_port_path_or_non_ascii_letters_is_accepted(address):
     assert load_settings(None, {"webhook": address}).webhook == address

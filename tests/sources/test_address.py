@@ -1,8 +1,8 @@
-"""Addresses in messages contain no secrets."""
+"""Addresses in messages contain no secrets; a port is no part of a server's name."""
 
 import pytest
 
-from fleet_forecast.sources.address import origin_of, parse_header, without_secrets
+from fleet_forecast.sources.address import origin_of, parse_header, without_port, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,25 @@ def test_a_header_is_a_name_and_a_value(text):
 def test_what_is_no_header_is_refused_without_its_value(text):
     with pytest.raises(ValueError, match="write NAME: VALUE"):
         parse_header(text)
+
+
+@pytest.mark.parametrize(
+    ("instance", "name"),
+    [
+        ("web1:9100", "web1"),
+        ("web1.example.com:9100", "web1.example.com"),
+        ("web1", "web1"),
+        ("10.0.0.1:9100", "10.0.0.1"),
+        ("[2001:db8::10]:9100", "2001:db8::10"),
+        ("[2001:db8::10]", "2001:db8::10"),
+        ("2001:db8::10", "2001:db8::10"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("SQL Server 01", "SQL Server 01"),
+        ("web:blue", "web:blue"),
+        ("web1:", "web1:"),
+        (":9100", ""),
+        ("", ""),
+    ],
+)
+def test_a_port_is_cut_off_and_no_part_of_an_address(instance, name):
+    assert without_port(instance) == name

@@ -18,7 +18,7 @@ PROBES = frozenset({"/healthz", "/readyz"})  # orchestrators ask for them by the
 OPEN_PATHS = frozenset({*PROBES, *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
-WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data"})
+WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
 

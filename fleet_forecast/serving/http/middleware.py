@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,17 +18,36 @@ from fleet_forecast.serving.clients import Right
 from fleet_forecast.serving.http.access import AccessRules, Headers, RefusedError, Scope, WrongTokenError, needed_right
 from fleet_forecast.serving.http.bounded_body import BoundedBody, Message, Receive, WaitingBodies
 from fleet_forecast.serving.http.unsent_responses import PIECE_BYTES, Send, UnsentResponses
-from fleet_forecast.serving.ingest.bodies import ENCODINGS, MEDIA_TYPES
+from fleet_forecast.serving.ingest.bodies import ENCODINGS, MEDIA_TYPES, SNAPPY
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
-from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.settings import MIB, Settings
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger(__name__)
-MIB = 1024 * 1024
 POLICY_VIOLATION = 1008  # close code of WebSockets
 LOGGED_PATH = 200  # characters
+PROTOBUF = "application/x-protobuf"
+
+
+class _BodyKind(NamedTuple):
+    """Media types and content encodings that a route takes, and the remedy for other encodings."""
+
+    media_types: tuple[str, ...]
+    encodings: tuple[str, ...]
+    remedy: str
+
+
+_PACKED_OR_NOT = (
+    ("identity", *ENCODINGS),
+    f"send the body as it is, or with Content-Encoding: {' or '.join(ENCODINGS)}",
+)
+_RECORDS = _BodyKind(MEDIA_TYPES, *_PACKED_OR_NOT)
+_BODY_KINDS = {
+    "/api/v1/write": _BodyKind((PROTOBUF,), (SNAPPY,), f"send Content-Encoding: {SNAPPY}"),
+    "/v1/metrics": _BodyKind((PROTOBUF, MEDIA_TYPES[0]), *_PACKED_OR_NOT),
+}
 _METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -42,7 +62,7 @@ class RequestGuard:
     def __init__(self, app: App, settings: Settings, tokens: AccessTokens, counters: HttpCounters) -> None:
         self._app, self._counters = app, counters
         self._access = AccessRules(settings, tokens)
-        self._max_body_bytes = int(settings.max_body_mib * MIB)
+        self._max_body_bytes = settings.max_body_bytes
         self._seconds = settings.body_seconds
         self._waiting = WaitingBodies(int(settings.max_waiting_mib * MIB))
         self._unsent = UnsentResponses(int(settings.max_unsent_mib * MIB))
@@ -134,12 +154,12 @@ def _check_content(scope: Scope, headers: Headers) -> None:
     # Forms can send no admin token, so requests that need one may omit the type of a body that they do not have.
     if needed_right(scope) is Right.ADMIN and not _has_body(headers) and b"content-type" not in headers:
         return
-    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type.decode("latin-1") not in MEDIA_TYPES:
-        raise RefusedError(415, f"send Content-Type: {', '.join(MEDIA_TYPES[:-1])} or {MEDIA_TYPES[-1]}")
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower().decode("latin-1")
-    if encoding not in ("identity", *ENCODINGS):
-        raise RefusedError(415, f"send the body as it is, or with Content-Encoding: {' or '.join(ENCODINGS)}")
+    accepted = _BODY_KINDS.get(scope["path"], _RECORDS)
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    if media_type not in accepted.media_types:
+        raise RefusedError(415, f"send Content-Type: {' or '.join(accepted.media_types)}")
+    if headers.get(b"content-encoding", b"identity").strip().lower().decode("latin-1") not in accepted.encodings:
+        raise RefusedError(415, accepted.remedy)
 
 
 def _has_body(headers: Headers) -> bool:

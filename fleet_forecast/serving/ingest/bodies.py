@@ -1,19 +1,22 @@
-"""Bodies of requests with records: unpacking within a bound, and the forms in which agents send JSON.
+"""Bodies of requests with samples: unpacking within a bound, and the forms in which agents send JSON.
 
-Accepted are {"records": [...]}, a bare array, a single record, and a record per line (NDJSON).
+Forms of JSON are {"records": [...]}, a bare array, a single record, and a record per line (NDJSON).
 """
 
 from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cramjam
 import orjson
 import zstandard
 
 MAX_STRUCTURES_PER_RECORD = 4  # objects and lists in a body; a record is one, unknown fields may hold further ones
 ENCODINGS = ("gzip", "zstd")
+SNAPPY = "snappy"  # of Prometheus remote write, in the block format
 MEDIA_TYPES = ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl")
 MAX_WINDOW_BYTES = 8 * 1024 * 1024  # of zstd, which RFC 8878 asks every decoder to support; the header may ask for more
 _PIECE_BYTES = 128  # of packed zstd at once: they may become 4 MiB
@@ -30,7 +33,7 @@ class BodyTooLargeError(BodyError):
 
 
 class ReceivedBody(NamedTuple):
-    """A request's body as it was sent; encoding: "" or one of ENCODINGS. max_bytes: of the unpacked body."""
+    """A request's body as it was sent; encoding: "", SNAPPY or one of ENCODINGS. max_bytes: of the unpacked body."""
 
     content: bytes
     encoding: str = ""
@@ -39,15 +42,20 @@ class ReceivedBody(NamedTuple):
 
 def unpacked(body: ReceivedBody) -> bytes:
     """The content of a body. Raises BodyError if it is damaged, BodyTooLargeError; memory is bounded by max_bytes."""
-    if body.encoding not in ENCODINGS:
+    unpack = _UNPACK.get(body.encoding)
+    if unpack is None:
         return body.content
     try:
-        content = _gunzip(body) if body.encoding == "gzip" else _unzstd(body)
-    except (zlib.error, zstandard.ZstdError, EOFError) as problem:
+        content = unpack(body)
+    except (zlib.error, zstandard.ZstdError, cramjam.DecompressionError, EOFError) as problem:
         raise BodyError(f"the body is not {body.encoding}: {problem}; send it as Content-Encoding says") from None
-    if len(content) > body.max_bytes:
-        raise BodyTooLargeError(f"the unpacked body is larger than {body.max_bytes} bytes; send smaller batches")
+    _check_size(len(content), body)
     return content
+
+
+def _check_size(size: int, body: ReceivedBody) -> None:
+    if size > body.max_bytes:
+        raise BodyTooLargeError(f"the unpacked body is larger than {body.max_bytes} bytes; send smaller batches")
 
 
 def _gunzip(body: ReceivedBody) -> bytes:
@@ -74,6 +82,20 @@ def _unzstd(body: ReceivedBody) -> bytes:
             raise EOFError("it ends too early")
         rest = frame.unused_data + source.read()
     return bytes(found)
+
+
+def _unsnappy(body: ReceivedBody) -> bytes:
+    """The header has the length: a content above the bound is refused before memory is taken for it."""
+    try:
+        _check_size(cramjam.snappy.decompress_raw_len(body.content), body)
+        return bytes(cramjam.snappy.decompress_raw(body.content))
+    except BodyTooLargeError:
+        raise
+    except ValueError as problem:  # cramjam's own for an empty body
+        raise EOFError(problem) from None
+
+
+_UNPACK: dict[str, Callable[[ReceivedBody], bytes]] = {"gzip": _gunzip, "zstd": _unzstd, SNAPPY: _unsnappy}
 
 
 def parse_records(body: bytes, max_records: int) -> list[Any]:

@@ -21,6 +21,7 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.retry import back_off
 from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, TimeRange, pull_range
@@ -66,7 +67,7 @@ class Puller:
         time_range = TimeRange(begin, end)
         frame, left_out = await on_daemon_thread(pull_range, self._client, self._queries, time_range, step_seconds)
         for name, reason in left_out.items():
-            self._sink.note_refused_name(name, reason)
+            self._sink.tally.note_refused(Protocol.PROMETHEUS, name, reason)
         stored = 0
         for records in _batches(frame):
             stored += len((await self._sink.take_pulled(records)).samples)

@@ -6,24 +6,34 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from fleet_forecast.serving.clients import ANYONE, Client
-from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
+from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, parse_records, unpacked
+from fleet_forecast.serving.ingest.rows import CheckedRows, check_rows
 from fleet_forecast.serving.ingest.senders import SenderChecks
+from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
 from fleet_forecast.serving.ingest.validation import CheckedBatch, TimeLimits, check_records
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 LOG = logging.getLogger(__name__)
 MS_PER_HOUR, MS_PER_MINUTE = 3_600_000, 60_000
-MAX_REFUSED_NAMES = 100  # kept for the status
 LOGGED_REJECTIONS = 3  # of each batch that has no client to answer
+Batch = TypeVar("Batch", bound=CheckedBatch)
+
+
+class Encoded(NamedTuple):
+    """A body of another protocol than JSON records, and its decoder, which raises MalformedBodyError."""
+
+    body: ReceivedBody
+    decode: Callable[[bytes], ReceivedSamples]
 
 
 class IngestSink:
@@ -42,7 +52,7 @@ class IngestSink:
         self.accepted = 0
         self.rejected: Counter[str] = Counter()  # by the field at fault
         self.left_out_cells: Counter[str] = Counter()  # of accepted records, by metric
-        self.refused_names: dict[str, str] = {}  # the first names of servers that were left out -> the reason
+        self.tally = IngestTally()
         self.pulls: Counter[str] = Counter()  # from Prometheus, by "success" and "failure"
         self.settings, self.store, self.clock = settings, store, clock
         self.senders = SenderChecks(store, rules)
@@ -56,7 +66,9 @@ class IngestSink:
         Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
         was stored.
         """
-        return await self._store(self._checked_body, (body, client))
+        batch = await self._store(self._checked_body, (body, client))
+        self._count_records(Protocol.JSON, batch)
+        return batch
 
     async def take_pulled(self, records: list[Any]) -> CheckedBatch:
         """Store records that the daemon pulled: of any age, and none from the future.
@@ -65,19 +77,44 @@ class IngestSink:
         HistoryUnavailableError if nothing was stored.
         """
         batch = await self._store(self._checked_pull, records)
+        self._count_records(Protocol.PROMETHEUS, batch)
         for rejection in batch.rejected[:LOGGED_REJECTIONS]:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
         return batch
 
-    def _checked_body(self, received: tuple[ReceivedBody, Client], names: NewNames) -> CheckedBatch:
-        body, client = received
+    async def take_encoded(self, protocol: Protocol, body: Encoded, client: Client) -> CheckedRows:
+        """Store the samples of a request in another protocol; returns when they are on disk.
+
+        Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
+        was stored.
+        """
+        batch = await self._store(self._checked_rows, (body, client))
+        self._count_rows(protocol, batch)
+        batch.received.on_stored(batch.refused_servers)
+        return batch
+
+    def _limits(self) -> TimeLimits:
+        """The accepted times of samples that are sent."""
         settings, now_ms = self.settings, self.clock() * 1000
         earliest_ms = math.ceil(now_ms - settings.retention_hours * MS_PER_HOUR)
         latest_ms = math.floor(now_ms + settings.future_minutes * MS_PER_MINUTE)
-        records = parse_records(unpacked(body), settings.max_records)
-        limits = TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
-        batch = check_records(records, limits, partial(self.senders.refusal_of, client, names))
+        return TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
+
+    def _checked_body(self, received: tuple[ReceivedBody, Client], names: NewNames) -> CheckedBatch:
+        body, client = received
+        records = parse_records(unpacked(body), self.settings.max_records)
+        batch = check_records(records, self._limits(), partial(self.senders.refusal_of, client, names))
         self.senders.check_profiles(batch, client)
+        self.senders.note_source(batch, client)
+        return batch
+
+    def _checked_rows(self, encoded: tuple[Encoded, Client], names: NewNames) -> CheckedRows:
+        (body, decode), client = encoded
+        try:
+            samples = decode(unpacked(body))
+        except MalformedBodyError as problem:
+            raise BodyError(str(problem)) from None
+        batch = check_rows(samples, self._limits(), partial(self.senders.refusal_of, client, names))
         self.senders.note_source(batch, client)
         return batch
 
@@ -85,7 +122,7 @@ class IngestSink:
         limits = TimeLimits(0, int(self.clock() * 1000))
         return check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
 
-    async def _store(self, check: Callable[[Any, NewNames], CheckedBatch], received: Any) -> CheckedBatch:
+    async def _store(self, check: Callable[[Any, NewNames], Batch], received: Any) -> Batch:
         names = self.store.new_names()
         try:
             batch = await asyncio.get_running_loop().run_in_executor(self.worker, check, received, names)
@@ -96,12 +133,26 @@ class IngestSink:
         self.accepted += len(batch.samples)
         self.rejected.update(rejection.field for rejection in batch.rejected)
         self.left_out_cells.update(cell.field for cell in batch.left_out)
-        for rejection in batch.rejected:
-            if rejection.field == "server_name":
-                self.note_refused_name(str(rejection.value), rejection.reason)
         return batch
 
-    def note_refused_name(self, name: str, reason: str) -> None:
-        """Keep the name of a server that was left out, for the status."""
-        if len(self.refused_names) < MAX_REFUSED_NAMES:
-            self.refused_names.setdefault(name, reason)
+    def _count_records(self, protocol: Protocol, batch: CheckedBatch) -> None:
+        """Count the values of accepted records; values left out and rejected records by the field at fault."""
+        values = (sample.values for sample in batch.samples)
+        self.tally.stored[protocol] += sum(len(each) - each.count(None) for each in values)
+        self.tally.not_stored.update((protocol, each.field) for each in (*batch.rejected, *batch.left_out))
+        self._note_names(protocol, batch, batch.ignored_fields)
+
+    def _count_rows(self, protocol: Protocol, batch: CheckedRows) -> None:
+        """Count the samples of a request by what became of them."""
+        received, counts = batch.received, self.tally.not_stored
+        self.tally.stored[protocol] += batch.stored_samples
+        reasons = batch.rejected_samples + received.notices
+        reasons += Counter(not_measured=received.not_measured, other_name=received.left_out.total())
+        counts.update({(protocol, reason): count for reason, count in reasons.items()})
+        self._note_names(protocol, batch, received.left_out)
+
+    def _note_names(self, protocol: Protocol, batch: CheckedBatch, names: Iterable[str]) -> None:
+        self.tally.note_unused(protocol, names)
+        for rejection in batch.rejected:
+            if rejection.field == "server_name":
+                self.tally.note_refused(protocol, str(rejection.value), rejection.reason)

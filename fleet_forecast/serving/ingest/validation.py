@@ -150,6 +150,19 @@ def _may_be_fractions(samples: list[Sample], spec: MetricSpec, place: int) -> bo
     return first is not None and first <= 1.0
 
 
+def rounded_limit(spec: MetricSpec, value: float) -> float | None:
+    """The limit that only rounding took a value beyond; None for a value that is farther out."""
+    if spec.lower - spec.rounding <= value <= spec.upper + spec.rounding:
+        return spec.lower if value < spec.lower else spec.upper
+    return None
+
+
+def rounding_notice(metric: str, values: list[float]) -> str:
+    """What is said of values that count as the limit."""
+    count = f"{len(values)} value{'' if len(values) == 1 else 's'}"
+    return f"{metric}: {count} just beyond the range, by rounding, such as {values[0]}; counted as the limit"
+
+
 class _RecordCheck:
     """The checks of one batch; bad_cells: of the record that was checked last."""
 
@@ -174,13 +187,8 @@ class _RecordCheck:
         return Sample(name, instant, _profile(record), _state(record), self._measurements(record))
 
     def notices(self) -> list[str]:
-        found = [f"timestamp: numbers are read as {unit} since 1970" for unit in sorted(self._units)]
-        for name, values in self._rounded.items():
-            count = f"{len(values)} value{'' if len(values) == 1 else 's'}"
-            found.append(
-                f"{name}: {count} just beyond the range, by rounding, such as {values[0]}; counted as the limit"
-            )
-        return found
+        units = [f"timestamp: numbers are read as {unit} since 1970" for unit in sorted(self._units)]
+        return units + [rounding_notice(name, values) for name, values in self._rounded.items()]
 
     def _measurements(self, record: dict[str, Any]) -> tuple[float | None, ...]:
         values: list[float | None] = []
@@ -204,10 +212,9 @@ class _RecordCheck:
     def _limit_or_none(self, metric: str, value: Any) -> float | None:
         """The limit for a value that only rounding took beyond it, else None and a bad cell."""
         spec = self._specs[metric]
-        is_number = type(value) is float or type(value) is int
-        if is_number and spec.lower - spec.rounding <= value <= spec.upper + spec.rounding:
+        if (type(value) is float or type(value) is int) and (limit := rounded_limit(spec, value)) is not None:
             self._rounded.setdefault(metric, []).append(value)
-            return spec.lower if value < spec.lower else spec.upper
+            return limit
         reason = f"{metric} is a number from {spec.range_text}, or null where it was not measured"
         self.bad_cells.append(_Rejected(metric, value, reason))
         return None

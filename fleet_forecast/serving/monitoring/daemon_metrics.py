@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.monitoring.text_format import header
 from server_profiles import PROFILES
 
@@ -119,6 +120,11 @@ def _servers(daemon: Daemon) -> list[Sample]:
     return _by("profile", counts)
 
 
+def _not_stored(daemon: Daemon) -> list[Sample]:
+    counts = sorted(daemon.ingest.tally.not_stored.items()) or [(("none", "none"), 0)]
+    return [Sample(f'{{protocol="{protocol}",reason="{reason}"}}', count) for (protocol, reason), count in counts]
+
+
 CYCLE_DURATION = Family(
     "fleet_cycle_duration_seconds",
     "histogram",
@@ -141,6 +147,16 @@ FAMILIES: tuple[Family, ...] = (
         "fleet_left_out_cells",
         "Values of accepted records that could not be used, by metric.",
         lambda d: _by("metric", d.ingest.left_out_cells or {"none": 0}),
+    ),
+    _counter(
+        "fleet_stored_samples",
+        "Samples stored (one metric of one server at one time), by protocol.",
+        lambda d: _by("protocol", dict.fromkeys(map(str, Protocol), 0) | d.ingest.tally.stored),
+    ),
+    _counter(
+        "fleet_samples_not_stored",
+        "Samples, and records of JSON, that were not stored, by protocol and reason.",
+        _not_stored,
     ),
     _counter(
         "fleet_profile_changes",

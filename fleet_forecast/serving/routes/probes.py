@@ -48,7 +48,14 @@ class RecordsStatus(BaseModel):
     rejected: int
     waiting: Annotated[int, Field(description="accepted and not on disk yet")]
     left_out_cells: Annotated[int, Field(description="values of accepted records, counted as not measured")]
-    refused_names: Annotated[dict[str, str], Field(description="the first names of servers left out, and why")]
+
+
+class LeftOut(BaseModel):
+    """A metric, field or server that was received and not stored."""
+
+    protocol: str
+    name: str
+    reason: str
 
 
 class HistoryStatus(BaseModel):
@@ -71,6 +78,9 @@ class StatusResponse(BaseModel):
     servers: ServersStatus
     cycle: CycleStatus
     records: RecordsStatus
+    left_out: Annotated[
+        list[LeftOut], Field(description="since the start, of each protocol the first 100 servers and other names")
+    ]
     history: HistoryStatus
 
 
@@ -147,8 +157,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "rejected": daemon.ingest.rejected.total(),
             "waiting": store.waiting_records(),
             "left_out_cells": daemon.ingest.left_out_cells.total(),
-            "refused_names": dict(daemon.ingest.refused_names),
         },
+        "left_out": daemon.ingest.tally.left_out(),
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),

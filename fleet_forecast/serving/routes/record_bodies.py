@@ -20,7 +20,6 @@ from fleet_forecast.serving.routes.responses import JSON
 from fleet_forecast.serving.settings import Settings
 from server_profiles import ServerProfile
 
-MIB = 1024 * 1024
 MAX_IGNORED_FIELDS = MAX_NOTICES = 100  # named in one response
 _STATE_NAMES = tuple(map(str, STATES))
 _EXAMPLE = {"timestamp": "2026-11-23T10:00:00Z", "server_name": "ppml0015", "cpu_pct": 78.0, "mem_pct": 82.5}
@@ -135,7 +134,7 @@ async def read_body(request: Request, settings: Settings) -> ReceivedBody:
     """The whole body as it was sent; the middleware bounds its size and time."""
     content = b"".join([chunk async for chunk in request.stream()])
     encoding = request.headers.get("content-encoding", "").strip().lower()
-    return ReceivedBody(content, encoding, int(settings.max_body_mib * MIB))
+    return ReceivedBody(content, encoding, settings.max_body_bytes)
 
 
 def batch_notes(batch: CheckedBatch) -> dict[str, Any]:

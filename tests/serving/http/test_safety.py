@@ -219,8 +219,8 @@ def test_a_name_that_is_not_printable_or_too_long_is_rejected_by_its_field_and_n
     assert (answer["accepted"], answer["rejected"][0]["field"]) == (0, "server_name")
     assert [server["server_name"] for server in open_daemon.get("/api/v1/servers").json()["servers"]] == ["ppml0001"]
     assert "forged_metric" not in open_daemon.get("/metrics").text
-    refused = open_daemon.get("/status").json()["records"]["refused_names"]
-    assert "printable" in refused[name[:100] + "…" * (len(name) > 100)]
+    reasons = {each["name"]: each["reason"] for each in open_daemon.get("/status").json()["left_out"]}
+    assert "printable" in reasons[name[:100] + "…" * (len(name) > 100)]
 
 
 def test_a_printable_name_is_stored_and_shown_as_it_is_and_does_nothing_else(tmp_path):

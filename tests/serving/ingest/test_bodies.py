@@ -5,6 +5,7 @@ import gzip
 import json
 import tracemalloc
 
+import cramjam
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fleet_forecast.serving.ingest.bodies import (
     ENCODINGS,
+    SNAPPY,
     BodyError,
     BodyTooLargeError,
     ReceivedBody,
@@ -19,7 +21,11 @@ from fleet_forecast.serving.ingest.bodies import (
     unpacked,
 )
 
-PACK = {"gzip": gzip.compress, "zstd": zstandard.compress}
+PACK = {
+    "gzip": gzip.compress,
+    "zstd": zstandard.compress,
+    SNAPPY: lambda content: bytes(cramjam.snappy.compress_raw(content)),
+}
 RECORDS = [{"timestamp": "2026-11-23T10:00:00Z", "server_name": name, "cpu_pct": 1.5} for name in "abc"]
 LINES = "\n".join(map(json.dumps, RECORDS))
 
@@ -66,7 +72,20 @@ def test_packed_bodies_of_one_or_several_members_are_unpacked(encoding, parts):
         unpacked(ReceivedBody(packed, encoding, len(content) * parts - 1))
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", PACK)
+def test_a_content_up_to_the_bound_is_unpacked(encoding):
+    for content in (b"", b"a", b"abc" * 100):
+        assert unpacked(ReceivedBody(PACK[encoding](content), encoding, 300)) == content
+    with pytest.raises(BodyTooLargeError, match="larger than 300 bytes"):
+        unpacked(ReceivedBody(PACK[encoding](b"a" * 301), encoding, 300))
+
+
+def test_the_length_in_a_snappy_header_is_checked_before_memory_is_taken():
+    with pytest.raises(BodyTooLargeError):
+        unpacked(ReceivedBody(b"\xff\xff\xff\xff\x0f" + b"\x00" * 10, SNAPPY, 300))
+
+
+@pytest.mark.parametrize("encoding", PACK)
 def test_a_bomb_is_refused_in_bounded_memory(encoding):
     bound = 1 << 20
     bomb = PACK[encoding](bytes(256 << 20))
@@ -85,7 +104,7 @@ def test_a_zstd_frame_that_asks_for_a_large_window_is_refused():
         unpacked(ReceivedBody(frame, "zstd"))
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-3], lambda packed: packed + b"xyz", lambda _packed: b"{}"])
 def test_damaged_bodies_are_refused(encoding, damage):
     with pytest.raises(BodyError, match=f"the body is not {encoding}"):
@@ -93,7 +112,7 @@ def test_damaged_bodies_are_refused(encoding, damage):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(ENCODINGS), st.binary(max_size=40), st.integers(0, 200))
+@given(st.sampled_from(list(PACK)), st.binary(max_size=40), st.integers(0, 200))
 def test_mutated_bodies_are_unpacked_or_refused(encoding, noise, at):
     packed = PACK[encoding](LINES.encode())
     mutated = packed[:at] + noise + packed[at + len(noise) :]

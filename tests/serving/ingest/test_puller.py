@@ -74,7 +74,7 @@ def test_the_fleet_is_pulled_back_to_the_retention_and_forecast(tmp_path, script
         status = client.get("/status").json()
     assert scripted.asked[0][0] >= time.time() - 2 * 3600 - STEP
     assert status["records"]["accepted"] > 20
-    assert status["records"]["refused_names"].keys() == {"bad\nname"}
+    assert [(each["protocol"], each["name"]) for each in status["left_out"]] == [("prometheus", "bad\nname")]
 
 
 def test_a_long_history_is_pulled_in_pieces_without_gap_or_overlap(tmp_path, scripted, monkeypatch):

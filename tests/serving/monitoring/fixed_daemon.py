@@ -8,6 +8,7 @@ import numpy as np
 from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
+from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
 
@@ -86,12 +87,20 @@ def running_daemon():
             accepted=1234,
             rejected=Counter(cpu_pct=2, timestamp=1),
             left_out_cells=Counter(mem_pct=4),
+            tally=fixed_tally(),
             pulls=Counter(success=5, failure=1),
         ),
         background_failures=Counter(alerts=1),
         http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
         dropped_log_lines=Counter(queue=1, rate=250, write=0),
     )
+
+
+def fixed_tally():
+    tally = IngestTally()
+    tally.stored.update(json=4000, remote_write=3400)
+    tally.not_stored.update({(Protocol.REMOTE_WRITE, "other_name"): 7, (Protocol.JSON, "cpu_pct"): 2})
+    return tally
 
 
 def starting_daemon():
@@ -110,6 +119,7 @@ def starting_daemon():
     daemon.scores = SimpleNamespace(tallies={})
     daemon.notifiers = []
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
+    daemon.ingest.tally = IngestTally()
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
     daemon.ingest.left_out_cells = Counter()
     return daemon

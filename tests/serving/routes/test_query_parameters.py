@@ -7,6 +7,9 @@ from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.clients import Right
 from fleet_forecast.serving.http.access import OPEN_PATHS, needed_right
 
+JSON_KIND = {"content-type": "application/json"}
+KINDS = {"/api/v1/write": {"content-type": "application/x-protobuf", "content-encoding": "snappy"}}
+
 
 def routes_with_data():
     found = [route for topic in TOPICS for route in topic.router.routes if isinstance(route, APIRoute)]
@@ -38,7 +41,7 @@ def method_of(route):
 @pytest.mark.parametrize("route", routes_with_data(), ids=lambda route: f"{method_of(route)} {route.path}")
 def test_every_route_refuses_an_unknown_parameter(client, route):
     path, method = route.path.replace("{name}", "ppml0001"), method_of(route)
-    answer = client.request(method, path, params={"x" * 1_000: "1"}, json={})
+    answer = client.request(method, path, params={"x" * 1_000: "1"}, content=b"{}", headers=KINDS.get(path, JSON_KIND))
     if needed_right({"method": method, "path": path}) is Right.ADMIN:
         assert answer.status_code == 403  # no admin token is set
     else:

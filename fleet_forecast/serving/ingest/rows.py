@@ -1,0 +1,111 @@
+"""Validation of rows that a protocol's decoder made: the same limits as for JSON records, value by value.
+
+A value that is no measurement costs this value; a server or time that is not accepted costs the row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet_forecast.contract.labels import is_server_name
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, SERVER_NAME_WORDS
+from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.ingest.validation import (
+    CheckedBatch,
+    Rejection,
+    TimeLimits,
+    rounded_limit,
+    rounding_notice,
+)
+from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.sources.protocols.received import ReceivedSamples
+
+_RANGES = [(spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
+
+
+@dataclass
+class CheckedRows(CheckedBatch):
+    """A checked batch of rows.
+
+    received: what was checked. refused_servers: by name, with the reason. stored_samples, rejected_samples: samples
+    behind the accepted values and the others. rounded: values that count as the limit, by metric.
+    """
+
+    received: ReceivedSamples = field(default_factory=ReceivedSamples)
+    refused_servers: dict[str, str] = field(default_factory=dict)
+    stored_samples: int = 0
+    rejected_samples: Counter[str] = field(default_factory=Counter)  # by the field at fault
+    rounded: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> list[Rejection]:
+        """The rejected rows and the values that were left out, in the order of the rows."""
+        return sorted([*self.rejected, *self.left_out], key=lambda each: each[0])
+
+
+def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callable[[str], str | None]) -> CheckedRows:
+    """Check each row; the arguments are those of check_records."""
+    batch = CheckedRows(received=received)
+    servers: dict[str, str | None] = {}  # name -> why it is refused
+    for number, (key, values) in enumerate(received.rows.items()):
+        name, instant = key
+        if name not in servers:
+            servers[name] = refusal_of(name) if is_server_name(name) else f"a name is {SERVER_NAME_WORDS}"
+        if (reason := servers[name]) is not None:
+            batch.refused_servers[name] = reason
+            _reject(batch, Rejection(number, "server_name", name, reason), key, values)
+        elif not limits.earliest_ms <= instant <= limits.latest_ms:
+            _reject(batch, Rejection(number, "timestamp", instant, _time_reason(limits)), key, values)
+        else:
+            _accept(batch, number, key, values)
+    for refused in received.refused:
+        batch.rejected.append(Rejection(len(received.rows), refused.field, refused.value, refused.reason))
+        batch.rejected_samples[refused.field] += refused.samples
+    batch.notices += [rounding_notice(metric, values) for metric, values in batch.rounded.items()]
+    return batch
+
+
+def _accept(batch: CheckedRows, number: int, key: tuple[str, int], values: list[float | None]) -> None:
+    """Add a row without its values that are out of range; reject it if it has no others."""
+    behind = batch.received.samples_behind
+    measured, bad = 0, []
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        lower, upper = _RANGES[index]
+        if not lower <= value <= upper:
+            values[index] = _limit_or_none(batch, METRICS[index], value)
+        if values[index] is not None:
+            measured += behind(key, index)
+            continue
+        metric = METRICS[index]
+        reason = f"{metric} of {key[0]} is a number from {METRIC_SPECS[metric].range_text}"
+        bad.append(Rejection(number, metric, value, reason))
+        batch.rejected_samples[metric] += behind(key, index)
+    if measured:
+        batch.samples.append(Sample(key[0], key[1], None, None, tuple(values)))
+        batch.stored_samples += measured
+        batch.left_out += bad
+    else:
+        batch.rejected += bad[:1]
+
+
+def _limit_or_none(batch: CheckedRows, metric: str, value: float) -> float | None:
+    limit = rounded_limit(METRIC_SPECS[metric], value)
+    if limit is not None:
+        batch.rounded.setdefault(metric, []).append(value)
+    return limit
+
+
+def _reject(batch: CheckedRows, rejection: Rejection, key: tuple[str, int], values: list[float | None]) -> None:
+    batch.rejected.append(rejection)
+    behind = batch.received.samples_behind
+    count = sum(behind(key, index) for index, value in enumerate(values) if value is not None)
+    batch.rejected_samples[rejection.field] += count
+
+
+def _time_reason(limits: TimeLimits) -> str:
+    earliest, latest = iso(limits.earliest_ms / 1000), iso(limits.latest_ms / 1000)
+    return f"milliseconds since 1970; accepted are {earliest} to {latest}"
