@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import tft_inference
+from fleet_forecast.sources.prometheus import Pulled
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 RULES = """fire_probability = 0.4
@@ -73,7 +74,7 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
     def pull_range(_client, queries, time_range, step_seconds):
         asked.append((time_range, step_seconds, set(TINY_METRICS) <= set(queries.queries)))
         frame = tiny_fleet().drop(columns="profile")
-        return frame[(frame["timestamp"] >= time_range.start) & (frame["timestamp"] < time_range.end)]
+        return Pulled(frame[(frame["timestamp"] >= time_range.start) & (frame["timestamp"] < time_range.end)], {})
 
     monkeypatch.setattr("fleet_forecast.sources.prometheus.pull_range", pull_range)
     code, from_prometheus, _ = run(capsys, tiny_model_dir, fleet, tmp_path, "--prometheus", "http://p:9090", *PERIOD)

@@ -18,7 +18,7 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 import tft_trainer
-from data_contract import check_metrics
+from data_contract import CheckedMetrics, check_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -247,18 +247,42 @@ def test_missing_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "timestamp" in refused(folder, tmp_path, capsys)
 
 
-def test_text_in_a_metric_column_is_named_with_an_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = tiny_fleet()
-    frame["cpu_pct"] = frame["cpu_pct"].astype(str).where(frame.index != 5, "n/a")
-    message = refused(write(tmp_path / "data", frame), tmp_path, capsys)
-    assert "cpu_pct" in message
+def read_with_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[CheckedMetrics, str]:
+    """The checked data, and the notes on stderr."""
+    data = tft_trainer.read(tft_trainer.build_parser().parse_args(["--training-dir", str(folder)]))
+    return data, capsys.readouterr().err
 
 
-def test_duplicate_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_in_a_cell_costs_the_cell_and_is_named_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = tiny_fleet()
-    message = refused(write(tmp_path / "data", pd.concat([frame, frame.head(3)])), tmp_path, capsys)
+    frame["cpu_pct"] = frame["cpu_pct"].astype(str).where(frame.index != 5, "none yet")
+    data, notes = read_with_notes(write(tmp_path / "data", frame), capsys)
+    (values,) = [batch.metrics["cpu_pct"] for batch in data.batches(["cpu_pct"])]
+    assert np.flatnonzero(np.isnan(values)).tolist() == [5]
+    assert "cpu_pct" in notes
+    assert "none yet" in notes
+
+
+def test_a_column_of_text_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    frame["cpu_pct"] = "none yet"
+    assert "cpu_pct" in refused(write(tmp_path / "data", frame), tmp_path, capsys)
+
+
+def test_repeated_rows_count_once_and_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    data, notes = read_with_notes(write(tmp_path / "data", pd.concat([frame, frame.head(3)])), capsys)
+    assert data.rows == len(frame)
+    assert "3 rows" in notes
+
+
+def test_different_rows_of_one_server_and_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = tiny_fleet()
+    other = frame.head(3).assign(cpu_pct=np.float32(1.5))
+    message = refused(write(tmp_path / "data", pd.concat([frame, other])), tmp_path, capsys)
     assert "server_name, timestamp" in message
-    assert "3" in message
 
 
 def test_timestamps_without_a_zone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +394,7 @@ def test_excluded_measurements_are_as_if_they_had_not_been_made(
     np.testing.assert_array_equal(grids[0].values, grids[1].values)
     assert "measurements of 96 server-steps are excluded" in capsys.readouterr().err
     exclusions.write_text("[[silences]]\nserver = 'a'\n")
-    assert run(tmp_path / "all", tmp_path / "models", "--exclusions", str(exclusions)) == 1
+    assert run(tmp_path / "all", tmp_path / "models", "--exclusions", str(exclusions)) == 2
     assert "from or until is missing" in capsys.readouterr().err
 
 

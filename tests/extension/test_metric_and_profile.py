@@ -93,7 +93,7 @@ def test_a_profile_is_simulated_named_and_inferred(checkout):
     program = "from server_profiles import infer_profile_from_name; print(infer_profile_from_name('zos07'))"
     assert run(checkout, "-c", program).stdout.strip() == "mainframe"
     program = "from fleet_forecast.serving.alerting.rules import AlertRules; "
-    program += "print(AlertRules().thresholds_of('zos07', 'mainframe')['cpu_pct'])"
+    program += "print(AlertRules().thresholds_of('zos07', 'mainframe')['cpu_pct'].above)"
     assert 60 < float(run(checkout, "-c", program).stdout) < 100
 
 
