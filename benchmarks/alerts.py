@@ -38,6 +38,7 @@ from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - in the parent fo
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
+from fleet_forecast.risk.alarms import hysteresis  # noqa: E402
 from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
@@ -48,7 +49,6 @@ from fleet_forecast.serving.alerting.severity import PAGE, SEVERITIES  # noqa: E
 from fleet_forecast.serving.forecasts.snapshot import ModelView  # noqa: E402
 from fleet_forecast.serving.replay import judgement  # noqa: E402
 from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
-from fleet_forecast.serving.replay.judgement import persistent  # noqa: E402
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
@@ -188,7 +188,8 @@ def over(values: np.ndarray, thresholds: np.ndarray, weeks: Weeks, rules: AlertR
     """When a value [server, step, metric] is persistently above its threshold in any metric: bool [server, step]."""
     evaluated = values[:, weeks.first :]
     above = evaluated > thresholds[:, None]
-    return np.asarray(persistent(above, ~above & ~np.isnan(evaluated), rules).any(axis=2))
+    below, streaks = ~above & ~np.isnan(evaluated), (rules.fire_forecasts, rules.resolve_forecasts)
+    return np.asarray(hysteresis(above, below, *streaks).any(axis=2))
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -276,7 +277,8 @@ def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, An
             probability = 1 / (1 + np.exp(-(intercept + slope * distances.reshape(scored.shape[:2]))))
             probability[~(scored[..., metrics.index("latency_ms")] > 0)] = 0.0
             both = np.maximum(np.nan_to_num(probability), breaches)[..., None]
-            firing.append(persistent(both >= level, both < level / 2, rules)[..., 0])
+            streaks = rules.fire_forecasts, rules.resolve_forecasts
+            firing.append(hysteresis(both >= level, both < level / 2, *streaks)[..., 0])
         results[f"fire_probability {level}"] = evaluate(firing, fleets, rate)
     ahead_steps = rules.lookahead_seconds // engine.config.step_seconds
     values = {

@@ -9,7 +9,7 @@ server and month.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,36 +86,65 @@ class CurvePoint(NamedTuple):
     median_lead_minutes: float | None
 
 
-def persistent(risk: np.ndarray, level: float, fire_forecasts: int = FIRE_FORECASTS) -> np.ndarray:
-    """When an alarm at this level is on: bool [server, step], of risk [server, step]; NaN is neither high nor low."""
-    on = np.zeros(risk.shape, dtype=bool)
-    state = np.zeros(len(risk), dtype=bool)
-    above, below = np.zeros(len(risk), dtype=int), np.zeros(len(risk), dtype=int)
-    for step in range(risk.shape[1]):
-        above = np.where(risk[:, step] >= level, above + 1, 0)
-        below = np.where(risk[:, step] < RESOLVE_SHARE * level, below + 1, 0)
-        state = (state & (below < RESOLVE_FORECASTS)) | (above >= fire_forecasts)
+def hysteresis(above: np.ndarray, below: np.ndarray, fire_forecasts: int, resolve_forecasts: int) -> np.ndarray:
+    """When alarms are on: from so many steps above in a row until so many below; boolean like the arguments.
+
+    above, below: boolean [server, step, ...], at or above the firing level, and below the resolving one.
+    """
+    on = np.zeros(above.shape, dtype=bool)
+    state = np.zeros(above[:, 0].shape, dtype=bool)
+    ups, downs = np.zeros(state.shape, dtype=int), np.zeros(state.shape, dtype=int)
+    for step in range(above.shape[1]):
+        ups = np.where(above[:, step], ups + 1, 0)
+        downs = np.where(below[:, step], downs + 1, 0)
+        state = (state & (downs < resolve_forecasts)) | (ups >= fire_forecasts)
         on[:, step] = state
     return on
 
 
-def judge(firing: np.ndarray, scene: Scene) -> Judged:
-    """Hits and false alarms of bool [server, step]; incidents that are not whole in the scene are left out."""
+def persistent(risk: np.ndarray, level: float, fire_forecasts: int = FIRE_FORECASTS) -> np.ndarray:
+    """When an alarm at this level is on: bool [server, step], of risk [server, step]; NaN is neither high nor low."""
+    return hysteresis(risk >= level, risk < RESOLVE_SHARE * level, fire_forecasts, RESOLVE_FORECASTS)
+
+
+class Matched(NamedTuple):
+    """Alarms and incidents.
+
+    begins, false: bool [server, step], beginnings of all and of false alarms. hits: float64 [incident], seconds of the
+    first alarm of each, NaN without one.
+    """
+
+    begins: np.ndarray
+    false: np.ndarray
+    hits: np.ndarray
+
+
+def match(firing: np.ndarray, seconds: np.ndarray, windows: Iterable[tuple[int, float, float]]) -> Matched:
+    """Match alarms with incidents. firing: bool [server, step]; seconds: [step].
+
+    windows: server, beginning and end of the time in which an alarm counts for an incident.
+    """
     begins = firing & ~np.concatenate([np.zeros((len(firing), 1), dtype=bool), firing[:, :-1]], axis=1)
     explained = np.zeros(firing.shape, dtype=bool)
-    kinds, long, leads = [], [], []
-    step_seconds = scene.seconds[1] - scene.seconds[0]
-    for server, onset, start, end, kind in zip(*scene.incidents, strict=True):
-        during = (scene.seconds >= onset) & (scene.seconds <= end + AFTER_SECONDS)
+    hits = []
+    for server, first, last in windows:
+        during = (seconds >= first) & (seconds <= last)
         explained[server] |= during
-        if onset < scene.seconds[0] - step_seconds or end > scene.seconds[-1]:
-            continue
-        hits = scene.seconds[during & begins[server]]
-        kinds.append(kind)
-        long.append(start - onset >= LONG_PRECURSOR_SECONDS)
-        leads.append(start - hits[0] if hits.size else np.nan)
-    false = int((begins & ~explained).sum())
-    return Judged(false, np.array(kinds, dtype=object), np.array(long, dtype=bool), np.array(leads, dtype=np.float64))
+        own = seconds[during & begins[server]]
+        hits.append(float(own[0]) if own.size else np.nan)
+    return Matched(begins, begins & ~explained, np.array(hits, dtype=np.float64))
+
+
+def judge(firing: np.ndarray, scene: Scene) -> Judged:
+    """Hits and false alarms of bool [server, step]; incidents that are not whole in the scene are left out."""
+    incidents = scene.incidents
+    windows = zip(incidents.server, incidents.onset, incidents.end + AFTER_SECONDS, strict=True)
+    matched = match(firing, scene.seconds, windows)
+    step_seconds = scene.seconds[1] - scene.seconds[0]
+    whole = (incidents.onset >= scene.seconds[0] - step_seconds) & (incidents.end <= scene.seconds[-1])
+    long = incidents.start - incidents.onset >= LONG_PRECURSOR_SECONDS
+    leads = incidents.start - matched.hits
+    return Judged(int(matched.false.sum()), incidents.kind[whole], long[whole], leads[whole])
 
 
 def summary(judged: Sequence[Judged], scenes: Sequence[Scene]) -> dict[str, Any]:

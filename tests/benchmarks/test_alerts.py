@@ -9,10 +9,10 @@ from scipy import optimize
 
 from benchmarks import alerts as benchmark
 from benchmarks.alerts import Incident, Weeks, evaluate, straight_line, strict_thresholds
+from fleet_forecast.risk.alarms import hysteresis
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE
-from fleet_forecast.serving.replay.judgement import persistent
 from tests.serving.alerting.examples import forecast
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
@@ -80,7 +80,8 @@ def test_persistence_is_that_of_the_alert_book():
         on.append(any(alert.severity == PAGE for alert in book.firing.values()))
         probability.append(book.probabilities["ppweb001"][0, 2])
     p = np.array(probability)[None, :, None]
-    expected = persistent(p >= rules.fire_probability, p < rules.resolve_probability, rules)[0, :, 0]
+    streaks = rules.fire_forecasts, rules.resolve_forecasts
+    expected = hysteresis(p >= rules.fire_probability, p < rules.resolve_probability, *streaks)[0, :, 0]
     assert 0 < sum(on) < len(on)
     assert np.abs(np.diff(on)).sum() > 6  # it did fire and resolve
     np.testing.assert_array_equal(on, expected)

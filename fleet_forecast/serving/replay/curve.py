@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.risk.alarms import hysteresis
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import level_for_budget
-from fleet_forecast.serving.replay.judgement import Incident, judge, persistent, scores
+from fleet_forecast.serving.replay.judgement import Incident, judge, scores
 from fleet_forecast.serving.replay.past_alerts import PastAlerts
 
 SHARED = "breach and departure"
@@ -47,7 +48,8 @@ def _point(
     resolve = level * rules.resolve_probability / rules.fire_probability
     above = np.any(probabilities >= level, axis=0)
     below = ~np.any(probabilities >= resolve, axis=0) & ~np.all(np.isnan(probabilities), axis=0)
-    on = np.asarray(persistent(np.asarray(above), np.asarray(below), rules).any(axis=2))
+    by_metric = hysteresis(np.asarray(above), np.asarray(below), rules.fire_forecasts, rules.resolve_forecasts)
+    on = np.asarray(by_metric.any(axis=2))
     found = scores(judge(on, past.seconds, incidents), incidents, server_months(past))
     return LevelPoint(level, found["false_alarms_per_server_month"], found)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.risk.alarms import match
 
 MONTH_SECONDS = 30 * 86_400
 LEAD_SHARES = (5, 25, 50, 75, 95)  # percentiles of the lead time
@@ -47,15 +47,9 @@ class Judgement(NamedTuple):
 
 def judge(firing: np.ndarray, seconds: np.ndarray, incidents: Sequence[Incident]) -> Judgement:
     """Judge alarms. firing: boolean [server, step]; seconds: [step], when each step was evaluated."""
-    begins = firing & ~np.concatenate([np.zeros((len(firing), 1), dtype=bool), firing[:, :-1]], axis=1)
-    explained = np.zeros(firing.shape, dtype=bool)
-    alarms: list[float | None] = []
-    for incident in incidents:
-        during = (seconds >= incident.onset) & (seconds <= incident.end)
-        explained[incident.server] |= during
-        hits = seconds[during & begins[incident.server]]
-        alarms.append(float(hits[0]) if hits.size else None)
-    return Judgement(begins, begins & ~explained, alarms)
+    matched = match(firing, seconds, ((incident.server, incident.onset, incident.end) for incident in incidents))
+    alarms = [None if np.isnan(hit) else hit for hit in matched.hits.tolist()]
+    return Judgement(matched.begins, matched.false, alarms)
 
 
 def scores(judged: Judgement, incidents: Sequence[Incident], server_months: float) -> dict[str, Any]:
@@ -85,19 +79,3 @@ def scores(judged: Judgement, incidents: Sequence[Incident], server_months: floa
             f"p{percent}": round(value, 1) for percent, value in zip(LEAD_SHARES, percentiles, strict=False)
         },
     }
-
-
-def persistent(above: np.ndarray, below: np.ndarray, rules: AlertRules) -> np.ndarray:
-    """The alert book's streaks and hysteresis: when a switch is on.
-
-    above, below, result: boolean [server, step, metric].
-    """
-    on = np.zeros(above.shape, dtype=bool)
-    state = np.zeros((above.shape[0], above.shape[2]), dtype=bool)
-    ups, downs = np.zeros(state.shape, dtype=int), np.zeros(state.shape, dtype=int)
-    for step in range(above.shape[1]):
-        ups = np.where(above[:, step], ups + 1, 0)
-        downs = np.where(below[:, step], downs + 1, 0)
-        state = (state & (downs < rules.resolve_forecasts)) | (ups >= rules.fire_forecasts)
-        on[:, step] = state
-    return on
