@@ -31,8 +31,9 @@ sys.path.insert(0, str(ROOT))
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402 - in the parent folder
 from fleet_forecast.inference.model_directory import read_config, verify  # noqa: E402
 from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, RiskModel  # noqa: E402
-from fleet_forecast.risk.alarms import CurvePoint, Judged, Scene, judge, persistent, summary  # noqa: E402
+from fleet_forecast.risk.alarms import Judged, Scene, judge, persistent, summary  # noqa: E402
 from fleet_forecast.risk.calibration import reliability  # noqa: E402
+from fleet_forecast.serving.alerting.severity import level_for_budget  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
@@ -47,16 +48,6 @@ LEAK_LIKE = ("oom", "kafka_consumer_lag", "job_queue_overflow", "resource_starva
 LEAK_PREFIX = "disk_"
 ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
 SMALL = RiskSettings(training_fleets=4, held_out_servers=80, days=7.0, rounds=100)  # for --leave-out
-
-
-def level_for(curve: Sequence[CurvePoint], budget: float) -> float | None:
-    """The lowest level at and above which every level keeps the budget; None if none does."""
-    chosen = None
-    for point in sorted(curve, key=lambda each: -each.level):
-        if point.false_alarms_per_server_month > budget:
-            break
-        chosen = point.level
-    return chosen
 
 
 def row(judged: Sequence[Judged], scenes: Sequence[Scene], level: float) -> dict[str, Any]:
@@ -101,7 +92,7 @@ def evaluate(model: RiskModel, fleets: Sequence[LabelledFleet]) -> dict[str, Any
     alert = [risk[..., ALERT_COLUMN] for risk in by_horizon]
     results: dict[str, Any] = {}
     for name, budget in BUDGETS.items():
-        level = level_for(model.curve, budget)
+        level = level_for_budget(model.curve, budget)
         if level is None:
             results[name] = None
             continue

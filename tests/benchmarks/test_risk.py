@@ -1,4 +1,4 @@
-"""The benchmarks of the risk model: levels for a budget, events of several servers, hits."""
+"""The benchmarks of the risk model: events of several servers, hits."""
 
 import numpy as np
 import pytest
@@ -6,21 +6,12 @@ import pytest
 from benchmarks.risk import real, simulated
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.intervals.incidents_file import IncidentRecord
-from fleet_forecast.risk.alarms import CurvePoint, Judged
+from fleet_forecast.risk.alarms import Judged
 from fleet_forecast.training.risk.fleets import labelled_fleet
 
 HOUR = 3_600.0
 START = np.datetime64("2026-03-02T00:00:00", "s")
 ZERO = float(START.astype(np.int64))
-
-
-@pytest.mark.parametrize(("budget", "level"), [(0.2, 0.8), (2.0, 0.3), (0.01, None), (50.0, 0.1)])
-def test_the_level_of_a_budget_is_the_lowest_above_which_all_keep_it(budget, level):
-    curve = [
-        CurvePoint(x, rate, 1.0, 1.0, 1.0, 1.0, 1.0) for x, rate in ((0.1, 9.0), (0.3, 1.5), (0.5, 0.9), (0.8, 0.1))
-    ]
-    assert simulated.level_for(curve, budget) == level
-    assert simulated.level_for([*curve, CurvePoint(0.05, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)], 0.2) == 0.8
 
 
 def test_kinds_have_their_share_found_and_ahead():
