@@ -161,9 +161,9 @@ def backtest(
 
 
 def best_baseline(scores: pd.DataFrame) -> str:
-    """The baseline with the smallest mean WQL in a table of `Backtest.scores`."""
+    """The baseline with the smallest mean WQL in a table of `Backtest.scores`; the first one if none has a score."""
     means = scores[(scores["metric"] == MEAN) & (scores["method"] != MODEL)].set_index("method")["wql"]
-    return str(means.idxmin())
+    return str(means.idxmin() if means.notna().any() else means.index[0])
 
 
 def _baseline_forecasts(

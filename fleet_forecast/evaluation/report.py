@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from plotly.offline import get_plotlyjs
@@ -106,6 +107,9 @@ def _summary(report: ModelReport) -> str:
             means = scores[group][scores[group]["metric"] == MEAN].set_index("method")
             best = best_baseline(scores[group])
             own, other = float(means["wql"][MODEL]), float(means["wql"][best])
+            if np.isnan(own) or np.isnan(other):
+                sentences.append(f"On {who} it could not be scored: no point of the test period has all forecasts.")
+                continue
             sentences.append(
                 f"On {who} its error (WQL) is {own:.3f}, {own / other:.2f} times that of the best baseline "
                 f"({best}: {other:.3f})."
@@ -149,7 +153,7 @@ def _errors(evaluation: Evaluation) -> list[str]:
     found, baseline = group.breakdown, group.breakdown["baseline"]
     profiles = [row["profile"] for row in found["by_profile"]]
     model, other = ([row[key] for row in found["by_profile"]] for key in ("model", "baseline_wql"))
-    by_metric = group.scores[group.scores["metric"] != MEAN].pivot_table(index="metric", columns="method", values="wql")
+    by_metric = group.scores[group.scores["metric"] != MEAN].pivot(index="metric", columns="method", values="wql")
     hours = [found["by_horizon"]["hours"], found["by_hour"]["hours"]]
     figures = {
         "By horizon": charts.comparison_lines(hours[0], found["by_horizon"], baseline, "hours ahead"),

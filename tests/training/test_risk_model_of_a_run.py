@@ -29,7 +29,7 @@ def test_it_is_published_checked_and_named_for_what_it_was_trained_on(flags, tmp
     assert {key: stored[key] for key in expected} == expected
     model = Engine.load(model_dir).risk_model
     assert len(stored["curve"]) == len(model.curve)
-    assert "Risk model" in (model_dir / "report.html").read_text()
+    assert "Risk of incidents" in (model_dir / "report.html").read_text()
     assert model.description.spec.metrics == TINY_METRICS
     assert model.curve
 
