@@ -96,7 +96,10 @@ def connection_limit(folder: Path, count: int = 1_100, open_files: int | None = 
     shown = (
         f"{count} incomplete connections{files}: {answered} of {len(probe.taken)} probes answered, log {log_bytes} B"
     )
-    return Finding(probe.failed == 0 and code == 0 and log_bytes < 2_000_000, shown, {"log_bytes": log_bytes})
+    # With 64 open files there are 32 places: a probe that has connected and is not scheduled to send before 32 newer
+    # connections come loses its place, as any incomplete connection does.
+    allowed = 0 if open_files is None else len(probe.taken) // 50
+    return Finding(probe.failed <= allowed and code == 0 and log_bytes < 2_000_000, shown, {"log_bytes": log_bytes})
 
 
 def stalled_uploads(folder: Path, seconds: float = 3.0) -> Finding:
