@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 
 from tests.reliability.hostile import good_record, mutated_body
+from tests.reliability.mutations import mutated_bytes
 
 HOST = b"Host: 127.0.0.1\r\n"
 SOCKET_HEADERS = (
@@ -72,7 +73,7 @@ def framing_case(dice: random.Random) -> Case:
     """One client: between one and a dozen requests, sent as a whole, in part, in pieces or byte by byte."""
     text = b"".join(mutated_request(dice) for _ in range(dice.choice((1, 1, 1, 1, 2, 3, 12))))
     if dice.random() < 0.3:
-        text = mutated_bytes(dice, text)
+        text = mutated_bytes(dice, text, dice.randint(1, 4), INSERTED)
     if dice.random() < 0.2:
         text = text[: dice.randrange(len(text) + 1)]
     kind = dice.randrange(4)
@@ -150,20 +151,3 @@ def _frames(dice: random.Random) -> bytes:
     if kind == 2:
         return b"\x88\x80\x00\x00\x00\x00"
     return dice.randbytes(dice.randint(1, 200))
-
-
-def mutated_bytes(dice: random.Random, text: bytes) -> bytes:
-    """Some bytes flipped, removed, inserted or repeated."""
-    changed = bytearray(text)
-    for _ in range(dice.randint(1, 4)):
-        place = dice.randrange(len(changed) + 1)
-        kind = dice.randrange(4)
-        if kind == 0 and place < len(changed):
-            changed[place] ^= 1 << dice.randrange(8)
-        elif kind == 1:
-            del changed[place : place + dice.randint(1, 20)]
-        elif kind == 2:
-            changed[place:place] = dice.choice(INSERTED)
-        else:
-            changed[place:place] = changed[place : place + dice.randint(1, 40)]
-    return bytes(changed)

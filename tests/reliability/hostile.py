@@ -19,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 
 from data_contract import METRICS
 from tests.reliability.finding import Finding, milliseconds
+from tests.reliability.mutations import mutated_bytes
 from tests.reliability.traffic import JSON, Probe
 from tests.serving.fake_daemon import FakeDaemon
 
@@ -55,19 +56,8 @@ def mutated_body(dice: random.Random) -> bytes:
     if dice.random() < 0.1:
         records.append(dice.choice(VALUES))
     document = {"records": records} if dice.random() < 0.95 else dice.choice(VALUES)
-    body = bytearray(json.dumps(document, ensure_ascii=dice.random() < 0.5).encode())
-    for _ in range(dice.choice((0, 0, 1, 2, 8))):
-        place = dice.randrange(len(body) + 1)
-        kind = dice.randrange(4)
-        if kind == 0 and place < len(body):
-            body[place] ^= 1 << dice.randrange(8)
-        elif kind == 1:
-            del body[place : place + dice.randint(1, 20)]
-        elif kind == 2:
-            body[place:place] = dice.choice(TOKENS)
-        else:
-            body[place:place] = body[place : place + dice.randint(1, 40)]
-    return bytes(body)
+    body = json.dumps(document, ensure_ascii=dice.random() < 0.5).encode()
+    return mutated_bytes(dice, body, dice.choice((0, 0, 1, 2, 8)), TOKENS)
 
 
 def _records_in(body: bytes) -> int:
