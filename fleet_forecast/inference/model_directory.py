@@ -2,6 +2,7 @@
 
 models/tft_model_<UTC time>/
     model.safetensors      weights of the stock network
+    evaluated.safetensors  the same before the final fit, to compare a later model with; not in a model without one
     model.onnx             the same network with its head, for ONNX Runtime
     explain.onnx           the same with variable and attention weights as further outputs
     config.json            architecture, encoders, scaling, step, time zone, targets, quantiles, versions
@@ -36,6 +37,7 @@ from fleet_forecast.inference.model_config import CONFIG_FILE, RETRAIN, ModelCon
 
 FORMAT_VERSION = 3  # of the files and their content; another one is refused
 WEIGHTS_FILE = "model.safetensors"
+EVALUATED_WEIGHTS_FILE = "evaluated.safetensors"
 ONNX_FILE = "model.onnx"
 EXPLAIN_FILE = "explain.onnx"
 CANARY_FILE = "canary.json"

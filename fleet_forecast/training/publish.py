@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
+from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
 from fleet_forecast.features.grid import FleetGrid
@@ -21,6 +22,7 @@ from fleet_forecast.inference.explanations import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
+    EVALUATED_WEIGHTS_FILE,
     EVALUATION_FILE,
     EXPLAIN_FILE,
     ONNX_FILE,
@@ -44,7 +46,8 @@ class RunResult(NamedTuple):
     """The outcome of a run.
 
     training, evaluation: the evaluated model and its scores. ablation, final_fit, risk_model: None if there is none.
-    risk_source: what the risk model was trained on, or why there is none.
+    risk_source: what the risk model was trained on, or why there is none. champion: the comparison with the model in
+    use; None if there is none.
     """
 
     training: TrainerState
@@ -53,6 +56,7 @@ class RunResult(NamedTuple):
     final_fit: TrainerState | None = None
     risk_model: RiskModel | None = None
     risk_source: str = "no risk model"
+    champion: Comparison | None = None
 
     @property
     def published(self) -> TrainerState:
@@ -72,6 +76,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
         info["risk_model"] |= result.risk_model.summary() | result.risk_model.description.scores
     with new_model_directory(models_dir, config.model_id) as directory:
         _write_network(directory, job, model, config)
+        if result.final_fit is not None:
+            (directory / EVALUATED_WEIGHTS_FILE).write_bytes(_weights(result.training.model))
         if result.risk_model is not None:
             write_risk_model(directory, result.risk_model)
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
@@ -92,9 +98,7 @@ def free_model_id(models_dir: Path) -> str:
 
 
 def _write_network(directory: Path, job: Job, model: ForecastModel, config: ModelConfig) -> None:
-    # Cloned, as the stock class has some weights under two names and safetensors rejects shared memory.
-    weights_by_name = {name: value.clone() for name, value in model.network.state_dict().items()}
-    (directory / WEIGHTS_FILE).write_bytes(save(weights_by_name))  # save_file would make the file unreadable to others
+    (directory / WEIGHTS_FILE).write_bytes(_weights(model))
     rows, origins = np.zeros(2, np.int64), np.full(2, config.context_steps)
     known_steps = np.full(2, config.history_steps)
     example = job.source.batch(WindowSelection(rows, origins, config.context_steps, known_steps))
@@ -102,6 +106,12 @@ def _write_network(directory: Path, job: Job, model: ForecastModel, config: Mode
     export_explanation(model, example.windows, directory / EXPLAIN_FILE)
     (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     write_canary(directory / CANARY_FILE, config, Engine(config, torch_run(model)).forecast)
+
+
+def _weights(model: ForecastModel) -> bytes:
+    """Content of a weights file. safetensors' save_file would make the file unreadable to others."""
+    # Cloned, as the stock class has some weights under two names and safetensors rejects shared memory.
+    return save({name: value.clone() for name, value in model.network.state_dict().items()})
 
 
 def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables) -> None:
@@ -158,9 +168,9 @@ def run_summary(result: RunResult) -> dict[str, Any]:
 
     "risk_model": what it was trained on. "comparison", "final_fit": cost of the ablation and of the final fit, null if
     there was none. "scored_model": which model cost, losses and scores are of: the published one, or that before the
-    final fit.
+    final fit. "champion": the comparison with the model that was in use, null if there was none.
     """
-    training, ablation, evaluation, final_fit, risk_model, risk_source = result
+    training, ablation, evaluation, final_fit, risk_model, risk_source, champion = result
     return {
         **cost(training),
         "epochs": round(training.epochs, 3),
@@ -172,4 +182,5 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "scored_model": "before the final fit" if final_fit else "published",
         "scores": scores_as_json(evaluation.scores),
         "risk_model": {"trained_on": risk_model.trained_on if risk_model else None, "source": risk_source},
+        "champion": champion.as_document() if champion else None,
     }
