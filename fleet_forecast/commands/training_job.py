@@ -24,10 +24,10 @@ from server_profiles import BUILT_IN_RULES
 DEFAULT_TIMEZONE = "America/New_York"
 
 
-def read(arguments: argparse.Namespace) -> CheckedMetrics:
-    """The training data, checked against the contract."""
+def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetrics:
+    """The training data, checked against the contract. path: where they are, instead of --training-dir."""
     rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-    data = check_metrics(arguments.training_dir, rules, arguments.input_timezone)
+    data = check_metrics(path or arguments.training_dir, rules, arguments.input_timezone)
     for notice in data.notices:
         note(notice)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]

@@ -26,7 +26,7 @@ from fleet_forecast.risk.alarms import CurvePoint
 
 MARGIN_PCT = 2.0
 TOLERATED_PCT = 10.0
-COVERAGE_MARGIN_POINTS = 5.0
+COVERAGE_MARGIN_POINTS = 10.0
 RISK_MARGIN_POINTS = 10.0  # of the incidents with a long precursor, found before the harm ...
 RISK_FALSE_ALARMS = 1.0  # ... at this number of false alarms per server and month
 UPPER_LEVEL = 0.95

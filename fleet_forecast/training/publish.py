@@ -149,7 +149,7 @@ def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict
     """training_info.json: data, split, flags, loss history, cost and scores of the run."""
     grid, split = job.grid, job.split
     return {
-        "data": str(flags["training_dir"]),
+        "data": str(flags.get("from_history") or flags["training_dir"]),
         "servers": len(grid.servers),
         "unseen_servers": [grid.servers[row] for row in split.unseen_servers],
         "validation_servers": [grid.servers[row] for row in split.validation_servers],
