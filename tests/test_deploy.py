@@ -9,8 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tft_inference
+import tft_trainer
+from fleet_forecast.commands.model_life import KEPT_NOT_IN_USE
 from fleet_forecast.serving.alerting.rules import load_alert_rules
 from fleet_forecast.serving.settings import load_settings
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
@@ -103,10 +106,26 @@ def test_units_and_images_start_the_daemon_with_known_flags(name):
     assert {flag[2:].replace("-", "_") for flag in flags} <= set(known)
 
 
+@pytest.mark.parametrize("name", ["fleet-forecast-train.service", "fleet-forecast-train.cronjob.yml"])
+def test_training_starts_with_flags_of_the_trainer_and_a_worse_model_is_no_failure(name):
+    text = (DEPLOY / name).read_text()
+    (line,) = [line for line in text.splitlines() if "tft_trainer.py --from-history" in line]
+    words = line.partition("tft_trainer.py ")[2].partition(' "$@"')[0].split()
+    arguments = tft_trainer.build_parser().parse_args(words)
+    assert (arguments.from_history.name, arguments.keep) == ("fleet.sqlite", 5)
+    if name.endswith(".yml"):
+        job = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]
+        assert job["backoffLimit"] == 0
+        assert f"|| [ $? -eq {KEPT_NOT_IN_USE} ]" in text
+    else:
+        assert f"SuccessExitStatus={KEPT_NOT_IN_USE}\n" in text
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="the program systemd-analyze is not installed")
-def test_the_unit_is_hardened():
+@pytest.mark.parametrize("name", ["fleet-forecast.service", "fleet-forecast-train.service"])
+def test_the_units_are_hardened(name):
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(DEPLOY / "fleet-forecast.service")],
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(DEPLOY / name)],
         capture_output=True,
         text=True,
         check=False,

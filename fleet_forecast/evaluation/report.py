@@ -39,6 +39,10 @@ SCORES_EXPLAINED = (
     "Forecasts of the test period, mean over the metrics. WQL (weighted quantile loss), MASE and WAPE: smaller is "
     "better. coverage_80 and coverage_96: percentage of the measurements within the band, ideally 80 and 96."
 )
+CHAMPION_EXPLAINED = (
+    "Both models before their final fit, on the same forecasts of the newest days. ratio: WQL of this model (the "
+    "challenger) divided by that of the champion; ratio_upper_95: the upper end of its interval, servers drawn anew."
+)
 CALIBRATION_EXPLAINED = "Share of the measurements below each quantile; on the dotted line the probabilities are right."
 WEIGHTS_EXPLAINED = (
     "Mean weights of the network on windows of the test period, in percent. The weights of all variables of a group "
@@ -78,6 +82,7 @@ def write_report(directory: Path, report: ModelReport) -> None:
     parts = [
         f"<h1>{title}</h1>{_summary(report)}",
         *_scores(evaluation),
+        *_champion(report.info.get("champion")),
         *_cold_start(evaluation.cold_start),
         *_errors(evaluation),
         *_loss(report.info["loss_history"]),
@@ -128,6 +133,23 @@ def _scores(evaluation: Evaluation) -> list[str]:
             f"<details><summary>by metric</summary>{_table(table[~is_mean].drop(columns='total'))}</details>",
         ]
     return parts
+
+
+def _champion(champion: Mapping[str, Any] | None) -> list[str]:
+    """The comparison with the model that was in use; nothing without one."""
+    if not champion:
+        return []
+    name = champion["model"]
+    verdict = f"It is worse: {'; '.join(champion['worse'])}." if champion["worse"] else "It is not worse."
+    remark = f" Note: {champion['remark']}." if champion["remark"] else ""
+    columns = [each for each in champion["groups"][0] if each != "group"] if champion["groups"] else []
+    rows = [{"servers of": group["group"], **{name: group[name] for name in columns}} for group in champion["groups"]]
+    return [
+        "<h2>Beside the model that was in use</h2>",
+        f'<p class="hint">{CHAMPION_EXPLAINED}</p>',
+        f"<p>{html.escape(f'The champion was {name}. {verdict}{remark}')}</p>",
+        *([_table(pd.DataFrame(rows).astype({"ratio_upper_95": float}))] if rows else []),
+    ]
 
 
 def _cold_start(table: pd.DataFrame) -> list[str]:

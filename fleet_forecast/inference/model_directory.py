@@ -46,6 +46,7 @@ EVALUATION_FILE = "evaluation.json"
 MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
 MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
 TEMPORARY_PREFIX = ".tmp-"  # of files being written; they remain only if the process is killed
 
 
@@ -192,6 +193,17 @@ def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise ModelError(f"{path}: is larger than {max_bytes:,} bytes; copy the model directory again or train again")
     return content
+
+
+def read_document(model_dir: Path | None, name: str) -> dict[str, Any] | None:
+    """A JSON object of a model directory that nothing depends on; None if there is none, or none that can be read."""
+    if model_dir is None:
+        return None
+    try:
+        document = json.loads(read_regular(model_dir / name, MAX_DOCUMENT_BYTES))
+    except (OSError, ValueError, ModelError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _sha256(file: BufferedReader) -> str:

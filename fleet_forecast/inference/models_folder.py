@@ -6,7 +6,6 @@ could contradict `current`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from fleet_forecast.inference.model_directory import (
     TEMPORARY_PREFIX,
     TRAINING_INFO_FILE,
     promote,
+    read_document,
     verify,
 )
 
@@ -35,11 +35,8 @@ def model_before(models_dir: Path) -> Path | None:
     current = current_model(models_dir)
     if current is None:
         return None
-    try:
-        info = json.loads((current / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
-        name = (info["champion"] or {}).get("model")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an earlier version, or damaged
-        return None
+    champion = (read_document(current, TRAINING_INFO_FILE) or {}).get("champion")
+    name = champion.get("model") if isinstance(champion, dict) else None
     return models_dir.resolve() / Path(name).name if isinstance(name, str) and name else None
 
 

@@ -35,6 +35,7 @@ def test_a_published_model_has_the_documented_files_and_no_pickle(tiny_model_dir
     names = {path.name for path in tiny_model_dir.iterdir()}
     assert {
         "model.safetensors",
+        "evaluated.safetensors",
         "model.onnx",
         "explain.onnx",
         "variable_weights.parquet",

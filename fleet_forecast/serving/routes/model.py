@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, read_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
@@ -38,6 +40,31 @@ class RiskModelSummary(BaseModel):
     curve: list[dict[str, float | None]]
 
 
+class ComparedGroup(BaseModel):
+    """Scores of both models on one group of servers, before their final fits."""
+
+    group: str
+    servers: int
+    windows: int
+    champion_wql: float
+    challenger_wql: float
+    ratio: float
+    ratio_upper_95: Annotated[float | None, Field(description="upper end of the interval; null of few servers")]
+    champion_coverage_80: float
+    challenger_coverage_80: float
+
+
+class ChampionComparison(BaseModel):
+    """The comparison with the model that was in use when this one was trained."""
+
+    model: str
+    first_origin: str | None
+    last_origin: str | None
+    groups: list[ComparedGroup]
+    worse: Annotated[list[str], Field(description="why this one is worse; it is in use all the same if it was forced")]
+    remark: str
+
+
 class ModelResponse(BaseModel):
     """The model in use; before the first one is loaded `model` is null and the fields after last_load are missing."""
 
@@ -50,6 +77,7 @@ class ModelResponse(BaseModel):
     history_steps: int | None = None
     profiles: list[str] = []
     risk_model: RiskModelSummary | None = None
+    champion: ChampionComparison | None = None
 
 
 class ReloadResponse(ModelResponse):
@@ -67,7 +95,7 @@ class ReloadResponse(ModelResponse):
     responses=ACCESS_REFUSALS,
 )
 async def model(daemon: RunningDaemon) -> Response:
-    return json_response(_model(daemon))
+    return json_response(await asyncio.to_thread(_model, daemon))
 
 
 @router.post(
@@ -85,7 +113,8 @@ async def model(daemon: RunningDaemon) -> Response:
 )
 async def reload(daemon: RunningDaemon) -> Response:
     result = await daemon.model.load()
-    document = {"loaded": result.problem is None, "problem": result.problem, **_model(daemon)}
+    found = await asyncio.to_thread(_model, daemon)
+    document = {"loaded": result.problem is None, "problem": result.problem, **found}
     return json_response(document, 200 if result.problem is None else 409)
 
 
@@ -107,4 +136,5 @@ def _model(daemon: Daemon) -> dict[str, Any]:
         "history_steps": config.history_steps,
         "profiles": config.profiles,
         "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
+        "champion": (read_document(engine.model_dir, TRAINING_INFO_FILE) or {}).get("champion"),
     }

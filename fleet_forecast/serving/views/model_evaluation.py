@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_regular
+from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_document
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, json_response
 
-MAX_FILE_BYTES = 8 * 1024 * 1024
 # Of training_info.json; its paths and flags belong to the machine that trained.
 TRAINING_FIELDS = (
     "servers",
@@ -71,24 +67,14 @@ async def evaluation(daemon: RunningDaemon) -> Response:
 
 def _evaluation(daemon: Daemon) -> dict[str, Any]:
     engine = daemon.forecasts.engine
-    info = _read(engine, TRAINING_INFO_FILE)
+    model_dir = engine.model_dir if engine else None
+    info = read_document(model_dir, TRAINING_INFO_FILE)
     return {
         "model": engine.model_id if engine else None,
         "training": None if info is None else {name: info[name] for name in TRAINING_FIELDS if name in info},
-        "evaluation": _read(engine, EVALUATION_FILE),
+        "evaluation": read_document(model_dir, EVALUATION_FILE),
         "live": _live(daemon.scores),
     }
-
-
-def _read(engine: Engine | None, name: str) -> dict[str, Any] | None:
-    """A file of the model directory; None if it has none, or none that can be read."""
-    if engine is None or engine.model_dir is None:
-        return None
-    try:
-        document = json.loads(read_regular(engine.model_dir / name, MAX_FILE_BYTES))
-    except (OSError, ValueError, ModelError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _live(scores: ForecastScores) -> list[dict[str, Any]]:
