@@ -51,7 +51,7 @@ def test_promtool_accepts_scrape_configuration_and_rules(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "7 rules found" in done.stdout
+    assert "8 rules found" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="the program promtool is not installed")

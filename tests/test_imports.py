@@ -27,6 +27,7 @@ FLOORS = {
     f"{PACKAGE}.network": 4,
     f"{PACKAGE}.profile_audit": 4,
     f"{PACKAGE}.risk": 4,
+    f"{PACKAGE}.drift": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
     f"{PACKAGE}.training.risk": 6,

@@ -50,7 +50,11 @@ class Stream(NamedTuple):
     metric: str
 
 
-DayLosses = Mapping[Stream, float]  # log(model loss / baseline loss) of one day
+class Day(NamedTuple):
+    """One day. number: days since 1970, UTC. losses: log(model loss / baseline loss) by stream."""
+
+    number: int
+    losses: Mapping[Stream, float]
 
 
 @dataclass
@@ -61,23 +65,23 @@ class ChangeDetector:
     since each beginning, the latest one last: float64 [statistic, share, beginning].
     """
 
-    days: list[dict[Stream, float]] = field(default_factory=list)
+    days: list[Day] = field(default_factory=list)
     reference: int = 0
     products: np.ndarray = field(default_factory=lambda: np.empty((len(STATISTICS), len(SHARES), 0)))
 
     @classmethod
-    def after(cls, reference: Sequence[DayLosses]) -> ChangeDetector:
+    def after(cls, reference: Sequence[Day]) -> ChangeDetector:
         """A new detector; reference: days of the model's held-out test period."""
-        return cls([dict(day) for day in reference], len(reference))
+        return cls(list(reference), len(reference))
 
-    def add(self, day: DayLosses) -> None:
-        """Count one more day."""
-        self.days.append({stream: value for stream, value in day.items() if np.isfinite(value)})
+    def add(self, day: Day) -> None:
+        """Count one more day; one without a loss counts as none."""
+        if not day.losses:
+            return
+        self.days.append(day)
         if len(self.days) > LONGEST_DAYS:
             del self.days[0]
             self.reference = max(0, self.reference - 1)
-        if not self.days[-1]:
-            return
         beginnings = np.concatenate([self.products, np.ones((*self.products.shape[:2], 1))], axis=2)[..., -BEGINNINGS:]
         days_since = np.arange(beginnings.shape[2], 0, -1)
         levels = np.minimum(SHARES[:, None] * days_since / len(self.days), LARGEST_LEVEL)  # [share, beginning]
@@ -90,24 +94,33 @@ class ChangeDetector:
         return float(self.products.sum(axis=2).mean())
 
     @property
+    def days_since_change(self) -> int:
+        """Number of days since the most probable beginning of a change; 0 before the first day."""
+        since_each = self.products.sum(axis=(0, 1))
+        return int(len(since_each) - np.argmax(since_each)) if len(since_each) else 0
+
+    @property
     def changed(self) -> bool:
         """Whether the losses have become larger."""
         return self.evidence >= THRESHOLD
 
     def as_fields(self) -> dict[str, Any]:
         """For `restore`, in JSON types."""
-        days = [[[*stream, value] for stream, value in day.items()] for day in self.days]
+        days = [[day.number, [[*stream, value] for stream, value in day.losses.items()]] for day in self.days]
         return {"days": days, "reference": self.reference, "products": self.products.tolist()}
 
     @classmethod
     def restore(cls, fields: Mapping[str, Any]) -> ChangeDetector:
         """What `as_fields` returned. Raises KeyError, TypeError or ValueError for something else."""
-        days = [{Stream(str(profile), str(metric)): float(v) for profile, metric, v in day} for day in fields["days"]]
+        days = [
+            Day(int(number), {Stream(str(profile), str(metric)): float(value) for profile, metric, value in losses})
+            for number, losses in fields["days"]
+        ]
         shape = len(STATISTICS), len(SHARES), -1
         return cls(days, int(fields["reference"]), np.array(fields["products"], dtype=np.float64).reshape(shape))
 
 
-def p_values(days: Sequence[DayLosses]) -> np.ndarray:
+def p_values(days: Sequence[Day]) -> np.ndarray:
     """Share of the days on which each of STATISTICS is at least that of the last day: float64 [statistic]."""
     found = statistics(days)  # [day, statistic]
     known = ~np.isnan(found).any(axis=1)
@@ -116,13 +129,19 @@ def p_values(days: Sequence[DayLosses]) -> np.ndarray:
     return np.asarray((found[known] >= found[-1]).mean(axis=0))
 
 
-def statistics(days: Sequence[DayLosses]) -> np.ndarray:
+def as_table(days: Sequence[Day]) -> tuple[list[Stream], np.ndarray]:
+    """The streams, sorted, and the losses: float64 [day, stream], NaN where there is none."""
+    streams = sorted({stream for day in days for stream in day.losses})
+    table = [[day.losses.get(stream, np.nan) for stream in streams] for day in days]
+    return streams, np.array(table, dtype=np.float64).reshape(len(days), len(streams))
+
+
+def statistics(days: Sequence[Day]) -> np.ndarray:
     """STATISTICS of each day: float64 [day, statistic], NaN for a day without a stream that is looked at.
 
     They treat all days alike, which keeps the days exchangeable.
     """
-    streams = sorted({stream for day in days for stream in day})
-    table = np.array([[day.get(stream, np.nan) for stream in streams] for day in days]).reshape(len(days), len(streams))
+    streams, table = as_table(days)
     used = (~np.isnan(table)).sum(axis=0) >= FEWEST_DAYS
     if not used.any():
         return np.full((len(days), len(STATISTICS)), np.nan)

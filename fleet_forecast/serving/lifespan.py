@@ -29,6 +29,8 @@ from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.monitoring.drift_loop import DriftLoop
+from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
@@ -102,6 +104,7 @@ def _open(config: DaemonConfig) -> Daemon:
         alert_record=AlertRecord(),
         scores=ForecastScores(),
         archive=ForecastArchive(),
+        drift=DriftMonitor(forecasts, store, silences.excluded_cells, _beside_history(settings, ".drift.json")),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
@@ -163,6 +166,7 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))
+    work.append(("drift", DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock).run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))

@@ -23,6 +23,7 @@ from fleet_forecast.evaluation.breakdown import breakdown
 from fleet_forecast.evaluation.champion import Challenger, Comparison, compare_with_champion
 from fleet_forecast.evaluation.cold_start import cold_start_table
 from fleet_forecast.evaluation.examples import examples
+from fleet_forecast.evaluation.loss_sums import losses_by_day
 from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
 from fleet_forecast.evaluation.tables import GroupEvaluation
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
@@ -160,6 +161,7 @@ class Job:
                 scores,
                 breakdown(compared, best_baseline(scores), self.grid, self.spec.timezone),
                 examples(compared, self.grid, self.spec.context_steps),
+                losses_by_day(compared, self.grid),
             )
         return groups
 

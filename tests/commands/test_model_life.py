@@ -7,30 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import tft_trainer
-from data_contract import METRICS
 from fleet_forecast.commands.model_life import put_in_use
 from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.inference.models_folder import model_before, remove_old
-from fleet_forecast.serving.storage.samples import Sample
-from fleet_forecast.serving.storage.store import HistoryStore
+from tests.commands.histories import store_history
 from tests.conftest import tiny_flags, tiny_fleet
-
-
-def store_history(path: Path, frame: pd.DataFrame) -> None:
-    """Write the rows to a new history, as the daemon does."""
-    store = HistoryStore(path, 300)
-    columns = [frame[metric].tolist() if metric in frame else [None] * len(frame) for metric in METRICS]
-    instants = (frame["timestamp"].astype("int64") // 10**6).tolist()
-    rows = zip(frame["server_name"], instants, frame["profile"], zip(*columns, strict=True), strict=True)
-    samples = [Sample(name, instant, profile, None, values) for name, instant, profile, values in rows]
-    for first in range(0, len(samples), 2_000):
-        store.append(samples[first : first + 2_000]).result(30)
-    store.close()
 
 
 def test_a_model_trained_warm_on_the_history_is_compared_with_the_one_in_use_and_can_be_rolled_back(

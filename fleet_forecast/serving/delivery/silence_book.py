@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.intervals.silences import EXCLUDE, Silence
+from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells
 
 LOG = logging.getLogger(__name__)
 MAX_SILENCES = 1_000  # added by the API
@@ -84,6 +85,10 @@ class SilenceBook:
         if not active:
             return set()
         return {name for name, profile in servers if any(silence.concerns(name, profile) for silence in active)}
+
+    def excluded_cells(self, names: Sequence[str], profiles: Sequence[str], seconds: np.ndarray) -> np.ndarray:
+        """Which measurements are excluded from scores, as intervals.silences.excluded_cells."""
+        return excluded_cells([each.silence for each in self.known], names, profiles, seconds)
 
     def _read(self) -> dict[str, Silence]:
         try:

@@ -65,6 +65,19 @@ class ChampionComparison(BaseModel):
     remark: str
 
 
+class AdviceDocument(BaseModel):
+    """Whether to train again: a sequential test of the losses of the daemon's own forecasts, day by day."""
+
+    retrain_recommended: bool
+    since: str | None
+    reasons: Annotated[list[str], Field(description="to train again, in words")]
+    remarks: Annotated[list[str], Field(description="what else is unusual")]
+    days: Annotated[int, Field(description="days of the daemon's own forecasts that count")]
+    reference_days: Annotated[int, Field(description="days of the model's test period that they are compared with")]
+    evidence: Annotated[float, Field(description="of larger losses; `threshold` or more is a reason")]
+    threshold: float
+
+
 class ModelResponse(BaseModel):
     """The model in use; before the first one is loaded `model` is null and the fields after last_load are missing."""
 
@@ -78,6 +91,7 @@ class ModelResponse(BaseModel):
     profiles: list[str] = []
     risk_model: RiskModelSummary | None = None
     champion: ChampionComparison | None = None
+    advice: AdviceDocument | None = None
 
 
 class ReloadResponse(ModelResponse):
@@ -137,4 +151,5 @@ def _model(daemon: Daemon) -> dict[str, Any]:
         "profiles": config.profiles,
         "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
         "champion": (read_document(engine.model_dir, TRAINING_INFO_FILE) or {}).get("champion"),
+        "advice": daemon.drift.advice.as_document(),
     }

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_document
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, json_response
 
@@ -45,6 +46,21 @@ class LiveScore(BaseModel):
     wql: Annotated[float | None, Field(description="weighted quantile loss over all quantiles of the model")]
 
 
+class RecentScore(BaseModel):
+    """Forecasts of the last seven days of one profile, metric and horizon, and the same of the test period."""
+
+    profile: str
+    metric: str
+    horizon: str
+    scored: int
+    coverage_80: float | None
+    wql: float | None
+    baseline_wql: Annotated[float | None, Field(description="of the quantiles of the 24 hours before the origin")]
+    test_coverage_80: float | None
+    test_wql: float | None
+    test_baseline_wql: float | None
+
+
 class EvaluationResponse(BaseModel):
     """The evaluation of the model in use."""
 
@@ -52,6 +68,7 @@ class EvaluationResponse(BaseModel):
     training: Annotated[dict[str, Any] | None, Field(description="data, time, cost and scores of the training run")]
     evaluation: Annotated[dict[str, Any] | None, Field(description="evaluation.json; null of a model without one")]
     live: list[LiveScore]
+    recent: list[RecentScore]
 
 
 @router.get(
@@ -74,7 +91,20 @@ def _evaluation(daemon: Daemon) -> dict[str, Any]:
         "training": None if info is None else {name: info[name] for name in TRAINING_FIELDS if name in info},
         "evaluation": read_document(model_dir, EVALUATION_FILE),
         "live": _live(daemon.scores),
+        "recent": _recent(daemon.drift),
     }
+
+
+def _recent(drift: DriftMonitor) -> list[dict[str, Any]]:
+    reference = drift.reference
+    return [
+        {
+            **key._asdict(),
+            **figures,
+            **{f"test_{name}": reference.get(key, {}).get(name) for name in ("coverage_80", "wql", "baseline_wql")},
+        }
+        for key, figures in drift.figures.items()
+    ]
 
 
 def _live(scores: ForecastScores) -> list[dict[str, Any]]:
