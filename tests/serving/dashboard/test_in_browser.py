@@ -141,6 +141,7 @@ def test_the_model_has_its_scores_and_says_what_is_missing(scene, open_page):
     page = open_page(f"{scene.url}/#/model")
     expect(page.locator(".model h2").first).to_contain_text("tft_model_fake")
     expect(page.locator(".model")).to_contain_text("without evaluation.json")
+    expect(page.locator(".model")).to_contain_text("There is no reason to train again.")
 
 
 @pytest.mark.parametrize("view", ["fleet", "server/ppdb002", "alerts", "model", "server"])
