@@ -7,13 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tft_trainer
-from fleet_forecast.commands.model_life import put_in_use
+from fleet_forecast.commands.model_life import put_in_use, training_path
+from fleet_forecast.commands.training_job import grid_and_windows, read
 from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.inference.models_folder import model_before, remove_old
+from fleet_forecast.training.split import TrainingError
 from tests.commands.histories import store_history
 from tests.conftest import tiny_flags, tiny_fleet
 
@@ -49,6 +52,31 @@ def test_a_model_trained_warm_on_the_history_is_compared_with_the_one_in_use_and
     assert (models_dir / "current").resolve() == champion
     assert tft_trainer.main(["--models-dir", str(models_dir), "--rollback"]) == 1
     assert "records no model before it; point the link at one of the folder's models" in capsys.readouterr().err
+
+
+def test_times_that_the_daemons_silences_exclude_are_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = tiny_fleet(hours=3)
+    store_history(tmp_path / "h.sqlite", frame)
+    silence = {"server": "ppweb000", "from": "2026-03-02T01:00:00Z", "until": "2026-03-02T02:00:00Z"}
+    beside = tmp_path / "h.sqlite.silences.json"
+    beside.write_text(json.dumps({"a": {**silence, "kind": "exclude"}, "b": {**silence, "server": "ppdb001"}}))
+    arguments = tft_trainer.build_parser().parse_args(
+        ["--from-history", str(tmp_path / "h.sqlite"), "--models-dir", str(tmp_path)]
+    )
+    with training_path(arguments) as folder:
+        data = read(arguments, folder)
+        grid, spec = grid_and_windows(data, arguments)
+    assert f"{beside}: measurements of 12 server-steps are excluded" in capsys.readouterr().err
+    assert (spec.step_seconds, spec.timezone) == (300, "America/New_York")
+    missing = np.isnan(grid.values).all(axis=2)
+    assert missing[grid.servers.index("ppweb000")].nonzero()[0].tolist() == list(range(12, 24))
+    assert missing.sum() == 12
+    assert not list(tmp_path.glob(".tmp-*"))
+    beside.write_text("[]")
+    with training_path(arguments) as folder, pytest.raises(TrainingError, match="repair it, or remove it"):
+        grid_and_windows(read(arguments, folder), arguments)
 
 
 def info_name(line: dict) -> str:

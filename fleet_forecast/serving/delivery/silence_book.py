@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells
+from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, stored_silences
 
 LOG = logging.getLogger(__name__)
 MAX_SILENCES = 1_000  # added by the API
 KEPT_SECONDS = 7 * 86_400  # after its end a silence of the API is listed this long
-_STORED = TypeAdapter(dict[str, Silence])
 
 
 class SilencesError(Exception):
@@ -92,10 +90,8 @@ class SilenceBook:
 
     def _read(self) -> dict[str, Silence]:
         try:
-            return _STORED.validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValidationError) as problem:
+            return stored_silences(self._path)
+        except (OSError, ValueError) as problem:
             self._problem = f"{self._path} cannot be read; repair it, or remove it to start without its silences"
             LOG.error("silences not read", extra={"file": str(self._path), "reason": str(problem).splitlines()[0]})
             return {}
