@@ -64,11 +64,17 @@ def _timezone(arguments: argparse.Namespace) -> str:
 def compare(
     job: Job, training: TrainerState, risk_model: RiskModel | None, arguments: argparse.Namespace
 ) -> Comparison | None:
-    """The new model beside the one in use; None if there is none, or if it is not to be replaced."""
+    """The new model beside the one in use; None if there is none, or if it is not to be replaced.
+
+    If the comparison fails, the model is published all the same, and the one in use stays.
+    """
     champion = current_model(arguments.models_dir)
     if champion is None or arguments.no_promote:
         return None
-    comparison = job.compare_with(champion, training.model, risk_model)
+    try:
+        comparison = job.compare_with(champion, training.model, risk_model)
+    except Exception as error:
+        comparison = Comparison(champion.name, problems=(f"the comparison with it failed ({error})",))
     for group in comparison.groups:
         note(
             f"WQL on {group.servers} {group.group} servers: {group.challenger_wql:.4f}, that of {champion.name} "

@@ -6,17 +6,21 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 import tft_trainer
-from fleet_forecast.commands.model_life import put_in_use, training_path
+from fleet_forecast.commands.model_life import compare, put_in_use, training_path
 from fleet_forecast.commands.training_job import grid_and_windows, read
 from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.inference.models_folder import model_before, remove_old
+from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import TrainingError
+from fleet_forecast.training.trainer_state import TrainerState
 from tests.commands.histories import store_history
 from tests.conftest import tiny_flags, tiny_fleet
 
@@ -117,6 +121,20 @@ def test_a_worse_model_is_kept_and_not_put_in_use_unless_forced(
     if not in_use:
         message = capsys.readouterr().err
         assert f"not in use: its error is higher. {champion} stays in use; --force replaces it" in message
+
+
+def test_a_comparison_that_fails_leaves_the_model_in_use(tmp_path: Path) -> None:
+    (champion,) = chain(tmp_path, 1)
+
+    def fail(*_arguments: object) -> Comparison:
+        raise RuntimeError("out of luck")
+
+    job, training = SimpleNamespace(compare_with=fail), SimpleNamespace(model=None)
+    arguments = argparse.Namespace(models_dir=tmp_path, force=False, no_promote=False, keep=None)
+    comparison = compare(cast(Job, job), cast(TrainerState, training), None, arguments)
+    assert comparison == Comparison(champion, problems=("the comparison with it failed (out of luck)",))
+    assert not put_in_use(fake_model(tmp_path, 2, champion), comparison, arguments)
+    assert (tmp_path / "current").resolve().name == champion
 
 
 def test_removal_leaves_the_newest_models_the_one_in_use_and_the_one_before(tmp_path: Path) -> None:
