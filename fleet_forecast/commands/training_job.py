@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
@@ -20,6 +19,7 @@ from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, 
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
+from fleet_forecast.usage import note
 from server_profiles import BUILT_IN_RULES
 
 DEFAULT_TIMEZONE = "America/New_York"
