@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet_forecast.commands.training_job import DEFAULT_TIMEZONE
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.inference.model_config import ModelError
@@ -21,6 +20,7 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.export import export_history
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.trainer_state import TrainerState
+from fleet_forecast.usage import note
 from server_profiles import BUILT_IN_RULES
 
 KEPT_NOT_IN_USE = 3  # exit code
