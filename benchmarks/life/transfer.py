@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py                 # 400 steps first, 150 warm ones each time
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --steps 50 --warm-steps 20   # a quick look
+    OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --policies never             # one training
 
 A quarter of each profile's servers are new: they appear on day 30 without a history, and no training has them before.
 Trainings are those of tft_trainer.py with a fixed number of steps, on the last 20 days, from the weights of the model
@@ -108,6 +109,7 @@ class Policy:
     detector: ChangeDetector
     trainings: list[dict[str, Any]] = field(default_factory=list)
     losses: dict[str, dict[int, LossSums]] = field(default_factory=lambda: {"known": {}, "new": {}})
+    advised: list[dict[str, Any]] = field(default_factory=list)  # first day with advice of each model, and the reasons
 
     def use(self) -> None:
         """Load the model in use, and begin its test of change."""
@@ -154,24 +156,27 @@ def forecast_day(fleet: Fleet, grid: FleetGrid, policy: Policy, day: int) -> Non
                 policy.losses[name].setdefault(number, LossSums()).merge(sums)
 
 
-def run(fleet: Fleet, steps: int, warm_steps: int) -> dict[str, Any]:
-    """All policies, day by day."""
+def run(fleet: Fleet, names: Sequence[str], steps: int, warm_steps: int) -> dict[str, Any]:
+    """The policies, day by day."""
     shutil.rmtree(MODELS, ignore_errors=True)
-    first = MODELS / "never"
+    first = MODELS / "first"
     begun = train(fleet, first, TRAINING_DAYS, steps, warm=False)
     policies = []
-    for name in POLICIES:
+    for name in names:
         folder = MODELS / name.replace(" ", "_")
-        if folder != first:
-            shutil.copytree(first, folder, symlinks=True)
+        shutil.copytree(first, folder, symlinks=True)
         engine = Engine.load(folder / "current", device="cpu")
         policies.append(Policy(name, folder, engine, detector_of(engine)))
     grid = fleet.without_past_of_new()
     for day in range(TRAINING_DAYS, fleet.days):
         for policy in policies:
             reason = ["a week has passed"] if policy.name == "weekly" and is_week(day) else []
-            if policy.name == "on advice" and policy.detector.changed:
-                reason = changes_in_words(policy.detector)
+            if policy.detector.changed and (
+                not policy.advised or policy.advised[-1]["model"] != policy.engine.model_id
+            ):
+                words = changes_in_words(policy.detector)
+                policy.advised.append({"model": policy.engine.model_id, "day": day, "reasons": words})
+                reason = words if policy.name == "on advice" else reason
             if reason:
                 trained = train(fleet, policy.folder, day, warm_steps, warm=True)
                 policy.trainings.append({**trained, "reason": reason})
@@ -199,7 +204,7 @@ def outcome(fleet: Fleet, policy: Policy) -> dict[str, Any]:
                 merged.merge(by_day.get(fleet.start + day, LossSums()))
             weeks[name].append(ratio(merged))
     seconds = sum(training["processor_seconds"] for training in policy.trainings)
-    return {"weeks": weeks, "trainings": policy.trainings, "processor_seconds": seconds}
+    return {"weeks": weeks, "trainings": policy.trainings, "processor_seconds": seconds, "advised": policy.advised}
 
 
 def ratio(sums: LossSums) -> float | None:
@@ -228,8 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="file of real fleets (%(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of the first training (%(default)s)")
     parser.add_argument("--warm-steps", type=int, default=150, help="of each further training (%(default)s)")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES, help="which ones (all)")
     arguments = parser.parse_args(argv)
-    result = run(Fleet.read(arguments.data), arguments.steps, arguments.warm_steps)
+    result = run(Fleet.read(arguments.data), arguments.policies, arguments.steps, arguments.warm_steps)
     print(markdown(result), end="\n\n")
     print(json.dumps({"steps": arguments.steps, "warm_steps": arguments.warm_steps, **result}))
     return 0
