@@ -34,7 +34,6 @@ import numpy as np
 from tqdm import tqdm
 
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso
 from fleet_forecast.script import run_script

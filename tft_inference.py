@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 
 from data_contract import ContractError, DataFileError, read_metrics
-from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import FleetGrid, GridError, infer_step_seconds
 from fleet_forecast.flags import add_flag, add_version
@@ -70,7 +69,7 @@ from fleet_forecast.serving.settings import Settings, SettingsError, load_settin
 from fleet_forecast.sources.prometheus import (
     PrometheusError,
 )
-from server_profiles import BUILT_IN_RULES, ProfileRules
+from server_profiles import BUILT_IN_RULES, ProfileRules, profile_of
 
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}  # of --origins every:8h

@@ -27,7 +27,6 @@ import torch
 
 from data_contract import CONTRACT_VERSION, METRIC_SPECS, CheckedMetrics, ContractError, DataFileError, check_metrics
 from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors

@@ -51,7 +51,7 @@ from fleet_forecast.serving.replay import judgement  # noqa: E402
 from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
 from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
@@ -109,10 +109,10 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
     first = HISTORY_HOURS * 3600 // step_seconds
     steps = first + int(hours * 3600 / step_seconds)
     fleet = Fleet.of(_counts(servers), seed)
-    world = World.of(Scenario(fleet, START, steps, step_seconds, engine.config.timezone, incident_rate=rate))
+    world = World.of(Scenario(fleet, START, steps, step_seconds, engine.config.calendar, incident_rate=rate))
     simulator = Simulator(world)
     metrics = np.concatenate([simulator.advance(n).metrics for n in portions(steps, len(fleet))], axis=2)
-    chosen = [METRIC_POSITIONS[name] for name in engine.config.targets]
+    chosen = [simulated().positions[name] for name in engine.config.targets]
     began, events = float(START.astype(np.int64)), world.events
     incidents = tuple(
         Incident(int(server), began + float(onset), began + float(start), began + float(end))

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - in the parent folder
-from fleet_forecast.simulation.metric_model import SIMULATED_METRICS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.noise import CORRELATION_MINUTES  # noqa: E402
 from metrics_generator import SERVERS  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
@@ -120,7 +120,7 @@ def _check(path: Path, folder: Path, expected_rows: int) -> tuple[int, int]:
     rows = data.count_rows()
     if rows != expected_rows or read_metadata(folder).rows != rows:
         raise RuntimeError(f"{rows} rows written, {expected_rows} expected, {read_metadata(folder).rows} in metadata")
-    if not data.schema.equals(arrow_schema(SIMULATED_METRICS)):
+    if not data.schema.equals(arrow_schema(simulated().names)):
         raise RuntimeError(f"schema is not the contract's: {data.schema}")
     files = [path] if path.is_file() else list(path.iterdir())
     return rows, sum(file.stat().st_size for file in files)

@@ -64,6 +64,7 @@ from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
@@ -78,7 +79,7 @@ from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import TrainerTensors
 
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
-SPEC = WindowSpec(METRICS, 300, "America/New_York", 288, 96)
+SPEC = WindowSpec(METRICS, 300, DEFAULT_CALENDAR, 288, 96)
 STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}
 OUR_BATCH_SIZES = {"cpu": (64,), "cuda": (64, 256, 1024)}
 STOCK_LOADER_PROCESSES = {"cpu": 0, "cuda": 4}

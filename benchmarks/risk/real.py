@@ -197,7 +197,7 @@ def risk_scores(fleet: LabelledFleet) -> dict[str, np.ndarray]:
         model = train([tuning], [tuning], OF_LABELS, LABELS)
         scores = risks(part(fleet, held_out, range(TUNE.start, JUDGE.stop)), model.description.spec, model.scores)
         by_labels[held_out, JUDGE.stop - scores.shape[1] :] = scores
-    simulated, _ = train_on_simulator(grid.metrics, grid.step_seconds, fleet.timezone, SIMULATED)
+    simulated, _ = train_on_simulator(grid.metrics, grid.step_seconds, fleet.calendar, SIMULATED)
     by_simulator = np.full_like(by_labels, np.nan)
     scores = risks(
         part(fleet, np.arange(len(grid.servers)), range(TUNE.start, JUDGE.stop)),

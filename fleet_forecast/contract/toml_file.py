@@ -70,9 +70,20 @@ def read_toml(path: Path, model: type[Model], what: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        line = _line(text.splitlines(), _first(problem))
-        where = "" if line is None else f", line {line}"
-        raise TomlFileError(f"{what} {path}{where}: {first_problem(problem, model)}") from None
+        raise _error(f"{what} {path}", text, problem, model) from None
+
+
+def check_table(table: Mapping[str, Any], model: type[Model], path: Path, key: str) -> Model:
+    """The table [key] of a TOML file as an instance of `model`. Raises TomlFileError."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as problem:
+        raise _error(f"{path}, [{key}]", _text(path, "file"), problem, model) from None
+
+
+def _error(where: str, text: str, problem: ValidationError, model: type[BaseModel]) -> TomlFileError:
+    line = _line(text.splitlines(), _first(problem))
+    return TomlFileError(f"{where}{'' if line is None else f', line {line}'}: {first_problem(problem, model)}")
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
@@ -90,7 +101,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     shown = str(value).lower() if isinstance(value, bool) else repr(value)  # a flag as TOML writes it
     if len(shown) > LONGEST_VALUE:
         shown = shown[:LONGEST_VALUE] + "..."
-    expected = first["msg"].removeprefix("Input ")
+    expected = first["msg"].removeprefix("Input ").removeprefix("String ")
     remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key)
     return f"{name} is {shown}; {remedy}"
 

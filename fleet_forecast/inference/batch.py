@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.peers import Peers
@@ -24,7 +23,7 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.iso_time import iso
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
 

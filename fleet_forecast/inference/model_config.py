@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
 from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.scaling import STATISTICS, FleetScaling
@@ -52,9 +53,9 @@ class ModelConfig:
         return self.spec.step_seconds
 
     @property
-    def timezone(self) -> str:
-        """Business time zone of the calendar features."""
-        return self.spec.timezone
+    def calendar(self) -> BusinessCalendar:
+        """Business calendar of the calendar features."""
+        return self.spec.calendar
 
     @property
     def context_steps(self) -> int:
@@ -75,6 +76,7 @@ class ModelConfig:
         if scaling["peer_prior"] is not None:
             scaling["peer_prior"] = _as_json(scaling["peer_prior"]._asdict())
         fields = {**asdict(replace(self, scaling=replace(self.scaling, peer_prior=None))), "scaling": _as_json(scaling)}
+        fields["spec"]["calendar"] = self.spec.calendar.as_document()
         return json.dumps(fields, indent=2)
 
     @classmethod
@@ -83,7 +85,7 @@ class ModelConfig:
         try:
             fields = json.loads(text)
             _check_versions(fields["contract_version"], fields["windows_version"])  # first: other fields may differ
-            fields["spec"] = WindowSpec(**{**fields["spec"], "metrics": tuple(fields["spec"]["metrics"])})
+            fields["spec"] = _spec_from_fields(fields["spec"])
             fields["scaling"] = _scaling_from_fields(fields["scaling"])
             fields["quantiles"] = tuple(fields["quantiles"])
             fields["profiles"] = tuple(fields["profiles"])
@@ -112,6 +114,11 @@ def _as_list(values: np.ndarray) -> list[Any]:
         nullable[np.isnan(values)] = None
     found: list[Any] = nullable.tolist()
     return found
+
+
+def _spec_from_fields(fields: Mapping[str, Any]) -> WindowSpec:
+    lengths = {name: int(fields[name]) for name in ("step_seconds", "context_steps", "horizon_steps")}
+    return WindowSpec(metrics=tuple(fields["metrics"]), calendar=BusinessCalendar.of_record(fields), **lengths)
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:

@@ -154,7 +154,7 @@ class Job:
             scores = compared.scores()
             groups[name] = GroupEvaluation(
                 scores,
-                breakdown(compared, best_baseline(scores), self.grid, self.spec.timezone),
+                breakdown(compared, best_baseline(scores), self.grid, self.spec.calendar.timezone),
                 examples(compared, self.grid, self.spec.context_steps),
             )
         return groups

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.toml_file import TomlFileError
 from server_profiles import BUILT_IN_RULES, match_profile
 

@@ -23,7 +23,6 @@ from data_contract import (
     validate,
     write_metadata,
 )
-from fleet_forecast.contract.profile_rules import load_profile_rules
 from server_profiles import ServerProfile
 from tests.contract.frames import fleet
 

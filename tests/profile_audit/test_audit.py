@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
 from fleet_forecast.profile_audit.audit import AuditedFleet, AuditError, audit_document, audit_profiles
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.metric_model import SIMULATED_METRICS
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
+from server_profiles import profile_of
 
 COUNTS = {"database": 12, "web_api": 13, "data_ingest": 11}  # rows 0 to 11, 12 to 24, 25 to 35
 START = np.datetime64("2026-09-14T00:00:00", "s")

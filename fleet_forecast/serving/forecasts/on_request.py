@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.step_means import step_means
@@ -15,7 +14,7 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 PeersOf = Callable[[Engine, Sequence[str], Sequence[str], np.ndarray], Peers | None]
 MAX_SPAN_DAYS = 366

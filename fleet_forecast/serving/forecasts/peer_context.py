@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import KnownServer
 from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 MOST_JOINED = 8  # servers that join a profile at once; with more, all its steps are computed
 NOT_STORED = -1  # the id of a server that the store does not have

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS, report_horizons
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.inference.risk_model import RISK_HORIZONS
@@ -21,7 +22,6 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, 
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
 from fleet_forecast.serving.monitoring.daemon_metrics import family_lines, known_profiles, profile_label
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, label_value, wants_openmetrics
-from server_profiles import PROFILES
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "page_parts", "wants_openmetrics"]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import LABELS, RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -23,11 +24,11 @@ FEWEST_HELD_OUT = 20  # incidents of held-out servers
 
 
 class KnownFleet(NamedTuple):
-    """The user's fleet and its labelled incidents. timezone: of business hours."""
+    """The user's fleet and its labelled incidents. calendar: of business hours."""
 
     grid: FleetGrid
     records: Sequence[IncidentRecord]
-    timezone: str
+    calendar: BusinessCalendar
 
 
 def risk_model_of(
@@ -56,7 +57,7 @@ def risk_model_of(
     if lacking:
         notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
     settings = replace(settings, held_out_counts=held_out_counts(grid.profiles))
-    return train_on_simulator(metrics, grid.step_seconds, fleet.timezone, settings)[0], reason
+    return train_on_simulator(metrics, grid.step_seconds, fleet.calendar, settings)[0], reason
 
 
 def held_out_counts(profiles: Sequence[str | None]) -> dict[str, int]:
@@ -76,4 +77,4 @@ def _part(fleet: KnownFleet, rows: np.ndarray) -> LabelledFleet:
     grid = fleet.grid.select(rows)
     own = set(grid.servers)
     records = [record for record in fleet.records if record.server_name in own]
-    return labelled_fleet(grid, grid.peers(), records, fleet.timezone)
+    return labelled_fleet(grid, grid.peers(), records, fleet.calendar)
