@@ -33,8 +33,8 @@ import pandas as pd
 
 from fleet_forecast.contract.audit import validate
 from fleet_forecast.contract.checks import ContractError, Violation
-from fleet_forecast.contract.definitions import BUILT_IN_FLEET, BUILT_IN_METRICS, PROFILES, FleetDefinition
-from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_of_script
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, BUILT_IN_METRICS, PROFILES, FleetDefinition, use_fleet
+from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, load_fleet
 from fleet_forecast.contract.fleet.fleet_file import fleet_document
 from fleet_forecast.contract.fleet.toml_text import toml_text
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
@@ -141,10 +141,14 @@ def main(argv: Iterable[str] | None = None) -> int:
         without_path = arguments.document or arguments.show_fleet or arguments.check_fleet
         if not without_path and arguments.path is None:
             parser.error("give the path of a file or folder to check")
-        with fleet_of_script(arguments.check_fleet or arguments.fleet) as fleet:
-            return _run(arguments, fleet)
     except SystemExit as stop:
         return int(stop.code or 0)
+    try:
+        with use_fleet(load_fleet(arguments.check_fleet or arguments.fleet)) as fleet:
+            return _run(arguments, fleet)
+    except TomlFileError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
@@ -161,12 +165,8 @@ def _show_fleet(fleet: FleetDefinition, checked: bool) -> int:
     from fleet_forecast.serving.alerting.rules import alert_rules_of  # imports the daemon's libraries
     from fleet_forecast.sources.prometheus import query_set_of
 
-    try:
-        alert_rules_of(fleet)
-        queries = query_set_of(fleet).queries
-    except TomlFileError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+    alert_rules_of(fleet)
+    queries = query_set_of(fleet).queries
     if checked:
         added = [
             len(names) - len(built_in)

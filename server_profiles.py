@@ -297,6 +297,7 @@ _SPECS = (
 )
 
 PROFILES: Mapping[str, ProfileSpec] = MappingProxyType({spec.profile: spec for spec in _SPECS})
+DEFAULT_SERVERS: Mapping[str, int] = {profile: spec.default_servers for profile, spec in PROFILES.items()}
 for _profile in ServerProfile:
     if _profile not in PROFILES:
         raise ValueError(f"server_profiles.py: profile {_profile} has no ProfileSpec; add one to _SPECS")

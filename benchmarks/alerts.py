@@ -54,8 +54,7 @@ from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
 from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import PROFILES, ServerProfile  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, PROFILES, ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -126,7 +125,9 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
 
 def _counts(servers: int) -> dict[str, int]:
     """Servers by profile in the shares of the generator's default fleet, by largest remainder."""
-    exact = {str(profile): servers * share / sum(SERVERS.values()) for profile, share in SERVERS.items()}
+    exact = {
+        str(profile): servers * share / sum(DEFAULT_SERVERS.values()) for profile, share in DEFAULT_SERVERS.items()
+    }
     counts: dict[str, int] = {profile: int(value) for profile, value in exact.items()}
     for profile in sorted(exact, key=lambda each: counts[each] - exact[each])[: servers - sum(counts.values())]:
         counts[profile] += 1

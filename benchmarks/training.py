@@ -79,7 +79,7 @@ from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import TrainerTensors
 
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
-SPEC = WindowSpec(METRICS, 300, DEFAULT_CALENDAR, 288, 96)
+SPEC = WindowSpec(tuple(METRICS), 300, DEFAULT_CALENDAR, 288, 96)
 STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}
 OUR_BATCH_SIZES = {"cpu": (64,), "cuda": (64, 256, 1024)}
 STOCK_LOADER_PROCESSES = {"cpu": 0, "cuda": 4}
@@ -144,7 +144,9 @@ def simulated_source() -> WindowSource:
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
     is_percent = {name: name.endswith("_pct") for name in METRICS}
     scaling = fit_scaling(values, is_percent, profiles, SPEC.context_steps)
-    return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
+    return WindowSource(
+        FleetGrid(fleet.names, profiles, tuple(METRICS), start, SPEC.step_seconds, values), SPEC, scaling
+    )
 
 
 def throughput_of(step: Callable[[], int], device: torch.device) -> Callable[[], float]:

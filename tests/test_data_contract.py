@@ -102,7 +102,10 @@ def test_the_command_exits_1_for_an_empty_folder(tmp_path, capsys):
     assert "holds no metrics" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["a", "b"], ["a", "--profiles", "/nowhere.toml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--nonsense"], ["a", "b"], ["a", "--profiles", "/nowhere.toml"], ["a", "--fleet", "/nowhere.toml"]],
+)
 def test_wrong_usage_exits_2(arguments, capsys):
     assert data_contract.main(arguments) == 2
     assert "error" in capsys.readouterr().err

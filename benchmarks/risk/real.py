@@ -34,6 +34,7 @@ from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from fleet_forecast.contract.calendar import BusinessCalendar  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.risk_model import LABELS  # noqa: E402
 from fleet_forecast.intervals.incidents_file import read_incidents  # noqa: E402 - in the parent folder
@@ -235,7 +236,7 @@ def load(path: Path) -> LabelledFleet:
     metrics = [name for name in frame.columns if name not in ("timestamp", "server_name", "profile")]
     grid = FleetGrid.from_frame(frame, metrics, 300)
     records = read_incidents(path.with_name("fleets_incidents_public.parquet"), grid.servers)
-    return labelled_fleet(grid, grid.peers(), records, "UTC")
+    return labelled_fleet(grid, grid.peers(), records, BusinessCalendar("UTC"))
 
 
 def table(methods: Mapping[str, np.ndarray], fleet: LabelledFleet) -> dict[str, Any]:

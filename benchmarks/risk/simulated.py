@@ -36,8 +36,7 @@ from fleet_forecast.risk.calibration import reliability  # noqa: E402
 from fleet_forecast.serving.alerting.severity import level_for_budget  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import PROFILES  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, PROFILES  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     spec = model.description.spec
     fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.calendar, arguments.days, RATE)
-    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in SERVERS.items()},))
+    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in DEFAULT_SERVERS.items()},))
     if arguments.leave_out:
         results = leave_out(fleets, arguments.seeds)
     else:

@@ -34,9 +34,9 @@ Result = TypeVar("Result")
 class MetricSpec:
     """One metric column: float32, null where not measured.
 
-    kind: percent (0 to 100), rate (from 0 up) or value (any number). label: name in messages; empty: the name. query:
-    PromQL of the fleet file, empty: none; None: the built-in one, if there is one. above, below: thresholds of alerts, for all
-    profiles; None: those of the profiles.
+    kind: percent (0 to 100), rate (from 0 up) or value (any number). label: name in messages; empty: the name.
+    query: PromQL of the fleet file, empty: none; None: the built-in one, if there is one. above, below: thresholds of
+    alerts, for all profiles; None: those of the profiles.
     """
 
     name: str
@@ -173,6 +173,15 @@ class _Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._names(fleet_in_use()))
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == other if isinstance(other, tuple) else self is other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
     @overload
     def __getitem__(self, index: int) -> str: ...

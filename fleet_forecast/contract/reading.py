@@ -136,7 +136,8 @@ def read_metrics(path: Path, rules: ProfileRules | None = None, input_timezone: 
 
     A folder contains server_metrics.parquet (a file, or a folder of part files), server_metrics/ or server_metrics.csv,
     or is itself a folder of part files; hive partitions (`date=2026-11-23/`) are read.
-    A missing profile is inferred from the server's name by `rules` (those of the fleet in use). input_timezone: of times that have no zone.
+    A missing profile is inferred from the server's name by `rules` (those of the fleet in use). input_timezone: of
+    times that have no zone.
 
     Raises DataFileError if there is nothing readable, ContractError if the rows break the contract.
     """

@@ -4,12 +4,12 @@ r"""Reads a TOML file into a pydantic model; an error names file, line, field, v
         model_config = ConfigDict(extra="forbid", frozen=True)
         fire_probability: float = Field(default=0.5, gt=0, lt=1)
 
-    rules = read_toml(Path("alerts.toml"), Rules, "alert rules")
+    rules = read_toml(Path("tokens.toml"), Rules, "tokens file")
 
-    alert rules alerts.toml: no such file; give the path of a TOML file
-    alert rules alerts.toml is not TOML: Expected '=' after a key (at line 3, column 7)
-    alert rules alerts.toml, line 1: fire_probability is 2; it should be less than 1
-    alert rules alerts.toml, line 4: unknown key 'fires'; use fire_probability
+    tokens file tokens.toml: no such file; give the path of a TOML file
+    tokens file tokens.toml is not TOML: Expected '=' after a key (at line 3, column 7)
+    tokens file tokens.toml, line 1: fire_probability is 2; it should be less than 1
+    tokens file tokens.toml, line 4: unknown key 'fires'; use fire_probability
 
 A validator of the model raises ValueError("problem; remedy"), which is shown after file and line as it is.
 `first_problem` words the errors of values that come from elsewhere, such as flags.
@@ -54,7 +54,7 @@ class TomlFileError(ValueError):
 def read_toml(path: Path, model: type[Model], what: str) -> Model:
     """The file's content as an instance of `model`.
 
-    what: the kind of file, for messages, such as "profiles file". Raises TomlFileError.
+    what: the kind of file, for messages, such as "fleet file". Raises TomlFileError.
     """
     text = _text(path, what)
     try:

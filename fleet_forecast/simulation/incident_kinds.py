@@ -50,9 +50,8 @@ def _effects(**by_metric: float) -> Effects:
     """Effects by metric; metrics have their short name or the contract's name."""
     effects = {_SHORT_NAMES.get(metric, metric): effect for metric, effect in by_metric.items()}
     if unknown := sorted(effects.keys() - set(BUILT_IN_FLEET.names)):
-        raise ValueError(
-            f"{__name__}: effect on {unknown[0]}, which is no built-in metric; use one of {', '.join(BUILT_IN_FLEET.names)}"
-        )
+        known = ", ".join(BUILT_IN_FLEET.names)
+        raise ValueError(f"{__name__}: effect on {unknown[0]}, which is no built-in metric; use one of {known}")
     return effects
 
 

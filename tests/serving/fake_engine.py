@@ -16,7 +16,7 @@ from fleet_forecast.inference.peer_support import PeerSupport
 
 @dataclass(frozen=True)
 class FakeConfig:
-    targets: tuple[str, ...] = METRICS
+    targets: tuple[str, ...] = tuple(METRICS)
     quantiles: tuple[float, ...] = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
     step_seconds: int = 300
     horizon_steps: int = 96

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
@@ -23,7 +24,7 @@ from fleet_forecast.training.trainer_state import device_of, flatten_parameters
 from tests.training.fleets import source_with_peers
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
-SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
+SPEC = WindowSpec(METRICS, 1800, DEFAULT_CALENDAR, context_steps=48, horizon_steps=16)
 STEPS = 12 * 48
 PROFILES = ("database", "web_api")
 SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0, masked_peers_share=0.9)

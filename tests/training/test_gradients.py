@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
@@ -20,7 +21,7 @@ from fleet_forecast.training.trainer_state import flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")
-SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=24, horizon_steps=12)
+SPEC = WindowSpec(METRICS, 300, BusinessCalendar("UTC"), context_steps=24, horizon_steps=12)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
@@ -23,7 +24,7 @@ def source_of(levels: np.ndarray, profiles: tuple[str, ...]) -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple(f"s{row}" for row in range(servers)), profiles, METRICS, start, 300, values)
     scaling = fit_scaling(values, dict.fromkeys(METRICS, True), profiles, 48)
-    source = WindowSource(grid, WindowSpec(METRICS, 300, "UTC", 48, 12), scaling)
+    source = WindowSource(grid, WindowSpec(METRICS, 300, BusinessCalendar("UTC"), 48, 12), scaling)
     source.transformed[:, :TRAIN_END] = levels[:, None]
     source.transformed[:, TRAIN_END:] = 1e6
     return source

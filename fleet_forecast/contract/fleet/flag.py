@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition, use_fleet
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.fleet.toml_text import toml_text
-from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.flags import add_flag
 
 DEFAULT_FILE = Path("fleet.toml")
@@ -93,15 +91,3 @@ def load_fleet(path: Path | None) -> FleetDefinition:
     fleet = read_fleet(path or DEFAULT_FILE)
     print(f"fleet: {fleet.source}", file=sys.stderr)
     return fleet
-
-
-@contextmanager
-def fleet_of_script(path: Path | None) -> Iterator[FleetDefinition]:
-    """The fleet of a script's --fleet, in use within the block; exits with 2 if the file cannot be used."""
-    try:
-        fleet = load_fleet(path)
-    except TomlFileError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    with use_fleet(fleet):
-        yield fleet

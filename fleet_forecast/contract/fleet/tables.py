@@ -157,7 +157,7 @@ class MetricTable(BaseModel):
     """[metrics.NAME]: a metric of your own, or query, threshold and words of a built-in one.
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). query: PromQL with one series per server;
-    `$window` is replaced by the step.
+    `$window` is replaced by the step; empty: the metric is not pulled.
     """
 
     model_config = _TABLE
@@ -166,7 +166,7 @@ class MetricTable(BaseModel):
     kind: Kind | None = None
     description: OneLine | None = None
     label: OneLine | None = None
-    query: Annotated[str, Field(min_length=1)] | None = None
+    query: str | None = None
     threshold: Annotated[ThresholdTable, BeforeValidator(_threshold)] = ThresholdTable()
 
 

@@ -112,7 +112,7 @@ def _warnings(
     if rule is None:
         warnings.append(
             f"no rule matches the name {name!r}: forecast as generic; "
-            "send a profile with the samples, or add a pattern or pin (--profiles)"
+            "send a profile with the samples, or add a pattern or pin to the fleet file"
         )
     if untrained:
         warnings.append(f"the model was not trained on profile {profile!r}: forecast as a server of unknown profile")

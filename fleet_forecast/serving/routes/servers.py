@@ -127,7 +127,7 @@ class AuditResponse(BaseModel):
     suggestions: list[Suggestion]
     unclear: Annotated[list[str], Field(description="servers that behave like none of the profiles, or like several")]
     two_in_one: list[TwoInOneInfo]
-    toml: Annotated[str, Field(description="lines of a profiles file that accept all suggestions")]
+    toml: Annotated[str, Field(description="lines of the fleet file that accept all suggestions")]
 
 
 @router.get(
