@@ -163,16 +163,18 @@ def _run(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
 def _show_fleet(fleet: FleetDefinition, checked: bool) -> int:
     """Check what the daemon would check of the fleet; print it, or that it is usable."""
     from fleet_forecast.serving.alerting.rules import alert_rules_of  # imports the daemon's libraries
+    from fleet_forecast.serving.monitoring.exposition import check_exposed_names
     from fleet_forecast.sources.prometheus import query_set_of
 
     alert_rules_of(fleet)
+    check_exposed_names(fleet.metrics)
     queries = query_set_of(fleet).queries
     if checked:
         added = [
             len(names) - len(built_in)
             for names, built_in in ((METRICS, BUILT_IN_METRICS), (PROFILES, BUILT_IN_FLEET.profiles))
         ]
-        print(f"{fleet.source} can be used: {added[1]} own profiles, {added[0]} own metrics")
+        print(f"{fleet.source} can be used; own metrics: {added[0]}, own profiles: {added[1]}")
     else:
         print(toml_text(fleet_document(fleet, queries)), end="")
     return 0

@@ -65,7 +65,7 @@ from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
-from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
@@ -142,8 +142,8 @@ def simulated_source() -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
-    is_percent = {name: name.endswith("_pct") for name in METRICS}
-    scaling = fit_scaling(values, is_percent, profiles, SPEC.context_steps)
+    kinds = {name: METRIC_SPECS[name].kind for name in METRICS}
+    scaling = fit_scaling(values, kinds, profiles, SPEC.context_steps)
     return WindowSource(
         FleetGrid(fleet.names, profiles, tuple(METRICS), start, SPEC.step_seconds, values), SPEC, scaling
     )

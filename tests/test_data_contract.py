@@ -146,7 +146,7 @@ def test_the_document_names_every_field_of_the_metadata():
     "problem", [MemoryError("Unable to allocate 8 TiB"), pa.ArrowMemoryError("malloc of 8 TiB failed")]
 )
 def test_a_file_that_needs_too_much_memory_is_named(tmp_path, monkeypatch, capsys, problem):
-    def too_large(*_):
+    def too_large(*_, **__):
         raise problem
 
     monkeypatch.setattr(data_contract, "check_metrics", too_large)

@@ -94,8 +94,8 @@ def audit_profiles(fleet: AuditedFleet) -> ProfileAudit:
 
     Raises AuditError if no two servers of one profile were measured.
     """
-    percent = np.array([METRIC_SPECS[metric].is_percent for metric in fleet.metrics])
-    behaviours = behaviour(fleet.day, percent, softness_of(fleet.day, percent))
+    kinds = [METRIC_SPECS[metric].kind for metric in fleet.metrics]
+    behaviours = behaviour(fleet.day, kinds, softness_of(fleet.day, kinds))
     behaviours = behaviours[:, ~np.isnan(behaviours).all(axis=0)]
     known = sorted(set(fleet.profiles))
     numbers = np.array([known.index(profile) for profile in fleet.profiles])

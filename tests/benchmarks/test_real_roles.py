@@ -32,7 +32,7 @@ def windows_with_peers() -> WindowBatch[np.ndarray]:
     values = (load + random.normal(0, 4, (SERVERS, 1, 2)) + random.normal(0, 1, (SERVERS, STEPS, 2))).astype(np.float32)
     profiles = ("web_api",) * SERVERS
     grid = FleetGrid(tuple("abcdef"), profiles, METRICS, START, 1800, values)
-    source = source_with_peers(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), profiles, 48))
+    source = source_with_peers(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), profiles, 48))
     rows = np.arange(SERVERS)
     return source.batch(WindowSelection(rows, np.full(SERVERS, 450), 48, np.full(SERVERS, HISTORY))).windows
 

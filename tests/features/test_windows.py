@@ -52,7 +52,7 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(values: np.ndarray) -> FleetScaling:
-    return fit_scaling(values, {"cpu_pct": True, "net_in_mb_s": False}, ("database", "web_api", None), 48)
+    return fit_scaling(values, {"cpu_pct": "percent", "net_in_mb_s": "rate"}, ("database", "web_api", None), 48)
 
 
 def windows_at(

@@ -24,8 +24,8 @@ def spec_of(metrics: tuple[str, ...]) -> WindowSpec:
 
 def scaling_of(spec: WindowSpec) -> FleetScaling:
     values = np.random.default_rng(0).uniform(1, 90, (4, 600, len(spec.metrics))).astype(np.float32)
-    is_percent = {name: name.endswith("_pct") for name in spec.metrics}
-    return fit_scaling(values, is_percent, ("database", "generic", "web_api", None), 288)
+    kinds = {name: "percent" if name.endswith("_pct") else "rate" for name in spec.metrics}
+    return fit_scaling(values, kinds, ("database", "generic", "web_api", None), 288)
 
 
 def random_inputs(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_contract import METRICS
+from data_contract import METRIC_SPECS, METRICS
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.inference.engine import NoExplanationError
 from fleet_forecast.inference.explanations import Interpretation, Variables
 from fleet_forecast.inference.peer_support import PeerSupport
@@ -23,6 +24,10 @@ class FakeConfig:
     context_steps: int = 288
     history_steps: int = 288
     profiles: tuple[str, ...] = ("ml_compute", "database", "generic")
+    calendar: BusinessCalendar = DEFAULT_CALENDAR
+
+    def definition_of(self, metric):
+        return METRIC_SPECS.get(metric)
 
 
 @dataclass

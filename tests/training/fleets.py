@@ -41,7 +41,9 @@ def recording_source() -> RecordingSource:
     """Four servers, the last with a gap longer than a window."""
     values = np.random.default_rng(0).uniform(5, 90, (4, 700, 2)).astype(np.float32)
     values[3, 200:420] = np.nan
-    source = RecordingSource(grid_of(values), SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), PROFILES, 48))
+    source = RecordingSource(
+        grid_of(values), SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), PROFILES, 48)
+    )
     source.values, source.selections = values, []
     return source
 

@@ -44,7 +44,9 @@ def source(request: pytest.FixtureRequest) -> WindowSource:
     values[5, :400] = np.nan
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcdef"), PROFILES * 3, METRICS, start, 1800, values.astype(np.float32))
-    scaling = fit_scaling(grid.values, dict(zip(METRICS, (True, True, False), strict=True)), grid.profiles, 48)
+    scaling = fit_scaling(
+        grid.values, dict(zip(METRICS, ("percent", "percent", "rate"), strict=True)), grid.profiles, 48
+    )
     return source_with_peers(grid, SPEC, scaling) if request.param else WindowSource(grid, SPEC, scaling)
 
 

@@ -29,7 +29,7 @@ def source() -> WindowSource:
     values = np.random.default_rng(0).uniform(5, 90, (4, 400, 2)).astype(np.float32)
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcd"), PROFILES * 2, METRICS, start, 300, values)
-    return WindowSource(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), grid.profiles, 24))
+    return WindowSource(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), grid.profiles, 24))
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,9 @@ def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.nd
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
     grid = fleet_of_morning_and_afternoon_profiles(seed)
-    scaling = fit_scaling(grid.values[:SEEN, :TEST_START], {"cpu_pct": True}, grid.profiles[:SEEN], SPEC.context_steps)
+    scaling = fit_scaling(
+        grid.values[:SEEN, :TEST_START], {"cpu_pct": "percent"}, grid.profiles[:SEEN], SPEC.context_steps
+    )
     source = WindowSource(grid, SPEC, scaling)
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)

@@ -107,11 +107,12 @@ class PeerContext:
         Without servers before the first cycle, and for a forecast of other metrics.
         """
         window, server = self._window, self._store.servers.get(forecast.server_name)
-        if window is None or tuple(window.engine.config.targets) != forecast.model.metrics:
+        targets = () if window is None else tuple(window.engine.config.targets)
+        if window is None or not set(forecast.model.metrics) <= set(targets):
             return np.zeros((0, length, len(forecast.model.metrics)), dtype=np.float32)
         own = NOT_STORED if server is None else server.server_id
         ids = [server_id for server_id in self._members.get(forecast.profile, ()) if server_id != own]
-        return window.steps(ids, last_step, length)
+        return window.steps(ids, last_step, length)[:, :, [targets.index(metric) for metric in forecast.model.metrics]]
 
     def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
         """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""

@@ -47,5 +47,6 @@ def base_unit(spec: MetricSpec) -> BaseUnit:
 
 @per_fleet
 def exposed_as(metric: str) -> BaseUnit:
-    """A metric of the fleet in base units."""
-    return base_unit(METRIC_SPECS[metric])
+    """A metric in base units; one that the fleet does not have keeps its name and values."""
+    spec = METRIC_SPECS.get(metric)
+    return BaseUnit(metric, 1.0) if spec is None else base_unit(spec)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import LABELS, RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -38,6 +39,7 @@ def risk_model_of(
 
     Trained on the labels of the fleet if they are many, otherwise on simulated fleets; never on both.
     """
+    fleet = fleet._replace(grid=_without_values(fleet.grid))
     grid, labels = fleet.grid, len(fleet.records)
     held_out = np.arange(len(grid.servers)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     names = {grid.servers[row] for row in np.flatnonzero(held_out)}
@@ -58,6 +60,14 @@ def risk_model_of(
         notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
     settings = replace(settings, held_out_counts=held_out_counts(grid.profiles))
     return train_on_simulator(metrics, grid.step_seconds, fleet.calendar, settings)[0], reason
+
+
+def _without_values(grid: FleetGrid) -> FleetGrid:
+    """The grid without metrics that may be negative: the features are logarithms."""
+    kept = [place for place, metric in enumerate(grid.metrics) if METRIC_SPECS[metric].kind != "value"]
+    if len(kept) == len(grid.metrics):
+        return grid
+    return replace(grid, metrics=tuple(grid.metrics[place] for place in kept), values=grid.values[:, :, kept])
 
 
 def held_out_counts(profiles: Sequence[str | None]) -> dict[str, int]:
