@@ -35,7 +35,8 @@ class MetricSpec:
     """One metric column: float32, null where not measured.
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). label: name in messages; empty: the name.
-    query: PromQL of the fleet file, empty: none; None: the built-in one, if there is one. above, below: thresholds of
+    query: PromQL of the fleet file, empty: none; None: the built-in one, if there is one. otlp: name of the
+    OpenTelemetry metric that is this one. above, below: thresholds of
     alerts, for all profiles; None: those of the profiles.
     """
 
@@ -45,6 +46,7 @@ class MetricSpec:
     description: str
     label: str = ""
     query: str | None = field(default=None, compare=False)
+    otlp: str | None = None
     above: float | None = None
     below: float | None = None
 

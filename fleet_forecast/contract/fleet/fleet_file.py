@@ -41,6 +41,7 @@ def fleet_of(tables: FleetTables) -> FleetDefinition:
     profiles = _profiles(tables)
     metrics = _metrics(tables.metrics)
     check_variables([spec.name for spec in metrics])
+    _check_otlp(metrics)
     known = [spec.name for spec in metrics]
     for profile, table in tables.profiles.items():
         for metric in table.baselines:
@@ -121,10 +122,21 @@ def _metric(name: str, table: MetricTable, before: MetricSpec | None) -> MetricS
         "description": table.description,
         "label": table.label,
         "query": table.query,
+        "otlp": table.otlp,
         "above": table.threshold.above,
         "below": table.threshold.below,
     }
     return replace(own, **{field: value for field, value in given.items() if value is not None})
+
+
+def _check_otlp(metrics: tuple[MetricSpec, ...]) -> None:
+    names: dict[str, str] = {}
+    for spec in metrics:
+        if spec.otlp is None:
+            continue
+        if other := names.get(spec.otlp):
+            raise ValueError(f"metrics.{spec.name}.otlp is {spec.otlp!r}, as of {other}; give each metric its own")
+        names[spec.otlp] = spec.name
 
 
 def _check_baselines(metrics: tuple[MetricSpec, ...], profiles: Mapping[str, ProfileSpec]) -> None:
@@ -191,6 +203,7 @@ def _metric_document(spec: MetricSpec, built_in_queries: Mapping[str, str]) -> d
         "kind": spec.kind,
         "description": spec.description,
         "label": spec.label,
+        "otlp": spec.otlp,
         "query": spec.query or built_in_queries.get(spec.name),
         "threshold": {name: value for name, value in bounds.items() if value is not None} or None,
     }

@@ -157,7 +157,8 @@ class MetricTable(BaseModel):
     """[metrics.NAME]: a metric of your own, or query, threshold and words of a built-in one.
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). query: PromQL with one series per server;
-    `$window` is replaced by the step; empty: the metric is not pulled.
+    `$window` is replaced by the step; empty: the metric is not pulled. otlp: name of an
+    OpenTelemetry gauge, or of a sum that can fall, with one data point per server, in this unit.
     """
 
     model_config = _TABLE
@@ -167,6 +168,7 @@ class MetricTable(BaseModel):
     description: OneLine | None = None
     label: OneLine | None = None
     query: str | None = None
+    otlp: Annotated[OneLine, Field(min_length=1)] | None = None
     threshold: Annotated[ThresholdTable, BeforeValidator(_threshold)] = ThresholdTable()
 
 
