@@ -158,9 +158,7 @@ def fit_scaling(
     chosen = slice(None) if rows is None else rows
     typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
     widths = [
-        0.0
-        if kind == "value"
-        else choose_bound_width(values[..., index][chosen], kind == "percent", typical[index], context_steps)
+        _bound_width(values[..., index][chosen], kind, typical[index], context_steps)
         for index, kind in enumerate(kinds.values())
     ]
     bound_width = np.array(widths, dtype=np.float32)
@@ -191,6 +189,13 @@ def fit_scaling(
         context_steps=context_steps,
         quantiles=quantiles.reshape(*quantiles.shape[:2], -1, len(KNOT_LEVELS)),
     )
+
+
+def _bound_width(values: np.ndarray, kind: Kind, typical_level: float, context_steps: int) -> float:
+    """Bound width of a metric; 0 for one without bounds."""
+    if kind == "value":
+        return 0.0
+    return choose_bound_width(values, kind == "percent", typical_level, context_steps)
 
 
 def _without_gaps(table: np.ndarray, context_steps: int) -> np.ndarray:
