@@ -22,6 +22,7 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, base_unit, exposed_as
 from fleet_forecast.serving.monitoring.daemon_metrics import FAMILIES, family_lines, known_profiles, profile_label
+from fleet_forecast.serving.monitoring.process_metrics import process_lines
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, label_value, wants_openmetrics
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "page_parts", "wants_openmetrics"]
@@ -69,7 +70,7 @@ class Exposition:
 def page_parts(blocks: Sequence[bytes], daemon: Daemon, openmetrics: bool) -> Iterator[bytes]:
     """The whole page in parts of up to BLOCK_BYTES. blocks: of Exposition.update."""
     yield from map(zlib.decompress, blocks)
-    yield from _blocks(family_lines(daemon, openmetrics))
+    yield from _blocks(chain(family_lines(daemon, openmetrics), process_lines(openmetrics)))
     if openmetrics:
         yield b"# EOF\n"
 
