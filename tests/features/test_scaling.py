@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_forecast.features.quantile_map import KNOT_LEVELS, NORMAL_SCORES
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.network.head import QuantileHead
 
 KINDS = {"cpu_pct": "percent", "latency_ms": "rate"}
 
@@ -164,3 +166,20 @@ def test_scaling_does_not_depend_on_the_unit_of_a_rate(fleet: np.ndarray, scalin
     found = fit_scaling(smaller, KINDS, ("busy",) * 4 + ("idle",) * 4, 288)
     np.testing.assert_allclose(found.scale[:, 1], unit * scaling.scale[:, 1], rtol=1e-3)
     np.testing.assert_allclose(found.scale_within[:, 1], unit * scaling.scale_within[:, 1], rtol=1e-3)
+
+
+def test_a_metric_that_may_be_any_number_is_not_transformed_beside_those_with_bounds(fleet: np.ndarray) -> None:
+    celsius = np.random.default_rng(4).normal(-5, 3, (8, 2000, 1)).astype(np.float32)
+    values, profiles = np.concatenate([fleet, celsius], axis=2), ("busy",) * 4 + ("idle",) * 4
+    with_value = fit_scaling(values, {**KINDS, "celsius": "value"}, profiles, 288)
+    alone = fit_scaling(fleet, KINDS, profiles, 288)
+    transformed = with_value.bounds.transform(values[:, :50])
+    assert np.array_equal(transformed[..., 2], celsius[:, :50, 0])
+    assert np.array_equal(transformed[..., :2], alone.bounds.transform(fleet[:, :50]))
+    back = with_value.bounds.inverse(transformed)
+    assert np.array_equal(back[..., 2], celsius[:, :50, 0])
+    assert np.array_equal(back[..., :2], alone.bounds.inverse(transformed[..., :2]))
+    assert np.array_equal(with_value.scale[:, :2], alone.scale)
+    assert with_value.loc[0, 2] == pytest.approx(-5, abs=0.1)
+    head = QuantileHead(with_value.bounds).inverse(torch.from_numpy(transformed.transpose(0, 2, 1)[:, :, None].copy()))
+    assert head[:, :, 0].numpy().transpose(0, 2, 1) == pytest.approx(back, abs=2e-3)
