@@ -32,7 +32,6 @@ from fleet_forecast.commands.training_run import (
     train_ablation,
     train_risk_model,
 )
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, load_fleet
@@ -51,6 +50,7 @@ from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
+from fleet_forecast.usage import note
 
 EXPECTED_ERRORS = (
     TrainingError,

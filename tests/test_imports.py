@@ -30,11 +30,13 @@ FLOORS = {
     f"{PACKAGE}.risk": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
+    f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,
     "data_contract": 8,
     f"{PACKAGE}.commands": 8,
+    f"{PACKAGE}.commands.generator": 8,
     **dict.fromkeys(SCRIPTS, 9),
     "demo": 10,
 }

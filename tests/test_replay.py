@@ -77,7 +77,7 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
         frame = tiny_fleet().drop(columns="profile")
         return Pulled(frame[(frame["timestamp"] >= time_range.start) & (frame["timestamp"] < time_range.end)], {})
 
-    monkeypatch.setattr("fleet_forecast.sources.prometheus.pull_range", pull_range)
+    monkeypatch.setattr("fleet_forecast.commands.replay_past.pull_range", pull_range)
     code, from_prometheus, _ = run(capsys, tiny_model_dir, fleet, tmp_path, "--prometheus", "http://p:9090", *PERIOD)
     assert code == 0
     _, from_file, _ = run(capsys, tiny_model_dir, fleet, tmp_path, *PERIOD)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.usage import note
 
 
 def business_calendar(timezone: str | None, recorded: BusinessCalendar | None = None) -> BusinessCalendar:

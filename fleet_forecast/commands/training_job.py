@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fleet_forecast.commands.business_calendar import business_calendar
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
@@ -19,6 +18,7 @@ from fleet_forecast.intervals.silences import excluded_cells, load_silences
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
+from fleet_forecast.usage import note
 
 
 def read(arguments: argparse.Namespace) -> CheckedMetrics:

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_forecast.contract.definitions import Kind
 from fleet_forecast.features.quantile_map import KNOT_LEVELS, NORMAL_SCORES
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.network.head import QuantileHead
 
-KINDS = {"cpu_pct": "percent", "latency_ms": "rate"}
+KINDS: dict[str, Kind] = {"cpu_pct": "percent", "latency_ms": "rate"}
 
 
 @pytest.fixture(scope="module")

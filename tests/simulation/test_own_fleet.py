@@ -65,7 +65,7 @@ def test_own_profiles_have_their_baselines_and_rhythm_and_no_other_metric(file):
 
 
 def test_the_generator_writes_them_the_same_with_any_number_of_workers(file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fleet_forecast.commands.generate_fleet.ROWS_PER_WORKER", 1)
+    monkeypatch.setattr("fleet_forecast.commands.generator.generate_fleet.ROWS_PER_WORKER", 1)
     monkeypatch.setattr("fleet_forecast.simulation.output.writer.SERVERS_IN_ONE_GROUP", 4)
     monkeypatch.setattr("fleet_forecast.simulation.output.writer.ROWS_IN_ONE_GROUP", 1)
     flags = ["--fleet", str(file), "--hours", "6", "--num_cache", "5"]

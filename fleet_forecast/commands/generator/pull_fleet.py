@@ -11,13 +11,19 @@ import numpy as np
 from tqdm import tqdm
 
 from fleet_forecast.commands.business_calendar import business_calendar
-from fleet_forecast.commands.generate_fleet import result_line
-from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, read_token, refuse_unwritable
-from fleet_forecast.commands.usage import UsageError, note
+from fleet_forecast.commands.generator.generate_fleet import result_line
+from fleet_forecast.commands.generator.scenario_of_flags import (
+    HOURS,
+    check_length,
+    instant,
+    read_token,
+    refuse_unwritable,
+)
 from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
 from fleet_forecast.sources.prometheus import PrometheusClient, query_set_of
+from fleet_forecast.usage import UsageError, note
 
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from fleet_forecast.commands.business_calendar import business_calendar
-from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.iso_time import iso
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.metric_model import profile_order
 from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.usage import UsageError
 
 START = "2026-09-14T00:00:00Z"  # a Monday, followed by ten weeks without a market holiday
 
