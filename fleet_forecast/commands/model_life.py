@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fleet_forecast.commands.training_job import DEFAULT_TIMEZONE
-from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.evaluation.champion import Comparison
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, promote, read_config
@@ -21,7 +21,6 @@ from fleet_forecast.serving.storage.export import export_history
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.trainer_state import TrainerState
 from fleet_forecast.usage import note
-from server_profiles import BUILT_IN_RULES
 
 KEPT_NOT_IN_USE = 3  # exit code
 
@@ -38,8 +37,8 @@ def training_path(arguments: argparse.Namespace) -> Iterator[Path]:
     folder = arguments.models_dir / f"{TEMPORARY_PREFIX}history"
     folder.mkdir()
     try:
-        rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-        extent = export_history(arguments.from_history, folder, rules, _timezone(arguments))
+        calendar = _calendar(arguments.models_dir)
+        extent = export_history(arguments.from_history, folder, fleet_in_use().rules, calendar)
         times = f"{iso(extent.first_seconds)} to {iso(extent.last_seconds)}"
         note(f"{arguments.from_history}: {extent.rows:,} step means of {times}")
         yield folder
@@ -47,18 +46,15 @@ def training_path(arguments: argparse.Namespace) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _timezone(arguments: argparse.Namespace) -> str:
-    """The business time zone: as given, or that of the model in use; a history has none."""
-    if arguments.timezone:
-        return str(arguments.timezone)
-    current = current_model(arguments.models_dir)
+def _calendar(models_dir: Path) -> BusinessCalendar:
+    """The business calendar of the model in use, or that of the fleet file or the default; a history has none."""
+    current = current_model(models_dir)
     try:
         if current is not None:
-            return read_config(current).timezone
+            return read_config(current).spec.calendar
     except (ModelError, OSError) as error:
-        note(f"the time zone of {current} cannot be read ({error})")
-    note(f"business time zone {DEFAULT_TIMEZONE}; give --timezone for another one")
-    return DEFAULT_TIMEZONE
+        note(f"the calendar of {current} cannot be read ({error})")
+    return fleet_in_use().calendar
 
 
 def compare(

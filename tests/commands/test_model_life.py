@@ -73,7 +73,7 @@ def test_times_that_the_daemons_silences_exclude_are_not_trained_on(
         data = read(arguments, folder)
         grid, spec = grid_and_windows(data, arguments)
     assert f"{beside}: measurements of 12 server-steps are excluded" in capsys.readouterr().err
-    assert (spec.step_seconds, spec.timezone) == (300, "America/New_York")
+    assert (spec.step_seconds, spec.calendar.timezone) == (300, "America/New_York")
     missing = np.isnan(grid.values).all(axis=2)
     assert missing[grid.servers.index("ppweb000")].nonzero()[0].tolist() == list(range(12, 24))
     assert missing.sum() == 12

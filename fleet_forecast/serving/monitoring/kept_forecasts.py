@@ -50,7 +50,7 @@ class KeptForecasts:
         if not known:
             return None
         forecasts, ids = [forecast for forecast, _ in known], tuple(server_id for _, server_id in known)
-        day = window.steps(ids, origin // view.step_seconds, DAY_SECONDS // view.step_seconds)
+        day = _measured(window, view, ids, (origin // view.step_seconds, DAY_SECONDS // view.step_seconds))
         observed = Observed(day, 1, DAY_SECONDS // view.step_seconds, SCORED_LEVELS)
         baseline = window_quantiles(observed, hours=24)
         if baseline is None:
@@ -78,7 +78,7 @@ class KeptForecasts:
     def losses(self, window: HistoryWindow, excluded: ExcludedCells) -> LossSums:
         """Their sums, once `last_step` was measured. Called on the forecast worker."""
         longest = max(self.horizons.values())
-        measured = window.steps(self.server_ids, self.last_step, longest)  # [server, step, metric]
+        measured = _measured(window, self.view, self.server_ids, (self.last_step, longest))
         seconds = (self.origin_step + np.array([*self.horizons.values()])) * self.view.step_seconds
         masked = excluded(self.names, self.profiles, seconds)  # [server, horizon]
         found = LossSums()
@@ -88,6 +88,12 @@ class KeptForecasts:
                 self.profiles, self.view.metrics, label, Compared(actual, self.model[:, :, column], self.baseline)
             )
         return found
+
+
+def _measured(window: HistoryWindow, view: ModelView, server_ids: Sequence[int], steps: tuple[int, int]) -> np.ndarray:
+    """float32 [server, step, metric of the view]; steps: the last one, and how many up to it."""
+    targets = window.engine.config.targets
+    return window.steps(server_ids, *steps)[..., [targets.index(metric) for metric in view.metrics]]
 
 
 def _fresh(snapshot: FleetSnapshot, view: ModelView, origin: int) -> list[ServerForecast]:

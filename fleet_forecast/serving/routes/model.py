@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.inference.fleet_match import contradictions, served_metrics
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, read_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
@@ -89,6 +90,7 @@ class ModelResponse(BaseModel):
     horizon_steps: int | None = None
     history_steps: int | None = None
     profiles: list[str] = []
+    contradictions: Annotated[list[str], Field(description="what the fleet file says differently; not served")] = []
     risk_model: RiskModelSummary | None = None
     champion: ChampionComparison | None = None
     advice: AdviceDocument | None = None
@@ -145,12 +147,13 @@ def _model(daemon: Daemon) -> dict[str, Any]:
     config = engine.config
     return document | {
         "model": engine.model_id,
-        "metrics": config.targets,
+        "metrics": served_metrics(config),
         "quantiles": config.quantiles,
         "step_seconds": config.step_seconds,
         "horizon_steps": config.horizon_steps,
         "history_steps": config.history_steps,
         "profiles": config.profiles,
+        "contradictions": contradictions(config),
         "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
         "champion": (read_document(engine.model_dir, TRAINING_INFO_FILE) or {}).get("champion"),
         "advice": daemon.drift.advice.as_document(),

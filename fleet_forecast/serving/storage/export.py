@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.metadata import DataFileError, Metadata, write_metadata
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS, METRICS_FILE, arrow_schema
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.database import HistoryDatabase
@@ -32,14 +32,14 @@ from fleet_forecast.serving.storage.integrity import files_of
 from fleet_forecast.serving.storage.reads import read_step_means
 from fleet_forecast.serving.storage.samples import StepMeans
 from fleet_forecast.serving.storage.schema import Layout
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 COPY_ATTEMPTS = 10
 WAL_HEADER_BYTES = 32
 STEPS_AT_ONCE = 96  # bounds memory
 COPY_FILE = "history.sqlite"
 GENERATOR = "history of the daemon"
-SCHEMA = pa.schema([field for field in arrow_schema(METRICS) if field.name not in ("state", "incident")])
+NOT_STORED = ("state", "incident")  # columns of the contract
 
 
 class Extent(NamedTuple):
@@ -50,17 +50,17 @@ class Extent(NamedTuple):
     rows: int
 
 
-def export_history(history: Path, folder: Path, rules: ProfileRules, timezone: str) -> Extent:
+def export_history(history: Path, folder: Path, rules: ProfileRules, calendar: BusinessCalendar) -> Extent:
     """Write the means of all complete steps of a history file into a folder, as server_metrics.parquet with metadata.
 
-    Profiles are those that the daemon forecasts with: pinned, sent, or of the name. timezone: the business time zone
-    for the metadata. Servers that were deleted are left out.
+    Profiles are those that the daemon forecasts with: pinned, sent, or of the name. calendar: for the metadata.
+    Servers that were deleted are left out.
     Raises DataFileError if the file is missing, damaged, empty, of newer software, or changed too fast to be copied.
     """
     copied_at_seconds = time.time()
     copy = _consistent_copy(history, folder / COPY_FILE)
     try:
-        database = HistoryDatabase(copy, Layout(1, METRICS), max_servers=0)
+        database = HistoryDatabase(copy, Layout(1, tuple(METRICS)), max_servers=0)
     except (HistoryVersionError, OSError) as problem:
         raise DataFileError(f"{history}: {problem}") from problem
     try:
@@ -73,7 +73,7 @@ def export_history(history: Path, folder: Path, rules: ProfileRules, timezone: s
         extent = _write(database, last_step, folder, servers)
         if extent is None:
             raise DataFileError(f"{history}: holds no complete step yet; let the daemon receive samples for some days")
-        write_metadata(folder, _metadata(extent, database, servers.profiles, timezone))
+        write_metadata(folder, _metadata(extent, database, servers.profiles, calendar))
         return extent
     except sqlite3.Error as problem:
         raise DataFileError(f"{history}: cannot be read ({problem}); check the disk, or export it again") from problem
@@ -142,13 +142,18 @@ class _Servers:
             self.profiles.take(rows),
             *(pa.array(np.ascontiguousarray(of_metric), pa.float32(), from_pandas=True) for of_metric in means.T),
         ]
-        return pa.Table.from_arrays(columns, schema=SCHEMA)
+        return pa.Table.from_arrays(columns, schema=_schema())
+
+
+def _schema() -> pa.Schema:
+    """The contract's columns that a history has."""
+    return pa.schema([field for field in arrow_schema() if field.name not in NOT_STORED])
 
 
 def _write(database: HistoryDatabase, last_step: int, folder: Path, servers: _Servers) -> Extent | None:
     """Write the parquet file; None if there is no row."""
     found, rows = set[int](), 0
-    with pq.ParquetWriter(folder / METRICS_FILE, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(folder / METRICS_FILE, _schema(), compression="zstd") as writer:
         for parts in _stored_means(database, last_step):
             table = servers.table(parts, database.step_seconds)
             if table.num_rows:
@@ -167,14 +172,17 @@ def _stored_means(database: HistoryDatabase, last_step: int) -> Iterator[list[St
             yield parts
 
 
-def _metadata(extent: Extent, database: HistoryDatabase, profiles: pa.DictionaryArray, timezone: str) -> Metadata:
+def _metadata(
+    extent: Extent, database: HistoryDatabase, profiles: pa.DictionaryArray, calendar: BusinessCalendar
+) -> Metadata:
     return Metadata(
         generator_version=GENERATOR,
         seed=None,
         start=iso(extent.first_seconds),
         hours=(extent.last_seconds - extent.first_seconds + database.step_seconds) / 3600,
         step_seconds=database.step_seconds,
-        timezone=timezone,
+        timezone=calendar.timezone,
+        calendar=calendar.as_document(),
         fleet=dict(sorted(Counter(profiles.to_pylist()).items())),
         rows=extent.rows,
     )

@@ -58,7 +58,7 @@ class Fleet:
         model_dir = self.folder / name
         model_dir.mkdir(exist_ok=True)
         (model_dir / "evaluation.json").write_text(json.dumps(reference(reference_days)))
-        config = FakeConfig(METRICS, LEVELS, STEP, HORIZON, 24, 48, ("database", "web_api"))
+        config = FakeConfig(METRICS, LEVELS, STEP, HORIZON, 24, 48, profiles=("database", "web_api"))
         engine = SimpleNamespace(
             model_id=name,
             model_dir=model_dir,
@@ -66,7 +66,7 @@ class Fleet:
             unknown_profiles=lambda names: tuple(sorted(set(names) - set(config.profiles))),
         )
         self.view = ModelView(name, METRICS, LEVELS, STEP)
-        self.window = HistoryWindow(RingBuffer(72, 2), engine, METRICS, slice(None))
+        self.window = HistoryWindow(RingBuffer(72, 2), engine, METRICS, slice(None), [])
         self.monitor = self.new_monitor()
 
     def new_monitor(self):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_contract import DataFileError, read_metrics
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.serving.storage import export
 from fleet_forecast.serving.storage.export import export_history
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -32,7 +33,7 @@ for batch in range(100_000):
 
 def exported(history, folder):
     folder.mkdir()
-    export_history(history, folder, BUILT_IN_RULES, "Europe/Berlin")
+    export_history(history, folder, BUILT_IN_RULES, BusinessCalendar("Europe/Berlin", ("DE",)))
     return read_metrics(folder)
 
 
@@ -46,6 +47,7 @@ def test_it_has_the_means_that_the_daemon_forecasts_from_and_its_profiles(tmp_pa
     store.close()
     data = exported(tmp_path / "h.sqlite", tmp_path / "out")
     assert data.metadata.step_seconds == STEP
+    assert data.metadata.business_calendar().holidays == ("DE",)
     assert (data.metadata.timezone, data.metadata.fleet) == ("Europe/Berlin", {"database": 1, "web_api": 1})
     assert dict(zip(data.frame["server_name"], data.frame["profile"], strict=True)) == {
         "ppdb001": "database",
