@@ -46,7 +46,7 @@ from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer
-from fleet_forecast.inference.models_folder import FEWEST_KEPT
+from fleet_forecast.commands.models_folder import FEWEST_KEPT
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import cold_start_difference
