@@ -40,6 +40,7 @@ SMALL = {
     "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),
     "unread log": lambda folder, _model: connections.unread_log(folder, 100),
     "raw history": lambda folder, _model: costly.raw_history(folder, 30_000, 2, limit_ms=2_000),
+    "forged samples": lambda folder, _model: hostile.forged_samples(folder, 200),
     "names": lambda folder, _model: costly.many_names(folder, 1_000),
     "careless pattern": lambda folder, _model: costly.careless_pattern(folder),
     "date span": costly.date_span,
