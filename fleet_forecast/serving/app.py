@@ -12,11 +12,12 @@ from fastapi.exceptions import RequestValidationError
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
-from fleet_forecast.serving.lifespan import DaemonConfig, running
+from fleet_forecast.serving.lifespan import DaemonConfig, model_loading, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -52,17 +53,19 @@ TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
 def create_app(
     settings: Settings,
     files: ReferencedFiles | None = None,
-    load_engine: LoadEngine | None = None,
+    loading: ModelLoading | None = None,
     prometheus: tuple[PrometheusClient, QuerySet] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. The store is opened and the model is loaded when it starts, not here.
 
-    The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file.
+    The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file. loading
+    None: that of the settings.
     """
     files = files or ReferencedFiles()
     tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
-    config = DaemonConfig(settings, files, load_engine, prometheus, clock, tokens, counters)
+    loading = loading or model_loading(settings, ModelTrial.of(settings))
+    config = DaemonConfig(settings, files, loading, prometheus, clock, tokens, counters)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -24,7 +24,7 @@ from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
+from fleet_forecast.serving.forecasts.model_manager import LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.ingest.puller import Puller
@@ -50,14 +50,14 @@ Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine
 class DaemonConfig:
     """What the daemon is made from.
 
-    load_engine: loads a model directory; None: Engine.load on the device of the settings.
+    loading: where the model is loaded from and how.
     prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
     tokens, http: shared with the middleware.
     """
 
     settings: Settings
     files: ReferencedFiles
-    load_engine: LoadEngine | None
+    loading: ModelLoading
     prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
     tokens: AccessTokens
@@ -85,7 +85,7 @@ def _open(config: DaemonConfig) -> Daemon:
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
-    silences = SilenceBook(files.alert_rules.silences, _beside_history(settings, ".silences.json"), config.clock)
+    silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
@@ -95,7 +95,7 @@ def _open(config: DaemonConfig) -> Daemon:
         otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
         audit=FleetAudit(forecasts, store, files.profile_rules),
-        model=_model_manager(config, forecasts),
+        model=ModelManager(config.loading, forecasts),
         alerts=alerts,
         silences=silences,
         outbox=Outbox(alerts, silences, settings.shadow or files.alert_rules.shadow),
@@ -110,25 +110,13 @@ def _open(config: DaemonConfig) -> Daemon:
     )
 
 
-def _model_manager(config: DaemonConfig, forecasts: ForecastLoop) -> ModelManager:
-    """The manager of the model; a loader that replaces Engine.load reads no files that have to be tried first."""
-    settings = config.settings
-    loading = ModelLoading(settings.model, config.load_engine or _engine_loader(settings), settings.model_seconds)
-    record = _beside_history(settings, ".checked-model")
-    trial = None if config.load_engine else ModelTrial(settings.model_mib, settings.model_seconds, record)
-    return ModelManager(loading, forecasts, trial)
+def model_loading(settings: Settings, trial: ModelTrial) -> ModelLoading:
+    """Loads the model of the settings after its trial."""
 
-
-def _beside_history(settings: Settings, ending: str) -> Path:
-    """A file of the daemon's state, in the folder of the history."""
-    return settings.history.with_name(settings.history.name + ending)
-
-
-def _engine_loader(settings: Settings) -> LoadEngine:
     def load(path: Path) -> Engine:
         return Engine.load(path, device=settings.device, threads=settings.threads or None)
 
-    return load
+    return ModelLoading(settings.model, load, settings.model_seconds, trial)
 
 
 def _notifiers(daemon: Daemon) -> list[Notifier]:
@@ -158,7 +146,7 @@ def _publish_events(daemon: Daemon) -> None:
 
 
 def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
-    state_file = _beside_history(daemon.settings, ".alerts.json")
+    state_file = daemon.settings.beside_history(".alerts.json")
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]

@@ -31,9 +31,9 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
+from fleet_forecast.inference.weight_tables import WeightTables, weight_tables
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.batches import WindowSource

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
@@ -52,7 +53,7 @@ def daemon(
     files = ReferencedFiles(
         token=token, admin_token=admin_token, clients=clients or {}, alert_rules=rules or AlertRules()
     )
-    app = create_app(chosen, files, load or load_fake, clock=clock)
+    app = create_app(chosen, files, ModelLoading(chosen.model, load or load_fake), clock=clock)
     with TestClient(app) as client:
         yield client
 

@@ -120,6 +120,7 @@ def main() -> int:
 
     Engine.load = load  # type: ignore[method-assign]
     ModelTrial.run = pass_trial  # type: ignore[method-assign]
+    ModelTrial.begin = lambda *_: None  # type: ignore[method-assign]
     return tft_inference.main(["--daemon", *sys.argv[1:]])
 
 
