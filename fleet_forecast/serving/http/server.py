@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import uvicorn
 from fleet_forecast.serving.http.connection import make_protocol
 from fleet_forecast.serving.http.connection_table import ConnectionTable
 from fleet_forecast.serving.http.descriptors import accepts_per_turn, allowed_connections
+from fleet_forecast.serving.http.tls import tls_protocol
 from fleet_forecast.serving.http.websocket import make_websocket
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
@@ -76,16 +78,19 @@ def _config(app: Any, settings: Settings, counters: HttpCounters) -> uvicorn.Con
         remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
         LOG.warning("fewer connections allowed", extra={"max_connections": connections, "remedy": remedy})
     table = ConnectionTable(connections, min(connections, settings.max_connections_per_address), counters)
+    http: Any = make_protocol(settings.header_seconds, settings.body_seconds, table)
+    if settings.tls_certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        http = tls_protocol(http, context)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=make_protocol(settings.header_seconds, settings.body_seconds, table),
+        http=http,
         ws=make_websocket(settings.body_seconds, table),
         ws_max_size=MAX_WEBSOCKET_BYTES,
         ws_max_queue=MAX_WEBSOCKET_MESSAGES,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
         loop="asyncio",
         lifespan="on",
         log_config=None,
