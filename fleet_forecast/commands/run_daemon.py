@@ -48,7 +48,7 @@ def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> boo
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
     app = create_app(settings, files, model_loading(settings, trial), prometheus_source(settings, files))
-    return serve(app, settings, app.state.before_shutdown, app.state.http_counters)
+    return serve(app, settings, app.state.certificate)
 
 
 def _in_address(host: str) -> str:

@@ -6,18 +6,17 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
+from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.connection import make_protocol
 from fleet_forecast.serving.http.connection_table import ConnectionTable
 from fleet_forecast.serving.http.descriptors import accepts_per_turn, allowed_connections
 from fleet_forecast.serving.http.tls import tls_protocol
 from fleet_forecast.serving.http.websocket import make_websocket
-from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -53,12 +52,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None], counters: HttpCounters) -> bool:
-    """Serve until SIGTERM or SIGINT; returns whether the server started.
-
-    before_shutdown: ends the event streams, for which the shutdown would otherwise wait.
-    """
-    server = Server(_config(app, settings, counters), before_shutdown)
+def serve(app: Any, settings: Settings, certificate: TlsCertificate) -> bool:
+    """Serve an application of create_app until SIGTERM or SIGINT; returns whether the server started."""
+    server = Server(_config(app, settings, certificate), app.state.before_shutdown)
     # uvicorn raises the received signal again after the shutdown; without a handler the exit code would not be 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -72,17 +68,16 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None], cou
     return server.started
 
 
-def _config(app: Any, settings: Settings, counters: HttpCounters) -> uvicorn.Config:
+def _config(app: Any, settings: Settings, certificate: TlsCertificate) -> uvicorn.Config:
     connections = allowed_connections(settings.max_connections)
     if connections < settings.max_connections:
         remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
         LOG.warning("fewer connections allowed", extra={"max_connections": connections, "remedy": remedy})
-    table = ConnectionTable(connections, min(connections, settings.max_connections_per_address), counters)
+    per_address = min(connections, settings.max_connections_per_address)
+    table = ConnectionTable(connections, per_address, app.state.http_counters)
     http: Any = make_protocol(settings.header_seconds, settings.body_seconds, table)
-    if settings.tls_certificate is not None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        http = tls_protocol(http, context)
+    if certificate.in_use:
+        http = tls_protocol(http, certificate.load())
     return uvicorn.Config(
         app,
         host=settings.host,
