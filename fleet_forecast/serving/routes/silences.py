@@ -60,7 +60,10 @@ class DeletedSilence(BaseModel):
     responses=ACCESS_REFUSALS,
 )
 async def silences(daemon: RunningDaemon) -> Response:
-    return json_response({"silences": [_silence(daemon, known) for known in daemon.silences.known]})
+    def listed() -> list[dict[str, Any]]:
+        return [_silence(daemon, known) for known in daemon.silences.known]
+
+    return json_response({"silences": await asyncio.to_thread(listed)})  # a thousand of them take 0.2 s
 
 
 @router.post(

@@ -89,6 +89,8 @@ def test_other_series_and_stale_markers_are_counted_and_no_error(client):
         ({"content-type": "application/x-protobuf;proto=io.prometheus.write.v3.Request"}, 415),
         ({"content-type": f"application/x-protobuf;proto={V1}"}, 204),
         ({"content-type": "application/x-protobuf; proto="}, 415),
+        ({"content-type": "application/x-protobuf;proto*0=a;proto*1=b;proto*=utf-8''%ff"}, 204),
+        ({"content-type": f'application/x-protobuf; Proto="{V1}"; a'}, 204),
     ],
 )
 def test_the_content_type_chooses_the_message(client, headers, status):
