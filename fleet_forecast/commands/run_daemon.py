@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.referenced_files import ReferencedFiles, prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
@@ -38,8 +39,10 @@ def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> boo
     from fleet_forecast.serving.app import create_app
     from fleet_forecast.serving.http.server import serve
     from fleet_forecast.serving.lifespan import model_loading
+    from fleet_forecast.serving.monitoring.exposition import check_exposed_names
     from fleet_forecast.serving.monitoring.log import log_as_json
 
+    check_exposed_names(fleet_in_use().metrics)
     log_as_json()
     # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
