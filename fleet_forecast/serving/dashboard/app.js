@@ -7,11 +7,12 @@ import { fleetView } from "./fleet.js";
 import { listen } from "./live.js";
 import { modelView } from "./model.js";
 import { darkQuery, release } from "./plots.js";
+import { profilesView } from "./profiles.js";
 import { serverView } from "./server.js";
 import { count, duration, time } from "./text.js";
 
-const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, model: modelView };
-const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", model: "Model" };
+const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, profiles: profilesView, model: modelView };
+const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", profiles: "Profiles", model: "Model" };
 const QUIET_MS = 300; // events of one cycle come in a burst
 const ALERTS_MS = 4000;
 const REFRESH_MS = 60000; // ages, and what no event announces

@@ -22,6 +22,7 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 // Names from other machines as text: Plotly reads a few tags.
 export const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+// An axis; one whose margin is known says automargin: false, which draws it once instead of twice.
 export function axis(more = {}) {
   return { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, tickcolor: colour("line"),
     fixedrange: true, automargin: false, ...more };
