@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -119,12 +120,12 @@ def _series(
 ) -> dict[str, Any]:
     """measured: by time in seconds."""
     past = _past_cycle(daemon, forecast, query.past_hours)
-    columns = {
+    columns: dict[str, Mapping[int, float | None]] = {
         "measured": measured,
         **_forecast_columns(forecast, query.metric),
         **_past_columns(past, forecast, query),
     }
-    times = sorted(set().union(*columns.values()))
+    times = sorted({time for values in columns.values() for time in values})
     start = min(measured, default=forecast.origin_seconds)
     return {
         "server_name": forecast.server_name,
