@@ -15,7 +15,7 @@ const opened = new Map(); // profile -> whether it is open, as people chose
 export function fleetView(page, _argument, query) {
   for (const name of Object.keys(chosen)) if (query.has(name)) chosen[name] = query.get(name);
   const counters = h("div", { class: "cards" }), controls = h("div", { class: "controls" });
-  const risks = h("section", { class: "panel" }), map = h("section", { class: "panel heat" });
+  const risks = h("section", { class: "panel risks" }), map = h("section", { class: "panel heat" });
   page.append(counters, h("div", { class: "columns" }, map, risks));
   let data = null;
 
@@ -97,7 +97,7 @@ function riskTable({ risks }) {
   ];
   return [
     h("h2", { text: "Highest risks" }),
-    h("p", { class: "hint", text: "Probability that a metric exceeds its limit within the time" }),
+    h("p", { class: "hint", text: "Probability that a metric crosses its limit within the time" }),
     risks.length ? table("Highest risks", columns, risks) : empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." })),
   ];
 }
