@@ -78,9 +78,10 @@ function showProblem(text) {
 }
 
 function showFiring({ alerts }) {
-  byId("firing").textContent = alerts.length;
-  byId("firing").hidden = !alerts.length;
-  byId("firing").title = `${count(alerts.length, "alert")} firing`;
+  const firing = alerts.filter((alert) => !alert.silenced).length;
+  byId("firing").textContent = firing;
+  byId("firing").hidden = !firing;
+  byId("firing").title = `${count(firing, "alert")} firing`;
 }
 
 async function updateNames() {

@@ -7,8 +7,8 @@ import { count, percent, time } from "./text.js";
 
 const SHOWN_NAMES = 12; // of a list, until all are asked for
 const COPIED_MS = 2000;
-const VERDICTS = [["agrees", "as their profile", "good"], ["contradicts", "as another profile", "bad"], ["unmatched", "without a rule", "warn"],
-  ["unclear", "like none, or several", ""], ["too_short", "too little history", ""]];
+const VERDICTS = [["agrees", "behave like their profile", "good"], ["contradicts", "behave like another profile", "bad"], ["unmatched", "match no rule", "warn"],
+  ["unclear", "behave like none, or several", ""], ["too_short", "with too little history", ""]];
 
 export function profilesView(page) {
   async function update() {

@@ -173,7 +173,7 @@ def test_the_profiles_audit_shows_suggestions_groups_and_lines_to_copy(scene, op
     page.route("**/api/v1/profiles/audit", lambda route: route.fulfill(json=AUDIT))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{scene.url}/#/profiles")
-    expect(page.locator(".card").nth(1)).to_contain_text("1as another profile")
+    expect(page.locator(".card").nth(1)).to_contain_text("1behave like another profile")
     rows = page.locator(".panel").first.locator("tbody tr")
     expect(rows.nth(0)).to_have_text("ppweb7web_api database97 %")
     expect(rows.nth(1)).to_have_text("<b>xgeneric no ruleml_compute90 %")
