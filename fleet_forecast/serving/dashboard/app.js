@@ -6,7 +6,7 @@ import { byId, empty, h } from "./dom.js";
 import { fleetView } from "./fleet.js";
 import { listen } from "./live.js";
 import { modelView } from "./model.js";
-import { darkQuery, release } from "./plots.js";
+import { darkQuery, onPaper, release } from "./plots.js";
 import { profilesView } from "./profiles.js";
 import { serverView } from "./server.js";
 import { count, duration, time } from "./text.js";
@@ -157,7 +157,9 @@ function askForToken() {
 async function start() {
   onUnauthorised(askForToken);
   addEventListener("hashchange", () => { show(); byId("main").focus({ preventScroll: true }); });
-  darkQuery.addEventListener("change", show);
+  darkQuery.addEventListener("change", () => onPaper() || show());
+  addEventListener("beforeprint", () => usePaper(true));
+  addEventListener("afterprint", () => usePaper(false));
   byId("find").addEventListener("submit", (event) => { event.preventDefault(); open(byId("find-name")); });
   byId("find-name").addEventListener("change", (event) => open(event.target));
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); byId("main").focus(); });
@@ -165,6 +167,12 @@ async function start() {
   setInterval(schedule, REFRESH_MS);
   show();
   listen(onEvent, setConnected);
+}
+
+// Charts have the size and the colours of the moment at which they are drawn.
+function usePaper(now) {
+  document.documentElement.classList.toggle("paper", now);
+  if (view?.drawn && view.page.isConnected) view.drawn();
 }
 
 function open(input) {

@@ -233,6 +233,19 @@ def test_views_fit_a_narrow_screen_and_the_keyboard_reaches_everything(scene, op
     assert page.evaluate("document.activeElement.tagName") in ("A", "INPUT", "BUTTON", "SELECT", "SUMMARY", "DIV")
 
 
+def test_a_printed_page_has_the_width_and_the_colours_of_paper(scene, open_page):
+    page = open_page(f"{scene.url}/#/server/ppdb002", color_scheme="dark")
+    drawn(page, 2 * 6)
+    chart = "(() => { const svg = document.querySelector('.fan .main-svg'), text = svg.querySelector('.xtick text');"
+    chart += "return [svg.getBoundingClientRect().width > 300, getComputedStyle(text).fill]; })()"
+    on_screen = page.evaluate(chart)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.querySelector('main').getBoundingClientRect().width") == pytest.approx(680, abs=1)
+    assert page.evaluate(chart) == [True, "rgb(86, 99, 111)"]  # --dim of the light colours
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(chart) == on_screen
+
+
 def test_a_token_is_asked_for_and_a_wrong_one_is_refused(tmp_path, open_page):
     with serving(tmp_path, token=TOKEN) as guarded:
         guarded.play(0, FLEET)
