@@ -37,6 +37,7 @@ STYLE = (
     ".fans{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:.4rem 1rem}"
     "@media(max-width:60rem){.fans{grid-template-columns:1fr}}@media print{figure,table{break-inside:avoid}}"
 )
+PICTURE_STYLE = "<style>body{margin:0 auto}h2{border:0;margin:0}details{display:none}</style>"
 SCORES_EXPLAINED = (
     "Forecasts of the test period, mean over the metrics. WQL (weighted quantile loss), MASE and WAPE: smaller is "
     "better. coverage_80 and coverage_96: percentage of the measurements within the band, ideally 80 and 96."
@@ -53,7 +54,7 @@ FANS_EXPLAINED = (
 )
 FANS_IN_A_ROW = 3
 # Heights on a wide page, for pictures of it: two lines under a heading, a fan chart and a chart with their captions.
-HEADING_PX, FAN_PX, CHART_PX, CAPTION_PX, TABLE_PX = 150, 280, charts.HEIGHT_PX, 60, 400
+HEADING_PX, FAN_PX, CHART_PX, CAPTION_PX, TABLE_PX = 120, 268, charts.HEIGHT_PX, 60, 400
 SHOWN_VARIABLES = 12  # per group, those with the largest weights
 GROUPS = {
     "static": "Server (static variables)",
@@ -118,7 +119,11 @@ def report_pictures(report: ModelReport) -> dict[str, Picture]:
         "risk": (_risk(risk), 2 * HEADING_PX + CHART_PX + TABLE_PX),
     }
     title = html.escape(report.title)
-    return {name: Picture(_page(title, parts), height) for name, (parts, height) in sections.items() if parts}
+    return {
+        name: Picture(_page(title, [PICTURE_STYLE, *parts]), height)
+        for name, (parts, height) in sections.items()
+        if parts
+    }
 
 
 # --- summary and scores ---------------------------------------------------------------------------------------------
