@@ -23,10 +23,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fleet_forecast.commands.scenario_of_flags import HOURS, START, wrong
-from fleet_forecast.commands.usage import UsageError
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, START, wrong
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.script import run_script
+from fleet_forecast.usage import UsageError
 from server_profiles import PROFILES
 
 # --- settings: flag, default, unit and effect -----------------------------------------------------------------------
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], dict[str, object]]:
     """What the flags ask for. Imported here, so that each command starts without the others' packages."""
     if arguments.from_prometheus is not None:
-        from fleet_forecast.commands.pull_fleet import pull
+        from fleet_forecast.commands.generator.pull_fleet import pull
 
         return pull
     if arguments.stream is not None:
-        from fleet_forecast.commands.stream_fleet import stream
+        from fleet_forecast.commands.generator.stream_fleet import stream
 
         return stream
-    from fleet_forecast.commands import generate_fleet
+    from fleet_forecast.commands.generator import generate_fleet
 
     return generate_fleet.generate if arguments.plot is None else generate_fleet.plot
 

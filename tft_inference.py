@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_contract import ContractError, DataFileError
-from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
@@ -36,6 +35,7 @@ from fleet_forecast.serving import settings as daemon_settings
 from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import PrometheusError
+from fleet_forecast.usage import UsageError
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes

@@ -32,7 +32,6 @@ from fleet_forecast.commands.training_run import (
     train_ablation,
     train_risk_model,
 )
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.tables import as_text
@@ -48,6 +47,7 @@ from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
+from fleet_forecast.usage import note
 
 EXPECTED_ERRORS = (
     TrainingError,

@@ -35,6 +35,7 @@ FLOORS = {
     f"{PACKAGE}.serving": 7,
     "data_contract": 8,
     f"{PACKAGE}.commands": 8,
+    f"{PACKAGE}.commands.generator": 8,
     **dict.fromkeys(SCRIPTS, 9),
     "demo": 10,
 }

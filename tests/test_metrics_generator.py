@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from data_contract import METADATA_FILE, METRICS, METRICS_FILE, read_metadata, read_metrics
-from fleet_forecast.commands import stream_fleet
-from fleet_forecast.commands.scenario_of_flags import instant
+from fleet_forecast.commands.generator import stream_fleet
+from fleet_forecast.commands.generator.scenario_of_flags import instant
 from metrics_generator import SERVERS, main
 
 ROOT = Path(__file__).parent.parent

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import grid_for, missing_metrics
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.usage import note
 from server_profiles import ProfileRules
 
 

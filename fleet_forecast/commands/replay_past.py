@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.commands.file_input import load_engine, on_model_grid, read_rows
-from fleet_forecast.commands.usage import UsageError, note, time_of
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
@@ -22,6 +21,7 @@ from fleet_forecast.serving.replay.replay import ReplayRequest, labelled_inciden
 from fleet_forecast.serving.replay.report import write_report
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.sources.prometheus import TimeRange, pull_range
+from fleet_forecast.usage import UsageError, note, time_of
 from server_profiles import ProfileRules
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
@@ -19,6 +18,7 @@ from fleet_forecast.intervals.silences import excluded_cells, load_silences
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
+from fleet_forecast.usage import note
 from server_profiles import BUILT_IN_RULES
 
 DEFAULT_TIMEZONE = "America/New_York"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation
@@ -32,6 +31,7 @@ from fleet_forecast.training.risk.fit import RiskSettings
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from fleet_forecast.training.trainer_state import TrainerState, device_of
 from fleet_forecast.training.warm_start import earlier_config, load_earlier_weights, profile_changes
+from fleet_forecast.usage import note
 
 # Flags that must be equal to resume a run. Values that depend on the data as well are compared directly.
 IDENTITY_FLAGS = (

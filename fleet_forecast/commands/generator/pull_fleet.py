@@ -10,14 +10,20 @@ from datetime import UTC, datetime
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.generate_fleet import result_line
-from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, read_token, refuse_unwritable
-from fleet_forecast.commands.usage import UsageError, note
+from fleet_forecast.commands.generator.generate_fleet import result_line
+from fleet_forecast.commands.generator.scenario_of_flags import (
+    HOURS,
+    check_length,
+    instant,
+    read_token,
+    refuse_unwritable,
+)
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, load_query_set
+from fleet_forecast.usage import UsageError, note
 from server_profiles import BUILT_IN_RULES
 
 

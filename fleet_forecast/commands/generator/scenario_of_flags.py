@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.iso_time import iso
 from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
 from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.usage import UsageError
 
 START = "2026-09-14T00:00:00Z"  # a Monday, followed by ten weeks without a market holiday
 
