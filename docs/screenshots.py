@@ -32,7 +32,7 @@ import metrics_generator  # noqa: E402
 from data_contract import METRICS, read_metrics  # noqa: E402
 from fleet_forecast.evaluation.report import REPORT_FILE  # noqa: E402
 from fleet_forecast.iso_time import iso  # noqa: E402
-from fleet_forecast.serving.alerting.rules import load_alert_rules  # noqa: E402
+from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
 from fleet_forecast.serving.app import create_app  # noqa: E402
 from fleet_forecast.serving.referenced_files import ReferencedFiles  # noqa: E402
 from fleet_forecast.serving.settings import Settings  # noqa: E402
@@ -43,12 +43,12 @@ HOURS, LIVE_HOURS = 40, 9  # of the scene, and of these the last ones step by st
 STEP = pd.Timedelta(minutes=5)
 FLEET = ("--incident_rate", "30", "--seed", "7")
 MISNAMED = {"ppdb015": "ppweb098", "ppml0020": "legacy-box"}  # what the profile audit finds
-SILENCE = """[[silences]]
-pattern = "ppml.*"
-from = 2026-09-15T12:00:00Z
-until = 2026-09-15T20:00:00Z
-comment = "memory is being added"
-"""
+SILENCE = {
+    "pattern": "ppml.*",
+    "from": "2026-09-15T12:00:00Z",
+    "until": "2026-09-15T20:00:00Z",
+    "comment": "memory is being added",
+}
 WIDE, NARROW = ViewportSize(width=1440, height=1000), ViewportSize(width=420, height=900)
 LOOKS = {"": (WIDE, False), "-dark": (WIDE, True), "-narrow": (NARROW, False)}  # end of the file's name: size, dark
 DRAWING_MS, TALLEST_PX = 3_000, 3_500
@@ -97,8 +97,7 @@ def wait_for_cycle(client: httpx.Client, origin: pd.Timestamp) -> None:
 def serving(model: Path, folder: Path, clock: SceneClock) -> Iterator[str]:
     """The daemon in a thread; its address."""
     settings = Settings(model=model, history=folder / "history.sqlite", grace_seconds=0.0, recheck_seconds=0.05)
-    (folder / "alerts.toml").write_text(SILENCE)
-    files = ReferencedFiles(alert_rules=load_alert_rules(folder / "alerts.toml"))
+    files = ReferencedFiles(alert_rules=AlertRules.model_validate({"silences": [SILENCE]}))
     server = uvicorn.Server(uvicorn.Config(create_app(settings, files, clock=clock), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

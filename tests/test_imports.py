@@ -17,6 +17,7 @@ FLOORS = {
     "server_profiles": 0,
     PACKAGE: 1,  # the modules directly in the package
     f"{PACKAGE}.contract": 2,
+    f"{PACKAGE}.contract.fleet": 3,
     f"{PACKAGE}.sources": 3,
     f"{PACKAGE}.simulation": 3,
     f"{PACKAGE}.intervals": 3,

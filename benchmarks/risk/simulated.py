@@ -37,8 +37,7 @@ from fleet_forecast.risk.calibration import reliability  # noqa: E402
 from fleet_forecast.serving.alerting.severity import level_for_budget  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import PROFILES  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, PROFILES  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ def small_model(
     """Results by budget and kind of a small risk model that was trained without some; none where a level is missing."""
     print(f"without {', '.join(without) or 'none left out'}", file=sys.stderr)
     settings = replace(SMALL, without=without)
-    model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.timezone, settings)
+    model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.calendar, settings)
     judged = evaluate(model, judged_on)
     return {name: judged[name]["kinds"] if judged[name] else {} for name in BUDGETS}
 
@@ -157,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {arguments.model} has no risk model; train one without --no-risk-model", file=sys.stderr)
         return 1
     spec = model.description.spec
-    fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.timezone, arguments.days, RATE)
-    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in SERVERS.items()},))
+    fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.calendar, arguments.days, RATE)
+    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in DEFAULT_SERVERS.items()},))
     if arguments.leave_out:
         results = leave_out(fleets, arguments.seeds)
     else:

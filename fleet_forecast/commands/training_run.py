@@ -57,7 +57,7 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
         "contract_version": CONTRACT_VERSION,
         "windows_version": WINDOWS_VERSION,
         "step_seconds": job.spec.step_seconds,
-        "timezone": job.spec.timezone,
+        "calendar": job.spec.calendar.as_document(),
         "profiles": job.profiles,
         "sha256 of the data": fingerprint(job.grid),
     }
@@ -202,7 +202,7 @@ def train_risk_model(
         return None, "--no-risk-model"
     settings = RiskSettings(threads=torch.get_num_threads(), seed=arguments.seed % 2**31)
     try:
-        return risk_model_of(KnownFleet(job.grid, incidents, job.spec.timezone), settings, note)
+        return risk_model_of(KnownFleet(job.grid, incidents, job.spec.calendar), settings, note)
     except KeyboardInterrupt:
         note("the risk model was stopped by Ctrl-C; the model is published without it")
         return None, "stopped by Ctrl-C"

@@ -25,6 +25,7 @@ from fleet_forecast.inference.batch import (
     write_tables,
 )
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import contradictions
 from fleet_forecast.scale.parts import Folder, Part, fetched
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable, Reading
 
@@ -100,7 +101,7 @@ class PartForecaster:
             origins = list(self._origins(grid))
         except (ContractError, DataFileError, GridError, OriginError) as problem:
             return PartResult(part.name, problem=str(problem))
-        notices = list(data.notices)
+        notices = [*data.notices, *contradictions(self._engine.config)]
         if missing := missing_metrics(data.frame, self._engine.config):
             notices.append(f"the data has no {', '.join(missing)}: forecast as not measured")
         with Folder(self.job.output).new(part.name) as file:

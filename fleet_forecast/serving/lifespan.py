@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -42,7 +43,6 @@ from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
-from server_profiles import PROFILES
 
 LOG = logging.getLogger(__name__)
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded

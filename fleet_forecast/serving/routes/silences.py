@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.delivery.silence_book import KnownSilence, SilencesError, as_fields, profile_note
@@ -20,7 +21,6 @@ from fleet_forecast.serving.routes.responses import (
     json_response,
     refusal,
 )
-from server_profiles import PROFILES
 
 LOG = logging.getLogger(__name__)
 ADMIN_REFUSALS: dict[int | str, Any] = {
