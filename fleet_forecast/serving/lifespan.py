@@ -117,7 +117,7 @@ def _open(config: DaemonConfig) -> Daemon:
 
 
 def _warn_of_unknown_profiles(files: ReferencedFiles, store: HistoryStore) -> None:
-    """Log silences of the rules file whose profile is neither built in nor sent by a server; it may be misspelt."""
+    """Log silences of the fleet file whose profile is neither built in nor sent by a server; it may be misspelt."""
     known = {*map(str, PROFILES), *(server.profile for server in store.servers.values() if server.profile)}
     for note in filter(None, (profile_note(silence, known) for silence in files.alert_rules.silences)):
         LOG.warning("silence of an unknown profile", extra={"reason": note})

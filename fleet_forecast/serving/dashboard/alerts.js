@@ -88,7 +88,7 @@ function silenceSection(answer) {
     { title: "When", cell: whenOf },
     { title: "Kind", cell: (silence) => (silence.kind === "exclude" ? "measurements are excluded too" : "not delivered") },
     { title: "Comment", cell: (silence) => silence.comment || "–" },
-    { title: "Given in", cell: (silence) => (silence.source === "file" ? "rules file" : "API") },
+    { title: "Given in", cell: (silence) => (silence.source === "file" ? "fleet file" : "API") },
   ];
   return [h("section", { class: "panel" }, h("h2", { text: count(answer.silences.length, "silence") }), table("Silences", columns, answer.silences))];
 }

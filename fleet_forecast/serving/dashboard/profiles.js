@@ -70,10 +70,10 @@ function names(all) {
 }
 
 function linesPanel(toml) {
-  const lines = h("pre", { class: "lines", tabindex: "0", "aria-label": "Lines of a profiles file", text: toml });
+  const lines = h("pre", { class: "lines", tabindex: "0", "aria-label": "Lines of the fleet file", text: toml });
   const button = h("button", { text: "Copy", onclick: () => copy(lines, button) });
   return panel("Lines that accept the suggestions",
-    h("p", { class: "hint" }, "Put those that you agree with into the daemon's profiles file (", h("code", { text: "--profiles FILE" }), "). Only built-in profiles can be given to a server there."), lines, button);
+    h("p", { class: "hint" }, "Put those that you agree with into the daemon's fleet file (", h("code", { text: "--fleet FILE" }), ")."), lines, button);
 }
 
 // To the clipboard, which browsers give to secure pages only; elsewhere the lines are selected.
