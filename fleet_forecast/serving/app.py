@@ -40,7 +40,7 @@ from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
+from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 
 DESCRIPTION = (
@@ -48,7 +48,7 @@ DESCRIPTION = (
     "All times are UTC; null means not measured."
 )
 PROTOCOLS = (remote_write, otlp)
-VIEWS = (heat_map, risks, past_forecasts, peer_band, model_evaluation)
+VIEWS = (heat_map, risks, past_forecasts, peer_band, series, model_evaluation)
 PARTS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
 TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -21,7 +23,7 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
-from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.delivery.silence_book import SilenceBook, profile_note
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadResult, ModelLoading, ModelManager
@@ -42,6 +44,7 @@ from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
 
+LOG = logging.getLogger(__name__)
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded
 
 Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine function of background work
@@ -88,6 +91,7 @@ def _open(config: DaemonConfig) -> Daemon:
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
     silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
+    _warn_of_unknown_profiles(files, store)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
@@ -110,6 +114,13 @@ def _open(config: DaemonConfig) -> Daemon:
         tokens=config.tokens,
         http=config.http,
     )
+
+
+def _warn_of_unknown_profiles(files: ReferencedFiles, store: HistoryStore) -> None:
+    """Log silences of the fleet file whose profile is neither built in nor sent by a server; it may be misspelt."""
+    known = {*map(str, PROFILES), *(server.profile for server in store.servers.values() if server.profile)}
+    for note in filter(None, (profile_note(silence, known) for silence in files.alert_rules.silences)):
+        LOG.warning("silence of an unknown profile", extra={"reason": note})
 
 
 def model_loading(settings: Settings, trial: ModelTrial) -> ModelLoading:
