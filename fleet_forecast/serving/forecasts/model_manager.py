@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import contradictions, served_metrics
+from fleet_forecast.inference.fleet_match import check_served, contradictions
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
@@ -125,11 +125,7 @@ class ModelManager:
 
     def _load_known_metrics(self) -> Engine:
         engine = self._settings.load_engine(self.path)
-        if not served_metrics(engine.config):
-            raise ModelError(
-                f"{self.path}: it forecasts {', '.join(engine.config.targets)}, which the fleet does not have; train a "
-                f"model on {', '.join(self._forecasts.metrics)}"
-            )
+        check_served(engine.config, self.path)
         return engine
 
     async def watch(self) -> None:

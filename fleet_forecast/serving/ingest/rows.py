@@ -22,6 +22,8 @@ from fleet_forecast.serving.ingest.validation import (
 from fleet_forecast.serving.storage.samples import Correction, Sample
 from fleet_forecast.sources.protocols.received import ReceivedSamples
 
+_Range = tuple[MetricSpec, float, float]  # of a metric, with its limits
+
 
 @dataclass
 class CheckedRows(CheckedBatch):
@@ -61,7 +63,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     """Check each row; the arguments are those of check_records."""
     batch = CheckedRows(received=received)
     servers: dict[str, str | None] = {}  # name -> why it is refused
-    specs = tuple(METRIC_SPECS.values())
+    ranges = [(spec, spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
     for number, (key, values) in enumerate(received.rows.items()):
         name, instant = key
         if name not in servers:
@@ -72,7 +74,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
         elif not limits.earliest_ms <= instant <= limits.latest_ms:
             _reject(batch, Rejection(number, "timestamp", instant, _time_reason(limits)), key, values)
         else:
-            _accept(batch, specs, number, key)
+            _accept(batch, ranges, number, key)
     for refused in received.refused:
         batch.rejected.append(Rejection(len(received.rows), refused.field, refused.value, refused.reason))
         batch.rejected_samples[refused.field] += refused.samples
@@ -80,15 +82,15 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     return batch
 
 
-def _accept(batch: CheckedRows, specs: Sequence[MetricSpec], number: int, key: tuple[str, int]) -> None:
+def _accept(batch: CheckedRows, ranges: Sequence[_Range], number: int, key: tuple[str, int]) -> None:
     """Add a row without its values that are out of range; reject it if it has no others."""
     behind, values = batch.received.samples_behind, batch.received.rows[key]
     measured, bad = 0, []
     for index, value in enumerate(values):
         if value is None:
             continue
-        spec = specs[index]
-        if not spec.lower <= value <= spec.upper:
+        spec, lower, upper = ranges[index]
+        if not lower <= value <= upper:
             values[index] = _limit_or_none(batch, spec, value)
         if values[index] is not None:
             measured += behind(key, index)
