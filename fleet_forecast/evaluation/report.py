@@ -20,8 +20,8 @@ from fleet_forecast.evaluation.backtest import MEAN, MODEL, best_baseline
 from fleet_forecast.evaluation.examples import Example
 from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.evaluation.tables import Evaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables
 from fleet_forecast.inference.explanations import label_of
-from fleet_forecast.inference.weight_tables import WeightTables
 
 REPORT_FILE = "report.html"
 STYLE = (
