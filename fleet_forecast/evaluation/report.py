@@ -22,8 +22,8 @@ from fleet_forecast.evaluation.examples import Example
 from fleet_forecast.evaluation.report_pictures import Picture
 from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables
 from fleet_forecast.inference.explanations import label_of
-from fleet_forecast.inference.weight_tables import WeightTables
 
 REPORT_FILE = "report.html"
 STYLE = (

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from fleet_forecast.evaluation.report import ModelReport, report_pictures, write_report
 from fleet_forecast.evaluation.report_pictures import write_pictures
 from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.canary import write_canary
 from fleet_forecast.inference.engine import Engine
@@ -31,7 +32,6 @@ from fleet_forecast.inference.model_directory import (
 )
 from fleet_forecast.inference.risk_model import RiskModel, write_risk_model
 from fleet_forecast.inference.torch_backend import torch_run
-from fleet_forecast.inference.weight_tables import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.network.export import export_explanation, export_onnx
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.ablation import cost

@@ -15,6 +15,7 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
+from fleet_forecast.evaluation.weight_tables import weight_tables
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.window_batch import FIELDS, WindowBatch, Windows
 from fleet_forecast.features.windows import WindowSpec
@@ -23,7 +24,6 @@ from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_explain
-from fleet_forecast.inference.weight_tables import weight_tables
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel, window_tensors
 from fleet_forecast.network.outputs import NetworkWeights
