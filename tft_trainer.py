@@ -26,6 +26,7 @@ from pathlib import Path
 
 from data_contract import ContractError, DataFileError
 from fleet_forecast.commands.model_life import KEPT_NOT_IN_USE, compare, put_in_use, roll_back_models, training_path
+from fleet_forecast.commands.models_folder import FEWEST_KEPT
 from fleet_forecast.commands.training_job import prepare, read
 from fleet_forecast.commands.training_run import (
     completed,
@@ -46,7 +47,6 @@ from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer
-from fleet_forecast.commands.models_folder import FEWEST_KEPT
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import cold_start_difference
@@ -214,6 +214,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")
     add("--tensorboard", type=Path, metavar="DIR", help="write a TensorBoard log of the training to this folder")
+    add("--report-pictures", action="store_true", help="draw PNGs of the report's main sections; needs Chromium")
     _add_publishing_flags(parser)
 
 

@@ -32,6 +32,7 @@ FLOORS = {
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
     f"{PACKAGE}.scale": 6,
+    f"{PACKAGE}.evaluation.against_champion": 6.5,  # on top of evaluation, below training
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,

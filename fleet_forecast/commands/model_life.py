@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fleet_forecast.commands.models_folder import current_model, remove_old, roll_back
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.definitions import fleet_in_use
-from fleet_forecast.evaluation.champion import Comparison
+from fleet_forecast.evaluation.against_champion.champion import Comparison
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, promote, read_config
-from fleet_forecast.commands.models_folder import current_model, remove_old, roll_back
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.export import export_history

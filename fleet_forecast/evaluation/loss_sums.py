@@ -15,8 +15,8 @@ from fleet_forecast.contract.forecast_spec import BAND_80, SCORED_LEVELS, report
 from fleet_forecast.drift.detector import Stream
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
 from fleet_forecast.evaluation.scores import pinball_loss
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.inference.explanations import UNKNOWN_PROFILE
 
 BASELINE = "window_quantiles_24h"
 LOW, HIGH = (SCORED_LEVELS.index(level) for level in BAND_80)

@@ -17,15 +17,16 @@ import torch
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.contract.reading import CheckedMetrics
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
+from fleet_forecast.evaluation.against_champion.champion import Challenger, Comparison, compare_with_champion
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, best_baseline, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.breakdown import breakdown
-from fleet_forecast.evaluation.champion import Challenger, Comparison, compare_with_champion
 from fleet_forecast.evaluation.cold_start import cold_start_table
 from fleet_forecast.evaluation.examples import examples
 from fleet_forecast.evaluation.loss_sums import losses_by_day
 from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
 from fleet_forecast.evaluation.tables import GroupEvaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables, weight_tables
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
@@ -34,7 +35,6 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
@@ -181,7 +181,7 @@ class Job:
         return cold_start_table(plan, forecaster, by_profile, bool(self.profiles), by_hand)
 
     def compare_with(self, model_dir: Path, model: ForecastModel, risk_model: RiskModel | None) -> Comparison:
-        """The evaluated model beside that of a directory, on the test period (evaluation/champion.py)."""
+        """The evaluated model beside that of a directory, on the test period (evaluation/against_champion/champion.py)."""
         split = self.split
         groups = {"training": split.training_servers, "unseen": split.unseen_servers}
         plans = {

@@ -14,10 +14,10 @@ import pytest
 
 import tft_trainer
 from fleet_forecast.commands.model_life import compare, put_in_use, training_path
-from fleet_forecast.commands.training_job import grid_and_windows, read
-from fleet_forecast.evaluation.champion import Comparison
-from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.commands.models_folder import model_before, remove_old
+from fleet_forecast.commands.training_job import grid_and_windows, read
+from fleet_forecast.evaluation.against_champion.champion import Comparison
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import TrainingError
 from fleet_forecast.training.trainer_state import TrainerState

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleet_forecast.evaluation.champion import Champion
+from fleet_forecast.evaluation.against_champion.champion import Champion
 from fleet_forecast.inference.canary import read_canary
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso

@@ -16,8 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.evaluation.against_champion.comparison import (
+    Forecasts,
+    GroupComparison,
+    compare_group,
+    risk_is_worse,
+)
 from fleet_forecast.evaluation.backtest import BacktestPlan, Forecaster, model_forecasts
-from fleet_forecast.evaluation.comparison import Forecasts, GroupComparison, compare_group, risk_is_worse
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine

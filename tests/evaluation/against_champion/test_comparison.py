@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS, SCORED_LEVELS
-from fleet_forecast.evaluation.comparison import (
+from fleet_forecast.evaluation.against_champion.comparison import (
     DRAWS,
     TOLERATED_PCT,
     Forecasts,
