@@ -353,8 +353,8 @@ def servers_with_peers(fleet: FleetArrays, request: WindowRequest) -> np.ndarray
 def _mask_metrics_without_prior(fleet: FleetArrays, profile_rows: np.ndarray, level: np.ndarray) -> None:
     """Sets the peers' level of metrics for which a profile has no prior to NaN, in place."""
     lacking = ~fleet.scaling.peer_prior_by_steps.exists[profile_rows]  # [window, metric]
-    if lacking.any():
-        np.copyto(level, np.nan, where=lacking[:, None])
+    for window in np.flatnonzero(lacking.any(axis=1)):
+        level[window, :, lacking[window]] = np.nan
 
 
 def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_rows: np.ndarray) -> _Standardised:
