@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--profiles", type=Path, help="TOML file with additional host-name patterns and the profiles of single servers")
     _add_interval_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
+    add("--steps", type=positive_int, help="optimisation steps, instead of --epochs: independent of the machine's load")
     add(
         "--max-minutes",
         type=positive_float,

@@ -36,6 +36,7 @@ from fleet_forecast.training.warm_start import earlier_config, load_earlier_weig
 # Flags that must be equal to resume a run. Values that depend on the data as well are compared directly.
 IDENTITY_FLAGS = (
     "epochs",
+    "steps",
     "max_minutes",
     "batch_size",
     "learning_rate",
