@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior, relative_to_peers, scale_by_peers
-from fleet_forecast.features.peers import PeerTable, Peers, ProfileMembers
+from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.seasonality import LagSteps
