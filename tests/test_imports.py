@@ -17,6 +17,7 @@ FLOORS = {
     "server_profiles": 0,
     PACKAGE: 1,  # the modules directly in the package
     f"{PACKAGE}.contract": 2,
+    f"{PACKAGE}.contract.fleet": 3,
     f"{PACKAGE}.sources": 3,
     f"{PACKAGE}.simulation": 3,
     f"{PACKAGE}.intervals": 3,
@@ -29,11 +30,13 @@ FLOORS = {
     f"{PACKAGE}.risk": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
+    f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,
     "data_contract": 8,
     f"{PACKAGE}.commands": 8,
+    f"{PACKAGE}.commands.generator": 8,
     **dict.fromkeys(SCRIPTS, 9),
     "demo": 10,
 }

@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.http.server import serve
+from fleet_forecast.serving.monitoring.exposition import check_exposed_names
 from fleet_forecast.serving.monitoring.log import log_as_json
 from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
@@ -15,6 +17,7 @@ from fleet_forecast.serving.settings import Settings, SettingsError
 
 def run_daemon(settings: Settings) -> bool:
     """Serve until SIGTERM or Ctrl-C; whether the daemon could start."""
+    check_exposed_names(fleet_in_use().metrics)
     files = read_referenced_files(settings, os.environ)
     if not settings.model.exists():
         raise SettingsError(
@@ -28,7 +31,7 @@ def run_daemon(settings: Settings) -> bool:
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
     app = create_app(settings, files, prometheus=prometheus_source(settings, files))
-    if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
+    if serve(app, settings, app.state.certificate):
         return True
     print(
         f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +16,16 @@ from tqdm import tqdm
 
 from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
 
@@ -54,7 +55,8 @@ def grid_for(frame: pd.DataFrame, config: ModelConfig, rules: ProfileRules) -> F
 
     A metric of the model that the frame lacks is missing throughout.
     """
-    missing = dict.fromkeys(missing_metrics(frame, config), np.float32(np.nan))
+    unserved = [metric for metric in config.targets if metric not in served_metrics(config)]
+    missing = dict.fromkeys([*missing_metrics(frame, config), *unserved], np.float32(np.nan))
     grid = FleetGrid.from_frame(frame.assign(**missing), config.targets, config.step_seconds)
     servers = zip(grid.servers, grid.profiles, strict=True)
     return replace(grid, profiles=tuple(profile_of(name, sent, rules)[0] for name, sent in servers))
@@ -113,38 +115,53 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
 
 
 def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:
-    """Write the forecasts of all origins as parquet; returns the number of rows.
+    """Write the forecasts of all origins as parquet, with progress on stderr; returns the number of rows.
 
     The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
     """
-    chunks, peers = list(_chunks(origins)), grid.peers()
-    rows = 0
+    tables = forecast_tables(engine, grid, grid.peers(), origins)
+    chunks = -(-len(origins) // CHUNK_SERVERS)
     try:
-        schema = forecast_schema(engine.config.quantiles)
-        with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for chunk in tqdm(chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None):
-                table = _forecast(engine, grid, peers, chunk)
-                writer.write_table(table)
-                rows += table.num_rows
+        with new_file(path) as temporary:
+            return write_tables(
+                temporary,
+                engine.config,
+                tqdm(tables, total=chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None),
+            )
     except OSError as problem:
         raise DataFileError(
             f"{path}: cannot be written ({problem.strerror or problem}); check the folder and its free space"
         ) from None
+
+
+def forecast_tables(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> Iterator[pa.Table]:
+    """The forecasts of all origins, CHUNK_SERVERS at once, in the form of forecast_table."""
+    for start in range(0, len(origins), CHUNK_SERVERS):
+        yield _forecast(engine, grid, peers, origins[start : start + CHUNK_SERVERS])
+
+
+def write_tables(file: Path, config: ModelConfig, tables: Iterable[pa.Table]) -> int:
+    """Write tables of forecasts into one parquet file; returns the number of rows. Raises OSError."""
+    rows = 0
+    with pq.ParquetWriter(file, forecast_schema(config.quantiles), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += table.num_rows
     return rows
 
 
 def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> pa.Table:
     """Forecasts of some origins, one row per origin, step and metric."""
     config = engine.config
-    inputs = engine_inputs(engine, grid, peers, origins)
-    quantiles = engine.forecast(*inputs)  # [origin, horizon, metric, quantile]
+    # Matrix products of other sizes are rounded otherwise. All batches have one size, so that the numbers do not depend
+    # on how a fleet is divided.
+    batch = [*origins, *[origins[-1]] * (CHUNK_SERVERS - len(origins))]
+    inputs = engine_inputs(engine, grid, peers, batch)
+    quantiles = engine.forecast(*inputs)[: len(origins)]  # [origin, horizon, metric, quantile]
+    support = PeerSupport(*(field[: len(origins)] for field in engine.peer_support(*inputs)))
     servers = [grid.servers[origin.server] for origin in origins]
     axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
-    return forecast_table(servers, inputs.origins, axes, quantiles, engine.peer_support(*inputs))
-
-
-def _chunks(origins: Sequence[Origin]) -> Iterator[Sequence[Origin]]:
-    return (origins[start : start + CHUNK_SERVERS] for start in range(0, len(origins), CHUNK_SERVERS))
+    return forecast_table(servers, inputs.origins[: len(origins)], axes, quantiles, support)
 
 
 def _measured(grid: FleetGrid) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""The content of the files that the settings name."""
+"""The content of the files that the settings name, and what the daemon needs of the fleet file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
+from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
 from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
@@ -17,7 +17,7 @@ from fleet_forecast.serving.settings import (
     token_from,
 )
 from fleet_forecast.sources.address import parse_header
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, query_set_of
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 
@@ -35,19 +35,20 @@ class ReferencedFiles:
 
 
 def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
-    """Read and check the files that the settings name, apart from the model.
+    """Read and check the files that the settings name, apart from the model; the fleet file is in use already.
 
     environment: variables of the process, which may contain the token. Raises what the readers of the files raise, and
     SettingsError if the daemon would serve other machines without a token.
     """
+    fleet = fleet_in_use()
     files = ReferencedFiles(
-        profile_rules=load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES,
-        alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules(),
+        profile_rules=fleet.rules,
+        alert_rules=alert_rules_of(fleet),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
         clients=load_clients(settings.tokens) if settings.tokens else {},
         prometheus_token=read_token(settings.prometheus_token_file),
-        queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
+        queries=query_set_of(fleet),
     )
     require_token_beyond_loopback(settings, files.token, bool(files.clients))
     check_certificate(settings)

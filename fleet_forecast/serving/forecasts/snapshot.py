@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.risk_model import RiskModel
 
 
@@ -26,9 +27,9 @@ class ModelView:
 
     @classmethod
     def of(cls, engine: Engine) -> ModelView:
-        """The view of a loaded model."""
+        """The view of a loaded model: of its metrics, those that the fleet has too."""
         config = engine.config
-        return cls(engine.model_id, tuple(config.targets), tuple(config.quantiles), config.step_seconds)
+        return cls(engine.model_id, served_metrics(config), tuple(config.quantiles), config.step_seconds)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,20 @@ from datetime import UTC, datetime
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.generate_fleet import result_line
-from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, read_token, refuse_unwritable
-from fleet_forecast.commands.usage import UsageError, note
-from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.commands.business_calendar import business_calendar
+from fleet_forecast.commands.generator.generate_fleet import result_line
+from fleet_forecast.commands.generator.scenario_of_flags import (
+    HOURS,
+    check_length,
+    instant,
+    read_token,
+    refuse_unwritable,
+)
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, load_query_set
-from server_profiles import BUILT_IN_RULES
+from fleet_forecast.sources.prometheus import PrometheusClient, query_set_of
+from fleet_forecast.usage import UsageError, note
 
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
@@ -52,14 +57,14 @@ def _pull_request(arguments: argparse.Namespace) -> PullRequest:
     check_length(hours, tick)
     start = instant("--start", arguments.start or f"now-{hours}h", tick)
     try:
-        business_time(np.array([start]), arguments.timezone)
+        fleet = fleet_in_use()
         return PullRequest(
             _utc(start),
             _utc(start + np.timedelta64(round(hours * 3600), "s")),
             tick,
-            arguments.timezone,
-            load_query_set(arguments.queries).with_defaults(NODE_EXPORTER) if arguments.queries else NODE_EXPORTER,
-            load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES,
+            business_calendar(arguments.timezone),
+            query_set_of(fleet),
+            fleet.rules,
         )
     except ValueError as problem:
         raise UsageError(str(problem)) from None
