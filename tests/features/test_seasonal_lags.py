@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fleet_forecast.contract.calendar import local_time
-from fleet_forecast.features.seasonality import ClockChange, LagSteps, changes_between, latest_day, seasonal_lags
+from fleet_forecast.features.seasonality import ClockChange, LagSteps, changes_between, seasonal_lags
 
 ZONE, STEP = "America/New_York", 300
 DAY, CONTEXT, HORIZON, HALF = 288, 288, 96, 6
@@ -57,7 +57,6 @@ def test_a_server_that_follows_local_time_gets_lags_of_the_same_local_time(
     assert there.mean() > 0.95
     wrong = np.abs(lags.mean - target)[there] > 0.5
     assert wrong.mean() < 0.05  # the hour that occurs twice, or not at all
-    np.testing.assert_array_equal(latest_day(past_of(origins), origins, changes, STEPS), lags.latest)
     latest = ~np.isnan(lags.latest)
     assert (np.abs(lags.latest - target[:, CONTEXT:])[latest] > 0.5).mean() <= 12 / HORIZON
     by_hours = seasonal_lags(past_of(origins), origins, (), STEPS).mean

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -327,8 +326,6 @@ def test_windows_without_peers_are_those_of_a_fleet_without_peers(peer_fleet: Fl
     """To the bit, also beside windows with peers."""
     request = request_of([1000, 20, 1, 0], **{masked: True})
     without = build_windows(peer_fleet._replace(peers=None), request)
-    assert (without.inputs.encoder[..., 2::3] == 0).all()
-    assert (without.inputs.decoder[..., 2:-2:3] == 0).all()
     assert_equal(build_windows(peer_fleet, request), without)
     some = replace(request_of([1000, 20, 1, 0]), profile_rows=np.array([2, 0, 2, 0]))
     mixed, alone = build_windows(peer_fleet, some), build_windows(peer_fleet._replace(peers=None), some)
@@ -345,26 +342,6 @@ def test_a_server_without_history_has_the_loc_of_its_peers_now(peer_fleet: Fleet
     assert (windows.inputs.encoder[..., 1::3] == 0).all()
     assert (windows.inputs.encoder[..., 0::3] != 0).mean() > 0.9
     np.testing.assert_allclose(windows.inputs.static[:, 7], np.log1p(5) / 4)
-
-
-def test_the_level_of_the_peers_now_and_on_the_latest_day_is_an_input_beside_the_own_values(
-    peer_fleet: FleetArrays,
-) -> None:
-    """Medians of the others plus the server's mean difference to them, in the units of the targets; by a plain loop."""
-    known, horizon, day = 10, peer_fleet.spec.horizon_steps, 48
-    batch = build_windows(peer_fleet, request_of([known] * 4))
-    past = peer_fleet.transformed[:6, 451 - day : 451]
-    for window, metric in itertools.product(range(4), range(2)):
-        others = np.delete(past[..., metric], window, axis=0)
-        level = np.array([np.median(step[~np.isnan(step)]) if np.isfinite(step).any() else np.nan for step in others.T])
-        offset = np.nanmean((past[window, :, metric] - level)[-known:])
-        expected = level[:horizon] + offset - batch.target_scale.loc[window, :, metric]
-        lag = np.sinh(batch.inputs.decoder[window, :, 3 * metric + 2]) * batch.target_scale.scale[window, metric]
-        np.testing.assert_allclose(lag, np.where(np.isnan(level[:horizon]), 0.0, expected), atol=0.2)
-        inputs = batch.inputs.encoder[window, :, 3 * metric : 3 * metric + 3].T
-        without_own = inputs[1] == 0
-        np.testing.assert_array_equal(inputs[2][without_own], inputs[0][without_own])
-        assert (inputs[2][~without_own] != inputs[0][~without_own]).any()
 
 
 def test_the_first_steps_move_loc_towards_the_servers_own_level(peer_fleet: FleetArrays) -> None:
