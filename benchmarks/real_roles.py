@@ -39,8 +39,7 @@ from fleet_forecast.features.cold_start import default_prior  # noqa: E402
 from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior  # noqa: E402
 from fleet_forecast.features.peers import Spliced, splice  # noqa: E402
 from fleet_forecast.features.scaling import FleetScaling  # noqa: E402
-from fleet_forecast.features.seasonality import LagSteps, SeasonalLags  # noqa: E402
-from fleet_forecast.features.windows import _decoder_reals as decoder_reals  # noqa: E402
+from fleet_forecast.features.seasonality import LagSteps  # noqa: E402
 from fleet_forecast.features.windows import _values_and_masks as values_and_masks  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -126,13 +125,7 @@ def profile_scale(_scaling: FleetScaling, by_profile: Any, *_: Any) -> Any:
 def own_values_and_masks(standardised: Any) -> np.ndarray:
     """windows._values_and_masks without the peers' values."""
     own = np.where(standardised.missing, np.float32(np.nan), standardised.context)
-    return values_and_masks(standardised._replace(context=own, peer_level=np.full_like(own, np.nan)))
-
-
-def own_decoder_reals(lags: SeasonalLags, standardised: Any) -> np.ndarray:
-    """windows._decoder_reals without the peers' latest day."""
-    unknown = np.full_like(standardised.peer_latest, np.nan)
-    return decoder_reals(lags, standardised._replace(peer_latest=unknown))
+    return values_and_masks(standardised._replace(context=own))
 
 
 def own_earlier_days(own: np.ndarray, level: np.ndarray, context_steps: int) -> Spliced:
@@ -154,10 +147,7 @@ def fixed_weights(sample: PeerSample, lag_steps: LagSteps, history_steps: int) -
 WINDOWS = "fleet_forecast.features.windows"
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "the prior from peers": {f"{WINDOWS}._scale_with_peers": profile_scale},
-    "peers as inputs": {
-        f"{WINDOWS}._values_and_masks": own_values_and_masks,
-        f"{WINDOWS}._decoder_reals": own_decoder_reals,
-    },
+    "peers in the encoder": {f"{WINDOWS}._values_and_masks": own_values_and_masks},
     "the peers' earlier days": {
         f"{WINDOWS}.splice": own_earlier_days,
         "fleet_forecast.features.peer_prior.splice": own_earlier_days,

@@ -88,43 +88,21 @@ def seasonal_lags(
     past: float32 [window, step, metric] up to the origin, NaN = not measured, at least E steps; overwritten.
     origin_steps: int64 [window], steps since the epoch. changes: clock changes that the windows may span.
     """
-    shifted_pasts = _shifted_pasts(past, origin_steps, changes, steps)
-    lags = _lags_of_24_hours(past, steps)
-    for change, rows, shifted in shifted_pasts:
-        for field, local in zip(lags, _lags_of_24_hours(shifted, steps), strict=True):
-            field[rows] = _after(change, origin_steps[rows] + steps.horizon, local, field[rows])
-    return lags
-
-
-def latest_day(
-    past: np.ndarray, origin_steps: np.ndarray, changes: Sequence[ClockChange], steps: LagSteps
-) -> np.ndarray:
-    """SeasonalLags.latest alone; arguments as for seasonal_lags, but `past` is not changed."""
-    latest = _latest_of_24_hours(past, steps)
-    for change, rows, shifted in _shifted_pasts(past, origin_steps, changes, steps):
-        local = _latest_of_24_hours(shifted, steps)
-        latest[rows] = _after(change, origin_steps[rows] + steps.horizon, local, latest[rows])
-    return latest
-
-
-def _shifted_pasts(
-    past: np.ndarray, origin_steps: np.ndarray, changes: Sequence[ClockChange], steps: LagSteps
-) -> list[tuple[ClockChange, np.ndarray, np.ndarray]]:
-    """For each clock change within windows: the change, the rows of these windows, and their shifted pasts."""
-    found = []
+    shifted_pasts = []
     for change in changes:
         at = change.step - (origin_steps - past.shape[1] + 1)  # index in the past of each window
         rows = np.flatnonzero((at > 0) & (change.step <= origin_steps + steps.horizon))
+        shifted = np.array([_shift_before(past[row], int(at[row]), change.ahead_steps) for row in rows])
+        shifted_pasts.append((change, rows, shifted))
+    lags = _lags_of_24_hours(past, steps)
+    for change, rows, shifted in shifted_pasts:
         if rows.size:
-            shifted = np.array([_shift_before(past[row], int(at[row]), change.ahead_steps) for row in rows])
-            found.append((change, rows, shifted))
-    return found
-
-
-def _after(change: ClockChange, last_steps: np.ndarray, local: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """`local` from the change on, else `before`: [window, step, metric]; last_steps: of the windows."""
-    at_steps = last_steps[:, None] - np.arange(before.shape[1])[::-1]
-    return np.where((at_steps >= change.step)[:, :, None], local, before)
+            local = _lags_of_24_hours(shifted, steps)
+            for field, local_field in zip(lags, local, strict=True):
+                at_steps = origin_steps[rows, None] + steps.horizon - np.arange(field.shape[1])[::-1]
+                after = (at_steps >= change.step)[:, :, None]
+                field[rows] = np.where(after, local_field, field[rows])
+    return lags
 
 
 def _shift_before(past: np.ndarray, at: int, ahead_steps: int) -> np.ndarray:
@@ -145,7 +123,9 @@ def _lags_of_24_hours(past: np.ndarray, lag_steps: LagSteps) -> SeasonalLags:
     encoder_steps, horizon_steps, day_steps, latest_steps, half = lag_steps
     steps = encoder_steps + horizon_steps + 2 * half
     first = past.shape[1] - encoder_steps - half - latest_steps  # index in `past` of the latest day's steps
-    latest = _latest_of_24_hours(past, lag_steps)
+    latest = np.full((len(past), horizon_steps, past.shape[2]), np.nan, dtype=np.float32)
+    target, source = overlap(first + half + encoder_steps, horizon_steps, past.shape[1])
+    latest[:, target] = past[:, source]
     missing = np.isnan(past)
     measured = ~missing
     np.copyto(past, 0.0, where=missing)
@@ -163,14 +143,6 @@ def _lags_of_24_hours(past: np.ndarray, lag_steps: LagSteps) -> SeasonalLags:
         latest_share=_mean_over_metrics(~np.isnan(latest)),
         smoothed_mean_share=_mean_over_metrics(smoothed[1]) / ((2 * half + 1) * SEASONAL_MEAN_DAYS),
     )
-
-
-def _latest_of_24_hours(past: np.ndarray, lag_steps: LagSteps) -> np.ndarray:
-    """latest_day with days of 24 hours."""
-    latest = np.full((len(past), lag_steps.horizon, past.shape[2]), np.nan, dtype=np.float32)
-    target, source = overlap(past.shape[1] - lag_steps.latest, lag_steps.horizon, past.shape[1])
-    latest[:, target] = past[:, source]
-    return latest
 
 
 def overlap(begin: int, steps: int, length: int) -> tuple[slice, slice]:

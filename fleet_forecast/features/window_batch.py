@@ -17,7 +17,7 @@ class NetworkInputs(NamedTuple, Generic[Array]):
     profile: int64 (B,), row of the profile, 0 = unknown or masked.
     encoder_calendar, decoder_calendar: int64 (B, E | H, 2): half_hour, day_kind.
     encoder_market, decoder_market: float32 (B, E | H, 1): market open.
-    static: float32 (B, 4 M + 2). encoder: float32 (B, E, 3 M). decoder: float32 (B, H, 3 M + 2).
+    static: float32 (B, 4 M + 2). encoder: float32 (B, E, 2 M). decoder: float32 (B, H, 2 M + 2).
     """
 
     profile: Array

@@ -6,9 +6,8 @@ without the seasonal component (seasonality.py). Trainer and engine build window
 `build_windows`. It computes, in this order: seasonal component, loc and scale, window quantiles.
 
 A window with peers (peers.py) has the whole context as encoder, whatever the server's own history: where the server was
-not measured, the value is its peers' level plus its offset to it, with mask 0. That level plus the offset is an input
-of its own beside every step, and so is that of the latest day beside every step of the horizon. Seasonality, loc, scale
-and the prior of the quantiles come from the peers too (peer_prior.py).
+not measured, the value is its peers' level plus its offset to it, with mask 0. Seasonality, loc, scale and the prior of
+the quantiles come from the peers too (peer_prior.py).
 
 Variable names and order are those of the TimeSeriesDataSet in network/build.py.
 """
@@ -32,7 +31,6 @@ from fleet_forecast.features.seasonality import (
     ClockChange,
     LagSteps,
     SeasonalLags,
-    latest_day,
     seasonal_component,
     seasonal_lags,
 )
@@ -45,8 +43,6 @@ HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a holiday 7
 INPUT_GRID = 128  # inputs are multiples of 1 / INPUT_GRID: the network evaluates each distinct value once
 PEER_COUNT_SCALE = 4.0  # log1p of the number of peers is divided by it
 LARGE = 1e9  # beyond, asinh(x) is log(2 x), and the square of x may overflow a float32
-ENCODER_PARTS = ("scaled", "mask", "peer_level")  # by metric: standardised value, whether measured here, peers' level
-DECODER_PARTS = ("seasonal_lag", "seasonal_mean", "peer_lag")  # by metric: latest day, earlier days, peers' latest day
 CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
 
 
@@ -110,13 +106,13 @@ class WindowSpec:
 
     @property
     def encoder_reals(self) -> tuple[str, ...]:
-        """Per context step: the standardised value, whether it was measured on this server, the level of its peers."""
-        return tuple(f"{m}_{part}" for m in self.metrics for part in ENCODER_PARTS)
+        """Per context step: the standardised value, and whether it was measured on this server."""
+        return tuple(f"{m}_{part}" for m in self.metrics for part in ("scaled", "mask"))
 
     @property
     def decoder_reals(self) -> tuple[str, ...]:
-        """Per horizon step: seasonal lag, smoothed seasonal mean, lag of the peers; measured shares of the first two."""
-        lags = tuple(f"{m}_{part}" for m in self.metrics for part in DECODER_PARTS)
+        """Per horizon step: seasonal lag and smoothed seasonal mean, and which share of each was measured."""
+        lags = tuple(f"{m}_{part}" for m in self.metrics for part in ("seasonal_lag", "seasonal_mean"))
         return (*lags, "seasonal_lag_share", "seasonal_mean_share")
 
 
@@ -186,13 +182,11 @@ class WindowRequest:
 class _PeerContext(NamedTuple):
     """Peers of a batch of windows over the context.
 
-    level: float32 [window, E, metric], NaN without peers. latest: the same on the latest day at the horizon's times,
-    float32 [window, H, metric]. offset: float32 [window, metric], see peers.Spliced. counts: float32 [window], the
-    largest number of peers at a step, 0 without peers.
+    level: float32 [window, E, metric], NaN without peers. offset: float32 [window, metric], see peers.Spliced. counts:
+    float32 [window], the largest number of peers at a step, 0 without peers.
     """
 
     level: np.ndarray
-    latest: np.ndarray
     offset: np.ndarray
     counts: np.ndarray
 
@@ -216,8 +210,7 @@ class _Standardised(NamedTuple):
     strength: [window, metric]. seasonal_ahead: seasonal component of the horizon [window, H, metric].
     measured_steps: of the context [window, metric]. position: loc and log-scale relative to peers or profile.
     peer_weight: [window, metric], 0 without peers. context: [window, E, metric]. missing: boolean of the same shape,
-    True where the server itself was not measured. peer_level [window, E, metric], peer_latest [window, H, metric]: the
-    peers' level plus the offset, NaN without peers. quantiles: [window, metric, knot].
+    True where the server itself was not measured. quantiles: [window, metric, knot].
     """
 
     strength: np.ndarray
@@ -228,8 +221,6 @@ class _Standardised(NamedTuple):
     peer_weight: np.ndarray
     context: np.ndarray
     missing: np.ndarray
-    peer_level: np.ndarray
-    peer_latest: np.ndarray
     quantiles: np.ndarray
 
 
@@ -328,11 +319,9 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
         past[: max(history_steps - known, 0)] = np.nan
     _interpolate(fleet, request, own)
     spliced = splice(own, level, encoder_steps)
-    lag_steps = fleet.spec.lag_steps(encoder_steps)
-    latest = latest_day(level, request.calendar_steps, fleet.calendar.clock_changes, lag_steps)
     level = level[:, -encoder_steps:]
     counts = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts)
-    peers = _PeerContext(level, latest, spliced.offset, counts.astype(np.float32))
+    peers = _PeerContext(level, spliced.offset, counts.astype(np.float32))
     return _Past(spliced.values, own[:, -encoder_steps:], peers)
 
 
@@ -376,7 +365,7 @@ def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_ro
     """Seasonal component, then loc and scale, then window quantiles; `past`, of the context only, is overwritten."""
     context, own, encoder_steps = past.whole, past.own, past.own.shape[1]
     seasonal = seasonal_component(context, lags.mean, fleet.spec.day_steps)
-    component, seasonal_ahead = seasonal.component[:, :encoder_steps], seasonal.component[:, encoder_steps:]
+    component = seasonal.component[:, :encoder_steps]
     for values in (context,) if past.peers is None else (context, own, past.peers.level):
         values -= component
     missing = np.isnan(own)
@@ -385,23 +374,16 @@ def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_ro
     if past.peers is not None:
         found = _scale_with_peers(fleet.scaling, found, past, profile_rows)
     standardised = _standardised(context, found.scale)
-    own_standardised, peer_level, peer_latest = standardised, *(np.full_like(a, np.nan) for a in (own, seasonal_ahead))
-    if past.peers is not None:
-        own_standardised = np.where(missing, np.float32(np.nan), standardised)
-        scale_of_peers = WindowScale(found.scale.loc - np.nan_to_num(past.peers.offset), found.scale.scale)
-        peer_level = _standardised(past.peers.level, scale_of_peers)
-        peer_latest = _standardised(past.peers.latest - seasonal_ahead, scale_of_peers)
+    own_standardised = standardised if past.peers is None else np.where(missing, np.float32(np.nan), standardised)
     return _Standardised(
         strength=seasonal.strength,
-        seasonal_ahead=seasonal_ahead,
+        seasonal_ahead=seasonal.component[:, encoder_steps:],
         measured_steps=measured_steps,
         scale=found.scale,
         position=found.position,
         peer_weight=found.peer_weight,
         context=standardised,
         missing=missing,
-        peer_level=peer_level,
-        peer_latest=peer_latest,
         quantiles=window_quantiles(own_standardised, found.quantiles, found.gap_prior_steps),
     )
 
@@ -438,9 +420,10 @@ def _scale_with_peers(scaling: FleetScaling, without: _Scale, past: _Past, profi
 
 
 def _values_and_masks(standardised: _Standardised) -> np.ndarray:
-    """Interleaved values, masks and levels of the peers, 0 where there is none: float32 [window, E, 3 * metric]."""
-    values, peer_level = (quantise(_asinh_or_0(part)) for part in (standardised.context, standardised.peer_level))
-    return _interleave(values, ~standardised.missing, peer_level)
+    """Interleaved values (0 where there is none) and masks: float32 [window, E, 2 * metric]."""
+    values = quantise(asinh(standardised.context))
+    np.copyto(values, 0.0, where=np.isnan(standardised.context))
+    return _interleave(values, ~standardised.missing)
 
 
 def _static_reals(spec: WindowSpec, standardised: _Standardised, peers: _PeerContext | None) -> np.ndarray:
@@ -455,20 +438,18 @@ def _static_reals(spec: WindowSpec, standardised: _Standardised, peers: _PeerCon
 
 
 def _decoder_reals(lags: SeasonalLags, standardised: _Standardised) -> np.ndarray:
-    """Seasonal lag, smoothed seasonal mean and lag of the peers, and two shares: float32 [window, H, 3 * metric + 2].
+    """Seasonal lag and smoothed seasonal mean, standardised, and their shares: float32 [window, H, 2 * metric + 2].
 
-    The lags are without the seasonal component, as the targets are; the mean is with it. 0 where nothing was measured.
+    The lag is without the seasonal component, as the targets are; the mean is with it. 0 where nothing was measured.
     """
     latest = lags.latest - standardised.seasonal_ahead
-    own = (_standardised(values, standardised.scale) for values in (latest, lags.smoothed_mean))
-    inputs = (_asinh_or_0(values) for values in (*own, standardised.peer_latest))
+    inputs = [_standardised_inputs(values, standardised.scale) for values in (latest, lags.smoothed_mean)]
     parts = [_interleave(*inputs), lags.latest_share, lags.smoothed_mean_share]
     return quantise(np.concatenate(parts, axis=2, dtype=np.float32))
 
 
-def _asinh_or_0(values: np.ndarray) -> np.ndarray:
-    """0 where there is no value."""
-    inputs = asinh(values)
+def _standardised_inputs(values: np.ndarray, scale: WindowScale) -> np.ndarray:
+    inputs = asinh(_standardised(values, scale))
     np.copyto(inputs, 0.0, where=np.isnan(inputs))
     return inputs
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.features.window_batch import Windows
-from fleet_forecast.features.windows import CALENDAR_SIZES, ENCODER_PARTS, WindowSpec
+from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.network.outputs import NetworkWeights
@@ -38,8 +38,6 @@ _LABELS = {
 _METRIC_LABELS = {
     "scaled": "value",
     "mask": "measured or not",
-    "peer_level": "level of the peers",
-    "peer_lag": "peers at the same time of the previous day",
     "loc": "level in the context",
     "scale": "scale in the context",
     "seasonal_lag": "same time of the previous day",
@@ -116,9 +114,8 @@ def interpret(
 
     horizon_steps: the steps of the horizon to explain, 1 is the first after the origin; None: all.
     """
-    parts = len(ENCODER_PARTS)
-    measured = np.any(windows.inputs.encoder[..., ENCODER_PARTS.index("mask") :: parts], axis=2)  # [window, E]
-    metrics = windows.inputs.encoder.shape[2] // parts
+    measured = np.any(windows.inputs.encoder[..., 1::2], axis=2)  # [window, E], from the masks
+    metrics = windows.inputs.encoder.shape[2] // 2
     has_peers = windows.inputs.static[:, 3 * metrics + 1] > 0  # the static real peer_count
     measured |= has_peers[:, None] | ~np.any(measured, axis=1, keepdims=True)
     chosen = np.arange(weights.attention.shape[1]) if horizon_steps is None else np.array(horizon_steps) - 1

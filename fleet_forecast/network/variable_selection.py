@@ -58,15 +58,7 @@ class _Kind(Enum):
     FREE = "any"
 
 
-_GRID_SUFFIXES = (
-    "_scaled",
-    "_peer_level",
-    "_peer_lag",
-    "_seasonal_lag",
-    "_seasonal_mean",
-    "seasonal_lag_share",
-    "seasonal_mean_share",
-)
+_GRID_SUFFIXES = ("_scaled", "_seasonal_lag", "_seasonal_mean", "seasonal_lag_share", "seasonal_mean_share")
 
 
 def _kind_of(variable: str) -> _Kind:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
-from fleet_forecast.features.windows import DECODER_PARTS, ENCODER_PARTS, WindowSpec
+from fleet_forecast.features.windows import WindowSpec
 
 SHORTEST_SHARE = 0.25  # of short histories: one measurement or none; unlike any other, and cheap to compute
 SMALLEST_SAMPLE = 5  # servers; with fewer the Student distribution has no variance, or one too large to learn from
@@ -143,24 +143,20 @@ def exchange_metrics(windows: Windows, targets: np.ndarray, order: np.ndarray) -
     if not rows.size:
         return windows, targets
     order = order[rows]
-    positions, encoder_columns, decoder_columns = (
-        (parts * order[:, :, None] + np.arange(parts)).reshape(len(rows), -1)
-        for parts in (2, len(ENCODER_PARTS), len(DECODER_PARTS))
-    )
+    pairs = (2 * order[:, :, None] + np.arange(2)).reshape(len(rows), -1)  # inputs have two columns per metric
     inputs, target_scale = windows
     static, encoder, decoder = inputs.static.copy(), inputs.encoder.copy(), inputs.decoder.copy()
-    static[rows, : 2 * metrics] = np.take_along_axis(static[rows], positions, axis=1)
+    static[rows, : 2 * metrics] = np.take_along_axis(static[rows], pairs, axis=1)
     static[rows, 2 * metrics : 3 * metrics] = np.take_along_axis(static[rows], 2 * metrics + order, axis=1)
-    encoder[rows] = np.take_along_axis(encoder[rows], encoder_columns[:, None], axis=2)
-    exchanged = slice(0, decoder_columns.shape[1])
-    decoder[rows, :, exchanged] = np.take_along_axis(decoder[rows], decoder_columns[:, None], axis=2)
+    encoder[rows] = np.take_along_axis(encoder[rows], pairs[:, None], axis=2)
+    decoder[rows, :, : 2 * metrics] = np.take_along_axis(decoder[rows], pairs[:, None], axis=2)
     quantiles = target_scale.window_quantiles.copy()
     quantiles[rows] = np.take_along_axis(quantiles[rows], order[:, :, None], axis=1)
     targets = targets.copy()
     targets[rows] = np.take_along_axis(targets[rows], order[:, None], axis=2)
-    changed: NetworkInputs[np.ndarray] = inputs._replace(static=static, encoder=encoder, decoder=decoder)
+    exchanged: NetworkInputs[np.ndarray] = inputs._replace(static=static, encoder=encoder, decoder=decoder)
     scale: TargetScale[np.ndarray] = target_scale._replace(window_quantiles=quantiles)
-    return WindowBatch(changed, scale), targets
+    return WindowBatch(exchanged, scale), targets
 
 
 def level_uncertainty(levels: np.ndarray, profile_rows: np.ndarray, profiles: int) -> np.ndarray:

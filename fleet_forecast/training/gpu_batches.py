@@ -75,8 +75,6 @@ class _Standardised(NamedTuple):
     missing: Tensor
     scale: _Scale
     context: Tensor
-    peer_level: Tensor
-    peer_latest: Tensor
 
 
 class _Scale(NamedTuple):
@@ -94,7 +92,6 @@ class _PeerContext(NamedTuple):
     """As windows._PeerContext."""
 
     level: Tensor
-    latest: Tensor
     offset: Tensor
     counts: Tensor
 
@@ -155,15 +152,15 @@ class GpuBatches:
         """Bound on the absolute value of quantised inputs, in steps of the input grid.
 
         A value is at most twice the range of all values from a window's loc; a seasonal lag without its seasonal
-        component, or a value shifted by 4 deviations of the level uncertainty, at most five times; a peers' level plus
-        an offset once more. A window's scale is at least SMALLEST_SCALE of its profile's.
+        component, or a value shifted by 4 deviations of the level uncertainty, at most five times. A window's scale is
+        at least SMALLEST_SCALE of its profile's.
         """
         measured = self._transformed[~torch.isnan(self._transformed)]
         values = torch.cat([measured, self._loc.flatten()])
         smallest = SMALLEST_SCALE * float(self._scale.min())
         if self._peers is not None:
             smallest = min(smallest, self._peers.smallest_scale())
-        farthest = 6 * float(values.max() - values.min()) / smallest
+        farthest = 5 * float(values.max() - values.min()) / smallest
         return int(np.ceil(np.arcsinh(farthest) * INPUT_GRID)) + 1
 
     def batch(self, plan: GpuPlan, encoder_steps: int) -> TrainingBatch[Tensor]:
@@ -199,18 +196,9 @@ class GpuBatches:
         together = ~torch.isnan(difference)
         offset = difference.nan_to_num().sum(dim=1) / together.sum(dim=1)
         whole = torch.where(torch.isnan(own), level + offset.nan_to_num()[:, None], own)
-        latest = self._latest_day(level)
         level, counts = level[:, -encoder_steps:], counts[:, -encoder_steps:].amax(dim=(1, 2))
         counts = counts * ~torch.isnan(level).all(dim=2).all(dim=1)
-        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, latest, offset, counts.float()))
-
-    def _latest_day(self, past: Tensor) -> Tensor:
-        """As seasonality.latest_day without clock changes."""
-        length, horizon = past.shape[1], self.spec.horizon_steps
-        latest = past.new_full((len(past), horizon, past.shape[2]), torch.nan)
-        target, source = overlap(length - self.spec.seasonal_lag_steps, horizon, length)
-        latest[:, target] = past[:, source]
-        return latest
+        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, offset, counts.float()))
 
     def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> _SeasonalLags:
         """As seasonality.seasonal_lags without clock changes."""
@@ -218,7 +206,9 @@ class GpuBatches:
         horizon = spec.horizon_steps
         steps = encoder_steps + horizon + 2 * half
         first = length - encoder_steps - half - spec.seasonal_lag_steps
-        latest = self._latest_day(past)
+        latest = past.new_full((len(past), horizon, past.shape[2]), torch.nan)
+        target, source = overlap(first + half + encoder_steps, horizon, length)
+        latest[:, target] = past[:, source]
         measured = ~torch.isnan(past)
         values = past.nan_to_num()
         total = past.new_zeros(len(past), steps, past.shape[2])
@@ -245,14 +235,11 @@ class GpuBatches:
         own = past.own - component
         missing = torch.isnan(own)
         scale = self._window_scale(own, missing, profile)
-        peer_level, peer_latest = (torch.full_like(part, torch.nan) for part in (own, ahead))
         if self._peers is not None and past.peers is not None:
-            peers = past.peers._replace(level=past.peers.level - component, latest=past.peers.latest - ahead)
+            peers = past.peers._replace(level=past.peers.level - component)
             scale = self._peers.scale(scale, own, peers, profile)
-            loc = (scale.loc - peers.offset.nan_to_num())[:, None]
-            peer_level, peer_latest = ((part - loc) / scale.scale[:, None] for part in (peers.level, peers.latest))
         standardised = (context - component - scale.loc[:, None]) / scale.scale[:, None]
-        return _Standardised(strength, ahead, missing, scale, standardised, peer_level, peer_latest)
+        return _Standardised(strength, ahead, missing, scale, standardised)
 
     def _seasonal_component(self, context: Tensor, seasonal_mean: Tensor) -> tuple[Tensor, Tensor]:
         """As seasonality.seasonal_component: strength [window, metric], component [window, step, metric]."""
@@ -325,9 +312,8 @@ class GpuBatches:
         """The network's inputs, augmented."""
         encoder_steps = standardised.context.shape[1]
         calendar, market = self._calendar(plan.calendar_steps, encoder_steps)
-        parts = standardised.context, standardised.peer_level
-        values, peer_level = (_quantise(torch.asinh(part)).nan_to_num() for part in parts)
-        encoder = torch.stack([values, (~standardised.missing).float(), peer_level], dim=-1)
+        values = _quantise(torch.asinh(standardised.context)).nan_to_num()
+        encoder = torch.stack([values, (~standardised.missing).float()], dim=-1)
         return NetworkInputs(
             profile=plan.profile,
             encoder_calendar=calendar[:, :encoder_steps],
@@ -429,10 +415,12 @@ class _GpuPeers:
 def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_order: Tensor) -> Tensor:
     """As windows._decoder_reals, in this order of metrics."""
     loc, scale = standardised.scale.loc[:, None], standardised.scale.scale[:, None]
-    own = ((values - loc) / scale for values in (lags.latest - standardised.seasonal_ahead, lags.smoothed_mean))
-    inputs = [torch.asinh(values).nan_to_num() for values in (*own, standardised.peer_latest)]
-    by_metric = _exchanged(torch.stack(inputs, dim=-1), metric_order)
-    return _quantise(torch.cat([by_metric, lags.latest_share, lags.smoothed_mean_share], dim=2))
+    inputs = [
+        torch.asinh((values - loc) / scale).nan_to_num()
+        for values in (lags.latest - standardised.seasonal_ahead, lags.smoothed_mean)
+    ]
+    pairs = _exchanged(torch.stack(inputs, dim=-1), metric_order)
+    return _quantise(torch.cat([pairs, lags.latest_share, lags.smoothed_mean_share], dim=2))
 
 
 def _masked_mean_and_deviations(values: Tensor, missing: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -452,7 +440,7 @@ def _quantise(values: Tensor) -> Tensor:
     return torch.round(values * INPUT_GRID) / INPUT_GRID
 
 
-def _exchanged(parts: Tensor, order: Tensor) -> Tensor:
-    """[window, step, metric, part] in another order of metrics, interleaved: [window, step, part * metric]."""
-    index = order[:, None, :, None].expand_as(parts)
-    return parts.gather(2, index).flatten(2)
+def _exchanged(pairs: Tensor, order: Tensor) -> Tensor:
+    """[window, step, metric, 2] with metrics in another order and the pairs interleaved: [window, step, 2 * metric]."""
+    index = order[:, None, :, None].expand_as(pairs)
+    return pairs.gather(2, index).flatten(2)

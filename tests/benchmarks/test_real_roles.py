@@ -19,7 +19,7 @@ SERVERS, STEPS, HISTORY = 6, 480, 4
 SPEC = WindowSpec(METRICS, 1800, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)
 FIELDS_CHANGED = {
     "the prior from peers": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
-    "peers as inputs": {"encoder", "decoder"},
+    "peers in the encoder": {"encoder"},
     "the peers' earlier days": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
     "learned weights": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
 }

@@ -211,7 +211,7 @@ def test_the_window_of_a_server_that_repeats_its_day_is_flat_without_the_seasona
     tomorrow = scaling.bounds.transform(np.tile(day, (1, 2, 1)))[:, 481 % 48 :][:, :16]
     np.testing.assert_allclose(np.diff(windows.target_scale.loc, axis=1), np.diff(tomorrow, axis=1), atol=0.01)
     np.testing.assert_allclose(windows.target_scale.loc, tomorrow, rtol=0.02)
-    assert np.ptp(windows.inputs.encoder[..., 0::3], axis=1).max() < 0.02
+    assert np.ptp(windows.inputs.encoder[..., 0::2], axis=1).max() < 0.02
     np.testing.assert_allclose(windows.inputs.static[:, 4:6], 1.0, atol=1e-3)
 
 
@@ -228,7 +228,7 @@ def test_seasonal_lags_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScalin
             loc, scale = windows.target_scale.loc[1, horizon_step - 1, metric], windows.target_scale.scale[1, metric]
             latest = transformed[at - 48, metric]
             expected = 0.0 if np.isnan(latest) else np.arcsinh((latest - loc) / scale)
-            assert row[3 * metric] == pytest.approx(expected, abs=ROUNDING)
+            assert row[2 * metric] == pytest.approx(expected, abs=ROUNDING)
             smoothed = [
                 transformed[at - 48 * day + offset, metric]
                 for day in range(1, SEASONAL_MEAN_DAYS + 1)
@@ -237,7 +237,7 @@ def test_seasonal_lags_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScalin
             measured = [value for value in smoothed if not np.isnan(value)]
             shares.append(len(measured) / len(smoothed))
             mean = np.arcsinh((np.mean(measured) - loc + component[horizon_step - 1, metric]) / scale)
-            assert row[3 * metric + 1] == pytest.approx(mean, abs=ROUNDING)
+            assert row[2 * metric + 1] == pytest.approx(mean, abs=ROUNDING)
         assert row[-1] == pytest.approx(np.mean(shares), abs=ROUNDING)
 
 
@@ -267,8 +267,8 @@ def test_unknown_steps_equal_unmeasured_steps(spec: WindowSpec, scaling: FleetSc
 def test_masks_are_one_where_a_value_was_measured(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray) -> None:
     windows = windows_at(spec, scaling, values, [400])
     measured = ~np.isnan(values[0, 400 - 47 : 401])
-    np.testing.assert_array_equal(windows.inputs.encoder[0, :, 1::3], measured)
-    assert (windows.inputs.encoder[0, :, 0::3][~measured] == 0).all()
+    np.testing.assert_array_equal(windows.inputs.encoder[0, :, 1::2], measured)
+    assert (windows.inputs.encoder[0, :, 0::2][~measured] == 0).all()
 
 
 def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> None:
@@ -339,8 +339,8 @@ def test_a_server_without_history_has_the_loc_of_its_peers_now(peer_fleet: Fleet
         others = [row for row in range(6) if row != window]
         expected = np.nanmean(peer_fleet.transformed[others, 403:451], axis=(0, 1))
         assert np.abs(windows.target_scale.loc[window].mean(axis=0) - expected).max() < 6
-    assert (windows.inputs.encoder[..., 1::3] == 0).all()
-    assert (windows.inputs.encoder[..., 0::3] != 0).mean() > 0.9
+    assert (windows.inputs.encoder[..., 1::2] == 0).all()
+    assert (windows.inputs.encoder[..., 0::2] != 0).mean() > 0.9
     np.testing.assert_allclose(windows.inputs.static[:, 7], np.log1p(5) / 4)
 
 
