@@ -194,8 +194,11 @@ def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) 
     profiles, metrics = sample.smallest_scale.shape
     lengths = history_lengths(lag_steps.encoder)
     shape = (profiles, metrics, len(lengths))
-    by_length = (np.full(shape, np.nan) for _ in range(len(PeerPrior._fields) - 1))
-    prior = PeerPrior(*by_length, np.full((*shape, len(KNOT_LEVELS)), np.nan))
+    level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight = (
+        np.full(shape, np.nan) for _ in range(5)
+    )
+    quantiles = np.full((*shape, len(KNOT_LEVELS)), np.nan)
+    prior = PeerPrior(level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles)
     for profile in range(1, profiles):
         windows = _sampled_windows(sample, profile, lag_steps, history_steps)
         if windows is None:

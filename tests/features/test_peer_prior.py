@@ -54,7 +54,7 @@ def fitted(size_of_steps: np.ndarray) -> PeerPrior:
     values = (load[:, None] + random.normal(0, 0.2, (SERVERS, STEPS, 1))).astype(np.float32)
     profiles = ("web",) * SERVERS
     members = ProfileMembers.of([str(row) for row in range(SERVERS)], profiles)
-    scaling = fit_scaling(values, {"cpu": True}, profiles, CONTEXT)
+    scaling = fit_scaling(values, {"cpu": "percent"}, profiles, CONTEXT)
     peers = Peers(PeerTable.build(values, members, 0), members.mask(SERVERS)).of_fleet(profiles, scaling.bounds)
     rows = np.ones(SERVERS, dtype=np.int64)
     sample = PeerSample(values, scaling.bounds, np.arange(SERVERS), rows, peers, 0, 1e-3 * scaling.scale)
