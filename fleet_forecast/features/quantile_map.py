@@ -8,9 +8,7 @@ inputs.
 
 With few measured steps the window quantiles are drawn toward the prior of cold_start.py, estimated for the server's
 profile at that length of history. For a whole context the prior is the normal distribution: differences between
-servers are little evidence about the variation of one of them. The prior of windows with peers (peer_prior.py) is
-calibrated at every length of history, and a few hours show a server's level, but seldom its range: there the gaps
-between the quantiles are drawn toward the prior more strongly than the median.
+servers are little evidence about the variation of one of them.
 """
 
 from __future__ import annotations
@@ -25,18 +23,14 @@ KNOT_LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the map; the levels 
 NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in KNOT_LEVELS)
 MEDIAN_KNOT = KNOT_LEVELS.index(0.5)
 PRIOR_STEPS = 24.0  # weight of the prior, in measured steps
-PEER_GAP_PRIOR_STEPS = 72.0  # the same for the gaps between quantiles, if the prior was fitted with peers
 SMALLEST_GAP = 0.03  # between neighbouring quantiles, standardised: keeps the map strictly increasing
 
 
-def window_quantiles(
-    standardised: np.ndarray, prior: np.ndarray, gap_prior_steps: np.ndarray | float = PRIOR_STEPS
-) -> np.ndarray:
+def window_quantiles(standardised: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Quantiles of windows at KNOT_LEVELS: float32 [window, metric, knot], standardised, strictly increasing.
 
     standardised: float32 [window, step, metric], NaN = not measured.
-    prior: float32 [window, metric, knot] (FleetScaling.prior_quantiles). gap_prior_steps: its weight, of
-        the gaps between quantiles [window, metric]; that for the median is PRIOR_STEPS.
+    prior: float32 [window, metric, knot] (FleetScaling.prior_quantiles).
     """
     ascending = np.sort(standardised, axis=1)  # NaN last
     measured = standardised.shape[1] - count_over_steps(np.isnan(standardised)).astype(np.int64)  # [window, metric]
@@ -46,11 +40,10 @@ def window_quantiles(
     above = np.minimum(below + 1, last[..., None])
     low, high = (np.take_along_axis(ascending, at.swapaxes(1, 2), axis=1).swapaxes(1, 2) for at in (below, above))
     own = np.nan_to_num(low + (high - low) * (position - below))
-    weight, gap_weight = ((measured / (measured + steps))[..., None] for steps in (PRIOR_STEPS, gap_prior_steps))
-    gaps = gap_weight * np.diff(own, axis=-1) + (1.0 - gap_weight) * np.diff(prior, axis=-1)
-    gaps = np.maximum(gaps, SMALLEST_GAP)
-    at_median = slice(MEDIAN_KNOT, MEDIAN_KNOT + 1)
-    median = weight * own[..., at_median] + (1.0 - weight) * prior[..., at_median]
+    weight = (measured / (measured + PRIOR_STEPS))[..., None]
+    shrunk = weight * own + (1.0 - weight) * prior
+    gaps = np.maximum(np.diff(shrunk, axis=-1), SMALLEST_GAP)
+    median = shrunk[..., MEDIAN_KNOT, None]
     upper = median + gaps[..., MEDIAN_KNOT:].cumsum(axis=-1)
     lower = median - gaps[..., MEDIAN_KNOT - 1 :: -1].cumsum(axis=-1)
     return np.concatenate([lower[..., ::-1], median, upper], axis=-1, dtype=np.float32)

@@ -24,7 +24,7 @@ from fleet_forecast.features.history import interpolate_between_rows
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
 from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
 from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
-from fleet_forecast.features.quantile_map import PEER_GAP_PRIOR_STEPS, PRIOR_STEPS, window_quantiles
+from fleet_forecast.features.quantile_map import window_quantiles
 from fleet_forecast.features.scaling import FleetScaling, WindowScale
 from fleet_forecast.features.seasonality import (
     SEASONAL_MEAN_DAYS,
@@ -225,14 +225,10 @@ class _Standardised(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """Scale of a batch of windows, the prior of their quantiles, and two static inputs of the network.
-
-    gap_prior_steps: weight of the prior of gaps, in measured steps, float32 [window, metric].
-    """
+    """Scale of a batch of windows, the prior of their quantiles, and two static inputs of the network."""
 
     scale: WindowScale
     quantiles: np.ndarray
-    gap_prior_steps: np.ndarray
     position: WindowScale
     peer_weight: np.ndarray
 
@@ -384,7 +380,7 @@ def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_ro
         peer_weight=found.peer_weight,
         context=standardised,
         missing=missing,
-        quantiles=window_quantiles(own_standardised, found.quantiles, found.gap_prior_steps),
+        quantiles=window_quantiles(own_standardised, found.quantiles),
     )
 
 
@@ -394,7 +390,6 @@ def _scale(scaling: FleetScaling, own: np.ndarray, measured_steps: np.ndarray, p
     return _Scale(
         scale,
         scaling.prior_quantiles(measured_steps, profile_rows),
-        np.full(measured_steps.shape, PRIOR_STEPS, dtype=np.float32),
         scaling.relative_to_profile(scale, profile_rows),
         np.zeros(measured_steps.shape, dtype=np.float32),
     )
@@ -413,7 +408,6 @@ def _scale_with_peers(scaling: FleetScaling, without: _Scale, past: _Past, profi
     return _Scale(
         WindowScale(*chosen),
         np.where(has_peers[..., None], by_peers.quantiles, without.quantiles),
-        np.where(has_peers, np.float32(PEER_GAP_PRIOR_STEPS), without.gap_prior_steps),
         WindowScale(*position),
         np.where(has_peers, 1.0 - prior.level_weight[profile_rows, :, 1], np.float32(0.0)),
     )

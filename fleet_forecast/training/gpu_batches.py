@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 
 from fleet_forecast.features.cold_start import SCALE_PRIOR_STEPS, SMALLEST_SCALE
-from fleet_forecast.features.quantile_map import (
-    KNOT_LEVELS,
-    MEDIAN_KNOT,
-    PEER_GAP_PRIOR_STEPS,
-    PRIOR_STEPS,
-    SMALLEST_GAP,
-)
+from fleet_forecast.features.quantile_map import KNOT_LEVELS, MEDIAN_KNOT, PRIOR_STEPS, SMALLEST_GAP
 from fleet_forecast.features.seasonality import (
     FITTED_PARAMETERS,
     INDEPENDENT_POINTS_PER_DAY,
@@ -83,7 +77,6 @@ class _Scale(NamedTuple):
     loc: Tensor
     scale: Tensor
     quantiles: Tensor
-    gap_prior_steps: Tensor
     position: Tensor
     peer_weight: Tensor
 
@@ -276,8 +269,7 @@ class GpuBatches:
         relative_scale = torch.exp(prior + scale_weight * (own - prior))
         window_loc, window_scale = loc + scale * loc_weight * mean, scale * relative_scale
         position = torch.stack([(window_loc - loc) / scale, torch.log(window_scale / scale)], dim=-1)
-        gap_steps, no_weight = torch.full_like(loc, PRIOR_STEPS), torch.zeros_like(loc)
-        return _Scale(window_loc, window_scale, self._prior_quantiles[at], gap_steps, position, no_weight)
+        return _Scale(window_loc, window_scale, self._prior_quantiles[at], position, torch.zeros_like(loc))
 
     def _target_scale(self, standardised: _Standardised, plan: GpuPlan) -> TargetScale[Tensor]:
         quantiles = self._window_quantiles(standardised)
@@ -299,9 +291,9 @@ class GpuBatches:
         low, high = ascending.gather(2, below), ascending.gather(2, above)
         own = (low + (high - low) * (position - below)).nan_to_num()
         weight = measured / (measured + PRIOR_STEPS)
-        gap_weight = measured / (measured + standardised.scale.gap_prior_steps[..., None])
-        gaps = (gap_weight * own.diff(dim=-1) + (1.0 - gap_weight) * prior.diff(dim=-1)).clamp(min=SMALLEST_GAP)
-        median = (weight * own + (1.0 - weight) * prior)[..., MEDIAN_KNOT, None]
+        shrunk = weight * own + (1.0 - weight) * prior
+        gaps = shrunk.diff(dim=-1).clamp(min=SMALLEST_GAP)
+        median = shrunk[..., MEDIAN_KNOT, None]
         upper = median + gaps[..., MEDIAN_KNOT:].cumsum(dim=-1)
         lower = median - gaps[..., :MEDIAN_KNOT].flip(-1).cumsum(dim=-1).flip(-1)
         return torch.cat([lower, median, upper], dim=-1).float()
@@ -406,7 +398,6 @@ class _GpuPeers:
             loc=torch.where(has_peers, loc, without.loc),
             scale=torch.where(has_peers, scale, without.scale),
             quantiles=torch.where(has_peers[..., None], self._quantiles[at], without.quantiles),
-            gap_prior_steps=without.gap_prior_steps.masked_fill(has_peers, PEER_GAP_PRIOR_STEPS),
             position=torch.where(has_peers[..., None], position, without.position),
             peer_weight=torch.where(has_peers, 1.0 - self._level_weight[profile, :, 1], 0.0),
         )

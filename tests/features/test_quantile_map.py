@@ -39,18 +39,6 @@ def test_window_quantiles_are_the_empirical_ones_drawn_toward_the_prior(steps: i
     np.testing.assert_allclose(quantiles_of(units, prior), expected, atol=1e-4)
 
 
-def test_gaps_with_a_weight_of_their_own_leave_the_median_where_it_was() -> None:
-    """Gaps are as of so many steps of the prior, window by window; the median is as without."""
-    units, prior = bursts(36), np.array([-2, -1, -0.5, 0, 1, 2, 5], dtype=np.float32)
-    own = np.moveaxis(np.nanquantile(units, KNOT_LEVELS, axis=1), 0, -1)
-    known = (~np.isnan(units)).sum(axis=1)[..., None]
-    steps = np.array([[24.0], [72.0], [72.0], [24.0], [1000.0]])[..., None]
-    expected = (known * np.diff(own) + steps * np.diff(prior)) / (known + steps)
-    found = window_quantiles(units, np.broadcast_to(prior, (5, 2, len(KNOT_LEVELS))), steps[..., 0])
-    np.testing.assert_allclose(np.diff(found), expected, atol=1e-4)
-    np.testing.assert_allclose(found[..., 3], quantiles_of(units, prior)[..., 3], atol=1e-6)
-
-
 @pytest.mark.parametrize("units", [np.full((2, 1, 3), np.nan, np.float32), np.full((2, 288, 3), np.nan, np.float32)])
 def test_without_history_the_window_quantiles_are_the_prior(units: np.ndarray) -> None:
     prior = np.sort(np.random.default_rng(5).normal(size=7)).astype(np.float32) * 4
