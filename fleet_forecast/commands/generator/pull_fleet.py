@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.business_calendar import business_calendar
 from fleet_forecast.commands.generator.generate_fleet import result_line
 from fleet_forecast.commands.generator.scenario_of_flags import (
     HOURS,
@@ -20,6 +19,7 @@ from fleet_forecast.commands.generator.scenario_of_flags import (
     refuse_unwritable,
 )
 from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
 from fleet_forecast.sources.prometheus import PrometheusClient, query_set_of
