@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_moved_flags(parser, "profiles")
     _add_interval_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
+    add("--steps", type=positive_int, help="optimisation steps, instead of --epochs: independent of the machine's load")
     add(
         "--max-minutes",
         type=positive_float,

@@ -51,6 +51,7 @@ def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
             learning_rate=arguments.learning_rate,
             max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
             seed=arguments.seed,
+            steps=arguments.steps,
         ),
     )
 
