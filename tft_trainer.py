@@ -129,17 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tft_trainer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = partial(add_flag, parser)
-    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
-    add(
-        "--from-history",
-        type=Path,
-        metavar="FILE",
-        help="train on what a daemon stored, instead of --training-dir; the daemon may run meanwhile",
-    )
-    add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
-    add_fleet_flag(parser)
-    add_moved_flags(parser, "profiles")
-    _add_interval_flags(parser)
+    _add_data_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
     add("--steps", type=positive_int, help="optimisation steps, instead of --epochs: independent of the machine's load")
     add(
@@ -176,8 +166,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = partial(add_flag, parser)
+    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
+    add(
+        "--from-history",
+        type=Path,
+        metavar="FILE",
+        help="train on what a daemon stored, instead of --training-dir; the daemon may run meanwhile",
+    )
+    add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
+    add_fleet_flag(parser)
+    add_moved_flags(parser, "profiles")
     add(
         "--incidents",
         type=Path,
