@@ -80,6 +80,10 @@ def _run(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules)
 
 def _command_on_a_file(arguments: argparse.Namespace) -> Callable[[argparse.Namespace, Settings, ProfileRules], None]:
     """What the flags ask for. Imported here, so that each command, and the daemon, starts without the others."""
+    if arguments.backup is not None:
+        from fleet_forecast.commands.back_up_history import back_up_history
+
+        return back_up_history
     if arguments.audit:
         from fleet_forecast.commands.audit_file import audit_file
 
@@ -134,6 +138,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_flag(daemon, "--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
     add_flag(daemon, "--config", type=Path, metavar="FILE", help="TOML file with these settings; flags override it")
     add_flag(daemon, "--check-config", action="store_true", help="check the settings, print them and exit")
+    add_flag(
+        daemon,
+        "--backup",
+        type=Path,
+        metavar="FILE",
+        help="write a consistent copy of --history to a new file and exit; the daemon may run meanwhile",
+    )
     daemon_settings.add_flags(daemon)
     return parser.parse_args(argv)
 
@@ -197,7 +208,7 @@ def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
 
 def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
     """Neither the daemon nor --check-config reads or writes a file of metrics; some flags are of a replay only."""
-    for mode in ("daemon", "check_config"):
+    for mode in ("daemon", "check_config", "backup"):
         for flag in ("input", "output", "first_origin", "explain", "audit"):
             if getattr(arguments, mode) and getattr(arguments, flag):
                 name = {"first_origin": "from"}.get(flag, flag)
@@ -205,18 +216,10 @@ def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
     for flag in ("to", "incidents", "label"):
         if getattr(arguments, flag) is not None and not arguments.replay:
             raise UsageError(f"--{flag}: is of a replay; add --replay")
-    for flag in ("daemon", "audit", "explain"):
-        if arguments.replay and getattr(arguments, flag):
-            raise UsageError(f"--{flag}: --replay does something else; give one of the two")
-
-
-# --- batch ----------------------------------------------------------------------------------------------------------
-
-
-# --- replay ---------------------------------------------------------------------------------------------------------
-
-
-# --- daemon ---------------------------------------------------------------------------------------------------------
+    for mode, others in (("replay", ("daemon", "audit", "explain", "backup")), ("backup", ("daemon", "check_config"))):
+        for flag in others:
+            if getattr(arguments, mode) and getattr(arguments, flag):
+                raise UsageError(f"--{flag.replace('_', '-')}: --{mode} does something else; give one of the two")
 
 
 if __name__ == "__main__":

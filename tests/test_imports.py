@@ -46,6 +46,7 @@ FLOORS = {
 SERVING_FLOORS = {
     f"{PACKAGE}.serving.dashboard": 0,
     f"{PACKAGE}.serving.storage": 0,
+    f"{PACKAGE}.serving.storage.offline": 1,
     f"{PACKAGE}.serving.forecasts": 1,
     f"{PACKAGE}.serving.ingest": 1,
     f"{PACKAGE}.serving.monitoring": 2,

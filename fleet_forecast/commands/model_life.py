@@ -17,7 +17,7 @@ from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, promote, read_config
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.storage.export import export_history
+from fleet_forecast.serving.storage.offline.export import export_history
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.trainer_state import TrainerState
 from fleet_forecast.usage import note

@@ -11,13 +11,13 @@ import pytest
 
 from data_contract import DataFileError, read_metrics
 from fleet_forecast.contract.calendar import BusinessCalendar
-from fleet_forecast.serving.storage import export
-from fleet_forecast.serving.storage.export import export_history
+from fleet_forecast.serving.storage.offline import copying
+from fleet_forecast.serving.storage.offline.export import export_history
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import BUILT_IN_RULES
 from tests.serving.storage.stored import STEP, means_of, sample
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 # Writes numbered batches of 400 servers without pause, and prints the number of each acknowledged one.
 WRITER = """
 import pathlib, sys
@@ -97,7 +97,7 @@ def test_a_copy_is_repeated_if_the_log_was_begun_anew_meanwhile(tmp_path, monkey
             wal = history.with_name("h.sqlite-wal")
             wal.write_bytes(wal.read_bytes()[:16] + b"otherwise" + wal.read_bytes()[25:])
 
-    monkeypatch.setattr(export.shutil, "copyfile", copyfile)
+    monkeypatch.setattr(copying.shutil, "copyfile", copyfile)
     with pytest.raises(DataFileError, match="holds no complete step"):  # the content of the second log is not valid
         exported(history, tmp_path / "out")
     assert copied == ["h.sqlite", "h.sqlite-wal"] * 2

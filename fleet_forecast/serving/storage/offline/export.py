@@ -1,15 +1,7 @@
-"""Exports a history file as metrics of the data contract, while a daemon writes to it.
-
-The daemon holds the file exclusively, so no second connection can read it. It is copied instead, with its write-ahead
-log (WAL), and the copy is opened. SQLite changes the file only at checkpoints, with pages that are also in the WAL: a
-file copied before its WAL gives, with the WAL's pages over it, the state of the WAL's last commit. That holds unless
-the WAL was begun anew in between. Its header then has other salt values (sqlite.org/walformat.html), and the copy is
-repeated.
-"""
+"""Exports a history file as metrics of the data contract, while a daemon writes to it."""
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
 from collections import Counter
@@ -29,13 +21,12 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.database import HistoryDatabase
 from fleet_forecast.serving.storage.errors import HistoryVersionError
 from fleet_forecast.serving.storage.integrity import files_of
+from fleet_forecast.serving.storage.offline.copying import consistent_copy
 from fleet_forecast.serving.storage.reads import read_step_means
 from fleet_forecast.serving.storage.samples import StepMeans
 from fleet_forecast.serving.storage.schema import Layout
 from server_profiles import ProfileRules, profile_of
 
-COPY_ATTEMPTS = 10
-WAL_HEADER_BYTES = 32
 STEPS_AT_ONCE = 96  # bounds memory
 COPY_FILE = "history.sqlite"
 GENERATOR = "history of the daemon"
@@ -58,7 +49,7 @@ def export_history(history: Path, folder: Path, rules: ProfileRules, calendar: B
     Raises DataFileError if the file is missing, damaged, empty, of newer software, or changed too fast to be copied.
     """
     copied_at_seconds = time.time()
-    copy = _consistent_copy(history, folder / COPY_FILE)
+    copy = consistent_copy(history, folder / COPY_FILE)
     try:
         database = HistoryDatabase(copy, Layout(1, tuple(METRICS)), max_servers=0)
     except (HistoryVersionError, OSError) as problem:
@@ -81,35 +72,6 @@ def export_history(history: Path, folder: Path, rules: ProfileRules, calendar: B
         database.close()
         for part in files_of(copy):
             part.unlink(missing_ok=True)
-
-
-def _consistent_copy(history: Path, copy: Path) -> Path:
-    file, wal, _ = files_of(history)
-    copied_file, copied_wal, _ = files_of(copy)
-    for _attempt in range(COPY_ATTEMPTS):
-        try:
-            before = _wal_header(wal)
-            shutil.copyfile(file, copied_file)
-            copied_wal.write_bytes(b"")
-            if wal.exists():
-                shutil.copyfile(wal, copied_wal)
-            if _wal_header(wal) == before == _wal_header(copied_wal):
-                return copy
-        except FileNotFoundError:
-            if not file.exists():
-                raise DataFileError(f"{history}: no such file; give the daemon's --history file") from None
-        except OSError as problem:
-            raise DataFileError(f"{history}: cannot be copied ({problem}); check rights and free space") from problem
-    raise DataFileError(f"{history}: was changed in each of {COPY_ATTEMPTS} copies; repeat when fewer samples come in")
-
-
-def _wal_header(wal: Path) -> bytes:
-    """The header with the salt values; no bytes without a WAL."""
-    try:
-        with wal.open("rb") as file:
-            return file.read(WAL_HEADER_BYTES)
-    except FileNotFoundError:
-        return b""
 
 
 @dataclass(frozen=True)
