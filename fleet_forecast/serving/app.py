@@ -37,7 +37,6 @@ from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
-from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
@@ -53,7 +52,6 @@ def create_app(
     settings: Settings,
     files: ReferencedFiles | None = None,
     load_engine: LoadEngine | None = None,
-    prometheus: tuple[PrometheusClient, QuerySet] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. The store is opened and the model is loaded when it starts, not here.
@@ -62,7 +60,7 @@ def create_app(
     """
     files = files or ReferencedFiles()
     tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
-    config = DaemonConfig(settings, files, load_engine, prometheus, clock, tokens, counters)
+    config = DaemonConfig(settings, files, load_engine, clock, tokens, counters)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from fleet_forecast.serving.delivery.silence_book import SilenceBook
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
+from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
@@ -51,6 +52,7 @@ class Daemon:
     archive: ForecastArchive
     events: EventHub
     notifiers: list[Notifier]
+    pullers: list[Puller]
     clock: Callable[[], float]  # seconds since 1970
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)

@@ -36,7 +36,7 @@ from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
-from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from fleet_forecast.sources.fleet_pull import Owners
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
@@ -51,14 +51,13 @@ class DaemonConfig:
     """What the daemon is made from.
 
     load_engine: loads a model directory; None: Engine.load on the device of the settings.
-    prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
+    clock: seconds since 1970 for samples, steps and ages.
     tokens, http: shared with the middleware.
     """
 
     settings: Settings
     files: ReferencedFiles
     load_engine: LoadEngine | None
-    prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
     tokens: AccessTokens
     http: HttpCounters
@@ -70,7 +69,7 @@ async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     daemon = await asyncio.to_thread(_open, config)
     daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
-    work = _background_work(daemon, config.prometheus)
+    work = _background_work(daemon)
     work.append(("reload", _reload_on_hangup(daemon)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
     try:
@@ -85,12 +84,14 @@ def _open(config: DaemonConfig) -> Daemon:
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
+    ingest = IngestSink(settings, store, config.clock, files.profile_rules)
+    owners = Owners([server.name for server in files.prometheus])
     silences = SilenceBook(files.alert_rules.silences, _beside_history(settings, ".silences.json"), config.clock)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
         store=store,
-        ingest=IngestSink(settings, store, config.clock, files.profile_rules),
+        ingest=ingest,
         remote_write=WriteDecoder(settings.server_label, settings.max_samples),
         otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
@@ -104,6 +105,7 @@ def _open(config: DaemonConfig) -> Daemon:
         archive=ForecastArchive(),
         events=EventHub(),
         notifiers=[],
+        pullers=[Puller(ingest, server, owners) for server in files.prometheus],
         clock=config.clock,
         tokens=config.tokens,
         http=config.http,
@@ -157,15 +159,14 @@ def _publish_events(daemon: Daemon) -> None:
     daemon.model.listeners.append(on_model)
 
 
-def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
+def _background_work(daemon: Daemon) -> list[Work]:
     state_file = _beside_history(daemon.settings, ".alerts.json")
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
-    if prometheus is not None:
-        work.append(("pull", Puller(daemon.ingest, *prometheus).run))
+    work += [("pull", puller.run) for puller in daemon.pullers]
     return work
 
 

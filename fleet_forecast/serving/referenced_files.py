@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.toml_file import first_problem
 from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
 from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
@@ -17,8 +21,25 @@ from fleet_forecast.serving.settings import (
     token_from,
 )
 from fleet_forecast.sources.address import parse_header
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, load_query_set
+from fleet_forecast.sources.connection import Access, CredentialError, read_access
+from fleet_forecast.sources.connections_file import (
+    ONLY_SERVER,
+    ConnectionsFile,
+    ForecastsTable,
+    PrometheusTable,
+    load_connections,
+    prometheus_servers,
+)
+from fleet_forecast.sources.label_matchers import LabelMatcherError
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusServer, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules
+
+
+class ForecastTarget(NamedTuple):
+    """What is written, and how the database is reached."""
+
+    table: ForecastsTable
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -30,24 +51,25 @@ class ReferencedFiles:
     token: bytes | None = None
     admin_token: bytes | None = None
     clients: Mapping[str, Client] = field(default_factory=dict)  # by the digest of their token
-    prometheus_token: bytes | None = None
-    queries: QuerySet = NODE_EXPORTER
+    prometheus: tuple[PrometheusServer, ...] = ()  # to pull the fleet from
+    forecasts: ForecastTarget | None = None  # where forecasts are written
 
 
 def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
     """Read and check the files that the settings name, apart from the model.
 
-    environment: variables of the process, which may contain the token. Raises what the readers of the files raise, and
-    SettingsError if the daemon would serve other machines without a token.
+    environment: variables of the process, which may contain the token and passwords. Raises what the readers of the
+    files raise, and SettingsError if the daemon would serve other machines without a token.
     """
+    connections = load_connections(settings.connections) if settings.connections else ConnectionsFile()
     files = ReferencedFiles(
         profile_rules=load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES,
         alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules(),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
         clients=load_clients(settings.tokens) if settings.tokens else {},
-        prometheus_token=read_token(settings.prometheus_token_file),
-        queries=load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER,
+        prometheus=_prometheus(settings, connections, environment),
+        forecasts=_forecast_target(connections, environment),
     )
     require_token_beyond_loopback(settings, files.token, bool(files.clients))
     check_certificate(settings)
@@ -55,10 +77,43 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
     return files
 
 
-def prometheus_source(settings: Settings, files: ReferencedFiles) -> tuple[PrometheusClient, QuerySet] | None:
-    """The Prometheus to pull from and its queries; None if the settings name none."""
-    if settings.prometheus is None:
+def _prometheus(
+    settings: Settings, connections: ConnectionsFile, environment: Mapping[str, str]
+) -> tuple[PrometheusServer, ...]:
+    """The servers to pull from: those of the connections file, or the one of the settings."""
+    queries = load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER
+    tables: Mapping[str, PrometheusTable] = connections.prometheus
+    if settings.prometheus is not None:
+        if tables:
+            raise SettingsError(
+                f"prometheus: {settings.connections} has [prometheus.NAME] tables; leave out one of them"
+            )
+        tables = {ONLY_SERVER: _table_of(settings)}
+    try:
+        return prometheus_servers(tables, queries, environment)
+    except (CredentialError, LabelMatcherError) as problem:
+        raise SettingsError(str(problem)) from None
+
+
+def _table_of(settings: Settings) -> PrometheusTable:
+    """The connection that the settings give."""
+    fields = {
+        "url": settings.prometheus,
+        "token_file": settings.prometheus_token_file,
+        "headers": dict(map(parse_header, settings.prometheus_headers)),
+    }
+    try:
+        return PrometheusTable.model_validate(fields)
+    except ValidationError as problem:
+        raise SettingsError(f"prometheus: {first_problem(problem, PrometheusTable)}") from None
+
+
+def _forecast_target(connections: ConnectionsFile, environment: Mapping[str, str]) -> ForecastTarget | None:
+    """Where forecasts are written; None if the connections file does not say."""
+    table = connections.forecasts
+    if table is None:
         return None
-    token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
-    headers = dict(map(parse_header, settings.prometheus_headers))
-    return PrometheusClient(settings.prometheus, token, headers), files.queries
+    try:
+        return ForecastTarget(table, read_access(table, environment))
+    except CredentialError as problem:
+        raise SettingsError(f"forecasts: {problem}") from None

@@ -122,6 +122,11 @@ class Settings(BaseModel):
         default=(), description="headers of each query to that Prometheus, such as 'X-Scope-OrgID: tenant'"
     )
 
+    connections: FilePath | None = Field(
+        default=None,
+        description="TOML file with the Prometheus servers to pull from, and the database to write forecasts to",
+    )
+
     server_label: LabelName = Field(
         default="instance",
         description="label with the server's name in the series of Prometheus remote write; a port is cut off",
@@ -311,8 +316,8 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "tokens", "profiles", "prometheus_queries", "alert_rules", "tls_certificate", "tls_key")
-    return "FILE" if name in files else name.rpartition("_")[2].upper()
+    files = ("history", "tokens", "profiles", "connections", "prometheus_queries", "alert_rules")
+    return "FILE" if name in (*files, "tls_certificate", "tls_key") else name.rpartition("_")[2].upper()
 
 
 def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from fleet_forecast.serving.settings import Settings, SettingsError, add_flags, load_settings
-from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError
 
 NO_ADDRESSES = (
     "http://localhost:99999/x",
@@ -31,12 +30,6 @@ ADDRESSES = (
 def test_an_address_that_cannot_be_reached_by_http_is_refused(setting, address):
     with pytest.raises(SettingsError, match=f"{setting}: .* is no address; write http://host:port"):
         load_settings(None, {setting: address})
-
-
-@pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_the_prometheus_client_refuses_the_same_addresses(address):
-    with pytest.raises(PrometheusError, match="is no address; write http://host:9090"):
-        PrometheusClient(address)
 
 
 def test_an_empty_label_is_refused():

@@ -125,6 +125,11 @@ def _not_stored(daemon: Daemon) -> list[Sample]:
     return [Sample(f'{{protocol="{protocol}",reason="{reason}"}}', count) for (protocol, reason), count in counts]
 
 
+def _pulls(daemon: Daemon) -> list[Sample]:
+    counts = sorted(daemon.ingest.pulls.items())
+    return [Sample(f'{{prometheus="{name}",result="{result}"}}', count) for (name, result), count in counts]
+
+
 CYCLE_DURATION = Family(
     "fleet_cycle_duration_seconds",
     "histogram",
@@ -229,8 +234,16 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),
+    _counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", _pulls),
+    _gauge(
+        "fleet_prometheus_servers",
+        "Servers that are taken from a Prometheus.",
+        lambda d: _by("prometheus", {p.server.name: p.owners.count(p.server.name) for p in d.pullers}),
+    ),
     _counter(
-        "fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", lambda d: _by("result", d.ingest.pulls)
+        "fleet_prometheus_conflicts",
+        "Servers that a pull left out because they are taken from another Prometheus.",
+        lambda d: _by("prometheus", {p.server.name: p.owners.conflicts[p.server.name] for p in d.pullers}),
     ),
     _counter(
         "fleet_background_failures",

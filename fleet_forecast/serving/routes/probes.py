@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
 from fleet_forecast.serving.streaming import bounded_response
@@ -58,6 +59,17 @@ class LeftOut(BaseModel):
     reason: str
 
 
+class PrometheusStatus(BaseModel):
+    """A Prometheus that the fleet is pulled from."""
+
+    name: str
+    address: str
+    servers: Annotated[int, Field(description="servers that are taken from it now")]
+    conflicts: Annotated[int, Field(description="servers that it has too and pulls left out, since the start")]
+    pulled_until: UtcTime | None
+    problem: Annotated[str | None, Field(description="why the last pull failed; null if it did not")]
+
+
 class HistoryStatus(BaseModel):
     """The file of received samples."""
 
@@ -81,6 +93,7 @@ class StatusResponse(BaseModel):
     left_out: Annotated[
         list[LeftOut], Field(description="since the start, of each protocol the first 100 servers and other names")
     ]
+    prometheus: list[PrometheusStatus]
     history: HistoryStatus
 
 
@@ -159,6 +172,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "left_out_cells": daemon.ingest.left_out_cells.total(),
         },
         "left_out": daemon.ingest.tally.left_out(),
+        "prometheus": [_prometheus_status(puller) for puller in daemon.pullers],
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
@@ -166,6 +180,18 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "problem": store.failure,
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
+    }
+
+
+def _prometheus_status(puller: Puller) -> dict[str, Any]:
+    name, pulled_until = puller.server.name, puller.pulled_until_seconds
+    return {
+        "name": name,
+        "address": puller.server.client.address,
+        "servers": puller.owners.count(name),
+        "conflicts": puller.owners.conflicts[name],
+        "pulled_until": None if pulled_until is None else iso(pulled_until),
+        "problem": puller.problem,
     }
 
 
