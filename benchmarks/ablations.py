@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.unseen_servers import BLOCK_HOURS, at_random, in_blocks_of  # noqa: E402
 from data_contract import METRIC_SPECS, ContractError, DataFileError  # noqa: E402
+from fleet_forecast.commands import training_job  # noqa: E402
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, Backtest, rolling_origins  # noqa: E402
 from fleet_forecast.evaluation.scores import mean_seasonal_error  # noqa: E402
@@ -133,8 +134,8 @@ def load_job(training_dir: Path, step_seconds: int, seed: int) -> Job:
     """Read and split the data with the trainer's functions."""
     flags = ["--training-dir", str(training_dir), "--step-seconds", str(step_seconds), "--seed", str(seed)]
     arguments = tft_trainer.build_parser().parse_args(flags)
-    data = tft_trainer.read(arguments)
-    grid, spec = tft_trainer.grid_and_windows(data, arguments)
+    data = training_job.read(arguments)
+    grid, spec = training_job.grid_and_windows(data, arguments)
     split = split_fleet(grid, spec, arguments.train_fraction, HELD_OUT_SHARE, seed)
     profiles, _ = choose_profiles(data, grid, split)
     return Job(f"{training_dir.absolute().stem}-{step_seconds}s", grid, spec, split, profiles)

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.real_servers import held_out_names  # noqa: E402
 from data_contract import ContractError, DataFileError  # noqa: E402
+from fleet_forecast.commands import training_job  # noqa: E402
 from fleet_forecast.evaluation.backtest import MODEL, best_baseline  # noqa: E402
 from fleet_forecast.features.grid import GridError  # noqa: E402
 from fleet_forecast.training.checkpoint import Checkpoint, Checkpointer  # noqa: E402
@@ -48,7 +49,7 @@ def load_job(path: Path, seed: int) -> Job:
     held_out = ",".join(held_out_names(path, 1)[0])
     flags = ["--training-dir", str(path), "--holdout-servers", held_out, "--seed", str(seed)]
     arguments = tft_trainer.build_parser().parse_args(flags)
-    return tft_trainer.prepare(tft_trainer.read(arguments), arguments)
+    return training_job.prepare(training_job.read(arguments), arguments)
 
 
 def train(job: Job, steps: int) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import tft_trainer  # noqa: E402
 from benchmarks.real_servers import arguments_of, last_json_line, run_all  # noqa: E402
 from data_contract import read_metrics  # noqa: E402
+from fleet_forecast.commands import training_job  # noqa: E402
 from fleet_forecast.evaluation.cold_start import PROFILE_GIVEN  # noqa: E402
 from fleet_forecast.features.cold_start import default_prior  # noqa: E402
 from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior  # noqa: E402
@@ -105,7 +106,7 @@ def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.Data
     words = [str(word) for pair in flags.items() for word in pair]
     if not minutes:
         arguments = tft_trainer.build_parser().parse_args(words)
-        job = tft_trainer.prepare(tft_trainer.read(arguments), arguments)
+        job = training_job.prepare(training_job.read(arguments), arguments)
         return job.cold_start_table(job.fresh_model())
     run = [*words, "--max-minutes", f"{minutes:g}", "--no-comparison", "--no-final-fit", "--no-risk-model"]
     trained = last_json_line(tft_trainer.main, run)

@@ -33,6 +33,7 @@ FLOORS = {
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,
     "data_contract": 8,
+    f"{PACKAGE}.commands": 8,
     **dict.fromkeys(SCRIPTS, 9),
     "demo": 10,
 }

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import metrics_generator
 from data_contract import METADATA_FILE, METRICS, METRICS_FILE, read_metadata, read_metrics
-from metrics_generator import SERVERS, instant, main
+from fleet_forecast.commands import stream_fleet
+from fleet_forecast.commands.scenario_of_flags import instant
+from metrics_generator import SERVERS, main
 
 ROOT = Path(__file__).parent.parent
 FEW = ["--num_ml_compute", "1", "--num_database", "2", "--num_web_api", "3"]
@@ -332,7 +333,7 @@ def test_a_daemon_that_refuses_or_has_an_unknown_response_ends_the_stream(capsys
 
 
 def test_a_daemon_that_is_not_there_is_named_with_the_remedy(capsys, monkeypatch):
-    monkeypatch.setattr(metrics_generator, "Feed", _impatient)
+    monkeypatch.setattr(stream_fleet, "Feed", _impatient)
     code, _, err = run(capsys, "--stream", "http://127.0.0.1:9", *FEW)
     assert code == 1
     assert "http://127.0.0.1:9 does not take samples: ConnectError" in err

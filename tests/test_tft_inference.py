@@ -312,7 +312,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_until_ready(process, url, seconds=30.0):
+def wait_until_ready(process, url, seconds=120.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, "the daemon ended"

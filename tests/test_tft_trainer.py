@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import tft_trainer
 from data_contract import CheckedMetrics, check_metrics
+from fleet_forecast.commands import training_job, training_run
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -249,7 +250,7 @@ def test_missing_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def read_with_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[CheckedMetrics, str]:
     """The checked data, and the notes on stderr."""
-    data = tft_trainer.read(tft_trainer.build_parser().parse_args(["--training-dir", str(folder)]))
+    data = training_job.read(tft_trainer.build_parser().parse_args(["--training-dir", str(folder)]))
     return data, capsys.readouterr().err
 
 
@@ -337,16 +338,16 @@ def test_a_metric_without_training_measurements_is_dropped_and_named(
     spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, "UTC", 12, 4)
     grid = FleetGrid(("a", "b", "c"), (None,) * 3, spec.metrics, np.datetime64("2026-03-02", "s"), 3600, values)
     split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), train_end=50, test_start=70)
-    left, spec_of_it = tft_trainer.drop_unmeasured_metrics(grid, spec, split)
+    left, spec_of_it = training_job.drop_unmeasured_metrics(grid, spec, split)
     assert left.metrics == spec_of_it.metrics == ("cpu_pct",)
     assert left.values.shape == (3, 100, 1)
     assert "no training server has latency_ms before 2026-03-04T02:00:00Z: not forecast" in capsys.readouterr().err
     values[:, 70:] = np.nan
     with pytest.raises(TrainingError, match=r"in the test period, from 2026-03-04T22:00:00Z on"):
-        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
+        training_job.drop_unmeasured_metrics(grid, spec, split)
     values[:2, :50] = np.nan
     with pytest.raises(TrainingError, match="no training server has a measurement before"):
-        tft_trainer.drop_unmeasured_metrics(grid, spec, split)
+        training_job.drop_unmeasured_metrics(grid, spec, split)
 
 
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
@@ -390,7 +391,7 @@ def test_excluded_measurements_are_as_if_they_had_not_been_made(
     for name, rows, more in (("all", frame, ["--exclusions", str(exclusions)]), ("less", frame[kept], [])):
         flags = ["--training-dir", str(write(tmp_path / name, rows)), *SMALL, *more]
         arguments = tft_trainer.build_parser().parse_args(flags)
-        grids.append(tft_trainer.prepare(tft_trainer.read(arguments), arguments).grid)
+        grids.append(training_job.prepare(training_job.read(arguments), arguments).grid)
     np.testing.assert_array_equal(grids[0].values, grids[1].values)
     assert "measurements of 96 server-steps are excluded" in capsys.readouterr().err
     exclusions.write_text("[[silences]]\nserver = 'a'\n")
@@ -434,8 +435,8 @@ def test_ctrl_c_ends_training_early_and_still_publishes(tiny_training_dir: Path,
 def test_contention_is_noted_when_there_is_more_than_one_thread(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tft_trainer, "free_processors", lambda: 0.9)
-    tft_trainer.note_cpu_contention(threads=1)
+    monkeypatch.setattr(training_run, "free_processors", lambda: 0.9)
+    training_run.note_cpu_contention(threads=1)
     assert capsys.readouterr().err == ""
-    tft_trainer.note_cpu_contention(threads=2)
+    training_run.note_cpu_contention(threads=2)
     assert capsys.readouterr().err.startswith("note: other work leaves 0.9 processors free, and 2 threads wait")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 import tft_trainer
+from fleet_forecast.commands import training_run
 from fleet_forecast.inference.engine import Engine
 from tests.conftest import TINY_METRICS, tiny_flags
 from tests.risk_models import SMALL
@@ -18,7 +19,7 @@ def flags(tiny_training_dir, tmp_path):
 
 
 def test_it_is_published_checked_and_named_for_what_it_was_trained_on(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tft_trainer, "RiskSettings", lambda threads, seed: replace(SMALL, threads=threads, seed=seed))
+    monkeypatch.setattr(training_run, "RiskSettings", lambda threads, seed: replace(SMALL, threads=threads, seed=seed))
     assert tft_trainer.main(flags) == 0
     printed = capsys.readouterr()
     assert "note: the risk model is trained on simulated fleets: the data label 0 incidents" in printed.err
@@ -38,7 +39,7 @@ def test_its_failure_does_not_affect_the_model(flags, tmp_path, monkeypatch, cap
     def fail(*_arguments):
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(tft_trainer, "risk_model_of", fail)
+    monkeypatch.setattr(training_run, "risk_model_of", fail)
     assert tft_trainer.main(flags) == 0
     printed = capsys.readouterr()
     assert "note: the risk model failed (no memory left); the model is published without it" in printed.err

@@ -1,4 +1,4 @@
 """The HTTP server and its middleware: deadlines, limits, tokens.
 
-Imports settings; imported by fleet_forecast.serving.app and tft_inference.
+Imports settings; imported by fleet_forecast.serving.app and commands.
 """

@@ -1,4 +1,4 @@
 """The live feed: sends a simulated fleet step by step to a running daemon.
 
-Imports the simulation; imported by metrics_generator.py alone.
+Imports the simulation; imported by commands alone.
 """

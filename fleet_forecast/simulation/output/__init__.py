@@ -1,4 +1,4 @@
 """Output of a simulated scenario: files of the data contract, counts, a picture.
 
-Imports the simulation; imported by metrics_generator.py alone.
+Imports the simulation; imported by commands alone.
 """

@@ -1,0 +1,48 @@
+"""The input file of tft_inference.py on the model's grid, and the model; notes about the input go to stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fleet_forecast.commands.usage import note
+from fleet_forecast.contract.reading import read_metrics
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.inference.batch import grid_for, missing_metrics
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.serving.settings import Settings
+from server_profiles import ProfileRules
+
+
+def load_input(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Engine, FleetGrid]:
+    """The model, and the input on the model's grid; prints notes about the input."""
+    frame = read_rows(path, settings, rules)
+    engine = load_engine(settings)
+    return engine, on_model_grid(frame, engine, rules)
+
+
+def load_engine(settings: Settings) -> Engine:
+    return Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
+
+
+def read_rows(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFrame:
+    """The rows of the input; prints notes about them."""
+    data = read_metrics(path, rules, settings.input_timezone)
+    for notice in data.notices:
+        note(notice)
+    return data.frame
+
+
+def on_model_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> FleetGrid:
+    """Rows on the model's grid; prints notes about what it does not know."""
+    if missing := missing_metrics(frame, engine.config):
+        note(f"the data has no {', '.join(missing)}: forecast as not measured")
+    grid = grid_for(frame, engine.config, rules)
+    if engine.config.profiles:
+        for profile in engine.unknown_profiles(grid.profiles):
+            note(
+                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
+                "forecast as of unknown profile; train on servers of it"
+            )
+    return grid

@@ -1,0 +1,43 @@
+"""The daemon: tft_inference.py --daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.http.server import serve
+from fleet_forecast.serving.monitoring.log import log_as_json
+from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
+from fleet_forecast.serving.settings import Settings, SettingsError
+
+
+def run_daemon(settings: Settings) -> bool:
+    """Serve until SIGTERM or Ctrl-C; whether the daemon could start."""
+    files = read_referenced_files(settings, os.environ)
+    if not settings.model.exists():
+        raise SettingsError(
+            f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
+        )
+    log_as_json()
+    # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
+    sys.setswitchinterval(0.0001)
+    scheme = "http" if settings.tls_certificate is None else "https"
+    logging.getLogger(__name__).info(
+        "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
+    )
+    app = create_app(settings, files, prometheus=prometheus_source(settings, files))
+    if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
+        return True
+    print(
+        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
+        "If the address is in use, stop what listens there or give another --port",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _in_address(host: str) -> str:
+    """A host name as addresses have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

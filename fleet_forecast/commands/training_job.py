@@ -1,0 +1,139 @@
+"""The training data and the job that the flags of tft_trainer.py define."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fleet_forecast.commands.usage import note
+from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
+from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.features.grid import FleetGrid
+from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.intervals.silences import excluded_cells, load_silences
+from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
+from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
+from fleet_forecast.training.trainer import TrainerSettings
+from server_profiles import BUILT_IN_RULES
+
+DEFAULT_TIMEZONE = "America/New_York"
+
+
+def read(arguments: argparse.Namespace) -> CheckedMetrics:
+    """The training data, checked against the contract."""
+    rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
+    data = check_metrics(arguments.training_dir, rules, arguments.input_timezone)
+    for notice in data.notices:
+        note(notice)
+    missing = [name for name in METRIC_SPECS if name not in data.metrics]
+    if missing:
+        note(f"no {', '.join(missing)} in the data; forecasting {', '.join(data.metrics)}")
+    return data
+
+
+def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
+    """The training job that data and flags define."""
+    grid, spec = grid_and_windows(data, arguments)
+    split = split_fleet(grid, spec, arguments.train_fraction, arguments.holdout_servers, arguments.seed)
+    grid, spec = drop_unmeasured_metrics(grid, spec, split)
+    return Job(
+        grid=grid,
+        spec=spec,
+        split=split,
+        profiles=profile_feature(data, grid, split, enabled=not arguments.no_profile),
+        hidden_size=arguments.hidden_size,
+        device=choose_device(arguments.device),
+        settings=TrainerSettings(
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
+            seed=arguments.seed,
+        ),
+    )
+
+
+def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
+    """The data on a regular grid, and the window lengths in steps."""
+    data_step = data_step_seconds(data)
+    step_seconds = model_step_seconds(data_step, arguments.step_seconds)
+    if step_seconds != data_step:
+        note(f"averaging samples every {data_step} s onto steps of {step_seconds} s")
+    timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
+    check_timezone(timezone)
+    grid = without_exclusions(FleetGrid.from_checked(data, step_seconds), arguments.exclusions)
+    spec = WindowSpec(
+        metrics=grid.metrics,
+        step_seconds=step_seconds,
+        timezone=timezone,
+        context_steps=steps_of(arguments.context_hours, step_seconds, "--context-hours"),
+        horizon_steps=steps_of(arguments.horizon_hours, step_seconds, "--horizon-hours"),
+    )
+    return grid, spec
+
+
+def without_exclusions(grid: FleetGrid, path: Path | None) -> FleetGrid:
+    """The grid without the measurements that the exclusions file names: they are as if they were not measured."""
+    if path is None:
+        return grid
+    seconds = grid.timestamps().astype(np.int64)
+    excluded = excluded_cells(load_silences(path), grid.servers, grid.profiles, seconds)
+    count = int((excluded & ~np.isnan(grid.values).all(axis=2)).sum())
+    note(f"{path}: measurements of {count:,} server-steps are excluded from training and scores")
+    return grid.without(excluded)
+
+
+def check_timezone(timezone: str) -> None:
+    """Raises TrainingError if the zone is unknown."""
+    try:
+        business_time(np.zeros(1, dtype="datetime64[s]"), timezone)
+    except ValueError as error:
+        raise TrainingError(f"--timezone {timezone}: {error}") from error
+
+
+def steps_of(hours: float, step_seconds: int, flag: str) -> int:
+    """Raises TrainingError if the hours are less than half a step."""
+    steps = round(hours * 3600 / step_seconds)
+    if steps < 1:
+        raise TrainingError(f"{flag} {hours}: shorter than the data's step of {step_seconds} s; give a longer time")
+    return steps
+
+
+def drop_unmeasured_metrics(grid: FleetGrid, spec: WindowSpec, split: Split) -> tuple[FleetGrid, WindowSpec]:
+    """Grid and window lengths without the metrics that no training server measured in the training period."""
+    measured = measured_metrics(grid, split)
+    if measured.all():
+        return grid, spec
+    dropped = ", ".join(name for name, kept in zip(grid.metrics, measured, strict=True) if not kept)
+    note(f"no training server has {dropped} before {step_time(grid, split.train_end)}: not forecast")
+    return select_metrics(grid, spec, measured)
+
+
+def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:
+    """The profiles the network distinguishes, printed on stdout; empty: no profile feature."""
+    profiles, obstacle = choose_profiles(data, grid, split) if enabled else ((), "--no-profile was given")
+    if obstacle:
+        print(f"[TRANSFER] Profile feature not enabled: {obstacle}")
+        return ()
+    print("[TRANSFER] Profile feature enabled - model will learn per-profile patterns")
+    print(f"[TRANSFER] Profiles detected: {list(profiles)}")
+    print("[TRANSFER] Model configured with profile-based transfer learning")
+    print("[TRANSFER] New servers will predict based on their profile patterns", flush=True)
+    if untrained := sorted(set(profiles_of(grid, split.unseen_servers)) - set(profiles)):
+        note(
+            f"no training server has profile {', '.join(untrained)}: held-out servers of it are forecast as of "
+            "unknown profile"
+        )
+    return profiles
+
+
+def choose_device(requested: str) -> torch.device:
+    """Raises TrainingError if a GPU is requested and there is none."""
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
