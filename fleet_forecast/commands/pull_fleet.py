@@ -1,8 +1,10 @@
-"""Metrics of a real fleet from Prometheus: metrics_generator.py --from_prometheus URL."""
+"""Metrics of a real fleet: metrics_generator.py --from_prometheus URL, or --connections FILE."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,39 +13,63 @@ import numpy as np
 from tqdm import tqdm
 
 from fleet_forecast.commands.generate_fleet import result_line
-from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, read_token, refuse_unwritable
+from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, refuse_unwritable
 from fleet_forecast.commands.usage import UsageError, note
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.sources.address import parse_header
+from fleet_forecast.sources.connections_file import load_connections, only_server, prometheus_servers
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, load_query_set
-from server_profiles import BUILT_IN_RULES
+from fleet_forecast.sources.probe import Probe, probe, probe_document, probe_text
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusError, PrometheusServer, load_query_set
+from server_profiles import BUILT_IN_RULES, ProfileRules
 
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
-    """Write metrics of a real fleet from Prometheus."""
+    """Write metrics of a real fleet from Prometheus; with --probe only print what its queries give."""
     began, request = time.perf_counter(), _pull_request(arguments)
+    servers = _servers(arguments)
+    if arguments.probe:
+        found = probe_queries(servers, request.rules, request.step_seconds)
+        if found.failed:
+            raise PrometheusError("a query failed; the lines above have the reason")
+        return probe_document(found)
     refuse_unwritable(arguments.out_dir)
-    headers = _headers(arguments.prometheus_header)
-    client = PrometheusClient(arguments.from_prometheus, token=read_token(arguments.token_file), headers=headers)
     with tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        written = pull_to_folder(client, request, arguments.out_dir, progress)
-    for name, reason in written.left_out.items():
-        note(f"{name} is left out: {reason}")
+        written = pull_to_folder(servers, request, arguments.out_dir, progress)
+    for left_out in written.left_out:
+        note(left_out.sentence)
     return result_line(written.rows, written.servers, time.perf_counter() - began, written.path)
 
 
-def _headers(texts: Sequence[str]) -> dict[str, str]:
+def probe_queries(servers: Sequence[PrometheusServer], rules: ProfileRules, step_seconds: int) -> Probe:
+    """Run the queries and print what they give to stderr. Raises UsageError without a Prometheus."""
+    if not servers:
+        raise UsageError("--probe: there is no Prometheus to ask; give --prometheus URL or --connections FILE")
+    found = probe(servers, rules, time.time(), step_seconds)
+    print(probe_text(found), file=sys.stderr)
+    return found
+
+
+def _servers(arguments: argparse.Namespace) -> tuple[PrometheusServer, ...]:
+    """Where the flags say to pull from. Raises UsageError."""
+    queries = arguments.queries
     try:
-        return dict(map(parse_header, texts))
+        if arguments.connections is not None:
+            tables = load_connections(arguments.connections).prometheus
+        else:
+            tables = only_server(arguments.from_prometheus, arguments.token_file, arguments.prometheus_header)
+        built_in = load_query_set(queries).with_defaults(NODE_EXPORTER) if queries else NODE_EXPORTER
+        servers = prometheus_servers(tables, built_in, os.environ)
     except ValueError as problem:
-        raise UsageError(f"--prometheus_header: {problem}") from None
+        raise UsageError(str(problem)) from None
+    if not servers:
+        raise UsageError(f"--connections {arguments.connections}: has no [prometheus.NAME] to pull from; add one")
+    return servers
 
 
 def _pull_request(arguments: argparse.Namespace) -> PullRequest:
@@ -58,7 +84,6 @@ def _pull_request(arguments: argparse.Namespace) -> PullRequest:
             _utc(start + np.timedelta64(round(hours * 3600), "s")),
             tick,
             arguments.timezone,
-            load_query_set(arguments.queries).with_defaults(NODE_EXPORTER) if arguments.queries else NODE_EXPORTER,
             load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES,
         )
     except ValueError as problem:

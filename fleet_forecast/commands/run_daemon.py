@@ -9,7 +9,7 @@ import sys
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.http.server import serve
 from fleet_forecast.serving.monitoring.log import log_as_json
-from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
+from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
 
 
@@ -27,7 +27,7 @@ def run_daemon(settings: Settings) -> bool:
     logging.getLogger(__name__).info(
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
-    app = create_app(settings, files, prometheus=prometheus_source(settings, files))
+    app = create_app(settings, files)
     if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
         return True
     print(

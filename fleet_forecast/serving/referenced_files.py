@@ -6,31 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.contract.toml_file import first_problem
 from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
 from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
+    SettingsError,
     check_certificate,
     check_history_file,
     read_token,
     require_token_beyond_loopback,
     token_from,
 )
-from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.connection import Access, CredentialError, read_access
 from fleet_forecast.sources.connections_file import (
-    ONLY_SERVER,
     ConnectionsFile,
     ForecastsTable,
-    PrometheusTable,
     load_connections,
+    only_server,
     prometheus_servers,
 )
-from fleet_forecast.sources.label_matchers import LabelMatcherError
 from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusServer, load_query_set
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
@@ -80,32 +75,17 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
 def _prometheus(
     settings: Settings, connections: ConnectionsFile, environment: Mapping[str, str]
 ) -> tuple[PrometheusServer, ...]:
-    """The servers to pull from: those of the connections file, or the one of the settings."""
+    """The servers to pull from: those of the connections file, or the one of the settings. Raises SettingsError."""
     queries = load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER
-    tables: Mapping[str, PrometheusTable] = connections.prometheus
-    if settings.prometheus is not None:
-        if tables:
-            raise SettingsError(
-                f"prometheus: {settings.connections} has [prometheus.NAME] tables; leave out one of them"
-            )
-        tables = {ONLY_SERVER: _table_of(settings)}
+    tables = connections.prometheus
     try:
+        if settings.prometheus is not None:
+            if tables:
+                raise ValueError(f"prometheus: {settings.connections} has [prometheus.NAME] too; leave out one of them")
+            tables = only_server(settings.prometheus, settings.prometheus_token_file, settings.prometheus_headers)
         return prometheus_servers(tables, queries, environment)
-    except (CredentialError, LabelMatcherError) as problem:
+    except ValueError as problem:
         raise SettingsError(str(problem)) from None
-
-
-def _table_of(settings: Settings) -> PrometheusTable:
-    """The connection that the settings give."""
-    fields = {
-        "url": settings.prometheus,
-        "token_file": settings.prometheus_token_file,
-        "headers": dict(map(parse_header, settings.prometheus_headers)),
-    }
-    try:
-        return PrometheusTable.model_validate(fields)
-    except ValidationError as problem:
-        raise SettingsError(f"prometheus: {first_problem(problem, PrometheusTable)}") from None
 
 
 def _forecast_target(connections: ConnectionsFile, environment: Mapping[str, str]) -> ForecastTarget | None:

@@ -14,15 +14,16 @@ horizons = ["1h", "8h"]
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
-from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.contract.toml_file import first_problem, read_toml
 from fleet_forecast.name_patterns import compile_whole_name
+from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.connection import Connection, CredentialError, read_access
 from fleet_forecast.sources.label_matchers import check_matchers
 from fleet_forecast.sources.prometheus import (
@@ -88,6 +89,15 @@ class ConnectionsFile(BaseModel):
 def load_connections(path: Path) -> ConnectionsFile:
     """The content of a connections file. Raises TomlFileError."""
     return read_toml(path, ConnectionsFile, "connections file")
+
+
+def only_server(url: str, token_file: Path | None, headers: Sequence[str]) -> Mapping[str, PrometheusTable]:
+    """The one Prometheus that flags give; headers: "NAME: VALUE". Raises ValueError."""
+    fields = {"url": url, "token_file": token_file, "headers": dict(map(parse_header, headers))}
+    try:
+        return {ONLY_SERVER: PrometheusTable.model_validate(fields)}
+    except ValidationError as problem:
+        raise ValueError(first_problem(problem, PrometheusTable)) from None
 
 
 def prometheus_servers(

@@ -58,6 +58,11 @@ class LeftOut(NamedTuple):
     server: str
     reason: str
 
+    @property
+    def sentence(self) -> str:
+        """For the user."""
+        return f"{self.server} of prometheus {self.prometheus} is left out: {self.reason}"
+
 
 class PulledFleet(NamedTuple):
     """Rows of the contract by server and time, where they are from, and what was left out."""

@@ -89,7 +89,7 @@ def _inserted(query: str, matchers: str, names: set[str]) -> str:
         parts.append(text)
         if kind == "name" and not in_braces and not in_labels and text in names and following not in ("{", "("):
             parts.append(f"{{{matchers}}}")
-        in_braces = kind == "other" and text == "{" or (in_braces and not (kind == "other" and text == "}"))
+        in_braces = (kind == "other" and text == "{") or (in_braces and (kind, text) != ("other", "}"))
         in_labels = (in_labels and text != ")") or (text == "(" and before.lower() in _BEFORE_LABELS)
         before = before if kind == "space" else text
     return "".join(parts)

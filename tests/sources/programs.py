@@ -31,7 +31,8 @@ def running(command, folder, ready_url, **client):
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _is_ready(ready_url, client):
-            assert time.monotonic() < deadline and process.poll() is None, (folder / "log").read_text()[-3000:]
+            ended = process.poll() is not None or time.monotonic() > deadline
+            assert not ended, (folder / "log").read_text()[-3000:]
             time.sleep(0.05)
         yield
     finally:

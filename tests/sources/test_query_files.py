@@ -1,4 +1,4 @@
-"""The query files of deploy/queries against what each exporter exposes, in a real Prometheus and a real VictoriaMetrics."""
+"""The query files of deploy/queries against what each exporter exposes, in real databases."""
 
 from datetime import UTC, datetime
 from pathlib import Path
