@@ -28,7 +28,7 @@ def run_daemon(settings: Settings) -> bool:
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
     app = create_app(settings, files)
-    if serve(app, settings, app.state.before_shutdown, app.state.http_counters):
+    if serve(app, settings, app.state.certificate):
         return True
     print(
         f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "

@@ -14,6 +14,7 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine
 from fleet_forecast.serving.forecasts.selection import SelectionError
+from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
 from fleet_forecast.serving.lifespan import DaemonConfig, running
@@ -60,7 +61,8 @@ def create_app(
     """
     files = files or ReferencedFiles()
     tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
-    config = DaemonConfig(settings, files, load_engine, clock, tokens, counters)
+    certificate = TlsCertificate(settings)
+    config = DaemonConfig(settings, files, load_engine, clock, tokens, counters, certificate)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -88,6 +90,7 @@ def create_app(
         app.router.routes.extend(topic.router.routes)
     app.state.exposition, app.state.rendering = Exposition(), asyncio.Lock()
     app.state.before_shutdown, app.state.http_counters = end_event_streams, counters
+    app.state.certificate = certificate
     app.add_middleware(RequestGuard, settings=settings, tokens=tokens, counters=counters)
     return app
 

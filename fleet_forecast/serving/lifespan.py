@@ -27,6 +27,7 @@ from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
+from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.events import EventHub
@@ -52,7 +53,7 @@ class DaemonConfig:
 
     load_engine: loads a model directory; None: Engine.load on the device of the settings.
     clock: seconds since 1970 for samples, steps and ages.
-    tokens, http: shared with the middleware.
+    tokens, http: shared with the middleware. certificate: with the server.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class DaemonConfig:
     clock: Callable[[], float]
     tokens: AccessTokens
     http: HttpCounters
+    certificate: TlsCertificate
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +72,7 @@ async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
     work = _background_work(daemon)
-    work.append(("reload", _reload_on_hangup(daemon)))
+    work.append(("reload", _reload_on_hangup(daemon, config.certificate)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
     try:
         yield daemon
@@ -170,10 +172,10 @@ def _background_work(daemon: Daemon) -> list[Work]:
     return work
 
 
-def _reload_on_hangup(daemon: Daemon) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Work that reads the tokens and loads the model again on SIGHUP; signals during a load cause one more load.
+def _reload_on_hangup(daemon: Daemon, certificate: TlsCertificate) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Work that reads tokens and certificate and loads the model again on SIGHUP.
 
-    Only where the event loop runs in the main thread.
+    Signals during a load cause one more load. Only where the event loop runs in the main thread.
     """
     hangup = asyncio.Event()
 
@@ -182,6 +184,7 @@ def _reload_on_hangup(daemon: Daemon) -> Callable[[], Coroutine[Any, Any, None]]
             await hangup.wait()
             hangup.clear()
             await asyncio.to_thread(daemon.tokens.reload, daemon.settings)
+            await asyncio.to_thread(certificate.reload)
             await daemon.model.load()
 
     with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, as in some tests

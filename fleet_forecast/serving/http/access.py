@@ -13,10 +13,11 @@ from fleet_forecast.serving.settings import LOOPBACK_HOSTS, Settings
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
 
-PROBES = frozenset({"/healthz", "/readyz"})  # orchestrators ask for them by the address of a pod, with any Host or none
+# Orchestrators ask for the probes by the address of a pod, with any Host or none.
+PROBES = frozenset({"/healthz", "/readyz", "/-/healthy", "/-/ready"})
 # Probes need no token and contain no data. Neither do the dashboard's files; the page's requests send the token.
 OPEN_PATHS = frozenset({*PROBES, *FILES})
-ADMIN_PATHS = frozenset({"/api/v1/reload"})
+ADMIN_PATHS = frozenset({"/api/v1/reload", "/-/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})

@@ -11,11 +11,11 @@ from typing import Any
 
 import uvicorn
 
+from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.connection import make_protocol
 from fleet_forecast.serving.http.connection_table import ConnectionTable
 from fleet_forecast.serving.http.descriptors import accepts_per_turn, allowed_connections
 from fleet_forecast.serving.http.websocket import make_websocket
-from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -51,12 +51,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None], counters: HttpCounters) -> bool:
-    """Serve until SIGTERM or SIGINT; returns whether the server started.
-
-    before_shutdown: ends the event streams, for which the shutdown would otherwise wait.
-    """
-    server = Server(_config(app, settings, counters), before_shutdown)
+def serve(app: Any, settings: Settings, certificate: TlsCertificate) -> bool:
+    """Serve an application of create_app until SIGTERM or SIGINT; returns whether the server started."""
+    server = Server(_config(app, settings, certificate), app.state.before_shutdown)
     # uvicorn raises the received signal again after the shutdown; without a handler the exit code would not be 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -70,12 +67,13 @@ def serve(app: Any, settings: Settings, before_shutdown: Callable[[], None], cou
     return server.started
 
 
-def _config(app: Any, settings: Settings, counters: HttpCounters) -> uvicorn.Config:
+def _config(app: Any, settings: Settings, certificate: TlsCertificate) -> uvicorn.Config:
     connections = allowed_connections(settings.max_connections)
     if connections < settings.max_connections:
         remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
         LOG.warning("fewer connections allowed", extra={"max_connections": connections, "remedy": remedy})
-    table = ConnectionTable(connections, min(connections, settings.max_connections_per_address), counters)
+    per_address = min(connections, settings.max_connections_per_address)
+    table = ConnectionTable(connections, per_address, app.state.http_counters)
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -86,6 +84,7 @@ def _config(app: Any, settings: Settings, counters: HttpCounters) -> uvicorn.Con
         ws_max_queue=MAX_WEBSOCKET_MESSAGES,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        ssl_context_factory=certificate.context if certificate.in_use else None,
         loop="asyncio",
         lifespan="on",
         log_config=None,

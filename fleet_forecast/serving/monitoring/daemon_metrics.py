@@ -7,10 +7,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
+from fleet_forecast import __version__
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.ingest.tally import Protocol
-from fleet_forecast.serving.monitoring.text_format import header
+from fleet_forecast.serving.monitoring.text_format import header, label_value
 from server_profiles import PROFILES
 
 OTHER_PROFILE = "other"
@@ -84,6 +85,12 @@ def _age(daemon: Daemon) -> list[Sample] | None:
     return None if origin is None else _one(round(daemon.clock() - origin - daemon.store.step_seconds, 3))
 
 
+def _build_info(daemon: Daemon) -> list[Sample]:
+    model = daemon.forecasts.snapshot.model
+    labels = {"version": __version__, "contract_version": CONTRACT_VERSION, "model": model.model_id if model else ""}
+    return [Sample("{" + ",".join(f'{name}="{label_value(value)}"' for name, value in labels.items()) + "}", 1)]
+
+
 def _model_info(daemon: Daemon) -> list[Sample] | None:
     model = daemon.forecasts.snapshot.model
     return None if model is None else [Sample(f'{{model="{model.model_id}"}}', 1)]
@@ -139,8 +146,8 @@ CYCLE_DURATION = Family(
 FAMILIES: tuple[Family, ...] = (
     _gauge(
         "fleet_forecast_build_info",
-        "Version of the data contract.",
-        lambda _: [Sample(f'{{contract_version="{CONTRACT_VERSION}"}}', 1)],
+        "Versions of the software and of the data contract, and the model of the forecasts.",
+        _build_info,
     ),
     _counter("fleet_ingested_records", "Records accepted and stored.", lambda d: _one(d.ingest.accepted)),
     _counter(

@@ -20,6 +20,7 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
 from fleet_forecast.serving.monitoring.daemon_metrics import family_lines, known_profiles, profile_label
+from fleet_forecast.serving.monitoring.process_metrics import process_lines
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, label_value, wants_openmetrics
 from server_profiles import PROFILES
 
@@ -58,7 +59,7 @@ class Exposition:
 def page_parts(blocks: Sequence[bytes], daemon: Daemon, openmetrics: bool) -> Iterator[bytes]:
     """The whole page in parts of up to BLOCK_BYTES. blocks: of Exposition.update."""
     yield from map(zlib.decompress, blocks)
-    yield from _blocks(family_lines(daemon, openmetrics))
+    yield from _blocks(chain(family_lines(daemon, openmetrics), process_lines(openmetrics)))
     if openmetrics:
         yield b"# EOF\n"
 

@@ -70,6 +70,8 @@ async def model(daemon: RunningDaemon) -> Response:
     return json_response(_model(daemon))
 
 
+@router.put("/-/reload", include_in_schema=False)  # the path of Prometheus and Alertmanager
+@router.post("/-/reload", include_in_schema=False)
 @router.post(
     "/api/v1/reload",
     summary="Load the model again",

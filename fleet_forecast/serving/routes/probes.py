@@ -98,12 +98,16 @@ class StatusResponse(BaseModel):
 
 
 @router.head("/healthz", include_in_schema=False)
+@router.get("/-/healthy", include_in_schema=False)  # the paths of Prometheus and Alertmanager
+@router.head("/-/healthy", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
 async def healthz() -> Response:
     return Response(b"ok\n", media_type="text/plain")
 
 
 @router.head("/readyz", include_in_schema=False)
+@router.get("/-/ready", include_in_schema=False)
+@router.head("/-/ready", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="The daemon can forecast",

@@ -3,8 +3,10 @@
 import http.client
 import os
 import shutil
+import signal
 import ssl
 import subprocess
+import time
 
 import pytest
 
@@ -17,7 +19,10 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the pro
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
+    return new_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def new_certificate(folder):
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
@@ -54,6 +59,40 @@ def test_clients_that_know_the_certificate_are_served_and_plain_ones_are_not(fil
         with pytest.raises((OSError, http.client.HTTPException)):
             plain.getresponse()
         plain.close()
+        assert daemon.stop()[0] == 0
+
+
+def served_certificate(daemon):
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", daemon.port)))
+
+
+def renewed(daemon, before):
+    """The certificate that is served once it is another one than before."""
+    daemon.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while (served := served_certificate(daemon)) == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return served
+
+
+def test_a_renewed_certificate_is_served_after_sighup_and_one_without_its_key_is_refused(files, tmp_path):
+    certificate, key = (tmp_path / path.name for path in files)
+    for source, copy in zip(files, (certificate, key), strict=True):
+        shutil.copy(source, copy)
+    HttpsDaemon.context = ssl._create_unverified_context()
+    with HttpsDaemon(tmp_path, "--tls-certificate", certificate, "--tls-key", key) as daemon:
+        first = served_certificate(daemon)
+        (tmp_path / "new").mkdir()
+        new_certificate_file, new_key = new_certificate(tmp_path / "new")
+        shutil.copy(new_certificate_file, certificate)
+        daemon.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while "certificate refused" not in daemon.log.read_text():
+            assert time.monotonic() < deadline, "the pair that does not match was not refused"
+            time.sleep(0.05)
+        assert served_certificate(daemon) == first
+        shutil.copy(new_key, key)
+        assert renewed(daemon, first) == ssl.PEM_cert_to_DER_cert(certificate.read_text())
         assert daemon.stop()[0] == 0
 
 

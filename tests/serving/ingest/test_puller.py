@@ -216,7 +216,7 @@ def test_two_servers_are_pulled_and_a_name_that_both_have_is_taken_from_the_firs
     assert [each["address"] for each in status["prometheus"]] == ["http://eu:9090", "http://us:9090"]
     assert all(each["pulled_until"] and each["problem"] is None for each in status["prometheus"])
     if "eu" in sources["ppdb001"][:1]:  # otherwise `us` answered first, and lost it to `eu`
-        assert [(each["name"], each["reason"][:33]) for each in status["left_out"]] == [
+        assert [(each["name"], each["reason"][:34]) for each in status["left_out"]] == [
             ("ppdb001", "us: it is taken from prometheus eu")
         ]
         assert 'fleet_prometheus_conflicts_total{prometheus="us"} 1' in page

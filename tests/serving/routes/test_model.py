@@ -47,6 +47,18 @@ def test_reload_requires_the_admin_token_and_a_bad_model_leaves_the_previous_one
         assert client.get("/readyz").status_code == 200
 
 
+def test_the_paths_that_prometheus_has_for_probes_and_reload_do_the_same(tmp_path):
+    models = [FakeEngine(model_id=name) for name in ("first", "second", "third")]
+    with daemon(tmp_path, load=lambda _: models.pop(0), token=TOKEN, admin_token=ADMIN) as client:
+        wait_for(lambda: client.get("/-/ready").status_code == 200)
+        assert client.get("/-/healthy", headers={"host": "10.0.0.7"}).text == client.get("/healthz").text
+        assert client.head("/-/healthy").status_code == client.head("/-/ready").status_code == 200
+        headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
+        assert client.post("/-/reload").status_code == 401
+        assert client.post("/-/reload", headers=headers).json()["model"] == "second"
+        assert client.put("/-/reload", headers=headers).json()["model"] == "third"
+
+
 def test_without_an_admin_token_reload_over_http_is_off(client):
     assert client.post("/api/v1/reload", headers={"content-type": "application/json"}).status_code == 403
 

@@ -1,0 +1,44 @@
+"""The certificate of HTTPS; read again on SIGHUP, so that a renewed one needs no restart."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+
+import uvicorn
+
+from fleet_forecast.serving.settings import Settings, SettingsError, check_certificate
+
+LOG = logging.getLogger(__name__)
+
+
+class TlsCertificate:
+    """The certificate and key of the settings, in the context that new connections use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the daemon serves HTTPS."""
+        return self._settings.tls_certificate is not None
+
+    def context(self, _config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        """The context for uvicorn's ssl_context_factory."""
+        self._context = make()
+        return self._context
+
+    def reload(self) -> None:
+        """Read the files again, for new connections. The certificate in use stays where they are no usable pair."""
+        certificate, key = self._settings.tls_certificate, self._settings.tls_key
+        if self._context is None or certificate is None:
+            return
+        try:
+            check_certificate(self._settings)
+            self._context.load_cert_chain(certificate, key)
+        except (SettingsError, OSError) as problem:
+            LOG.error("certificate refused", extra={"reason": str(problem)})
+        else:
+            LOG.info("certificate read")
