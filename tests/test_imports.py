@@ -44,6 +44,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.forecasts": 1,
     f"{PACKAGE}.serving.ingest": 1,
     f"{PACKAGE}.serving.monitoring": 2,
+    f"{PACKAGE}.serving.export": 2,
     f"{PACKAGE}.serving.alerting": 3,
     f"{PACKAGE}.serving.delivery": 4,
     f"{PACKAGE}.serving.replay": 4,

@@ -14,6 +14,7 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
@@ -53,6 +54,7 @@ class Daemon:
     events: EventHub
     notifiers: list[Notifier]
     pullers: list[Puller]
+    forecast_writer: ForecastWriter | None
     clock: Callable[[], float]  # seconds since 1970
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)

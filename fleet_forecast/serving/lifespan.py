@@ -22,6 +22,7 @@ from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, Ale
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
@@ -108,6 +109,7 @@ def _open(config: DaemonConfig) -> Daemon:
         events=EventHub(),
         notifiers=[],
         pullers=[Puller(ingest, server, owners) for server in files.prometheus],
+        forecast_writer=None if files.forecasts is None else ForecastWriter(files.forecasts),
         clock=config.clock,
         tokens=config.tokens,
         http=config.http,
@@ -169,6 +171,9 @@ def _background_work(daemon: Daemon) -> list[Work]:
     work.append(("archive", daemon.archive.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     work += [("pull", puller.run) for puller in daemon.pullers]
+    if daemon.forecast_writer is not None:
+        daemon.forecasts.listeners.append(daemon.forecast_writer.on_cycle)
+        work += [("export", daemon.forecast_writer.queue_cycles), ("export", daemon.forecast_writer.send_queue)]
     return work
 
 
@@ -199,6 +204,8 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
+    if daemon.forecast_writer is not None:
+        await daemon.forecast_writer.close()
     for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

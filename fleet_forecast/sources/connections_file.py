@@ -43,6 +43,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _horizon(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
+        raise ValueError(f"horizons: {text!r} is no duration; write 15m, 1h or 8h")
+    return text
+
+
 def _pattern(text: str) -> str:
     compile_whole_name(text)
     return text
@@ -63,7 +69,7 @@ class PrometheusTable(Connection):
 class ForecastsTable(Connection):
     """A database that takes samples from the future by Prometheus remote write, and what is written to it."""
 
-    horizons: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+    horizons: Annotated[tuple[Annotated[str, AfterValidator(_horizon)], ...], Field(min_length=1)] | None = Field(
         default=None, description="such as 15m and 8h (default: those of /metrics)"
     )
     quantiles: Annotated[tuple[float, ...], Field(min_length=1)] = Field(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 
 
@@ -27,8 +28,12 @@ class ModelView:
     @classmethod
     def of(cls, engine: Engine) -> ModelView:
         """The view of a loaded model."""
-        config = engine.config
-        return cls(engine.model_id, tuple(config.targets), tuple(config.quantiles), config.step_seconds)
+        return cls.of_config(engine.model_id, engine.config)
+
+    @classmethod
+    def of_config(cls, model_id: str, config: ModelConfig) -> ModelView:
+        """The view of a model that is not loaded."""
+        return cls(model_id, tuple(config.targets), tuple(config.quantiles), config.step_seconds)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,14 @@ def _pulls(daemon: Daemon) -> list[Sample]:
     return [Sample(f'{{prometheus="{name}",result="{result}"}}', count) for (name, result), count in counts]
 
 
+def _exported(field: str) -> Samples:
+    def samples(daemon: Daemon) -> list[Sample] | None:
+        writer = daemon.forecast_writer
+        return None if writer is None else _one(getattr(writer, field))
+
+    return samples
+
+
 CYCLE_DURATION = Family(
     "fleet_cycle_duration_seconds",
     "histogram",
@@ -251,6 +259,14 @@ FAMILIES: tuple[Family, ...] = (
         "fleet_prometheus_conflicts",
         "Servers that a pull left out because they are taken from another Prometheus.",
         lambda d: _by("prometheus", {p.server.name: p.owners.conflicts[p.server.name] for p in d.pullers}),
+    ),
+    _counter("fleet_exported_samples", "Samples of forecasts written to a database.", _exported("written")),
+    _counter("fleet_export_failures", "Requests of these that failed and were tried again.", _exported("failures")),
+    _gauge("fleet_export_waiting_samples", "Samples of forecasts that are not written yet.", _exported("waiting")),
+    _counter(
+        "fleet_not_exported_samples",
+        "Samples of forecasts that were not written: refused, or the queue was full.",
+        lambda d: None if d.forecast_writer is None else _by("reason", d.forecast_writer.not_written),
     ),
     _counter(
         "fleet_background_failures",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
@@ -70,6 +71,17 @@ class PrometheusStatus(BaseModel):
     problem: Annotated[str | None, Field(description="why the last pull failed; null if it did not")]
 
 
+class ExportStatus(BaseModel):
+    """The database that forecasts are written to; samples since the start."""
+
+    address: str
+    series_per_server: int
+    written: int
+    waiting: int
+    not_written: dict[str, int]
+    problem: Annotated[str | None, Field(description="of the last request, or what is chosen and not forecast")]
+
+
 class HistoryStatus(BaseModel):
     """The file of received samples."""
 
@@ -94,6 +106,7 @@ class StatusResponse(BaseModel):
         list[LeftOut], Field(description="since the start, of each protocol the first 100 servers and other names")
     ]
     prometheus: list[PrometheusStatus]
+    forecast_export: ExportStatus | None
     history: HistoryStatus
 
 
@@ -177,6 +190,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         },
         "left_out": daemon.ingest.tally.left_out(),
         "prometheus": [_prometheus_status(puller) for puller in daemon.pullers],
+        "forecast_export": _export_status(daemon.forecast_writer),
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
@@ -196,6 +210,19 @@ def _prometheus_status(puller: Puller) -> dict[str, Any]:
         "conflicts": puller.owners.conflicts[name],
         "pulled_until": None if pulled_until is None else iso(pulled_until),
         "problem": puller.problem,
+    }
+
+
+def _export_status(writer: ForecastWriter | None) -> dict[str, Any] | None:
+    if writer is None:
+        return None
+    return {
+        "address": writer.address,
+        "series_per_server": writer.series_per_server,
+        "written": writer.written,
+        "waiting": writer.waiting,
+        "not_written": writer.not_written,
+        "problem": writer.problem,
     }
 
 

@@ -92,6 +92,9 @@ def running_daemon():
             pulls=Counter({("eu", "success"): 5, ("eu", "failure"): 1, ("us", "success"): 6}),
         ),
         pullers=fixed_pullers(),
+        forecast_writer=SimpleNamespace(
+            written=720, failures=2, waiting=72, not_written=Counter(queue_full=0, refused=9)
+        ),
         background_failures=Counter(alerts=1),
         http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
         dropped_log_lines=Counter(queue=1, rate=250, write=0),
@@ -126,7 +129,7 @@ def starting_daemon():
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
     daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores = SimpleNamespace(tallies={})
-    daemon.notifiers, daemon.pullers = [], []
+    daemon.notifiers, daemon.pullers, daemon.forecast_writer = [], [], None
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.tally = IngestTally()
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()
