@@ -7,7 +7,7 @@ import os
 import sys
 
 from fleet_forecast.commands.pull_fleet import probe_queries
-from fleet_forecast.inference.model_directory import read_config
+from fleet_forecast.inference.model_directory import read_config, verify
 from fleet_forecast.serving.export.series import cardinality_text
 from fleet_forecast.serving.forecasts.snapshot import ModelView
 from fleet_forecast.serving.lifespan import DEFAULT_STEP_SECONDS
@@ -35,11 +35,11 @@ def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool
 
 
 def _export_text(target: ForecastTarget, settings: Settings) -> str:
-    """The number of series that the model in use would write; without a model none is known."""
+    """The number of series that the model in use would write. Raises ModelError."""
     if not settings.model.exists():
-        return (
-            f"forecasts to {target.access.address}: model {settings.model} does not exist; train one to see its series"
-        )
-    config = read_config(settings.model)
-    model = ModelView.of_config(settings.model.resolve().name, config)
+        address = target.access.address
+        return f"forecasts to {address}: model {settings.model} does not exist; train one to see its series"
+    directory = verify(settings.model)
+    config = read_config(directory)
+    model = ModelView.of_config(directory.name, config)
     return cardinality_text(target.table, model, config.horizon_steps, settings.max_servers)
