@@ -29,6 +29,7 @@ FLOORS = {
     f"{PACKAGE}.risk": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
+    f"{PACKAGE}.notebooks": 6,
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,

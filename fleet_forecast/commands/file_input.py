@@ -9,7 +9,7 @@ import pandas as pd
 from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.inference.batch import grid_for, missing_metrics
+from fleet_forecast.inference.batch import grid_for, input_notes
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.settings import Settings
 from server_profiles import ProfileRules
@@ -36,13 +36,7 @@ def read_rows(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFra
 
 def on_model_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> FleetGrid:
     """Rows on the model's grid; prints notes about what it does not know."""
-    if missing := missing_metrics(frame, engine.config):
-        note(f"the data has no {', '.join(missing)}: forecast as not measured")
     grid = grid_for(frame, engine.config, rules)
-    if engine.config.profiles:
-        for profile in engine.unknown_profiles(grid.profiles):
-            note(
-                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
-                "forecast as of unknown profile; train on servers of it"
-            )
+    for text in input_notes(engine, frame, grid):
+        note(text)
     return grid

@@ -77,6 +77,12 @@ def servers_without_measurement(grid: FleetGrid) -> list[str]:
     return [grid.servers[server] for server in np.flatnonzero(~_measured(grid).any(axis=1))]
 
 
+def history_notes(grid: FleetGrid) -> Iterator[str]:
+    """The servers that are forecast without history, for people."""
+    for name in servers_without_measurement(grid):
+        yield f"{name} has no measurement the model can use: forecast without history"
+
+
 def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.datetime64 | None) -> list[Origin]:
     """Origins at a regular distance, for every server that was measured at that step.
 
@@ -112,18 +118,36 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
     return EngineInputs(history, profiles, grid.timestamps()[steps], own)
 
 
+def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
+    """What the model does not have of the input, and what the input does not have of the model; grid: of the frame."""
+    if missing := missing_metrics(frame, engine.config):
+        yield f"the data has no {', '.join(missing)}: forecast as not measured"
+    if engine.config.profiles:
+        for profile in engine.unknown_profiles(grid.profiles):
+            yield (
+                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
+                "forecast as of unknown profile; train on servers of it"
+            )
+
+
+def forecast_tables(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> Iterator[pa.Table]:
+    """The forecasts of all origins as tables of up to CHUNK_SERVERS origins."""
+    peers = grid.peers()
+    for start in range(0, len(origins), CHUNK_SERVERS):
+        yield _forecast(engine, grid, peers, origins[start : start + CHUNK_SERVERS])
+
+
 def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:
     """Write the forecasts of all origins as parquet; returns the number of rows.
 
     The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
     """
-    chunks, peers = list(_chunks(origins)), grid.peers()
     rows = 0
     try:
         schema = forecast_schema(engine.config.quantiles)
         with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for chunk in tqdm(chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None):
-                table = _forecast(engine, grid, peers, chunk)
+            tables, chunks = forecast_tables(engine, grid, origins), -(-len(origins) // CHUNK_SERVERS)
+            for table in tqdm(tables, desc="forecast", total=chunks, unit="chunk", file=sys.stderr, disable=None):
                 writer.write_table(table)
                 rows += table.num_rows
     except OSError as problem:
@@ -141,10 +165,6 @@ def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[O
     servers = [grid.servers[origin.server] for origin in origins]
     axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
     return forecast_table(servers, inputs.origins, axes, quantiles, engine.peer_support(*inputs))
-
-
-def _chunks(origins: Sequence[Origin]) -> Iterator[Sequence[Origin]]:
-    return (origins[start : start + CHUNK_SERVERS] for start in range(0, len(origins), CHUNK_SERVERS))
 
 
 def _measured(grid: FleetGrid) -> np.ndarray:
