@@ -13,6 +13,7 @@ import pytest
 import tft_inference
 from fleet_forecast.serving.alerting.rules import load_alert_rules
 from fleet_forecast.serving.settings import load_settings
+from fleet_forecast.sources.connections_file import ForecastsTable, PrometheusTable, load_connections
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
 
 ROOT = Path(tft_inference.__file__).parent
@@ -78,6 +79,13 @@ def test_the_sample_rules_of_alerts_are_read():
     assert rules.shadow
     assert rules.bounds_of("ppdb001", "database", "net_in_mb_s").below == 0.1
     assert [silence.kind for silence in rules.silences] == ["exclude"]
+
+
+def test_the_sample_connections_are_read_and_show_every_field():
+    text = (DEPLOY / "connections.toml").read_text()
+    assert [*load_connections(DEPLOY / "connections.toml").prometheus] == ["eu", "windows"]
+    fields = {**PrometheusTable.model_fields, **ForecastsTable.model_fields}
+    assert set(re.findall(r"^(?:# )?(\w+) = ", text, re.M)) == set(fields)
 
 
 def test_the_sample_settings_are_settings():
