@@ -17,10 +17,10 @@ from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, insta
 from fleet_forecast.commands.usage import UsageError, note
 from fleet_forecast.contract.calendar import business_time
 from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.sources.connections_file import load_connections, only_server, prometheus_servers
+from fleet_forecast.sources.connections_file import load_connections, load_query_set, only_server, prometheus_servers
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
 from fleet_forecast.sources.probe import Probe, probe, probe_document, probe_text
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusError, PrometheusServer, load_query_set
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusError, PrometheusServer
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 

@@ -23,10 +23,11 @@ from fleet_forecast.sources.connections_file import (
     ConnectionsFile,
     ForecastsTable,
     load_connections,
+    load_query_set,
     only_server,
     prometheus_servers,
 )
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusServer, load_query_set
+from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusServer
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 

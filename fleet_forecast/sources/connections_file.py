@@ -26,13 +26,7 @@ from fleet_forecast.name_patterns import compile_whole_name
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.connection import Connection, CredentialError, read_access
 from fleet_forecast.sources.label_matchers import check_matchers
-from fleet_forecast.sources.prometheus import (
-    MIN_WINDOW_SECONDS,
-    PrometheusClient,
-    PrometheusServer,
-    QuerySet,
-    load_query_set,
-)
+from fleet_forecast.sources.prometheus import MIN_WINDOW_SECONDS, PrometheusClient, PrometheusServer, QuerySet
 
 ONLY_SERVER = "prometheus"  # name of a server that a flag gives
 
@@ -95,6 +89,11 @@ class ConnectionsFile(BaseModel):
 def load_connections(path: Path) -> ConnectionsFile:
     """The content of a connections file. Raises TomlFileError."""
     return read_toml(path, ConnectionsFile, "connections file")
+
+
+def load_query_set(path: Path) -> QuerySet:
+    """Queries of a TOML file with the fields of QuerySet: [queries] metric = 'PromQL'. Raises TomlFileError."""
+    return read_toml(path, QuerySet, "query file")
 
 
 def only_server(url: str, token_file: Path | None, headers: Sequence[str]) -> Mapping[str, PrometheusTable]:

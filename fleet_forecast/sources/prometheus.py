@@ -14,7 +14,6 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
@@ -27,7 +26,6 @@ from tenacity import Retrying
 
 from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
-from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import without_port
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
@@ -119,11 +117,6 @@ NODE_EXPORTER = QuerySet(
         ),
     }
 )
-
-
-def load_query_set(path: Path) -> QuerySet:
-    """Queries of a TOML file with the fields of QuerySet: [queries] metric = 'PromQL'. Raises TomlFileError."""
-    return read_toml(path, QuerySet, "query file")
 
 
 @dataclass(frozen=True)

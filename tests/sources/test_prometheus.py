@@ -13,6 +13,7 @@ from data_contract import METRICS
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.sources import prometheus
 from fleet_forecast.sources.connection import Access
+from fleet_forecast.sources.connections_file import load_query_set
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
@@ -20,7 +21,6 @@ from fleet_forecast.sources.prometheus import (
     PrometheusServer,
     QuerySet,
     TimeRange,
-    load_query_set,
     pull_range,
 )
 from tests.sources.exporters import NODE, NODE_GAUGES, open_metrics, samples

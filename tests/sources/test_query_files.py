@@ -8,12 +8,12 @@ import pytest
 
 from data_contract import METRICS
 from fleet_forecast.sources.connection import Access
+from fleet_forecast.sources.connections_file import load_query_set
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusServer,
     TimeRange,
-    load_query_set,
     pull_range,
 )
 from tests.sources.exporters import COUNTERS, GAUGES, open_metrics, samples, with_milliseconds
