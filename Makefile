@@ -63,7 +63,7 @@ $(VENV)/.run-packages: requirements.txt | $(VENV)/bin/python
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev-packages: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.dev-packages: requirements.txt requirements-scale.txt requirements-dev.txt | $(VENV)/bin/python
 	@echo "installing the packages of requirements-dev.txt" >&2
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.run-packages

@@ -5,6 +5,7 @@
     python tft_inference.py --input training/ --explain ppdb003     # variable and attention weights of its forecast
     python tft_inference.py --input training/ --audit               # servers whose behaviour contradicts their profile
     python tft_inference.py --replay --input training/ --incidents incidents.csv --output replay/   # alerts of the past
+    python tft_inference.py --engine ray --input s3://fleet/metrics --output s3://fleet/out   # a fleet in parts
     python tft_inference.py --daemon --port 8000
     curl -s localhost:8000/status
 
@@ -25,7 +26,7 @@ from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
-from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.flags import add_flag, add_version, positive_int
 from fleet_forecast.inference.batch import OriginError
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.profile_audit.audit import AuditError
@@ -46,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
         _refuse_batch_flags(arguments)
+        _refuse_engine_flags(arguments)
         settings = load_settings(arguments.config, vars(arguments))
         rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
         if arguments.check_config:
-            from fleet_forecast.commands.check_settings import check_settings
+            from fleet_forecast.commands.run_daemon import check_settings
 
             return DONE if check_settings(settings, rules, arguments.probe) else FAILED
         if arguments.daemon:
@@ -84,6 +86,10 @@ def _command_on_a_file(arguments: argparse.Namespace) -> Callable[[argparse.Name
         from fleet_forecast.commands.explain_server import explain_server
 
         return explain_server
+    if arguments.engine != "memory":
+        from fleet_forecast.commands.forecast_parts import forecast_parts
+
+        return forecast_parts
     from fleet_forecast.commands.forecast_file import forecast_file
 
     return forecast_file
@@ -94,8 +100,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_version(parser)
     batch = parser.add_argument_group("batch: forecasts of a file")
-    add_flag(batch, "--input", type=Path, metavar="PATH", help="parquet or CSV file, or a folder of them")
-    add_flag(batch, "--output", type=Path, metavar="PATH", help="parquet file to write; with --replay a folder")
+    add_flag(batch, "--input", type=_path, metavar="PATH", help="parquet or CSV file, or a folder of them")
+    add_flag(batch, "--output", type=_path, metavar="PATH", help="parquet file to write; with --replay a folder")
     add_flag(
         batch,
         "--origins",
@@ -116,6 +122,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="print the servers whose behaviour in the last day of the data contradicts their profile; needs no model",
     )
+    _add_parts_flags(parser)
     _add_replay_flags(parser)
     daemon = parser.add_argument_group("daemon: settings of the daemon; the batch uses the model's")
     add_flag(daemon, "--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
@@ -124,6 +131,25 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_flag(daemon, "--probe", action="store_true", help="with --check-config: run each Prometheus query once")
     daemon_settings.add_flags(daemon)
     return parser.parse_args(argv)
+
+
+def _path(text: str) -> Path | str:
+    """A path, or an address such as s3://bucket/folder."""
+    return text if "://" in text else Path(text)
+
+
+def _add_parts_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fleets in parts: --input and --output are folders or addresses (s3://...)")
+    add_flag(
+        group,
+        "--engine",
+        choices=("memory", "parts", "ray"),
+        default="memory",
+        help="memory: the whole fleet at once; parts: one parquet file after the other, each of whole servers; ray: "
+        "the same on a Ray cluster (%(default)s)",
+    )
+    add_flag(group, "--ray-address", metavar="ADDRESS", help="of a cluster (default: this machine's cores)")
+    add_flag(group, "--workers", type=positive_int, metavar="N", help="processes of --engine ray (one per core)")
 
 
 def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +175,19 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="alerts.csv of a replay, answered with yes or no: written as incidents.csv to --output, and used",
     )
+
+
+def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
+    """Only forecasts of a fleet in parts take an engine, and only they take addresses."""
+    for flag in ("ray_address", "workers"):
+        if getattr(arguments, flag) is not None and arguments.engine != "ray":
+            raise UsageError(f"--{flag.replace('_', '-')}: is of Ray; add --engine ray")
+    for mode in ("daemon", "check_config", "audit", "replay", "explain"):
+        if arguments.engine != "memory" and getattr(arguments, mode):
+            raise UsageError(f"--engine {arguments.engine}: --{mode.replace('_', '-')} does not use it; omit it")
+    for flag in ("input", "output"):
+        if arguments.engine == "memory" and isinstance(getattr(arguments, flag), str):
+            raise UsageError(f"--{flag} {getattr(arguments, flag)}: is an address; add --engine parts or --engine ray")
 
 
 def _refuse_batch_flags(arguments: argparse.Namespace) -> None:

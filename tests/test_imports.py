@@ -30,6 +30,7 @@ FLOORS = {
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
     f"{PACKAGE}.notebooks": 6,
+    f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,

@@ -29,8 +29,8 @@ def forecast_file(arguments: argparse.Namespace, settings: Settings, rules: Prof
     """Forecast a file from each origin, write the forecasts, print a summary as JSON."""
     started = time.perf_counter()
     _check_output(arguments)
-    every_seconds = _distance_of_origins(arguments.origins)
-    first_origin = _first_origin(arguments.first_origin, every_seconds)
+    every_seconds = distance_of_origins(arguments.origins)
+    first_origin = first_origin_of(arguments.first_origin, every_seconds)
     engine, grid = load_input(arguments.input, settings, rules)
     origins = choose_origins(grid, every_seconds, first_origin)
     rows = write_forecasts(arguments.output, engine, grid, origins)
@@ -65,7 +65,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--output {output}: the file is parquet; call it {output.stem}.parquet")
 
 
-def _distance_of_origins(text: str) -> int | None:
+def distance_of_origins(text: str) -> int | None:
     """Seconds between origins of `every:8h`, None for `last`."""
     if text == "last":
         return None
@@ -75,7 +75,7 @@ def _distance_of_origins(text: str) -> int | None:
     return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
-def _first_origin(text: str | None, every_seconds: int | None) -> np.datetime64 | None:
+def first_origin_of(text: str | None, every_seconds: int | None) -> np.datetime64 | None:
     """The time of --from in UTC."""
     if text is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
 from server_profiles import ProfileRules
 
@@ -130,41 +131,54 @@ def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterato
             )
 
 
-def forecast_tables(engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> Iterator[pa.Table]:
-    """The forecasts of all origins as tables of up to CHUNK_SERVERS origins."""
-    peers = grid.peers()
-    for start in range(0, len(origins), CHUNK_SERVERS):
-        yield _forecast(engine, grid, peers, origins[start : start + CHUNK_SERVERS])
-
-
 def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:
-    """Write the forecasts of all origins as parquet; returns the number of rows.
+    """Write the forecasts of all origins as parquet, with progress on stderr; returns the number of rows.
 
     The file is written under another name and renamed when it is complete. Raises DataFileError if that fails.
     """
-    rows = 0
+    tables = forecast_tables(engine, grid, grid.peers(), origins)
+    chunks = -(-len(origins) // CHUNK_SERVERS)
     try:
-        schema = forecast_schema(engine.config.quantiles)
-        with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            tables, chunks = forecast_tables(engine, grid, origins), -(-len(origins) // CHUNK_SERVERS)
-            for table in tqdm(tables, desc="forecast", total=chunks, unit="chunk", file=sys.stderr, disable=None):
-                writer.write_table(table)
-                rows += table.num_rows
+        with new_file(path) as temporary:
+            return write_tables(
+                temporary,
+                engine.config,
+                tqdm(tables, total=chunks, desc="forecast", unit="chunk", file=sys.stderr, disable=None),
+            )
     except OSError as problem:
         raise DataFileError(
             f"{path}: cannot be written ({problem.strerror or problem}); check the folder and its free space"
         ) from None
+
+
+def forecast_tables(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> Iterator[pa.Table]:
+    """The forecasts of all origins, CHUNK_SERVERS at once, in the form of forecast_table."""
+    for start in range(0, len(origins), CHUNK_SERVERS):
+        yield _forecast(engine, grid, peers, origins[start : start + CHUNK_SERVERS])
+
+
+def write_tables(file: Path, config: ModelConfig, tables: Iterable[pa.Table]) -> int:
+    """Write tables of forecasts into one parquet file; returns the number of rows. Raises OSError."""
+    rows = 0
+    with pq.ParquetWriter(file, forecast_schema(config.quantiles), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += table.num_rows
     return rows
 
 
 def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> pa.Table:
     """Forecasts of some origins, one row per origin, step and metric."""
     config = engine.config
-    inputs = engine_inputs(engine, grid, peers, origins)
-    quantiles = engine.forecast(*inputs)  # [origin, horizon, metric, quantile]
+    # Matrix products of other sizes are rounded otherwise. All batches have one size, so that the numbers do not depend
+    # on how a fleet is divided.
+    batch = [*origins, *[origins[-1]] * (CHUNK_SERVERS - len(origins))]
+    inputs = engine_inputs(engine, grid, peers, batch)
+    quantiles = engine.forecast(*inputs)[: len(origins)]  # [origin, horizon, metric, quantile]
+    support = PeerSupport(*(field[: len(origins)] for field in engine.peer_support(*inputs)))
     servers = [grid.servers[origin.server] for origin in origins]
     axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
-    return forecast_table(servers, inputs.origins, axes, quantiles, engine.peer_support(*inputs))
+    return forecast_table(servers, inputs.origins[: len(origins)], axes, quantiles, support)
 
 
 def _measured(grid: FleetGrid) -> np.ndarray:

@@ -63,7 +63,7 @@ class LoadedModel:
             notices += history_notes(grid)
         else:
             origins = regular_origins(grid, every_seconds, None)
-        table = pa.concat_tables(forecast_tables(self.engine, grid, origins))
+        table = pa.concat_tables(forecast_tables(self.engine, grid, grid.peers(), origins))
         return Forecasts(table.to_pandas(), tuple(notices))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from fleet_forecast.contract.metadata import DataFileError
@@ -83,17 +84,20 @@ def test_the_engine_receives_nothing_after_an_origin(engine: Engine) -> None:
     np.testing.assert_array_equal(inputs.origins, START + np.array([1, 3]) * np.timedelta64(1, "h"))
 
 
-def test_a_file_written_in_chunks_is_the_file_written_at_once(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forecasts_do_not_depend_on_how_a_fleet_is_divided(engine: Engine, tmp_path: Path) -> None:
     grid = batch.grid_for(tiny_fleet(hours=6), engine.config, BUILT_IN_RULES)
     origins = batch.last_origins(grid)
     assert batch.write_forecasts(tmp_path / "whole.parquet", engine, grid, origins) == 8 * 12 * len(TINY_METRICS)
-    monkeypatch.setattr(batch, "CHUNK_SERVERS", 3)
-    batch.write_forecasts(tmp_path / "chunks.parquet", engine, grid, origins)
-    whole, chunks = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("whole", "chunks"))
+    whole = pd.read_parquet(tmp_path / "whole.parquet")
     assert whole["server_name"].unique().tolist() == list(grid.servers)
-    pd.testing.assert_frame_equal(whole, chunks, rtol=1e-4)
+    several = [*origins] * 17  # three batches, the last one not full
+    tables = batch.forecast_tables(engine, grid, grid.peers(), several)
+    pd.testing.assert_frame_equal(pa.concat_tables(tables).to_pandas()[-len(whole) :].reset_index(drop=True), whole)
+    for divided in (origins[:1], origins[1:4], origins[4:]):
+        (table,) = batch.forecast_tables(engine, grid, grid.peers(), divided)
+        names = [grid.servers[origin.server] for origin in divided]
+        expected = whole[whole["server_name"].isin(names)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table.to_pandas(), expected, check_exact=True)
 
 
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(engine: Engine, tmp_path: Path) -> None:

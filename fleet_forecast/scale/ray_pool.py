@@ -1,0 +1,99 @@
+"""A pool of workers on a Ray cluster, by Ray Data: it restarts what a lost worker or node had not finished.
+
+Ray is an optional package (requirements-scale.txt); only this module imports it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import ray.data
+
+from fleet_forecast.scale.forecast_parts import PartForecaster, PartResult, PartsJob
+from fleet_forecast.scale.parts import Part
+from fleet_forecast.scale.peers_of_parts import FleetPeerTable
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+Batch = dict[str, Any]
+
+
+class RayPool:
+    """Ray Data over a cluster, with one block for each item. A context manager: it leaves the cluster at the end."""
+
+    def __init__(self, address: str | None, workers: int | None) -> None:
+        """address: of a cluster, such as ray://host:10001; None: a cluster of this machine's cores.
+
+        workers: processes, each of one core; None: one for each core of the cluster. Raises ConnectionError.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def map(self, function: Callable[[T], Result], items: Sequence[T]) -> Iterator[Result]:
+        """The results of a function of each item, as they come."""
+        sent = ray.put((function, list(items)))  # once for all workers of a machine
+
+        def call(batch: Any) -> Batch:
+            to_call, sent_items = ray.get(sent)
+            return _column([to_call(sent_items[place]) for place in batch["place"]])
+
+        yield from self._results(_blocks(len(items)).map_batches(call, batch_size=1))
+
+    def forecast(self, job: PartsJob, peers: FleetPeerTable | None, parts: Sequence[Part]) -> Iterator[PartResult]:
+        """The results of a PartForecaster of each part, as they come; each worker has one engine."""
+        sent = ray.put((job, peers, list(parts)))
+        workers = max(1, min(self._workers, len(parts)))
+        blocks = _blocks(len(parts)).map_batches(
+            _Worker, fn_constructor_args=(_Boxed(sent),), batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers)
+        )
+        yield from self._results(blocks)
+
+    def _results(self, blocks: ray.data.Dataset) -> Iterator[Any]:
+        for row in blocks.iter_rows():
+            yield row["result"].content
+
+
+class _Boxed:
+    """An object that Ray passes on as it is: it would turn a named tuple into a list, and resolve a reference."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class _Worker:
+    """A process with an engine."""
+
+    def __init__(self, sent: _Boxed) -> None:
+        job, peers, self._parts = ray.get(sent.content)
+        self._forecast = PartForecaster(job, peers)
+
+    def __call__(self, batch: Any) -> Batch:
+        return _column([self._forecast(self._parts[place]) for place in batch["place"]])
+
+
+def _blocks(count: int) -> ray.data.Dataset:
+    """The places 0 .. count - 1, each a block: what is repeated if its worker is lost."""
+    return ray.data.from_items([{"place": place} for place in range(count)], override_num_blocks=max(1, count))
+
+
+def _column(results: Sequence[Any]) -> Batch:
+    return {"result": np.array([_Boxed(result) for result in results], dtype=object)}
