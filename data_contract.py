@@ -1,9 +1,11 @@
-r"""The format of server metrics, version 1.0.0; DATA_CONTRACT.md describes it.
+r"""The format of server metrics, version 1.1.0; DATA_CONTRACT.md describes it.
 
 Check a file or a folder (parquet or CSV). Every violation is listed with its remedy:
 
     python data_contract.py training/
-    python data_contract.py my_servers.csv --profiles my_profiles.toml --input-timezone Europe/Berlin
+    python data_contract.py my_servers.csv --fleet fleet.toml --input-timezone Europe/Berlin
+    python data_contract.py --check-fleet fleet.toml   # check a fleet file
+    python data_contract.py --show-fleet        # print the fleet as a file, defaults included
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
 Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
@@ -31,8 +33,11 @@ import pandas as pd
 
 from fleet_forecast.contract.audit import validate
 from fleet_forecast.contract.checks import ContractError, Violation
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, BUILT_IN_METRICS, PROFILES, FleetDefinition, use_fleet
+from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, load_fleet
+from fleet_forecast.contract.fleet.fleet_file import fleet_document
+from fleet_forecast.contract.fleet.toml_text import toml_text
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata, write_metadata
-from fleet_forecast.contract.profile_rules import load_profile_rules
 from fleet_forecast.contract.reading import Batch, CheckedMetrics, ContractData, check_metrics, read_metrics
 from fleet_forecast.contract.specs import (
     COLUMN_SPECS,
@@ -55,7 +60,6 @@ from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
-from server_profiles import BUILT_IN_RULES
 
 __all__ = [
     "COLUMNS",
@@ -120,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     parser.add_argument("path", nargs="?", type=Path, help="parquet or CSV file, or a folder of them")
-    add_flag(parser, "--profiles", type=Path, metavar="FILE", help="TOML file with further name patterns and pins")
+    add_fleet_flag(parser)
+    add_flag(parser, "--check-fleet", type=Path, metavar="FILE", help="check this fleet file and exit")
+    add_flag(parser, "--show-fleet", action="store_true", help="print the fleet as TOML, defaults included, and exit")
+    add_moved_flags(parser, "profiles")
     add_timezone_flag(parser)
     add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
     return parser
@@ -131,19 +138,51 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(None if argv is None else list(argv))
-        if not arguments.document and arguments.path is None:
+        without_path = arguments.document or arguments.show_fleet or arguments.check_fleet
+        if not without_path and arguments.path is None:
             parser.error("give the path of a file or folder to check")
     except SystemExit as stop:
         return int(stop.code or 0)
-    if arguments.document:
-        print(document_tables())
-        return 0
     try:
-        rules = BUILT_IN_RULES if arguments.profiles is None else load_profile_rules(arguments.profiles)
-        summary = _summary(check_metrics(arguments.path, rules, arguments.input_timezone))
+        with use_fleet(load_fleet(arguments.check_fleet or arguments.fleet)) as fleet:
+            return _run(arguments, fleet)
     except TomlFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
+    if arguments.document:
+        print(document_tables())
+        return 0
+    if arguments.check_fleet or arguments.show_fleet:
+        return _show_fleet(fleet, checked=arguments.check_fleet is not None)
+    return _check_metrics(arguments)
+
+
+def _show_fleet(fleet: FleetDefinition, checked: bool) -> int:
+    """Check what the daemon would check of the fleet; print it, or that it is usable."""
+    from fleet_forecast.serving.alerting.rules import alert_rules_of  # imports the daemon's libraries
+    from fleet_forecast.serving.monitoring.exposition import check_exposed_names
+    from fleet_forecast.sources.prometheus import query_set_of
+
+    alert_rules_of(fleet)
+    check_exposed_names(fleet.metrics)
+    queries = query_set_of(fleet).queries
+    if checked:
+        added = [
+            len(names) - len(built_in)
+            for names, built_in in ((METRICS, BUILT_IN_METRICS), (PROFILES, BUILT_IN_FLEET.profiles))
+        ]
+        print(f"{fleet.source} can be used; own metrics: {added[0]}, own profiles: {added[1]}")
+    else:
+        print(toml_text(fleet_document(fleet, queries)), end="")
+    return 0
+
+
+def _check_metrics(arguments: argparse.Namespace) -> int:
+    try:
+        summary = _summary(check_metrics(arguments.path, input_timezone=arguments.input_timezone))
     except ContractError as problem:
         print(f"error: {problem}", file=sys.stderr)
         violations = [dataclasses.asdict(violation) for violation in problem.violations]

@@ -6,6 +6,7 @@
     python metrics_generator.py --stream http://127.0.0.1:8000      # live, tick by tick, to a running daemon
     python metrics_generator.py --from_prometheus http://prometheus:9090 --hours 720
     python metrics_generator.py --plot fleet.png                    # one week of one server per profile
+    python metrics_generator.py --fleet fleet.toml                  # own profiles and metrics, by their baselines
 
 The same seed and start give the same files to the byte. Progress and a summary go to stderr, one JSON line is last on
 stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The format of the data is in DATA_CONTRACT.md.
@@ -23,26 +24,36 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fleet_forecast.commands.scenario_of_flags import HOURS, START, wrong
-from fleet_forecast.commands.usage import UsageError
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, START, wrong
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
+from fleet_forecast.contract.definitions import PROFILES, use_fleet
+from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_path, load_fleet
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.flags import add_flag, add_version
 from fleet_forecast.script import run_script
-from server_profiles import PROFILES
+from fleet_forecast.usage import UsageError
 
 # --- settings: flag, default, unit and effect -----------------------------------------------------------------------
 
 TICK_SECONDS = 300
 SEED = 42
-TIMEZONE = "America/New_York"
 OUT_DIR = Path("training")
-SERVERS = {profile: spec.default_servers for profile, spec in PROFILES.items()}
 INCIDENT_RATE = 1.0  # per server and month
 BACKFILL_HOURS = 25.0  # of a stream
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        with use_fleet(load_fleet(fleet_path(given))):  # before the flags, some of which are of its profiles
+            return _run(parser().parse_args(given))
+    except TomlFileError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
     asked_to_stop = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         _refuse_contradictions(arguments)
@@ -65,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], dict[str, object]]:
     """What the flags ask for. Imported here, so that each command starts without the others' packages."""
     if arguments.from_prometheus is not None or arguments.connections is not None:
-        from fleet_forecast.commands.pull_fleet import pull
+        from fleet_forecast.commands.generator.pull_fleet import pull
 
         return pull
     if arguments.stream is not None:
-        from fleet_forecast.commands.stream_fleet import stream
+        from fleet_forecast.commands.generator.stream_fleet import stream
 
         return stream
-    from fleet_forecast.commands import generate_fleet
+    from fleet_forecast.commands.generator import generate_fleet
 
     return generate_fleet.generate if arguments.plot is None else generate_fleet.plot
 
@@ -92,7 +103,7 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
         ({"stream": "URL"}, ("speed", "new_server_every", "inject", "position_file")),
         ({"from_prometheus": "URL"}, ("prometheus_header",)),
         ({"stream": "URL", "from_prometheus": "URL"}, ("token_file",)),
-        (real_fleet, ("queries", "profiles", "probe")),
+        (real_fleet, ("probe",)),
     ):
         usable = any(getattr(arguments, mode) is not None for mode in modes_of_flags)
         wanted = " or ".join(f"--{mode} {value}" for mode, value in modes_of_flags.items())
@@ -123,9 +134,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_version(result)
     _add_length_and_place(result.add_argument_group("length and place"))
-    fleet = result.add_argument_group("fleet")
-    for profile, count in SERVERS.items():
-        add_flag(fleet, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
+    _add_fleet(result.add_argument_group("fleet"))
     _add_incidents(result.add_argument_group("incidents"))
     _add_live(result.add_argument_group("live"))
     _add_real_fleet(result.add_argument_group("a real fleet"))
@@ -134,6 +143,13 @@ def parser() -> argparse.ArgumentParser:
         picture, "--plot", type=Path, metavar="FILE", help="draw one week of one server per profile, as .png or .svg"
     )
     return result
+
+
+def _add_fleet(group: argparse._ArgumentGroup) -> None:
+    add_fleet_flag(group)
+    for profile, spec in PROFILES.items():
+        count = spec.default_servers
+        add_flag(group, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
 
 
 def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
@@ -148,7 +164,7 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
         help=f"first time, UTC ({START}), or now-72h; a stream continues the fleet that started then",
     )
     add_flag(group, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
-    add_flag(group, "--timezone", default=TIMEZONE, help="business time zone of the rhythms (%(default)s)")
+    add_flag(group, "--timezone", help=f"business time zone (that of the fleet file, else {DEFAULT_CALENDAR.timezone})")
     add_flag(group, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
     add_flag(
         group,
@@ -236,16 +252,7 @@ def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
         metavar="HEADER",
         help="sent with each query, such as 'X-Scope-OrgID: tenant'; may be repeated",
     )
-    add_flag(
-        group,
-        "--queries",
-        type=Path,
-        metavar="FILE",
-        help="TOML: [queries] metric = 'PromQL' replaces the default query of a metric; server_label, strip_port",
-    )
-    add_flag(
-        group, "--profiles", type=Path, metavar="FILE", help="TOML file of further name patterns and pinned servers"
-    )
+    add_moved_flags(group, "queries", "profiles")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""The profiles of servers: name patterns, baselines, daily rhythm, incidents.
+"""The profiles of servers: name patterns, baselines, daily rhythm, incidents.
 
     from server_profiles import PROFILES, infer_profile_from_name, match_profile
 
@@ -7,17 +7,10 @@ r"""The profiles of servers: name patterns, baselines, daily rhythm, incidents.
     PROFILES["database"].baselines["cpu_pct"].mean          # 55 %
     PROFILES["database"].rhythm.description                 # '+20 % 09:00-11:00, ...'
 
-A TOML file (`--profiles FILE` of every script) adds patterns and pins single servers:
+`fleet.toml` adds patterns and profiles and pins single servers (docs/data.md). A pin precedes the patterns of the file,
+and these precede the built-in patterns.
 
-    [patterns]                       # regular expressions, matched at the start of the name, case ignored
-    database = ['sql\d+', 'pg-\d+']
-
-    [servers]
-    "legacy-host-7" = "risk_analytics"
-
-A pin precedes the patterns of the file, and these precede the built-in patterns.
-
-To add a profile, add a member to ServerProfile and a ProfileSpec to _SPECS.
+To build in a profile, add a member to ServerProfile and a ProfileSpec to _SPECS.
 """
 
 from __future__ import annotations
@@ -92,7 +85,8 @@ class Rhythm:
 class ProfileSpec:
     """One profile.
 
-    name_patterns: regular expressions for the start of a server's name, case ignored.
+    name_patterns: regular expressions for the start of a server's name, case ignored. added_patterns: those of the
+    fleet file, which come first.
     first_name: name of the profile's first simulated server; the others count on from its number.
     default_servers: number of servers in the default simulated fleet.
     baselines: by metric of the data contract.
@@ -102,7 +96,7 @@ class ProfileSpec:
         have 0.5 to 1, independent hosts of one application 0 to 0.3.
     """
 
-    profile: ServerProfile
+    profile: str
     name_patterns: tuple[str, ...]
     first_name: str
     default_servers: int
@@ -110,6 +104,8 @@ class ProfileSpec:
     rhythm: Rhythm
     incidents: tuple[str, ...]
     shared_demand: float = 0.0
+    description: str = ""
+    added_patterns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.shared_demand <= 1:
@@ -124,7 +120,7 @@ class ProfileSpec:
 
 
 def _baselines(**mean_and_spread: tuple[float, float]) -> Mapping[str, Baseline]:
-    return MappingProxyType({metric: Baseline(*values) for metric, values in mean_and_spread.items()})
+    return {metric: Baseline(*values) for metric, values in mean_and_spread.items()}  # a proxy cannot be pickled
 
 
 def _numbered(*prefixes: str) -> tuple[str, ...]:
@@ -134,6 +130,7 @@ def _numbered(*prefixes: str) -> tuple[str, ...]:
 _SPECS = (
     ProfileSpec(
         profile=ServerProfile.ML_COMPUTE,
+        description="training and inference of machine learning",
         name_patterns=_numbered("ppml", "ppgpu", "cptrain"),
         first_name="ppml0001",
         default_servers=20,
@@ -155,6 +152,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.DATABASE,
+        description="databases",
         name_patterns=_numbered("ppdb", "psdb", "oracle", "mongo", "postgres"),
         first_name="ppdb001",
         default_servers=15,
@@ -182,6 +180,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.WEB_API,
+        description="web servers and APIs",
         name_patterns=_numbered("ppweb", "ppapi", "nginx", "tomcat"),
         first_name="ppweb001",
         default_servers=25,
@@ -210,6 +209,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.CONDUCTOR_MGMT,
+        description="schedulers and job management",
         name_patterns=_numbered("ppcon", "conductor", "egomgmt"),
         first_name="ppcon01",
         default_servers=5,
@@ -232,6 +232,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.DATA_INGEST,
+        description="streams and batch imports",
         name_patterns=_numbered("ppetl", "ppkafka", "stream", "spark"),
         first_name="ppetl001",
         default_servers=10,
@@ -254,6 +255,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.RISK_ANALYTICS,
+        description="risk calculations",
         name_patterns=_numbered("pprisk", "varrisk", "credit"),
         first_name="pprisk001",
         default_servers=8,
@@ -276,6 +278,7 @@ _SPECS = (
     ),
     ProfileSpec(
         profile=ServerProfile.GENERIC,
+        description="anything else, and names without a rule",
         name_patterns=_numbered("ppgen"),
         first_name="ppgen001",
         default_servers=7,
@@ -293,7 +296,8 @@ _SPECS = (
     ),
 )
 
-PROFILES: Mapping[ServerProfile, ProfileSpec] = MappingProxyType({spec.profile: spec for spec in _SPECS})
+PROFILES: Mapping[str, ProfileSpec] = MappingProxyType({spec.profile: spec for spec in _SPECS})
+DEFAULT_SERVERS: Mapping[str, int] = {profile: spec.default_servers for profile, spec in PROFILES.items()}
 for _profile in ServerProfile:
     if _profile not in PROFILES:
         raise ValueError(f"server_profiles.py: profile {_profile} has no ProfileSpec; add one to _SPECS")
@@ -305,7 +309,7 @@ for _profile in ServerProfile:
 class ProfileMatch(NamedTuple):
     """Profile of a server and the rule that matched; `rule` is None if no rule matched (generic)."""
 
-    profile: ServerProfile
+    profile: str
     rule: str | None
 
 
@@ -324,17 +328,18 @@ class ProfileRules:
 
     patterns: (regular expression, profile), matched at the start of the name, case ignored.
     pins: lower-case server name, or its part before the first dot -> profile.
-    added: number of patterns, from the first one on, that come from the user's file.
+    added: number of patterns, from the first one on, that come from the fleet file.
     """
 
-    patterns: tuple[tuple[NamePattern, ServerProfile], ...]
-    pins: Mapping[str, ServerProfile] = field(default_factory=dict)
+    patterns: tuple[tuple[NamePattern, str], ...] = field(compare=False)
+    pins: Mapping[str, str] = field(default_factory=dict)
     added: int = 0
 
 
 BUILT_IN_RULES = ProfileRules(
     tuple((re.compile(p, re.IGNORECASE), spec.profile) for spec in _SPECS for p in spec.name_patterns)
 )
+SENT_WITH_SAMPLES = "sent with the samples"
 
 
 def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> ProfileMatch:
@@ -345,11 +350,23 @@ def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> Pro
             return ProfileMatch(rules.pins[pin], f"pin {pin}")
     for position, (pattern, profile) in enumerate(rules.patterns):
         if pattern.match(server_name):
-            source = "profiles file" if position < rules.added else "built-in"
+            source = "fleet file" if position < rules.added else "built-in"
             return ProfileMatch(profile, f"pattern {pattern.pattern} ({source})")
     return ProfileMatch(ServerProfile.GENERIC, None)
 
 
-def infer_profile_from_name(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> ServerProfile:
+def infer_profile_from_name(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> str:
     """Profile of a server by its name: ppml0015 -> ml_compute; a name without a matching rule -> generic."""
     return match_profile(server_name, rules).profile
+
+
+def profile_of(name: str, sent: str | None, rules: ProfileRules) -> tuple[str, str | None]:
+    """Profile of a server and the rule that gave it.
+
+    A pinned name comes first, then the profile sent with the samples, then the name patterns.
+    """
+    match = match_profile(name, rules)
+    pinned = match.rule is not None and match.rule.startswith("pin ")
+    if sent is not None and not pinned:
+        return sent, SENT_WITH_SAMPLES
+    return str(match.profile), match.rule

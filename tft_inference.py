@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_contract import ContractError, DataFileError
-from fleet_forecast.commands.usage import UsageError
-from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import add_flag, add_version, positive_int
@@ -34,7 +34,8 @@ from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import PrometheusError
-from server_profiles import BUILT_IN_RULES, ProfileRules
+from fleet_forecast.usage import UsageError
+from server_profiles import ProfileRules
 
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 USAGE_ERRORS = (OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
@@ -49,17 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_batch_flags(arguments)
         _refuse_engine_flags(arguments)
         settings = load_settings(arguments.config, vars(arguments))
-        rules = load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES
-        if arguments.check_config:
-            from fleet_forecast.commands.run_daemon import check_settings
-
-            return DONE if check_settings(settings, rules, arguments.probe) else FAILED
-        if arguments.daemon:
-            from fleet_forecast.commands.run_daemon import run_daemon
-
-            return DONE if run_daemon(settings) else FAILED
-        run = _command_on_a_file(arguments)
-        run(arguments, settings, rules)
+        with use_fleet(load_fleet(settings.fleet)) as fleet:
+            return _run(arguments, settings, fleet.rules)
     except USAGE_ERRORS as problem:
         print(f"error: {problem}", file=sys.stderr)
         return USAGE
@@ -69,6 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as problem:
         print(f"error: not enough memory ({problem}); {_MEMORY_REMEDY.format(path=arguments.input)}", file=sys.stderr)
         return FAILED
+
+
+def _run(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
+    if arguments.check_config:
+        from fleet_forecast.commands.run_daemon import check_settings
+
+        return DONE if check_settings(settings, rules, arguments.probe) else FAILED
+    if arguments.daemon:
+        from fleet_forecast.commands.run_daemon import run_daemon
+
+        return DONE if run_daemon(settings) else FAILED
+    _command_on_a_file(arguments)(arguments, settings, rules)
     return DONE
 
 
@@ -154,7 +158,7 @@ def _add_parts_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "replay: the daemon's alerts over the past, from --input or --prometheus; settings: --model, --alert-rules"
+        "replay: the daemon's alerts over the past, from --input or --prometheus; settings: --model, --fleet"
     )
     add_flag(group, "--replay", action="store_true", help="report the alerts of a past time in the folder --output")
     add_flag(

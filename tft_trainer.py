@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from data_contract import ContractError, DataFileError
-from fleet_forecast.commands.training_job import DEFAULT_TIMEZONE, prepare, read
+from fleet_forecast.commands.training_job import prepare, read
 from fleet_forecast.commands.training_run import (
     completed,
     evaluate,
@@ -32,7 +32,9 @@ from fleet_forecast.commands.training_run import (
     train_ablation,
     train_risk_model,
 )
-from fleet_forecast.commands.usage import note
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, load_fleet
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.tables import as_text
@@ -48,6 +50,7 @@ from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
+from fleet_forecast.usage import note
 
 EXPECTED_ERRORS = (
     TrainingError,
@@ -65,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read, train, evaluate, publish."""
     arguments = build_parser().parse_args(argv)
     try:
-        with only_writer(arguments.models_dir):  # first, so that an unusable folder fails before hours of training
+        with (
+            use_fleet(load_fleet(arguments.fleet)),
+            only_writer(arguments.models_dir),
+        ):  # first, so that an unusable folder fails before hours of training
             data = read(arguments)
             job = prepare(data, arguments)
             incidents = known_incidents(data, job.grid.step_seconds, arguments.incidents, note)
@@ -111,7 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = partial(add_flag, parser)
     add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
     add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
-    add("--profiles", type=Path, help="TOML file with additional host-name patterns and the profiles of single servers")
+    add_fleet_flag(parser)
+    add_moved_flags(parser, "profiles")
     _add_interval_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
     add(
@@ -138,7 +145,10 @@ def build_parser() -> argparse.ArgumentParser:
         f"{MIN_DEFAULT_STEP_SECONDS})",
     )
     add_timezone_flag(parser)
-    add("--timezone", help=f"business time zone (that of the data's metadata, otherwise {DEFAULT_TIMEZONE})")
+    add(
+        "--timezone",
+        help=f"business time zone (that of the fleet file or of the data, otherwise {DEFAULT_CALENDAR.timezone})",
+    )
     add("--seed", type=_seed, default=42, help="seed of weights, windows and unseen servers (%(default)s)")
     _add_run_flags(parser)
     add_version(parser)

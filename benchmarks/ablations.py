@@ -167,7 +167,7 @@ def source_of(variant: Variant, job: Job) -> WindowSource:
     def scaling_by(owners: Sequence[str | None]) -> FleetScaling:
         return fit_scaling(
             grid.values[split.training_servers, : split.test_start],
-            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
+            {name: METRIC_SPECS[name].kind for name in grid.metrics},
             tuple(owners[row] for row in split.training_servers),
             job.spec.context_steps,
         )

@@ -51,11 +51,10 @@ from fleet_forecast.serving.replay import judgement  # noqa: E402
 from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
 from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import PROFILES, ServerProfile  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, PROFILES, ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -109,10 +108,10 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
     first = HISTORY_HOURS * 3600 // step_seconds
     steps = first + int(hours * 3600 / step_seconds)
     fleet = Fleet.of(_counts(servers), seed)
-    world = World.of(Scenario(fleet, START, steps, step_seconds, engine.config.timezone, incident_rate=rate))
+    world = World.of(Scenario(fleet, START, steps, step_seconds, engine.config.calendar, incident_rate=rate))
     simulator = Simulator(world)
     metrics = np.concatenate([simulator.advance(n).metrics for n in portions(steps, len(fleet))], axis=2)
-    chosen = [METRIC_POSITIONS[name] for name in engine.config.targets]
+    chosen = [simulated().positions[name] for name in engine.config.targets]
     began, events = float(START.astype(np.int64)), world.events
     incidents = tuple(
         Incident(int(server), began + float(onset), began + float(start), began + float(end))
@@ -126,7 +125,9 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
 
 def _counts(servers: int) -> dict[str, int]:
     """Servers by profile in the shares of the generator's default fleet, by largest remainder."""
-    exact = {str(profile): servers * share / sum(SERVERS.values()) for profile, share in SERVERS.items()}
+    exact = {
+        str(profile): servers * share / sum(DEFAULT_SERVERS.values()) for profile, share in DEFAULT_SERVERS.items()
+    }
     counts: dict[str, int] = {profile: int(value) for profile, value in exact.items()}
     for profile in sorted(exact, key=lambda each: counts[each] - exact[each])[: servers - sum(counts.values())]:
         counts[profile] += 1

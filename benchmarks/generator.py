@@ -31,10 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_contract import arrow_schema, read_metadata  # noqa: E402 - in the parent folder
-from fleet_forecast.simulation.metric_model import SIMULATED_METRICS  # noqa: E402
-from fleet_forecast.simulation.noise import CORRELATION_MINUTES  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import ServerProfile  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
+from fleet_forecast.simulation.noise import sources  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, ServerProfile  # noqa: E402
 
 # --- settings: case, flags, targets ---------------------------------------------------------------------------------
 
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(case: dict[str, Any], share: float) -> dict[str, Any]:
     """One case: rows, seconds, rows per second, peak memory, bytes per row."""
     hours = case["hours"] * share
-    fleet = {profile: round(count * case["scale"]) for profile, count in SERVERS.items()}
+    fleet = {profile: round(count * case["scale"]) for profile, count in DEFAULT_SERVERS.items()}
     servers = 10_000 if case["scale"] > 1 else sum(fleet.values())
     fleet[ServerProfile.GENERIC] += servers - sum(fleet.values())
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +119,7 @@ def _check(path: Path, folder: Path, expected_rows: int) -> tuple[int, int]:
     rows = data.count_rows()
     if rows != expected_rows or read_metadata(folder).rows != rows:
         raise RuntimeError(f"{rows} rows written, {expected_rows} expected, {read_metadata(folder).rows} in metadata")
-    if not data.schema.equals(arrow_schema(SIMULATED_METRICS)):
+    if not data.schema.equals(arrow_schema(simulated().names)):
         raise RuntimeError(f"schema is not the contract's: {data.schema}")
     files = [path] if path.is_file() else list(path.iterdir())
     return rows, sum(file.stat().st_size for file in files)
@@ -170,7 +169,7 @@ def normal_limit(numbers: int = 20_000_000) -> int:
     began = time.perf_counter()
     for _ in range(20):
         stream.standard_normal(dtype=np.float32, out=buffer)
-    return round(numbers / (time.perf_counter() - began) / len(CORRELATION_MINUTES))
+    return round(numbers / (time.perf_counter() - began) / len(sources().correlation_minutes))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from fleet_forecast.evaluation.baselines import Observed, baseline_forecasts  # 
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
 from fleet_forecast.simulation.simulator import Simulator  # noqa: E402
 from server_profiles import ServerProfile  # noqa: E402
@@ -77,8 +77,8 @@ def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
     hour = 3600 // config.step_seconds
     known, horizon, every = HISTORY_HOURS * hour, config.horizon_steps, ORIGIN_EVERY_HOURS * hour
     steps = known + (count - 1) * every + horizon
-    scenario = Scenario(fleet, START, steps, config.step_seconds, config.timezone, incident_rate=0.0, outage_rate=0.0)
-    metrics = [METRIC_POSITIONS[name] for name in config.targets]
+    scenario = Scenario(fleet, START, steps, config.step_seconds, config.calendar, incident_rate=0.0, outage_rate=0.0)
+    metrics = [simulated().positions[name] for name in config.targets]
     simulator = Simulator(World.of(scenario))
     seen = simulator.advance(known).metrics  # [metric, server, step]
     for number in range(count):
@@ -163,7 +163,7 @@ def result_of(made: Backtest, times: Sequence[np.datetime64], engine: Engine) ->
     means = _means(scores)
     baselines = scores[~scores["method"].isin([LIMIT, *HALF])]
     best = best_baseline(baselines)
-    table, origins = table_of(scores, best), by_origin(made, times, engine.config.timezone)
+    table, origins = table_of(scores, best), by_origin(made, times, engine.config.calendar.timezone)
     limit, model = means[LIMIT], means[MODEL]
     excess = float(np.mean([means[name] for name in HALF])) - limit
     print(

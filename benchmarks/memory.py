@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from metrics_generator import SERVERS  # noqa: E402 - in the parent folder
+from server_profiles import DEFAULT_SERVERS  # noqa: E402 - in the parent folder
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     def fleet(self) -> dict[str, int]:
         """Servers by profile."""
-        return {profile: max(1, round(count * self.fleets)) for profile, count in SERVERS.items()}
+        return {profile: max(1, round(count * self.fleets)) for profile, count in DEFAULT_SERVERS.items()}
 
 
 CASES = {

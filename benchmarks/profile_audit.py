@@ -34,7 +34,7 @@ from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.profile_audit.audit import AuditedFleet, ProfileAudit, audit_profiles, steps_of_day  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
-from fleet_forecast.simulation.metric_model import SIMULATED_METRICS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario  # noqa: E402
 from fleet_forecast.simulation.simulator import simulate  # noqa: E402
 from server_profiles import PROFILES  # noqa: E402
@@ -67,7 +67,7 @@ def simulated_fleet(seed: int) -> FleetGrid:
     fleet = Fleet.of({str(name): spec.default_servers for name, spec in PROFILES.items()}, seed)
     trace = simulate(Scenario(fleet, START, SIMULATED_HOURS * 3600 // STEP_SECONDS, STEP_SECONDS))
     profiles = tuple(str(fleet.profile(server)) for server in range(len(fleet)))
-    return FleetGrid(fleet.names, profiles, SIMULATED_METRICS, START, STEP_SECONDS, trace.metrics)
+    return FleetGrid(fleet.names, profiles, simulated().names, START, STEP_SECONDS, trace.metrics)
 
 
 def real_fleet(path: Path) -> FleetGrid:

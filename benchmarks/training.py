@@ -64,7 +64,8 @@ from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
+from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
@@ -78,7 +79,7 @@ from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import TrainerTensors
 
 PROFILES = ("conductor_mgmt", "data_ingest", "database", "generic", "ml_compute", "risk_analytics", "web_api")
-SPEC = WindowSpec(METRICS, 300, "America/New_York", 288, 96)
+SPEC = WindowSpec(tuple(METRICS), 300, DEFAULT_CALENDAR, 288, 96)
 STOCK_BATCH_SIZES = {"cpu": (32, 64, 128), "cuda": (64, 256)}
 OUR_BATCH_SIZES = {"cpu": (64,), "cuda": (64, 256, 1024)}
 STOCK_LOADER_PROCESSES = {"cpu": 0, "cuda": 4}
@@ -141,9 +142,11 @@ def simulated_source() -> WindowSource:
     start = np.datetime64("2026-03-02T00:00:00", "s")
     values = simulate(Scenario(fleet, start, 7 * 288, SPEC.step_seconds)).metrics
     profiles = tuple(str(fleet.profile(row)) for row in range(len(fleet)))
-    is_percent = {name: name.endswith("_pct") for name in METRICS}
-    scaling = fit_scaling(values, is_percent, profiles, SPEC.context_steps)
-    return WindowSource(FleetGrid(fleet.names, profiles, METRICS, start, SPEC.step_seconds, values), SPEC, scaling)
+    kinds = {name: METRIC_SPECS[name].kind for name in METRICS}
+    scaling = fit_scaling(values, kinds, profiles, SPEC.context_steps)
+    return WindowSource(
+        FleetGrid(fleet.names, profiles, tuple(METRICS), start, SPEC.step_seconds, values), SPEC, scaling
+    )
 
 
 def throughput_of(step: Callable[[], int], device: torch.device) -> Callable[[], float]:

@@ -44,7 +44,7 @@ from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.inference.torch_backend import load_model, torch_run  # noqa: E402
 from fleet_forecast.network.model import ForecastModel  # noqa: E402
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS  # noqa: E402
+from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario  # noqa: E402
 from fleet_forecast.simulation.simulator import simulate  # noqa: E402
 
@@ -72,8 +72,8 @@ class UnseenServers:
         self.origins = first - 1 + every * np.arange(origins)
         steps = int(self.origins[-1]) + 1 + self.config.horizon_steps
         fleet = unseen_fleet(servers)
-        trace = simulate(Scenario(fleet, START, steps, self.config.step_seconds, self.config.timezone))
-        metrics = [METRIC_POSITIONS[name] for name in self.config.targets]
+        trace = simulate(Scenario(fleet, START, steps, self.config.step_seconds, self.config.calendar))
+        metrics = [simulated().positions[name] for name in self.config.targets]
         self.grid = FleetGrid(
             fleet.names,
             tuple(str(fleet.profile(server)) for server in range(servers)),

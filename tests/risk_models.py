@@ -17,7 +17,7 @@ def with_risk_model(model_dir: Path, folder: Path) -> Path:
     copy = folder / model_dir.name
     shutil.copytree(model_dir, copy)
     config = read_config(copy)
-    model, _ = train_on_simulator(config.targets, config.step_seconds, config.timezone, SMALL)
+    model, _ = train_on_simulator(config.targets, config.step_seconds, config.calendar, SMALL)
     write_risk_model(copy, model)
     reseal(copy)
     return copy

@@ -102,7 +102,10 @@ def test_the_command_exits_1_for_an_empty_folder(tmp_path, capsys):
     assert "holds no metrics" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["a", "b"], ["a", "--profiles", "/nowhere.toml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--nonsense"], ["a", "b"], ["a", "--profiles", "/nowhere.toml"], ["a", "--fleet", "/nowhere.toml"]],
+)
 def test_wrong_usage_exits_2(arguments, capsys):
     assert data_contract.main(arguments) == 2
     assert "error" in capsys.readouterr().err
@@ -143,7 +146,7 @@ def test_the_document_names_every_field_of_the_metadata():
     "problem", [MemoryError("Unable to allocate 8 TiB"), pa.ArrowMemoryError("malloc of 8 TiB failed")]
 )
 def test_a_file_that_needs_too_much_memory_is_named(tmp_path, monkeypatch, capsys, problem):
-    def too_large(*_):
+    def too_large(*_, **__):
         raise problem
 
     monkeypatch.setattr(data_contract, "check_metrics", too_large)

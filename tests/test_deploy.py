@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import tft_inference
-from fleet_forecast.serving.alerting.rules import load_alert_rules
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
+from fleet_forecast.serving.alerting.rules import alert_rules_of
 from fleet_forecast.serving.settings import load_settings
 from fleet_forecast.sources.connections_file import ForecastsTable, PrometheusTable, load_connections
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
@@ -74,8 +76,12 @@ def test_the_dashboards_queries_are_promql(tmp_path):
     assert len(queries) > 20
 
 
-def test_the_sample_rules_of_alerts_are_read():
-    rules = load_alert_rules(DEPLOY / "alerts.toml")
+def test_the_sample_fleet_file_is_read():
+    with use_fleet(read_fleet(DEPLOY / "fleet.toml")) as fleet:
+        rules = alert_rules_of(fleet)
+        assert rules.bounds_of("ci-1", "build", "queue_depth").above == 50
+    assert fleet.rules.pins == {"legacy-host-7": "cache"}
+    assert fleet.calendar.timezone == "Europe/Berlin"
     assert rules.shadow
     assert rules.bounds_of("ppdb001", "database", "net_in_mb_s").below == 0.1
     assert [silence.kind for silence in rules.silences] == ["exclude"]

@@ -97,7 +97,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """(argument, effect) of each argument, by its first spelling."""
     formatter = parser._get_formatter()
     for action in parser._actions:
-        if action.dest == "help":
+        if action.dest == "help" or action.help == argparse.SUPPRESS:
             continue
         flag = action.option_strings[0] if action.option_strings else ""
         default_metavar = action.dest.upper() if action.option_strings else action.dest

@@ -113,11 +113,9 @@ def test_memory_equals_that_of_the_kernel(capsys, tmp_path, prometheus):
 
 
 def test_own_queries_replace_the_ready_ones_of_their_metric(capsys, tmp_path, prometheus):
-    queries = tmp_path / "queries.toml"
-    queries.write_text("[queries]\nlatency_ms = '1000 * avg by (instance) (node_boot_time_seconds * 0 + 0.0125)'\n")
-    profiles = tmp_path / "profiles.toml"
-    profiles.write_text("[servers]\nppdb001 = 'web_api'\n")
-    code, _, err = pull(capsys, prometheus, tmp_path / "data", "--queries", str(queries), "--profiles", str(profiles))
+    fleet, query = tmp_path / "fleet.toml", "1000 * avg by (instance) (node_boot_time_seconds * 0 + 0.0125)"
+    fleet.write_text(f"[metrics.latency_ms]\nquery = '{query}'\n[servers]\nppdb001 = 'web_api'\n")
+    code, _, err = pull(capsys, prometheus, tmp_path / "data", "--fleet", str(fleet))
     assert code == 0, err
     frame = read_metrics(tmp_path / "data").frame
     assert frame["latency_ms"].dropna().tolist() == pytest.approx([12.5] * frame["latency_ms"].notna().sum())
@@ -126,9 +124,9 @@ def test_own_queries_replace_the_ready_ones_of_their_metric(capsys, tmp_path, pr
 
 
 def test_another_server_label_needs_queries_of_its_own(capsys, tmp_path, prometheus):
-    queries = tmp_path / "queries.toml"
-    queries.write_text("server_label = 'job'\n[queries]\ncpu_pct = 'avg by (job) (node_load1 * 0 + 7)'\n")
-    assert pull(capsys, prometheus, tmp_path / "data", "--queries", str(queries))[0] == 0
+    fleet, query = tmp_path / "fleet.toml", "avg by (job) (node_load1 * 0 + 7)"
+    fleet.write_text(f"[prometheus]\nserver_label = 'job'\n[metrics.cpu_pct]\nquery = '{query}'\n")
+    assert pull(capsys, prometheus, tmp_path / "data", "--fleet", str(fleet))[0] == 0
     data = read_metrics(tmp_path / "data")
     assert data.metrics == ("cpu_pct",)
     assert set(data.frame["server_name"]) == {"node"}
@@ -179,14 +177,14 @@ def test_a_time_without_data_is_named_and_nothing_is_written(capsys, tmp_path, p
     code, _, err = pull(capsys, prometheus, tmp_path, "--start", "2020-01-01")
     assert code == 1
     assert "has no values from 2020-01-01T00:00:00Z to 2020-01-01T00:00:36Z" in err
-    assert "--queries" in err
+    assert "fleet.toml" in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_query_prometheus_refuses_is_shown(capsys, tmp_path, prometheus):
-    queries = tmp_path / "queries.toml"
-    queries.write_text("[queries]\ncpu_pct = 'avg by (instance'\n")
-    code, _, err = pull(capsys, prometheus, tmp_path / "data", "--queries", str(queries))
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text("[metrics.cpu_pct]\nquery = 'avg by (instance'\n")
+    code, _, err = pull(capsys, prometheus, tmp_path / "data", "--fleet", str(fleet))
     assert code == 1
     assert "refused 'avg by (instance'" in err
     assert not list((tmp_path / "data").iterdir())

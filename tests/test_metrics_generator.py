@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from data_contract import METADATA_FILE, METRICS, METRICS_FILE, read_metadata, read_metrics
-from fleet_forecast.commands import stream_fleet
-from fleet_forecast.commands.scenario_of_flags import instant
-from metrics_generator import SERVERS, main
+from fleet_forecast.commands.generator import stream_fleet
+from fleet_forecast.commands.generator.scenario_of_flags import instant
+from metrics_generator import main
+from server_profiles import DEFAULT_SERVERS
 
 ROOT = Path(__file__).parent.parent
 FEW = ["--num_ml_compute", "1", "--num_database", "2", "--num_web_api", "3"]
@@ -46,7 +47,7 @@ def test_the_default_fleet_has_90_servers_of_seven_profiles(capsys, tmp_path):
     assert (code, result["servers"], result["rows"]) == (0, 90, 90 * 12)
     assert result["path"] == str(tmp_path / METRICS_FILE)
     assert set(result) == {"rows", "servers", "seconds", "rows_per_second", "path"}
-    assert read_metadata(tmp_path).fleet == {str(profile): count for profile, count in SERVERS.items()}
+    assert read_metadata(tmp_path).fleet == {str(profile): count for profile, count in DEFAULT_SERVERS.items()}
     assert "risk_analytics" in err
     assert "states: " in err
 
@@ -117,7 +118,7 @@ def test_times_may_be_dates_offsets_or_relative_to_now():
 
 # --- bad input ------------------------------------------------------------------------------------------------------
 
-NO_SERVERS = [text for profile in SERVERS for text in (f"--num_{profile}", "0")]
+NO_SERVERS = [text for profile in DEFAULT_SERVERS for text in (f"--num_{profile}", "0")]
 BAD = [
     (["--hours", "0"], "--hours is 0.0; give a number above 0"),
     (["--hours", "-3"], "--hours is -3.0; give a number above 0"),
@@ -165,8 +166,11 @@ BAD = [
         "--new_server_every is 10; write a number",
     ),
     (["--stream", "http://127.0.0.1:9", "--token_file", "absent"], "--token_file is absent; it cannot be read"),
-    (["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"], "query file absent.toml: no such file"),
-    (["--from_prometheus", "http://127.0.0.1:9", "--profiles", "absent.toml"], "profiles file absent.toml: no such"),
+    (
+        ["--from_prometheus", "http://127.0.0.1:9", "--queries", "absent.toml"],
+        "--queries absent.toml: is part of the fleet file now",
+    ),
+    (["--from_prometheus", "http://127.0.0.1:9", "--fleet", "absent.toml"], "fleet file absent.toml: no such"),
     (["--from_prometheus", "http://127.0.0.1:9", "--hours", "0"], "--hours is 0.0"),
     (["--from_prometheus", "http://127.0.0.1:9", "--stream", "http://127.0.0.1:9"], "choose one of"),
 ]

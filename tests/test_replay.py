@@ -10,10 +10,11 @@ import tft_inference
 from fleet_forecast.sources.prometheus import Pulled
 from tests.conftest import TINY_METRICS, tiny_fleet
 
-RULES = """fire_probability = 0.4
-[profiles.web_api]
+RULES = """[alerts]
+fire_probability = 0.4
+[alerts.profiles.web_api]
 cpu_pct = 33
-[profiles.database]
+[alerts.profiles.database]
 mem_pct = {above = 70, below = 60}
 """
 PERIOD = ("--from", "2026-03-03T08:00:00Z", "--to", "2026-03-03T14:00:00Z")
@@ -23,14 +24,14 @@ PERIOD = ("--from", "2026-03-03T08:00:00Z", "--to", "2026-03-03T14:00:00Z")
 def fleet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fleet")
     tiny_fleet().to_parquet(folder / "server_metrics.parquet", index=False)
-    (folder / "alerts.toml").write_text(RULES)
+    (folder / "fleet.toml").write_text(RULES)
     return folder
 
 
 def run(capsys, model, fleet, output, *flags):
     """The exit code, the summary and what was printed to stderr."""
     source = () if "--prometheus" in flags or "--label" in flags[:1] else ("--input", fleet)
-    common = ("--model", model, "--alert-rules", fleet / "alerts.toml", "--output", output)
+    common = ("--model", model, "--fleet", fleet / "fleet.toml", "--output", output)
     code = tft_inference.main([str(each) for each in ("--replay", *source, *common, *flags)])
     captured = capsys.readouterr()
     return code, json.loads(captured.out.splitlines()[-1]) if code == 0 else None, captured.err
@@ -97,9 +98,9 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
         (["--incidents", "{fleet}/none.csv"], 1, "none.csv: no such file; give the path of a CSV or parquet file"),
         (["--incidents", "a.csv", "--label", "b.csv"], 2, "--label: its answers are the incidents; omit --incidents"),
         (["--prometheus", "http://p:9090"], 2, "--from is missing; a replay from Prometheus needs --from and --to"),
-        (["--alert-rules", "none.toml"], 2, "alert rules none.toml: no such file"),
+        (["--fleet", "none.toml"], 2, "fleet file none.toml: no such file"),
         (["--explain", "ppdb001"], 2, "--explain: --replay does something else"),
-        (["--output", "{fleet}/alerts.toml"], 2, "is a file; a replay needs a folder"),
+        (["--output", "{fleet}/fleet.toml"], 2, "is a file; a replay needs a folder"),
     ],
 )
 def test_a_wrong_replay_is_refused_with_its_remedy(flags, code, message, tiny_model_dir, fleet, tmp_path, capsys):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import tft_trainer
 from data_contract import CheckedMetrics, check_metrics
 from fleet_forecast.commands import training_job, training_run
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -213,9 +214,9 @@ def test_wrong_usage_exits_2_and_names_flag_and_value(
     assert message in capsys.readouterr().err
 
 
-def test_a_profiles_file_that_is_not_there_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, tmp_path / "models", "--profiles", "no.toml") == 2
-    assert "error: profiles file no.toml: no such file" in capsys.readouterr().err
+def test_a_fleet_file_that_is_not_there_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, tmp_path / "models", "--fleet", "no.toml") == 2
+    assert "error: fleet file no.toml: no such file" in capsys.readouterr().err
 
 
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -335,7 +336,7 @@ def test_a_metric_without_training_measurements_is_dropped_and_named(
 ) -> None:
     values = np.ones((3, 100, 2), dtype=np.float32)
     values[:2, :50, 1] = np.nan  # measured by the unseen server, and later
-    spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, "UTC", 12, 4)
+    spec = WindowSpec(("cpu_pct", "latency_ms"), 3600, BusinessCalendar("UTC"), 12, 4)
     grid = FleetGrid(("a", "b", "c"), (None,) * 3, spec.metrics, np.datetime64("2026-03-02", "s"), 3600, values)
     split = Split(np.array([0, 1]), np.empty(0, int), np.array([2]), train_end=50, test_start=70)
     left, spec_of_it = training_job.drop_unmeasured_metrics(grid, spec, split)

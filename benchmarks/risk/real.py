@@ -34,6 +34,7 @@ from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from fleet_forecast.contract.calendar import BusinessCalendar  # noqa: E402
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.risk_model import LABELS  # noqa: E402
 from fleet_forecast.intervals.incidents_file import read_incidents  # noqa: E402 - in the parent folder
@@ -197,7 +198,7 @@ def risk_scores(fleet: LabelledFleet) -> dict[str, np.ndarray]:
         model = train([tuning], [tuning], OF_LABELS, LABELS)
         scores = risks(part(fleet, held_out, range(TUNE.start, JUDGE.stop)), model.description.spec, model.scores)
         by_labels[held_out, JUDGE.stop - scores.shape[1] :] = scores
-    simulated, _ = train_on_simulator(grid.metrics, grid.step_seconds, fleet.timezone, SIMULATED)
+    simulated, _ = train_on_simulator(grid.metrics, grid.step_seconds, fleet.calendar, SIMULATED)
     by_simulator = np.full_like(by_labels, np.nan)
     scores = risks(
         part(fleet, np.arange(len(grid.servers)), range(TUNE.start, JUDGE.stop)),
@@ -235,7 +236,7 @@ def load(path: Path) -> LabelledFleet:
     metrics = [name for name in frame.columns if name not in ("timestamp", "server_name", "profile")]
     grid = FleetGrid.from_frame(frame, metrics, 300)
     records = read_incidents(path.with_name("fleets_incidents_public.parquet"), grid.servers)
-    return labelled_fleet(grid, grid.peers(), records, "UTC")
+    return labelled_fleet(grid, grid.peers(), records, BusinessCalendar("UTC"))
 
 
 def table(methods: Mapping[str, np.ndarray], fleet: LabelledFleet) -> dict[str, Any]:

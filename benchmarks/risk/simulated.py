@@ -36,8 +36,7 @@ from fleet_forecast.risk.calibration import reliability  # noqa: E402
 from fleet_forecast.serving.alerting.severity import level_for_budget  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
 from fleet_forecast.training.risk.fleets import LabelledFleet, SimulatedFleets  # noqa: E402
-from metrics_generator import SERVERS  # noqa: E402
-from server_profiles import PROFILES  # noqa: E402
+from server_profiles import DEFAULT_SERVERS, PROFILES  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
@@ -114,7 +113,7 @@ def leave_out(fleets: SimulatedFleets, seeds: Sequence[int]) -> dict[str, Any]:
         kinds = tuple(incidents[position] for incidents in of_profiles if position < len(incidents))
         print(f"without {', '.join(kinds)}", file=sys.stderr)
         settings = replace(SMALL, without=kinds)
-        model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.timezone, settings)
+        model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.calendar, settings)
         judged = evaluate(model, list(fleets.fleets(seeds)))
         for kind in kinds:
             table[kind] = {name: judged[name]["kinds"].get(kind) for name in BUDGETS if judged[name]}
@@ -141,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {arguments.model} has no risk model; train one without --no-risk-model", file=sys.stderr)
         return 1
     spec = model.description.spec
-    fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.timezone, arguments.days, RATE)
-    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in SERVERS.items()},))
+    fleets = SimulatedFleets(spec.metrics, spec.step_seconds, spec.calendar, arguments.days, RATE)
+    fleets = replace(fleets, counts=({str(profile): servers for profile, servers in DEFAULT_SERVERS.items()},))
     if arguments.leave_out:
         results = leave_out(fleets, arguments.seeds)
     else:

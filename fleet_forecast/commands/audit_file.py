@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from fleet_forecast.commands.usage import UsageError, note
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid, infer_step_seconds
 from fleet_forecast.profile_audit.audit import (
@@ -17,7 +15,8 @@ from fleet_forecast.profile_audit.audit import (
     steps_of_day,
 )
 from fleet_forecast.serving.settings import Settings
-from server_profiles import ProfileRules
+from fleet_forecast.usage import UsageError, note
+from server_profiles import ProfileRules, profile_of
 
 
 def audit_file(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> None:

@@ -6,10 +6,10 @@ import argparse
 import json
 
 from fleet_forecast.commands.file_input import load_input
-from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.inference.batch import engine_inputs, last_origins
 from fleet_forecast.inference.explanation_document import as_text, weights_document
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.usage import UsageError
 from server_profiles import ProfileRules
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import grid_for, input_notes
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import contradictions
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.usage import note
 from server_profiles import ProfileRules
 
 
@@ -36,6 +37,8 @@ def read_rows(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFra
 
 def on_model_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> FleetGrid:
     """Rows on the model's grid; prints notes about what it does not know."""
+    for text in contradictions(engine.config):
+        note(text)
     grid = grid_for(frame, engine.config, rules)
     for text in input_notes(engine, frame, grid):
         note(text)

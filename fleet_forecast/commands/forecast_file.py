@@ -10,7 +10,6 @@ import time
 import numpy as np
 
 from fleet_forecast.commands.file_input import load_input
-from fleet_forecast.commands.usage import UsageError, note, time_of
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import (
     Origin,
@@ -20,6 +19,7 @@ from fleet_forecast.inference.batch import (
     write_forecasts,
 )
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.usage import UsageError, note, time_of
 from server_profiles import ProfileRules
 
 _UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}  # of --origins every:8h

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 from fleet_forecast.commands.file_input import load_engine
 from fleet_forecast.commands.forecast_file import distance_of_origins, first_origin_of
-from fleet_forecast.commands.usage import UsageError, note
 from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.scale.forecast_parts import ModelFiles, PartsJob
 from fleet_forecast.scale.parts import Folder
 from fleet_forecast.scale.peers_of_parts import Reading
 from fleet_forecast.scale.run import InThisProcess, Pool, forecast_fleet
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.usage import UsageError, note
 from server_profiles import ProfileRules
 
 SHOWN_NOTICES = 20

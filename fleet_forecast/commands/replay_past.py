@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from fleet_forecast.commands.file_input import load_engine, on_model_grid, read_rows
-from fleet_forecast.commands.usage import UsageError, note, time_of
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import read_incidents
-from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
+from fleet_forecast.serving.alerting.rules import alert_rules_of
 from fleet_forecast.serving.alerting.severity import SEVERITIES
 from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.replay.labels import write_incidents
@@ -23,6 +23,7 @@ from fleet_forecast.serving.replay.report import write_report
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.sources.fleet_pull import pull_fleet
 from fleet_forecast.sources.prometheus import TimeRange
+from fleet_forecast.usage import UsageError, note, time_of
 from server_profiles import ProfileRules
 
 
@@ -37,7 +38,7 @@ def replay_past(arguments: argparse.Namespace, settings: Settings, rules: Profil
         if arguments.input is None and not _has_prometheus(settings):
             print(json.dumps({"output": str(incidents_file), "incidents": labelled}))
             return
-    alert_rules = load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules()
+    alert_rules = alert_rules_of(fleet_in_use())
     first, last = (
         None if text is None else np.datetime64(int(time_of(text, flag)), "s")
         for flag, text in (("from", arguments.first_origin), ("to", arguments.to))

@@ -6,23 +6,27 @@ import json
 import logging
 import os
 import sys
+import time
 
-from fleet_forecast.commands.pull_fleet import probe_queries
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.inference.model_directory import read_config, verify
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.export.series import cardinality_text
 from fleet_forecast.serving.forecasts.snapshot import ModelView
 from fleet_forecast.serving.http.server import serve
 from fleet_forecast.serving.lifespan import DEFAULT_STEP_SECONDS
+from fleet_forecast.serving.monitoring.exposition import check_exposed_names
 from fleet_forecast.serving.monitoring.log import log_as_json
 from fleet_forecast.serving.referenced_files import ForecastTarget, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
-from fleet_forecast.sources.probe import probe_document
+from fleet_forecast.sources.probe import probe, probe_document, probe_text
+from fleet_forecast.usage import UsageError
 from server_profiles import ProfileRules
 
 
 def run_daemon(settings: Settings) -> bool:
     """Serve until SIGTERM or Ctrl-C; whether the daemon could start."""
+    check_exposed_names(fleet_in_use().metrics)
     files = read_referenced_files(settings, os.environ)
     if not settings.model.exists():
         raise SettingsError(
@@ -63,7 +67,10 @@ def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool
         print(_export_text(files.forecasts, settings), file=sys.stderr)
     if not ask_prometheus:
         return True
-    found = probe_queries(files.prometheus, rules, DEFAULT_STEP_SECONDS)
+    if not files.prometheus:
+        raise UsageError("--probe: there is no Prometheus to ask; give --prometheus URL or --connections FILE")
+    found = probe(files.prometheus, rules, time.time(), DEFAULT_STEP_SECONDS)
+    print(probe_text(found), file=sys.stderr)
     print(json.dumps(probe_document(found)))
     return not found.failed
 

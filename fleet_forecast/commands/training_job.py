@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fleet_forecast.commands.usage import note
-from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import load_profile_rules
+from fleet_forecast.commands.business_calendar import business_calendar
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid
@@ -19,15 +18,12 @@ from fleet_forecast.intervals.silences import excluded_cells, load_silences
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
-from server_profiles import BUILT_IN_RULES
-
-DEFAULT_TIMEZONE = "America/New_York"
+from fleet_forecast.usage import note
 
 
 def read(arguments: argparse.Namespace) -> CheckedMetrics:
     """The training data, checked against the contract."""
-    rules = load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES
-    data = check_metrics(arguments.training_dir, rules, arguments.input_timezone)
+    data = check_metrics(arguments.training_dir, input_timezone=arguments.input_timezone)
     for notice in data.notices:
         note(notice)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]
@@ -64,13 +60,11 @@ def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tup
     step_seconds = model_step_seconds(data_step, arguments.step_seconds)
     if step_seconds != data_step:
         note(f"averaging samples every {data_step} s onto steps of {step_seconds} s")
-    timezone = arguments.timezone or (data.metadata.timezone if data.metadata else DEFAULT_TIMEZONE)
-    check_timezone(timezone)
     grid = without_exclusions(FleetGrid.from_checked(data, step_seconds), arguments.exclusions)
     spec = WindowSpec(
         metrics=grid.metrics,
         step_seconds=step_seconds,
-        timezone=timezone,
+        calendar=calendar_of(data, arguments.timezone),
         context_steps=steps_of(arguments.context_hours, step_seconds, "--context-hours"),
         horizon_steps=steps_of(arguments.horizon_hours, step_seconds, "--horizon-hours"),
     )
@@ -88,10 +82,10 @@ def without_exclusions(grid: FleetGrid, path: Path | None) -> FleetGrid:
     return grid.without(excluded)
 
 
-def check_timezone(timezone: str) -> None:
-    """Raises TrainingError if the zone is unknown."""
+def calendar_of(data: CheckedMetrics, timezone: str | None) -> BusinessCalendar:
+    """The business calendar of the fleet file or of the data. Raises TrainingError if the flag's zone is unknown."""
     try:
-        business_time(np.zeros(1, dtype="datetime64[s]"), timezone)
+        return business_calendar(timezone, data.metadata.business_calendar() if data.metadata else None)
     except ValueError as error:
         raise TrainingError(f"--timezone {timezone}: {error}") from error
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from fleet_forecast.commands.usage import note
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation
@@ -32,6 +31,7 @@ from fleet_forecast.training.risk.fit import RiskSettings
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from fleet_forecast.training.trainer_state import TrainerState, device_of
 from fleet_forecast.training.warm_start import earlier_config, load_earlier_weights, profile_changes
+from fleet_forecast.usage import note
 
 # Flags that must be equal to resume a run. Values that depend on the data as well are compared directly.
 IDENTITY_FLAGS = (
@@ -57,7 +57,7 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
         "contract_version": CONTRACT_VERSION,
         "windows_version": WINDOWS_VERSION,
         "step_seconds": job.spec.step_seconds,
-        "timezone": job.spec.timezone,
+        "calendar": job.spec.calendar.as_document(),
         "profiles": job.profiles,
         "sha256 of the data": fingerprint(job.grid),
     }
@@ -202,7 +202,7 @@ def train_risk_model(
         return None, "--no-risk-model"
     settings = RiskSettings(threads=torch.get_num_threads(), seed=arguments.seed % 2**31)
     try:
-        return risk_model_of(KnownFleet(job.grid, incidents, job.spec.timezone), settings, note)
+        return risk_model_of(KnownFleet(job.grid, incidents, job.spec.calendar), settings, note)
     except KeyboardInterrupt:
         note("the risk model was stopped by Ctrl-C; the model is published without it")
         return None, "stopped by Ctrl-C"

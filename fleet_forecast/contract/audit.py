@@ -20,7 +20,13 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.timeline import RowsByDay, Timeline
 
 NULL_CODE = -1  # of a row without a value
-_CHECK_ORDER = ("timestamp", *TEXT_COLUMNS, *METRICS)  # order of the listed violations
+
+
+def _check_order() -> tuple[str, ...]:
+    """Order of the listed violations."""
+    return ("timestamp", *TEXT_COLUMNS, *METRICS)
+
+
 _TIME_NAMES = ("time", "timestamp", "date", "datetime", "ts")
 
 Frames = Iterable[pd.DataFrame]
@@ -138,7 +144,7 @@ class Audit:
                 yield f"{name}: {likely}"
 
     def _sorted_faults(self) -> list[Violation]:
-        return sorted(self._faults.values(), key=lambda found: _CHECK_ORDER.index(found.column))
+        return sorted(self._faults.values(), key=lambda found: _check_order().index(found.column))
 
     def _refused(self) -> dict[str, Violation | None]:
         """Columns that are refused; for a metric with what is wrong with it as a whole."""

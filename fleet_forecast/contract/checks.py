@@ -117,7 +117,7 @@ def _looks_like_fractions(spec: MetricSpec, cells: CellCounts) -> bool:
 
 def _unit_remedy(spec: MetricSpec, highest: float) -> str:
     if not spec.is_percent:
-        return f"give it in {spec.unit}: divide bytes by 1,000,000"
+        return f"give it in {spec.unit}" + (": divide bytes by 1,000,000" if spec.unit.startswith("MB") else "")
     cores = -(-highest // spec.upper)
     if cores <= 1024:
         return f"where each core counts as 100 %, divide by the number of cores (at least {cores:.0f} here)"

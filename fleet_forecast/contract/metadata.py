@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet_forecast.atomic_write import replace_file
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METADATA_FILE, is_supported_version
 
 
@@ -33,6 +34,19 @@ class Metadata(BaseModel):
     incident_counts: dict[str, int] = {}
     incidents: list[dict[str, Any]] = []
     contract_version: str = CONTRACT_VERSION
+    calendar: dict[str, Any] | None = Field(default=None, description="business calendar as in fleet.toml")
+
+    @model_validator(mode="after")
+    def _usable_calendar(self) -> Metadata:
+        self.business_calendar()
+        return self
+
+    def business_calendar(self) -> BusinessCalendar:
+        """The calendar of the fleet; data of earlier versions has the time zone alone. Raises ValueError."""
+        try:
+            return BusinessCalendar.of_record(self.model_dump())
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise ValueError(f"calendar is not as in fleet.toml ({problem!r}); generate the data again") from None
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -65,6 +79,8 @@ def read_metadata(folder: Path) -> Metadata:
 def _field_problem(error: ValidationError, document: dict[str, Any]) -> str:
     """The first field that cannot be used, its value and the remedy."""
     first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
     name = str(first["loc"][0])
     if first["type"] == "missing":
         return f"{name} is missing; add it, or generate the data again"

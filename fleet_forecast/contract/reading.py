@@ -14,10 +14,11 @@ import pandas as pd
 
 from fleet_forecast.contract.audit import NULL_CODE, Audit, Unwanted, coded
 from fleet_forecast.contract.checks import ContractError, Examined, examine
+from fleet_forecast.contract.definitions import PROFILES, fleet_in_use
 from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
 from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS
-from server_profiles import BUILT_IN_RULES, ProfileRules, ServerProfile, infer_profile_from_name
+from server_profiles import ProfileRules, infer_profile_from_name
 
 
 @dataclass(frozen=True)
@@ -125,30 +126,29 @@ class CheckedMetrics:
             raise DataFileError(f"{self.path}: was changed while it was read; do not change the files and start again")
 
 
-def check_metrics(
-    path: Path, rules: ProfileRules = BUILT_IN_RULES, input_timezone: str | None = None
-) -> CheckedMetrics:
+def check_metrics(path: Path, rules: ProfileRules | None = None, input_timezone: str | None = None) -> CheckedMetrics:
     """Validate metrics in memory that does not grow with the number of rows; otherwise as read_metrics."""
-    return _check(_Request(Path(path), rules, input_timezone))[0]
+    return _check(_Request(Path(path), rules or fleet_in_use().rules, input_timezone))[0]
 
 
-def read_metrics(path: Path, rules: ProfileRules = BUILT_IN_RULES, input_timezone: str | None = None) -> ContractData:
+def read_metrics(path: Path, rules: ProfileRules | None = None, input_timezone: str | None = None) -> ContractData:
     """Read and validate metrics from a parquet or CSV file, or from a folder.
 
     A folder contains server_metrics.parquet (a file, or a folder of part files), server_metrics/ or server_metrics.csv,
     or is itself a folder of part files; hive partitions (`date=2026-11-23/`) are read.
-    A missing profile is inferred from the server's name by `rules`. input_timezone: of times that have no zone.
+    A missing profile is inferred from the server's name by `rules` (those of the fleet in use). input_timezone: of
+    times that have no zone.
 
     Raises DataFileError if there is nothing readable, ContractError if the rows break the contract.
     """
     parts: list[Examined] = []
-    checked, audit = _check(_Request(Path(path), rules, input_timezone), parts.append)
+    checked, audit = _check(_Request(Path(path), rules or fleet_in_use().rules, input_timezone), parts.append)
     frame = _assembled(parts, checked, audit)
     return ContractData(frame, checked.metadata, checked.metrics, checked.has_profile_column, checked.notices)
 
 
 def check_frame(
-    frame: pd.DataFrame, rules: ProfileRules = BUILT_IN_RULES, input_timezone: str | None = None
+    frame: pd.DataFrame, rules: ProfileRules | None = None, input_timezone: str | None = None
 ) -> ContractData:
     """Validate rows in memory as read_metrics validates those of a file. Raises ContractError."""
     numbered = frame.reset_index(drop=True)
@@ -159,7 +159,7 @@ def check_frame(
     )
     no_files = Source((), Path(), Path(), is_csv=False)
     parts: list[Examined] = []
-    request = _Request(Path("the frame"), rules, input_timezone)
+    request = _Request(Path("the frame"), rules or fleet_in_use().rules, input_timezone)
     checked, audit = _check_rows(request, _Opened(no_files, [], None, rows), parts.append)
     assembled = _assembled(parts, checked, audit)
     return ContractData(assembled, None, checked.metrics, checked.has_profile_column, checked.notices)
@@ -273,14 +273,14 @@ def _notices(
 ) -> Iterator[str]:
     for name in rows.left_out:
         if not re.fullmatch(r"__index_level_\d+__", name):  # pandas' row numbers
-            yield f"column {name} is not in the contract: left out"
+            yield f"column {name} is not in the contract: left out; a metric needs [metrics.{name}] in the fleet file"
     for name in rows.columns:
         if name not in (*audit.labels, *audit.metrics, "timestamp"):
             yield f"column {name} has no value: counted as absent"
     if inferred := sum(profile is None for profile in given):
         yield f"profile of {inferred:,} of {len(given):,} servers inferred from the name"
-    if unknown := sorted(set(profiles) - set(ServerProfile)):
-        yield f"profile {', '.join(unknown)}: not a built-in profile; only a model that was trained on it uses it"
+    if unknown := sorted(set(profiles) - set(PROFILES)):
+        yield f"profile {', '.join(unknown)}: not a profile of the fleet; only a model that was trained on it uses it"
 
 
 def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:

@@ -1,7 +1,4 @@
-"""The data contract: version, columns with units and ranges, states, names of the files.
-
-To add a metric, add an entry to METRIC_SPECS.
-"""
+"""The data contract: version, columns, states, names of the files. The metrics are those of the fleet in use."""
 
 from __future__ import annotations
 
@@ -12,9 +9,12 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
+from fleet_forecast.contract.definitions import COLUMNS, METRIC_SPECS, METRICS, MetricSpec
 from server_profiles import ServerProfile
 
-CONTRACT_VERSION = "1.0.0"
+__all__ = ["COLUMNS", "METRICS", "METRIC_SPECS", "MetricSpec"]
+
+CONTRACT_VERSION = "1.1.0"
 METRICS_FILE = "server_metrics.parquet"
 METRICS_FOLDER = "server_metrics"  # instead of METRICS_FILE: a folder of part files
 METADATA_FILE = "metrics_metadata.json"
@@ -40,33 +40,6 @@ STATES = (
 
 
 @dataclass(frozen=True)
-class MetricSpec:
-    """One metric column: float32, null where not measured, from `lower` to `upper`."""
-
-    name: str
-    unit: str
-    lower: float
-    upper: float
-    description: str
-    label: str = ""  # in messages; empty: the name
-
-    @property
-    def range_text(self) -> str:
-        """The range for messages, such as "0 to 100"."""
-        return f"{self.lower:,.0f} to {self.upper:,.0f}"
-
-    @property
-    def rounding(self) -> float:
-        """How far beyond a limit a value may lie by rounding; it then counts as the limit."""
-        return 0.5 if self.is_percent else 1e-6
-
-    @property
-    def is_percent(self) -> bool:
-        """Whether the upper limit can be reached, as opposed to the limit of a rate."""
-        return self.unit == "%"
-
-
-@dataclass(frozen=True)
 class ColumnSpec:
     """One column that is not a metric."""
 
@@ -75,23 +48,6 @@ class ColumnSpec:
     required: bool
     description: str
 
-
-LARGEST_RATE = 1e9  # MB/s or ms: far beyond any server; its square is still a float32
-
-METRIC_SPECS: Mapping[str, MetricSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            MetricSpec("cpu_pct", "%", 0, 100, "CPU in use, all cores together", "CPU"),
-            MetricSpec("mem_pct", "%", 0, 100, "memory in use", "memory"),
-            MetricSpec("disk_io_mb_s", "MB/s", 0, LARGEST_RATE, "disk reads and writes together", "disk traffic"),
-            MetricSpec("net_in_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic received", "incoming traffic"),
-            MetricSpec("net_out_mb_s", "MB/s", 0, LARGEST_RATE, "network traffic sent", "outgoing traffic"),
-            MetricSpec("latency_ms", "ms", 0, LARGEST_RATE, "response time of a request or of an I/O", "latency"),
-        )
-    }
-)
-METRICS: tuple[str, ...] = tuple(METRIC_SPECS)
 
 COLUMN_SPECS: Mapping[str, ColumnSpec] = MappingProxyType(
     {
@@ -122,7 +78,6 @@ COLUMN_SPECS: Mapping[str, ColumnSpec] = MappingProxyType(
     }
 )
 REQUIRED = tuple(spec.name for spec in COLUMN_SPECS.values() if spec.required)
-COLUMNS: tuple[str, ...] = ("timestamp", "server_name", "profile", "state", *METRICS, "incident")
 
 TEXT_COLUMNS = ("server_name", "profile", "state", "incident")
 

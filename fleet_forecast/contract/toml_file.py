@@ -4,12 +4,12 @@ r"""Reads a TOML file into a pydantic model; an error names file, line, field, v
         model_config = ConfigDict(extra="forbid", frozen=True)
         fire_probability: float = Field(default=0.5, gt=0, lt=1)
 
-    rules = read_toml(Path("alerts.toml"), Rules, "alert rules")
+    rules = read_toml(Path("tokens.toml"), Rules, "tokens file")
 
-    alert rules alerts.toml: no such file; give the path of a TOML file
-    alert rules alerts.toml is not TOML: Expected '=' after a key (at line 3, column 7)
-    alert rules alerts.toml, line 1: fire_probability is 2; it should be less than 1
-    alert rules alerts.toml, line 4: unknown key 'fires'; use fire_probability
+    tokens file tokens.toml: no such file; give the path of a TOML file
+    tokens file tokens.toml is not TOML: Expected '=' after a key (at line 3, column 7)
+    tokens file tokens.toml, line 1: fire_probability is 2; it should be less than 1
+    tokens file tokens.toml, line 4: unknown key 'fires'; use fire_probability
 
 A validator of the model raises ValueError("problem; remedy"), which is shown after file and line as it is.
 `first_problem` words the errors of values that come from elsewhere, such as flags.
@@ -54,7 +54,7 @@ class TomlFileError(ValueError):
 def read_toml(path: Path, model: type[Model], what: str) -> Model:
     """The file's content as an instance of `model`.
 
-    what: the kind of file, for messages, such as "profiles file". Raises TomlFileError.
+    what: the kind of file, for messages, such as "fleet file". Raises TomlFileError.
     """
     text = _text(path, what)
     try:
@@ -70,9 +70,20 @@ def read_toml(path: Path, model: type[Model], what: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        line = _line(text.splitlines(), _first(problem))
-        where = "" if line is None else f", line {line}"
-        raise TomlFileError(f"{what} {path}{where}: {first_problem(problem, model)}") from None
+        raise _error(f"{what} {path}", text, problem, model) from None
+
+
+def check_table(table: Mapping[str, Any], model: type[Model], path: Path, key: str) -> Model:
+    """The table [key] of a TOML file as an instance of `model`. Raises TomlFileError."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as problem:
+        raise _error(f"{path}, [{key}]", _text(path, "file"), problem, model) from None
+
+
+def _error(where: str, text: str, problem: ValidationError, model: type[BaseModel]) -> TomlFileError:
+    line = _line(text.splitlines(), _first(problem))
+    return TomlFileError(f"{where}{'' if line is None else f', line {line}'}: {first_problem(problem, model)}")
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
@@ -90,7 +101,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     shown = str(value).lower() if isinstance(value, bool) else repr(value)  # a flag as TOML writes it
     if len(shown) > LONGEST_VALUE:
         shown = shown[:LONGEST_VALUE] + "..."
-    expected = first["msg"].removeprefix("Input ")
+    expected = first["msg"].removeprefix("Input ").removeprefix("String ")
     remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key)
     return f"{name} is {shown}; {remedy}"
 

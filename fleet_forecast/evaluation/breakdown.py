@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import local_time
 from fleet_forecast.contract.forecast_spec import BAND_80, SCORED_LEVELS, report_horizons
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
 from fleet_forecast.evaluation.scores import pinball_loss
@@ -101,7 +101,7 @@ def _hours_of_the_day(backtest: Backtest, grid: FleetGrid, timezone: str) -> np.
     steps = np.arange(1, backtest.actual.shape[1] + 1)
     origins = grid.timestamps()[backtest.origins].astype("datetime64[s]")
     moments = origins[:, None] + (steps * grid.step_seconds).astype("timedelta64[s]")
-    return business_time(moments, timezone).minute_of_day // 60
+    return local_time(moments, timezone).minute_of_day // 60
 
 
 def _inside(backtest: Backtest, scored: np.ndarray) -> np.ndarray:

@@ -7,11 +7,12 @@ idle is exactly zero, although the estimate in transformed units is inexact. The
 the physical range by construction.
 
 How far from a bound the logarithmic part reaches, the bound width, is chosen for each metric by likelihood
-(bound_width.py).
+(bound_width.py). A width of 0 means that the metric has no bounds: it may be any number, and is not transformed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class BoundedTransform:
     """The transform of each metric.
 
     percent: boolean [metric], True for percentages. bound_width: float32 [metric], physical units, distance from a
-    bound within which the transform is not the identity.
+    bound within which the transform is not the identity; 0: the metric has no bounds.
     """
 
     percent: np.ndarray
@@ -34,6 +35,8 @@ class BoundedTransform:
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Physical units [..., metric] -> float32 [..., metric]; NaN stays NaN."""
+        if not self._bounded.all():
+            return self._where_bounded(values, BoundedTransform.transform)
         if values.ndim == 1 or values.size <= VALUES_AT_ONCE:
             return self._transform(values)
         transformed = np.empty(values.shape, dtype=np.float32)
@@ -71,10 +74,27 @@ class BoundedTransform:
 
     def inverse(self, transformed: np.ndarray) -> np.ndarray:
         """Transformed [..., metric] -> physical units [..., metric], within [0, 100] or [0, inf)."""
+        if not self._bounded.all():
+            return self._where_bounded(transformed, BoundedTransform.inverse)
         in_widths = transformed / self.bound_width
         inside = np.logaddexp(0.0, in_widths) - np.logaddexp(0.0, in_widths - self._hundred)
         values = np.clip((inside - BOUND) / self._inside, 0.0, self._hundred)
         return (self.bound_width * values).astype(np.float32, copy=False)
+
+    @property
+    def _bounded(self) -> np.ndarray:
+        """Boolean [metric]."""
+        return self.bound_width > 0
+
+    def _where_bounded(
+        self, values: np.ndarray, change: Callable[[BoundedTransform, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """The values [..., metric], with those of metrics that have bounds changed; float32."""
+        changed, bounded = values.astype(np.float32), self._bounded
+        if bounded.any():
+            part = BoundedTransform(self.percent[bounded], self.bound_width[bounded])
+            changed[..., bounded] = change(part, values[..., bounded])
+        return changed
 
     @property
     def _hundred(self) -> np.ndarray:

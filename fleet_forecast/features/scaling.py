@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.definitions import Kind
 from fleet_forecast.features.bound_width import choose_bound_width
 from fleet_forecast.features.bounded_transform import BoundedTransform
 from fleet_forecast.features.cold_start import (
@@ -141,7 +142,7 @@ class FleetScaling:
 
 def fit_scaling(
     values: np.ndarray,
-    is_percent: Mapping[str, bool],
+    kinds: Mapping[str, Kind],
     profiles: tuple[str | None, ...],
     context_steps: int,
     rows: np.ndarray | None = None,
@@ -149,16 +150,16 @@ def fit_scaling(
     """Fit bounded transform and profile statistics on training servers.
 
     values: float32 [server, step, metric] in physical units (training servers and days only), NaN = not measured.
-    is_percent: by metric, in their order, whether it is a percentage.
+    kinds: by metric, in their order.
     context_steps: length of a window in "the typical deviation inside a window".
     rows: the servers to fit on (all); `profiles` are those of these.
     """
-    metrics, percent = tuple(is_percent), np.array(list(is_percent.values()))
+    metrics, percent = tuple(kinds), np.array([kind == "percent" for kind in kinds.values()])
     chosen = slice(None) if rows is None else rows
     typical = np.array([_typical_level(values[..., index][chosen]) for index in range(len(metrics))])
     widths = [
-        choose_bound_width(values[..., index][chosen], bool(percent[index]), typical[index], context_steps)
-        for index in range(len(metrics))
+        _bound_width(values[..., index][chosen], kind, typical[index], context_steps)
+        for index, kind in enumerate(kinds.values())
     ]
     bound_width = np.array(widths, dtype=np.float32)
     names = tuple(sorted({name for name in profiles if name is not None}))
@@ -190,6 +191,13 @@ def fit_scaling(
     )
 
 
+def _bound_width(values: np.ndarray, kind: Kind, typical_level: float, context_steps: int) -> float:
+    """Bound width of a metric; 0 for one without bounds."""
+    if kind == "value":
+        return 0.0
+    return choose_bound_width(values, kind == "percent", typical_level, context_steps)
+
+
 def _without_gaps(table: np.ndarray, context_steps: int) -> np.ndarray:
     """What a profile cannot provide (a metric never reported, a single server) the fleet does, or the default."""
     table = np.where(np.isfinite(table), table, table[0]).astype(np.float32)
@@ -198,9 +206,9 @@ def _without_gaps(table: np.ndarray, context_steps: int) -> np.ndarray:
 
 
 def _typical_level(values: np.ndarray) -> float:
-    """Median of the positive measurements, 1.0 without any."""
-    positive = values[values > 0]
-    return float(np.median(positive)) if positive.size else 1.0
+    """Median size of the measurements other than zero, 1.0 without any."""
+    sizes = np.abs(values[(values > 0) | (values < 0)])
+    return float(np.median(sizes)) if sizes.size else 1.0
 
 
 def _statistics(groups: Sequence[np.ndarray], context_steps: int, smallest: float) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import BusinessCalendar, business_time
 from fleet_forecast.features.history import interpolate_between_rows
 from fleet_forecast.features.masked_statistics import count_over_steps, repeat_over_steps
 from fleet_forecast.features.peer_prior import relative_to_peers, scale_by_peers
@@ -39,7 +39,7 @@ from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, Win
 WINDOWS_VERSION = 6  # of the content of a window; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
-HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a market holiday 7
+HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a holiday 7
 INPUT_GRID = 128  # inputs are multiples of 1 / INPUT_GRID: the network evaluates each distinct value once
 PEER_COUNT_SCALE = 4.0  # log1p of the number of peers is divided by it
 LARGE = 1e9  # beyond, asinh(x) is log(2 x), and the square of x may overflow a float32
@@ -48,11 +48,11 @@ CALENDAR_SIZES = {"half_hour": 48, "day_kind": 8}
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """Lengths of a window in steps, and the calendar's time zone."""
+    """Lengths of a window in steps, and the business calendar."""
 
     metrics: tuple[str, ...]
     step_seconds: int
-    timezone: str
+    calendar: BusinessCalendar
     context_steps: int
     horizon_steps: int
 
@@ -129,10 +129,10 @@ class Calendar:
     clock_changes: tuple[ClockChange, ...] = ()
 
     @classmethod
-    def over(cls, first_step: int, last_step: int, step_seconds: int, timezone: str) -> Calendar:
-        """Calendar of steps first_step..last_step in `timezone` (ValueError if the zone is unknown)."""
+    def over(cls, first_step: int, last_step: int, step_seconds: int, calendar: BusinessCalendar) -> Calendar:
+        """Steps first_step..last_step in a business calendar."""
         seconds = np.arange(first_step, last_step + 1) * step_seconds
-        when = business_time(seconds.astype("datetime64[s]"), timezone)
+        when = business_time(seconds.astype("datetime64[s]"), calendar)
         half_hour = when.minute_of_day.astype(np.int64) // 30
         day_kind = np.where(when.is_holiday, HOLIDAY, when.day_of_week).astype(np.int64)
         market_open = when.market_open.astype(np.float32)[:, None]

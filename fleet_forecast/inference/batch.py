@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
 
@@ -55,7 +55,8 @@ def grid_for(frame: pd.DataFrame, config: ModelConfig, rules: ProfileRules) -> F
 
     A metric of the model that the frame lacks is missing throughout.
     """
-    missing = dict.fromkeys(missing_metrics(frame, config), np.float32(np.nan))
+    unserved = [metric for metric in config.targets if metric not in served_metrics(config)]
+    missing = dict.fromkeys([*missing_metrics(frame, config), *unserved], np.float32(np.nan))
     grid = FleetGrid.from_frame(frame.assign(**missing), config.targets, config.step_seconds)
     servers = zip(grid.servers, grid.profiles, strict=True)
     return replace(grid, profiles=tuple(profile_of(name, sent, rules)[0] for name, sent in servers))

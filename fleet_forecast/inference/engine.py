@@ -256,8 +256,8 @@ class Engine:
         known_steps = _known_steps(history)
         lengths = np.array(spec.encoder_lengths)
         first, last = int(origin_steps.min()), int(origin_steps.max()) + spec.horizon_steps
-        calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.timezone)
-        changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.timezone)
+        calendar = Calendar.over(first - spec.context_steps, last, spec.step_seconds, spec.calendar)
+        changes = changes_between(first - spec.history_steps, last, spec.step_seconds, spec.calendar.timezone)
         fleet = _Fleet(
             replace(calendar, clock_changes=changes),
             history,

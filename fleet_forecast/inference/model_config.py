@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, MetricSpec
 from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
 from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.scaling import STATISTICS, FleetScaling
 from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
 
 CONFIG_FILE = "config.json"
+_RECORDED = ("name", "unit", "kind", "description", "label")  # of a metric; the rest is the fleet file's
 RETRAIN = "train again with this version, or use the software version that the model was trained with"
 
 
@@ -26,7 +29,8 @@ class ModelError(RuntimeError):
 class ModelConfig:
     """Architecture, features and scaling of a model.
 
-    profiles: those the network was trained on; empty: it has no profile feature. Raises ModelError if the contract has
+    profiles: those the network was trained on; empty: it has no profile feature. definitions: of its metrics; models of
+    earlier versions have none. Raises ModelError if the contract has
     another major version, or the windows another version, than this software's.
     """
 
@@ -38,6 +42,7 @@ class ModelConfig:
     profiles: tuple[str, ...]
     spec: WindowSpec
     scaling: FleetScaling
+    definitions: tuple[MetricSpec, ...] = ()
 
     def __post_init__(self) -> None:
         _check_versions(self.contract_version, self.windows_version)
@@ -47,14 +52,19 @@ class ModelConfig:
         """The metrics the model forecasts, in the order of its arrays."""
         return self.spec.metrics
 
+    def definition_of(self, metric: str) -> MetricSpec | None:
+        """The definition that a metric was trained with; None if the model did not record it and it is not built in."""
+        recorded = {spec.name: spec for spec in self.definitions} or BUILT_IN_FLEET.specs
+        return recorded.get(metric)
+
     @property
     def step_seconds(self) -> int:
         return self.spec.step_seconds
 
     @property
-    def timezone(self) -> str:
-        """Business time zone of the calendar features."""
-        return self.spec.timezone
+    def calendar(self) -> BusinessCalendar:
+        """Business calendar of the calendar features."""
+        return self.spec.calendar
 
     @property
     def context_steps(self) -> int:
@@ -75,6 +85,8 @@ class ModelConfig:
         if scaling["peer_prior"] is not None:
             scaling["peer_prior"] = _as_json(scaling["peer_prior"]._asdict())
         fields = {**asdict(replace(self, scaling=replace(self.scaling, peer_prior=None))), "scaling": _as_json(scaling)}
+        fields["spec"]["calendar"] = self.spec.calendar.as_document()
+        fields["definitions"] = [{name: getattr(spec, name) for name in _RECORDED} for spec in self.definitions]
         return json.dumps(fields, indent=2)
 
     @classmethod
@@ -83,10 +95,11 @@ class ModelConfig:
         try:
             fields = json.loads(text)
             _check_versions(fields["contract_version"], fields["windows_version"])  # first: other fields may differ
-            fields["spec"] = WindowSpec(**{**fields["spec"], "metrics": tuple(fields["spec"]["metrics"])})
+            fields["spec"] = _spec_from_fields(fields["spec"])
             fields["scaling"] = _scaling_from_fields(fields["scaling"])
             fields["quantiles"] = tuple(fields["quantiles"])
             fields["profiles"] = tuple(fields["profiles"])
+            fields["definitions"] = tuple(MetricSpec(**each) for each in fields.get("definitions", ()))
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"{CONFIG_FILE}: not a model configuration ({error}); train again") from error
@@ -112,6 +125,11 @@ def _as_list(values: np.ndarray) -> list[Any]:
         nullable[np.isnan(values)] = None
     found: list[Any] = nullable.tolist()
     return found
+
+
+def _spec_from_fields(fields: Mapping[str, Any]) -> WindowSpec:
+    lengths = {name: int(fields[name]) for name in ("step_seconds", "context_steps", "horizon_steps")}
+    return WindowSpec(metrics=tuple(fields["metrics"]), calendar=BusinessCalendar.of_record(fields), **lengths)
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:

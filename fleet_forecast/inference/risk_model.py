@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.forecast_spec import REPORT_HORIZONS
 from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable
 from fleet_forecast.inference.canary import read_canary
@@ -62,6 +63,7 @@ class RiskDescription:
     def to_json(self, canary: np.ndarray) -> str:
         """The file's content; canary: probabilities of the model's canary."""
         spec = {name: _plain(value) for name, value in asdict(self.spec).items()}
+        spec["calendar"] = self.spec.calendar.as_document()
         fields = {
             "features_version": FEATURES_VERSION,
             "trained_on": self.trained_on,
@@ -83,6 +85,8 @@ class RiskDescription:
             spec[name] = tuple(spec[name])
         for name in ("deviation", "covariance"):
             spec[name] = np.array(spec[name], dtype=np.float32)
+        spec["calendar"] = BusinessCalendar.of_record(spec)
+        spec.pop("timezone", None)  # of earlier versions
         calibration = Calibration(*(np.array(fields["calibration"][name], np.float64) for name in Calibration._fields))
         curve = tuple(CurvePoint(**point) for point in fields["curve"])
         found = cls(str(fields["trained_on"]), RiskSpec(**spec), calibration, curve, dict(fields["scores"]))

@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import local_time
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.iso_time import iso_milliseconds, utc_seconds
 from fleet_forecast.name_patterns import compile_whole_name
@@ -64,7 +64,7 @@ def _pattern(value: str) -> str:
 
 
 def _zone(value: str) -> str:
-    business_time(np.zeros(1, dtype="datetime64[s]"), value)  # ValueError with the remedy
+    local_time(np.zeros(1, dtype="datetime64[s]"), value)  # ValueError with the remedy
     return value
 
 
@@ -90,7 +90,7 @@ class Weekly(BaseModel):
 
     def covers(self, seconds: np.ndarray) -> np.ndarray:
         """Whether each time (seconds since 1970) is within the hours of its day in the time zone: boolean."""
-        local = business_time(np.floor(seconds).astype(np.int64).astype("datetime64[s]"), self.timezone)
+        local = local_time(np.floor(seconds).astype(np.int64).astype("datetime64[s]"), self.timezone)
         begins = np.array([day in self.days for day in DAYS])
         start, end = _minutes(self.start), _minutes(self.end)
         minute, day = local.minute_of_day, local.day_of_week

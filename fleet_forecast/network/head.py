@@ -1,4 +1,4 @@
-"""The head: raw network outputs -> quantiles in physical units that cannot cross and stay within physical bounds.
+"""The head: raw network outputs -> quantiles in physical units that cannot cross and stay within their bounds.
 
 Within the head the horizon is the last axis, [window, metric, quantile, H]: scaling by window, metric or quantile then
 runs over H contiguous numbers, several times as fast in ONNX Runtime as over seven.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import accumulate, groupby
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +30,15 @@ class QuantileHead(nn.Module):
 
     def __init__(self, bounds: BoundedTransform) -> None:
         super().__init__()
-        # Neighbouring metrics of a kind, (percentage or not, count): each run has one inverse.
-        self.runs = [(bool(percent), len(list(run))) for percent, run in groupby(bounds.percent)]
+        # Neighbouring metrics of a kind, (inverse, count): each run has one inverse.
+        inverses = [
+            _inverse_value if not width else _inverse_percent if percent else _inverse_rate
+            for percent, width in zip(bounds.percent, bounds.bound_width, strict=True)
+        ]
+        self.runs = [(inverse, len(list(run))) for inverse, run in groupby(inverses)]
         self.bound_width: Tensor
-        width = torch.as_tensor(bounds.bound_width, dtype=torch.float32)
+        widths = np.where(bounds.bound_width > 0, bounds.bound_width, 1.0)
+        width = torch.as_tensor(widths, dtype=torch.float32)
         self.register_buffer("bound_width", width, persistent=False)
 
     def forward(self, scores: Tensor, target_scale: TargetScale[Tensor]) -> Tensor:
@@ -48,10 +54,9 @@ class QuantileHead(nn.Module):
         counts = [count for _, count in self.runs]
         in_widths, hundreds = (transformed / width).split(counts, dim=1), (100.0 / width).split(counts)
         values = [
-            _inverse_percent(part, hundred) if percent else softplus(part) - BOUND
-            for (percent, _), part, hundred in zip(self.runs, in_widths, hundreds, strict=True)
+            inverse(part, hundred) for (inverse, _), part, hundred in zip(self.runs, in_widths, hundreds, strict=True)
         ]
-        return _non_decreasing(width * torch.relu(torch.cat(values, dim=1)))
+        return _non_decreasing(width * torch.cat(values, dim=1))
 
 
 def ordered(raw: Tensor) -> Tensor:
@@ -63,9 +68,19 @@ def ordered(raw: Tensor) -> Tensor:
 
 
 def _inverse_percent(in_widths: Tensor, hundred: Tensor) -> Tensor:
-    """Percentages in bound widths, not yet bounded below; hundred: 100 % in bound widths [metric, 1, 1]."""
+    """Percentages in bound widths; hundred: 100 % in bound widths [metric, 1, 1]."""
     inside = softplus(in_widths) - softplus(in_widths - hundred)
-    return torch.minimum((inside - BOUND) / (1 - 2 * BOUND / hundred), hundred)
+    return torch.relu(torch.minimum((inside - BOUND) / (1 - 2 * BOUND / hundred), hundred))
+
+
+def _inverse_rate(in_widths: Tensor, _hundred: Tensor) -> Tensor:
+    """Rates in bound widths."""
+    return torch.relu(softplus(in_widths) - BOUND)
+
+
+def _inverse_value(transformed: Tensor, _hundred: Tensor) -> Tensor:
+    """Metrics without bounds, which are not transformed."""
+    return transformed
 
 
 def _non_decreasing(values: Tensor) -> Tensor:

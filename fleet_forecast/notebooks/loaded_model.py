@@ -10,6 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition, use_fleet
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.reading import check_frame
 from fleet_forecast.inference.batch import (
     forecast_tables,
@@ -20,7 +22,7 @@ from fleet_forecast.inference.batch import (
     regular_origins,
 )
 from fleet_forecast.inference.engine import Engine
-from server_profiles import BUILT_IN_RULES, ProfileRules
+from fleet_forecast.inference.fleet_match import contradictions
 
 
 class Forecasts(NamedTuple):
@@ -35,10 +37,10 @@ class Forecasts(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory. rules: the profile of servers that come without one."""
+    """A model in memory. fleet: its profiles and metrics of their own."""
 
     engine: Engine
-    rules: ProfileRules = BUILT_IN_RULES
+    fleet: FleetDefinition = BUILT_IN_FLEET
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -55,9 +57,13 @@ class LoadedModel:
         input_timezone: of times without a zone. Raises ContractError if the frame breaks the contract, OriginError if
         it holds no origin, GridError if its times are too far apart.
         """
-        data = check_frame(frame, self.rules, input_timezone)
-        grid = grid_for(data.frame, self.engine.config, self.rules)
-        notices = [*data.notices, *input_notes(self.engine, data.frame, grid)]
+        with use_fleet(self.fleet):
+            return self._forecast(frame, every_seconds, input_timezone)
+
+    def _forecast(self, frame: pd.DataFrame, every_seconds: int | None, input_timezone: str | None) -> Forecasts:
+        data = check_frame(frame, self.fleet.rules, input_timezone)
+        grid = grid_for(data.frame, self.engine.config, self.fleet.rules)
+        notices = [*data.notices, *contradictions(self.engine.config), *input_notes(self.engine, data.frame, grid)]
         if every_seconds is None:
             origins = last_origins(grid)
             notices += history_notes(grid)
@@ -68,10 +74,13 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, rules: ProfileRules = BUILT_IN_RULES, device: str = "cpu", threads: int | None = None
+    path: str | Path, fleet: str | Path | None = None, device: str = "cpu", threads: int | None = None
 ) -> LoadedModel:
     """Load and check a model directory, such as models/current.
 
-    device: cpu, cuda or auto. threads: of one forecast; None: one per core. Raises ModelError.
+    fleet: fleet file; None: the built-in profiles and metrics. device: cpu, cuda or auto. threads: of one forecast;
+    None: one per core. Raises ModelError, TomlFileError.
     """
-    return LoadedModel(Engine.load(Path(path), device=device, threads=threads), rules)
+    definition = BUILT_IN_FLEET if fleet is None else read_fleet(Path(fleet))
+    with use_fleet(definition):
+        return LoadedModel(Engine.load(Path(path), device=device, threads=threads), definition)

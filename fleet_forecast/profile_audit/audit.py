@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.contract.definitions import METRIC_SPECS, PROFILES
 from fleet_forecast.profile_audit.behaviour import SECONDS_OF_DAY, behaviour, softness_of
 from fleet_forecast.profile_audit.probabilities import NO_PROFILE, compare, profile_probabilities
 from fleet_forecast.profile_audit.two_in_one import two_in_one
@@ -63,10 +63,10 @@ class ProfileAudit:
         return [server for server in self.servers if server.suggested is not None]
 
     def toml_lines(self) -> list[str]:
-        """Lines of a profiles file that accept the suggestions; it may name built-in profiles only."""
-        accepted = [each for each in self.suggestions if each.suggested in set(ServerProfile)]
-        pins = [f"{json.dumps(each.server_name)} = {json.dumps(each.suggested)}" for each in accepted]
-        return ["[servers]", *pins] if pins else []
+        """Lines of the fleet file that accept the suggestions."""
+        pins = [f"{json.dumps(each.server_name)} = {json.dumps(each.suggested)}" for each in self.suggestions]
+        added = sorted({str(each.suggested) for each in self.suggestions} - set(PROFILES))
+        return [*(f"[profiles.{json.dumps(name)}]" for name in added), "[servers]", *pins] if pins else []
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def audit_profiles(fleet: AuditedFleet) -> ProfileAudit:
 
     Raises AuditError if no two servers of one profile were measured.
     """
-    percent = np.array([METRIC_SPECS[metric].is_percent for metric in fleet.metrics])
-    behaviours = behaviour(fleet.day, percent, softness_of(fleet.day, percent))
+    kinds = [METRIC_SPECS[metric].kind for metric in fleet.metrics]
+    behaviours = behaviour(fleet.day, kinds, softness_of(fleet.day, kinds))
     behaviours = behaviours[:, ~np.isnan(behaviours).all(axis=0)]
     known = sorted(set(fleet.profiles))
     numbers = np.array([known.index(profile) for profile in fleet.profiles])
@@ -163,12 +163,8 @@ def audit_text(audit: ProfileAudit) -> str:
     ]
     if not lines:
         return "all servers behave like their profile"
-    if others := {each.suggested for each in audit.suggestions} - set(ServerProfile):
-        lines += [f"{', '.join(sorted(map(str, others)))}: not built in; send it with the samples (column profile)"]
     pins = audit.toml_lines()
-    return "\n".join(
-        [*lines, *(["", "To accept, put these lines into the file of --profiles:", *pins] if pins else [])]
-    )
+    return "\n".join([*lines, *(["", "To accept, put these lines into fleet.toml:", *pins] if pins else [])])
 
 
 def audit_document(audit: ProfileAudit) -> dict[str, Any]:

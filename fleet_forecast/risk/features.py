@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import BusinessCalendar, business_time
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.features.peers import LeaveOneOut, OrderStatistics, Peers, last_steps, medians_without_one
 
@@ -51,19 +51,21 @@ class RiskSpec:
     metrics: tuple[str, ...]
     percent: tuple[bool, ...]
     step_seconds: int
-    timezone: str
+    calendar: BusinessCalendar
     profiles: tuple[str, ...]
     deviation: np.ndarray
     covariance: np.ndarray
 
     @classmethod
-    def empty(cls, metrics: Sequence[str], step_seconds: int, timezone: str, profiles: Sequence[str]) -> RiskSpec:
+    def empty(
+        cls, metrics: Sequence[str], step_seconds: int, calendar: BusinessCalendar, profiles: Sequence[str]
+    ) -> RiskSpec:
         """A spec without statistics, to fit them with."""
         scales, size = len(LEVEL_SECONDS) + len(CHANGE_SECONDS), len(metrics)
         percent = tuple(METRIC_SPECS[metric].is_percent for metric in metrics)
         deviation = np.zeros(size, dtype=np.float32)
         covariance = np.tile(np.eye(size, dtype=np.float32), (scales, 1, 1))
-        return cls(tuple(metrics), percent, step_seconds, timezone, tuple(profiles), deviation, covariance)
+        return cls(tuple(metrics), percent, step_seconds, calendar, tuple(profiles), deviation, covariance)
 
     @property
     def profile_column(self) -> int:
@@ -269,7 +271,7 @@ def _without_others(scaled: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 def _of_servers(inputs: RiskInput, spec: RiskSpec, peers: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """The last columns: float32 [server, SERVER_FEATURES]."""
     code_of: dict[Any, float] = {profile: float(code) for code, profile in enumerate(spec.profiles)}
-    when = business_time(np.asarray(inputs.origins), spec.timezone)
+    when = business_time(np.asarray(inputs.origins), spec.calendar)
     columns = (
         [code_of.get(profile, np.nan) for profile in inputs.profiles],
         when.minute_of_day // 60,

@@ -25,6 +25,7 @@ from fleet_forecast.inference.batch import (
     write_tables,
 )
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import contradictions
 from fleet_forecast.scale.parts import Folder, Part, fetched
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable, Reading
 
@@ -100,7 +101,11 @@ class PartForecaster:
             origins = list(self._origins(grid))
         except (ContractError, DataFileError, GridError, OriginError) as problem:
             return PartResult(part.name, problem=str(problem))
-        notices = [*data.notices, *input_notes(self._engine, data.frame, grid)]
+        notices = [
+            *data.notices,
+            *contradictions(self._engine.config),
+            *input_notes(self._engine, data.frame, grid),
+        ]
         with Folder(self.job.output).new(part.name) as file:
             tables = forecast_tables(self._engine, grid, self._peers_of(grid), origins)
             rows = write_tables(file, self._engine.config, tables)

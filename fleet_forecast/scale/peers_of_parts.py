@@ -18,14 +18,13 @@ from fleet_forecast.contract.checks import ContractError
 from fleet_forecast.contract.files import Rows, find_source, open_rows
 from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peers import PeerTable, ProfileMembers
 from fleet_forecast.inference.batch import grid_for
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.scale.parts import Part, fetched
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 
 class Reading(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 import ray.data
 
+from fleet_forecast.contract.definitions import fleet_in_use, start_with
 from fleet_forecast.scale.forecast_parts import PartForecaster, PartResult, PartsJob
 from fleet_forecast.scale.parts import Part
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable
@@ -50,17 +51,18 @@ class RayPool:
 
     def map(self, function: Callable[[T], Result], items: Sequence[T]) -> Iterator[Result]:
         """The results of a function of each item, as they come."""
-        sent = ray.put((function, list(items)))  # once for all workers of a machine
+        sent = ray.put((function, list(items), fleet_in_use()))  # once for all workers of a machine
 
         def call(batch: Any) -> Batch:
-            to_call, sent_items = ray.get(sent)
+            to_call, sent_items, fleet = ray.get(sent)
+            start_with(fleet)
             return _column([to_call(sent_items[place]) for place in batch["place"]])
 
         yield from self._results(_blocks(len(items)).map_batches(call, batch_size=1))
 
     def forecast(self, job: PartsJob, peers: FleetPeerTable | None, parts: Sequence[Part]) -> Iterator[PartResult]:
         """The results of a PartForecaster of each part, as they come; each worker has one engine."""
-        sent = ray.put((job, peers, list(parts)))
+        sent = ray.put((job, peers, list(parts), fleet_in_use()))
         workers = max(1, min(self._workers, len(parts)))
         blocks = _blocks(len(parts)).map_batches(
             _Worker, fn_constructor_args=(_Boxed(sent),), batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers)
@@ -83,7 +85,8 @@ class _Worker:
     """A process with an engine."""
 
     def __init__(self, sent: _Boxed) -> None:
-        job, peers, self._parts = ray.get(sent.content)
+        job, peers, self._parts, fleet = ray.get(sent.content)
+        start_with(fleet)
         self._forecast = PartForecaster(job, peers)
 
     def __call__(self, batch: Any) -> Batch:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +36,7 @@ from fleet_forecast.serving.routes import (
     silences,
 )
 from fleet_forecast.serving.routes.protocols import otlp, remote_write
+from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
@@ -92,7 +94,15 @@ def create_app(
     app.state.before_shutdown, app.state.http_counters = end_event_streams, counters
     app.state.certificate = certificate
     app.add_middleware(RequestGuard, settings=settings, tokens=tokens, counters=counters)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the records of the fleet."""
+    document = FastAPI.openapi(app)
+    document["components"]["schemas"][RECORDS] = body_schema()
+    return document
 
 
 async def _invalid_query(_request: Request, error: Exception) -> Response:

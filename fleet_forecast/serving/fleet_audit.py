@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.iso_time import iso
 from fleet_forecast.profile_audit.audit import AuditedFleet, AuditError, audit_document, audit_profiles, steps_of_day
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.snapshot import ModelView
 from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 KEPT_SECONDS = 3_600
 SERVERS_AT_ONCE = 500  # read in one turn of the forecast worker: a cycle waits for no more

@@ -1,4 +1,4 @@
-"""The content of the files that the settings name."""
+"""The content of the files that the settings name, and what the daemon needs of the fleet file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.serving.alerting.rules import AlertRules, load_alert_rules
+from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
 from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
@@ -23,11 +23,10 @@ from fleet_forecast.sources.connections_file import (
     ConnectionsFile,
     ForecastsTable,
     load_connections,
-    load_query_set,
     only_server,
     prometheus_servers,
 )
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusServer
+from fleet_forecast.sources.prometheus import PrometheusServer, query_set_of
 from server_profiles import BUILT_IN_RULES, ProfileRules
 
 
@@ -52,15 +51,16 @@ class ReferencedFiles:
 
 
 def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
-    """Read and check the files that the settings name, apart from the model.
+    """Read and check the files that the settings name, apart from the model; the fleet file is in use already.
 
     environment: variables of the process, which may contain the token and passwords. Raises what the readers of the
     files raise, and SettingsError if the daemon would serve other machines without a token.
     """
+    fleet = fleet_in_use()
     connections = load_connections(settings.connections) if settings.connections else ConnectionsFile()
     files = ReferencedFiles(
-        profile_rules=load_profile_rules(settings.profiles) if settings.profiles else BUILT_IN_RULES,
-        alert_rules=load_alert_rules(settings.alert_rules) if settings.alert_rules else AlertRules(),
+        profile_rules=fleet.rules,
+        alert_rules=alert_rules_of(fleet),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
         clients=load_clients(settings.tokens) if settings.tokens else {},
@@ -77,14 +77,13 @@ def _prometheus(
     settings: Settings, connections: ConnectionsFile, environment: Mapping[str, str]
 ) -> tuple[PrometheusServer, ...]:
     """The servers to pull from: those of the connections file, or the one of the settings. Raises SettingsError."""
-    queries = load_query_set(settings.prometheus_queries) if settings.prometheus_queries else NODE_EXPORTER
     tables = connections.prometheus
     try:
         if settings.prometheus is not None:
             if tables:
                 raise ValueError(f"prometheus: {settings.connections} has [prometheus.NAME] too; leave out one of them")
             tables = only_server(settings.prometheus, settings.prometheus_token_file, settings.prometheus_headers)
-        return prometheus_servers(tables, queries, environment)
+        return prometheus_servers(tables, query_set_of(fleet_in_use()), environment)
     except ValueError as problem:
         raise SettingsError(str(problem)) from None
 

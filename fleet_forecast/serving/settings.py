@@ -31,6 +31,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from fleet_forecast.contract.fleet.flag import FLEET_HELP, MOVED, add_moved_flags, moved_advice
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.contract.times import check_zone
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
@@ -103,9 +104,7 @@ class Settings(BaseModel):
     history: FilePath = Field(
         default=Path("history/fleet.sqlite"), description="file of the durable history of received samples"
     )
-    profiles: FilePath | None = Field(
-        default=None, description="TOML file with further name patterns and pinned servers"
-    )
+    fleet: FilePath | None = Field(default=None, description=FLEET_HELP)
 
     input_timezone: Zone | None = Field(
         default=None, description="time zone of the data's times that have none (none: they are refused)"
@@ -113,9 +112,6 @@ class Settings(BaseModel):
 
     prometheus: Address | None = Field(
         default=None, description="address of a Prometheus to pull the fleet from, http://host:9090"
-    )
-    prometheus_queries: FilePath | None = Field(
-        default=None, description="TOML file with PromQL per metric (default: node_exporter's)"
     )
     prometheus_token_file: FilePath | None = Field(default=None, description="file with the token for that Prometheus")
     prometheus_headers: tuple[Header, ...] = Field(
@@ -132,7 +128,6 @@ class Settings(BaseModel):
         description="label with the server's name in the series of Prometheus remote write; a port is cut off",
     )
 
-    alert_rules: FilePath | None = Field(default=None, description="TOML file with thresholds and levels of alerts")
     alertmanager: Address | None = Field(
         default=None, description="address of an Alertmanager to send alerts to, http://host:9093"
     )
@@ -236,8 +231,14 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_underscores(cls, values: Any) -> Any:
-        """Keys of the file may be spelled like flags."""
-        return {key.replace("-", "_"): value for key, value in values.items()} if isinstance(values, dict) else values
+        """Keys of the file may be spelled like flags; those that moved to the fleet file are refused."""
+        if not isinstance(values, dict):
+            return values
+        found = {key.replace("-", "_"): value for key, value in values.items()}
+        for name in MOVED:
+            if name in found:
+                raise ValueError(f"{name} {found[name]}: {moved_advice(name, Path(str(found[name])))}")
+        return found
 
     @field_validator("*", mode="wrap")
     @classmethod
@@ -298,6 +299,8 @@ def add_flags(group: argparse._ActionsContainer) -> None:
         help_text = f"{setting.description}{shown}".replace("%", "%%")
         add_flag(group, "--" + name.replace("_", "-"), default=None, help=help_text, **_argument(name, default))
 
+    add_moved_flags(group, *MOVED)
+
 
 def _argument(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads the setting."""
@@ -316,8 +319,8 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "tokens", "profiles", "connections", "prometheus_queries", "alert_rules")
-    return "FILE" if name in (*files, "tls_certificate", "tls_key") else name.rpartition("_")[2].upper()
+    files = ("history", "tokens", "fleet", "connections", "tls_certificate", "tls_key")
+    return "FILE" if name in files else name.rpartition("_")[2].upper()
 
 
 def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -2,27 +2,23 @@
 
 The parameters are solved by Gauss-Hermite quadrature. The simulated mean over a regular week and the deviation around
 the rhythm, between servers and in time together, then equal the baselines. Rates (disk, network, latency) are a level
-times demand times a skewed noise factor with bursts and a soft upper limit. Percentages are log odds: demand that is
+times demand times a skewed noise factor with bursts and a soft upper limit. Values are a level
+times demand plus Gaussian noise. Percentages are log odds: demand that is
 higher by x multiplies the odds by 1 + x.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleet_forecast.contract.calendar import BUSINESS_DAY, WEEKEND_DAY
+from fleet_forecast.contract.definitions import PROFILES, per_fleet
 from fleet_forecast.simulation.metric_model import (
-    IS_PERCENT,
-    MEMORY,
-    METRIC_COUNT,
-    METRIC_MODELS,
-    SIMULATED_METRICS,
+    simulated,
 )
 from fleet_forecast.simulation.rhythm import MEMORY_RESPONSE, Floats, demand_table, smoothed
-from server_profiles import PROFILES, ServerProfile
 
 SOFT_LIMIT = 25.0  # a rate approaches this multiple of its typical value and never exceeds it
 BURST_FROM, BURST_STRENGTH = 1.0, 0.3  # above one deviation the noise of rates grows faster: bursts
@@ -37,7 +33,7 @@ _STRENGTHS = np.linspace(0.4, 2.2, 37)  # of rhythm, beyond what any server has
 class Calibration:
     """Parameters of one profile; arrays [metric].
 
-    loc: log odds for percentages, logarithm of the level for rates.
+    loc: log odds for percentages, logarithm of the level for rates, the mean of values. NaN: no baseline.
     between, within: deviation between servers and in time, on the same scales.
     rhythm_strengths, rhythm_means: mean over the week of demand ** strength, to be interpolated.
     """
@@ -66,19 +62,24 @@ def noise_mean(within: Floats) -> Floats:
     return mean
 
 
-@functools.lru_cache(maxsize=len(ServerProfile))
-def calibrate(profile: ServerProfile) -> Calibration:
+@per_fleet
+def calibrate(profile: str) -> Calibration:
     """Parameters that give the documented means and spreads over a regular week."""
     demand, weight = _week(profile)
     memory_drive, memory_weight = _memory_week(profile)
-    baselines = [PROFILES[profile].baselines[metric] for metric in SIMULATED_METRICS]
-    loc, between, within = np.empty(METRIC_COUNT), np.empty(METRIC_COUNT), np.empty(METRIC_COUNT)
-    for metric, baseline in enumerate(baselines):
-        share = METRIC_MODELS[metric].between_share
-        if IS_PERCENT[metric]:
+    metrics, baselines = simulated(), PROFILES[profile].baselines
+    loc, between, within = np.full((3, len(metrics)), np.nan)
+    for metric, name in enumerate(metrics.names):
+        if name not in baselines:
+            continue
+        baseline, share = baselines[name], metrics.models[metric].between_share
+        if metrics.kinds[metric] == "value":
+            loc[metric] = baseline.mean
+            between[metric], within[metric] = baseline.spread * share**0.5, baseline.spread * (1 - share) ** 0.5
+        elif metrics.kinds[metric] == "percent":
             # Demand changes over ten minutes, so every fifth minute is enough.
             direct = np.log(demand[::5]), weight[::5] / weight[::5].sum()
-            drive, weights = (memory_drive, memory_weight) if metric == MEMORY else direct
+            drive, weights = (memory_drive, memory_weight) if metric == metrics.memory else direct
             loc[metric], total = _solve_percentage(baseline.mean / 100, baseline.spread / 100, drive, weights)
             between[metric], within[metric] = total * share**0.5, total * (1 - share) ** 0.5
         else:
@@ -92,7 +93,7 @@ def calibrate(profile: ServerProfile) -> Calibration:
     return Calibration(loc, between, within, _STRENGTHS, means)
 
 
-def _week(profile: ServerProfile) -> tuple[Floats, Floats]:
+def _week(profile: str) -> tuple[Floats, Floats]:
     """Demand of a regular week, each distinct minute once, and each minute's share of the week."""
     table = demand_table(profile).astype(np.float64)
     demand = np.concatenate([table[BUSINESS_DAY], table[WEEKEND_DAY]])
@@ -100,7 +101,7 @@ def _week(profile: ServerProfile) -> tuple[Floats, Floats]:
     return demand, weight / weight.sum()
 
 
-def _memory_week(profile: ServerProfile) -> tuple[Floats, Floats]:
+def _memory_week(profile: str) -> tuple[Floats, Floats]:
     """Smoothed log demand that memory follows over a regular week, every 60 minutes, and weights."""
     table = np.log(demand_table(profile).astype(np.float64))
     week = np.concatenate([table[[BUSINESS_DAY] * 5 + [WEEKEND_DAY] * 2].ravel()] * 2)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fleet_forecast.simulation.metric_model import MEMORY, METRIC_COUNT
+from fleet_forecast.contract.definitions import PROFILES
+from fleet_forecast.simulation.metric_model import profile_order, simulated
 from fleet_forecast.simulation.randomness import even_uniform, normal, paired_normal, uniform
-from server_profiles import PROFILES, ServerProfile
 
-PROFILE_ORDER = tuple(ServerProfile)
 INCIDENT_PRONE_SHARE = 0.1
 BUSY_CORRELATION = 0.6  # of a server's levels (except memory) with its general utilisation
 
@@ -45,7 +44,7 @@ class Fleet:
 
     seed: int
     names: tuple[str, ...]
-    profile_codes: npt.NDArray[np.int8]  # [server] position in PROFILE_ORDER
+    profile_codes: npt.NDArray[np.int16]  # [server] position in profile_order()
     numbers: npt.NDArray[np.int64]  # [server] number within the profile, from 1
     traits: ServerTraits
 
@@ -60,14 +59,17 @@ class Fleet:
                 raise ValueError(f"the number of {profile} servers is {count}; give 0 or more")
         if not sum(counts.values()):
             raise ValueError("the fleet has no server; give at least one profile a number above 0")
+        for profile, count in counts.items():
+            if count and not PROFILES[profile].baselines:
+                raise ValueError(f"profile {profile} cannot be simulated; give it baselines in the fleet file")
         names, codes, numbers = [], [], []
-        for code, profile in enumerate(PROFILE_ORDER):
+        for code, profile in enumerate(profile_order()):
             first = (first_numbers or {}).get(profile, 1)
             for number in range(first, first + counts.get(profile, 0)):
                 names.append(PROFILES[profile].server_name(number))
                 codes.append(code)
                 numbers.append(number)
-        profile_codes, server_numbers = np.array(codes, dtype=np.int8), np.array(numbers, dtype=np.int64)
+        profile_codes, server_numbers = np.array(codes, dtype=np.int16), np.array(numbers, dtype=np.int64)
         return cls(seed, tuple(names), profile_codes, server_numbers, _traits(seed, profile_codes, server_numbers))
 
     def __len__(self) -> int:
@@ -83,17 +85,17 @@ class Fleet:
         """[server] the key of the random numbers that the servers of a profile share; no server has number 0."""
         return self.profile_codes.astype(np.int64) * _SERVER_KEYS
 
-    def profile(self, server: int) -> ServerProfile:
+    def profile(self, server: int) -> str:
         """Profile of the server at a position."""
-        return PROFILE_ORDER[self.profile_codes[server]]
+        return profile_order()[self.profile_codes[server]]
 
     def composition(self) -> dict[str, int]:
         """Number of servers by profile, without profiles that have none."""
-        counts = np.bincount(self.profile_codes, minlength=len(PROFILE_ORDER))
-        return {str(profile): int(count) for profile, count in zip(PROFILE_ORDER, counts, strict=True) if count}
+        counts = np.bincount(self.profile_codes, minlength=len(profile_order()))
+        return {str(profile): int(count) for profile, count in zip(profile_order(), counts, strict=True) if count}
 
 
-def _traits(seed: int, codes: npt.NDArray[np.int8], numbers: npt.NDArray[np.int64]) -> ServerTraits:
+def _traits(seed: int, codes: npt.NDArray[np.int16], numbers: npt.NDArray[np.int64]) -> ServerTraits:
     profile = codes.astype(np.int64)
     keys = profile * _SERVER_KEYS + numbers
 
@@ -101,12 +103,13 @@ def _traits(seed: int, codes: npt.NDArray[np.int8], numbers: npt.NDArray[np.int6
         return normal(seed, keys, stream)
 
     busy = paired_normal(numbers, seed, profile, 10)
-    levels = np.empty((len(keys), METRIC_COUNT), dtype=np.float32)
-    for metric in range(METRIC_COUNT):
+    metrics = simulated()
+    levels = np.empty((len(keys), len(metrics)), dtype=np.float32)
+    for metric in range(len(metrics)):
         alone = paired_normal(numbers, seed, profile, 11 + metric)
         # Memory depends on the data that a server holds, not on its utilisation.
         mixed = BUSY_CORRELATION * busy + (1 - BUSY_CORRELATION**2) ** 0.5 * alone
-        levels[:, metric] = alone if metric == MEMORY else mixed
+        levels[:, metric] = alone if metric == metrics.memory else mixed
     return ServerTraits(
         level=levels,
         rhythm_strength=np.exp(0.12 * own(1)).astype(np.float32),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fleet_forecast.simulation.incident_kinds import KINDS, LABELS
 from fleet_forecast.simulation.incidents import Events
-from fleet_forecast.simulation.metric_model import IS_PERCENT, METRIC_POSITIONS
+from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.outages import RESTART_MINUTES, Outages
 from fleet_forecast.simulation.scenario import Chunk
 from fleet_forecast.simulation.states import CRITICAL, MAINTENANCE, OFFLINE, RECOVERY
@@ -106,10 +106,10 @@ def _apply(
 ) -> None:
     """Change the metrics [metric, step] of a server at some steps: rates by a factor, percentages by their odds."""
     for name, effect in effects.items():
-        metric = METRIC_POSITIONS[name]
+        metric = simulated().positions[name]
         factor = np.exp(np.float32(effect) * weight)
         value = metrics[metric, steps]
-        if IS_PERCENT[metric]:
+        if simulated().kinds[metric] == "percent":
             odds = value / np.maximum(np.float32(100) - value, np.float32(1e-4)) * factor
             metrics[metric, steps] = np.float32(100) * odds / (1 + odds)
         else:

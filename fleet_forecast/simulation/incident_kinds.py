@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fleet_forecast.simulation.metric_model import SIMULATED_METRICS
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET
 from server_profiles import PROFILES
 
 Minutes = tuple[float, float]
@@ -49,10 +49,9 @@ _SHORT_NAMES = {
 def _effects(**by_metric: float) -> Effects:
     """Effects by metric; metrics have their short name or the contract's name."""
     effects = {_SHORT_NAMES.get(metric, metric): effect for metric, effect in by_metric.items()}
-    if unknown := sorted(effects.keys() - set(SIMULATED_METRICS)):
-        raise ValueError(
-            f"{__name__}: effect on {unknown[0]}, which is not simulated; add baselines to server_profiles.py"
-        )
+    if unknown := sorted(effects.keys() - set(BUILT_IN_FLEET.names)):
+        known = ", ".join(BUILT_IN_FLEET.names)
+        raise ValueError(f"{__name__}: effect on {unknown[0]}, which is no built-in metric; use one of {known}")
     return effects
 
 

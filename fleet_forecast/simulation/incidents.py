@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.simulation.fleet import INCIDENT_PRONE_SHARE, Fleet
 from fleet_forecast.simulation.incident_kinds import KINDS, LABELS, Minutes
+from fleet_forecast.simulation.metric_model import profile_order
 from fleet_forecast.simulation.randomness import uniform
-from server_profiles import PROFILES, ServerProfile
+from server_profiles import ServerProfile
 
 MONTH_SECONDS = 30 * 86_400
 INCIDENT_PRONE_FACTOR = 4.0  # incident-prone servers have this many times the incidents of the fleet's average
@@ -62,7 +64,7 @@ def schedule_events(
     busy: [server] end of the incident that is active when the period begins.
     """
     kinds = _kinds_by_profile()[fleet.profile_codes]  # [server, choice]
-    counts = np.array([len(PROFILES[profile].incidents) for profile in ServerProfile])[fleet.profile_codes]
+    counts = np.array([len(PROFILES[profile].incidents) for profile in profile_order()])[fleet.profile_codes]
     per_second = np.where(counts > 0, rate * incident_rate_factors(fleet) / MONTH_SECONDS, 0.0)
     free = np.full(len(fleet), period.begin) if busy is None else np.maximum(period.begin, busy)
     rounds: list[Events] = []
@@ -91,8 +93,8 @@ def schedule_events(
 def _kinds_by_profile() -> npt.NDArray[np.int64]:
     """[profile, choice] position in LABELS of each incident of a profile."""
     most = max(len(spec.incidents) for spec in PROFILES.values())
-    kinds = np.zeros((len(ServerProfile), max(1, most)), dtype=np.int64)
-    for code, profile in enumerate(ServerProfile):
+    kinds = np.zeros((len(profile_order()), max(1, most)), dtype=np.int64)
+    for code, profile in enumerate(profile_order()):
         labels = PROFILES[profile].incidents
         kinds[code, : len(labels)] = [LABELS.index(label) for label in labels]
     return kinds
@@ -122,7 +124,7 @@ def _with_cascades(fleet: Fleet, seed: int, events: Events) -> Events:
         source = int(events.server[position])
         key, moment = int(fleet.keys[source]), int(events.onset[position])
         for profile, reach in CASCADE_REACH.items():
-            code = list(ServerProfile).index(profile)
+            code = profile_order().index(profile)
             neighbours = np.flatnonzero((fleet.profile_codes == code) & (np.arange(len(fleet)) != source))
             order = np.argsort(uniform(seed, key, moment, fleet.keys[neighbours]))[:reach]
             hit = neighbours[order]

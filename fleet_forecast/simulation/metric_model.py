@@ -1,4 +1,4 @@
-"""The metrics that are simulated, and the constants of their noise.
+"""The metrics and profiles that are simulated, and the constants of the noise.
 
 A metric of the contract is simulated if the profiles have baselines for it; without constants below it gets the
 default ones.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
-from server_profiles import PROFILES
+from fleet_forecast.contract.definitions import METRIC_SPECS, METRICS, PROFILES, Kind, per_fleet
+from server_profiles import ServerProfile
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,46 @@ _MODELS: Mapping[str, MetricModel] = {
 }
 
 
-def _simulated_metrics() -> tuple[str, ...]:
-    """Metrics with a baseline, in the contract's order. Raises ValueError where server_profiles.py is incomplete."""
+@dataclass(frozen=True)
+class SimulatedMetrics:
+    """The metrics for which a profile has a baseline, in the contract's order; a profile without one has no values.
+
+    positions: of the metrics, by name.
+    """
+
+    names: tuple[str, ...]
+    models: tuple[MetricModel, ...]
+    kinds: tuple[Kind, ...]
+    positions: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def memory(self) -> int:
+        """Position of the one metric that follows demand slowly."""
+        return self.positions["mem_pct"]
+
+
+@per_fleet
+def simulated() -> SimulatedMetrics:
+    """The metrics that are simulated. Raises ValueError for a built-in baseline of an unknown metric."""
     with_baseline = {metric for spec in PROFILES.values() for metric in spec.baselines}
-    for profile, spec in PROFILES.items():
-        if missing := sorted(with_baseline - spec.baselines.keys()):
-            raise ValueError(
-                f"server_profiles.py: profile {profile} has no baseline for {missing[0]}, which other profiles have; "
-                "add one to its ProfileSpec"
-            )
     if unknown := sorted(with_baseline - set(METRICS)):
         raise ValueError(
             f"server_profiles.py: baseline for {unknown[0]}, which is not a metric of the contract; "
-            "add it to METRIC_SPECS in fleet_forecast/contract/specs.py"
+            "add it to BUILT_IN_METRICS in fleet_forecast/contract/definitions.py"
         )
-    return tuple(metric for metric in METRICS if metric in with_baseline)
+    names = tuple(metric for metric in METRICS if metric in with_baseline)
+    return SimulatedMetrics(
+        names,
+        tuple(_MODELS.get(metric, MetricModel()) for metric in names),
+        tuple(METRIC_SPECS[metric].kind for metric in names),
+        {metric: position for position, metric in enumerate(names)},
+    )
 
 
-SIMULATED_METRICS = _simulated_metrics()
-METRIC_COUNT = len(SIMULATED_METRICS)
-METRIC_POSITIONS = {metric: position for position, metric in enumerate(SIMULATED_METRICS)}
-METRIC_MODELS = tuple(_MODELS.get(metric, MetricModel()) for metric in SIMULATED_METRICS)
-IS_PERCENT = tuple(METRIC_SPECS[metric].is_percent for metric in SIMULATED_METRICS)
-MEMORY = METRIC_POSITIONS["mem_pct"]  # the one metric that follows demand slowly
+@per_fleet
+def profile_order() -> tuple[str, ...]:
+    """The profiles: the built-in ones, then those of the fleet file."""
+    return (*ServerProfile, *(name for name in PROFILES if name not in set(ServerProfile)))

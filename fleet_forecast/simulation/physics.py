@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET
 from fleet_forecast.simulation.calibration import (
     BURST_FROM,
     BURST_STRENGTH,
@@ -21,13 +22,10 @@ from fleet_forecast.simulation.calibration import (
     calibrate,
     noise_mean,
 )
-from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.metric_model import (
-    IS_PERCENT,
-    MEMORY,
-    METRIC_COUNT,
-    METRIC_MODELS,
-    METRIC_POSITIONS,
+    profile_order,
+    simulated,
 )
 from fleet_forecast.simulation.rhythm import DAY_MINUTES, Calendar, tables
 
@@ -36,8 +34,9 @@ Float32 = npt.NDArray[np.float32]
 SLOW_SHARE = 0.6  # of the variance of load
 NET_CORRELATION = np.float32(0.6)  # of sent with received traffic, beyond load
 
-_LOAD_WEIGHTS = np.array([model.load_weight for model in METRIC_MODELS], dtype=np.float32)
-_DISK, _NET_IN, _NET_OUT = (METRIC_POSITIONS[name] for name in ("disk_io_mb_s", "net_in_mb_s", "net_out_mb_s"))
+_DISK, _NET_IN, _NET_OUT = (
+    BUILT_IN_FLEET.names.index(name) for name in ("disk_io_mb_s", "net_in_mb_s", "net_out_mb_s")
+)
 _DECIMALS = np.float32(100)  # metrics are rounded to hundredths, as agents report them
 
 
@@ -57,14 +56,17 @@ class Parameters(NamedTuple):
 def parameters_of(fleet: Fleet, servers: npt.NDArray[np.int64]) -> Parameters:
     """Parameters of some servers from their traits and the calibration of their profiles."""
     traits, codes = fleet.traits, fleet.profile_codes[servers]
-    loc, within = np.empty((2, METRIC_COUNT, len(servers)))
-    calibrations = {code: calibrate(PROFILE_ORDER[code]) for code in np.unique(codes)}
+    metrics, order = simulated(), profile_order()
+    loc, within = np.empty((2, len(metrics), len(servers)))
+    calibrations = {code: calibrate(order[code]) for code in np.unique(codes)}
     noise_scale = traits.noise_scale[servers].astype(np.float64)
-    for metric in range(METRIC_COUNT):
+    for metric, kind in enumerate(metrics.kinds):
         loc[metric] = [calibrations[code].loc[metric] for code in codes]
         loc[metric] += np.array([calibrations[code].between[metric] for code in codes]) * traits.level[servers, metric]
         within[metric] = np.array([calibrations[code].within[metric] for code in codes]) * noise_scale
-        if not IS_PERCENT[metric]:
+        if kind == "value":
+            loc[metric] /= _rhythm_means(calibrations, codes, traits.rhythm_strength[servers])
+        elif kind == "rate":
             # Traits and noise do not change the mean of a rate.
             loc[metric] -= np.log(noise_mean(within[metric]))
             loc[metric] -= np.log(_rhythm_means(calibrations, codes, traits.rhythm_strength[servers]))
@@ -87,7 +89,7 @@ def parameters_of(fleet: Fleet, servers: npt.NDArray[np.int64]) -> Parameters:
 
 
 def _rhythm_means(
-    calibrations: Mapping[np.int8, Calibration], codes: npt.NDArray[np.int8], strengths: Float32
+    calibrations: Mapping[np.int16, Calibration], codes: npt.NDArray[np.int16], strengths: Float32
 ) -> npt.NDArray[np.float64]:
     means = np.ones(len(codes))
     for code, calibration in calibrations.items():
@@ -131,18 +133,22 @@ def healthy_metrics(noise: Float32, curves: Curves, parameters: Parameters) -> F
     """[metric, server, step] without incidents; overwrites `noise` [source, server, step]."""
     slow, fast, own = noise[0], noise[1], noise[2:]
     load = np.float32(SLOW_SHARE**0.5) * slow + np.float32((1 - SLOW_SHARE) ** 0.5) * fast
-    metrics = np.empty((METRIC_COUNT, *load.shape), dtype=np.float32)
+    simulated_metrics = simulated()
+    metrics = np.empty((len(simulated_metrics), *load.shape), dtype=np.float32)
     own[_NET_OUT] *= np.sqrt(1 - NET_CORRELATION**2)
     own[_NET_OUT] += NET_CORRELATION * own[_NET_IN]
-    for metric in range(METRIC_COUNT):
+    for metric, kind in enumerate(simulated_metrics.kinds):
         value: Float32 = metrics[metric]
-        weight = _LOAD_WEIGHTS[metric]
+        weight = np.float32(simulated_metrics.models[metric].load_weight)
         np.multiply(load, weight, out=value)
         own[metric] *= np.sqrt(1 - weight**2)
         value += own[metric]
-        if IS_PERCENT[metric]:
+        if kind == "value":
             value *= parameters.within[metric]
-            value += curves.memory if metric == MEMORY else curves.log_demand
+            value += parameters.loc[metric] * np.exp(curves.log_demand)
+        elif kind == "percent":
+            value *= parameters.within[metric]
+            value += curves.memory if metric == simulated_metrics.memory else curves.log_demand
             value += parameters.loc[metric]
             _percentage(value)
         else:

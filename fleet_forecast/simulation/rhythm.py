@@ -7,7 +7,6 @@ table by case, so a calendar of ten years takes a few megabytes.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from fleet_forecast.contract.calendar import (
     BUSINESS_DAY,
     HOLIDAY,
     WEEKEND_DAY,
+    BusinessCalendar,
     BusinessTime,
     business_time,
     kind_of_day,
 )
-from server_profiles import PROFILES, ServerProfile
+from fleet_forecast.contract.definitions import PROFILES, per_fleet
+from fleet_forecast.simulation.metric_model import profile_order
 
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -38,13 +39,13 @@ SPIKE_FROM, SPIKE_UNTIL, SPIKE_DEMAND = 9 * 60, 10 * 60, 1.15  # morning spike: 
 _MINUTES_AT_A_TIME = 500_000
 
 
-def demand_multiplier(profile: ServerProfile, when: BusinessTime) -> npt.NDArray[np.float32]:
+def demand_multiplier(profile: str, when: BusinessTime) -> npt.NDArray[np.float32]:
     """Demand on a server of the profile; 1 is the demand of a business day outside all windows of its rhythm."""
     return demand_table(profile)[kind_of_day(when), when.minute_of_day]
 
 
-@functools.lru_cache(maxsize=len(ServerProfile))
-def demand_table(profile: ServerProfile) -> npt.NDArray[np.float32]:
+@per_fleet
+def demand_table(profile: str) -> npt.NDArray[np.float32]:
     """Demand by kind of day (business day, weekend, holiday) and minute of day: float32 [3, 1440]."""
     rhythm = PROFILES[profile].rhythm
     table = np.ones((3, DAY_MINUTES))
@@ -103,23 +104,23 @@ class Calendar:
     day_of_week: npt.NDArray[np.int8]
 
     @classmethod
-    def between(cls, first_minute: int, last_minute: int, timezone: str) -> Calendar:
-        """The minutes from the first to before the last. Raises ValueError for an unknown time zone."""
+    def between(cls, first_minute: int, last_minute: int, calendar: BusinessCalendar) -> Calendar:
+        """The minutes from the first to before the last."""
         cases, days = [], []
         for first in range(first_minute, last_minute, _MINUTES_AT_A_TIME):
             minute = np.arange(first, min(first + _MINUTES_AT_A_TIME, last_minute))
-            when = business_time(minute.astype("datetime64[m]"), timezone)
-            before = business_time((minute - DAY_MINUTES).astype("datetime64[m]"), timezone)
+            when = business_time(minute.astype("datetime64[m]"), calendar)
+            before = business_time((minute - DAY_MINUTES).astype("datetime64[m]"), calendar)
             case = (kind_of_day(before) * len(KINDS_OF_DAY) + kind_of_day(when)) * DAY_MINUTES + when.minute_of_day
             cases.append(case.astype(np.int16))
             days.append(when.day_of_week)
         return cls(first_minute, np.concatenate(cases), np.concatenate(days))
 
 
-@functools.cache
+@per_fleet
 def tables() -> Tables:
-    """The tables of all profiles, in the order of ServerProfile."""
-    profiles = tuple(ServerProfile)
+    """The tables of all profiles, in the order of profile_order()."""
+    profiles = profile_order()
     log_demand, memory = np.empty((2, len(profiles), CASES), dtype=np.float32)
     spike = np.zeros((len(profiles), CASES), dtype=np.bool_)
     maintenance = np.zeros((len(profiles), 7, DAY_MINUTES), dtype=np.bool_)

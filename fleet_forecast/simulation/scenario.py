@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.incidents import Events, Period, join_events, schedule_events
 from fleet_forecast.simulation.outages import Outages, schedule_outages
@@ -28,7 +29,7 @@ class Scenario:
     start: np.datetime64  # of the first row, seconds, UTC
     steps: int
     step_seconds: int
-    timezone: str = "America/New_York"
+    calendar: BusinessCalendar = DEFAULT_CALENDAR
     incident_rate: float = 1.0  # incidents a server and month
     outage_rate: float = 1.0  # relative to incidents.OUTAGES_PER_MONTH
     fork_step: int | None = None
@@ -48,7 +49,7 @@ class Chunk(NamedTuple):
     """Some steps of a group of servers."""
 
     first_step: int
-    metrics: npt.NDArray[np.float32]  # [metric, server, step], NaN where offline; metrics of SIMULATED_METRICS
+    metrics: npt.NDArray[np.float32]  # [metric, server, step], NaN where offline; of metric_model.simulated()
     states: npt.NDArray[np.int8]  # [server, step] position in STATES
     incidents: npt.NDArray[np.int8]  # [server, step] position in incident_kinds.LABELS, -1 for none
 
@@ -73,10 +74,10 @@ class World:
 
     @classmethod
     def of(cls, scenario: Scenario) -> World:
-        """Calendar, incidents and outages of a scenario. Raises ValueError for an unknown time zone."""
+        """Calendar, incidents and outages of a scenario."""
         first = int(scenario.start.astype("datetime64[m]").astype(np.int64)) - _LEAD_MINUTES
         last = first + 2 * _LEAD_MINUTES + int(scenario.seconds // 60) + 1
-        return cls(scenario, Calendar.between(first, last, scenario.timezone), *_schedule(scenario))
+        return cls(scenario, Calendar.between(first, last, scenario.calendar), *_schedule(scenario))
 
     def with_fleet(self, fleet: Fleet) -> World:
         """The same time with other servers and their incidents and outages."""

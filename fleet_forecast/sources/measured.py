@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleet_forecast import __version__
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.publishing import publish, working_folder
 from fleet_forecast.contract.specs import METRICS, METRICS_FILE, ROW_GROUP_ROWS, arrow_schema
@@ -25,12 +26,12 @@ from server_profiles import ProfileRules, infer_profile_from_name
 
 @dataclass(frozen=True)
 class PullRequest:
-    """Time range [start, end) and profile rules of a pull; timezone: the fleet's business time zone."""
+    """Time range [start, end) and profile rules of a pull; calendar: the fleet's business calendar."""
 
     start: datetime
     end: datetime
     step_seconds: int
-    timezone: str
+    calendar: BusinessCalendar
     rules: ProfileRules
 
 
@@ -58,7 +59,7 @@ def pull_to_folder(
         addresses = ", ".join(server.client.address for server in servers)
         raise PrometheusError(
             f"{addresses} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
-            "time range, that node_exporter is scraped, or give your own queries with --queries"
+            "time range, that node_exporter is scraped, or give your own queries in fleet.toml"
         )
     profiles = {name: infer_profile_from_name(name, request.rules) for name in frame["server_name"].unique()}
     metadata = Metadata(
@@ -67,7 +68,8 @@ def pull_to_folder(
         start=iso(request.start),
         hours=(request.end - request.start).total_seconds() / 3600,
         step_seconds=request.step_seconds,
-        timezone=request.timezone,
+        timezone=request.calendar.timezone,
+        calendar=request.calendar.as_document(),
         fleet={str(profile): count for profile, count in sorted(Counter(profiles.values()).items())},
         rows=len(frame),
     )

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.sources.fleet_pull import LeftOut, Owners, taken_elsewhere
 from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, series_by_server
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 PROBED_SECONDS = 3_600
 SHOWN_NAMES = 20  # of one line of the text; the document has all

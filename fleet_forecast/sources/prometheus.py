@@ -24,8 +24,10 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from tenacity import Retrying
 
+from fleet_forecast.contract.definitions import FleetDefinition
 from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import without_port
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
@@ -67,7 +69,7 @@ _Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 class QuerySet(BaseModel):
     """One PromQL expression per metric; `$window` is replaced by the step as a duration.
 
-    A query file (TOML) has the same fields. A metric without a query is not pulled.
+    A metric without a query is not pulled.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -80,14 +82,8 @@ class QuerySet(BaseModel):
     @classmethod
     def _at_least_one(cls, queries: Mapping[str, str]) -> Mapping[str, str]:
         if not queries:
-            raise ValueError("no queries; write [queries] and a line per metric, as cpu_pct = '...'")
+            raise ValueError("no queries; give one per metric, as cpu_pct = '...'")
         return MappingProxyType(dict(queries))
-
-    def with_defaults(self, defaults: QuerySet) -> QuerySet:
-        """These queries, and the default ones of the other metrics if they have the same server label."""
-        if self.server_label != defaults.server_label:
-            return self
-        return self.model_copy(update={"queries": MappingProxyType({**defaults.queries, **self.queries})})
 
 
 _DISKS = f'device!~"{OTHER_DISKS}"'
@@ -108,7 +104,7 @@ NODE_EXPORTER = QuerySet(
         "net_in_mb_s": f"sum by (instance) (rate(node_network_receive_bytes_total{{{_LINKS}}}[$window])) / 1e6",
         "net_out_mb_s": f"sum by (instance) (rate(node_network_transmit_bytes_total{{{_LINKS}}}[$window])) / 1e6",
         # Mean time of a disk's read or write, not measured while there is none; an application's own latency is
-        # the better choice where there is one: give it in a query file.
+        # the better choice where there is one: give it in the fleet file.
         "latency_ms": (
             f"1000 * sum by (instance) (rate(node_disk_read_time_seconds_total{{{_DISKS}}}[$window])"
             f" + rate(node_disk_write_time_seconds_total{{{_DISKS}}}[$window]))"
@@ -117,6 +113,19 @@ NODE_EXPORTER = QuerySet(
         ),
     }
 )
+
+
+def query_set_of(fleet: FleetDefinition) -> QuerySet:
+    """The queries of a fleet file, and the default ones of the other metrics if they have the same server label.
+
+    An empty query: the metric is not pulled. Raises TomlFileError if no query is left.
+    """
+    given = {**(NODE_EXPORTER.queries if fleet.server_label == NODE_EXPORTER.server_label else {}), **fleet.queries}
+    queries = {metric: query for metric, query in given.items() if query}
+    if not queries:
+        remedy = "write [metrics.cpu_pct] query = '...', as the default queries have another server_label"
+        raise TomlFileError(f"fleet file {fleet.source}: no metric has a query; {remedy}")
+    return QuerySet(queries=queries, server_label=fleet.server_label, strip_port=fleet.strip_port)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class WindowSource:
             self.first_step - spec.context_steps,
             self.first_step + grid.steps + spec.horizon_steps,
             grid.step_seconds,
-            spec.timezone,
+            spec.calendar,
         )
         of_fleet = peers.of_fleet(grid.profiles, scaling.bounds) if peers is not None else None
         distances = row_distances(grid.values, spec.day_steps)

@@ -78,7 +78,7 @@ class Job:
         grid, rows = self.grid, self.split.training_servers
         scaling = fit_scaling(
             grid.values[:, : self.split.test_start],
-            {name: METRIC_SPECS[name].is_percent for name in grid.metrics},
+            {name: METRIC_SPECS[name].kind for name in grid.metrics},
             tuple(grid.profiles[row] if self.profiles else None for row in rows),
             self.spec.context_steps,
             rows=rows,
@@ -133,6 +133,7 @@ class Job:
             spec=self.spec,
             scaling=self.scaling,
             windows_version=WINDOWS_VERSION,
+            definitions=tuple(METRIC_SPECS[name] for name in self.spec.metrics),
         )
 
     def test_origins(self) -> np.ndarray:
@@ -154,7 +155,7 @@ class Job:
             scores = compared.scores()
             groups[name] = GroupEvaluation(
                 scores,
-                breakdown(compared, best_baseline(scores), self.grid, self.spec.timezone),
+                breakdown(compared, best_baseline(scores), self.grid, self.spec.calendar.timezone),
                 examples(compared, self.grid, self.spec.context_steps),
             )
         return groups

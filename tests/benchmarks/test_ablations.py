@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations, limit
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training.batches import WindowSelection, WindowSource
 from tests.conftest import tiny_fleet
 
-SPEC = WindowSpec(("cpu_pct",), 300, "UTC", context_steps=48, horizon_steps=12)
+SPEC = WindowSpec(("cpu_pct",), 300, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)
 
 
 def test_scaled_per_server_an_unseen_server_has_the_statistics_of_the_median_server():
@@ -21,8 +22,8 @@ def test_scaled_per_server_an_unseen_server_has_the_statistics_of_the_median_ser
     values = (levels[:, None, None] + random.normal(0, 2, (5, 400, 1))).astype(np.float32)
     grid = FleetGrid(tuple("abcde"), ("web_api", "database") * 2 + ("web_api",), SPEC.metrics, limit.START, 300, values)
     known = slice(0, 4)
-    servers = ablations.median_for_unseen(fit_scaling(values[known], {"cpu_pct": True}, grid.servers[known], 48))
-    profiles = fit_scaling(values[known], {"cpu_pct": True}, grid.profiles[known], 48)
+    servers = ablations.median_for_unseen(fit_scaling(values[known], {"cpu_pct": "percent"}, grid.servers[known], 48))
+    profiles = fit_scaling(values[known], {"cpu_pct": "percent"}, grid.profiles[known], 48)
     source = ablations.PerServerSource(grid, SPEC, servers, profiles)
     masked = np.array([False, False, True, False, False])
     selection = WindowSelection(np.arange(5), np.full(5, 300), 48, np.full(5, 48), masked)
@@ -40,8 +41,8 @@ def test_a_variant_removes_its_part_and_only_while_it_runs(variant, seasonality,
     hours = np.arange(5 * 288) / 288 * 2 * np.pi
     values = np.random.default_rng(0).exponential(3, (2, hours.size, 1)) + (50 + 20 * np.sin(hours))[None, :, None]
     grid = FleetGrid(("a", "b"), (None, None), ("cpu_pct",), limit.START, 300, values.astype(np.float32))
-    spec = WindowSpec(grid.metrics, 300, "UTC", context_steps=288, horizon_steps=12)
-    scaling = fit_scaling(grid.values, {"cpu_pct": True}, grid.profiles, 288)
+    spec = WindowSpec(grid.metrics, 300, BusinessCalendar("UTC"), context_steps=288, horizon_steps=12)
+    scaling = fit_scaling(grid.values, {"cpu_pct": "percent"}, grid.profiles, 288)
     source = WindowSource(grid, spec, scaling)
 
     def features():

@@ -9,6 +9,7 @@ from scipy import optimize
 
 from benchmarks import alerts as benchmark
 from benchmarks.alerts import Incident, Weeks, evaluate, straight_line, strict_thresholds
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.risk.alarms import hysteresis
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
@@ -21,7 +22,7 @@ STEP = 300
 
 @dataclass(frozen=True)
 class SimulatedConfig(FakeConfig):
-    timezone: str = "America/New_York"
+    calendar: BusinessCalendar = DEFAULT_CALENDAR
 
 
 def weeks(incidents, servers=2, steps=100, first=10):

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import limit
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS
+from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
 
@@ -21,8 +21,8 @@ def test_past_and_future_of_an_origin_are_one_undisturbed_simulation(engine):
     fleet = limit.unseen_fleet(7)
     origins = list(limit.origins_of(fleet, engine, 2))
     steps = (24 + limit.ORIGIN_EVERY_HOURS) * HOUR + engine.config.horizon_steps
-    scenario = Scenario(fleet, limit.START, steps, 300, engine.config.timezone, incident_rate=0.0, outage_rate=0.0)
-    metrics = [METRIC_POSITIONS[name] for name in engine.config.targets]
+    scenario = Scenario(fleet, limit.START, steps, 300, engine.config.calendar, incident_rate=0.0, outage_rate=0.0)
+    metrics = [simulated().positions[name] for name in engine.config.targets]
     whole = simulate(scenario).metrics[:, :, metrics]
     for number, origin in enumerate(origins):
         last = 24 * HOUR - 1 + number * limit.ORIGIN_EVERY_HOURS * HOUR

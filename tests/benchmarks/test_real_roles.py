@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.real_roles import PARTS, without
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.window_batch import WindowBatch
@@ -15,7 +16,7 @@ from fleet_forecast.training.batches import WindowSelection
 from tests.training.fleets import METRICS, START, source_with_peers
 
 SERVERS, STEPS, HISTORY = 6, 480, 4
-SPEC = WindowSpec(METRICS, 1800, "UTC", context_steps=48, horizon_steps=12)
+SPEC = WindowSpec(METRICS, 1800, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)
 FIELDS_CHANGED = {
     "the prior from peers": {"static", "encoder", "decoder", "loc", "scale", "window_quantiles"},
     "peers in the encoder": {"encoder"},
@@ -31,7 +32,7 @@ def windows_with_peers() -> WindowBatch[np.ndarray]:
     values = (load + random.normal(0, 4, (SERVERS, 1, 2)) + random.normal(0, 1, (SERVERS, STEPS, 2))).astype(np.float32)
     profiles = ("web_api",) * SERVERS
     grid = FleetGrid(tuple("abcdef"), profiles, METRICS, START, 1800, values)
-    source = source_with_peers(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), profiles, 48))
+    source = source_with_peers(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), profiles, 48))
     rows = np.arange(SERVERS)
     return source.batch(WindowSelection(rows, np.full(SERVERS, 450), 48, np.full(SERVERS, HISTORY))).windows
 

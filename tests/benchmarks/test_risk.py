@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.risk import real, simulated
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.alarms import Judged
@@ -27,7 +28,7 @@ def fleet_of(*labels, days=45):
         ("a", "b", "c"), ("one", "one", "two"), ("cpu_pct",), START, 300, np.zeros((3, days * 288, 1), np.float32)
     )
     records = [IncidentRecord(name, ZERO + start * HOUR, ZERO + end * HOUR, "x") for name, start, end in labels]
-    return labelled_fleet(grid, grid.peers(), records, "UTC")
+    return labelled_fleet(grid, grid.peers(), records, BusinessCalendar("UTC"))
 
 
 def test_labels_of_a_profile_within_an_hour_are_one_event():

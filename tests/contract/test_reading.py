@@ -1,6 +1,7 @@
 """Files into checked rows: every format alike, whole and in batches."""
 
 import math
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -23,8 +24,7 @@ from data_contract import (
     validate,
     write_metadata,
 )
-from fleet_forecast.contract.profile_rules import load_profile_rules
-from server_profiles import ServerProfile
+from server_profiles import BUILT_IN_RULES, ServerProfile
 from tests.contract.frames import fleet
 
 
@@ -83,7 +83,9 @@ def test_hive_partitions_give_their_columns(tmp_path):
     frame.to_parquet(tmp_path / "server_metrics", partition_cols=["day", "profile"])
     data = read_metrics(tmp_path)
     assert list(data.frame["profile"]) == ["web_api"] * 4 + ["database"] * 4
-    assert data.notices == ("column day is not in the contract: left out",)
+    assert data.notices == (
+        "column day is not in the contract: left out; a metric needs [metrics.day] in the fleet file",
+    )
 
 
 def test_a_folder_of_csv_files_is_read_as_one(tmp_path):
@@ -92,7 +94,10 @@ def test_a_folder_of_csv_files_is_read_as_one(tmp_path):
     whole.iloc[3:].assign(note="x").to_csv(tmp_path / "b.csv", index=False)
     data = read_metrics(tmp_path)
     assert len(data.frame) == 8
-    assert data.notices[0] == "column note is not in the contract: left out"
+    assert (
+        data.notices[0]
+        == "column note is not in the contract: left out; a metric needs [metrics.note] in the fleet file"
+    )
 
 
 def test_other_columns_and_columns_without_values_are_left_out_with_a_notice(tmp_path):
@@ -102,7 +107,7 @@ def test_other_columns_and_columns_without_values_are_left_out_with_a_notice(tmp
     assert "mem_pct" not in data.frame
     assert not data.has_profile_column
     assert data.notices == (
-        "column anomaly is not in the contract: left out",
+        "column anomaly is not in the contract: left out; a metric needs [metrics.anomaly] in the fleet file",
         "column profile has no value: counted as absent",
         "column mem_pct has no value: counted as absent",
         "profile of 2 of 2 servers inferred from the name",
@@ -118,7 +123,7 @@ def test_profiles_are_inferred_only_for_servers_that_name_none(tmp_path):
     assert data.has_profile_column
     assert data.notices == (
         "profile of 1 of 3 servers inferred from the name",
-        "profile mainframe: not a built-in profile; only a model that was trained on it uses it",
+        "profile mainframe: not a profile of the fleet; only a model that was trained on it uses it",
     )
 
 
@@ -132,9 +137,9 @@ def test_categories_that_no_row_uses_do_not_count(tmp_path):
 
 
 def test_profiles_are_inferred_by_the_users_rules(tmp_path):
-    (tmp_path / "profiles.toml").write_text("[patterns]\ndatabase = ['sql\\d+']\n")
+    rules = replace(BUILT_IN_RULES, pins={"sql1": "database"})
     fleet(["sql1"], 2).to_csv(tmp_path / "m.csv", index=False)
-    data = read_metrics(tmp_path / "m.csv", load_profile_rules(tmp_path / "profiles.toml"))
+    data = read_metrics(tmp_path / "m.csv", rules)
     assert set(data.frame["profile"]) == {ServerProfile.DATABASE}
 
 

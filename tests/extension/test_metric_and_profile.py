@@ -11,8 +11,8 @@ from tests.extension.checkout import ROOT, copy_of_checkout, insert, run, train
 from tests.serving.daemon_client import complete_start, record, wait_for
 from tests.serving.fake_daemon import DaemonProcess, FakeDaemon
 
-LATENCY = '            MetricSpec("latency_ms"'
-GPU = '            MetricSpec("gpu_pct", "%", 0, 100, "GPU in use"),\n'
+LATENCY = '    MetricSpec("latency_ms"'
+GPU = '    MetricSpec("gpu_pct", "%", "percent", "GPU in use"),\n'
 MAINFRAME = """    ProfileSpec(
         profile=ServerProfile.MAINFRAME,
         name_patterns=_numbered("zos"),
@@ -38,7 +38,7 @@ def checkout(tmp_path):
 
 
 def test_a_metric_without_baselines_is_read_and_checked_and_not_simulated(checkout):
-    insert(checkout, "fleet_forecast/contract/specs.py", LATENCY, GPU)
+    insert(checkout, "fleet_forecast/contract/definitions.py", LATENCY, GPU)
     (checkout / "gpu.csv").write_text("timestamp,server_name,gpu_pct\n2026-11-23T10:00:00Z,ppml0001,50\n")
     accepted = run(checkout, "data_contract.py", "gpu.csv")
     assert (accepted.returncode, json.loads(accepted.stdout.splitlines()[-1])["metrics"]) == (0, ["gpu_pct"])
@@ -54,7 +54,7 @@ def test_a_metric_without_baselines_is_read_and_checked_and_not_simulated(checko
 
 
 def test_a_metric_with_baselines_is_simulated(checkout):
-    insert(checkout, "fleet_forecast/contract/specs.py", LATENCY, GPU)
+    insert(checkout, "fleet_forecast/contract/definitions.py", LATENCY, GPU)
     path = checkout / "server_profiles.py"
     path.write_text(
         path.read_text().replace("            latency_ms=", "            gpu_pct=(40, 8),\n            latency_ms=")
@@ -67,16 +67,11 @@ def test_a_metric_with_baselines_is_simulated(checkout):
     assert values.dropna().between(0, 100).all()
 
 
-def test_a_baseline_in_one_profile_only_or_of_an_unknown_metric_fails_at_import_with_the_place(checkout):
+def test_a_baseline_of_an_unknown_metric_is_refused_with_the_place(checkout):
     insert(checkout, "server_profiles.py", "            latency_ms=", "            gpu_pct=(40, 8),\n")
     result = run(checkout, "metrics_generator.py", "--hours", "1")
-    assert result.returncode == 1
-    assert "server_profiles.py: profile database has no baseline for gpu_pct" in result.stderr
-    path = checkout / "server_profiles.py"
-    text = path.read_text().replace("            gpu_pct=(40, 8),\n", "")
-    path.write_text(text.replace("            latency_ms=", "            gpu_pct=(40, 8),\n            latency_ms="))
-    result = run(checkout, "metrics_generator.py", "--hours", "1")
-    assert "add it to METRIC_SPECS in fleet_forecast/contract/specs.py" in result.stderr
+    assert result.returncode == 2
+    assert "add it to BUILT_IN_METRICS in fleet_forecast/contract/definitions.py" in result.stderr
 
 
 def test_a_profile_is_simulated_named_and_inferred(checkout):
@@ -98,11 +93,12 @@ def test_a_profile_is_simulated_named_and_inferred(checkout):
 
 
 RULES = """
+[alerts]
 fire_probability = 0.9
 resolve_probability = 0.1
 fire_forecasts = 1
 
-[servers.ppdb001]
+[alerts.servers.ppdb001]
 gpu_pct = 5
 """
 
@@ -135,9 +131,9 @@ def assert_stored_forecast_alerted_and_exposed(daemon, metric, base_name):
 
 
 def test_a_daemon_stores_forecasts_alerts_on_and_exposes_a_metric(checkout, tmp_path):
-    insert(checkout, "fleet_forecast/contract/specs.py", LATENCY, GPU)
+    insert(checkout, "fleet_forecast/contract/definitions.py", LATENCY, GPU)
     (tmp_path / "rules.toml").write_text(RULES)
-    daemon = FakeDaemon(tmp_path, "--alert-rules", tmp_path / "rules.toml")
+    daemon = FakeDaemon(tmp_path, "--fleet", tmp_path / "rules.toml")
     daemon.use_checkout(checkout)
     with daemon:
         assert_stored_forecast_alerted_and_exposed(daemon, "gpu_pct", "fleet_forecast_gpu_ratio")
@@ -145,7 +141,7 @@ def test_a_daemon_stores_forecasts_alerts_on_and_exposes_a_metric(checkout, tmp_
 
 @pytest.mark.slow
 def test_a_model_is_trained_on_a_metric_and_served(checkout, tmp_path):
-    insert(checkout, "fleet_forecast/contract/specs.py", LATENCY, GPU)
+    insert(checkout, "fleet_forecast/contract/definitions.py", LATENCY, GPU)
     rows = tiny_fleet()
     rows.insert(5, "gpu_pct", rows["cpu_pct"] / 2 + 40)
     (checkout / "training").mkdir()
@@ -153,7 +149,7 @@ def test_a_model_is_trained_on_a_metric_and_served(checkout, tmp_path):
     model = train(checkout, *tiny_flags(checkout / "training", checkout / "models"))
     assert "gpu_pct" in json.loads((model / "config.json").read_text())["spec"]["metrics"]
     (tmp_path / "rules.toml").write_text(RULES)
-    daemon = DaemonProcess(tmp_path, "--alert-rules", tmp_path / "rules.toml", model=model)
+    daemon = DaemonProcess(tmp_path, "--fleet", tmp_path / "rules.toml", model=model)
     daemon.use_checkout(checkout)
     with daemon:
         assert_stored_forecast_alerted_and_exposed(daemon, "gpu_pct", "fleet_forecast_gpu_ratio")

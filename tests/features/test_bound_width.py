@@ -129,7 +129,7 @@ def test_the_median_of_a_rate_that_is_mostly_zero_is_exactly_zero(zero_share: fl
     random = np.random.default_rng(0)
     bursts = np.exp(random.normal(1, 1, (*SHAPE, 1)))
     values = np.where(random.random(bursts.shape) < zero_share, 0, bursts).astype(np.float32)
-    scaling = fit_scaling(values, {"disk_io_mb_s": False}, (None,) * len(values), WINDOW_STEPS)
+    scaling = fit_scaling(values, {"disk_io_mb_s": "rate"}, (None,) * len(values), WINDOW_STEPS)
     context = scaling.bounds.transform(values[:, :WINDOW_STEPS])
     steps, rows = np.full((len(values), 1), WINDOW_STEPS, dtype=np.float32), np.zeros(len(values), dtype=np.int64)
     loc, scale = scaling.window_scale(context, steps, rows)

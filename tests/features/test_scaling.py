@@ -6,13 +6,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_forecast.contract.definitions import Kind
 from fleet_forecast.features.quantile_map import KNOT_LEVELS, NORMAL_SCORES
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
+from fleet_forecast.network.head import QuantileHead
 
-IS_PERCENT = {"cpu_pct": True, "latency_ms": False}
+KINDS: dict[str, Kind] = {"cpu_pct": "percent", "latency_ms": "rate"}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +28,12 @@ def fleet() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(fleet: np.ndarray) -> FleetScaling:
-    return fit_scaling(fleet, IS_PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
+    return fit_scaling(fleet, KINDS, ("busy",) * 4 + ("idle",) * 4, 288)
 
 
 @given(st.floats(0, 100), st.floats(0, 1e6))
 def test_the_transform_is_finite_and_its_inverse_near_and_within_bounds(percent: float, latency_ms: float) -> None:
-    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), IS_PERCENT, (None,), 2)
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), KINDS, (None,), 2)
     value = np.array([percent, latency_ms], dtype=np.float32)
     transformed = scaling.bounds.transform(value)
     assert np.isfinite(transformed).all()
@@ -43,7 +46,7 @@ def test_the_transform_is_finite_and_its_inverse_near_and_within_bounds(percent:
 
 @given(st.floats(-1e3, 1e3))
 def test_the_inverse_of_any_number_is_within_the_physical_range(value: float) -> None:
-    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), IS_PERCENT, (None,), 2)
+    scaling = fit_scaling(np.full((1, 2, 2), 20.0, np.float32), KINDS, (None,), 2)
     percent, latency_ms = scaling.bounds.inverse(np.array([value, value]))
     assert 0 <= percent <= 100
     assert latency_ms >= 0
@@ -99,7 +102,7 @@ def test_unknown_profiles_have_the_row_of_the_fleet(scaling: FleetScaling) -> No
 def test_a_metric_a_profile_never_reports_takes_the_fleets_statistics(fleet: np.ndarray) -> None:
     partly = fleet.copy()
     partly[:4, :, 1] = np.nan
-    scaling = fit_scaling(partly, IS_PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
+    scaling = fit_scaling(partly, KINDS, ("busy",) * 4 + ("idle",) * 4, 288)
     assert scaling.loc[1, 1] == scaling.loc[0, 1]
     assert np.isfinite(scaling.scale).all()
 
@@ -107,7 +110,7 @@ def test_a_metric_a_profile_never_reports_takes_the_fleets_statistics(fleet: np.
 def test_after_one_measurement_the_scale_of_steady_servers_is_their_own_deviation() -> None:
     random = np.random.default_rng(0)
     values = np.linspace(20, 80, 6)[:, None] + random.normal(0, 1, (6, 2880))
-    scaling = fit_scaling(values[..., None].astype(np.float32), {"mem_pct": True}, (None,) * 6, 288)
+    scaling = fit_scaling(values[..., None].astype(np.float32), {"mem_pct": "percent"}, (None,) * 6, 288)
     measured = scaling.bounds.transform(np.full((1, 1, 1), 65.0, dtype=np.float32))
     scale = scaling.window_scale(measured, np.ones((1, 1)), np.zeros(1, dtype=np.int64))
     assert scale.loc[0, 0] == pytest.approx(float(measured[0, 0, 0]), abs=1.0)
@@ -115,7 +118,7 @@ def test_after_one_measurement_the_scale_of_steady_servers_is_their_own_deviatio
 
 
 def test_without_profiles_it_equals_a_fit_without_profiles(fleet: np.ndarray, scaling: FleetScaling) -> None:
-    unprofiled = fit_scaling(fleet, IS_PERCENT, (None,) * 8, 288)
+    unprofiled = fit_scaling(fleet, KINDS, (None,) * 8, 288)
     for name, value in vars(scaling.without_profiles()).items():
         np.testing.assert_array_equal(value, getattr(unprofiled, name), err_msg=name)
 
@@ -132,8 +135,8 @@ def test_histories_transformed_in_parts_equal_the_whole(
 
 def test_servers_that_are_not_chosen_have_no_effect(fleet: np.ndarray) -> None:
     profiles, rows = ("busy",) * 2 + ("idle",) * 3, np.array([0, 2, 4, 5, 7])
-    among_all = fit_scaling(fleet, IS_PERCENT, profiles, 288, rows=rows)
-    for name, value in vars(fit_scaling(fleet[rows], IS_PERCENT, profiles, 288)).items():
+    among_all = fit_scaling(fleet, KINDS, profiles, 288, rows=rows)
+    for name, value in vars(fit_scaling(fleet[rows], KINDS, profiles, 288)).items():
         np.testing.assert_array_equal(getattr(among_all, name), value, err_msg=name)
 
 
@@ -142,7 +145,7 @@ def test_the_prior_quantiles_without_history_are_those_about_the_mean_of_the_oth
 ) -> None:
     """Where the profiles' estimates are not drawn to the fleet's."""
     monkeypatch.setattr("fleet_forecast.features.cold_start.FEWEST_SERVERS_OF_HALVES", 100)
-    scaling = fit_scaling(fleet, IS_PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
+    scaling = fit_scaling(fleet, KINDS, ("busy",) * 4 + ("idle",) * 4, 288)
     transformed = scaling.bounds.transform(fleet)
     for row, servers in enumerate([transformed, transformed[:4], transformed[4:]]):  # all, busy, idle
         own = servers.mean(axis=1)
@@ -161,6 +164,23 @@ def test_the_prior_quantiles_of_a_whole_context_are_normal(scaling: FleetScaling
 @pytest.mark.parametrize("unit", [1e-2, 1e-4])
 def test_scaling_does_not_depend_on_the_unit_of_a_rate(fleet: np.ndarray, scaling: FleetScaling, unit: float) -> None:
     smaller = fleet * np.array([1.0, unit], np.float32)
-    found = fit_scaling(smaller, IS_PERCENT, ("busy",) * 4 + ("idle",) * 4, 288)
+    found = fit_scaling(smaller, KINDS, ("busy",) * 4 + ("idle",) * 4, 288)
     np.testing.assert_allclose(found.scale[:, 1], unit * scaling.scale[:, 1], rtol=1e-3)
     np.testing.assert_allclose(found.scale_within[:, 1], unit * scaling.scale_within[:, 1], rtol=1e-3)
+
+
+def test_a_metric_that_may_be_any_number_is_not_transformed_beside_those_with_bounds(fleet: np.ndarray) -> None:
+    celsius = np.random.default_rng(4).normal(-5, 3, (8, 2000, 1)).astype(np.float32)
+    values, profiles = np.concatenate([fleet, celsius], axis=2), ("busy",) * 4 + ("idle",) * 4
+    with_value = fit_scaling(values, {**KINDS, "celsius": "value"}, profiles, 288)
+    alone = fit_scaling(fleet, KINDS, profiles, 288)
+    transformed = with_value.bounds.transform(values[:, :50])
+    assert np.array_equal(transformed[..., 2], celsius[:, :50, 0])
+    assert np.array_equal(transformed[..., :2], alone.bounds.transform(fleet[:, :50]))
+    back = with_value.bounds.inverse(transformed)
+    assert np.array_equal(back[..., 2], celsius[:, :50, 0])
+    assert np.array_equal(back[..., :2], alone.bounds.inverse(transformed[..., :2]))
+    assert np.array_equal(with_value.scale[:, :2], alone.scale)
+    assert with_value.loc[0, 2] == pytest.approx(-5, abs=0.1)
+    head = QuantileHead(with_value.bounds).inverse(torch.from_numpy(transformed.transpose(0, 2, 1)[:, :, None].copy()))
+    assert head[:, :, 0].numpy().transpose(0, 2, 1) == pytest.approx(back, abs=2e-3)

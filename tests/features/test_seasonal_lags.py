@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import local_time
 from fleet_forecast.features.seasonality import ClockChange, LagSteps, changes_between, seasonal_lags
 
 ZONE, STEP = "America/New_York", 300
@@ -23,7 +23,7 @@ def step_of(time: str) -> int:
 
 def local_minutes(steps: np.ndarray) -> np.ndarray:
     """A metric that is a function of local time: float32 [step, 1]."""
-    minutes = business_time((steps * STEP).astype("datetime64[s]"), ZONE).minute_of_day
+    minutes = local_time((steps * STEP).astype("datetime64[s]"), ZONE).minute_of_day
     return minutes[..., None].astype(np.float32)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers, medians_without_one, order_statistics
@@ -38,7 +39,7 @@ FIRST_STEP = int(np.datetime64("2026-03-02T00:00:00", "s").astype(np.int64)) // 
 
 @pytest.fixture(scope="module")
 def spec() -> WindowSpec:
-    return WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps=48, horizon_steps=16)
+    return WindowSpec(METRICS, STEP_SECONDS, DEFAULT_CALENDAR, context_steps=48, horizon_steps=16)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def values() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scaling(values: np.ndarray) -> FleetScaling:
-    return fit_scaling(values, {"cpu_pct": True, "net_in_mb_s": False}, ("database", "web_api", None), 48)
+    return fit_scaling(values, {"cpu_pct": "percent", "net_in_mb_s": "rate"}, ("database", "web_api", None), 48)
 
 
 def windows_at(
@@ -65,7 +66,7 @@ def windows_at(
     """Windows of servers 0, 1, 2, ... at `origins`."""
     rows = np.arange(len(origins)) % len(values)
     at = np.array(origins)
-    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.calendar)
     fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(values))
     known, profile_rows = np.full(len(origins), known_steps), np.array([1, 2, 0])[rows]
     return build_windows(fleet, WindowRequest(rows, at, FIRST_STEP + at, profile_rows, encoder_steps, known))
@@ -73,7 +74,7 @@ def windows_at(
 
 def windows_of_rows(spec: WindowSpec, scaling: FleetScaling, values: np.ndarray, origins: list[int]) -> Windows:
     """As windows_at, of server 0, with the distances of its rows."""
-    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.calendar)
     distances = row_distances(values, spec.day_steps)
     fleet = FleetArrays(spec, scaling, calendar, scaling.bounds.transform(values), None, distances)
     at, rows = np.array(origins), np.zeros(len(origins), dtype=np.int64)
@@ -108,11 +109,11 @@ def test_rows_after_the_origin_do_not_change_a_window_of_rows_that_are_far_apart
 
 
 def test_lengths_follow_from_the_step() -> None:
-    five_minutes = WindowSpec(METRICS, 300, "UTC", 288, 96)
+    five_minutes = WindowSpec(METRICS, 300, BusinessCalendar("UTC"), 288, 96)
     assert (five_minutes.day_steps, five_minutes.seasonal_lag_steps, five_minutes.history_steps) == (288, 288, 2022)
     assert five_minutes.encoder_lengths == (1, 3, 6, 12, 24, 48, 96, 192, 288)
-    assert WindowSpec(METRICS, 60, "UTC", 1440, 480).history_steps == 7 * 1440 + 30
-    assert WindowSpec(METRICS, 300, "UTC", 288, 300).seasonal_lag_steps == 2 * 288
+    assert WindowSpec(METRICS, 60, BusinessCalendar("UTC"), 1440, 480).history_steps == 7 * 1440 + 30
+    assert WindowSpec(METRICS, 300, BusinessCalendar("UTC"), 288, 300).seasonal_lag_steps == 2 * 288
 
 
 def test_asinh_is_correct_for_any_float32() -> None:
@@ -125,7 +126,7 @@ def test_asinh_is_correct_for_any_float32() -> None:
 def test_nothing_older_than_history_steps_is_read(
     values: np.ndarray, scaling: FleetScaling, context_steps: int, horizon_steps: int
 ) -> None:
-    spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", context_steps, horizon_steps)
+    spec = WindowSpec(METRICS, STEP_SECONDS, DEFAULT_CALENDAR, context_steps, horizon_steps)
     origin = 520
     older = values.copy()
     older[:, : origin + 1 - spec.history_steps] = 1.0
@@ -244,7 +245,7 @@ def test_seasonal_lags_equal_a_plain_loop(spec: WindowSpec, scaling: FleetScalin
 def test_values_after_the_origin_do_not_change_a_window(
     scaling: FleetScaling, values: np.ndarray, horizon_steps: int
 ) -> None:
-    spec = WindowSpec(METRICS, STEP_SECONDS, "America/New_York", 48, horizon_steps)
+    spec = WindowSpec(METRICS, STEP_SECONDS, DEFAULT_CALENDAR, 48, horizon_steps)
     origins = [400, 410, 420]
     before = windows_at(spec, scaling, values, origins)
     changed = values.copy()
@@ -275,7 +276,7 @@ def test_calendar_is_in_business_time_with_daylight_saving_and_holidays() -> Non
     expected = [(19, 2, 1.0), (19, 1, 1.0), (20, 7, 0.0), (46, 7, 0.0)]  # half hour, kind of day, market open
     for moment, (half_hour, day_kind, market_open) in zip(moments, expected, strict=True):
         step = int(np.datetime64(moment, "s").astype(np.int64)) // 300
-        calendar = Calendar.over(step, step, 300, "America/New_York")
+        calendar = Calendar.over(step, step, 300, DEFAULT_CALENDAR)
         assert calendar.half_hour_and_day[0].tolist() == [half_hour, day_kind], moment
         assert calendar.market_open[0, 0] == market_open, moment
 
@@ -300,7 +301,7 @@ def fleet_with_peers(
         physical, scaling.bounds, np.arange(7), np.array([2] * 6 + [0]), peers, FIRST_STEP, 1e-3 * scaling.scale
     )
     prior = fit_peer_prior(sample, spec.lag_steps(48), spec.history_steps)
-    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.timezone)
+    calendar = Calendar.over(FIRST_STEP - 100, FIRST_STEP + 1000, STEP_SECONDS, spec.calendar)
     transformed = scaling.bounds.transform(physical)
     return FleetArrays(spec, replace(scaling, peer_prior=prior), calendar, transformed, peers)
 

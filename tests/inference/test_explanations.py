@@ -14,6 +14,7 @@ import torch
 from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.window_batch import FIELDS, WindowBatch, Windows
 from fleet_forecast.features.windows import WindowSpec
@@ -75,7 +76,7 @@ def test_the_explanation_is_that_of_the_stock_network(engine: Engine, tiny_model
 
 @pytest.mark.parametrize("with_profile", [True, False])
 def test_names_have_the_order_of_the_networks_weights(with_profile: bool) -> None:
-    spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, "America/New_York", 24, 12)
+    spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, DEFAULT_CALENDAR, 24, 12)
     network = build_network(spec, ("database", "web_api") if with_profile else (), 8, TemporalFusionTransformer)
     names = variables_of(spec, with_profile)
     for group, own in names._asdict().items():
@@ -83,7 +84,7 @@ def test_names_have_the_order_of_the_networks_weights(with_profile: bool) -> Non
 
 
 def test_every_variable_has_a_label_of_its_own() -> None:
-    spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, "America/New_York", 24, 12)
+    spec = WindowSpec(("cpu_pct", "net_in_mb_s"), 300, DEFAULT_CALENDAR, 24, 12)
     for group in variables_of(spec, with_profile=True):
         assert len({label_of(name) for name in group}) == len(group)
     assert label_of("net_in_mb_s_seasonal_mean") == "net_in_mb_s, mean of earlier days at this time"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.risk_model import RISK_FILE, RISK_HORIZONS, TREES_FILE, RiskModel
@@ -22,7 +23,7 @@ def model(risk_model_dir):
 @pytest.fixture(scope="module")
 def trained():
     """The same training again, and its held-out fleets."""
-    return train_on_simulator(TINY_METRICS, 300, "America/New_York", SMALL)
+    return train_on_simulator(TINY_METRICS, 300, DEFAULT_CALENDAR, SMALL)
 
 
 def features_of(model, fleets, step=300):

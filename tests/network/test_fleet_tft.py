@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytorch_forecasting import TemporalFusionTransformer
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.window_batch import NetworkInputs
 from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
@@ -18,13 +19,13 @@ PROFILES = ("database", "generic", "web_api")
 
 
 def spec_of(metrics: tuple[str, ...]) -> WindowSpec:
-    return WindowSpec(metrics, 300, "America/New_York", 288, 96)
+    return WindowSpec(metrics, 300, DEFAULT_CALENDAR, 288, 96)
 
 
 def scaling_of(spec: WindowSpec) -> FleetScaling:
     values = np.random.default_rng(0).uniform(1, 90, (4, 600, len(spec.metrics))).astype(np.float32)
-    is_percent = {name: name.endswith("_pct") for name in spec.metrics}
-    return fit_scaling(values, is_percent, ("database", "generic", "web_api", None), 288)
+    kinds = {name: "percent" if name.endswith("_pct") else "rate" for name in spec.metrics}
+    return fit_scaling(values, kinds, ("database", "generic", "web_api", None), 288)
 
 
 def random_inputs(

@@ -40,7 +40,7 @@ def test_notices_name_what_is_not_used(model, frame):
     table, notices = model.forecast(own, input_timezone="UTC")
     assert set(table["server_name"]) == set(frame["server_name"])
     for text in (
-        "column rack is not in the contract: left out",
+        "column rack is not in the contract: left out; a metric needs [metrics.rack] in the fleet file",
         "profile of 8 of 8 servers inferred from the name",
         "the data has no mem_pct: forecast as not measured",
     ):

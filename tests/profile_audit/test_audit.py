@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.profile_rules import load_profile_rules, profile_of
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.profile_audit.audit import AuditedFleet, AuditError, audit_document, audit_profiles
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.metric_model import SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
+from server_profiles import profile_of
 
 COUNTS = {"database": 12, "web_api": 13, "data_ingest": 11}  # rows 0 to 11, 12 to 24, 25 to 35
 START = np.datetime64("2026-09-14T00:00:00", "s")
@@ -20,7 +21,7 @@ def fleet():
     servers = Fleet.of(COUNTS, seed=7)
     trace = simulate(Scenario(servers, START, steps=288, step_seconds=300, incident_rate=0.0))
     profiles = [str(servers.profile(row)) for row in range(len(servers))]
-    return AuditedFleet(servers.names, profiles, [True] * len(profiles), SIMULATED_METRICS, trace.metrics)
+    return AuditedFleet(servers.names, profiles, [True] * len(profiles), simulated().names, trace.metrics)
 
 
 def audited(fleet, profiles=None, matched=None, day=None):
@@ -108,18 +109,19 @@ def test_two_kinds_of_servers_under_one_name_are_told_apart(fleet):
     assert groups == {frozenset(names[truth == "web_api"]), frozenset(names[truth == "data_ingest"])}
 
 
-def test_the_suggested_lines_are_a_profiles_file_that_accepts_the_suggestion(fleet, tmp_path):
+def test_the_suggested_lines_are_a_fleet_file_that_accepts_the_suggestion(fleet, tmp_path):
     audit = audited(fleet, replaced(fleet.profiles, 12, "database"))
-    file = tmp_path / "profiles.toml"
+    file = tmp_path / "fleet.toml"
     file.write_text(audit_document(audit)["toml"])
-    assert profile_of(fleet.names[12], "database", load_profile_rules(file))[0] == "web_api"
+    assert profile_of(fleet.names[12], "database", read_fleet(file).rules)[0] == "web_api"
 
 
-def test_a_profile_that_is_not_built_in_is_not_among_the_lines_of_the_file(fleet):
+def test_a_suggested_profile_that_is_not_built_in_is_added_by_the_lines(fleet, tmp_path):
     own = ["frontend" if profile == "web_api" else profile for profile in fleet.profiles]
     audit = audited(fleet, replaced(own, 12, "database"))
     assert [server.suggested for server in audit.suggestions] == ["frontend"]
-    assert audit.toml_lines() == []
+    (tmp_path / "fleet.toml").write_text("\n".join(audit.toml_lines()))
+    assert read_fleet(tmp_path / "fleet.toml").rules.pins == {fleet.names[12]: "frontend"}
 
 
 def test_a_fleet_of_single_servers_cannot_be_audited(fleet):

@@ -81,8 +81,8 @@ def many_names(folder: Path, names: int = 20_000, limit_mib: float = NAMES_MIB) 
 
 def careless_pattern(folder: Path) -> Finding:
     """A pattern with nested repetition, and a name that a backtracking matcher would not finish."""
-    (folder / "profiles.toml").write_text("[patterns]\ndatabase = ['([a-z0-9]+[-.]?)+-db\\d+']\n")
-    with FakeDaemon(folder, "--profiles", folder / "profiles.toml") as daemon:
+    (folder / "fleet.toml").write_text("[profiles.database]\npatterns = ['([a-z0-9]+[-.]?)+-db\\d+']\n")
+    with FakeDaemon(folder, "--fleet", folder / "fleet.toml") as daemon:
         with httpx.Client(base_url=daemon.url, timeout=10) as client:
             record = {"timestamp": iso(time.time() - 60), "server_name": "a" * 250 + "_", "cpu_pct": 1}
             accepted = client.post("/api/v1/metrics", json={"records": [record]}).json()

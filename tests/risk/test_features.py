@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.risk.features import (
     CHANGE_SECONDS,
@@ -27,7 +28,9 @@ def spec_of(random):
     roots = random.normal(size=(scales, 3, 3))
     covariance = (roots @ roots.transpose(0, 2, 1) + np.eye(3)).astype(np.float32)
     deviation = np.array([0.4, 0.7, 0.2], dtype=np.float32)
-    return RiskSpec(METRICS, (True, False, False), STEP, "UTC", ("database", "web_api"), deviation, covariance)
+    return RiskSpec(
+        METRICS, (True, False, False), STEP, BusinessCalendar("UTC"), ("database", "web_api"), deviation, covariance
+    )
 
 
 def fleet(random, steps=48):

@@ -12,6 +12,7 @@ from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
+from server_profiles import BUILT_IN_RULES
 from tests.serving.fake_engine import FakeEngine
 
 STEP = 300
@@ -35,7 +36,16 @@ def record(name="ppml0001", seconds=None, **values):
 
 @contextlib.contextmanager
 def daemon(
-    folder, engine=None, token=None, admin_token=None, load=None, clock=time.time, rules=None, clients=None, **changes
+    folder,
+    engine=None,
+    token=None,
+    admin_token=None,
+    load=None,
+    clock=time.time,
+    rules=None,
+    clients=None,
+    profile_rules=BUILT_IN_RULES,
+    **changes,
 ):
     chosen = Settings(
         model=Path(folder),
@@ -50,7 +60,11 @@ def daemon(
         return engine or FakeEngine()
 
     files = ReferencedFiles(
-        token=token, admin_token=admin_token, clients=clients or {}, alert_rules=rules or AlertRules()
+        token=token,
+        admin_token=admin_token,
+        clients=clients or {},
+        alert_rules=rules or AlertRules(),
+        profile_rules=profile_rules,
     )
     app = create_app(chosen, files, load or load_fake, clock=clock)
     with TestClient(app) as client:

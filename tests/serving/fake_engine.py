@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_contract import METRICS
+from data_contract import METRIC_SPECS, METRICS
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.inference.engine import NoExplanationError
 from fleet_forecast.inference.explanations import Interpretation, Variables
 from fleet_forecast.inference.peer_support import PeerSupport
@@ -16,13 +17,17 @@ from fleet_forecast.inference.peer_support import PeerSupport
 
 @dataclass(frozen=True)
 class FakeConfig:
-    targets: tuple[str, ...] = METRICS
+    targets: tuple[str, ...] = tuple(METRICS)
     quantiles: tuple[float, ...] = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
     step_seconds: int = 300
     horizon_steps: int = 96
     context_steps: int = 288
     history_steps: int = 288
     profiles: tuple[str, ...] = ("ml_compute", "database", "generic")
+    calendar: BusinessCalendar = DEFAULT_CALENDAR
+
+    def definition_of(self, metric):
+        return METRIC_SPECS.get(metric)
 
 
 @dataclass

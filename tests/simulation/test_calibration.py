@@ -5,7 +5,7 @@ import pytest
 
 from fleet_forecast.contract.calendar import BUSINESS_DAY, WEEKEND_DAY
 from fleet_forecast.simulation.calibration import calibrate, noise_mean, soft_limit
-from fleet_forecast.simulation.metric_model import MEMORY, METRIC_POSITIONS
+from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.rhythm import demand_table, smoothed
 from server_profiles import PROFILES, ServerProfile
 
@@ -15,7 +15,7 @@ def test_many_draws_of_cpu_have_the_documented_mean_and_spread_over_a_week(profi
     calibration, baseline = calibrate(profile), PROFILES[profile].baselines["cpu_pct"]
     table = np.log(demand_table(profile)[[BUSINESS_DAY] * 5 + [WEEKEND_DAY] * 2].astype(float)).ravel()[::20]
     noise = np.random.default_rng(1).standard_normal((4_000, 1))
-    cpu = METRIC_POSITIONS["cpu_pct"]
+    cpu = simulated().positions["cpu_pct"]
     deviation = np.hypot(calibration.between[cpu], calibration.within[cpu])
     share = 100 / (1 + np.exp(-(calibration.loc[cpu] + table + deviation * noise)))
     assert share.mean() == pytest.approx(baseline.mean, rel=0.01)
@@ -28,7 +28,7 @@ def test_parameters_are_positive_and_memory_moves_less_in_time_than_cpu_does(pro
     assert (calibration.between > 0).all()
     assert (calibration.within > 0).all()
     ratio = calibration.within / calibration.between
-    assert ratio[MEMORY] < ratio[METRIC_POSITIONS["cpu_pct"]]
+    assert ratio[simulated().memory] < ratio[simulated().positions["cpu_pct"]]
 
 
 @pytest.mark.parametrize("strength", [0.7, 1.0, 1.4])

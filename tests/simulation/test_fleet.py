@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 
 from fleet_forecast.simulation.fleet import Fleet
-from metrics_generator import SERVERS
-from server_profiles import ServerProfile, infer_profile_from_name
+from server_profiles import DEFAULT_SERVERS, ServerProfile, infer_profile_from_name
 
 
 def test_names_are_the_documented_ones_and_give_their_profile_back():
-    fleet = Fleet.of(SERVERS, seed=42)
+    fleet = Fleet.of(DEFAULT_SERVERS, seed=42)
     assert len(fleet) == len(set(fleet.names)) == 90
     assert {fleet.names[i] for i in (0, 20, 35, 60, 65, 75, 83)} == {
         "ppml0001", "ppdb001", "ppweb001", "ppcon01", "ppetl001", "pprisk001", "ppgen001",
     }  # fmt: skip
     for position, name in enumerate(fleet.names):
         assert infer_profile_from_name(name) == fleet.profile(position)
-    assert fleet.composition() == SERVERS
-    assert set(SERVERS) == set(ServerProfile)
+    assert fleet.composition() == DEFAULT_SERVERS
+    assert set(DEFAULT_SERVERS) == set(ServerProfile)
 
 
 def test_a_larger_fleet_holds_the_smaller_one_unchanged():
@@ -36,13 +35,16 @@ def test_a_server_added_later_is_what_it_would_have_been_from_the_start():
 
 
 def test_another_seed_is_another_fleet():
-    one, other = Fleet.of(SERVERS, 1).traits, Fleet.of(SERVERS, 2).traits
+    one, other = Fleet.of(DEFAULT_SERVERS, 1).traits, Fleet.of(DEFAULT_SERVERS, 2).traits
     assert not np.isclose(one.level, other.level).any(axis=1).all()
 
 
-@pytest.mark.parametrize("profile", SERVERS)
+@pytest.mark.parametrize("profile", DEFAULT_SERVERS)
 def test_levels_of_the_default_fleet_average_to_the_typical_server(profile):
-    means = [np.abs(Fleet.of({profile: SERVERS[profile]}, seed).traits.level.mean(axis=0)).max() for seed in range(20)]
+    means = [
+        np.abs(Fleet.of({profile: DEFAULT_SERVERS[profile]}, seed).traits.level.mean(axis=0)).max()
+        for seed in range(20)
+    ]
     assert np.mean(means) < 0.25
     spreads = [Fleet.of({profile: 25}, seed).traits.level.std(axis=0) for seed in range(20)]
     assert np.mean(spreads, axis=0) == pytest.approx(np.ones(6), abs=0.12)

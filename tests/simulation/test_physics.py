@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS, STATES
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, business_time
 from fleet_forecast.simulation.calibration import burst, calibrate, noise_mean, soft_limit
 from fleet_forecast.simulation.fleet import Fleet
-from fleet_forecast.simulation.metric_model import METRIC_COUNT
-from fleet_forecast.simulation.noise import CORRELATION_MINUTES, FOLLOWS_DEMAND, SAMPLING_NOISE
+from fleet_forecast.simulation.metric_model import simulated
+from fleet_forecast.simulation.noise import sources
 from fleet_forecast.simulation.scenario import Scenario, Trace, World
 from fleet_forecast.simulation.simulator import Simulator, simulate
 from fleet_forecast.simulation.states import (
@@ -45,7 +45,7 @@ def healthy():
     maintenance = (trace.states == MAINTENANCE)[:, :, None]
     metrics = np.where(maintenance, np.nan, trace.metrics).astype(np.float64)
     by_profile = dict(zip(ServerProfile, np.split(metrics, len(ServerProfile)), strict=True))
-    return by_profile, business_time(trace.timestamps, "America/New_York"), trace
+    return by_profile, business_time(trace.timestamps, DEFAULT_CALENDAR), trace
 
 
 def small(**options):
@@ -69,7 +69,7 @@ def test_the_weekly_mean_of_healthy_servers_is_the_documented_baseline(healthy, 
 
 @pytest.mark.parametrize("profile", ServerProfile)
 def test_the_deviation_around_the_rhythm_is_the_documented_spread(healthy, profile):
-    weeks = healthy[0][profile].reshape(-1, 2016, METRIC_COUNT)  # [server and week, time of week, metric]
+    weeks = healthy[0][profile].reshape(-1, 2016, len(simulated()))  # [server and week, time of week, metric]
     counted = (~np.isnan(weeks)).sum(axis=0)  # 0 in maintenance
     rhythm = np.nansum(weeks, axis=0) / np.where(counted, counted, np.nan)
     deviation = np.sqrt(np.nanmean((weeks - rhythm) ** 2, axis=(0, 1)))
@@ -164,13 +164,13 @@ def test_percentages_saturate_rarely_and_softly(healthy):
 def residuals(healthy):
     """Generic servers have no rhythm: logarithms or log odds without their mean, [server, step, metric]."""
     values = healthy[0][ServerProfile.GENERIC]
-    logs = np.log(np.where(np.arange(METRIC_COUNT) < 2, values / (100 - values), values))
+    logs = np.log(np.where(np.arange(len(simulated())) < 2, values / (100 - values), values))
     return logs - logs.mean(axis=1, keepdims=True)
 
 
 def test_metrics_of_a_server_are_correlated_but_different(residuals):
     correlation = np.mean([np.corrcoef(server.T) for server in residuals], axis=0)
-    others = correlation[~np.eye(METRIC_COUNT, dtype=bool)]
+    others = correlation[~np.eye(len(simulated()), dtype=bool)]
     assert others.max() < 0.9
     for one, other in ((CPU, DISK), (CPU, NET_IN), (CPU, LATENCY), (NET_IN, NET_OUT)):
         assert correlation[one, other] > 0.3
@@ -179,7 +179,7 @@ def test_metrics_of_a_server_are_correlated_but_different(residuals):
 
 
 def test_noise_is_autocorrelated_and_its_innovations_are_independent_between_servers(residuals):
-    for metric in range(METRIC_COUNT):
+    for metric in range(len(simulated())):
         series = residuals[..., metric]
         lag_1, lag_day = (np.mean(series[:, lag:] * series[:, :-lag]) / np.mean(series**2) for lag in (1, 288))
         assert 0.5 < lag_1 < 1
@@ -194,9 +194,9 @@ def around_rhythm(healthy):
     """Standardised deviations from each server's own week, by profile: [fleet, server, time, metric]."""
 
     def standardised(values):
-        logs = np.log(np.where(np.arange(METRIC_COUNT) < 2, values / (100.01 - values), values + 0.01))
-        weeks = logs.reshape(FLEETS, SERVERS // FLEETS, WEEKS, 2016, METRIC_COUNT)
-        deviations = (weeks - weeks.mean(axis=2, keepdims=True)).reshape(*weeks.shape[:2], -1, METRIC_COUNT)
+        logs = np.log(np.where(np.arange(len(simulated())) < 2, values / (100.01 - values), values + 0.01))
+        weeks = logs.reshape(FLEETS, SERVERS // FLEETS, WEEKS, 2016, len(simulated()))
+        deviations = (weeks - weeks.mean(axis=2, keepdims=True)).reshape(*weeks.shape[:2], -1, len(simulated()))
         return np.nan_to_num(deviations / np.nanstd(deviations, axis=2, keepdims=True))  # 0 in maintenance
 
     return {profile: standardised(values) for profile, values in healthy[0].items()}
@@ -262,10 +262,10 @@ def test_noise_is_the_plain_recursion_step_by_step():
     first = noise.state.reshape(2, 8).astype(np.float64)
     fast = noise.advance(50)
     reference = Simulator(World.of(small()), np.array([0, 3])).noise
-    sampling = np.sqrt(SAMPLING_NOISE)
+    sampling = np.sqrt(sources().sampling_noise)
     for position, (server, profile) in enumerate(((0, "ml_compute"), (3, "web_api"))):
-        share = PROFILES[profile].shared_demand * FOLLOWS_DEMAND
-        decay = np.exp(-5 / (CORRELATION_MINUTES * small().fleet.traits.time_scale[server]))
+        share = PROFILES[profile].shared_demand * sources().follows_demand
+        decay = np.exp(-5 / (sources().correlation_minutes * small().fleet.traits.time_scale[server]))
         scale = np.sqrt(1 - decay**2)
         signal = -sampling * scale + np.sqrt(1 - sampling**2 + (sampling * scale) ** 2)
         x = first[position]

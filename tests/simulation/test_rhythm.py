@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fleet_forecast.contract.calendar import BusinessTime, business_time
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessTime, business_time
 from fleet_forecast.simulation import rhythm
 from fleet_forecast.simulation.rhythm import (
     CASES,
@@ -16,7 +16,7 @@ from fleet_forecast.simulation.rhythm import (
 )
 from server_profiles import ServerProfile
 
-ZONE = "America/New_York"
+ZONE = DEFAULT_CALENDAR
 # Thanksgiving week, both changes of the clock, a new year.
 SPANS = [
     ("2026-11-23", "2026-12-01"),
@@ -72,6 +72,7 @@ def demand_at(profile: str, clock: str, day_of_week: int = 2, holiday: bool = Fa
     when = BusinessTime(
         np.array([int(hour) * 60 + int(minute)], dtype=np.int16),
         np.array([day_of_week], dtype=np.int8),
+        np.array([day_of_week >= 5]),
         np.array([holiday]),
         np.array([False]),
     )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.sources import prometheus
 from fleet_forecast.sources.connection import Access
-from fleet_forecast.sources.connections_file import load_query_set
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
@@ -22,6 +23,7 @@ from fleet_forecast.sources.prometheus import (
     QuerySet,
     TimeRange,
     pull_range,
+    query_set_of,
 )
 from tests.sources.exporters import NODE, NODE_GAUGES, open_metrics, samples
 from tests.sources.programs import running_prometheus
@@ -244,30 +246,26 @@ def test_an_unreachable_server_is_named():
         client.query_range("up", 0, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x", "is not TOML"),
-        ("", "no queries"),
-        ("queries = 3", "queries is 3"),
-        ("[queries]\ncpu = 'x'", "unknown metric 'cpu'"),
-        ("[queries]\ncpu_pct = ''", "cpu_pct is ''"),
-        ("extra = 1\n[queries]\ncpu_pct = 'x'", "unknown key 'extra'"),
-    ],
-)
-def test_a_bad_query_file_is_refused(tmp_path, text, message):
-    (tmp_path / "q.toml").write_text(text)
-    with pytest.raises(TomlFileError, match=message):
-        load_query_set(tmp_path / "q.toml")
+def fleet_of_text(folder, text):
+    (folder / "fleet.toml").write_text(text)
+    return read_fleet(folder / "fleet.toml")
 
 
-def test_a_query_file_is_read(tmp_path):
-    (tmp_path / "q.toml").write_text(
-        "server_label = 'node'\nstrip_port = false\n[queries]\nlatency_ms = 'p50[$window]'\n"
-    )
-    assert load_query_set(tmp_path / "q.toml") == QuerySet(
-        queries={"latency_ms": "p50[$window]"}, server_label="node", strip_port=False
-    )
+def test_a_fleet_file_replaces_adds_and_drops_queries(tmp_path):
+    own = "[metrics.gpu_pct]\nunit = '%'\nkind = 'percent'\nquery = 'gpu'\n"
+    text = f"[metrics.cpu_pct]\nquery = 'cpu'\n[metrics.latency_ms]\nquery = ''\n{own}"
+    with use_fleet(fleet_of_text(tmp_path, text)) as fleet:
+        queries = query_set_of(fleet).queries
+    others = {name: query for name, query in NODE_EXPORTER.queries.items() if name not in ("cpu_pct", "latency_ms")}
+    assert queries == {**others, "cpu_pct": "cpu", "gpu_pct": "gpu"}
+
+
+def test_another_server_label_has_the_queries_of_the_file_only(tmp_path):
+    label = "[prometheus]\nserver_label = 'node'\nstrip_port = false\n"
+    found = query_set_of(fleet_of_text(tmp_path, f"{label}[metrics.latency_ms]\nquery = 'p50[$window]'\n"))
+    assert found == QuerySet(queries={"latency_ms": "p50[$window]"}, server_label="node", strip_port=False)
+    with pytest.raises(TomlFileError, match=r"no metric has a query; write \[metrics.cpu_pct\] query = "):
+        query_set_of(fleet_of_text(tmp_path, label))
 
 
 # --- the real program -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
@@ -15,7 +16,7 @@ from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentat
 from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSelection, WindowSource
 
 METRICS = ("cpu_pct", "mem_pct")
-SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=48, horizon_steps=12)
+SPEC = WindowSpec(METRICS, 300, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)
 START = np.datetime64("2026-03-02T00:00:00", "s")
 PROFILES = ("database", "web_api") * 2
 LAST_STEP = 599
@@ -40,7 +41,9 @@ def recording_source() -> RecordingSource:
     """Four servers, the last with a gap longer than a window."""
     values = np.random.default_rng(0).uniform(5, 90, (4, 700, 2)).astype(np.float32)
     values[3, 200:420] = np.nan
-    source = RecordingSource(grid_of(values), SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), PROFILES, 48))
+    source = RecordingSource(
+        grid_of(values), SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), PROFILES, 48)
+    )
     source.values, source.selections = values, []
     return source
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
@@ -23,7 +24,7 @@ from fleet_forecast.training.trainer_state import device_of, flatten_parameters
 from tests.training.fleets import source_with_peers
 
 METRICS = ("cpu_pct", "mem_pct", "net_in_mb_s")
-SPEC = WindowSpec(METRICS, 1800, "America/New_York", context_steps=48, horizon_steps=16)
+SPEC = WindowSpec(METRICS, 1800, DEFAULT_CALENDAR, context_steps=48, horizon_steps=16)
 STEPS = 12 * 48
 PROFILES = ("database", "web_api")
 SEVERE = Augmentation(short_history_share=0.5, masked_profile_share=0.5, synthetic_servers=50.0, masked_peers_share=0.9)
@@ -43,7 +44,9 @@ def source(request: pytest.FixtureRequest) -> WindowSource:
     values[5, :400] = np.nan
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcdef"), PROFILES * 3, METRICS, start, 1800, values.astype(np.float32))
-    scaling = fit_scaling(grid.values, dict(zip(METRICS, (True, True, False), strict=True)), grid.profiles, 48)
+    scaling = fit_scaling(
+        grid.values, dict(zip(METRICS, ("percent", "percent", "rate"), strict=True)), grid.profiles, 48
+    )
     return source_with_peers(grid, SPEC, scaling) if request.param else WindowSource(grid, SPEC, scaling)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
@@ -20,7 +21,7 @@ from fleet_forecast.training.trainer_state import flatten_parameters
 
 METRICS = ("cpu_pct", "mem_pct")
 PROFILES = ("database", "web_api")
-SPEC = WindowSpec(METRICS, 300, "UTC", context_steps=24, horizon_steps=12)
+SPEC = WindowSpec(METRICS, 300, BusinessCalendar("UTC"), context_steps=24, horizon_steps=12)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def source() -> WindowSource:
     values = np.random.default_rng(0).uniform(5, 90, (4, 400, 2)).astype(np.float32)
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple("abcd"), PROFILES * 2, METRICS, start, 300, values)
-    return WindowSource(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, True), grid.profiles, 24))
+    return WindowSource(grid, SPEC, fit_scaling(values, dict.fromkeys(METRICS, "percent"), grid.profiles, 24))
 
 
 @pytest.fixture(scope="module")

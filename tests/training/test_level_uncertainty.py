@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
@@ -22,8 +23,8 @@ def source_of(levels: np.ndarray, profiles: tuple[str, ...]) -> WindowSource:
     values = np.random.default_rng(0).uniform(30, 60, (servers, STEPS, 2)).astype(np.float32)
     start = np.datetime64("2026-03-02T00:00:00", "s")
     grid = FleetGrid(tuple(f"s{row}" for row in range(servers)), profiles, METRICS, start, 300, values)
-    scaling = fit_scaling(values, dict.fromkeys(METRICS, True), profiles, 48)
-    source = WindowSource(grid, WindowSpec(METRICS, 300, "UTC", 48, 12), scaling)
+    scaling = fit_scaling(values, dict.fromkeys(METRICS, "percent"), profiles, 48)
+    source = WindowSource(grid, WindowSpec(METRICS, 300, BusinessCalendar("UTC"), 48, 12), scaling)
     source.transformed[:, :TRAIN_END] = levels[:, None]
     source.transformed[:, TRAIN_END:] = 1e6
     return source

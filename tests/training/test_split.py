@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training.split import MIN_SERVERS_FOR_VALIDATION, TrainingError, split_fleet
 
-SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", 24, 8)
+SPEC = WindowSpec(("cpu_pct",), 3600, BusinessCalendar("UTC"), 24, 8)
 
 
 def fleet(profiles: list[str | None]) -> FleetGrid:
@@ -59,7 +60,7 @@ def test_holding_out_every_server_is_refused(holdout: str) -> None:
 
 @pytest.mark.parametrize("horizon_steps", [2, 8, 16])
 def test_the_validation_period_follows_training_and_has_more_than_one_origin(horizon_steps: int) -> None:
-    spec = WindowSpec(SPEC.metrics, 3600, "UTC", 24, horizon_steps)
+    spec = WindowSpec(SPEC.metrics, 3600, BusinessCalendar("UTC"), 24, horizon_steps)
     split = split_fleet(fleet(["database"] * 3), spec, 0.7, "0", 42)
     assert split.train_end + horizon_steps < split.test_start <= 70
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training import trainer as trainer_module
@@ -21,7 +22,7 @@ from fleet_forecast.training.split import Split, TrainingError
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, validation_interval
 from fleet_forecast.training.trainer_state import TrainerState, copy_weights
 
-SPEC = WindowSpec(("cpu_pct", "mem_pct"), 300, "UTC", context_steps=24, horizon_steps=12)
+SPEC = WindowSpec(("cpu_pct", "mem_pct"), 300, BusinessCalendar("UTC"), context_steps=24, horizon_steps=12)
 SETTINGS = TrainerSettings(epochs=2, batch_size=16, learning_rate=3e-3, max_seconds=float("inf"), seed=3)
 PER_EPOCH = 9  # batches: 4 servers, 36 hours
 

@@ -11,6 +11,7 @@ import torch
 
 import tft_inference
 import tft_trainer
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
@@ -58,7 +59,7 @@ def test_the_trainer_reports_a_held_out_profile_as_unknown(tmp_path: Path, capsy
 # --- the embedding of the unknown profile ---------------------------------------------------------------------------
 
 PROFILES = ("database", "ml_compute", "web_api")
-SPEC = WindowSpec(("cpu_pct",), 3600, "UTC", context_steps=1, horizon_steps=8)
+SPEC = WindowSpec(("cpu_pct",), 3600, BusinessCalendar("UTC"), context_steps=1, horizon_steps=8)
 SEEN, TEST_START, STEPS = 18, 180, 240
 SERVERS = np.arange(24)
 
@@ -102,7 +103,9 @@ def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.nd
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
     grid = fleet_of_morning_and_afternoon_profiles(seed)
-    scaling = fit_scaling(grid.values[:SEEN, :TEST_START], {"cpu_pct": True}, grid.profiles[:SEEN], SPEC.context_steps)
+    scaling = fit_scaling(
+        grid.values[:SEEN, :TEST_START], {"cpu_pct": "percent"}, grid.profiles[:SEEN], SPEC.context_steps
+    )
     source = WindowSource(grid, SPEC, scaling)
     torch.manual_seed(seed)
     model = ForecastModel(build_network(SPEC, PROFILES, 16), SPEC, scaling)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tft_trainer
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.network.build import build_network
 from fleet_forecast.training.warm_start import PROFILE_EMBEDDING, profile_rows
@@ -57,7 +58,7 @@ def test_a_known_profile_keeps_its_embedding_and_a_new_one_gets_that_of_the_unkn
 
 
 def test_only_the_profile_embedding_depends_on_the_number_of_profiles() -> None:
-    spec = WindowSpec(("cpu_pct",), 300, "UTC", 24, 12)
+    spec = WindowSpec(("cpu_pct",), 300, BusinessCalendar("UTC"), 24, 12)
     few, many = (build_network(spec, profiles, 8).state_dict() for profiles in (("a", "b"), tuple("abcdefgh")))
     differing = [name for name in few if few[name].shape != many[name].shape]
     assert differing == [PROFILE_EMBEDDING]

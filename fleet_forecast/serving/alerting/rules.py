@@ -1,7 +1,7 @@
 """When alerts fire: thresholds by metric, profile and server, levels of the severities, streaks; silences and labels.
 
-Thresholds depend on the profile, because 87 % of memory is a database's normal day. A TOML file overrides the defaults
-for profiles and servers; docs/alerts.md shows one.
+Thresholds depend on the profile, because 87 % of memory is a database's normal day. The table [alerts] of the fleet
+file overrides the defaults for profiles and servers; docs/alerts.md shows one.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
-from fleet_forecast.contract.toml_file import read_toml
+from fleet_forecast.contract.definitions import METRIC_SPECS, METRICS, PROFILES, FleetDefinition, MetricSpec
+from fleet_forecast.contract.toml_file import check_table
 from fleet_forecast.intervals.silences import Silence
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS, Bounds
-from server_profiles import PROFILES, Baseline, ServerProfile
+from server_profiles import Baseline, ServerProfile
 
 PERCENT_SPREADS, RATE_SPREADS = 4.5, 16.0
 PERCENT_RANGE = (90.0, 99.5)  # of default thresholds
@@ -27,24 +26,38 @@ WATCH_SHARE = 0.6  # of fire_probability: the default of watch_probability
 Thresholds = Mapping[str, Bounds]  # by metric; one that is missing raises no alert
 
 
-def default_thresholds(profile: ServerProfile) -> dict[str, float]:
+def default_thresholds(profile: str) -> dict[str, float]:
     """Thresholds above what a healthy server of the profile reaches in bursts at its daily peak.
 
     Percentages: mean + 4.5 standard deviations of the baseline on the log-odds scale, clipped to 90 and 99.5. Others:
-    mean + 16 standard deviations. A metric without a baseline has no default threshold.
+    mean + 16 standard deviations. A metric without a baseline, or that may be negative, has no default threshold.
     benchmarks/alerts.py measures the quality of the thresholds.
     """
     baselines = PROFILES[profile].baselines
-    return {metric: _default_threshold(metric, baselines[metric]) for metric in METRICS if metric in baselines}
+    return {
+        name: _default_threshold(spec, baselines[name])
+        for name, spec in METRIC_SPECS.items()
+        if name in baselines and spec.kind != "value"
+    }
 
 
-def _default_threshold(metric: str, baseline: Baseline) -> float:
-    if not METRIC_SPECS[metric].is_percent:
+def _default_threshold(spec: MetricSpec, baseline: Baseline) -> float:
+    if not spec.is_percent:
         return baseline.mean + RATE_SPREADS * baseline.spread
     share = baseline.mean / 100
     log_odds = math.log(share / (1 - share)) + PERCENT_SPREADS * baseline.spread / 100 / (share * (1 - share))
     lower, upper = PERCENT_RANGE
     return round(min(upper, max(lower, 100 / (1 + math.exp(-log_odds)))), 1)
+
+
+def default_bounds(profile: str) -> dict[str, Bounds]:
+    """The default thresholds of a profile, with the thresholds of the fleet file's metrics in their place."""
+    bounds = {metric: Bounds(above=value) for metric, value in default_thresholds(profile).items()}
+    for metric, spec in METRIC_SPECS.items():
+        given = {"above": spec.above, "below": spec.below}
+        if named := {name: value for name, value in given.items() if value is not None}:
+            bounds[metric] = bounds.get(metric, NO_BOUNDS)._replace(**named)
+    return bounds
 
 
 def _named_bounds(value: Any) -> Any:
@@ -89,7 +102,7 @@ LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
 
 
 class AlertRules(BaseModel):
-    """The rules, and the file that overrides them."""
+    """The rules; each is a key of the table [alerts]."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -121,8 +134,8 @@ class AlertRules(BaseModel):
     @classmethod
     def _known_profiles(cls, profiles: dict[str, dict[str, Threshold]]) -> dict[str, dict[str, Threshold]]:
         for profile in profiles:
-            if profile not in set(ServerProfile):
-                raise ValueError(f"unknown profile {profile!r}; use {', '.join(ServerProfile)}")
+            if profile not in PROFILES:
+                raise ValueError(f"unknown profile {profile!r}; use {', '.join(map(str, PROFILES))}")
         return profiles
 
     @field_validator("profiles", "servers")
@@ -177,15 +190,12 @@ class AlertRules(BaseModel):
     @cached_property
     def _by_profile(self) -> Mapping[str, Thresholds]:
         return {
-            str(profile): _with_rules(
-                {metric: Bounds(above=value) for metric, value in default_thresholds(profile).items()},
-                self.profiles.get(str(profile), {}),
-            )
-            for profile in ServerProfile
+            str(profile): _with_rules(default_bounds(profile), self.profiles.get(str(profile), {}))
+            for profile in PROFILES
         }
 
     def thresholds_of(self, server_name: str, profile: str) -> Thresholds:
-        """Bounds of one server, by metric; a profile that is not built in has those of generic."""
+        """Bounds of one server, by metric; a profile that the fleet does not have has those of generic."""
         of_profile = self._by_profile.get(profile, self._by_profile[ServerProfile.GENERIC])
         own = self.servers.get(server_name)
         return of_profile if own is None else _with_rules(of_profile, own)
@@ -201,6 +211,6 @@ def _with_rules(thresholds: Thresholds, rules: Mapping[str, BoundsRule]) -> Thre
     return {metric: bounds for metric, bounds in {**thresholds, **changed}.items() if bounds.limits}
 
 
-def load_alert_rules(path: Path) -> AlertRules:
-    """Rules of a TOML file. Raises TomlFileError."""
-    return read_toml(path, AlertRules, "alert rules")
+def alert_rules_of(fleet: FleetDefinition) -> AlertRules:
+    """The rules in the table [alerts] of the fleet file. Raises TomlFileError."""
+    return AlertRules() if fleet.source is None else check_table(fleet.alerts, AlertRules, fleet.source, "alerts")

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
@@ -37,7 +36,7 @@ from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.ring_buffer import NEVER
 from fleet_forecast.serving.storage.samples import KnownServer, StepMeans
 from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 LOG = logging.getLogger(__name__)
 NICENESS = 10  # of the forecast worker, added to the daemon's own: requests and ingest run first

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import contradictions, served_metrics
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
@@ -100,6 +101,8 @@ class ModelManager:
             self._forecasts.engine = engine
             self._pause_seconds = POLL_SECONDS
             LOG.info("model loaded", extra={"model": engine.model_id, "seconds": seconds})
+            for text in contradictions(engine.config):
+                LOG.warning("model and fleet file differ", extra={"model": engine.model_id, "reason": text})
         else:
             self._retry_at = time.monotonic() + self._pause_seconds
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
@@ -119,11 +122,10 @@ class ModelManager:
 
     def _load_known_metrics(self) -> Engine:
         engine = self._settings.load_engine(self.path)
-        unknown = [metric for metric in engine.config.targets if metric not in self._forecasts.metrics]
-        if unknown:
+        if not served_metrics(engine.config):
             raise ModelError(
-                f"{self.path}: it forecasts {', '.join(unknown)}, which the data contract does not have; train a model "
-                f"on {', '.join(self._forecasts.metrics)}"
+                f"{self.path}: it forecasts {', '.join(engine.config.targets)}, which the fleet does not have; train a "
+                f"model on {', '.join(self._forecasts.metrics)}"
             )
         return engine
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 PeersOf = Callable[[Engine, Sequence[str], Sequence[str], np.ndarray], Peers | None]
 MAX_SPAN_DAYS = 366
@@ -64,8 +64,10 @@ def forecast_samples(
     origins = np.array([history.last_step for history in histories])
     longest = max(history.last_step - history.first_step + 1 for history in histories)
     steps = min(engine.config.history_steps, longest)
-    columns = [metrics.index(metric) for metric in engine.config.targets]
-    window = np.stack([history.means(steps)[:, columns] for history in histories])  # (server, step, metric)
+    targets, served = engine.config.targets, served_metrics(engine.config)
+    window = np.full((len(histories), steps, len(targets)), np.nan, dtype=np.float32)
+    columns = [metrics.index(metric) for metric in served]
+    window[:, :, [targets.index(metric) for metric in served]] = [h.means(steps)[:, columns] for h in histories]
     names = [history.name for history in histories]
     profiles = [profile_of(history.name, history.newest_profile, rules) for history in histories]
     peers = None if peers_of is None else peers_of(engine, names, [profile for profile, _ in profiles], origins)

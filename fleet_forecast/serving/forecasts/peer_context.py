@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import KnownServer
 from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 MOST_JOINED = 8  # servers that join a profile at once; with more, all its steps are computed
 NOT_STORED = -1  # the id of a server that the store does not have
@@ -108,11 +107,12 @@ class PeerContext:
         Without servers before the first cycle, and for a forecast of other metrics.
         """
         window, server = self._window, self._store.servers.get(forecast.server_name)
-        if window is None or tuple(window.engine.config.targets) != forecast.model.metrics:
+        targets = () if window is None else tuple(window.engine.config.targets)
+        if window is None or not set(forecast.model.metrics) <= set(targets):
             return np.zeros((0, length, len(forecast.model.metrics)), dtype=np.float32)
         own = NOT_STORED if server is None else server.server_id
         ids = [server_id for server_id in self._members.get(forecast.profile, ()) if server_id != own]
-        return window.steps(ids, last_step, length)
+        return window.steps(ids, last_step, length)[:, :, [targets.index(metric) for metric in forecast.model.metrics]]
 
     def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
         """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""

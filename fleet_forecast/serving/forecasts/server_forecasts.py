@@ -42,6 +42,9 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
     quantiles, support = engine.forecast_with_support(history, chosen, origins, servers.peers)
     summaries = _peer_summaries(support)
     provisional = np.zeros(len(names), dtype=bool) if servers.provisional is None else servers.provisional
+    served = [engine.config.targets.index(metric) for metric in model.metrics]
+    if len(served) < len(engine.config.targets):
+        quantiles = quantiles[:, :, served]
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
     measured_steps = reduce(np.logical_or, np.moveaxis(~np.isnan(history), 2, 0)).sum(axis=1)
@@ -54,7 +57,7 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
             forecasts.append(None)
             continue
         measured, matched = int(measured_steps[row]), (profile, rule)
-        last = history[row, -1] if history.shape[1] else np.full(len(model.metrics), np.nan)
+        last = history[row, -1, served] if history.shape[1] else np.full(len(model.metrics), np.nan)
         forecasts.append(
             ServerForecast(
                 server_name=name,
@@ -112,7 +115,7 @@ def _warnings(
     if rule is None:
         warnings.append(
             f"no rule matches the name {name!r}: forecast as generic; "
-            "send a profile with the samples, or add a pattern or pin (--profiles)"
+            "send a profile with the samples, or add a pattern or pin to the fleet file"
         )
     if untrained:
         warnings.append(f"the model was not trained on profile {profile!r}: forecast as a server of unknown profile")

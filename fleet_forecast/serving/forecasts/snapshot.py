@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 
@@ -32,8 +33,8 @@ class ModelView:
 
     @classmethod
     def of_config(cls, model_id: str, config: ModelConfig) -> ModelView:
-        """The view of a model that is not loaded."""
-        return cls(model_id, tuple(config.targets), tuple(config.quantiles), config.step_seconds)
+        """The view of a model: of its metrics, those that the fleet has too."""
+        return cls(model_id, served_metrics(config), tuple(config.quantiles), config.step_seconds)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ A value that is no measurement costs this value; a server or time that is not ac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fleet_forecast.contract.labels import is_server_name
-from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, SERVER_NAME_WORDS
+from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, MetricSpec
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.validation import (
     CheckedBatch,
@@ -21,8 +21,6 @@ from fleet_forecast.serving.ingest.validation import (
 )
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.sources.protocols.received import ReceivedSamples
-
-_RANGES = [(spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
 
 
 @dataclass
@@ -49,6 +47,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     """Check each row; the arguments are those of check_records."""
     batch = CheckedRows(received=received)
     servers: dict[str, str | None] = {}  # name -> why it is refused
+    specs = tuple(METRIC_SPECS.values())
     for number, (key, values) in enumerate(received.rows.items()):
         name, instant = key
         if name not in servers:
@@ -59,7 +58,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
         elif not limits.earliest_ms <= instant <= limits.latest_ms:
             _reject(batch, Rejection(number, "timestamp", instant, _time_reason(limits)), key, values)
         else:
-            _accept(batch, number, key, values)
+            _accept(batch, specs, number, key)
     for refused in received.refused:
         batch.rejected.append(Rejection(len(received.rows), refused.field, refused.value, refused.reason))
         batch.rejected_samples[refused.field] += refused.samples
@@ -67,23 +66,22 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     return batch
 
 
-def _accept(batch: CheckedRows, number: int, key: tuple[str, int], values: list[float | None]) -> None:
+def _accept(batch: CheckedRows, specs: Sequence[MetricSpec], number: int, key: tuple[str, int]) -> None:
     """Add a row without its values that are out of range; reject it if it has no others."""
-    behind = batch.received.samples_behind
+    behind, values = batch.received.samples_behind, batch.received.rows[key]
     measured, bad = 0, []
     for index, value in enumerate(values):
         if value is None:
             continue
-        lower, upper = _RANGES[index]
-        if not lower <= value <= upper:
-            values[index] = _limit_or_none(batch, METRICS[index], value)
+        spec = specs[index]
+        if not spec.lower <= value <= spec.upper:
+            values[index] = _limit_or_none(batch, spec, value)
         if values[index] is not None:
             measured += behind(key, index)
             continue
-        metric = METRICS[index]
-        reason = f"{metric} of {key[0]} is a number from {METRIC_SPECS[metric].range_text}"
-        bad.append(Rejection(number, metric, value, reason))
-        batch.rejected_samples[metric] += behind(key, index)
+        reason = f"{spec.name} of {key[0]} is a number from {spec.range_text}"
+        bad.append(Rejection(number, spec.name, value, reason))
+        batch.rejected_samples[spec.name] += behind(key, index)
     if measured:
         batch.samples.append(Sample(key[0], key[1], None, None, tuple(values)))
         batch.stored_samples += measured
@@ -92,10 +90,10 @@ def _accept(batch: CheckedRows, number: int, key: tuple[str, int], values: list[
         batch.rejected += bad[:1]
 
 
-def _limit_or_none(batch: CheckedRows, metric: str, value: float) -> float | None:
-    limit = rounded_limit(METRIC_SPECS[metric], value)
+def _limit_or_none(batch: CheckedRows, spec: MetricSpec, value: float) -> float | None:
+    limit = rounded_limit(spec, value)
     if limit is not None:
-        batch.rounded.setdefault(metric, []).append(value)
+        batch.rounded.setdefault(spec.name, []).append(value)
     return limit
 
 

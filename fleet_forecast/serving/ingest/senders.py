@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from fleet_forecast.contract.profile_rules import profile_of
 from fleet_forecast.serving.clients import Client, Right
 from fleet_forecast.serving.ingest.validation import CheckedBatch
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
-from server_profiles import ProfileRules
+from server_profiles import ProfileRules, profile_of
 
 LOG = logging.getLogger(__name__)
 LOGGED_CHANGES = 5  # of one batch

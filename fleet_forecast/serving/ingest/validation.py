@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from fleet_forecast.contract.checks import CellCounts, doubt, judge
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
 from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
 from fleet_forecast.serving.storage.samples import Sample
-from server_profiles import ServerProfile
 
 _USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
@@ -266,7 +266,9 @@ def _profile(record: dict[str, Any]) -> str | None:
     if value is None or (type(value) is str and PROFILE_NAME.fullmatch(value)):
         return value
     raise _Rejected(
-        "profile", value, f"profile is one of {', '.join(ServerProfile)}, another of A-Z a-z 0-9 . _ -, or left out"
+        "profile",
+        value,
+        f"profile is one of {', '.join(map(str, PROFILES))}, another of A-Z a-z 0-9 . _ -, or left out",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fleet_forecast.contract.specs import METRIC_SPECS, MetricSpec
+from fleet_forecast.contract.definitions import METRIC_SPECS, MetricSpec, per_fleet
 
 
 class BaseUnit(NamedTuple):
@@ -38,19 +38,15 @@ UNIT_RULES: Mapping[str, UnitRule] = MappingProxyType(
 
 
 def base_unit(spec: MetricSpec) -> BaseUnit:
-    """The metric in base units. Raises ValueError for a unit that UNIT_RULES does not list."""
+    """The metric in base units; one of a unit that UNIT_RULES does not list keeps its name and values."""
     rule = UNIT_RULES.get(spec.unit)
     if rule is None:
-        raise ValueError(
-            f"metric {spec.name}: no base unit for {spec.unit!r}; add the unit to UNIT_RULES in {__name__}, "
-            f"or use one of {', '.join(UNIT_RULES)}"
-        )
+        return BaseUnit(spec.name, 1.0)
     return BaseUnit(spec.name.removesuffix(rule.suffix) + rule.base_suffix, rule.factor)
 
 
-BASE_UNITS: Mapping[str, BaseUnit] = MappingProxyType({name: base_unit(spec) for name, spec in METRIC_SPECS.items()})
-
-
+@per_fleet
 def exposed_as(metric: str) -> BaseUnit:
-    """The metric in base units; a metric of a model that the contract does not list keeps its name and values."""
-    return BASE_UNITS.get(metric, BaseUnit(metric, 1.0))
+    """A metric in base units; one that the fleet does not have keeps its name and values."""
+    spec = METRIC_SPECS.get(metric)
+    return BaseUnit(metric, 1.0) if spec is None else base_unit(spec)

@@ -8,11 +8,11 @@ from functools import partial
 from typing import NamedTuple
 
 from fleet_forecast import __version__
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.monitoring.text_format import header, label_value
-from server_profiles import PROFILES
 
 OTHER_PROFILE = "other"
 
@@ -37,7 +37,7 @@ class Family(NamedTuple):
 
 
 def known_profiles(daemon: Daemon) -> frozenset[str]:
-    """Profiles with a label of their own: the built-in ones and those that the model was trained on."""
+    """Profiles with a label of their own: those of the fleet and those that the model was trained on."""
     engine = daemon.forecasts.engine
     return frozenset({*map(str, PROFILES), *(engine.config.profiles if engine else ())})
 

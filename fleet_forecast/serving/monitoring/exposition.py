@@ -13,20 +13,31 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
+from fleet_forecast.contract.definitions import PROFILES, MetricSpec
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS, report_horizons
 from fleet_forecast.contract.specs import METRICS
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.inference.risk_model import RISK_HORIZONS
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
-from fleet_forecast.serving.monitoring.base_units import BaseUnit, exposed_as
-from fleet_forecast.serving.monitoring.daemon_metrics import family_lines, known_profiles, profile_label
+from fleet_forecast.serving.monitoring.base_units import BaseUnit, base_unit, exposed_as
+from fleet_forecast.serving.monitoring.daemon_metrics import FAMILIES, family_lines, known_profiles, profile_label
 from fleet_forecast.serving.monitoring.process_metrics import process_lines
 from fleet_forecast.serving.monitoring.text_format import OPENMETRICS, TEXT, header, label_value, wants_openmetrics
-from server_profiles import PROFILES
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "forecast_lines", "page_parts", "wants_openmetrics"]
 
 BLOCK_BYTES = 256 * 1024
+
+
+def check_exposed_names(metrics: Iterable[MetricSpec]) -> None:
+    """Raises TomlFileError if a metric has the name of another one on the page."""
+    taken = {family.name: "a metric of the daemon" for family in FAMILIES}
+    for spec in metrics:
+        name = f"fleet_forecast_{base_unit(spec).name}"
+        if name in taken:
+            raise TomlFileError(f"metrics.{spec.name}: on /metrics it is {name}, the name of {taken[name]}; rename it")
+        taken[name] = spec.name
 
 
 class Exposition:

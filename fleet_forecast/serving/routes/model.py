@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.inference.fleet_match import contradictions, served_metrics
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
@@ -49,6 +50,7 @@ class ModelResponse(BaseModel):
     horizon_steps: int | None = None
     history_steps: int | None = None
     profiles: list[str] = []
+    contradictions: Annotated[list[str], Field(description="what the fleet file says differently; not served")] = []
     risk_model: RiskModelSummary | None = None
 
 
@@ -102,11 +104,12 @@ def _model(daemon: Daemon) -> dict[str, Any]:
     config = engine.config
     return document | {
         "model": engine.model_id,
-        "metrics": config.targets,
+        "metrics": served_metrics(config),
         "quantiles": config.quantiles,
         "step_seconds": config.step_seconds,
         "horizon_steps": config.horizon_steps,
         "history_steps": config.history_steps,
         "profiles": config.profiles,
+        "contradictions": contradictions(config),
         "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
     }

@@ -52,7 +52,10 @@ class _Labels(BaseModel):
     ]
     profile: Annotated[
         str | None,
-        Field(pattern=f"^{PROFILE_NAME.pattern}$", description=f"{', '.join(ServerProfile)}, or another name"),
+        Field(
+            pattern=f"^{PROFILE_NAME.pattern}$",
+            description=f"{', '.join(ServerProfile)}, or one of the fleet file, or another",
+        ),
     ] = None
     state: Literal[_STATE_NAMES] | None = None  # type: ignore[valid-type]
 
@@ -62,9 +65,11 @@ def _metric_field(spec: MetricSpec) -> Any:
     return Annotated[float | None, bounds], None
 
 
-Record: type[BaseModel] = create_model(
-    "Record", __base__=_Labels, **{name: _metric_field(spec) for name, spec in METRIC_SPECS.items()}
-)
+def record_model() -> type[BaseModel]:
+    """One sample with the metrics of the fleet."""
+    fields = {name: _metric_field(spec) for name, spec in METRIC_SPECS.items()}
+    found: type[BaseModel] = create_model("Record", __base__=_Labels, **fields)
+    return found
 
 
 class Rejection(BaseModel):
@@ -104,10 +109,11 @@ class IngestResponse(BatchNotes):
     accepted: Annotated[int, Field(description="records stored, on disk")]
 
 
-def _body_schema() -> dict[str, Any]:
+def body_schema() -> dict[str, Any]:
+    """The component RECORDS of the OpenAPI document."""
     records = {
         "type": "array",
-        "items": Record.model_json_schema(),
+        "items": record_model().model_json_schema(),
         "maxItems": Settings().max_records,
         "description": "at most max_records of the settings",
     }
@@ -115,12 +121,13 @@ def _body_schema() -> dict[str, Any]:
     return {"anyOf": [wrapped, records, records["items"]]}
 
 
+RECORDS = "Records"  # depends on the fleet, so the application adds it to its OpenAPI document
 RECORDS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "also compressed, with Content-Encoding gzip or zstd",
         "content": {
-            JSON: {"schema": _body_schema(), "example": {"records": [_EXAMPLE]}},
+            JSON: {"schema": {"$ref": f"#/components/schemas/{RECORDS}"}, "example": {"records": [_EXAMPLE]}},
             **{
                 media_type: {"schema": {"type": "string", "description": "one record per line"}}
                 for media_type in MEDIA_TYPES[1:]

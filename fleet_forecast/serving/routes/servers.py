@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.contract.profile_rules import profile_of
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.profile_audit.audit import AuditError
@@ -30,7 +30,7 @@ from fleet_forecast.serving.routes.responses import (
 )
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.samples import KnownServer
-from server_profiles import PROFILES
+from server_profiles import profile_of
 
 LOG = logging.getLogger(__name__)
 MAX_OTHER_PROFILES = 100  # that the model was not trained on, in one response
@@ -129,7 +129,7 @@ class AuditResponse(BaseModel):
     suggestions: list[Suggestion]
     unclear: Annotated[list[str], Field(description="servers that behave like none of the profiles, or like several")]
     two_in_one: list[TwoInOneInfo]
-    toml: Annotated[str, Field(description="lines of a profiles file that accept all suggestions")]
+    toml: Annotated[str, Field(description="lines of the fleet file that accept all suggestions")]
 
 
 @router.get(

@@ -185,7 +185,7 @@ class HistoryDatabase:
         if step_seconds == self.step_seconds:
             return
         LOG.info("step of the history changed", extra={"from_s": self.step_seconds, "to_s": step_seconds})
-        move_to_step(self.connection, step_seconds, self.sql.move)
+        move_to_step(self.connection, step_seconds)
         # The start of the old step: too early by less than one old step, and exact again with the next sample.
         last_steps = self.servers.last_steps.items()
         self.servers.last_steps = {each: step * self.step_seconds // step_seconds for each, step in last_steps}

@@ -15,7 +15,15 @@ import numpy as np
 
 from fleet_forecast.serving.storage.errors import HistoryVersionError
 from fleet_forecast.serving.storage.integrity import DamagedError, stored_means
-from fleet_forecast.serving.storage.schema import SCHEMA_VERSION, Layout, create_tables, transaction, write_layout
+from fleet_forecast.serving.storage.schema import (
+    RETIRED,
+    SCHEMA_VERSION,
+    Layout,
+    create_tables,
+    quoted,
+    transaction,
+    write_layout,
+)
 
 LOG = logging.getLogger(__name__)
 METRICS_OF_VERSION_1 = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
@@ -25,7 +33,8 @@ _KEY_COLUMNS = {"step", "server_id", "timestamp_ms", "state"}
 def prepare_tables(database: sqlite3.Connection, path: Path, wanted: Layout) -> Layout:
     """Create or migrate the tables; returns the layout, with the step of the file if it has one.
 
-    Samples and means keep the metrics that both lists have. An added metric is "not measured" so far.
+    An added metric is "not measured" so far. Samples of a metric that is no longer wanted are kept aside. If it is
+    wanted again they are back, and its means are computed from them.
     Raises HistoryVersionError if newer software wrote the file, DamagedError if its version or metrics are invalid.
     """
     started = time.perf_counter()
@@ -76,7 +85,7 @@ def _stored_layout(database: sqlite3.Connection, default_step_seconds: int) -> L
 
 def _metric_columns(database: sqlite3.Connection) -> list[str]:
     columns = [name for _, name, *_ in database.execute("PRAGMA table_info(samples)")]
-    return [name for name in columns if name not in _KEY_COLUMNS]
+    return [name for name in columns if name not in _KEY_COLUMNS and not name.startswith(RETIRED)]
 
 
 def _from_version_1(database: sqlite3.Connection) -> None:
@@ -93,12 +102,18 @@ MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _from_versi
 
 
 def _change_metrics(database: sqlite3.Connection, old: Sequence[str], new: Sequence[str]) -> None:
+    columns = [name for _, name, *_ in database.execute("PRAGMA table_info(samples)")]
     for metric in new:
-        if metric not in old:
-            database.execute(f"ALTER TABLE samples ADD COLUMN {metric} REAL")
+        if metric in old:
+            continue
+        if RETIRED + metric in columns:
+            database.execute(f"ALTER TABLE samples RENAME COLUMN {quoted(RETIRED + metric)} TO {quoted(metric)}")
+            database.execute("INSERT OR IGNORE INTO pending SELECT DISTINCT step FROM samples")
+        else:
+            database.execute(f"ALTER TABLE samples ADD COLUMN {quoted(metric)} REAL")
     for metric in old:
         if metric not in new:
-            database.execute(f'ALTER TABLE samples DROP COLUMN "{metric}"')
+            database.execute(f"ALTER TABLE samples RENAME COLUMN {quoted(metric)} TO {quoted(RETIRED + metric)}")
     _rearrange_means(database, old, new)
 
 
@@ -113,15 +128,15 @@ def _rearrange_means(database: sqlite3.Connection, old: Sequence[str], new: Sequ
         database.execute("UPDATE steps SET means = ? WHERE step = ?", (content, step))
 
 
-def move_to_step(database: sqlite3.Connection, step_seconds: int, move_samples: str) -> None:
-    """Assign all samples to steps of another length; their means are to be computed again.
-
-    move_samples: Statements.move.
-    """
+def move_to_step(database: sqlite3.Connection, step_seconds: int) -> None:
+    """Assign all samples to steps of another length; their means are to be computed again."""
     with transaction(database):
+        names = [name for _, name, *_ in database.execute("PRAGMA table_info(samples)") if name != "step"]
+        columns = ", ".join(map(quoted, names))
         database.execute("CREATE TEMP TABLE moved AS SELECT * FROM samples")
         database.execute("DELETE FROM samples")
-        database.execute(move_samples, (step_seconds * 1000,))
+        move = f"INSERT INTO samples (step, {columns}) SELECT timestamp_ms / ?, {columns} FROM moved"  # noqa: S608
+        database.execute(move, (step_seconds * 1000,))
         database.execute("DROP TABLE moved")
         database.execute("DELETE FROM steps")
         database.execute("DELETE FROM pending")

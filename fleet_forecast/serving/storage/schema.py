@@ -4,7 +4,8 @@
               pulled_until_seconds (samples before this time were pulled from the Prometheus of the flag --prometheus;
               absent if they never were), pulled_until_seconds:NAME (the same of one in the connections file)
     servers   id, name and profile
-    samples   the samples as received, one column per metric
+    samples   the samples as received, one column per metric, and one named RETIRED + metric per metric that the fleet
+              no longer has
     pending   steps with samples that changed since the step's means were computed
     steps     the means of a step: server_ids int32 [server], means float32 [server, metric]
 
@@ -12,7 +13,7 @@ The schema version is stored twice, in meta and as SQLite's user_version: a dama
 and is not mistaken for the version of newer software. Version 1 has user_version 0 and no list of metrics.
 """
 
-# ruff: noqa: S608 - the metrics are names of the contract, not input
+# ruff: noqa: S608 - the metrics are names of the contract and of the fleet file, which checks them
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 PULLED_UNTIL = "pulled_until_seconds"
+RETIRED = "retired "  # with a space, so that no metric has such a name
 SCHEMA_VERSION = 2  # a new version needs a function in migrations.MIGRATIONS
 
 
@@ -39,16 +41,16 @@ class Statements(NamedTuple):
     means: str  # (step) -> server_id, mean of each metric
     raw: str  # (step, server_id, timestamp_ms, most) -> timestamp_ms, state, *metrics of later samples
     server_means: str  # (step, server_id) -> number of samples, mean of each metric
-    move: str  # (milliseconds of the new step): copies all rows of the table `moved` into samples
 
 
 def statements(metrics: Sequence[str]) -> Statements:
     """The statements of a store with these metrics."""
-    columns = ", ".join(metrics)
+    names = [quoted(metric) for metric in metrics]
+    columns = ", ".join(names)
     places = ", ".join("?" * (4 + len(metrics)))
-    averages = ", ".join(f"avg({metric})" for metric in metrics)
+    averages = ", ".join(f"avg({name})" for name in names)
     # A repeated (server, timestamp) takes the later value of each metric; null means "not measured" and keeps the old.
-    updates = ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in ("state", *metrics))
+    updates = ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in ("state", *names))
     keys = "step, server_id, timestamp_ms, state"
     return Statements(
         upsert=f"INSERT INTO samples ({keys}, {columns}) VALUES ({places}) ON CONFLICT DO UPDATE SET {updates}",
@@ -56,15 +58,18 @@ def statements(metrics: Sequence[str]) -> Statements:
         raw=f"SELECT timestamp_ms, state, {columns} FROM samples "
         "WHERE step = ? AND server_id = ? AND timestamp_ms > ? ORDER BY 1 LIMIT ?",
         server_means=f"SELECT count(*), {averages} FROM samples WHERE step = ? AND server_id = ?",
-        move=f"INSERT INTO samples ({keys}, {columns}) "
-        f"SELECT timestamp_ms / ?, server_id, timestamp_ms, state, {columns} FROM moved",
     )
+
+
+def quoted(metric: str) -> str:
+    """The column of a metric; its name may be a word of SQL."""
+    return f'"{metric}"'
 
 
 def create_tables(database: sqlite3.Connection, metrics: Sequence[str]) -> None:
     """Create the tables that do not exist yet."""
     keys = "step INTEGER NOT NULL, server_id INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, state TEXT"
-    columns = ", ".join(f"{metric} REAL" for metric in metrics)
+    columns = ", ".join(f"{quoted(metric)} REAL" for metric in metrics)
     for table in (
         "meta (key TEXT PRIMARY KEY, value NOT NULL)",
         "servers (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, profile TEXT)",

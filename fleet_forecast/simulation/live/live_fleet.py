@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.specs import STATES
 from fleet_forecast.iso_time import iso
-from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.incident_kinds import LABELS
 from fleet_forecast.simulation.incidents import injected_event
-from fleet_forecast.simulation.metric_model import METRIC_COUNT, SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import profile_order, simulated
 from fleet_forecast.simulation.randomness import uniform
 from fleet_forecast.simulation.scenario import Chunk, Scenario, World
 from fleet_forecast.simulation.simulator import Simulator, portions
@@ -35,8 +37,8 @@ class LiveFleet:
         """Add a server, with a random profile unless one is given; returns its name."""
         turn = len(self.added)
         if profile is None:
-            position = int(uniform(self.scenario.fleet.seed, turn, 123) * len(PROFILE_ORDER))
-            profile = str(PROFILE_ORDER[position])
+            choice = [name for name in profile_order() if PROFILES[name].baselines]
+            profile = str(choice[int(uniform(self.scenario.fleet.seed, turn, 123) * len(choice))])
         if number is None:
             taken = self.scenario.fleet.composition().get(profile, 0)
             number = taken + 1 + sum(other == profile for other, _ in self.added)
@@ -71,7 +73,7 @@ def _records(fleet: Fleet, chunk: Chunk, stamp: str) -> Iterator[dict[str, Any]]
     codes = zip(fleet.names, chunk.states[:, 0].tolist(), chunk.incidents[:, 0].tolist(), strict=True)
     for server, (name, state, incident) in enumerate(codes):
         values = (
-            [None] * METRIC_COUNT if state == OFFLINE else [round(float(v), 2) for v in chunk.metrics[:, server, 0]]
+            [None] * len(simulated()) if state == OFFLINE else [_rounded(float(v)) for v in chunk.metrics[:, server, 0]]
         )
         yield {
             "timestamp": stamp,
@@ -79,5 +81,10 @@ def _records(fleet: Fleet, chunk: Chunk, stamp: str) -> Iterator[dict[str, Any]]
             "profile": str(fleet.profile(server)),
             "state": STATES[state],
             "incident": None if incident < 0 else LABELS[incident],
-            **dict(zip(SIMULATED_METRICS, values, strict=True)),
+            **dict(zip(simulated().names, values, strict=True)),
         }
+
+
+def _rounded(value: float) -> float | None:
+    """None for a metric that the profile does not have."""
+    return None if math.isnan(value) else round(value, 2)

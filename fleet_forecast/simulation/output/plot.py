@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fleet_forecast.contract.specs import METRIC_SPECS
-from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.incident_kinds import LABELS
 from fleet_forecast.simulation.incidents import Events
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS, SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import profile_order, simulated
 from fleet_forecast.simulation.scenario import Scenario, World
 from fleet_forecast.simulation.simulator import simulate
 from fleet_forecast.simulation.states import MAINTENANCE, OFFLINE
@@ -33,12 +33,9 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#444444", "#f
 def _panels() -> dict[str, dict[str, str]]:
     """The panels of a row: unit -> metrics with their colours."""
     panels: dict[str, dict[str, str]] = {}
-    for metric, colour in zip(SIMULATED_METRICS, cycle(COLOURS), strict=False):
+    for metric, colour in zip(simulated().names, cycle(COLOURS), strict=False):
         panels.setdefault(METRIC_SPECS[metric].unit, {})[metric] = colour
     return panels
-
-
-PANELS = _panels()
 
 
 def plot_week(scenario: Scenario, path: Path) -> list[str]:
@@ -52,14 +49,14 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
         raise ValueError(msg)
     week = replace(scenario, steps=min(scenario.steps, WEEK_SECONDS // scenario.step_seconds))
     trace, events = simulate(week), World.of(week).events
-    servers = _servers_with_most_incidents(week.fleet, events)
+    servers, panels = _servers_with_most_incidents(week.fleet, events), _panels()
     with mpl.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}):
         figure = Figure(figsize=(13, 1.55 * len(servers) + 0.5), layout="constrained")
-        grid = figure.subplots(len(servers), len(PANELS), squeeze=False, sharex=True)
+        grid = figure.subplots(len(servers), len(panels), squeeze=False, sharex=True)
         for row, server in zip(grid, servers, strict=True):
-            for axes, (unit, colours) in zip(row, PANELS.items(), strict=True):
+            for axes, (unit, colours) in zip(row, panels.items(), strict=True):
                 for name, colour in colours.items():
-                    values = trace.metrics[server, :, METRIC_POSITIONS[name]]
+                    values = trace.metrics[server, :, simulated().positions[name]]
                     axes.plot(trace.timestamps, values, color=colour, linewidth=0.5, label=name)
                 _shade_incidents(axes, week, events, server, labelled=unit == "%")
                 _shade_states(axes, week, trace.states[server])
@@ -70,9 +67,9 @@ def plot_week(scenario: Scenario, path: Path) -> list[str]:
         for axes in grid[0]:
             axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False, fontsize=6)
         for axes in grid[-1]:
-            axes.xaxis.set_major_formatter(DateFormatter("%a %d", tz=week.timezone))
-            axes.xaxis.set_major_locator(DayLocator(tz=week.timezone))
-            axes.set_xlabel(f"midnight, {week.timezone}")
+            axes.xaxis.set_major_formatter(DateFormatter("%a %d", tz=week.calendar.timezone))
+            axes.xaxis.set_major_locator(DayLocator(tz=week.calendar.timezone))
+            axes.set_xlabel(f"midnight, {week.calendar.timezone}")
         _save(figure, path)
     return [week.fleet.names[server] for server in servers]
 
@@ -92,7 +89,7 @@ def _servers_with_most_incidents(fleet: Fleet, events: Events) -> list[int]:
     """The server with the most incidents of each profile in the fleet."""
     counts = np.bincount(events.server, minlength=len(fleet))
     chosen = []
-    for code in range(len(PROFILE_ORDER)):
+    for code in range(len(profile_order())):
         servers = np.flatnonzero(fleet.profile_codes == code)
         if servers.size:
             chosen.append(int(servers[np.argmax(counts[servers])]))

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.metadata import Metadata
 from fleet_forecast.contract.specs import STATES
 from fleet_forecast.iso_time import iso
-from fleet_forecast.simulation.fleet import PROFILE_ORDER
 from fleet_forecast.simulation.incident_kinds import LABELS
-from fleet_forecast.simulation.metric_model import METRIC_COUNT, SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import profile_order, simulated
 from fleet_forecast.simulation.scenario import GENERATOR_VERSION, Scenario, World
 from fleet_forecast.simulation.states import OFFLINE
 
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def _zeros(*shape: int) -> npt.NDArray[np.int64]:
-    return np.zeros((len(PROFILE_ORDER), *shape), dtype=np.int64)
+    return np.zeros((len(profile_order()), *shape), dtype=np.int64)
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Tally:
     rows: npt.NDArray[np.int64] = field(default_factory=_zeros)
     states: npt.NDArray[np.int64] = field(default_factory=lambda: _zeros(len(STATES)))
     measured: npt.NDArray[np.int64] = field(default_factory=_zeros)  # rows that are not offline
-    sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(PROFILE_ORDER), METRIC_COUNT)))
+    sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(profile_order()), len(simulated()))))
 
     def add(self, other: Tally) -> None:
         self.rows += other.rows
@@ -83,7 +83,8 @@ def metadata_of(world: World, tally: Tally, hours: float) -> Metadata:
         start=iso(scenario.start),
         hours=hours,
         step_seconds=scenario.step_seconds,
-        timezone=scenario.timezone,
+        timezone=scenario.calendar.timezone,
+        calendar=scenario.calendar.as_document(),
         fleet=scenario.fleet.composition(),
         rows=int(tally.rows.sum()),
         state_counts={name: int(count) for name, count in zip(STATES, states, strict=True) if count},
@@ -114,14 +115,17 @@ def _incidents(world: World) -> list[dict[str, str]]:
 
 def summary(scenario: Scenario, tally: Tally) -> str:
     """Table of the means by profile, and the share of each state."""
-    width = max(12, *(len(metric) + 2 for metric in SIMULATED_METRICS))
-    header = "".join(f"{metric:>{width}}" for metric in SIMULATED_METRICS)
+    names = simulated().names
+    width = max(12, *(len(metric) + 2 for metric in names))
+    header = "".join(f"{metric:>{width}}" for metric in names)
     lines = [f"{'profile':<16}{'servers':>8}{'rows':>12}{header}"]
-    for code, profile in enumerate(PROFILE_ORDER):
+    for code, profile in enumerate(profile_order()):
         if tally.rows[code]:
             servers = int((scenario.fleet.profile_codes == code).sum())
             means = tally.sums[code] / max(1, tally.measured[code])
-            values = "".join(f"{mean:>{width}.1f}" for mean in means)
+            has = [name in PROFILES[profile].baselines for name in names]
+            cells = (f"{mean:.1f}" if given else "-" for mean, given in zip(means, has, strict=True))
+            values = "".join(f"{cell:>{width}}" for cell in cells)
             lines.append(f"{profile:<16}{servers:>8}{tally.rows[code]:>12,}{values}")
     states = tally.states.sum(axis=0)
     shares = ", ".join(

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fleet_forecast.contract.definitions import FleetDefinition, fleet_in_use, start_with
 from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.publishing import publish, working_folder
 from fleet_forecast.contract.specs import (
@@ -32,9 +33,8 @@ from fleet_forecast.contract.specs import (
     STATES,
     arrow_schema,
 )
-from fleet_forecast.simulation.fleet import PROFILE_ORDER
 from fleet_forecast.simulation.incident_kinds import LABELS
-from fleet_forecast.simulation.metric_model import METRIC_COUNT, SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import profile_order, simulated
 from fleet_forecast.simulation.output.tally import Rows, Tally, count_rows
 from fleet_forecast.simulation.scenario import Scenario, World
 from fleet_forecast.simulation.simulator import Simulator, portions
@@ -81,7 +81,7 @@ def write_scenario(
         tally = Tally()
         if one_file:
             names = list(scenario.fleet.names)
-            with pq.ParquetWriter(target, arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
+            with pq.ParquetWriter(target, arrow_schema(simulated().names), **_parquet()) as file:
                 for group, part in zip(groups, _run(world, _simulate_group, jobs, options.workers), strict=True):
                     tally.add(count_rows(scenario, group, part))
                     _write(file, scenario, _Group(group, names, group), part)
@@ -99,13 +99,15 @@ def write_scenario(
 
 
 # The low bits of rates are incompressible; with the bytes of floats split, zstd compresses the other bytes.
-_PARQUET = {
-    "compression": "zstd",
-    "compression_level": 1,
-    "use_dictionary": ["server_name", "profile", "state", "incident"],
-    "column_encoding": {"timestamp": "DELTA_BINARY_PACKED", **dict.fromkeys(SIMULATED_METRICS, "BYTE_STREAM_SPLIT")},
-    "write_page_index": False,
-}
+def _parquet() -> dict[str, Any]:
+    split = dict.fromkeys(simulated().names, "BYTE_STREAM_SPLIT")
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["server_name", "profile", "state", "incident"],
+        "column_encoding": {"timestamp": "DELTA_BINARY_PACKED", **split},
+        "write_page_index": False,
+    }
 
 
 class _Job(NamedTuple):
@@ -127,7 +129,7 @@ def _run(world: World, work: Callable[[World, _Job], Result], jobs: list[_Job], 
         yield from (work(world, job) for job in jobs)
         return
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(world,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(world, fleet_in_use())) as pool:
         try:
             with _signals_blocked():  # a signal during the start of a worker would print the worker's traceback
                 results = pool.map(_work, [work] * len(jobs), jobs)
@@ -153,7 +155,8 @@ def _signals_blocked() -> Iterator[None]:
 _world_of_worker: list[World] = []
 
 
-def _start_worker(world: World) -> None:
+def _start_worker(world: World, fleet: FleetDefinition) -> None:
+    start_with(fleet)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)  # blocked while the worker was started
     end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)
@@ -181,7 +184,7 @@ def _write_group(world: World, job: _Job) -> Tally:
         begin = scenario.timestamps(number * days * day_steps, 1)[0].astype(datetime)
         part = f"{begin:%Y%m%dT%H%M%SZ}-{job.servers[0]:06d}.parquet"
         tally.add(count_rows(scenario, job.servers, rows))
-        with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(SIMULATED_METRICS), **_PARQUET) as file:
+        with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(simulated().names), **_parquet()) as file:
             _write(file, scenario, _Group(job.servers, names, job.servers - job.servers[0]), rows)
     return tally
 
@@ -191,7 +194,7 @@ def _parts(world: World, job: _Job, part_steps: int) -> Iterator[Rows]:
     simulator, count, steps = Simulator(world, job.servers), len(job.servers), world.scenario.steps
     for first in range(0, steps, part_steps):
         length = min(part_steps, steps - first)
-        metrics = np.empty((METRIC_COUNT, count, length), dtype=np.float32)
+        metrics = np.empty((len(simulated()), count, length), dtype=np.float32)
         states, incidents = np.empty((2, count, length), dtype=np.int8)
         for portion in portions(length, count):
             chunk = simulator.advance(portion)
@@ -202,7 +205,7 @@ def _parts(world: World, job: _Job, part_steps: int) -> Iterator[Rows]:
             np.repeat(np.arange(count, dtype=np.int32), length),
             states.ravel(),
             incidents.ravel(),
-            metrics.reshape(METRIC_COUNT, -1),
+            metrics.reshape(len(simulated()), -1),
         )
         yield _without_offline(rows) if job.sparse else rows
 
@@ -228,7 +231,7 @@ def _write(file: pq.ParquetWriter, scenario: Scenario, group: _Group, rows: Rows
 
 
 def _table(scenario: Scenario, group: _Group, rows: Rows) -> pa.Table:
-    schema = arrow_schema(SIMULATED_METRICS)
+    schema = arrow_schema(simulated().names)
     codes = scenario.fleet.profile_codes[group.servers].astype(np.int32)
     instants = scenario.start + rows.step * np.timedelta64(scenario.step_seconds, "s")
 
@@ -238,11 +241,11 @@ def _table(scenario: Scenario, group: _Group, rows: Rows) -> pa.Table:
     columns = {
         "timestamp": pa.array(instants.astype("datetime64[ns]"), schema.field("timestamp").type),
         "server_name": labels(group.positions.astype(np.int32)[rows.server], group.names),
-        "profile": labels(codes[rows.server], [str(profile) for profile in PROFILE_ORDER]),
+        "profile": labels(codes[rows.server], [str(profile) for profile in profile_order()]),
         "state": labels(rows.states.astype(np.int32), list(STATES)),
         **{
             name: pa.array(values, from_pandas=True)
-            for name, values in zip(SIMULATED_METRICS, rows.metrics, strict=True)
+            for name, values in zip(simulated().names, rows.metrics, strict=True)
         },
         "incident": labels(rows.incidents.astype(np.int32), list(LABELS)),
     }

@@ -70,6 +70,20 @@ def add_host_metric(metric: HostMetric, found: ReceivedSamples, rates: CounterRa
         HOST_METRICS[metric.name](metric, found, rates)
 
 
+def add_own_metric(metric: HostMetric, index: int, found: ReceivedSamples) -> None:
+    """Add the values of a gauge, or of a sum that can fall, to the rows as those of the metric at a position."""
+    if getattr(metric.data, "is_monotonic", False):
+        found.left_out[metric.name] += len(metric.data.data_points)  # a counter: its rate is not computed
+        return
+    if getattr(metric.data, "aggregation_temporality", None) == DELTA:
+        found.notices["change_of_level"] += len(metric.data.data_points)
+        return
+    for point in metric.data.data_points:
+        value = _value(point, found)
+        if value is not None:
+            _put(found, (metric.server, point.time_unix_nano), index, value, 1)
+
+
 def _add_flow(metric: HostMetric, found: ReceivedSamples, rates: CounterRates) -> None:
     flow = _FLOWS[metric.name]
     sums: dict[tuple[int, int], list[float]] = defaultdict(list)  # (time, position in METRICS) -> rates, NaN: unknown

@@ -16,8 +16,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from fleet_forecast.contract.definitions import METRIC_SPECS
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory, CounterRates
-from fleet_forecast.sources.protocols.host_metrics import HOST_METRICS, INSTEAD_OF, HostMetric, add_host_metric
+from fleet_forecast.sources.protocols.host_metrics import (
+    HOST_METRICS,
+    INSTEAD_OF,
+    HostMetric,
+    add_host_metric,
+    add_own_metric,
+)
 from fleet_forecast.sources.protocols.messages import Status
 from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples, RefusedSamples
 
@@ -36,6 +43,7 @@ class OtlpDecoder:
 
     def __init__(self, memory: CounterMemory, max_points: int) -> None:
         self.memory, self._max_points = memory, max_points
+        self._own = {spec.otlp: index for index, spec in enumerate(METRIC_SPECS.values()) if spec.otlp is not None}
 
     def decode(self, body: bytes, is_json: bool) -> ReceivedSamples:
         """The samples of an unpacked request. Raises MalformedBodyError if it cannot be read or is too large."""
@@ -44,26 +52,27 @@ class OtlpDecoder:
         rates = CounterRates(self.memory)
         found = ReceivedSamples(on_stored=lambda refused: self.memory.remember(rates, refused))
         for resource in request.resource_metrics:
-            _add_resource(resource, found, rates)
+            self._add_resource(resource, found, rates)
         return found
 
-
-def _add_resource(resource: Any, found: ReceivedSamples, rates: CounterRates) -> None:
-    """Add the metrics of one resource."""
-    server = _host_name(resource)
-    metrics = [metric for scope in resource.scope_metrics for metric in scope.metrics]
-    names = {metric.name for metric in metrics}
-    for name, data, is_number in _data(metrics):
-        points = len(data.data_points)
-        if name not in HOST_METRICS or not is_number:
-            found.left_out[name] += points
-        elif INSTEAD_OF.get(name) in names:
-            found.notices["other_metric_used"] += points
-        elif server:
-            add_host_metric(HostMetric(server, name, data), found, rates)
-        else:
-            reason = f"the resource has no {HOST_NAME}; set it, as in OTEL_RESOURCE_ATTRIBUTES={HOST_NAME}=NAME"
-            found.refused.append(RefusedSamples("server_name", name, reason, points))
+    def _add_resource(self, resource: Any, found: ReceivedSamples, rates: CounterRates) -> None:
+        """Add the metrics of one resource."""
+        server = _host_name(resource)
+        metrics = [metric for scope in resource.scope_metrics for metric in scope.metrics]
+        names = {metric.name for metric in metrics}
+        for name, data, is_number in _data(metrics):
+            points = len(data.data_points)
+            if (name not in HOST_METRICS and name not in self._own) or not is_number:
+                found.left_out[name] += points
+            elif INSTEAD_OF.get(name) in names:
+                found.notices["other_metric_used"] += points
+            elif server and name in self._own:
+                add_own_metric(HostMetric(server, name, data), self._own[name], found)
+            elif server:
+                add_host_metric(HostMetric(server, name, data), found, rates)
+            else:
+                reason = f"the resource has no {HOST_NAME}; set it, as in OTEL_RESOURCE_ATTRIBUTES={HOST_NAME}=NAME"
+                found.refused.append(RefusedSamples("server_name", name, reason, points))
 
 
 def _check_count(request: Any, max_points: int) -> None:

@@ -23,7 +23,6 @@ NAME_LABEL = "__name__"
 # and parsed it takes about 50.
 STRUCTURES_PER_SAMPLE = 16
 _TAGS = {V1: (0x0A, 0x12), V2: (0x0A, 0x12, 0x22, 0x2A)}  # of the submessages and strings that are read
-_METRIC_INDEX = {series_name(metric): index for index, metric in enumerate(METRICS)}
 
 MAX_REMEMBERED_BYTES = 32 * 1024 * 1024  # of labels
 _BYTES_PER_SERIES = 400  # of Python's objects for the labels of a series, beside the labels
@@ -39,6 +38,7 @@ class WriteDecoder:
         self._server_label, self._max_samples = server_label, max_samples
         self._remembered: dict[bytes, tuple[str, str]] = {}  # the encoded labels of a series -> name, server
         self._remembered_bytes = 0
+        self._metric_index = {series_name(metric): index for index, metric in enumerate(METRICS)}
 
     def decode(self, content: bytes, message: str) -> ReceivedSamples:
         """The samples of an unpacked request; `message` is V1 or V2.
@@ -103,7 +103,7 @@ class WriteDecoder:
             if count > self._max_samples:
                 reason = f"too many samples in one request; send at most {self._max_samples}"
                 raise MalformedBodyError(reason)
-            index = _METRIC_INDEX.get(name)
+            index = self._metric_index.get(name)
             if index is None:
                 found.left_out[name] += len(samples)
             elif not server:

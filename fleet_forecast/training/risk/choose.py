@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import LABELS, RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -23,11 +25,11 @@ FEWEST_HELD_OUT = 20  # incidents of held-out servers
 
 
 class KnownFleet(NamedTuple):
-    """The user's fleet and its labelled incidents. timezone: of business hours."""
+    """The user's fleet and its labelled incidents. calendar: of business hours."""
 
     grid: FleetGrid
     records: Sequence[IncidentRecord]
-    timezone: str
+    calendar: BusinessCalendar
 
 
 def risk_model_of(
@@ -37,6 +39,7 @@ def risk_model_of(
 
     Trained on the labels of the fleet if they are many, otherwise on simulated fleets; never on both.
     """
+    fleet = fleet._replace(grid=_without_values(fleet.grid))
     grid, labels = fleet.grid, len(fleet.records)
     held_out = np.arange(len(grid.servers)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     names = {grid.servers[row] for row in np.flatnonzero(held_out)}
@@ -56,7 +59,15 @@ def risk_model_of(
     if lacking:
         notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
     settings = replace(settings, held_out_counts=held_out_counts(grid.profiles))
-    return train_on_simulator(metrics, grid.step_seconds, fleet.timezone, settings)[0], reason
+    return train_on_simulator(metrics, grid.step_seconds, fleet.calendar, settings)[0], reason
+
+
+def _without_values(grid: FleetGrid) -> FleetGrid:
+    """The grid without metrics that may be negative: the features are logarithms."""
+    kept = [place for place, metric in enumerate(grid.metrics) if METRIC_SPECS[metric].kind != "value"]
+    if len(kept) == len(grid.metrics):
+        return grid
+    return replace(grid, metrics=tuple(grid.metrics[place] for place in kept), values=grid.values[:, :, kept])
 
 
 def held_out_counts(profiles: Sequence[str | None]) -> dict[str, int]:
@@ -76,4 +87,4 @@ def _part(fleet: KnownFleet, rows: np.ndarray) -> LabelledFleet:
     grid = fleet.grid.select(rows)
     own = set(grid.servers)
     records = [record for record in fleet.records if record.server_name in own]
-    return labelled_fleet(grid, grid.peers(), records, fleet.timezone)
+    return labelled_fleet(grid, grid.peers(), records, fleet.calendar)

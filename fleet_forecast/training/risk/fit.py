@@ -10,6 +10,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, SIMULATOR, RiskDescription, RiskModel
 from fleet_forecast.risk.alarms import CURVE_LEVELS, USUAL_RATE, begins_within, curve, near_incident
 from fleet_forecast.risk.calibration import Calibration, Outcomes, fit_calibration, reliability
@@ -58,13 +59,13 @@ class RiskSettings:
 
 
 def train_on_simulator(
-    metrics: Sequence[str], step_seconds: int, timezone: str, settings: RiskSettings
+    metrics: Sequence[str], step_seconds: int, calendar: BusinessCalendar, settings: RiskSettings
 ) -> tuple[RiskModel, list[LabelledFleet]]:
     """A risk model trained on simulated fleets with many times the usual rate of incidents, and the held-out fleets.
 
     metrics: of the model, among those that are simulated.
     """
-    fleets = SimulatedFleets(tuple(metrics), step_seconds, timezone, settings.days, settings.training_rate)
+    fleets = SimulatedFleets(tuple(metrics), step_seconds, calendar, settings.days, settings.training_rate)
     fleets = replace(fleets, without=settings.without)
     seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + settings.training_fleets)
     training = list(fleets.fleets(seeds))
@@ -80,7 +81,7 @@ def train(
     """A risk model of the metrics of the fleets."""
     grid = training[0].grid
     profiles = sorted({profile for fleet in training for profile in fleet.grid.profiles if profile is not None})
-    spec = RiskSpec.empty(grid.metrics, grid.step_seconds, training[0].timezone, profiles)
+    spec = RiskSpec.empty(grid.metrics, grid.step_seconds, training[0].calendar, profiles)
     spec = fit_statistics(training[:STATISTICS_FLEETS], spec)
     booster, incidents = fit_trees(training, spec, settings)
     description = RiskDescription(trained_on, spec, NO_CALIBRATION, (), {})

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -14,7 +16,7 @@ from fleet_forecast.risk.alarms import Incidents, Scene
 from fleet_forecast.risk.features import RiskInput, RiskSpec
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.incident_kinds import LABELS
-from fleet_forecast.simulation.metric_model import METRIC_POSITIONS, SIMULATED_METRICS
+from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.scenario import Scenario, World
 from fleet_forecast.simulation.simulator import Simulator, portions
 from server_profiles import PROFILES
@@ -33,14 +35,14 @@ HISTORY_HOURS = 24  # before the first sample
 class LabelledFleet:
     """A fleet with its incidents.
 
-    rate: incidents per server and month. peers: observed servers of each profile. timezone: of business hours.
+    rate: incidents per server and month. peers: observed servers of each profile. calendar: of business hours.
     """
 
     grid: FleetGrid
     incidents: Incidents
     rate: float
     peers: Peers
-    timezone: str
+    calendar: BusinessCalendar
 
     @property
     def first_step(self) -> int:
@@ -73,7 +75,7 @@ class SimulatedFleets:
 
     metrics: tuple[str, ...]
     step_seconds: int
-    timezone: str
+    calendar: BusinessCalendar
     days: float = 14.0
     rate: float = 12.0
     without: tuple[str, ...] = ()
@@ -87,32 +89,34 @@ class SimulatedFleets:
     def _fleet(self, seed: int, counts: Mapping[str, int]) -> LabelledFleet:
         fleet = Fleet.of(counts, seed)
         steps = int((HISTORY_HOURS + 24 * self.days) * 3_600 // self.step_seconds)
-        world = World.of(Scenario(fleet, START, steps, self.step_seconds, self.timezone, incident_rate=self.rate))
+        world = World.of(Scenario(fleet, START, steps, self.step_seconds, self.calendar, incident_rate=self.rate))
         unwanted = [LABELS.index(kind) for kind in self.without]
         kept = world.events.where(~np.isin(world.events.kind, unwanted))
         world = World(world.scenario, world.calendar, kept, world.outages)
         simulator = Simulator(world)
         values = np.concatenate([simulator.advance(n).metrics for n in portions(steps, len(fleet))], axis=2)
-        chosen = [METRIC_POSITIONS[metric] for metric in self.metrics]
+        chosen = [simulated().positions[metric] for metric in self.metrics]
         profiles = tuple(str(fleet.profile(server)) for server in range(len(fleet)))
         values = np.ascontiguousarray(values[chosen].transpose(1, 2, 0))
         grid = FleetGrid(fleet.names, profiles, self.metrics, START, self.step_seconds, values)
         began, events = float(START.astype(np.int64)), world.events
         onset, start, end = (began + array for array in (events.onset, events.start, events.end))
         incidents = Incidents(events.server, onset, start, end, np.array(LABELS, dtype=object)[events.kind])
-        return LabelledFleet(grid, incidents, self.rate, grid.peers(), self.timezone)
+        return LabelledFleet(grid, incidents, self.rate, grid.peers(), self.calendar)
 
 
 def simulated_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
-    """Those metrics that the simulator has."""
-    return tuple(metric for metric in metrics if metric in SIMULATED_METRICS)
+    """Those metrics on which the simulator's incidents have effects: the built-in ones."""
+    return tuple(metric for metric in metrics if metric in BUILT_IN_FLEET.names)
 
 
-def labelled_fleet(grid: FleetGrid, peers: Peers, records: Sequence[IncidentRecord], timezone: str) -> LabelledFleet:
+def labelled_fleet(
+    grid: FleetGrid, peers: Peers, records: Sequence[IncidentRecord], calendar: BusinessCalendar
+) -> LabelledFleet:
     """The user's fleet with the incidents that he knows of; the onset of a precursor is not known."""
     row_of = {name: row for row, name in enumerate(grid.servers)}
     fields = [(row_of[record.server_name], record.start_seconds, record.end_seconds) for record in records]
     server, start, end = (np.array(column) for column in zip(*fields, strict=True))
     kinds = np.array([record.type for record in records], dtype=object)
     months = len(grid.servers) * grid.steps * grid.step_seconds / (30 * 86_400)
-    return LabelledFleet(grid, Incidents(server, start, start, end, kinds), len(records) / months, peers, timezone)
+    return LabelledFleet(grid, Incidents(server, start, start, end, kinds), len(records) / months, peers, calendar)

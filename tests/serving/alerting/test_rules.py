@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 
 from data_contract import METRICS
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.serving.alerting import rules as rules_module
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS, Bounds
-from fleet_forecast.serving.alerting.rules import AlertRules, default_thresholds, load_alert_rules
+from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of, default_thresholds
 from server_profiles import ServerProfile
+
+
+def rules_in(folder, text):
+    """The rules of a fleet file whose table [alerts] begins with a text."""
+    (folder / "fleet.toml").write_text(f"[alerts]\n{text}")
+    return alert_rules_of(read_fleet(folder / "fleet.toml"))
 
 
 def test_default_thresholds_are_above_the_normal_load_of_a_profile():
@@ -19,11 +26,11 @@ def test_default_thresholds_are_above_the_normal_load_of_a_profile():
 
 
 def test_rules_per_profile_and_server(tmp_path):
-    (tmp_path / "a.toml").write_text(
+    rules = rules_in(
+        tmp_path,
         "fire_probability = 0.8\nlookahead_seconds = 3600\ndepartures = false\n"
-        "[profiles.database]\nmem_pct = 95\ncpu_pct = false\n[servers.ppdb007]\nmem_pct = 97.5\n"
+        "[alerts.profiles.database]\nmem_pct = 95\ncpu_pct = false\n[alerts.servers.ppdb007]\nmem_pct = 97.5\n",
     )
-    rules = load_alert_rules(tmp_path / "a.toml")
     assert rules.fire_probability == 0.8
     assert not rules.departures
     assert rules.thresholds_of("ppdb001", "database")["mem_pct"].above == 95
@@ -44,17 +51,16 @@ def test_rules_per_profile_and_server(tmp_path):
         ("departures = 1", "departures is 1; .* true or false"),
         ("resolve_probability = 0.9", "must be below"),
         ("profiles = 1", "profiles is 1"),
-        ("[profiles]\ndatabase = 1", "database is 1"),
-        ("[profiles.db]\ncpu_pct = 1", "unknown profile 'db'"),
-        ("[servers.a]\ncpu = 1", "unknown metric 'cpu'"),
-        ("[servers.a]\ncpu_pct = 'x'", "cpu_pct.above is 'x'"),
-        ("[servers.a]\ncpu_pct = nan", "cpu_pct.above is nan"),
+        ("[alerts.profiles]\ndatabase = 1", "database is 1"),
+        ("[alerts.profiles.db]\ncpu_pct = 1", "unknown profile 'db'"),
+        ("[alerts.servers.a]\ncpu = 1", "unknown metric 'cpu'"),
+        ("[alerts.servers.a]\ncpu_pct = 'x'", "cpu_pct.above is 'x'"),
+        ("[alerts.servers.a]\ncpu_pct = nan", "cpu_pct.above is nan"),
     ],
 )
 def test_a_wrong_rule_is_refused_by_name(tmp_path, text, message):
-    (tmp_path / "a.toml").write_text(text)
     with pytest.raises(TomlFileError, match=message):
-        load_alert_rules(tmp_path / "a.toml")
+        rules_in(tmp_path, text)
 
 
 def test_every_profile_has_a_threshold_for_every_metric():
@@ -70,8 +76,8 @@ def test_a_profile_that_is_not_built_in_has_the_thresholds_of_generic():
 
 def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path):
     text = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text(encoding="utf-8")
-    (tmp_path / "a.toml").write_text(text.split("```toml\n")[1].split("```")[0])
-    rules, default = load_alert_rules(tmp_path / "a.toml"), AlertRules()
+    (tmp_path / "fleet.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    rules, default = alert_rules_of(read_fleet(tmp_path / "fleet.toml")), AlertRules()
     assert rules.thresholds_of("ppdb007", "database")["mem_pct"].above == 97.5
     assert rules.fire_probability == 0.6
     levels = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
@@ -81,9 +87,33 @@ def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path
     assert f"within the next {default.lookahead_seconds // 3600} hours" in text
 
 
-def test_a_metric_without_a_baseline_has_a_threshold_only_if_the_file_gives_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(rules_module, "METRICS", (*METRICS, "gpu_pct"))
-    (tmp_path / "a.toml").write_text("[servers.ppml1]\ngpu_pct = 97\n")
-    rules = load_alert_rules(tmp_path / "a.toml")
-    assert rules.thresholds_of("ppml1", "ml_compute")["gpu_pct"] == Bounds(97)
-    assert rules.bounds_of("ppml2", "ml_compute", "gpu_pct") == NO_BOUNDS
+OWN = """
+[profiles.cache]
+baselines = {cpu_pct = [30, 5]}
+[metrics.gpu_pct]
+unit = "%"
+kind = "percent"
+[metrics.queue_depth]
+unit = "jobs"
+kind = "rate"
+threshold = {above = 100, below = 1}
+[metrics.mem_pct]
+threshold = {below = 5}
+[alerts.servers.ppml1]
+gpu_pct = 97
+[alerts.profiles.cache]
+queue_depth = 50
+"""
+
+
+def test_an_own_metric_has_the_threshold_of_the_fleet_file_and_no_other(tmp_path):
+    (tmp_path / "fleet.toml").write_text(OWN)
+    with use_fleet(read_fleet(tmp_path / "fleet.toml")) as fleet:
+        rules = alert_rules_of(fleet)
+        assert rules.thresholds_of("ppml1", "ml_compute")["gpu_pct"] == Bounds(97)
+        assert rules.bounds_of("ppml2", "ml_compute", "gpu_pct") == NO_BOUNDS
+        assert rules.bounds_of("ppml2", "ml_compute", "queue_depth") == Bounds(100, 1)
+        assert rules.bounds_of("redis1", "cache", "queue_depth") == Bounds(50, 1)
+        assert rules.bounds_of("redis1", "cache", "cpu_pct") == Bounds(90)  # of its baseline
+        assert rules.bounds_of("redis1", "cache", "latency_ms") == NO_BOUNDS
+        assert rules.bounds_of("ppdb1", "database", "mem_pct") == Bounds(99.4, 5)

@@ -1,12 +1,14 @@
 """Models with another horizon, other quantile levels or another metric, and a contract with another metric."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from data_contract import METRICS
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, BUILT_IN_METRICS, MetricSpec, use_fleet
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.on_request import forecast_samples
@@ -20,7 +22,8 @@ from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 STEP = 300
 NOON = 1_800_000_000 // STEP * STEP
-NEXT = (*METRICS[:2], "added_pct", *METRICS[2:], "other_pct")
+SIX = tuple(METRICS)
+NEXT = (*SIX[:2], "added_pct", *SIX[2:], "other_pct")
 LEVELS = (0.05, 0.5, 0.95)
 MODELS = {
     "24 h horizon": FakeConfig(horizon_steps=288),
@@ -30,6 +33,14 @@ MODELS = {
     "eight metrics": FakeConfig(targets=NEXT),
     "all at once": FakeConfig(targets=NEXT[::-1], quantiles=LEVELS, horizon_steps=288, history_steps=600),
 }
+
+
+@pytest.fixture(autouse=True)
+def own_metrics():
+    """A fleet with the metrics of NEXT."""
+    own = (MetricSpec(name, "%", "percent", name) for name in ("added_pct", "other_pct"))
+    with use_fleet(replace(BUILT_IN_FLEET, metrics=(*BUILT_IN_METRICS, *own))):
+        yield
 
 
 def sample(name, seconds_ago, values):
@@ -86,8 +97,8 @@ def test_a_history_sent_with_a_request_is_forecast_with_the_metrics_levels_and_h
 
 
 def test_a_metric_added_to_the_contract_keeps_the_history_of_the_others(tmp_path):
-    before = FakeEngine(FakeConfig(targets=METRICS))
-    forecast_once(tmp_path, before, METRICS)
+    before = FakeEngine(FakeConfig(targets=SIX))
+    forecast_once(tmp_path, before, SIX)
     after = FakeEngine(FakeConfig(targets=NEXT))
     forecast_once(tmp_path, after, NEXT)
     (call,) = after.calls
@@ -95,19 +106,19 @@ def test_a_metric_added_to_the_contract_keeps_the_history_of_the_others(tmp_path
     assert np.isfinite(call["history"][0, -2:, NEXT.index("cpu_pct")]).all()
 
 
-def test_a_model_of_a_metric_that_the_contract_lacks_is_refused_and_the_model_in_use_stays(tmp_path):
-    store = HistoryStore(tmp_path / "h.sqlite", STEP, metrics=METRICS)
+def test_a_model_of_metrics_that_the_fleet_lacks_is_refused_and_the_model_in_use_stays(tmp_path):
+    store = HistoryStore(tmp_path / "h.sqlite", STEP, metrics=SIX)
     loop = ForecastLoop(Settings(), store, BUILT_IN_RULES)
     loop.engine = in_use = FakeEngine()
-    manager = ModelManager(ModelLoading(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=NEXT))), loop)
+    manager = ModelManager(ModelLoading(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=("gpu", "fan")))), loop)
     result = asyncio.run(manager.load())
-    assert "added_pct, other_pct, which the data contract does not have" in result.problem
+    assert "it forecasts gpu, fan, which the fleet does not have; train a model on cpu_pct" in result.problem
     assert loop.engine is in_use
     loop.worker.shutdown()
     store.close()
 
 
 def test_a_model_of_the_old_metrics_forecasts_on_after_a_metric_was_added(tmp_path):
-    engine = FakeEngine(FakeConfig(targets=METRICS))
+    engine = FakeEngine(FakeConfig(targets=SIX))
     forecasts, values = forecast_once(tmp_path, engine, NEXT)
-    assert forecasts["a"].current == tuple(values[metric] for metric in METRICS)
+    assert forecasts["a"].current == tuple(values[metric] for metric in SIX)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_contract import METRICS
+from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -51,7 +52,7 @@ def test_they_are_those_of_the_features_of_the_training(scene):
     forecasts = scene.cycle()
     start = np.datetime64(NOON - STEPS * STEP, "s")
     grid = FleetGrid(NAMES, PROFILES, TINY_METRICS, start, STEP, values)
-    fleet = labelled_fleet(grid, grid.peers(), [IncidentRecord(NAMES[0], 0.0, 1.0, "any")], "America/New_York")
+    fleet = labelled_fleet(grid, grid.peers(), [IncidentRecord(NAMES[0], 0.0, 1.0, "any")], DEFAULT_CALENDAR)
     model = scene.engine.risk_model
     features = model.features(fleet.risk_input(model.description.spec, STEPS - 1))
     for row, name in enumerate(NAMES):

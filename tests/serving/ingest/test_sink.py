@@ -85,7 +85,7 @@ def test_a_body_that_is_not_a_list_of_records_is_refused_as_a_whole(sink, body):
 
 
 def test_a_metric_added_to_the_contract_is_checked_and_takes_its_place_in_the_samples():
-    specs = {"added_pct": MetricSpec("added_pct", "%", 0, 100, "added"), **METRIC_SPECS}
+    specs = {"added_pct": MetricSpec("added_pct", "%", "percent", "added"), **METRIC_SPECS}
     batch = check_records(
         [record(added_pct=12.5), record(added_pct=101), record(added_pct=None), record(added_pct=20)],
         TimeLimits(0, NOW * 1000),

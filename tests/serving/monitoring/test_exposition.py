@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.definitions import BUILT_IN_METRICS, METRICS, MetricSpec
 from fleet_forecast.contract.forecast_spec import report_horizons
-from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.histogram import Histogram
 from fleet_forecast.serving.monitoring.base_units import base_unit
-from fleet_forecast.serving.monitoring.exposition import Exposition, forecast_lines, page_parts
+from fleet_forecast.serving.monitoring.exposition import Exposition, check_exposed_names, forecast_lines, page_parts
 from tests.serving.daemon_client import daemon, forecast_of, post, record, wait_for
 from tests.serving.monitoring.fixed_daemon import ORIGIN, VIEW, fixed_forecast, running_daemon, starting_daemon
 
@@ -45,9 +46,29 @@ def test_a_metric_that_the_contract_does_not_list_is_exposed_under_its_name():
     assert f"fleet_forecast_gpu_load{{{place}}} {20 + 6 * 3.25 + 3 * 1.5 + 11 / 7:.6g}" in lines
 
 
-def test_a_unit_without_a_base_unit_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"metric speed: no base unit for 'furlong'; add the unit to UNIT_RULES in"):
-        base_unit(replace(METRIC_SPECS["latency_ms"], name="speed", unit="furlong"))
+@pytest.mark.parametrize(
+    ("name", "unit", "exposed"),
+    [
+        ("fs_used_pct", "%", ("fs_used_ratio", 0.01)),
+        ("queue_depth", "messages", ("queue_depth", 1)),
+        ("lag", "ms", ("lag_seconds", 1e-3)),
+    ],
+)
+def test_an_own_metric_is_exposed_in_base_units_where_its_unit_is_known(name, unit, exposed):
+    assert base_unit(MetricSpec(name, unit, "rate", name)) == exposed
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "message"),
+    [
+        ("cpu_ratio", "share", "metrics.cpu_ratio: on /metrics it is fleet_forecast_cpu_ratio, the name of cpu_pct"),
+        ("age_s", "s", "it is fleet_forecast_age_seconds, the name of a metric of the daemon; rename it"),
+    ],
+)
+def test_an_own_metric_with_the_name_of_another_on_the_page_is_refused(name, unit, message):
+    specs = [*BUILT_IN_METRICS, MetricSpec(name, unit, "value", name)]
+    with pytest.raises(TomlFileError, match=re.escape(message)):
+        check_exposed_names(specs)
 
 
 def test_all_levels_of_a_model_with_other_quantile_levels_are_exposed():

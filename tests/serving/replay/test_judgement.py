@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.metadata import DataFileError
-from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.intervals.incidents_file import read_incidents
-from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
 from fleet_forecast.serving.replay.curve import LevelPoint, recommended_rules
 from fleet_forecast.serving.replay.judgement import Incident, judge, scores
 from fleet_forecast.serving.replay.labels import write_alerts, write_incidents
@@ -35,10 +35,10 @@ def test_alarms_and_incidents_are_counted_once_with_their_lead():
     assert (nothing["precision"], nothing["recall"], nothing["lead_minutes"]) == (None, None, {})
 
 
-def test_recommended_rules_keep_the_budgets_and_are_a_rules_file(tmp_path):
+def test_recommended_rules_keep_the_budgets_and_are_a_fleet_file(tmp_path):
     curve = [LevelPoint(level, rate, {}) for level, rate in ((0.2, 3.0), (0.4, 1.5), (0.6, 0.3), (0.8, 0.1))]
     (tmp_path / "r.toml").write_text(recommended_rules(curve, AlertRules()))
-    rules = read_toml(tmp_path / "r.toml", AlertRules, "alert rules")
+    rules = alert_rules_of(read_fleet(tmp_path / "r.toml"))
     assert (rules.fire_probability, rules.watch_level, rules.resolve_probability) == (0.8, 0.4, 0.4)
     assert recommended_rules(curve[:3], AlertRules()) is None
 

@@ -147,6 +147,23 @@ def test_a_metric_that_was_added_is_not_measured_before_and_removed_again_leaves
     store.close()
 
 
+def test_samples_of_a_metric_that_the_fleet_lacks_for_a_while_are_kept(tmp_path):
+    path, metrics = tmp_path / "h.sqlite", (*SIX, "group")  # a word of SQL
+    store = HistoryStore(path, STEP, metrics=metrics)
+    store.append([Sample("a", 1_500_000, None, None, (1.0,) * 6 + (7.5,))]).result(5)
+    store.changed_step_means(9).result(5)
+    store.close()
+    store = HistoryStore(path, STEP, metrics=SIX)
+    assert store.raw_samples(1, 5, 5).result(5)[0].values == (1.0,) * 6
+    store.use_step(60).result(5)
+    store.close()
+    store = HistoryStore(path, STEP, metrics=("group", *SIX))
+    (means,) = store.changed_step_means(99).result(5)
+    assert means.means.tolist() == [[7.5] + [1.0] * 6]
+    assert store.set_aside is None
+    store.close()
+
+
 def test_the_same_metrics_change_nothing_in_the_file(old_file):
     HistoryStore(old_file, STEP, metrics=SIX).close()
     before = dump(old_file)

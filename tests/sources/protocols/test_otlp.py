@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import orjson
 import pytest
 from google.protobuf import json_format
 
 from data_contract import METRICS
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, MetricSpec, use_fleet
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.received import MalformedBodyError
@@ -65,6 +67,17 @@ def gauge(name, **states):
 )  # fmt: skip
 def test_gauges_by_the_conventions_of_now_and_before(decoder, made, measured):
     assert rows_of(decoder, request("a", made)) == ({("a", T): measured} if measured else {})
+
+
+def test_a_metric_of_the_fleet_file_comes_by_the_name_that_it_gives():
+    queue = MetricSpec("queue_depth", "jobs", "rate", "jobs", otlp="app.queue")
+    with use_fleet(replace(BUILT_IN_FLEET, metrics=(*BUILT_IN_FLEET.metrics, queue))):
+        decoder = OtlpDecoder(CounterMemory(100), max_points=1_000)
+        made = request("a", metric("app.queue", [({}, T, 7.0)]), gauge("system.memory.utilization", used=0.5))
+        assert rows_of(decoder, made) == {("a", T): {"mem_pct": 50.0, "queue_depth": 7.0}}
+        counter = metric("app.queue", [({}, T, 7.0)], CUMULATIVE)
+        counter.sum.is_monotonic = True
+        assert decoder.decode(request("a", counter).SerializeToString(), is_json=False).left_out == {"app.queue": 1}
 
 
 def test_time_and_utilization_go_before_the_figures_that_are_less_exact(decoder):

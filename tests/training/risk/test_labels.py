@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from data_contract import DataFileError, check_metrics
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.reading import LabelledRow
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.intervals.incidents_file import IncidentRecord
@@ -77,7 +78,7 @@ def noisy_fleet(metrics=TINY_METRICS, servers=12, days=6, incidents=0):
         values[row, step - 6 : step + 6, 0] = 95.0
         records.append(IncidentRecord(names[row], first + step * STEP, first + (step + 6) * STEP, "own"))
     grid = FleetGrid(names, ("web_api",) * servers, metrics, start, STEP, values)
-    return KnownFleet(grid, sorted(records), "UTC")
+    return KnownFleet(grid, sorted(records), BusinessCalendar("UTC"))
 
 
 def test_many_labels_are_learned_and_named():

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fleet_forecast.commands.scenario_of_flags import HOURS, START, refuse_unwritable, scenario_of, wrong
-from fleet_forecast.commands.usage import UsageError
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, START, refuse_unwritable, scenario_of, wrong
 from fleet_forecast.simulation.output.tally import metadata_of, summary
 from fleet_forecast.simulation.output.writer import MOST_WORKERS, ROWS_PER_WORKER, WriteOptions, write_scenario
+from fleet_forecast.usage import UsageError
 
 PLOT_HOURS = 168.0
 

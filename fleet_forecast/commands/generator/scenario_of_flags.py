@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_forecast.commands.usage import UsageError
-from fleet_forecast.contract.calendar import business_time
+from fleet_forecast.commands.business_calendar import business_calendar
 from fleet_forecast.iso_time import iso
-from fleet_forecast.simulation.fleet import PROFILE_ORDER, Fleet
+from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.metric_model import profile_order
 from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.usage import UsageError
 
 START = "2026-09-14T00:00:00Z"  # a Monday, followed by ten weeks without a market holiday
 
@@ -35,9 +36,9 @@ def scenario_of(arguments: argparse.Namespace, hours: float, start_text: str) ->
         if getattr(arguments, flag) < 0:
             raise wrong(f"--{flag}", getattr(arguments, flag), "give 0 or more")
     try:
-        fleet = Fleet.of({profile: getattr(arguments, f"num_{profile}") for profile in PROFILE_ORDER}, arguments.seed)
+        fleet = Fleet.of({profile: getattr(arguments, f"num_{profile}") for profile in profile_order()}, arguments.seed)
         start = instant("--start", start_text, tick)
-        business_time(np.array([start]), arguments.timezone)
+        calendar = business_calendar(arguments.timezone)
     except UsageError:
         raise
     except ValueError as problem:
@@ -48,7 +49,7 @@ def scenario_of(arguments: argparse.Namespace, hours: float, start_text: str) ->
         start,
         steps,
         tick,
-        arguments.timezone,
+        calendar,
         incident_rate=arguments.incident_rate,
         fork_step=_fork_step(arguments, start, steps),
         fork_seed=arguments.fork_seed,

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.scenario_of_flags import (
+from fleet_forecast.commands.generator.scenario_of_flags import (
     check_length,
     duration_seconds,
     instant,
@@ -24,13 +24,13 @@ from fleet_forecast.commands.scenario_of_flags import (
     scenario_of,
     wrong,
 )
-from fleet_forecast.commands.usage import UsageError
 from fleet_forecast.simulation.incidents import injected_event
 from fleet_forecast.simulation.live.feed import Feed
 from fleet_forecast.simulation.live.playback import StreamPlan
 from fleet_forecast.simulation.live.playback import stream as play
 from fleet_forecast.simulation.live.position import Position
 from fleet_forecast.simulation.scenario import Scenario
+from fleet_forecast.usage import UsageError
 
 LONGEST_STREAM_HOURS = 366 * 24.0
 

@@ -6,22 +6,20 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.generate_fleet import result_line
-from fleet_forecast.commands.scenario_of_flags import HOURS, check_length, instant, refuse_unwritable
-from fleet_forecast.commands.usage import UsageError, note
-from fleet_forecast.contract.calendar import business_time
-from fleet_forecast.contract.profile_rules import load_profile_rules
-from fleet_forecast.sources.connections_file import load_connections, load_query_set, only_server, prometheus_servers
+from fleet_forecast.commands.business_calendar import business_calendar
+from fleet_forecast.commands.generator.generate_fleet import result_line
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, check_length, instant, refuse_unwritable
+from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.sources.connections_file import load_connections, only_server, prometheus_servers
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
-from fleet_forecast.sources.probe import Probe, probe, probe_document, probe_text
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusError, PrometheusServer
-from server_profiles import BUILT_IN_RULES, ProfileRules
+from fleet_forecast.sources.probe import probe, probe_document, probe_text
+from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, query_set_of
+from fleet_forecast.usage import UsageError, note
 
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
@@ -29,7 +27,8 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
     began, request = time.perf_counter(), _pull_request(arguments)
     servers = _servers(arguments)
     if arguments.probe:
-        found = probe_queries(servers, request.rules, request.step_seconds)
+        found = probe(servers, request.rules, time.time(), request.step_seconds)
+        print(probe_text(found), file=sys.stderr)
         if found.failed:
             raise PrometheusError("a query failed; the lines above have the reason")
         return probe_document(found)
@@ -46,25 +45,14 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
     return result_line(written.rows, written.servers, time.perf_counter() - began, written.path)
 
 
-def probe_queries(servers: Sequence[PrometheusServer], rules: ProfileRules, step_seconds: int) -> Probe:
-    """Run the queries and print what they give to stderr. Raises UsageError without a Prometheus."""
-    if not servers:
-        raise UsageError("--probe: there is no Prometheus to ask; give --prometheus URL or --connections FILE")
-    found = probe(servers, rules, time.time(), step_seconds)
-    print(probe_text(found), file=sys.stderr)
-    return found
-
-
 def _servers(arguments: argparse.Namespace) -> tuple[PrometheusServer, ...]:
     """Where the flags say to pull from. Raises UsageError."""
-    queries = arguments.queries
     try:
         if arguments.connections is not None:
             tables = load_connections(arguments.connections).prometheus
         else:
             tables = only_server(arguments.from_prometheus, arguments.token_file, arguments.prometheus_header)
-        built_in = load_query_set(queries).with_defaults(NODE_EXPORTER) if queries else NODE_EXPORTER
-        servers = prometheus_servers(tables, built_in, os.environ)
+        servers = prometheus_servers(tables, query_set_of(fleet_in_use()), os.environ)
     except ValueError as problem:
         raise UsageError(str(problem)) from None
     if not servers:
@@ -78,13 +66,13 @@ def _pull_request(arguments: argparse.Namespace) -> PullRequest:
     check_length(hours, tick)
     start = instant("--start", arguments.start or f"now-{hours}h", tick)
     try:
-        business_time(np.array([start]), arguments.timezone)
+        fleet = fleet_in_use()
         return PullRequest(
             _utc(start),
             _utc(start + np.timedelta64(round(hours * 3600), "s")),
             tick,
-            arguments.timezone,
-            load_profile_rules(arguments.profiles) if arguments.profiles else BUILT_IN_RULES,
+            business_calendar(arguments.timezone),
+            fleet.rules,
         )
     except ValueError as problem:
         raise UsageError(str(problem)) from None

@@ -1,0 +1,40 @@
+"""What a model and the fleet in use say differently of metrics and calendar.
+
+A metric is served if both define it with the same unit and kind. A model is served with its own calendar.
+"""
+
+from __future__ import annotations
+
+from fleet_forecast.contract.definitions import METRIC_SPECS, fleet_in_use
+from fleet_forecast.inference.model_config import ModelConfig
+
+
+def served_metrics(config: ModelConfig) -> tuple[str, ...]:
+    """The model's metrics that the fleet defines as the model does, in the model's order."""
+    return tuple(metric for metric in config.targets if _difference(config, metric) is None)
+
+
+def contradictions(config: ModelConfig) -> list[str]:
+    """Sentences, with the remedy, on what the model and the fleet define differently."""
+    found = [text for metric in config.targets if (text := _difference(config, metric)) is not None]
+    fleet = fleet_in_use()
+    if fleet.names_calendar and fleet.calendar != config.calendar:
+        found.append(
+            f"the calendar of {fleet.source} is not that of the model, which is used; train again to use the file's"
+        )
+    return found
+
+
+def _difference(config: ModelConfig, metric: str) -> str | None:
+    """Why a metric of the model is not served; None if it is."""
+    own, trained = METRIC_SPECS.get(metric), config.definition_of(metric)
+    if own is None:
+        return (
+            f"metric {metric} of the model is not served: the fleet has none; add [metrics.{metric}] to the fleet file"
+        )
+    if trained is None or (own.unit, own.kind) == (trained.unit, trained.kind):
+        return None
+    return (
+        f"metric {metric} of the model is not served: it is a {trained.kind} in {trained.unit}, in the fleet file a "
+        f"{own.kind} in {own.unit}; correct the file, or train again"
+    )
