@@ -6,6 +6,7 @@ Check a file or a folder (parquet or CSV). Every violation is listed with its re
     python data_contract.py my_servers.csv --fleet fleet.toml --input-timezone Europe/Berlin
     python data_contract.py --check-fleet fleet.toml   # check a fleet file
     python data_contract.py --show-fleet        # print the fleet as a file, defaults included
+    python data_contract.py --recording-rules   # rules of a Prometheus for remote write, own metrics included
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
 Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
@@ -127,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     add_fleet_flag(parser)
     add_flag(parser, "--check-fleet", type=Path, metavar="FILE", help="check this fleet file and exit")
     add_flag(parser, "--show-fleet", action="store_true", help="print the fleet as TOML, defaults included, and exit")
+    add_flag(
+        parser,
+        "--recording-rules",
+        action="store_true",
+        help="print the rules that compute the fleet's metrics in a Prometheus for remote write, and exit",
+    )
     add_moved_flags(parser, "profiles")
     add_timezone_flag(parser)
     add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
@@ -138,7 +145,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(None if argv is None else list(argv))
-        without_path = arguments.document or arguments.show_fleet or arguments.check_fleet
+        without_path = any((arguments.document, arguments.show_fleet, arguments.check_fleet, arguments.recording_rules))
         if not without_path and arguments.path is None:
             parser.error("give the path of a file or folder to check")
     except SystemExit as stop:
@@ -154,6 +161,12 @@ def main(argv: Iterable[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
     if arguments.document:
         print(document_tables())
+        return 0
+    if arguments.recording_rules:
+        from fleet_forecast.sources.prometheus import query_set_of  # HTTP is slow to import
+        from fleet_forecast.sources.recording_rules import recording_rules
+
+        print(recording_rules(query_set_of(fleet)), end="")
         return 0
     if arguments.check_fleet or arguments.show_fleet:
         return _show_fleet(fleet, checked=arguments.check_fleet is not None)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
     if arguments.check_config:
-        from fleet_forecast.commands.run_daemon import check_settings
+        from fleet_forecast.commands.check_settings import check_settings
 
         return DONE if check_settings(settings, rules, arguments.probe) else FAILED
     if arguments.daemon:

@@ -194,6 +194,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")
     add("--tensorboard", type=Path, metavar="DIR", help="write a TensorBoard log of the training to this folder")
+    add("--report-pictures", action="store_true", help="draw PNGs of the report's main sections; needs Chromium")
     add("--no-promote", action="store_true", help="do not change models/current")
 
 

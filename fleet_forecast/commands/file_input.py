@@ -10,7 +10,7 @@ from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import grid_for, input_notes
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import contradictions
+from fleet_forecast.inference.fleet_match import check_served, contradictions
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.usage import note
 from server_profiles import ProfileRules
@@ -24,7 +24,9 @@ def load_input(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Eng
 
 
 def load_engine(settings: Settings) -> Engine:
-    return Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
+    engine = Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
+    check_served(engine.config, settings.model)
+    return engine
 
 
 def read_rows(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fleet_forecast.commands.business_calendar import business_calendar
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid

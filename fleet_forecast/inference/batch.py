@@ -169,7 +169,7 @@ def write_tables(file: Path, config: ModelConfig, tables: Iterable[pa.Table]) ->
 
 
 def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> pa.Table:
-    """Forecasts of some origins, one row per origin, step and metric."""
+    """Forecasts of some origins, one row per origin, step and metric that the fleet has."""
     config = engine.config
     # Matrix products of other sizes are rounded otherwise. All batches have one size, so that the numbers do not depend
     # on how a fleet is divided.
@@ -177,8 +177,11 @@ def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[O
     inputs = engine_inputs(engine, grid, peers, batch)
     quantiles = engine.forecast(*inputs)[: len(origins)]  # [origin, horizon, metric, quantile]
     support = PeerSupport(*(field[: len(origins)] for field in engine.peer_support(*inputs)))
-    servers = [grid.servers[origin.server] for origin in origins]
-    axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, config.targets, config.quantiles)
+    servers, metrics = [grid.servers[origin.server] for origin in origins], served_metrics(config)
+    if metrics != config.targets:
+        served = [config.targets.index(metric) for metric in metrics]
+        quantiles, support = quantiles[:, :, served], support._replace(weights=support.weights[:, served])
+    axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, metrics, config.quantiles)
     return forecast_table(servers, inputs.origins[: len(origins)], axes, quantiles, support)
 
 

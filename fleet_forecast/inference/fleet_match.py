@@ -5,13 +5,22 @@ A metric is served if both define it with the same unit and kind. A model is ser
 
 from __future__ import annotations
 
-from fleet_forecast.contract.definitions import METRIC_SPECS, fleet_in_use
-from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.contract.definitions import METRIC_SPECS, METRICS, fleet_in_use
+from fleet_forecast.inference.model_config import ModelConfig, ModelError
 
 
 def served_metrics(config: ModelConfig) -> tuple[str, ...]:
     """The model's metrics that the fleet defines as the model does, in the model's order."""
     return tuple(metric for metric in config.targets if _difference(config, metric) is None)
+
+
+def check_served(config: ModelConfig, where: object) -> None:
+    """Raises ModelError if no metric of the model is served. where: the model directory, for the message."""
+    if not served_metrics(config):
+        raise ModelError(
+            f"{where}: it forecasts {', '.join(config.targets)}, which the fleet does not have; add them to the fleet "
+            f"file, or train a model on {', '.join(METRICS)}"
+        )
 
 
 def contradictions(config: ModelConfig) -> list[str]:

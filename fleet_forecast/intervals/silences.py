@@ -83,7 +83,7 @@ class Weekly(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    days: Annotated[list[Day], Field(min_length=1, description="days on which it begins")]
+    days: Annotated[list[Day], Field(min_length=1, max_length=len(DAYS), description="days on which it begins")]
     start: ClockTime
     end: ClockTime
     timezone: Annotated[Name, AfterValidator(_zone)]

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fleet_forecast.contract.definitions import BUILT_IN_FLEET
 from fleet_forecast.simulation.calibration import (
     BURST_FROM,
     BURST_STRENGTH,
@@ -34,9 +33,6 @@ Float32 = npt.NDArray[np.float32]
 SLOW_SHARE = 0.6  # of the variance of load
 NET_CORRELATION = np.float32(0.6)  # of sent with received traffic, beyond load
 
-_DISK, _NET_IN, _NET_OUT = (
-    BUILT_IN_FLEET.names.index(name) for name in ("disk_io_mb_s", "net_in_mb_s", "net_out_mb_s")
-)
 _DECIMALS = np.float32(100)  # metrics are rounded to hundredths, as agents report them
 
 
@@ -71,7 +67,7 @@ def parameters_of(fleet: Fleet, servers: npt.NDArray[np.int64]) -> Parameters:
             loc[metric] -= np.log(noise_mean(within[metric]))
             loc[metric] -= np.log(_rhythm_means(calibrations, codes, traits.rhythm_strength[servers]))
     backup_share = traits.backup_minutes[servers] / DAY_MINUTES
-    loc[_DISK] -= np.log1p(traits.backup_strength[servers] * backup_share)
+    loc[metrics.positions["disk_io_mb_s"]] -= np.log1p(traits.backup_strength[servers] * backup_share)
 
     def column(values: npt.NDArray[np.generic]) -> Float32:
         return values[..., None].astype(np.float32)
@@ -133,10 +129,11 @@ def healthy_metrics(noise: Float32, curves: Curves, parameters: Parameters) -> F
     """[metric, server, step] without incidents; overwrites `noise` [source, server, step]."""
     slow, fast, own = noise[0], noise[1], noise[2:]
     load = np.float32(SLOW_SHARE**0.5) * slow + np.float32((1 - SLOW_SHARE) ** 0.5) * fast
-    simulated_metrics = simulated()
+    simulated_metrics, at = simulated(), simulated().positions
     metrics = np.empty((len(simulated_metrics), *load.shape), dtype=np.float32)
-    own[_NET_OUT] *= np.sqrt(1 - NET_CORRELATION**2)
-    own[_NET_OUT] += NET_CORRELATION * own[_NET_IN]
+    disk, net_in, net_out = (at[name] for name in ("disk_io_mb_s", "net_in_mb_s", "net_out_mb_s"))
+    own[net_out] *= np.sqrt(1 - NET_CORRELATION**2)
+    own[net_out] += NET_CORRELATION * own[net_in]
     for metric, kind in enumerate(simulated_metrics.kinds):
         value: Float32 = metrics[metric]
         weight = np.float32(simulated_metrics.models[metric].load_weight)
@@ -156,7 +153,7 @@ def healthy_metrics(noise: Float32, curves: Curves, parameters: Parameters) -> F
             value *= parameters.within[metric]
             _soft_factor(value, scratch=own[metric])
             np.add(curves.log_demand, parameters.loc[metric], out=own[metric])
-            if metric == _DISK:
+            if metric == disk:
                 own[metric] += curves.backup
             np.exp(own[metric], out=own[metric])
             value *= own[metric]

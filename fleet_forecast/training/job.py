@@ -23,6 +23,7 @@ from fleet_forecast.evaluation.cold_start import cold_start_table
 from fleet_forecast.evaluation.examples import examples
 from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
 from fleet_forecast.evaluation.tables import GroupEvaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables, weight_tables
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
@@ -31,7 +32,6 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
 from fleet_forecast.network.build import build_network

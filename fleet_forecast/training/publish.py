@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
-from fleet_forecast.evaluation.report import ModelReport, write_report
+from fleet_forecast.evaluation.report import ModelReport, report_pictures, write_report
+from fleet_forecast.evaluation.report_pictures import write_pictures
 from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.canary import write_canary
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
@@ -80,6 +82,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
         (directory / EVALUATION_FILE).write_text(json.dumps(result.evaluation.as_document()), encoding="utf-8")
         report = ModelReport(config.model_id, info, result.evaluation, weights, data_summary(job.grid))
         write_report(directory, report)
+        if flags.get("report_pictures") and (problem := write_pictures(directory, report_pictures(report))):
+            print(f"note: {problem}", file=sys.stderr)
     Engine.load(models_dir / config.model_id, device="cpu")
     return models_dir / config.model_id
 

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from fleet_forecast.evaluation.examples import PLACES, Example
 from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation
-from fleet_forecast.inference.explanations import WeightTables
+from fleet_forecast.evaluation.weight_tables import WeightTables
 
 INFO = {
     "data": "training",

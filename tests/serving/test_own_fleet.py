@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fleet_forecast.contract.definitions import BUILT_IN_METRICS, METRIC_SPECS, METRICS, use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
+from fleet_forecast.inference.batch import forecast_tables, grid_for, last_origins
 from fleet_forecast.inference.fleet_match import contradictions
 from fleet_forecast.serving.alerting.rules import alert_rules_of
 from tests.serving.daemon_client import complete_start, daemon, forecast_of, post, record, wait_for
@@ -130,6 +133,17 @@ def test_a_model_that_contradicts_the_fleet_file_serves_what_both_know(fleet, tm
         records = [record("new1", complete_start(back), cpu_pct=40.0, queue_depth=5.0) for back in range(3)]
         answer = client.post("/api/v1/forecast", json={"records": records}).json()
         assert list(answer["forecasts"][0]["metrics"]) == ["cpu_pct"]
+
+
+def test_a_file_is_forecast_in_the_metrics_that_both_know(fleet):
+    engine = FakeEngine(OtherConfig(targets=("queue_depth", "gpu_pct", "cpu_pct"), profiles=("cache",)))
+    rows = pd.DataFrame({"server_name": "redis1", "cpu_pct": np.float32(40), "queue_depth": np.float32(5)}, range(3))
+    rows.insert(0, "timestamp", pd.date_range("2026-11-23", periods=3, freq="5min", tz="UTC"))
+    grid = grid_for(rows.assign(profile=None), engine.config, fleet.rules)
+    (table,) = forecast_tables(engine, grid, grid.peers(), last_origins(grid))
+    assert set(table["metric"].to_pylist()) == {"cpu_pct"}
+    assert table.num_rows == engine.config.horizon_steps
+    assert np.isnan(engine.calls[0]["history"][..., 0]).all()
 
 
 def test_the_built_in_fleet_contradicts_no_model_of_an_earlier_version():

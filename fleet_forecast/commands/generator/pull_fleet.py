@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import numpy as np
 from tqdm import tqdm
 
-from fleet_forecast.commands.business_calendar import business_calendar
 from fleet_forecast.commands.generator.generate_fleet import result_line
 from fleet_forecast.commands.generator.scenario_of_flags import HOURS, check_length, instant, refuse_unwritable
 from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.sources.connections_file import load_connections, only_server, prometheus_servers
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
 from fleet_forecast.sources.probe import probe, probe_document, probe_text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_forecast.commands.business_calendar import business_calendar
+from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.iso_time import iso
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.metric_model import profile_order

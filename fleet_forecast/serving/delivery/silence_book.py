@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,14 @@ class SilenceBook:
         except OSError as problem:
             raise SilencesError(f"not stored: {problem.strerror}; make room or permit writing, and repeat") from None
         self._added = silences
+
+
+def profile_note(silence: Silence, known: Collection[str]) -> str | None:
+    """What is said of a silence whose profile is not among the known ones; it may be that of a later server."""
+    if silence.profile is None or silence.profile in known:
+        return None
+    name = silence.profile[:100]
+    return f"no server has the profile {name!r}; correct it if none is to come: {', '.join(sorted(known))}"
 
 
 def as_fields(silence: Silence) -> dict[str, Any]:

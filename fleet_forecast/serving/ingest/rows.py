@@ -19,8 +19,10 @@ from fleet_forecast.serving.ingest.validation import (
     rounded_limit,
     rounding_notice,
 )
-from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.samples import Correction, Sample
 from fleet_forecast.sources.protocols.received import ReceivedSamples
+
+_Range = tuple[MetricSpec, float, float]  # of a metric, with its limits
 
 
 @dataclass
@@ -38,6 +40,20 @@ class CheckedRows(CheckedBatch):
     rounded: dict[str, list[float]] = field(default_factory=dict)
 
     @property
+    def record_count(self) -> int:
+        """Number of rows."""
+        return len(self.received.rows)
+
+    def refuse(self, corrections: Sequence[Correction], right: str) -> None:
+        """Count rows as rejected, with the samples behind their values."""
+        for each in corrections:
+            sample = self.samples[each.place]
+            count = _count_behind(self, (sample.server_name, sample.timestamp_ms), sample.values)
+            self.stored_samples -= count
+            self.rejected_samples[each.field] += count
+        super().refuse(corrections, right)
+
+    @property
     def refusals(self) -> list[Rejection]:
         """The rejected rows and the values that were left out, in the order of the rows."""
         return sorted([*self.rejected, *self.left_out], key=lambda each: each[0])
@@ -47,7 +63,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     """Check each row; the arguments are those of check_records."""
     batch = CheckedRows(received=received)
     servers: dict[str, str | None] = {}  # name -> why it is refused
-    specs = tuple(METRIC_SPECS.values())
+    ranges = [(spec, spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
     for number, (key, values) in enumerate(received.rows.items()):
         name, instant = key
         if name not in servers:
@@ -58,7 +74,7 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
         elif not limits.earliest_ms <= instant <= limits.latest_ms:
             _reject(batch, Rejection(number, "timestamp", instant, _time_reason(limits)), key, values)
         else:
-            _accept(batch, specs, number, key)
+            _accept(batch, ranges, number, key)
     for refused in received.refused:
         batch.rejected.append(Rejection(len(received.rows), refused.field, refused.value, refused.reason))
         batch.rejected_samples[refused.field] += refused.samples
@@ -66,15 +82,15 @@ def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callab
     return batch
 
 
-def _accept(batch: CheckedRows, specs: Sequence[MetricSpec], number: int, key: tuple[str, int]) -> None:
+def _accept(batch: CheckedRows, ranges: Sequence[_Range], number: int, key: tuple[str, int]) -> None:
     """Add a row without its values that are out of range; reject it if it has no others."""
     behind, values = batch.received.samples_behind, batch.received.rows[key]
     measured, bad = 0, []
     for index, value in enumerate(values):
         if value is None:
             continue
-        spec = specs[index]
-        if not spec.lower <= value <= spec.upper:
+        spec, lower, upper = ranges[index]
+        if not lower <= value <= upper:
             values[index] = _limit_or_none(batch, spec, value)
         if values[index] is not None:
             measured += behind(key, index)
@@ -99,9 +115,13 @@ def _limit_or_none(batch: CheckedRows, spec: MetricSpec, value: float) -> float 
 
 def _reject(batch: CheckedRows, rejection: Rejection, key: tuple[str, int], values: list[float | None]) -> None:
     batch.rejected.append(rejection)
+    batch.rejected_samples[rejection.field] += _count_behind(batch, key, values)
+
+
+def _count_behind(batch: CheckedRows, key: tuple[str, int], values: Sequence[float | None]) -> int:
+    """Number of samples behind the values of a row."""
     behind = batch.received.samples_behind
-    count = sum(behind(key, index) for index, value in enumerate(values) if value is not None)
-    batch.rejected_samples[rejection.field] += count
+    return sum(behind(key, index) for index, value in enumerate(values) if value is not None)
 
 
 def _time_reason(limits: TimeLimits) -> str:

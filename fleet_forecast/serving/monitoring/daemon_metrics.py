@@ -183,6 +183,11 @@ FAMILIES: tuple[Family, ...] = (
         "Changes of a known server's profile that came with samples, by result.",
         lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.profile_changes),
     ),
+    _counter(
+        "fleet_corrections",
+        "Samples that differ from a stored one of the same server and time, by result.",
+        lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.corrections),
+    ),
     _gauge(
         "fleet_servers_with_two_sources",
         "Servers that more than one client of the tokens file wrote since the start.",

@@ -233,7 +233,7 @@ def _put(found: ReceivedSamples, place: tuple[str, int], index: int, value: floa
         found.refused.append(RefusedSamples(METRICS[index], value, reason, points))
         return
     row[index] = value
-    found.samples.setdefault((server, instant), [0] * len(METRICS))[index] = points
+    found.samples.setdefault((server, instant), [0] * found.width)[index] = points
 
 
 def _milliseconds(time_ns: int) -> int:

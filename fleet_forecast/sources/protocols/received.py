@@ -31,7 +31,7 @@ class ReceivedSamples:
     samples: number of samples or data points behind each value of a row, where it is not one each.
     not_measured: samples whose value is NaN (a stale marker too) or infinite. left_out: samples by the name of their
     metric, which is not used. notices: other samples that were not used, by reason. on_stored: to be called when the
-    rows are on disk, with the servers that were refused.
+    rows are on disk, with the servers that were refused. width: number of metrics.
     """
 
     rows: dict[tuple[str, int], list[float | None]] = field(default_factory=dict)
@@ -41,13 +41,14 @@ class ReceivedSamples:
     left_out: Counter[str] = field(default_factory=Counter)
     notices: Counter[str] = field(default_factory=Counter)
     on_stored: Callable[[Collection[str]], None] = lambda _refused: None
+    width: int = field(default_factory=lambda: len(METRICS))
 
     def row(self, server_name: str, timestamp_ms: int) -> list[float | None]:
         """The row of a server and time, a new one without values if there is none."""
         key = (server_name, timestamp_ms)
         row = self.rows.get(key)
         if row is None:
-            row = self.rows[key] = [None] * len(METRICS)
+            row = self.rows[key] = [None] * self.width
         return row
 
     def samples_behind(self, key: tuple[str, int], metric_index: int) -> int:

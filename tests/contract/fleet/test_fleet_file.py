@@ -21,6 +21,7 @@ from fleet_forecast.contract.definitions import (
     per_fleet,
     use_fleet,
 )
+from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.contract.fleet.fleet_file import fleet_document, read_fleet
 from fleet_forecast.contract.fleet.toml_text import toml_text
 from fleet_forecast.contract.toml_file import TomlFileError
@@ -189,3 +190,24 @@ def test_flags_of_earlier_files_are_refused_with_the_lines_to_move(tmp_path, cap
         metrics_generator.main([flag, str(tmp_path / "old.toml")])
     assert stopped.value.code == 2
     assert f"put these lines into fleet.toml, and omit it:\n\n{lines}".replace("\\\\", "\\") in capsys.readouterr().err
+
+
+def test_rules_of_a_prometheus_have_the_queries_of_the_file(tmp_path, capsys) -> None:
+    path = written(tmp_path, "[metrics.gpu_pct]\nunit = '%'\nkind = 'percent'\nquery = 'gpu[$window]'\n")
+    assert data_contract.main(["--recording-rules", "--fleet", str(path)]) == 0
+    rules = capsys.readouterr().out
+    assert "      - record: fleet:gpu_pct\n        expr: >-\n          gpu[2m]\n" in rules
+    assert rules.count("- record: fleet:") == 7
+
+
+def test_a_run_uses_the_calendar_that_the_file_names_before_that_of_the_data(tmp_path, capsys) -> None:
+    recorded = BusinessCalendar("UTC", ("FR",))
+    assert business_calendar(None) == BUILT_IN_FLEET.calendar
+    assert business_calendar(None, recorded) == recorded
+    assert business_calendar("Asia/Tokyo", recorded) == BusinessCalendar("Asia/Tokyo", ("FR",))
+    with use_fleet(read_fleet(written(tmp_path, "[profiles.cache]\n"))):
+        assert business_calendar(None, recorded) == recorded, "a file without a calendar"
+    assert capsys.readouterr().err == ""
+    with use_fleet(read_fleet(written(tmp_path, "holidays = 'DE'"))) as fleet:
+        assert business_calendar(None, recorded) == BusinessCalendar(holidays=("DE",))
+    assert f"note: the calendar of {fleet.source} is used; the data's metadata record" in capsys.readouterr().err

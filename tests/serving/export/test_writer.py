@@ -18,6 +18,7 @@ from data_contract import METRICS
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.export import writer as export
 from fleet_forecast.serving.export.writer import ForecastWriter
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.referenced_files import ForecastTarget, ReferencedFiles
 from fleet_forecast.serving.settings import Settings
@@ -185,7 +186,8 @@ def serving(folder, writes):
         recheck_seconds=0.05,
         allowed_hosts=("testserver",),
     )
-    app = create_app(chosen, ReferencedFiles(forecasts=writes), lambda _path: FakeEngine())
+    loading = ModelLoading(folder, lambda _path: FakeEngine())
+    app = create_app(chosen, ReferencedFiles(forecasts=writes), loading)
     with TestClient(app) as client:
         yield client
 

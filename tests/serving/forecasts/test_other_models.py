@@ -112,7 +112,10 @@ def test_a_model_of_metrics_that_the_fleet_lacks_is_refused_and_the_model_in_use
     loop.engine = in_use = FakeEngine()
     manager = ModelManager(ModelLoading(tmp_path, lambda _path: FakeEngine(FakeConfig(targets=("gpu", "fan")))), loop)
     result = asyncio.run(manager.load())
-    assert "it forecasts gpu, fan, which the fleet does not have; train a model on cpu_pct" in result.problem
+    assert (
+        "it forecasts gpu, fan, which the fleet does not have; add them to the fleet file, or train a model on cpu_pct"
+        in result.problem
+    )
     assert loop.engine is in_use
     loop.worker.shutdown()
     store.close()

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from data_contract import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.ingest import puller as pull
 from fleet_forecast.serving.ingest.puller import newest_stored_step
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -60,8 +61,8 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
         allowed_hosts=("testserver",),
     )
     servers = tuple(scripted_server(name, each) for name, each in scripted.items())
-    files = ReferencedFiles(prometheus=servers)
-    return TestClient(create_app(settings, files, load_engine=lambda _path: FakeEngine(), clock=clock))
+    files, loading = ReferencedFiles(prometheus=servers), ModelLoading(settings.model, lambda _path: FakeEngine())
+    return TestClient(create_app(settings, files, loading, clock=clock))
 
 
 def scripted_server(name, answer):

@@ -84,7 +84,11 @@ def running_daemon():
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
-            senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
+            senders=SimpleNamespace(
+                profile_changes=Counter(accepted=2),
+                corrections=Counter(refused=6),
+                sources={"a": ("x", "y"), "b": ("x",)},
+            ),
             accepted=1234,
             rejected=Counter(cpu_pct=2, timestamp=1),
             left_out_cells=Counter(mem_pct=4),
