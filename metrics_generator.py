@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], dict[str, object]]:
     """What the flags ask for. Imported here, so that each command starts without the others' packages."""
-    if arguments.from_prometheus is not None:
+    if arguments.from_prometheus is not None or arguments.connections is not None:
         from fleet_forecast.commands.generator.pull_fleet import pull
 
         return pull
@@ -94,17 +94,23 @@ def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     """Refuse flags that would be ignored."""
-    chosen = [f"--{flag}" for flag in ("stream", "from_prometheus", "plot") if getattr(arguments, flag) is not None]
+    modes = ("stream", "from_prometheus", "connections", "plot")
+    chosen = [f"--{flag}" for flag in modes if getattr(arguments, flag) is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
-    for mode, flags in (
-        ("stream", ("speed", "new_server_every", "inject", "position_file")),
-        ("from_prometheus", ("prometheus_header",)),
+    real_fleet = {"from_prometheus": "URL", "connections": "FILE"}
+    for modes_of_flags, flags in (
+        ({"stream": "URL"}, ("speed", "new_server_every", "inject", "position_file")),
+        ({"from_prometheus": "URL"}, ("prometheus_header",)),
+        ({"stream": "URL", "from_prometheus": "URL"}, ("token_file",)),
+        (real_fleet, ("probe",)),
     ):
+        usable = any(getattr(arguments, mode) is not None for mode in modes_of_flags)
+        wanted = " or ".join(f"--{mode} {value}" for mode, value in modes_of_flags.items())
         for flag in flags:
             value = getattr(arguments, flag)
-            if value is not None and value != [] and getattr(arguments, mode) is None:
-                raise wrong(f"--{flag}", value, f"it goes with --{mode} URL; add that, or leave it out")
+            if value not in (None, [], False) and not usable:
+                raise wrong(f"--{flag}", value, f"it goes with {wanted}; add that, or leave it out")
 
 
 def _in_words(problem: Exception, out_dir: Path) -> str:
@@ -230,6 +236,14 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
     add_flag(group, "--from_prometheus", metavar="URL", help="write metrics of real servers instead of simulated ones")
+    add_flag(
+        group,
+        "--connections",
+        type=Path,
+        metavar="FILE",
+        help="the same from the Prometheus servers of this TOML file, with their credentials, certificates and queries",
+    )
+    add_flag(group, "--probe", action="store_true", help="run each query once, print what it gives, write nothing")
     add_flag(
         group,
         "--prometheus_header",

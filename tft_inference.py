@@ -17,7 +17,6 @@ the fleet; its settings can also be in a TOML file (--config).
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.profile_audit.audit import AuditError
 from fleet_forecast.script import run_script
 from fleet_forecast.serving import settings as daemon_settings
-from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, load_settings
 from fleet_forecast.sources.prometheus import PrometheusError
 from fleet_forecast.usage import UsageError
@@ -67,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> int:
     if arguments.check_config:
-        read_referenced_files(settings, os.environ)
-        print(settings.model_dump_json(indent=2))
-        return DONE
+        from fleet_forecast.commands.check_settings import check_settings
+
+        return DONE if check_settings(settings, rules, arguments.probe) else FAILED
     if arguments.daemon:
         from fleet_forecast.commands.run_daemon import run_daemon
 
@@ -138,6 +136,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_flag(daemon, "--daemon", action="store_true", help="receive samples and serve forecasts until stopped")
     add_flag(daemon, "--config", type=Path, metavar="FILE", help="TOML file with these settings; flags override it")
     add_flag(daemon, "--check-config", action="store_true", help="check the settings, print them and exit")
+    add_flag(daemon, "--probe", action="store_true", help="with --check-config: run each Prometheus query once")
     add_flag(
         daemon,
         "--backup",
@@ -213,6 +212,8 @@ def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
             if getattr(arguments, mode) and getattr(arguments, flag):
                 name = {"first_origin": "from"}.get(flag, flag)
                 raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
+    if arguments.probe and not arguments.check_config:
+        raise UsageError("--probe: is of the check; add --check-config")
     for flag in ("to", "incidents", "label"):
         if getattr(arguments, flag) is not None and not arguments.replay:
             raise UsageError(f"--{flag}: is of a replay; add --replay")

@@ -23,6 +23,7 @@ from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.iso_time import iso, utc_seconds
 from fleet_forecast.serving.alerting.rules import alert_rules_of
 from fleet_forecast.serving.settings import load_settings
+from fleet_forecast.sources.connections_file import ForecastsTable, PrometheusTable, load_connections
 from tests.serving.daemon_client import complete_start, daemon, forecast_of, post, record, wait_for
 
 ROOT = Path(tft_inference.__file__).parent
@@ -158,6 +159,13 @@ def test_the_sample_fleet_file_is_read():
     assert rules.shadow
     assert rules.bounds_of("ppdb001", "database", "net_in_mb_s").below == 0.1
     assert [silence.kind for silence in rules.silences] == ["exclude"]
+
+
+def test_the_sample_connections_are_read_and_show_every_field():
+    text = (DEPLOY / "connections.toml").read_text()
+    assert [*load_connections(DEPLOY / "connections.toml").prometheus] == ["eu", "windows"]
+    fields = {**PrometheusTable.model_fields, **ForecastsTable.model_fields}
+    assert set(re.findall(r"^(?:# )?(\w+) = ", text, re.M)) == set(fields)
 
 
 def test_the_sample_settings_are_settings():

@@ -1,6 +1,7 @@
 """A real fleet of one: node_exporter, scraped by Prometheus, pulled by the script; skipped where they are not there."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import tft_inference
 from data_contract import METADATA_FILE, METRICS_FILE, read_metadata, read_metrics
 from metrics_generator import main
 
@@ -128,6 +130,47 @@ def test_another_server_label_needs_queries_of_its_own(capsys, tmp_path, prometh
     data = read_metrics(tmp_path / "data")
     assert data.metrics == ("cpu_pct",)
     assert set(data.frame["server_name"]) == {"node"}
+
+
+def test_a_connections_file_gives_the_same_rows_and_a_probe_writes_nothing(capsys, tmp_path, prometheus):
+    connections = tmp_path / "connections.toml"
+    one = f'url = "{prometheus}"\nmatchers = \'job="node"\'\n'
+    connections.write_text(f"[prometheus.eu]\n{one}[prometheus.us]\n{one}")
+    flags = ["--connections", str(connections), "--out_dir", str(tmp_path / "data"), "--hours", "0.01"]
+    flags += ["--tick_seconds", "2"]
+    assert main([*flags, "--probe"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["servers"]["ppdb001.example.com"]["prometheus"] == "eu"
+    assert "cpu_pct: 1 series, 1 servers" in err
+    assert not (tmp_path / "data").exists()
+    assert main(flags) == 0
+    assert "ppdb001.example.com of prometheus us is left out: it is taken from prometheus eu" in capsys.readouterr().err
+    assert set(read_metrics(tmp_path / "data").frame["server_name"]) == {"ppdb001.example.com"}
+    connections.write_text(f'[prometheus.eu]\nurl = "{prometheus}"\nqueries = "{tmp_path}/q.toml"\n')
+    (tmp_path / "q.toml").write_text("[queries]\ncpu_pct = 'avg by (instance) (node_load1)'\nmem_pct = 'rate('\n")
+    assert tft_inference.main(["--check-config", "--probe", "--connections", str(connections)]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    assert [query["problem"] is None for query in document["queries"]] == [True, False]
+    assert "  mem_pct: failed: " in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--probe"], "--probe is True; it goes with --from_prometheus URL or --connections FILE"),
+        (["--connections", "none.toml"], "connections file none.toml: no such file"),
+        (["--connections", "c.toml", "--prometheus_header", "X-A: b"], "it goes with --from_prometheus URL"),
+        (["--connections", "c.toml"], "--connections c.toml: has no .prometheus.NAME. to pull from; add one"),
+        (["--from_prometheus", "p:9090"], "url is 'p:9090', no address"),
+        (["--from_prometheus", "http://p", "--prometheus_header", "a b"], "'a b' begins no header"),
+    ],
+)
+def test_wrong_connections_are_refused(capsys, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text("")
+    assert main(flags) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_time_without_data_is_named_and_nothing_is_written(capsys, tmp_path, prometheus):

@@ -31,6 +31,7 @@ FLOORS = {
     f"{PACKAGE}.drift": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
+    f"{PACKAGE}.notebooks": 6,
     f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.evaluation.against_champion": 6.5,  # on top of evaluation, below training
     f"{PACKAGE}.training.risk": 6,
@@ -50,6 +51,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.forecasts": 1,
     f"{PACKAGE}.serving.ingest": 1,
     f"{PACKAGE}.serving.monitoring": 2,
+    f"{PACKAGE}.serving.export": 2,
     f"{PACKAGE}.serving.alerting": 3,
     f"{PACKAGE}.serving.delivery": 4,
     f"{PACKAGE}.serving.replay": 4,

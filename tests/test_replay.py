@@ -72,12 +72,12 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
 ):
     asked = []
 
-    def pull_range(_client, queries, time_range, step_seconds):
-        asked.append((time_range, step_seconds, set(TINY_METRICS) <= set(queries.queries)))
+    def pull_range(server, time_range, step_seconds, _progress):
+        asked.append((time_range, step_seconds, set(TINY_METRICS) <= set(server.queries.queries)))
         frame = tiny_fleet().drop(columns="profile")
         return Pulled(frame[(frame["timestamp"] >= time_range.start) & (frame["timestamp"] < time_range.end)], {})
 
-    monkeypatch.setattr("fleet_forecast.commands.replay_past.pull_range", pull_range)
+    monkeypatch.setattr("fleet_forecast.sources.fleet_pull.pull_range", pull_range)
     code, from_prometheus, _ = run(capsys, tiny_model_dir, fleet, tmp_path, "--prometheus", "http://p:9090", *PERIOD)
     assert code == 0
     _, from_file, _ = run(capsys, tiny_model_dir, fleet, tmp_path, *PERIOD)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.inference.batch import grid_for, missing_metrics
+from fleet_forecast.inference.batch import grid_for, input_notes
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import check_served, contradictions
 from fleet_forecast.serving.settings import Settings
@@ -41,13 +41,7 @@ def on_model_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> F
     """Rows on the model's grid; prints notes about what it does not know."""
     for text in contradictions(engine.config):
         note(text)
-    if missing := missing_metrics(frame, engine.config):
-        note(f"the data has no {', '.join(missing)}: forecast as not measured")
     grid = grid_for(frame, engine.config, rules)
-    if engine.config.profiles:
-        for profile in engine.unknown_profiles(grid.profiles):
-            note(
-                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
-                "forecast as of unknown profile; train on servers of it"
-            )
+    for text in input_notes(engine, frame, grid):
+        note(text)
     return grid

@@ -13,9 +13,9 @@ from fleet_forecast.commands.file_input import load_input
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import (
     Origin,
+    history_notes,
     last_origins,
     regular_origins,
-    servers_without_measurement,
     write_forecasts,
 )
 from fleet_forecast.serving.settings import Settings
@@ -49,8 +49,8 @@ def choose_origins(grid: FleetGrid, every_seconds: int | None, first_origin: np.
     """Regular origins, or without a distance each server's last one."""
     if every_seconds is not None:
         return regular_origins(grid, every_seconds, first_origin)
-    for name in servers_without_measurement(grid):
-        note(f"{name} has no measurement the model can use: forecast without history")
+    for text in history_notes(grid):
+        note(text)
     return last_origins(grid)
 
 

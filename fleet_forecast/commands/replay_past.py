@@ -16,12 +16,13 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import alert_rules_of
 from fleet_forecast.serving.alerting.severity import SEVERITIES
-from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
+from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.replay.labels import write_incidents
 from fleet_forecast.serving.replay.replay import ReplayRequest, labelled_incidents, replay, steps_between
 from fleet_forecast.serving.replay.report import write_report
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.sources.prometheus import TimeRange, pull_range
+from fleet_forecast.sources.fleet_pull import pull_fleet
+from fleet_forecast.sources.prometheus import TimeRange
 from fleet_forecast.usage import UsageError, note, time_of
 from server_profiles import ProfileRules
 
@@ -34,7 +35,7 @@ def replay_past(arguments: argparse.Namespace, settings: Settings, rules: Profil
         arguments.output.mkdir(parents=True, exist_ok=True)
         incidents_file = arguments.output / "incidents.csv"
         labelled = write_incidents(arguments.label, incidents_file, note)
-        if arguments.input is None and settings.prometheus is None:
+        if arguments.input is None and not _has_prometheus(settings):
             print(json.dumps({"output": str(incidents_file), "incidents": labelled}))
             return
     alert_rules = alert_rules_of(fleet_in_use())
@@ -62,28 +63,33 @@ def _check_replay_flags(arguments: argparse.Namespace, settings: Settings) -> No
         raise UsageError("--output is missing; a replay writes its report into this folder")
     if arguments.output.exists() and not arguments.output.is_dir():
         raise UsageError(f"--output {arguments.output}: is a file; a replay needs a folder")
-    if arguments.input is None and settings.prometheus is None and arguments.label is None:
+    if arguments.input is None and not _has_prometheus(settings) and arguments.label is None:
         raise UsageError("--input is missing; a replay needs --input PATH, or --prometheus URL with --from and --to")
     if arguments.incidents is not None and arguments.label is not None:
         raise UsageError("--label: its answers are the incidents; omit --incidents")
-    if arguments.input is None and settings.prometheus is not None:
+    if arguments.input is None and _has_prometheus(settings):
         for flag, given in (("from", arguments.first_origin), ("to", arguments.to)):
             if given is None:
                 raise UsageError(f"--{flag} is missing; a replay from Prometheus needs --from and --to")
+
+
+def _has_prometheus(settings: Settings) -> bool:
+    return settings.prometheus is not None or settings.connections is not None
 
 
 def _pulled(
     settings: Settings, engine: Engine, first: np.datetime64 | None, last: np.datetime64 | None
 ) -> pd.DataFrame:
     """Rows from Prometheus for the replayed time and the history before it."""
-    source = prometheus_source(settings, read_referenced_files(settings, os.environ))
-    if source is None or first is None or last is None:
+    servers = read_referenced_files(settings, os.environ).prometheus
+    if not servers:
+        raise UsageError(f"--connections {settings.connections}: has no [prometheus.NAME] to pull from; add one")
+    if first is None or last is None:
         raise UsageError("--prometheus: a replay from Prometheus needs --from and --to")
-    client, queries = source
     config = engine.config
     history = np.timedelta64(config.history_steps * config.step_seconds, "s")
     start, end = (datetime.fromtimestamp(int(time.astype(np.int64)), UTC) for time in (first - history, last))
-    pulled = pull_range(client, queries, TimeRange(start, end), config.step_seconds)
-    for name, reason in pulled.left_out.items():
-        note(f"{name}: left out, {reason}")
+    pulled = pull_fleet(servers, TimeRange(start, end), config.step_seconds)
+    for left_out in pulled.left_out:
+        note(left_out.sentence)
     return pulled.frame

@@ -8,7 +8,7 @@ import sys
 
 from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
-from fleet_forecast.serving.referenced_files import ReferencedFiles, prometheus_source, read_referenced_files
+from fleet_forecast.serving.referenced_files import ReferencedFiles, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
 
 
@@ -50,7 +50,7 @@ def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> boo
     logging.getLogger(__name__).info(
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
-    app = create_app(settings, files, model_loading(settings, trial), prometheus_source(settings, files))
+    app = create_app(settings, files, model_loading(settings, trial))
     return serve(app, settings, app.state.certificate)
 
 

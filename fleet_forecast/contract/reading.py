@@ -81,7 +81,7 @@ class CheckedMetrics:
     notices: tuple[str, ...]
     _source: Source
     _stamp: Sequence[tuple[int, int]]
-    _rows: Rows
+    _rows: _AnyRows
     _unwanted: Unwanted
     _input_timezone: str | None
 
@@ -147,6 +147,39 @@ def read_metrics(path: Path, rules: ProfileRules | None = None, input_timezone: 
     return ContractData(frame, checked.metadata, checked.metrics, checked.has_profile_column, checked.notices)
 
 
+def check_frame(
+    frame: pd.DataFrame, rules: ProfileRules | None = None, input_timezone: str | None = None
+) -> ContractData:
+    """Validate rows in memory as read_metrics validates those of a file. Raises ContractError."""
+    numbered = frame.reset_index(drop=True)
+    rows = _FrameRows(
+        tuple(name for name in COLUMNS if name in numbered.columns),
+        tuple(str(name) for name in numbered.columns if name not in COLUMNS),
+        numbered,
+    )
+    no_files = Source((), Path(), Path(), is_csv=False)
+    parts: list[Examined] = []
+    request = _Request(Path("the frame"), rules or fleet_in_use().rules, input_timezone)
+    checked, audit = _check_rows(request, _Opened(no_files, [], None, rows), parts.append)
+    assembled = _assembled(parts, checked, audit)
+    return ContractData(assembled, None, checked.metrics, checked.has_profile_column, checked.notices)
+
+
+class _FrameRows(NamedTuple):
+    """The rows of a frame with the interface of Rows."""
+
+    columns: tuple[str, ...]
+    left_out: tuple[str, ...]
+    frame: pd.DataFrame
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        if len(self.frame):
+            yield self.frame[list(self.columns if columns is None else columns)]
+
+
+_AnyRows = Rows | _FrameRows
+
+
 class _Request(NamedTuple):
     """What is read and how."""
 
@@ -155,11 +188,27 @@ class _Request(NamedTuple):
     input_timezone: str | None
 
 
-def _check(request: _Request, keep: Callable[[Examined], object] = lambda _part: None) -> tuple[CheckedMetrics, Audit]:
-    """Validate all rows; `keep` is called with each batch."""
+class _Opened(NamedTuple):
+    """Rows, and the files that they are from with their state before they were opened."""
+
+    source: Source
+    stamp: list[tuple[int, int]]
+    metadata: Metadata | None
+    rows: _AnyRows
+
+
+_Keep = Callable[[Examined], object]
+
+
+def _check(request: _Request, keep: _Keep = lambda _part: None) -> tuple[CheckedMetrics, Audit]:
+    """Validate all rows of a path; `keep` is called with each batch."""
     source = find_source(request.path)
     metadata = read_metadata(source.folder) if (source.folder / METADATA_FILE).is_file() else None
-    stamp, rows = source.stamp(), open_rows(source)
+    return _check_rows(request, _Opened(source, source.stamp(), metadata, open_rows(source)), keep)
+
+
+def _check_rows(request: _Request, opened: _Opened, keep: _Keep) -> tuple[CheckedMetrics, Audit]:
+    source, stamp, metadata, rows = opened
     audit = Audit(rows.columns, rows.left_out, request.input_timezone)
     for frame in rows.batches():
         keep(audit.add(frame))
@@ -219,7 +268,9 @@ def _given_profiles(audit: Audit, servers: Sequence[str]) -> list[str | None]:
     return [None if code == NULL_CODE else names[code] for code in own]
 
 
-def _notices(rows: Rows, audit: Audit, given: Sequence[str | None], profiles: Sequence[str]) -> Iterator[str]:
+def _notices(
+    rows: Rows | _FrameRows, audit: Audit, given: Sequence[str | None], profiles: Sequence[str]
+) -> Iterator[str]:
     for name in rows.left_out:
         if not re.fullmatch(r"__index_level_\d+__", name):  # pandas' row numbers
             yield f"column {name} is not in the contract: left out; a metric needs [metrics.{name}] in the fleet file"

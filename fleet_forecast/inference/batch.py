@@ -79,6 +79,12 @@ def servers_without_measurement(grid: FleetGrid) -> list[str]:
     return [grid.servers[server] for server in np.flatnonzero(~_measured(grid).any(axis=1))]
 
 
+def history_notes(grid: FleetGrid) -> Iterator[str]:
+    """The servers that are forecast without history, for people."""
+    for name in servers_without_measurement(grid):
+        yield f"{name} has no measurement the model can use: forecast without history"
+
+
 def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.datetime64 | None) -> list[Origin]:
     """Origins at a regular distance, for every server that was measured at that step.
 
@@ -112,6 +118,18 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
     profiles = [grid.profiles[server] for server in servers]
     own = Peers(peers.table, peers.members[servers])
     return EngineInputs(history, profiles, grid.timestamps()[steps], own)
+
+
+def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
+    """What the model does not have of the input, and what the input does not have of the model; grid: of the frame."""
+    if missing := missing_metrics(frame, engine.config):
+        yield f"the data has no {', '.join(missing)}: forecast as not measured"
+    if engine.config.profiles:
+        for profile in engine.unknown_profiles(grid.profiles):
+            yield (
+                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
+                "forecast as of unknown profile; train on servers of it"
+            )
 
 
 def write_forecasts(path: Path, engine: Engine, grid: FleetGrid, origins: Sequence[Origin]) -> int:

@@ -19,8 +19,8 @@ from fleet_forecast.inference.batch import (
     OriginError,
     forecast_tables,
     grid_for,
+    input_notes,
     last_origins,
-    missing_metrics,
     regular_origins,
     write_tables,
 )
@@ -101,9 +101,11 @@ class PartForecaster:
             origins = list(self._origins(grid))
         except (ContractError, DataFileError, GridError, OriginError) as problem:
             return PartResult(part.name, problem=str(problem))
-        notices = [*data.notices, *contradictions(self._engine.config)]
-        if missing := missing_metrics(data.frame, self._engine.config):
-            notices.append(f"the data has no {', '.join(missing)}: forecast as not measured")
+        notices = [
+            *data.notices,
+            *contradictions(self._engine.config),
+            *input_notes(self._engine, data.frame, grid),
+        ]
         with Folder(self.job.output).new(part.name) as file:
             tables = forecast_tables(self._engine, grid, self._peers_of(grid), origins)
             rows = write_tables(file, self._engine.config, tables)

@@ -41,7 +41,6 @@ from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
-from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 
 DESCRIPTION = (
     "Receives server metrics and forecasts each server's next hours as quantiles. "
@@ -57,7 +56,6 @@ def create_app(
     settings: Settings,
     files: ReferencedFiles | None = None,
     loading: ModelLoading | None = None,
-    prometheus: tuple[PrometheusClient, QuerySet] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. The store is opened and the model is loaded when it starts, not here.
@@ -69,7 +67,7 @@ def create_app(
     tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
     certificate = TlsCertificate(settings)
     loading = loading or model_loading(settings, ModelTrial.of(settings))
-    config = DaemonConfig(settings, files, loading, prometheus, clock, tokens, counters, certificate)
+    config = DaemonConfig(settings, files, loading, clock, tokens, counters, certificate)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

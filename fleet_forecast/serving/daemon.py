@@ -14,9 +14,11 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
+from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.events import EventHub
@@ -53,6 +55,8 @@ class Daemon:
     drift: DriftMonitor
     events: EventHub
     notifiers: list[Notifier]
+    pullers: list[Puller]
+    forecast_writer: ForecastWriter | None
     clock: Callable[[], float]  # seconds since 1970
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)

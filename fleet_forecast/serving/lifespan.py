@@ -24,6 +24,7 @@ from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, Ale
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.silence_book import SilenceBook, profile_note
+from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import LoadResult, ModelLoading, ModelManager
@@ -41,7 +42,7 @@ from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.store import HistoryStore
-from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from fleet_forecast.sources.fleet_pull import Owners
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
@@ -56,15 +57,13 @@ Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine
 class DaemonConfig:
     """What the daemon is made from.
 
-    loading: where the model is loaded from and how.
-    prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
+    loading: where the model is loaded from and how. clock: seconds since 1970 for samples, steps and ages.
     tokens, http: shared with the middleware. certificate: with the server.
     """
 
     settings: Settings
     files: ReferencedFiles
     loading: ModelLoading
-    prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
     tokens: AccessTokens
     http: HttpCounters
@@ -77,7 +76,7 @@ async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     daemon = await asyncio.to_thread(_open, config)
     daemon.notifiers += _notifiers(daemon)
     _publish_events(daemon)
-    work = _background_work(daemon, config.prometheus)
+    work = _background_work(daemon)
     work.append(("reload", _reload_on_hangup(daemon, config.certificate)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
     try:
@@ -92,13 +91,15 @@ def _open(config: DaemonConfig) -> Daemon:
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
+    ingest = IngestSink(settings, store, config.clock, files.profile_rules)
+    owners = Owners([server.name for server in files.prometheus])
     silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
     _warn_of_unknown_profiles(files, store)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
         store=store,
-        ingest=IngestSink(settings, store, config.clock, files.profile_rules),
+        ingest=ingest,
         remote_write=WriteDecoder(settings.server_label, settings.max_samples),
         otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
@@ -113,6 +114,8 @@ def _open(config: DaemonConfig) -> Daemon:
         drift=DriftMonitor(forecasts, store, silences.excluded_cells, settings.beside_history(".drift.json")),
         events=EventHub(),
         notifiers=[],
+        pullers=[Puller(ingest, server, owners) for server in files.prometheus],
+        forecast_writer=None if files.forecasts is None else ForecastWriter(files.forecasts),
         clock=config.clock,
         tokens=config.tokens,
         http=config.http,
@@ -161,7 +164,7 @@ def _publish_events(daemon: Daemon) -> None:
     daemon.model.listeners.append(on_model)
 
 
-def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
+def _background_work(daemon: Daemon) -> list[Work]:
     state_file = daemon.settings.beside_history(".alerts.json")
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
@@ -169,8 +172,10 @@ def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySe
     work.append(("archive", daemon.archive.run))
     work.append(("drift", DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock).run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
-    if prometheus is not None:
-        work.append(("pull", Puller(daemon.ingest, *prometheus).run))
+    work += [("pull", puller.run) for puller in daemon.pullers]
+    if daemon.forecast_writer is not None:
+        daemon.forecasts.listeners.append(daemon.forecast_writer.on_cycle)
+        work += [("export", daemon.forecast_writer.queue_cycles), ("export", daemon.forecast_writer.send_queue)]
     return work
 
 
@@ -201,6 +206,8 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
+    if daemon.forecast_writer is not None:
+        await daemon.forecast_writer.close()
     for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
 from fleet_forecast.serving.clients import Client, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
+    SettingsError,
     check_certificate,
     check_history_file,
     read_token,
     require_token_beyond_loopback,
     token_from,
 )
-from fleet_forecast.sources.address import parse_header
-from fleet_forecast.sources.prometheus import NODE_EXPORTER, PrometheusClient, QuerySet, query_set_of
+from fleet_forecast.sources.connection import Access, CredentialError, read_access
+from fleet_forecast.sources.connections_file import (
+    ConnectionsFile,
+    ForecastsTable,
+    load_connections,
+    only_server,
+    prometheus_servers,
+)
+from fleet_forecast.sources.prometheus import PrometheusServer, query_set_of
 from server_profiles import BUILT_IN_RULES, ProfileRules
+
+
+class ForecastTarget(NamedTuple):
+    """What is written, and how the database is reached."""
+
+    table: ForecastsTable
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -30,25 +46,26 @@ class ReferencedFiles:
     token: bytes | None = None
     admin_token: bytes | None = None
     clients: Mapping[str, Client] = field(default_factory=dict)  # by the digest of their token
-    prometheus_token: bytes | None = None
-    queries: QuerySet = NODE_EXPORTER
+    prometheus: tuple[PrometheusServer, ...] = ()  # to pull the fleet from
+    forecasts: ForecastTarget | None = None  # where forecasts are written
 
 
 def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
     """Read and check the files that the settings name, apart from the model; the fleet file is in use already.
 
-    environment: variables of the process, which may contain the token. Raises what the readers of the files raise, and
-    SettingsError if the daemon would serve other machines without a token.
+    environment: variables of the process, which may contain the token and passwords. Raises what the readers of the
+    files raise, and SettingsError if the daemon would serve other machines without a token.
     """
     fleet = fleet_in_use()
+    connections = load_connections(settings.connections) if settings.connections else ConnectionsFile()
     files = ReferencedFiles(
         profile_rules=fleet.rules,
         alert_rules=alert_rules_of(fleet),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
         clients=load_clients(settings.tokens) if settings.tokens else {},
-        prometheus_token=read_token(settings.prometheus_token_file),
-        queries=query_set_of(fleet),
+        prometheus=_prometheus(settings, connections, environment),
+        forecasts=_forecast_target(connections, environment),
     )
     require_token_beyond_loopback(settings, files.token, bool(files.clients))
     check_certificate(settings)
@@ -56,10 +73,27 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
     return files
 
 
-def prometheus_source(settings: Settings, files: ReferencedFiles) -> tuple[PrometheusClient, QuerySet] | None:
-    """The Prometheus to pull from and its queries; None if the settings name none."""
-    if settings.prometheus is None:
+def _prometheus(
+    settings: Settings, connections: ConnectionsFile, environment: Mapping[str, str]
+) -> tuple[PrometheusServer, ...]:
+    """The servers to pull from: those of the connections file, or the one of the settings. Raises SettingsError."""
+    tables = connections.prometheus
+    try:
+        if settings.prometheus is not None:
+            if tables:
+                raise ValueError(f"prometheus: {settings.connections} has [prometheus.NAME] too; leave out one of them")
+            tables = only_server(settings.prometheus, settings.prometheus_token_file, settings.prometheus_headers)
+        return prometheus_servers(tables, query_set_of(fleet_in_use()), environment)
+    except ValueError as problem:
+        raise SettingsError(str(problem)) from None
+
+
+def _forecast_target(connections: ConnectionsFile, environment: Mapping[str, str]) -> ForecastTarget | None:
+    """Where forecasts are written; None if the connections file does not say."""
+    table = connections.forecasts
+    if table is None:
         return None
-    token = files.prometheus_token.decode("latin-1") if files.prometheus_token else None
-    headers = dict(map(parse_header, settings.prometheus_headers))
-    return PrometheusClient(settings.prometheus, token, headers), files.queries
+    try:
+        return ForecastTarget(table, read_access(table, environment))
+    except CredentialError as problem:
+        raise SettingsError(f"forecasts: {problem}") from None

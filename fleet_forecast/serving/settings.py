@@ -118,6 +118,11 @@ class Settings(BaseModel):
         default=(), description="headers of each query to that Prometheus, such as 'X-Scope-OrgID: tenant'"
     )
 
+    connections: FilePath | None = Field(
+        default=None,
+        description="TOML file with the Prometheus servers to pull from, and the database to write forecasts to",
+    )
+
     server_label: LabelName = Field(
         default="instance",
         description="label with the server's name in the series of Prometheus remote write; a port is cut off",
@@ -318,7 +323,7 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
-    files = ("history", "tokens", "fleet", "tls_certificate", "tls_key")
+    files = ("history", "tokens", "fleet", "connections", "tls_certificate", "tls_key")
     return "FILE" if name in files else name.rpartition("_")[2].upper()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,26 +19,19 @@ from fleet_forecast.contract.metadata import Metadata, write_metadata
 from fleet_forecast.contract.publishing import publish, working_folder
 from fleet_forecast.contract.specs import METRICS, METRICS_FILE, ROW_GROUP_ROWS, arrow_schema
 from fleet_forecast.iso_time import iso
-from fleet_forecast.sources.prometheus import (
-    Progress,
-    PrometheusClient,
-    PrometheusError,
-    QuerySet,
-    TimeRange,
-    pull_range,
-)
+from fleet_forecast.sources.fleet_pull import LeftOut, pull_fleet
+from fleet_forecast.sources.prometheus import Progress, PrometheusError, PrometheusServer, TimeRange
 from server_profiles import ProfileRules, infer_profile_from_name
 
 
 @dataclass(frozen=True)
 class PullRequest:
-    """Time range [start, end), queries and profile rules of a pull; calendar: the fleet's business calendar."""
+    """Time range [start, end) and profile rules of a pull; calendar: the fleet's business calendar."""
 
     start: datetime
     end: datetime
     step_seconds: int
     calendar: BusinessCalendar
-    queries: QuerySet
     rules: ProfileRules
 
 
@@ -48,21 +41,24 @@ class Written(NamedTuple):
     rows: int
     servers: int
     path: Path
-    left_out: Mapping[str, str]
+    left_out: Sequence[LeftOut]
 
 
-def pull_to_folder(client: PrometheusClient, request: PullRequest, folder: Path, progress: Progress) -> Written:
+def pull_to_folder(
+    servers: Sequence[PrometheusServer], request: PullRequest, folder: Path, progress: Progress
+) -> Written:
     """Pull the metrics of a fleet and write them with their metadata.
 
     Raises PrometheusError (also if there are no values), OSError if the folder cannot be written.
     """
     wanted = TimeRange(request.start, request.end)
-    frame, left_out = pull_range(client, request.queries, wanted, request.step_seconds, progress)
+    frame, _, left_out = pull_fleet(servers, wanted, request.step_seconds, progress)
     if frame.empty and left_out:
-        raise PrometheusError(f"every server is left out: {'; '.join(list(left_out.values())[:3])}")
+        raise PrometheusError(f"every server is left out: {'; '.join(each.reason for each in left_out[:3])}")
     if frame.empty:
+        addresses = ", ".join(server.client.address for server in servers)
         raise PrometheusError(
-            f"{client.address} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
+            f"{addresses} has no values from {iso(request.start)} to {iso(request.end)} for any query; check the "
             "time range, that node_exporter is scraped, or give your own queries in fleet.toml"
         )
     profiles = {name: infer_profile_from_name(name, request.rules) for name in frame["server_name"].unique()}

@@ -29,16 +29,18 @@ from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.retry import TransientError, back_off
-from fleet_forecast.sources.address import is_address, without_port, without_secrets
+from fleet_forecast.sources.address import without_port
 from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.connection import Access
 from fleet_forecast.sources.devices import OTHER_DISKS, OTHER_LINKS
+from fleet_forecast.sources.label_matchers import with_matchers
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
 WINDOW = "$window"
-MIN_WINDOW_SECONDS = 60  # rate() needs two samples within the window; scrapes are 15 s to 1 min apart
+MIN_WINDOW_SECONDS = 60  # of `$window`: rate() needs two samples within the window; scrapes are 15 s to 1 min apart
 
 _TOO_LARGE = re.compile(r"(?i)too many (samples|points|chunks)|maximum (resolution|number of)|limit|too (large|long)")
 TWO_SERIES = "has two series; aggregate them in the query, or set strip_port = false to keep the ports apart"
@@ -139,25 +141,22 @@ class Series:
 class PrometheusClient:
     """Range queries to one Prometheus, with retries and back-off, and a connection for each.
 
-    base_url: may contain user and password. token: sent as bearer token. headers: sent with each query, such as
-    X-Scope-OrgID. timeout_seconds: for one complete answer.
-    transport: replaces the network in tests.
+    timeout_seconds: for one complete answer. transport: replaces the network in tests.
     """
 
-    base_url: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    access: Access
     timeout_seconds: float = 120.0
     transport: httpx.AsyncBaseTransport | None = None
     pause_seconds: float = 0.5
-    address: str = field(init=False)  # the base URL as messages show it
     _certificates: ssl.SSLContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.address = without_secrets(self.base_url).rstrip("/")
-        if not is_address(self.base_url):
-            raise PrometheusError(f"{self.address!r} is no address; write http://host:9090")
-        self._certificates = httpx.create_ssl_context()
+        self._certificates = self.access.certificates or httpx.create_ssl_context()
+
+    @property
+    def address(self) -> str:
+        """The address as messages show it."""
+        return self.access.address
 
     def query_range(self, query: str, start_seconds: int, end_seconds: int, step_seconds: int) -> list[Series]:
         """The series of a query at start, start + step, ... up to the end.
@@ -207,14 +206,32 @@ class PrometheusClient:
         raise TransientError(reason)
 
     async def _answer(self, path: str, form: dict[str, str]) -> httpx.Response:
-        headers = {**self.headers, **({"authorization": f"Bearer {self.token}"} if self.token else {})}
-        client = BoundedClient(
-            AnswerLimits(MAX_ANSWER_BYTES, self.timeout_seconds), headers, self.transport, self._certificates
-        )
+        limits = AnswerLimits(MAX_ANSWER_BYTES, self.timeout_seconds)
+        client = BoundedClient(limits, self.access.headers, self.transport, self._certificates)
         try:
-            return await client.post(self.base_url.rstrip("/") + path, data=form)
+            return await client.post(self.access.url.rstrip("/") + path, data=form)
         finally:
             await client.close()
+
+
+@dataclass(frozen=True)
+class PrometheusServer:
+    """One Prometheus to pull from.
+
+    matchers: added to each selector of the queries, "" for none. shortest_window_seconds: of `$window`.
+    """
+
+    name: str
+    client: PrometheusClient
+    queries: QuerySet
+    matchers: str = ""
+    shortest_window_seconds: int = MIN_WINDOW_SECONDS
+
+    def query(self, metric: str, step_seconds: int) -> str:
+        """The PromQL of a metric for steps of this length. Raises LabelMatcherError."""
+        window = f"{max(step_seconds, self.shortest_window_seconds)}s"
+        query = self.queries.queries[metric].replace(WINDOW, window)
+        return with_matchers(query, self.matchers) if self.matchers else query
 
 
 class TimeRange(NamedTuple):
@@ -232,8 +249,7 @@ class Pulled(NamedTuple):
 
 
 def pull_range(
-    client: PrometheusClient,
-    queries: QuerySet,
+    server: PrometheusServer,
     time_range: TimeRange,
     step_seconds: int,
     progress: Progress = lambda _done, _total: None,
@@ -244,7 +260,7 @@ def pull_range(
     a server's metrics is measured has no row. A server is left out if its name is none of the contract, or if a query
     has two series for it. Raises PrometheusError; ValueError if the range holds no step.
     """
-    start, end = time_range
+    (start, end), queries = time_range, server.queries
     first = int(start.timestamp()) // step_seconds
     last = int(end.timestamp()) // step_seconds - 1
     if last < first:
@@ -253,11 +269,10 @@ def pull_range(
     chunks = list(_chunks(first, last))
     tables: dict[str, np.ndarray] = {}  # server -> float32 [step, metric]
     left_out: dict[str, str] = {}
-    window = f"{max(step_seconds, MIN_WINDOW_SECONDS)}s"
     for done, (metric, (begin, finish)) in enumerate(((m, c) for m in metrics for c in chunks), 1):
-        query = queries.queries[metric].replace(WINDOW, window)
-        for found in _answers(client, query, (begin, finish), step_seconds):
-            for name, series in _by_server(found, queries, metric, left_out).items():
+        query = server.query(metric, step_seconds)
+        for found in _answers(server.client, query, (begin, finish), step_seconds):
+            for name, series in series_by_server(found, queries, metric, left_out).items():
                 table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
                 steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
                 if ((steps < 0) | (steps >= len(table))).any():
@@ -284,8 +299,13 @@ def _answers(client: PrometheusClient, query: str, steps: tuple[int, int], step_
         yield from _answers(client, query, (middle + 1, last), step_seconds)
 
 
-def _by_server(found: list[Series], queries: QuerySet, metric: str, left_out: dict[str, str]) -> dict[str, Series]:
-    """The series of each server; adds servers that cannot be used to `left_out`."""
+def series_by_server(
+    found: list[Series], queries: QuerySet, metric: str, left_out: dict[str, str]
+) -> dict[str, Series]:
+    """The series of each server; adds servers that cannot be used to `left_out`.
+
+    Raises PrometheusError for a series without the label of the server.
+    """
     by_server: dict[str, Series] = {}
     for series in found:
         name = _server_name(series.labels, queries, metric)

@@ -5,8 +5,8 @@ import argparse
 import pytest
 from pydantic import ValidationError
 
+from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError, add_flags, load_settings
-from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError
 
 NO_ADDRESSES = (
     "http://localhost:99999/x",
@@ -31,12 +31,6 @@ ADDRESSES = (
 def test_an_address_that_cannot_be_reached_by_http_is_refused(setting, address):
     with pytest.raises(SettingsError, match=f"{setting}: .* is no address; write http://host:port"):
         load_settings(None, {setting: address})
-
-
-@pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_the_prometheus_client_refuses_the_same_addresses(address):
-    with pytest.raises(PrometheusError, match="is no address; write http://host:9090"):
-        PrometheusClient(address)
 
 
 def test_an_empty_label_is_refused():
@@ -126,3 +120,46 @@ def test_the_error_of_a_wrong_address_hides_its_password(setting):
 
 def test_printed_settings_hide_the_path_of_a_webhook():
     assert "hunter2" not in load_settings(None, {"webhook": "https://hooks.example/hunter2"}).model_dump_json()
+
+
+CONNECTIONS = """
+[prometheus.eu]
+url = "http://eu:9090"
+user = "me"
+password_variable = "EU"
+matchers = 'cluster="eu"'
+[prometheus.us]
+url = "http://us:9090"
+[forecasts]
+url = "http://db/write"
+token_file = "{token}"
+"""
+
+
+def referenced(folder, text, environment=None, **changes):
+    (folder / "c.toml").write_text(text)
+    return read_referenced_files(load_settings(None, {"connections": folder / "c.toml", **changes}), environment or {})
+
+
+def test_a_connections_file_gives_the_prometheus_servers_and_the_database(tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    files = referenced(tmp_path, CONNECTIONS.format(token=tmp_path / "token"), {"EU": "word"})
+    assert [server.name for server in files.prometheus] == ["eu", "us"]
+    assert [server.matchers for server in files.prometheus] == ['cluster="eu"', ""]
+    assert files.prometheus[0].client.access.headers["authorization"].startswith("Basic ")
+    assert files.forecasts.access.headers == {"authorization": "Bearer secret"}
+    assert "secret" not in repr(files.forecasts)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        (CONNECTIONS, {}, "prometheus eu: password_variable: EU is not set in the environment"),
+        ("[forecasts]\nurl = 'http://db'\ntoken_file = 'none'", {}, "forecasts: token_file: none cannot be read"),
+        ("[prometheus.eu]\nurl = 'http://eu'", {"prometheus": "http://p"}, "has .prometheus.NAME. too; leave out one"),
+        ("", {"prometheus": "http://a:b@p", "prometheus_token_file": "x"}, "a user in url and token_file are given"),
+    ],
+)
+def test_connections_that_cannot_be_used_are_refused(tmp_path, text, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        referenced(tmp_path, text, **changes)

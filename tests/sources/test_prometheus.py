@@ -2,10 +2,6 @@
 
 import json
 import math
-import shutil
-import socket
-import subprocess
-import time
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
@@ -18,15 +14,19 @@ from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.sources import prometheus
+from fleet_forecast.sources.connection import Access
 from fleet_forecast.sources.prometheus import (
     NODE_EXPORTER,
     PrometheusClient,
     PrometheusError,
+    PrometheusServer,
     QuerySet,
     TimeRange,
     pull_range,
     query_set_of,
 )
+from tests.sources.exporters import NODE, NODE_GAUGES, open_metrics, samples
+from tests.sources.programs import running_prometheus
 
 STEP = 300
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -45,7 +45,11 @@ def scripted(answer):
         found = answer(form)
         return found if isinstance(found, httpx.Response) else httpx.Response(200, json={"data": {"result": found}})
 
-    return PrometheusClient("http://p:9090", transport=httpx.MockTransport(handle), pause_seconds=0.0)
+    return PrometheusClient(Access("http://p:9090"), transport=httpx.MockTransport(handle), pause_seconds=0.0)
+
+
+def pulled(client, queries, *request):
+    return pull_range(PrometheusServer("p", client, queries), *request)
 
 
 def series(name, values, first=1):
@@ -56,7 +60,7 @@ def series(name, values, first=1):
 def test_a_value_belongs_to_the_step_before_it():
     asked = []
     client = scripted(lambda form: asked.append(form) or [series("a:9100", ["1", "2"])])
-    frame, _ = pull_range(client, CPU, TimeRange(at(0), at(2)), STEP)
+    frame, _ = pulled(client, CPU, TimeRange(at(0), at(2)), STEP)
     assert (asked[0]["start"], asked[0]["end"]) == (str(int(at(1).timestamp())), str(int(at(2).timestamp())))
     assert asked[0]["query"] == "cpu[300s]"
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
@@ -67,7 +71,7 @@ def test_a_value_belongs_to_the_step_before_it():
 
 def test_gaps_nan_and_inf_are_not_measured():
     client = scripted(lambda _form: [series("a", ["1", "NaN", "+Inf", "4"]), series("b", ["5"], first=3)])
-    frame, _ = pull_range(client, CPU, TimeRange(at(0), at(4)), STEP)
+    frame, _ = pulled(client, CPU, TimeRange(at(0), at(4)), STEP)
     assert [(row.server_name, row.timestamp, row.cpu_pct) for row in frame.itertuples()] == [
         ("a", at(0), 1.0),
         ("a", at(3), 4.0),
@@ -80,7 +84,7 @@ def test_a_metric_that_one_server_lacks_is_missing_for_it_only():
     client = scripted(
         lambda form: [series("a", ["1"])] if form["query"] == "mem" else [series("a", ["2"]), series("b", ["3"])]
     )
-    frame, _ = pull_range(client, queries, TimeRange(at(0), at(1)), STEP)
+    frame, _ = pulled(client, queries, TimeRange(at(0), at(1)), STEP)
     assert frame["cpu_pct"].tolist() == [2.0, 3.0]
     assert frame["mem_pct"].tolist()[0] == 1.0
     assert math.isnan(frame["mem_pct"].tolist()[1])
@@ -94,7 +98,7 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
         return [{"metric": {"instance": "a"}, "values": [[t, str(t % 97)] for t in range(begin, end + 1, STEP)]}]
 
     reported = []
-    frame, _ = pull_range(
+    frame, _ = pulled(
         scripted(answer), CPU, TimeRange(at(0), at(10)), STEP, lambda done, total: reported.append((done, total))
     )
     assert reported == [(1, 3), (2, 3), (3, 3)]
@@ -112,7 +116,7 @@ def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
         points = [[second, "5"] for second in range(start, end + 1, STEP)]
         return [{"metric": {"instance": "a"}, "values": points}]
 
-    frame, _ = pull_range(scripted(answer), CPU, TimeRange(at(0), at(500)), STEP)
+    frame, _ = pulled(scripted(answer), CPU, TimeRange(at(0), at(500)), STEP)
     assert frame["cpu_pct"].tolist() == [5.0] * 500
     assert asked == [500, 250, 125, 125, 250, 125, 125]
 
@@ -121,7 +125,7 @@ def test_one_step_whose_answer_is_too_large_names_the_query_and_the_remedy(monke
     monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 10)
     client = scripted(lambda _form: httpx.Response(200, json={"data": [1] * 100}))
     with pytest.raises(PrometheusError, match=r"cpu\[300s\]': the answer is larger than 10 bytes; ask for fewer"):
-        pull_range(client, CPU, TimeRange(at(0), at(8)), STEP)
+        pulled(client, CPU, TimeRange(at(0), at(8)), STEP)
 
 
 def test_a_password_in_the_address_is_sent_and_never_shown():
@@ -131,24 +135,23 @@ def test_a_password_in_the_address_is_sent_and_never_shown():
         seen.append(request.headers["authorization"])
         return httpx.Response(400, json={"error": "no"})
 
-    client = PrometheusClient("http://me:hunter2@p:9090", transport=httpx.MockTransport(handle), token="tok-en")
+    client = PrometheusClient(Access("http://me:hunter2@p:9090"), transport=httpx.MockTransport(handle))
     with pytest.raises(PrometheusError) as caught:
         client.query_range("up", 0, 300, 300)
     assert "hunter2" not in f"{caught.value} {client!r}"
-    assert "tok-en" not in repr(client)
     assert "http://***@p:9090" in str(caught.value)
     assert seen[0].startswith("Basic")
 
 
 def test_no_series_is_an_empty_frame_with_the_columns():
-    frame, _ = pull_range(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
+    frame, _ = pulled(scripted(lambda _form: []), CPU, TimeRange(at(0), at(2)), STEP)
     assert list(frame.columns) == ["timestamp", "server_name", "cpu_pct"]
     assert frame.empty
 
 
 def test_transient_failures_are_tried_again():
     answers = iter([httpx.Response(503), httpx.Response(429), [series("a", ["1"])]])
-    assert len(pull_range(scripted(lambda _form: next(answers)), CPU, TimeRange(at(0), at(1)), STEP).frame) == 1
+    assert len(pulled(scripted(lambda _form: next(answers)), CPU, TimeRange(at(0), at(1)), STEP).frame) == 1
 
 
 @pytest.mark.parametrize(
@@ -167,12 +170,12 @@ def test_transient_failures_are_tried_again():
 )
 def test_failures_are_named(answer, message):
     with pytest.raises(PrometheusError, match=message):
-        pull_range(scripted(lambda _form: answer), CPU, TimeRange(at(0), at(1)), STEP)
+        pulled(scripted(lambda _form: answer), CPU, TimeRange(at(0), at(1)), STEP)
 
 
 def test_a_server_with_two_series_or_no_usable_name_is_left_out_by_name_and_the_others_are_pulled():
     found = [series("a:1", ["1"]), series("a:2", ["2"]), series("b:1", ["3"]), series(" c", ["4"])]
-    frame, left_out = pull_range(scripted(lambda _form: found), CPU, TimeRange(at(0), at(1)), STEP)
+    frame, left_out = pulled(scripted(lambda _form: found), CPU, TimeRange(at(0), at(1)), STEP)
     assert frame["server_name"].tolist() == ["b"]
     assert left_out.keys() == {"a", " c"}
     assert "'a:1' and 'a:2'" in left_out["a"]
@@ -181,7 +184,7 @@ def test_a_server_with_two_series_or_no_usable_name_is_left_out_by_name_and_the_
 
 @pytest.mark.parametrize(("instance", "name"), [("web1:9100", "web1"), ("[2001:db8::10]:9100", "2001:db8::10")])
 def test_a_port_is_no_part_of_the_name(instance, name):
-    frame, _ = pull_range(scripted(lambda _form: [series(instance, ["1"])]), CPU, TimeRange(at(0), at(1)), STEP)
+    frame, _ = pulled(scripted(lambda _form: [series(instance, ["1"])]), CPU, TimeRange(at(0), at(1)), STEP)
     assert frame["server_name"].tolist() == [name]
 
 
@@ -204,7 +207,7 @@ def test_a_query_that_is_too_large_is_cut_smaller(status, reason):
             return httpx.Response(status, json={"error": reason})
         return [{"metric": {"instance": "a"}, "values": [[int(form["start"]) + n * STEP, "5"] for n in range(steps)]}]
 
-    frame, _ = pull_range(scripted(answer), CPU, TimeRange(at(0), at(100)), STEP)
+    frame, _ = pulled(scripted(answer), CPU, TimeRange(at(0), at(100)), STEP)
     assert frame["cpu_pct"].tolist() == [5.0] * 100
     assert asked == [100, 50, 25, 25, 50, 25, 25]
 
@@ -216,7 +219,7 @@ def test_headers_are_sent_with_every_query_and_not_shown():
         seen.append(request.headers["x-scope-orgid"])
         return httpx.Response(400, json={"error": "no"})
 
-    client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(handle), headers={"X-Scope-OrgID": "t-1"})
+    client = PrometheusClient(Access("http://p:9090", {"X-Scope-OrgID": "t-1"}), transport=httpx.MockTransport(handle))
     with pytest.raises(PrometheusError) as refused:
         client.query_range("up", 0, 1, 1)
     assert seen == ["t-1"]
@@ -233,16 +236,14 @@ def test_a_compressed_answer_is_retried_and_reported():
     with pytest.raises(
         PrometheusError, match="does not answer after 4 attempts: AnswerError: the answer is compressed"
     ):
-        pull_range(scripted(answer), CPU, TimeRange(at(0), at(1)), STEP)
+        pulled(scripted(answer), CPU, TimeRange(at(0), at(1)), STEP)
     assert len(asked) == 4
 
 
 def test_an_unreachable_server_is_named():
-    client = PrometheusClient("http://127.0.0.1:1", pause_seconds=0.0)
+    client = PrometheusClient(Access("http://127.0.0.1:1"), pause_seconds=0.0)
     with pytest.raises(PrometheusError, match=r"127.0.0.1:1.*does not answer"):
         client.query_range("up", 0, 1, 1)
-    with pytest.raises(PrometheusError, match="is no address"):
-        PrometheusClient("prometheus:9090")
 
 
 def fleet_of_text(folder, text):
@@ -275,72 +276,21 @@ SILENT = range(50, 54)  # in these steps nothing was scraped
 
 
 def node_exporter_history(steps):
-    """OpenMetrics text of one server: cpu 25 % busy, memory 60 % used, 3 MB/s disk, 2 MB/s in, 1 MB/s out."""
-    rates = {
-        'node_cpu_seconds_total{instance="ppml0001:9100",cpu="0",mode="idle"}': 0.75,
-        'node_cpu_seconds_total{instance="ppml0001:9100",cpu="0",mode="user"}': 0.25,
-        'node_disk_read_bytes_total{instance="ppml0001:9100",device="sda"}': 1e6,
-        'node_disk_written_bytes_total{instance="ppml0001:9100",device="sda"}': 2e6,
-        'node_disk_read_bytes_total{instance="ppml0001:9100",device="dm-0"}': 1e6,
-        'node_disk_read_time_seconds_total{instance="ppml0001:9100",device="sda"}': 0.2,
-        'node_disk_write_time_seconds_total{instance="ppml0001:9100",device="sda"}': 0.4,
-        'node_disk_reads_completed_total{instance="ppml0001:9100",device="sda"}': 50,
-        'node_disk_writes_completed_total{instance="ppml0001:9100",device="sda"}': 100,
-        'node_network_receive_bytes_total{instance="ppml0001:9100",device="eth0"}': 2e6,
-        'node_network_receive_bytes_total{instance="ppml0001:9100",device="lo"}': 9e6,
-        'node_network_transmit_bytes_total{instance="ppml0001:9100",device="eth0"}': 1e6,
-    }
-    gauges = {
-        'node_memory_MemAvailable_bytes{instance="ppml0001:9100"}': 4e9,
-        'node_memory_MemTotal_bytes{instance="ppml0001:9100"}': 10e9,
-    }
-    lines = []
+    """OpenMetrics text of one server that was restarted."""
     begin, boot = int(START.timestamp()), int(at(BOOT_AT).timestamp()) + 100
     times = [t for t in range(begin + 7, begin + steps * STEP + 1, SCRAPE) if (t - begin) // STEP not in SILENT]
-    for name, rate in rates.items():
-        lines += [f"{name} {rate * (t - (boot if t >= boot else begin - 10_000))} {t}" for t in times]
-    for name, value in gauges.items():
-        lines += [f"{name} {value} {t}" for t in times]
-    return "\n".join([*lines, "# EOF"]) + "\n"
+    rows = samples(NODE, NODE_GAUGES, times, lambda second: boot if second >= boot else begin - 10_000)
+    return open_metrics(rows)
 
 
 @pytest.fixture(scope="module")
 def real_prometheus(tmp_path_factory):
-    if shutil.which("prometheus") is None:
-        pytest.skip("the program prometheus is not installed")
-    folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "history.om").write_text(node_exporter_history(100))
-    (folder / "prometheus.yml").write_text("scrape_configs: []\n")
-    create = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "history.om", "data"]
-    subprocess.run(create, cwd=folder, check=True, capture_output=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--storage.tsdb.retention.time=10y"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["prometheus", *flags, f"--web.listen-address={address}"], cwd=folder, stdout=log, stderr=log
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while not ready(f"http://{address}/-/ready"):
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def ready(url):
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), node_exporter_history(100)) as address:
+        yield address
 
 
 def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prometheus):
-    frame, _ = pull_range(PrometheusClient(real_prometheus), NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
+    frame, _ = pulled(PrometheusClient(Access(real_prometheus)), NODE_EXPORTER, TimeRange(at(0), at(100)), STEP)
     assert set(frame["server_name"]) == {"ppml0001"}
     steps = ((frame["timestamp"].astype("int64") // 10**9 - int(START.timestamp())) // STEP).tolist()
     assert not set(steps) & set(SILENT)
@@ -354,12 +304,15 @@ def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prome
 
 def test_the_real_prometheus_names_a_bad_query(real_prometheus):
     with pytest.raises(PrometheusError, match="parse error"):
-        pull_range(
-            PrometheusClient(real_prometheus), QuerySet(queries={"cpu_pct": "rate("}), TimeRange(at(0), at(2)), STEP
+        pulled(
+            PrometheusClient(Access(real_prometheus)),
+            QuerySet(queries={"cpu_pct": "rate("}),
+            TimeRange(at(0), at(2)),
+            STEP,
         )
 
 
 def test_query_ranges_survive_json_of_the_real_one(real_prometheus):
-    (found,) = PrometheusClient(real_prometheus).query_range("vector(1)", 0, 600, 300)
+    (found,) = PrometheusClient(Access(real_prometheus)).query_range("vector(1)", 0, 600, 300)
     assert json.dumps(dict(found.labels)) == "{}"
     assert found.values.tolist() == [1.0, 1.0, 1.0]

@@ -1,54 +1,63 @@
-"""Metrics of a real fleet from Prometheus: metrics_generator.py --from_prometheus URL."""
+"""Metrics of a real fleet: metrics_generator.py --from_prometheus URL, or --connections FILE."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 from tqdm import tqdm
 
 from fleet_forecast.commands.generator.generate_fleet import result_line
-from fleet_forecast.commands.generator.scenario_of_flags import (
-    HOURS,
-    check_length,
-    instant,
-    read_token,
-    refuse_unwritable,
-)
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, check_length, instant, refuse_unwritable
 from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.contract.fleet.business_calendar import business_calendar
-from fleet_forecast.sources.address import parse_header
+from fleet_forecast.sources.connections_file import load_connections, only_server, prometheus_servers
 from fleet_forecast.sources.measured import PullRequest, pull_to_folder
-from fleet_forecast.sources.prometheus import PrometheusClient, query_set_of
+from fleet_forecast.sources.probe import probe, probe_document, probe_text
+from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, query_set_of
 from fleet_forecast.usage import UsageError, note
 
 
 def pull(arguments: argparse.Namespace) -> dict[str, object]:
-    """Write metrics of a real fleet from Prometheus."""
+    """Write metrics of a real fleet from Prometheus; with --probe only print what its queries give."""
     began, request = time.perf_counter(), _pull_request(arguments)
+    servers = _servers(arguments)
+    if arguments.probe:
+        found = probe(servers, request.rules, time.time(), request.step_seconds)
+        print(probe_text(found), file=sys.stderr)
+        if found.failed:
+            raise PrometheusError("a query failed; the lines above have the reason")
+        return probe_document(found)
     refuse_unwritable(arguments.out_dir)
-    headers = _headers(arguments.prometheus_header)
-    client = PrometheusClient(arguments.from_prometheus, token=read_token(arguments.token_file), headers=headers)
     with tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        written = pull_to_folder(client, request, arguments.out_dir, progress)
-    for name, reason in written.left_out.items():
-        note(f"{name} is left out: {reason}")
+        written = pull_to_folder(servers, request, arguments.out_dir, progress)
+    for left_out in written.left_out:
+        note(left_out.sentence)
     return result_line(written.rows, written.servers, time.perf_counter() - began, written.path)
 
 
-def _headers(texts: Sequence[str]) -> dict[str, str]:
+def _servers(arguments: argparse.Namespace) -> tuple[PrometheusServer, ...]:
+    """Where the flags say to pull from. Raises UsageError."""
     try:
-        return dict(map(parse_header, texts))
+        if arguments.connections is not None:
+            tables = load_connections(arguments.connections).prometheus
+        else:
+            tables = only_server(arguments.from_prometheus, arguments.token_file, arguments.prometheus_header)
+        servers = prometheus_servers(tables, query_set_of(fleet_in_use()), os.environ)
     except ValueError as problem:
-        raise UsageError(f"--prometheus_header: {problem}") from None
+        raise UsageError(str(problem)) from None
+    if not servers:
+        raise UsageError(f"--connections {arguments.connections}: has no [prometheus.NAME] to pull from; add one")
+    return servers
 
 
 def _pull_request(arguments: argparse.Namespace) -> PullRequest:
@@ -63,7 +72,6 @@ def _pull_request(arguments: argparse.Namespace) -> PullRequest:
             _utc(start + np.timedelta64(round(hours * 3600), "s")),
             tick,
             business_calendar(arguments.timezone),
-            query_set_of(fleet),
             fleet.rules,
         )
     except ValueError as problem:

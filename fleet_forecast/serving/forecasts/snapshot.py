@@ -13,6 +13,7 @@ import numpy as np
 
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import served_metrics
+from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 
 
@@ -27,9 +28,13 @@ class ModelView:
 
     @classmethod
     def of(cls, engine: Engine) -> ModelView:
-        """The view of a loaded model: of its metrics, those that the fleet has too."""
-        config = engine.config
-        return cls(engine.model_id, served_metrics(config), tuple(config.quantiles), config.step_seconds)
+        """The view of a loaded model."""
+        return cls.of_config(engine.model_id, engine.config)
+
+    @classmethod
+    def of_config(cls, model_id: str, config: ModelConfig) -> ModelView:
+        """The view of a model: of its metrics, those that the fleet has too."""
+        return cls(model_id, served_metrics(config), tuple(config.quantiles), config.step_seconds)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Pulls the fleet from a Prometheus after each step and stores it like records that were sent.
+"""Pulls the fleet from Prometheus servers after each step and stores it like records that were sent.
 
-Steps missed while the daemon or Prometheus was down are asked for again, up to the retention of the store. The time up
-to which samples were pulled is stored with them.
+Each has a puller of its own. Steps missed while the daemon or Prometheus was down are asked for again, up to the
+retention of the store. The time up to which samples were pulled is stored with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
-from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusError, QuerySet, TimeRange, pull_range
+from fleet_forecast.sources.connections_file import ONLY_SERVER
+from fleet_forecast.sources.fleet_pull import LeftOut, Owners, own_part
+from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, TimeRange, pull_range
 
 LOG = logging.getLogger(__name__)
 PULL_ERRORS = (PrometheusError, HistoryBusyError, HistoryUnavailableError)
@@ -35,10 +37,13 @@ SECONDS_PER_PULL = 86_400  # of samples: a longer gap is asked for day by day, s
 
 
 class Puller:
-    """Keeps the store up to date from one Prometheus."""
+    """Keeps the store up to date from one Prometheus. owners: shared by the pullers of all of them."""
 
-    def __init__(self, sink: IngestSink, client: PrometheusClient, queries: QuerySet) -> None:
-        self._sink, self._client, self._queries = sink, client, queries
+    def __init__(self, sink: IngestSink, server: PrometheusServer, owners: Owners) -> None:
+        self.server, self.owners = server, owners
+        self.problem: str | None = None  # of the last pull
+        self._sink = sink
+        self._position = "" if server.name == ONLY_SERVER else server.name
         self._pulled_until: int | None = None  # seconds since 1970; None: not read from the store yet
 
     async def run(self) -> None:
@@ -49,9 +54,12 @@ class Puller:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     def _count_failure(self, state: RetryCallState) -> None:
-        problem = state.outcome.exception() if state.outcome else None
-        self._sink.pulls["failure"] += 1
-        LOG.error("pull failed", extra={"reason": str(problem)})
+        problem, name = state.outcome.exception() if state.outcome else None, self.server.name
+        self.problem = str(problem)
+        self._sink.pulls[name, "failure"] += 1
+        if isinstance(problem, PrometheusError):
+            self.owners.release(name)  # another Prometheus may have them
+        LOG.error("pull failed", extra={"prometheus": name, "reason": self.problem})
 
     async def pull_due(self) -> int:
         """Store the steps that ended since the last pull, a day of them at most; returns the number of samples."""
@@ -64,17 +72,24 @@ class Puller:
             return 0
         after = min(ended, first + SECONDS_PER_PULL // step_seconds)
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
-        time_range = TimeRange(begin, end)
-        frame, left_out = await on_daemon_thread(pull_range, self._client, self._queries, time_range, step_seconds)
-        for name, reason in left_out.items():
-            self._sink.tally.note_refused(Protocol.PROMETHEUS, name, reason)
+        time_range, name = TimeRange(begin, end), self.server.name
+        frame, refused = await on_daemon_thread(pull_range, self.server, time_range, step_seconds)
+        frame, elsewhere = own_part(self.owners, name, frame)
+        for left_out in (*(LeftOut(name, *each) for each in refused.items()), *elsewhere):
+            self._sink.tally.note_refused(Protocol.PROMETHEUS, left_out.server, f"{name}: {left_out.reason}")
         stored = 0
         for records in _batches(frame):
-            stored += len((await self._sink.take_pulled(records)).samples)
+            stored += len((await self._sink.take_pulled(records, name)).samples)
         await self._keep_position(after * step_seconds)
-        self._sink.pulls["success"] += 1
-        LOG.info("pulled", extra={"from": iso(first * step_seconds), "samples": stored})
+        self._sink.pulls[name, "success"] += 1
+        self.problem = None
+        LOG.info("pulled", extra={"prometheus": name, "from": iso(first * step_seconds), "samples": stored})
         return stored
+
+    @property
+    def pulled_until_seconds(self) -> int | None:
+        """Samples before this time (since 1970) were pulled; None if none were, or it is not known yet."""
+        return self._pulled_until
 
     async def _first_step(self, ended: int, oldest: int) -> int:
         """The step after the last pull; the oldest one if there was no pull.
@@ -83,7 +98,7 @@ class Puller:
         """
         store = self._sink.store
         if self._pulled_until is None:
-            self._pulled_until = await asyncio.wrap_future(store.pulled_until())
+            self._pulled_until = await asyncio.wrap_future(store.pulled_until(self._position))
         if self._pulled_until is None:
             return oldest
         first = self._pulled_until // store.step_seconds
@@ -92,7 +107,7 @@ class Puller:
     async def _keep_position(self, seconds: int) -> None:
         self._pulled_until = seconds
         try:
-            await asyncio.wrap_future(self._sink.store.set_pulled_until(seconds))
+            await asyncio.wrap_future(self._sink.store.set_pulled_until(self._position, seconds))
         except HistoryUnavailableError as problem:  # the samples are stored; a restart pulls them again
             LOG.error("position of the pull not stored", extra={"reason": str(problem)})
 

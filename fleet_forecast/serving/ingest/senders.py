@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 LOGGED_CHANGES = 5  # of one batch
 REMEDY = "give one with it in the tokens file (tokens)"
 FULL = "the number of servers is at its limit; raise max_servers, or delete servers (DELETE /api/v1/servers/{name})"
-MAX_SOURCES = 4  # names of clients that are kept for one server
+MAX_SOURCES = 4  # names of clients and Prometheus servers that are kept for one server
 
 
 class SenderChecks:
@@ -29,7 +29,7 @@ class SenderChecks:
     def __init__(self, store: HistoryStore, rules: ProfileRules) -> None:
         self.profile_changes: Counter[str] = Counter()  # by "accepted" and "refused"
         self.corrections: Counter[str] = Counter()  # samples, by "accepted" and "refused"
-        self.sources: dict[str, tuple[str, ...]] = {}  # server -> clients of the tokens file that wrote it
+        self.sources: dict[str, tuple[str, ...]] = {}  # server -> where its samples are from
         self._store, self._rules = store, rules
 
     def refusal_of(self, client: Client, names: NewNames, server_name: str) -> str | None:
@@ -68,17 +68,20 @@ class SenderChecks:
         if not accepted:
             batch.refuse(found, f"{_token(client)} has no right correct; {REMEDY}")
 
-    def note_source(self, batch: CheckedBatch, client: Client) -> None:
-        """Keep which clients of the tokens file wrote a server; log the second one of each."""
-        if not client.name:
+    def note_source(self, batch: CheckedBatch, source: str) -> None:
+        """Keep which clients of the tokens file and Prometheus servers wrote a server; log the second one of each.
+
+        source: "" for a client without a name.
+        """
+        if not source:
             return
         for name in {sample.server_name for sample in batch.samples}:
             sources = self.sources.get(name, ())
-            if client.name in sources or len(sources) >= MAX_SOURCES:
+            if source in sources or len(sources) >= MAX_SOURCES:
                 continue
-            self.sources[name] = (*sources, client.name)
+            self.sources[name] = (*sources, source)
             if len(sources) == 1:
-                LOG.warning("server has two sources", extra={"server": name, "clients": self.sources[name]})
+                LOG.warning("server has two sources", extra={"server": name, "sources": self.sources[name]})
 
     def _profile_before(self, sample: Sample) -> str | None:
         """The profile that the sample would change, None if it changes none: a new server may have any."""

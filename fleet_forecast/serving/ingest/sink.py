@@ -53,7 +53,7 @@ class IngestSink:
         self.rejected: Counter[str] = Counter()  # by the field at fault
         self.left_out_cells: Counter[str] = Counter()  # of accepted records, by metric
         self.tally = IngestTally()
-        self.pulls: Counter[str] = Counter()  # from Prometheus, by "success" and "failure"
+        self.pulls: Counter[tuple[str, str]] = Counter()  # by Prometheus, "success" and "failure"
         self.settings, self.store, self.clock = settings, store, clock
         self.senders = SenderChecks(store, rules)
         # One worker thread: the interpreter runs one thread at a time, and each further runnable thread delays
@@ -70,13 +70,13 @@ class IngestSink:
         self._count_records(Protocol.JSON, batch)
         return batch
 
-    async def take_pulled(self, records: list[Any]) -> CheckedBatch:
-        """Store records that the daemon pulled: of any age, and none from the future.
+    async def take_pulled(self, records: list[Any], prometheus: str) -> CheckedBatch:
+        """Store records that the daemon pulled from a Prometheus: of any age, and none from the future.
 
         Returns when they are on disk and logs the first rejections. Raises HistoryBusyError or
         HistoryUnavailableError if nothing was stored.
         """
-        batch = await self._store(partial(self._checked_pull, records), ANYONE)
+        batch = await self._store(partial(self._checked_pull, records, prometheus), ANYONE)
         self._count_records(Protocol.PROMETHEUS, batch)
         for rejection in batch.rejected[:LOGGED_REJECTIONS]:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
@@ -104,7 +104,7 @@ class IngestSink:
         records = parse_records(unpacked(body), self.settings.max_records)
         batch = check_records(records, self._limits(), partial(self.senders.refusal_of, client, names))
         self.senders.check_profiles(batch, client)
-        self.senders.note_source(batch, client)
+        self.senders.note_source(batch, client.name)
         return batch
 
     def _checked_rows(self, encoded: Encoded, client: Client, names: NewNames) -> CheckedRows:
@@ -113,12 +113,14 @@ class IngestSink:
         except MalformedBodyError as problem:
             raise BodyError(str(problem)) from None
         batch = check_rows(samples, self._limits(), partial(self.senders.refusal_of, client, names))
-        self.senders.note_source(batch, client)
+        self.senders.note_source(batch, client.name)
         return batch
 
-    def _checked_pull(self, records: list[Any], names: NewNames) -> CheckedBatch:
+    def _checked_pull(self, records: list[Any], prometheus: str, names: NewNames) -> CheckedBatch:
         limits = TimeLimits(0, int(self.clock() * 1000))
-        return check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
+        batch = check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
+        self.senders.note_source(batch, prometheus)
+        return batch
 
     async def _store(self, check: Callable[[NewNames], Batch], client: Client) -> Batch:
         names, loop = self.store.new_names(), asyncio.get_running_loop()

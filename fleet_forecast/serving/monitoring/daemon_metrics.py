@@ -134,6 +134,19 @@ def _not_stored(daemon: Daemon) -> list[Sample]:
     return [Sample(f'{{protocol="{protocol}",reason="{reason}"}}', count) for (protocol, reason), count in counts]
 
 
+def _pulls(daemon: Daemon) -> list[Sample]:
+    counts = sorted(daemon.ingest.pulls.items())
+    return [Sample(f'{{prometheus="{name}",result="{result}"}}', count) for (name, result), count in counts]
+
+
+def _exported(field: str) -> Samples:
+    def samples(daemon: Daemon) -> list[Sample] | None:
+        writer = daemon.forecast_writer
+        return None if writer is None else _one(getattr(writer, field))
+
+    return samples
+
+
 CYCLE_DURATION = Family(
     "fleet_cycle_duration_seconds",
     "histogram",
@@ -243,8 +256,24 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _gauge("fleet_event_listeners", "Open event streams.", lambda d: _one(d.events.listeners)),
     _counter("fleet_event_listeners_dropped", "Listeners dropped for lagging.", lambda d: _one(d.events.dropped)),
+    _counter("fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", _pulls),
+    _gauge(
+        "fleet_prometheus_servers",
+        "Servers that are taken from a Prometheus.",
+        lambda d: _by("prometheus", {p.server.name: p.owners.count(p.server.name) for p in d.pullers}),
+    ),
     _counter(
-        "fleet_prometheus_pulls", "Attempts to pull the fleet from Prometheus.", lambda d: _by("result", d.ingest.pulls)
+        "fleet_prometheus_conflicts",
+        "Servers that a pull left out because they are taken from another Prometheus.",
+        lambda d: _by("prometheus", {p.server.name: p.owners.conflicts[p.server.name] for p in d.pullers}),
+    ),
+    _counter("fleet_exported_samples", "Samples of forecasts written to a database.", _exported("written")),
+    _counter("fleet_export_failures", "Requests of these that failed and were tried again.", _exported("failures")),
+    _gauge("fleet_export_waiting_samples", "Samples of forecasts that are not written yet.", _exported("waiting")),
+    _counter(
+        "fleet_not_exported_samples",
+        "Samples of forecasts that were not written: refused, or the queue was full.",
+        lambda d: None if d.forecast_writer is None else _by("reason", d.forecast_writer.not_written),
     ),
     _counter(
         "fleet_background_failures",

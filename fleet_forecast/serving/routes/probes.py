@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.export.writer import ForecastWriter
+from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
 from fleet_forecast.serving.streaming import bounded_response
@@ -58,6 +60,28 @@ class LeftOut(BaseModel):
     reason: str
 
 
+class PrometheusStatus(BaseModel):
+    """A Prometheus that the fleet is pulled from."""
+
+    name: str
+    address: str
+    servers: Annotated[int, Field(description="servers that are taken from it now")]
+    conflicts: Annotated[int, Field(description="servers that it has too and pulls left out, since the start")]
+    pulled_until: UtcTime | None
+    problem: Annotated[str | None, Field(description="why the last pull failed; null if it did not")]
+
+
+class ExportStatus(BaseModel):
+    """The database that forecasts are written to; samples since the start."""
+
+    address: str
+    series_per_server: int
+    written: int
+    waiting: int
+    not_written: dict[str, int]
+    problem: Annotated[str | None, Field(description="of the last request, or what is chosen and not forecast")]
+
+
 class HistoryStatus(BaseModel):
     """The file of received samples."""
 
@@ -81,6 +105,8 @@ class StatusResponse(BaseModel):
     left_out: Annotated[
         list[LeftOut], Field(description="since the start, of each protocol the first 100 servers and other names")
     ]
+    prometheus: list[PrometheusStatus]
+    forecast_export: ExportStatus | None
     history: HistoryStatus
 
 
@@ -163,6 +189,8 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "left_out_cells": daemon.ingest.left_out_cells.total(),
         },
         "left_out": daemon.ingest.tally.left_out(),
+        "prometheus": [_prometheus_status(puller) for puller in daemon.pullers],
+        "forecast_export": _export_status(daemon.forecast_writer),
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
@@ -170,6 +198,31 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "problem": store.failure,
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
+    }
+
+
+def _prometheus_status(puller: Puller) -> dict[str, Any]:
+    name, pulled_until = puller.server.name, puller.pulled_until_seconds
+    return {
+        "name": name,
+        "address": puller.server.client.address,
+        "servers": puller.owners.count(name),
+        "conflicts": puller.owners.conflicts[name],
+        "pulled_until": None if pulled_until is None else iso(pulled_until),
+        "problem": puller.problem,
+    }
+
+
+def _export_status(writer: ForecastWriter | None) -> dict[str, Any] | None:
+    if writer is None:
+        return None
+    return {
+        "address": writer.address,
+        "series_per_server": writer.series_per_server,
+        "written": writer.written,
+        "waiting": writer.waiting,
+        "not_written": writer.not_written,
+        "problem": writer.problem,
     }
 
 

@@ -57,7 +57,9 @@ class ServerInfo(BaseModel):
     stale: bool | None
     peers: Annotated[Peers | None, Field(description="of its forecast; null without one")]
     provisional: Annotated[bool | None, Field(description="whether the step of the forecast's origin is not complete")]
-    sources: Annotated[list[str], Field(description="clients of the tokens file that wrote it since the start")]
+    sources: Annotated[
+        list[str], Field(description="clients of the tokens file and Prometheus servers, since the start")
+    ]
 
 
 class ServersResponse(BaseModel):

@@ -19,7 +19,7 @@ from fleet_forecast.serving.storage.integrity import is_damage
 from fleet_forecast.serving.storage.migrations import move_to_step
 from fleet_forecast.serving.storage.opening import connect, open_history, put_aside
 from fleet_forecast.serving.storage.samples import Batch, Correction, Sample, StepMeans
-from fleet_forecast.serving.storage.schema import PULLED_UNTIL, Layout, statements, transaction
+from fleet_forecast.serving.storage.schema import Layout, pulled_until_key, statements, transaction
 from fleet_forecast.serving.storage.servers import ServerDraft, ServerRegistry
 
 LOG = logging.getLogger(__name__)
@@ -175,15 +175,18 @@ class HistoryDatabase:
         self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return len(old)
 
-    def pulled_until(self) -> int | None:
-        """Seconds since 1970 up to which samples were pulled; None if they never were."""
-        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", (PULLED_UNTIL,)).fetchone()
+    def pulled_until(self, prometheus: str) -> int | None:
+        """Seconds since 1970 up to which samples were pulled from a Prometheus; None if they never were."""
+        row = self.connection.execute(
+            "SELECT value FROM meta WHERE key = ?", (pulled_until_key(prometheus),)
+        ).fetchone()
         return row[0] if row and isinstance(row[0], int) else None
 
-    def set_pulled_until(self, seconds: int) -> None:
-        """Store up to which time samples were pulled. Raises sqlite3.Error."""
+    def set_pulled_until(self, prometheus: str, seconds: int) -> None:
+        """Store up to which time samples were pulled from a Prometheus. Raises sqlite3.Error."""
         with transaction(self.connection):
-            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PULLED_UNTIL, seconds))
+            row = pulled_until_key(prometheus), seconds
+            self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
 
     def use_step(self, step_seconds: int) -> None:
         """Assign all samples to steps of another length; their means are pending again."""

@@ -1,7 +1,8 @@
 """The tables of a history file, and the statements that depend on its metrics.
 
     meta      schema_version, step_seconds, metrics (their names in order, separated by commas),
-              pulled_until_seconds (samples before this time were pulled from a Prometheus; absent if they never were)
+              pulled_until_seconds (samples before this time were pulled from the Prometheus of the flag --prometheus;
+              absent if they never were), pulled_until_seconds:NAME (the same of one in the connections file)
     servers   id, name and profile
     samples   the samples as received, one column per metric, and one named RETIRED + metric per metric that the fleet
               no longer has
@@ -86,6 +87,11 @@ def create_tables(database: sqlite3.Connection, metrics: Sequence[str]) -> None:
         "steps (step INTEGER PRIMARY KEY, server_ids BLOB NOT NULL, means BLOB NOT NULL)",
     ):
         database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+
+
+def pulled_until_key(prometheus: str) -> str:
+    """Key in meta of the time up to which samples were pulled from a Prometheus; "": the one without a name."""
+    return f"{PULLED_UNTIL}:{prometheus}" if prometheus else PULLED_UNTIL
 
 
 def write_layout(database: sqlite3.Connection, layout: Layout) -> None:

@@ -178,13 +178,13 @@ class HistoryStore:
         """Assign all samples to steps of another length; their means are computed again."""
         return self._ask(lambda: self._database.use_step(step_seconds))
 
-    def pulled_until(self) -> Future[int | None]:
-        """Seconds since 1970 up to which samples were pulled; None if they never were."""
-        return self._ask(self._database.pulled_until)
+    def pulled_until(self, prometheus: str) -> Future[int | None]:
+        """Seconds since 1970 up to which samples were pulled from a Prometheus; None if they never were."""
+        return self._ask(lambda: self._database.pulled_until(prometheus))
 
-    def set_pulled_until(self, seconds: int) -> Future[None]:
-        """Store up to which time samples were pulled."""
-        return self._ask(lambda: self._database.set_pulled_until(seconds))
+    def set_pulled_until(self, prometheus: str, seconds: int) -> Future[None]:
+        """Store up to which time samples were pulled from a Prometheus."""
+        return self._ask(lambda: self._database.set_pulled_until(prometheus, seconds))
 
     def close(self) -> None:
         """Write the waiting samples, close the file and end the thread. May be called twice."""

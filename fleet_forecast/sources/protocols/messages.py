@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Kind
 
 V1 = "prometheus.WriteRequest"
+V1_SERIES = "prometheus.encoded.WriteRequest"  # V1 with each series as bytes
 LABEL = "prometheus.Label"
 V2 = "io.prometheus.write.v2.Request"
 STATUS = "google.rpc.Status"
@@ -48,6 +49,7 @@ _MESSAGES: dict[str, dict[str, tuple[_Field, ...]]] = {
             _Field("timeseries", 5, Kind.TYPE_MESSAGE, True, "TimeSeries"),
         ),
     },
+    V1_SERIES: {"WriteRequest": (_Field("timeseries", 1, Kind.TYPE_BYTES, True),)},
     LABEL: {"Label": (_Field("name", 1, Kind.TYPE_STRING), _Field("value", 2, Kind.TYPE_STRING))},
     STATUS: {"Status": (_Field("code", 1, Kind.TYPE_INT32), _Field("message", 2, Kind.TYPE_STRING))},
 }
@@ -71,5 +73,7 @@ def _message_class(full_name: str) -> Any:
 
 Label = _message_class(LABEL)
 WriteRequest = _message_class(V1)
+TimeSeries = WriteRequest.DESCRIPTOR.fields_by_name["timeseries"].message_type._concrete_class
+EncodedWriteRequest = _message_class(V1_SERIES)
 WriteRequestV2 = _message_class(V2)
 Status = _message_class(STATUS)

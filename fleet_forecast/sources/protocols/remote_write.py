@@ -5,7 +5,7 @@ The series are those of the recording rules (sources/recording_rules.py): one pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from typing import Any
 
@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.sources.address import without_port
-from fleet_forecast.sources.protocols.messages import V1, V2, Label, WriteRequest, WriteRequestV2
+from fleet_forecast.sources.protocols.messages import V1, V2, EncodedWriteRequest, Label, TimeSeries, WriteRequestV2
+from fleet_forecast.sources.protocols.one_sample import split_sample
 from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples, RefusedSamples
 from fleet_forecast.sources.recording_rules import series_name
 
@@ -26,7 +27,8 @@ _TAGS = {V1: (0x0A, 0x12), V2: (0x0A, 0x12, 0x22, 0x2A)}  # of the submessages a
 MAX_REMEMBERED_BYTES = 32 * 1024 * 1024  # of labels
 _BYTES_PER_SERIES = 400  # of Python's objects for the labels of a series, beside the labels
 
-Series = tuple[str, str, Any]  # name, server, samples
+Sample = tuple[float, int]  # value, ms since 1970
+Series = tuple[str, str, Sequence[Sample]]  # name, server, samples
 
 
 class WriteDecoder:
@@ -34,7 +36,7 @@ class WriteDecoder:
 
     def __init__(self, server_label: str, max_samples: int) -> None:
         self._server_label, self._max_samples = server_label, max_samples
-        self._remembered: dict[tuple[bytes, ...], tuple[str, str]] = {}  # labels -> name, server
+        self._remembered: dict[bytes, tuple[str, str]] = {}  # the encoded labels of a series -> name, server
         self._remembered_bytes = 0
         self._metric_index = {series_name(metric): index for index, metric in enumerate(METRICS)}
 
@@ -47,27 +49,34 @@ class WriteDecoder:
         try:
             if message == V2:
                 return self._samples(self._series_v2(WriteRequestV2.FromString(content)))
-            return self._samples(self._series_v1(WriteRequest.FromString(content)))
+            return self._samples(self._series_v1(EncodedWriteRequest.FromString(content)))
         except DecodeError as problem:
             raise MalformedBodyError(f"the body is no {message}: {problem}") from None
 
     def _series_v1(self, request: Any) -> Iterator[Series]:
+        """The series of a request. One that ends with its only sample, and whose labels are known, is not parsed."""
         remembered = self._remembered
-        for series in request.timeseries:
-            labels = tuple(series.labels)
-            name, server = remembered.get(labels) or self._read_labels(labels)
-            yield name, server, series.samples
+        for encoded in request.timeseries:
+            split = split_sample(encoded)
+            known = None if split is None else remembered.get(split[0])
+            if split is not None and known is not None:
+                yield *known, (split[1:],)
+                continue
+            series = TimeSeries.FromString(encoded)
+            name, server = self._read_labels(series)
+            yield name, server, _values_of(series.samples)
 
-    def _read_labels(self, labels: tuple[bytes, ...]) -> tuple[str, str]:
-        """Name and server of a series that is new; all are forgotten when they take too much memory."""
-        read = [Label.FromString(label) for label in labels]
-        found = {label.name: label.value for label in read}
+    def _read_labels(self, series: Any) -> tuple[str, str]:
+        """Name and server of a parsed series, to be remembered; all are forgotten when they take too much memory."""
+        found = {label.name: label.value for label in map(Label.FromString, series.labels)}
         entry = found.get(NAME_LABEL, ""), without_port(found.get(self._server_label, ""))
-        self._remembered_bytes += sum(map(len, labels)) + _BYTES_PER_SERIES
-        if self._remembered_bytes > MAX_REMEMBERED_BYTES:
-            self._remembered.clear()
-            self._remembered_bytes = 0
-        self._remembered[labels] = entry
+        labels = TimeSeries(labels=series.labels).SerializeToString()
+        if labels not in self._remembered:
+            self._remembered_bytes += len(labels) + _BYTES_PER_SERIES
+            if self._remembered_bytes > MAX_REMEMBERED_BYTES:
+                self._remembered.clear()
+                self._remembered_bytes = 0
+            self._remembered[labels] = entry
         return entry
 
     def _series_v2(self, request: Any) -> Iterator[Series]:
@@ -85,7 +94,7 @@ class WriteDecoder:
             except (IndexError, StopIteration):
                 reason = "labels_refs are pairs of positions in symbols"
                 raise MalformedBodyError(f"a series names labels that the request does not have: {reason}") from None
-            yield name, server, series.samples
+            yield name, server, _values_of(series.samples)
 
     def _samples(self, all_series: Iterable[Series]) -> ReceivedSamples:
         found, count = ReceivedSamples(), 0
@@ -115,14 +124,17 @@ def _check_structures(content: bytes, message: str, max_samples: int) -> None:
         raise MalformedBodyError(f"far too many series, labels or samples; send at most {max_samples} samples")
 
 
-def _add(found: ReceivedSamples, server: str, index: int, samples: Any) -> None:
+def _values_of(samples: Any) -> list[Sample]:
+    return [(sample.value, sample.timestamp) for sample in samples]
+
+
+def _add(found: ReceivedSamples, server: str, index: int, samples: Sequence[Sample]) -> None:
     """Add the samples of one series to the rows."""
-    for sample in samples:
-        value = sample.value
+    for value, timestamp in samples:
         if not isfinite(value):
             found.not_measured += 1
             continue
-        row = found.row(server, sample.timestamp)
+        row = found.row(server, timestamp)
         before = row[index]
         if before is None or before == value:
             row[index] = value

@@ -15,10 +15,13 @@ from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.ingest import puller as pull
 from fleet_forecast.serving.ingest.puller import newest_stored_step
+from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
-from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
+from fleet_forecast.sources.connection import Access
+from fleet_forecast.sources.connections_file import ONLY_SERVER
+from fleet_forecast.sources.prometheus import PrometheusClient, PrometheusServer, QuerySet
 from tests.serving.daemon_client import STEP, complete_start, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeEngine
 
@@ -48,6 +51,7 @@ def scripted():
 
 
 def running(folder, scripted, retention_hours=2.0, clock=time.time):
+    scripted = scripted if isinstance(scripted, dict) else {ONLY_SERVER: scripted}
     settings = Settings(
         model=folder,
         history=folder / "h.sqlite",
@@ -56,15 +60,15 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
         retention_hours=retention_hours,
         allowed_hosts=("testserver",),
     )
-    client = PrometheusClient("http://p:9090", transport=httpx.MockTransport(scripted), pause_seconds=0.0)
-    return TestClient(
-        create_app(
-            settings,
-            loading=ModelLoading(settings.model, lambda _path: FakeEngine()),
-            prometheus=(client, QuerySet(queries={"cpu_pct": "cpu"})),
-            clock=clock,
-        )
-    )
+    servers = tuple(scripted_server(name, each) for name, each in scripted.items())
+    files, loading = ReferencedFiles(prometheus=servers), ModelLoading(settings.model, lambda _path: FakeEngine())
+    return TestClient(create_app(settings, files, loading, clock=clock))
+
+
+def scripted_server(name, answer):
+    access = Access(f"http://{name}:9090")
+    client = PrometheusClient(access, transport=httpx.MockTransport(answer), pause_seconds=0.0)
+    return PrometheusServer(name, client, QuerySet(queries={"cpu_pct": "cpu"}))
 
 
 def test_the_fleet_is_pulled_back_to_the_retention_and_forecast(tmp_path, scripted):
@@ -155,7 +159,12 @@ def test_shutdown_does_not_wait_for_a_prometheus_that_does_not_answer(tmp_path):
 def test_a_failed_pull_is_counted_and_tried_again(tmp_path, scripted):
     scripted.down = True
     with running(tmp_path, scripted) as client:
-        wait_for(lambda: 'fleet_prometheus_pulls_total{result="failure"} 1' in client.get("/metrics").text)
+        wait_for(
+            lambda: (
+                'fleet_prometheus_pulls_total{prometheus="prometheus",result="failure"} 1'
+                in client.get("/metrics").text
+            )
+        )
         scripted.down = False
         forecast_of(client)
 
@@ -172,3 +181,58 @@ def test_a_server_added_while_the_last_pull_is_looked_up_fails_no_pull(tmp_path)
     store.last_step = appearing
     assert newest_stored_step(store, oldest=3) == 20
     store.close()
+
+
+class RegionalPrometheus(ScriptedPrometheus):
+    """Returns cpu = `value` for the servers in `names`, and fails while `down`."""
+
+    def __init__(self, value, *names):
+        super().__init__()
+        self.value, self.names = value, names
+
+    def __call__(self, request):
+        answer = super().__call__(request)
+        if answer.status_code != 200:
+            return answer
+        (points, _) = (series["values"] for series in answer.json()["data"]["result"])
+        points = [[second, self.value] for second, _ in points]
+        found = [{"metric": {"instance": name}, "values": points} for name in self.names]
+        return httpx.Response(200, json={"data": {"result": found}})
+
+
+def owned(client):
+    return {each["name"]: each["servers"] for each in client.get("/status").json()["prometheus"]}
+
+
+def test_two_servers_are_pulled_and_a_name_that_both_have_is_taken_from_the_first(tmp_path):
+    eu, us = RegionalPrometheus("40", "ppml0001", "ppdb001"), RegionalPrometheus("60", "ppdb001", "ppweb001")
+    with running(tmp_path, {"eu": eu, "us": us}) as client:
+        wait_for(lambda: owned(client) == {"eu": 2, "us": 1})
+        wait_for(lambda: forecast_of(client, "ppweb001")["metrics"]["cpu_pct"]["current"] == 60.0)
+        status = client.get("/status").json()
+        sources = {each["server_name"]: each["sources"] for each in client.get("/api/v1/servers").json()["servers"]}
+        page = client.get("/metrics").text
+    assert sources["ppml0001"] == ["eu"]
+    assert sources["ppweb001"] == ["us"]
+    assert [each["address"] for each in status["prometheus"]] == ["http://eu:9090", "http://us:9090"]
+    assert all(each["pulled_until"] and each["problem"] is None for each in status["prometheus"])
+    if "eu" in sources["ppdb001"][:1]:  # otherwise `us` answered first, and lost it to `eu`
+        assert [(each["name"], each["reason"][:34]) for each in status["left_out"]] == [
+            ("ppdb001", "us: it is taken from prometheus eu")
+        ]
+        assert 'fleet_prometheus_conflicts_total{prometheus="us"} 1' in page
+    assert 'fleet_prometheus_servers{prometheus="eu"} 2' in page
+
+
+def test_one_that_fails_does_not_stop_the_other_which_takes_over_its_servers(tmp_path, monkeypatch):
+    monkeypatch.setattr(pull, "_PAUSE_SECONDS", 0.05)
+    now = time.time()
+    eu, us = RegionalPrometheus("40", "ppdb001"), RegionalPrometheus("60", "ppdb001", "ppweb001")
+    eu.down = True
+    with running(tmp_path, {"eu": eu, "us": us}, clock=lambda: now) as client:
+        wait_for(lambda: owned(client) == {"eu": 0, "us": 2})
+        problems = {each["name"]: each["problem"] for each in client.get("/status").json()["prometheus"]}
+        assert "down" in problems["eu"]
+        assert problems["us"] is None
+        eu.down = False
+        wait_for(lambda: owned(client) == {"eu": 1, "us": 1})

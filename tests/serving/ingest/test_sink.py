@@ -62,7 +62,7 @@ def test_a_body_may_hold_times_from_the_retention_to_some_minutes_ahead(sink, se
 
 def test_pulled_records_may_be_of_any_age_and_not_from_the_future(sink, caplog):
     with caplog.at_level(logging.WARNING):
-        batch = asyncio.run(sink.take_pulled([record(seconds_ago=30 * 86_400)] + [record(seconds_ago=-1)] * 5))
+        batch = asyncio.run(sink.take_pulled([record(seconds_ago=30 * 86_400)] + [record(seconds_ago=-1)] * 5, "eu"))
     assert (len(batch.samples), sink.accepted, sink.rejected["timestamp"]) == (1, 1, 5)
     assert [entry.message for entry in caplog.records] == ["pulled sample rejected"] * 3
 

@@ -12,6 +12,7 @@ from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
 from fleet_forecast.serving.monitoring.drift_monitor import Advice
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
+from fleet_forecast.sources.fleet_pull import Owners
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 ORIGIN = 1_795_000_200
@@ -94,12 +95,23 @@ def running_daemon():
             rejected=Counter(cpu_pct=2, timestamp=1),
             left_out_cells=Counter(mem_pct=4),
             tally=fixed_tally(),
-            pulls=Counter(success=5, failure=1),
+            pulls=Counter({("eu", "success"): 5, ("eu", "failure"): 1, ("us", "success"): 6}),
+        ),
+        pullers=fixed_pullers(),
+        forecast_writer=SimpleNamespace(
+            written=720, failures=2, waiting=72, not_written=Counter(queue_full=0, refused=9)
         ),
         background_failures=Counter(alerts=1),
         http=HttpCounters(Counter({"401": 3, "403": 1}), 2, Counter(total=4, unread=1)),
         dropped_log_lines=Counter(queue=1, rate=250, write=0),
     )
+
+
+def fixed_pullers():
+    owners = Owners(["eu", "us"])
+    owners.claim("eu", ["a", "b"])
+    owners.claim("us", ["b"])
+    return [SimpleNamespace(server=SimpleNamespace(name=name), owners=owners) for name in ("eu", "us")]
 
 
 def fixed_tally():
@@ -123,7 +135,7 @@ def starting_daemon():
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
     daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
     daemon.scores, daemon.drift = SimpleNamespace(tallies={}), SimpleNamespace(advice=Advice())
-    daemon.notifiers = []
+    daemon.notifiers, daemon.pullers, daemon.forecast_writer = [], [], None
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.tally = IngestTally()
     daemon.ingest.rejected, daemon.ingest.pulls, daemon.background_failures = Counter(), Counter(), Counter()

@@ -1,14 +1,18 @@
 """Remote write: bytes of a request to rows of the contract."""
 
 import math
+import random
 import struct
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from data_contract import METRICS
-from fleet_forecast.sources.protocols.messages import V1, V2, WriteRequest
+from fleet_forecast.sources.address import without_port
+from fleet_forecast.sources.protocols.messages import V1, V2, Label, WriteRequest
 from fleet_forecast.sources.protocols.received import MalformedBodyError
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
+from tests.reliability.mutations import mutated_bytes
 from tests.sources.protocols.write_bodies import fleet_series, write_content
 
 NOW = 1_800_000_000_000
@@ -117,6 +121,53 @@ def test_series_are_read_alike_when_their_labels_are_remembered_and_when_they_ar
     assert len(decoder._remembered) <= 4
 
 
+def plain_decoder(content):
+    """A decoder that parses every series and remembers nothing."""
+    request, decoder = WriteRequest.FromString(content), WriteDecoder("instance", MAX_SAMPLES)
+    parsed = (
+        ({label.name: label.value for label in map(Label.FromString, series.labels)}, series.samples)
+        for series in request.timeseries
+    )
+    return decoder._samples(
+        (
+            labels.get("__name__", ""),
+            without_port(labels.get("instance", "")),
+            [(sample.value, sample.timestamp) for sample in samples],
+        )
+        for labels, samples in parsed
+    )
+
+
+def outcome(decode, content):
+    try:
+        found = decode(content)
+    except (MalformedBodyError, DecodeError):
+        return "malformed"
+    refused = [(each.field, str(each.value), each.samples) for each in found.refused]
+    return str(found.rows), found.not_measured, found.left_out, refused
+
+
+def test_a_decoder_that_knows_the_series_reads_all_bodies_as_one_that_parses_them():
+    dice, values = random.Random(5), (0.0, -0.0, 1.5, 1e300, math.nan, STALE)
+    series = [
+        fleet_series(
+            metric, f"a{n}:9100", [(NOW + dice.choice((0, 1, -NOW)), dice.choice(values))], cluster="\x12\x10\x09"
+        )
+        for metric in (*METRICS, "other")
+        for n in range(6)
+    ]
+    series += [fleet_series("mem_pct", "b", [(NOW, 1.0), (NOW + 1, 2.0)]), fleet_series("mem_pct", "c")]
+    body, decoder = write_content(series), WriteDecoder("instance", MAX_SAMPLES)
+    pieces = [write_content([each]) for each in series]
+    seen = set()
+    for n in range(600):
+        changed = mutated_bytes(dice, body, n % 4, pieces) if n else body
+        found = outcome(lambda content: decoder.decode(content, V1), changed)
+        assert found == outcome(plain_decoder, changed), n
+        seen.add(found == "malformed")
+    assert seen == {True, False}
+
+
 def nested(content):
     return WriteRequest.FromString(b"\x0a" + varint(len(content)) + content).SerializeToString()
 
@@ -131,6 +182,6 @@ def test_far_too_many_structures_are_refused_before_they_are_parsed(monkeypatch,
     class Parser:
         FromString = None
 
-    monkeypatch.setattr("fleet_forecast.sources.protocols.remote_write.WriteRequest", Parser)
+    monkeypatch.setattr("fleet_forecast.sources.protocols.remote_write.EncodedWriteRequest", Parser)
     with pytest.raises(MalformedBodyError, match="far too many"):
         decode(content)

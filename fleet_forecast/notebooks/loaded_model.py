@@ -1,0 +1,86 @@
+"""A model directory as a Python object that forecasts DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition, use_fleet
+from fleet_forecast.contract.fleet.fleet_file import read_fleet
+from fleet_forecast.contract.reading import check_frame
+from fleet_forecast.inference.batch import (
+    forecast_tables,
+    grid_for,
+    history_notes,
+    input_notes,
+    last_origins,
+    regular_origins,
+)
+from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import contradictions
+
+
+class Forecasts(NamedTuple):
+    """table: one row per server, origin, step and metric, as in the file of tft_inference.py; columns q0.02 and so on.
+
+    notices: what was not used of the frame, or not as it was.
+    """
+
+    table: pd.DataFrame
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory. fleet: its profiles and metrics of their own."""
+
+    engine: Engine
+    fleet: FleetDefinition = BUILT_IN_FLEET
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The metrics that are forecast."""
+        return self.engine.config.targets
+
+    def forecast(
+        self, frame: pd.DataFrame, every_seconds: int | None = None, input_timezone: str | None = None
+    ) -> Forecasts:
+        """Forecast the servers of a frame.
+
+        frame: rows of the data contract: timestamp, server_name, metrics, and profile if it is known.
+        every_seconds: distance of regular forecast origins; None: each server's last measurement.
+        input_timezone: of times without a zone. Raises ContractError if the frame breaks the contract, OriginError if
+        it holds no origin, GridError if its times are too far apart.
+        """
+        with use_fleet(self.fleet):
+            return self._forecast(frame, every_seconds, input_timezone)
+
+    def _forecast(self, frame: pd.DataFrame, every_seconds: int | None, input_timezone: str | None) -> Forecasts:
+        data = check_frame(frame, self.fleet.rules, input_timezone)
+        grid = grid_for(data.frame, self.engine.config, self.fleet.rules)
+        notices = [*data.notices, *contradictions(self.engine.config), *input_notes(self.engine, data.frame, grid)]
+        if every_seconds is None:
+            origins = last_origins(grid)
+            notices += history_notes(grid)
+        else:
+            origins = regular_origins(grid, every_seconds, None)
+        table = pa.concat_tables(forecast_tables(self.engine, grid, grid.peers(), origins))
+        return Forecasts(table.to_pandas(), tuple(notices))
+
+
+def load_model(
+    path: str | Path, fleet: str | Path | None = None, device: str = "cpu", threads: int | None = None
+) -> LoadedModel:
+    """Load and check a model directory, such as models/current.
+
+    fleet: fleet file; None: the built-in profiles and metrics. device: cpu, cuda or auto. threads: of one forecast;
+    None: one per core. Raises ModelError, TomlFileError.
+    """
+    definition = BUILT_IN_FLEET if fleet is None else read_fleet(Path(fleet))
+    with use_fleet(definition):
+        return LoadedModel(Engine.load(Path(path), device=device, threads=threads), definition)
