@@ -4,12 +4,15 @@
     python tft_trainer.py --training-dir ./training/ --epochs 1 --max-minutes 2   # a quick look
     python tft_trainer.py --training-dir FLEET.parquet --holdout-servers ppdb003,ppweb007
     python tft_trainer.py --training-dir ./training/ --resume                 # resume an interrupted run
+    python tft_trainer.py --from-history history/fleet.sqlite --warm-start models/current --keep 5
+    python tft_trainer.py --rollback                                          # the model before is in use again
 
 Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. After the evaluation the model
 is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
 published. Progress goes to stderr; tables and, as the last line, one JSON object go to stdout. Ctrl-C ends the training
 and publishes the best model so far; during the final fit it publishes the evaluated model. A second Ctrl-C aborts.
-Exit code 0: published, 1: failed, 2: wrong usage.
+Where a model is in use already, both are compared on the newest days; a worse one is not put in use.
+Exit code 0: published, 1: failed, 2: wrong usage, 3: published, but not put in use.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from data_contract import ContractError, DataFileError
+from fleet_forecast.commands.model_life import KEPT_NOT_IN_USE, compare, put_in_use, roll_back_models, training_path
+from fleet_forecast.commands.models_folder import FEWEST_KEPT
 from fleet_forecast.commands.training_job import prepare, read
 from fleet_forecast.commands.training_run import (
     completed,
@@ -41,11 +46,12 @@ from fleet_forecast.evaluation.tables import as_text
 from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
 from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.inference.model_directory import only_writer, promote
+from fleet_forecast.inference.model_directory import only_writer
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import cold_start_difference
 from fleet_forecast.training.checkpoint import CheckpointError
-from fleet_forecast.training.job import MIN_DEFAULT_STEP_SECONDS
+from fleet_forecast.training.job import MIN_DEFAULT_STEP_SECONDS, Job
 from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
 from fleet_forecast.training.risk.labels import known_incidents
@@ -72,19 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_fleet(load_fleet(arguments.fleet)),
             only_writer(arguments.models_dir),
         ):  # first, so that an unusable folder fails before hours of training
-            data = read(arguments)
-            job = prepare(data, arguments)
-            incidents = known_incidents(data, job.grid.step_seconds, arguments.incidents, note)
+            if arguments.rollback:
+                print(json.dumps(roll_back_models(arguments.models_dir)))
+                return 0
+            job, incidents = read_job(arguments)
             checkpoint = open_checkpoint(job, arguments)
             training = train(job, checkpoint, arguments)
             ablation = train_ablation(job, training, checkpoint, arguments)
             evaluation = evaluate(job, training, completed(ablation))
             final_fit = fit_finally(job, [training, ablation], checkpoint, arguments)
             risk = train_risk_model(job, incidents, arguments)
-            result = RunResult(training, completed(ablation), evaluation, completed(final_fit), *risk)
+            champion = compare(job, training, risk[0], arguments)
+            result = RunResult(training, completed(ablation), evaluation, completed(final_fit), *risk, champion)
             model_dir = publish(job, result, arguments.models_dir, vars(arguments))
-            if not arguments.no_promote:
-                promote(arguments.models_dir, model_dir.name)
+            in_use = put_in_use(model_dir, champion, arguments)
             checkpoint.remove()
     except KeyboardInterrupt:
         print("error: aborted; nothing was published; --resume continues from the last checkpoint", file=sys.stderr)
@@ -98,12 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"error: not enough memory ({error}); train on fewer servers or a shorter time", file=sys.stderr)
         return 1
-    print(f"published {model_dir}", file=sys.stderr)
     print(f"\n{as_text(result.evaluation)}\n")
     if result.ablation:
         print(cold_start_difference(training, result.ablation, result.evaluation.cold_start), end="\n\n")
-    print(json.dumps({"model_dir": str(model_dir), **run_summary(result)}))
-    return 0
+    print(json.dumps({"model_dir": str(model_dir), "worse_than_champion": not in_use, **run_summary(result)}))
+    return 0 if in_use else KEPT_NOT_IN_USE
+
+
+def read_job(arguments: argparse.Namespace) -> tuple[Job, list[IncidentRecord]]:
+    """The job that data and flags define, and the incidents that the user knows of."""
+    with training_path(arguments) as path:
+        data = read(arguments, path)
+        job = prepare(data, arguments)
+        return job, known_incidents(data, job.grid.step_seconds, arguments.incidents, note)
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------
@@ -115,12 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tft_trainer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = partial(add_flag, parser)
-    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
-    add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
-    add_fleet_flag(parser)
-    add_moved_flags(parser, "profiles")
-    _add_interval_flags(parser)
+    _add_data_flags(parser)
     add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
+    add("--steps", type=positive_int, help="optimisation steps, instead of --epochs: independent of the machine's load")
     add(
         "--max-minutes",
         type=positive_float,
@@ -155,8 +166,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = partial(add_flag, parser)
+    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
+    add(
+        "--from-history",
+        type=Path,
+        metavar="FILE",
+        help="train on what a daemon stored, instead of --training-dir; the daemon may run meanwhile",
+    )
+    add("--models-dir", type=Path, default=Path("./models"), help="folder for the model directory (%(default)s)")
+    add_fleet_flag(parser)
+    add_moved_flags(parser, "profiles")
     add(
         "--incidents",
         type=Path,
@@ -194,7 +215,30 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")
     add("--tensorboard", type=Path, metavar="DIR", help="write a TensorBoard log of the training to this folder")
-    add("--no-promote", action="store_true", help="do not change models/current")
+    add("--report-pictures", action="store_true", help="draw PNGs of the report's main sections; needs Chromium")
+    _add_publishing_flags(parser)
+
+
+def _add_publishing_flags(parser: argparse.ArgumentParser) -> None:
+    add = partial(add_flag, parser)
+    add("--no-promote", action="store_true", help="do not compare with models/current, and do not change it")
+    add("--force", action="store_true", help="put the new model in use even if it is worse than the one in use")
+    add(
+        "--keep",
+        type=_kept_models,
+        metavar="N",
+        help="afterwards, remove all models of the folder but the newest N; the one in use and the one before stay",
+    )
+    add("--rollback", action="store_true", help="put the model before the present one in use, and end")
+
+
+def _kept_models(text: str) -> int:
+    value = positive_int(text)
+    if value < FEWEST_KEPT:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be at least {FEWEST_KEPT}, for the model in use and the one before"
+        )
+    return value
 
 
 def _seed(text: str) -> int:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,12 @@ from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.risk.alarms import hysteresis  # noqa: E402
-from fleet_forecast.serving.alerting.alert import DEPARTURE  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
 from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
-from fleet_forecast.serving.alerting.severity import PAGE, SEVERITIES  # noqa: E402
+from fleet_forecast.serving.alerting.severity import SEVERITIES  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView  # noqa: E402
 from fleet_forecast.serving.replay import judgement  # noqa: E402
 from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
@@ -239,8 +239,8 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
     lines = [straight_line(weeks.values, ahead_steps) for weeks in fleets]
     made = [forecast_alerts(engine, weeks, rules) for weeks in fleets]
     results = {severity: evaluate([past.firing[severity] for past in made], fleets, rate) for severity in SEVERITIES}
-    reasons = [alert.reason for past in made for alert in past.alerts if alert.highest_severity == PAGE]
-    results[PAGE] |= {"departures": reasons.count(DEPARTURE), "breaches": len(reasons) - reasons.count(DEPARTURE)}
+    for severity in SEVERITIES:
+        results[severity] |= false_alarms(made, fleets, severity)
 
     def simple(values: Sequence[np.ndarray], thresholds: Sequence[np.ndarray]) -> dict[str, Any]:
         return evaluate([over(*case, rules) for case in zip(values, thresholds, fleets, strict=True)], fleets, rate)
@@ -251,6 +251,27 @@ def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, d
     strict = [strict_thresholds(weeks, metrics, CURRENT_VALUE_SPREADS) for weeks in fleets]
     results["current_value_tuned"] = simple(measured, strict)
     return results
+
+
+def false_alarms(made: Sequence[PastAlerts], fleets: Sequence[Weeks], severity: str) -> dict[str, Any]:
+    """False alarms by the reasons of the alerts that fire then, and how many of them follow an incident."""
+    reasons: Counter[str] = Counter()
+    after = 0
+    for past, weeks in zip(made, fleets, strict=True):
+        judged = judgement.judge(past.firing[severity], past.seconds, weeks.incidents)
+        for row, step in np.argwhere(judged.false).tolist():
+            moment = past.seconds[step]
+            firing = [
+                alert.reason
+                for alert in past.alerts
+                if alert.server_name == weeks.names[row]
+                and alert.started_seconds <= moment
+                and (alert.ended_seconds is None or alert.ended_seconds > moment)
+            ]
+            reasons[" and ".join(sorted(set(firing)))] += 1
+            ends = [incident.end for incident in weeks.incidents if incident.server == row]
+            after += any(0 < moment - end <= 60 * CALM_MINUTES_AFTER for end in ends)
+    return {"false_by_reason": dict(reasons), f"false_within_{CALM_MINUTES_AFTER}_min_after_an_incident": after}
 
 
 # --- choosing the defaults ------------------------------------------------------------------------------------------

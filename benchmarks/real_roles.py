@@ -2,6 +2,7 @@
 
     python benchmarks/real_roles.py                              # both data sets, 4 folds, 15 minutes of training each
     python benchmarks/real_roles.py --folds 1 --minutes 5        # a quick look
+    python benchmarks/real_roles.py --steps 800                  # the same training on any machine, however busy
     python benchmarks/real_roles.py --data ../shared/data/fleets_public.parquet --ablations
     python benchmarks/real_roles.py --untrained                  # the prior: what an untrained network forecasts
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tft_trainer  # noqa: E402
-from benchmarks.real_servers import arguments_of, last_json_line, run_all  # noqa: E402
+from benchmarks.real_servers import TrainingLength, arguments_of, last_json_line, run_all  # noqa: E402
 from data_contract import read_metrics  # noqa: E402
 from fleet_forecast.commands import training_job  # noqa: E402
 from fleet_forecast.evaluation.cold_start import PROFILE_GIVEN  # noqa: E402
@@ -92,8 +93,8 @@ def train_fraction(frame: pd.DataFrame, test_start: str | None) -> float:
     return float((pd.Timestamp(test_start, tz="UTC") - first) / (last - first))
 
 
-def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.DataFrame:
-    """The cold-start table of a model trained without the fold's servers; with 0 minutes, of an untrained network."""
+def one_fold(path: Path, fold: Fold, length: TrainingLength | None, fraction: float) -> pd.DataFrame:
+    """The cold-start table of a model trained without the fold's servers; without a length, of an untrained network."""
     flags = {
         "--training-dir": path,
         "--models-dir": ROOT / MODELS / path.stem,
@@ -104,11 +105,11 @@ def one_fold(path: Path, fold: Fold, minutes: float, fraction: float) -> pd.Data
         "--device": "cpu",
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    if not minutes:
+    if length is None:
         arguments = tft_trainer.build_parser().parse_args(words)
         job = training_job.prepare(training_job.read(arguments), arguments)
         return job.cold_start_table(job.fresh_model())
-    run = [*words, "--max-minutes", f"{minutes:g}", "--no-comparison", "--no-final-fit", "--no-risk-model"]
+    run = [*words, *length.flags, "--no-comparison", "--no-final-fit", "--no-risk-model"]
     trained = last_json_line(tft_trainer.main, run)
     return pd.read_parquet(Path(trained["model_dir"]) / "cold_start.parquet")
 
@@ -193,18 +194,17 @@ def _cell(row: dict[Any, Any], score: str, digits: int) -> str:
     return f"{row[score]:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
 
 
-def run(path: Path, folds: int, minutes: float, parts: Sequence[str]) -> list[dict[str, Any]]:
+def run(path: Path, folds: int, length: TrainingLength | None, parts: Sequence[str]) -> list[dict[str, Any]]:
     """Run all folds of a data set, as shipped and without each of the parts, and print the table; returns its rows."""
     frame = read_metrics(path).frame
     fraction = train_fraction(frame, TEST_START.get(path.stem))
     chosen = folds_of(frame, folds, HOST_SEPARATOR.get(path.stem))
-    tables = [one_fold(path, fold, minutes, fraction) for fold in chosen]
+    tables = [one_fold(path, fold, length, fraction) for fold in chosen]
     for part in parts:
         with without(part):
-            tables += [only_given(one_fold(path, fold, minutes, fraction), part) for fold in chosen]
+            tables += [only_given(one_fold(path, fold, length, fraction), part) for fold in chosen]
     table = summary(tables)
-    training = f"{minutes:g} minutes of training" if minutes else "untrained"
-    title = f"`{path.name}`, unseen servers, {folds} folds, {training}"
+    title = f"`{path.name}`, unseen servers, {folds} folds, {length or 'untrained'}"
     print(f"\n{markdown(title, table)}")
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=5))
     return rows
@@ -216,10 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ablations", action="store_true", help="also train without each part of the live peers")
     parser.add_argument("--untrained", action="store_true", help="score the network without training: its prior")
     arguments = arguments_of(parser, 4, argv)
-    minutes = 0.0 if arguments.untrained else arguments.minutes
+    length = None if arguments.untrained else arguments.length
     paths = arguments.data or [DATA / f"{name}.parquet" for name in ("fleets_public", "slices_public")]
     parts = tuple(PARTS) if arguments.ablations else ()
-    return run_all([path.resolve() for path in paths], lambda path: run(path, arguments.folds, minutes, parts))
+    return run_all([path.resolve() for path in paths], lambda path: run(path, arguments.folds, length, parts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/real_servers.py                          # both real data sets, 15 minutes of training each
     python benchmarks/real_servers.py --minutes 2              # a quick look
+    python benchmarks/real_servers.py --steps 800              # the same training on any machine, however busy
     python benchmarks/real_servers.py --data my_fleet.parquet --folds 4
 
 In each fold tft_trainer.py trains with a different quarter of the servers held out and is scored with the baselines on
@@ -18,7 +19,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,22 @@ class FailedRunError(RuntimeError):
     """One of the scripts failed; its message is on stderr."""
 
 
+class TrainingLength(NamedTuple):
+    """Optimisation steps of each training, or its minutes if they are None."""
+
+    minutes: float
+    steps: int | None
+
+    def __str__(self) -> str:
+        """As in the titles of tables."""
+        return f"{self.steps} steps of training" if self.steps else f"{self.minutes:g} minutes of training"
+
+    @property
+    def flags(self) -> list[str]:
+        """Of tft_trainer.py."""
+        return ["--steps", str(self.steps)] if self.steps else ["--max-minutes", f"{self.minutes:g}"]
+
+
 def held_out_names(path: Path, folds: int) -> list[list[str]]:
     """Servers held out in each fold: consecutive quarters of a random order, repeated if there are not enough."""
     names = sorted(map(str, read_metrics(path).frame["server_name"].unique()))
@@ -66,10 +83,10 @@ def last_json_line(main: Callable[[Sequence[str]], int], flags: Sequence[str]) -
     return result
 
 
-def one_fold(path: Path, held_out: Sequence[str], minutes: float, seed: int) -> dict[str, Any]:
+def one_fold(path: Path, held_out: Sequence[str], length: TrainingLength, seed: int) -> dict[str, Any]:
     """Train without some servers and forecast these; the JSON lines of both scripts."""
     folder = ROOT / MODELS / path.stem
-    flags = ["--training-dir", str(path), "--models-dir", str(folder), "--max-minutes", f"{minutes:g}"]
+    flags = ["--training-dir", str(path), "--models-dir", str(folder), *length.flags]
     flags += ["--no-final-fit", "--no-risk-model"]  # the final fit would train on the servers held out
     trained = last_json_line(tft_trainer.main, [*flags, "--holdout-servers", ",".join(held_out), "--seed", str(seed)])
     model_dir = Path(trained["model_dir"])
@@ -144,13 +161,13 @@ def markdown(title: str, table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
+def run(path: Path, folds: int, length: TrainingLength) -> dict[str, Any]:
     """Run all folds of a data set and print the table."""
-    runs = [one_fold(path, names, minutes, SEED + fold) for fold, names in enumerate(held_out_names(path, folds))]
+    runs = [one_fold(path, names, length, SEED + fold) for fold, names in enumerate(held_out_names(path, folds))]
     table = table_of(runs)
     spent = [run["trained"]["minutes"] for run in runs]
     title = (
-        f"`{path.name}`, {runs[0]['trained']['parameters']:,} parameters, {np.mean(spent):.1f} minutes of training"
+        f"`{path.name}`, {runs[0]['trained']['parameters']:,} parameters, {length}"
         f"{f', {folds} folds' if folds > 1 else ''}"
     )
     print(f"\n{markdown(title, table)}")
@@ -159,15 +176,17 @@ def run(path: Path, folds: int, minutes: float) -> dict[str, Any]:
 
 
 def arguments_of(parser: argparse.ArgumentParser, folds: int, argv: Sequence[str] | None) -> argparse.Namespace:
-    """--data, --minutes and --folds, with this number of folds as default, and what the parser has already."""
+    """--data, --folds (default: this number), `length` of --minutes and --steps, and what the parser has already."""
     parser.add_argument(
         "--data", type=Path, action="append", help="file or folder; may be repeated (both real data sets)"
     )
     parser.add_argument("--minutes", type=float, default=15.0, help="training time of each model (%(default)s)")
+    parser.add_argument("--steps", type=int, help="optimisation steps of each model, instead of --minutes")
     parser.add_argument("--folds", type=int, default=folds, help="number of folds (%(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.folds < 1 or not arguments.minutes > 0:
-        parser.error("--folds and --minutes: give numbers above 0")
+    arguments.length = TrainingLength(arguments.minutes, arguments.steps)
+    if arguments.folds < 1 or not arguments.minutes > 0 or (arguments.steps is not None and arguments.steps < 1):
+        parser.error("--folds, --minutes and --steps: give numbers above 0")
     return arguments
 
 
@@ -187,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = arguments_of(parser, 1, argv)
     paths = arguments.data or [path.resolve() for path in DATA]
-    return run_all(paths, lambda path: run(path, arguments.folds, arguments.minutes))
+    return run_all(paths, lambda path: run(path, arguments.folds, arguments.length))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ import metrics_generator  # noqa: E402
 from data_contract import METRICS, read_metrics  # noqa: E402
 from fleet_forecast.evaluation.report import REPORT_FILE  # noqa: E402
 from fleet_forecast.iso_time import iso  # noqa: E402
+from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
 from fleet_forecast.serving.app import create_app  # noqa: E402
+from fleet_forecast.serving.referenced_files import ReferencedFiles  # noqa: E402
 from fleet_forecast.serving.settings import Settings  # noqa: E402
 from tests.serving.dashboard.chromium import FLAGS, PROGRAM  # noqa: E402
 
@@ -40,9 +42,16 @@ START = pd.Timestamp("2026-09-14T00:00:00Z")
 HOURS, LIVE_HOURS = 40, 9  # of the scene, and of these the last ones step by step
 STEP = pd.Timedelta(minutes=5)
 FLEET = ("--incident_rate", "30", "--seed", "7")
+MISNAMED = {"ppdb015": "ppweb098", "ppml0020": "legacy-box"}  # what the profile audit finds
+SILENCE = {
+    "pattern": "ppml.*",
+    "from": "2026-09-15T12:00:00Z",
+    "until": "2026-09-15T20:00:00Z",
+    "comment": "memory is being added",
+}
 WIDE, NARROW = ViewportSize(width=1440, height=1000), ViewportSize(width=420, height=900)
 LOOKS = {"": (WIDE, False), "-dark": (WIDE, True), "-narrow": (NARROW, False)}  # end of the file's name: size, dark
-DRAWING_MS = 3_000
+DRAWING_MS, TALLEST_PX = 3_000, 3_500
 COLOURS = 256  # of the pictures, to keep them small
 DEADLINE_SECONDS = 60.0
 
@@ -62,13 +71,14 @@ def simulated(folder: Path) -> pd.DataFrame:
     flags = ["--start", iso(int(START.timestamp())), "--hours", str(HOURS), "--out_dir", str(folder), *FLEET]
     if metrics_generator.main(flags) != 0:
         raise SystemExit("error: the fleet of the scene could not be simulated; the message is above")
-    return read_metrics(folder).frame
+    rows = read_metrics(folder).frame
+    return rows.assign(server_name=rows["server_name"].astype(str).replace(MISNAMED))
 
 
 def send(client: httpx.Client, rows: pd.DataFrame) -> None:
     """Post rows in batches."""
     times = [iso(int(moment.timestamp())) for moment in rows["timestamp"]]
-    values = rows[["server_name", "profile", "state", *METRICS]].astype(object)
+    values = rows[["server_name", "state", *METRICS]].astype(object)
     records = values.replace({np.nan: None}).assign(timestamp=times).to_dict("records")
     for first in range(0, len(records), 5_000):
         client.post("/api/v1/metrics", json={"records": records[first : first + 5_000]}).raise_for_status()
@@ -87,7 +97,8 @@ def wait_for_cycle(client: httpx.Client, origin: pd.Timestamp) -> None:
 def serving(model: Path, folder: Path, clock: SceneClock) -> Iterator[str]:
     """The daemon in a thread; its address."""
     settings = Settings(model=model, history=folder / "history.sqlite", grace_seconds=0.0, recheck_seconds=0.05)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, clock=clock), log_config=None))
+    files = ReferencedFiles(alert_rules=AlertRules.model_validate({"silences": [SILENCE]}))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, files, clock=clock), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -133,14 +144,21 @@ def take(page: Page, address: str, file: Path, now: pd.Timestamp | None) -> None
         page.wait_for_selector(".view")
     page.wait_for_timeout(DRAWING_MS)
     page.screenshot(path=file, full_page=page.viewport_size == NARROW)
-    with Image.open(file) as picture:
+    with Image.open(file) as whole:
+        picture = whole.crop((0, 0, whole.width, min(whole.height, TALLEST_PX)))
         picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size // 1024} KiB", file=sys.stderr)
 
 
 def take_all(browser: Browser, url: str, folder: Path, server: str, now: pd.Timestamp) -> None:
     """All views in all looks."""
-    for name, path in {"fleet": "fleet", "server": f"server/{server}", "alerts": "alerts", "model": "model"}.items():
+    for name, path in {
+        "fleet": "fleet",
+        "server": f"server/{server}",
+        "alerts": "alerts",
+        "profiles": "profiles",
+        "model": "model",
+    }.items():
         for look in LOOKS:
             with new_page(browser, look) as page:
                 take(page, f"{url}/#/{path}", folder / f"{name}{look}.png", now)

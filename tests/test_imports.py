@@ -28,9 +28,11 @@ FLOORS = {
     f"{PACKAGE}.network": 4,
     f"{PACKAGE}.profile_audit": 4,
     f"{PACKAGE}.risk": 4,
+    f"{PACKAGE}.drift": 4,
     f"{PACKAGE}.inference": 5,
     f"{PACKAGE}.evaluation": 6,
     f"{PACKAGE}.scale": 6,
+    f"{PACKAGE}.evaluation.against_champion": 6.5,  # on top of evaluation, below training
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,

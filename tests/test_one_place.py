@@ -121,6 +121,7 @@ RULES = {
         {
             "fleet_forecast/contract/publishing.py": "publishes a folder of part files",
             "fleet_forecast/inference/model_directory.py": "publishes a model directory",
+            "fleet_forecast/commands/models_folder.py": "takes a model directory away before its files are deleted",
             "fleet_forecast/serving/storage/integrity.py": "sets a damaged file aside",
         },
     ),

@@ -14,6 +14,8 @@ from tests.reliability import __main__ as table
 from tests.reliability import connections, costly, durability, ending, framing, hostile, models, strain, upstream
 from tests.reliability.finding import Finding
 from tests.reliability.promises import PROMISES, Promise
+from tests.serving.daemon_client import wait_for
+from tests.serving.fake_daemon import FakeDaemon
 
 SMALL = {
     "kills": lambda folder, _model: durability.kills(folder, 2),
@@ -40,6 +42,7 @@ SMALL = {
     "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),
     "unread log": lambda folder, _model: connections.unread_log(folder, 100),
     "raw history": lambda folder, _model: costly.raw_history(folder, 30_000, 2, limit_ms=2_000),
+    "forged samples": lambda folder, _model: hostile.forged_samples(folder, 200),
     "names": lambda folder, _model: costly.many_names(folder, 1_000),
     "careless pattern": lambda folder, _model: costly.careless_pattern(folder),
     "date span": costly.date_span,
@@ -153,3 +156,19 @@ def test_an_experiment_that_fails_breaks_its_promise():
 
 def test_words_that_no_promise_contains_are_refused(monkeypatch, capsys):
     assert run_table(monkeypatch, capsys, True, "--only", "perpetual motion")[0] == 2
+
+
+def test_a_daemon_that_does_not_get_ready_leaves_no_process(tmp_path):
+    child = (
+        "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, file=open('child', 'w')); raise SystemExit(3)"
+    )
+
+    class Broken(FakeDaemon):
+        program = ("-c", child)
+
+    daemon = Broken(tmp_path)
+    daemon.use_checkout(tmp_path)
+    with pytest.raises(AssertionError), daemon:
+        pass
+    status = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    wait_for(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")

@@ -7,22 +7,42 @@ import os
 import sys
 
 from fleet_forecast.contract.definitions import fleet_in_use
-from fleet_forecast.serving.app import create_app
-from fleet_forecast.serving.http.server import serve
-from fleet_forecast.serving.monitoring.exposition import check_exposed_names
-from fleet_forecast.serving.monitoring.log import log_as_json
-from fleet_forecast.serving.referenced_files import prometheus_source, read_referenced_files
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
+from fleet_forecast.serving.referenced_files import ReferencedFiles, prometheus_source, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
 
 
 def run_daemon(settings: Settings) -> bool:
     """Serve until SIGTERM or Ctrl-C; whether the daemon could start."""
-    check_exposed_names(fleet_in_use().metrics)
     files = read_referenced_files(settings, os.environ)
     if not settings.model.exists():
         raise SettingsError(
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
+    trial = ModelTrial.of(settings)
+    trial.begin(settings.model)
+    try:
+        started = _serve(settings, files, trial)
+    finally:
+        trial.close()
+    if not started:
+        print(
+            f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
+            "If the address is in use, stop what listens there or give another --port",
+            file=sys.stderr,
+        )
+    return started
+
+
+def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> bool:
+    # Imported here, while the model is tried: each of the two takes a good part of the time until the daemon is ready.
+    from fleet_forecast.serving.app import create_app
+    from fleet_forecast.serving.http.server import serve
+    from fleet_forecast.serving.lifespan import model_loading
+    from fleet_forecast.serving.monitoring.exposition import check_exposed_names
+    from fleet_forecast.serving.monitoring.log import log_as_json
+
+    check_exposed_names(fleet_in_use().metrics)
     log_as_json()
     # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
     sys.setswitchinterval(0.0001)
@@ -30,15 +50,8 @@ def run_daemon(settings: Settings) -> bool:
     logging.getLogger(__name__).info(
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
-    app = create_app(settings, files, prometheus=prometheus_source(settings, files))
-    if serve(app, settings, app.state.certificate):
-        return True
-    print(
-        f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
-        "If the address is in use, stop what listens there or give another --port",
-        file=sys.stderr,
-    )
-    return False
+    app = create_app(settings, files, model_loading(settings, trial), prometheus_source(settings, files))
+    return serve(app, settings, app.state.certificate)
 
 
 def _in_address(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,16 @@ from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.intervals.silences import excluded_cells, load_silences
+from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, load_silences, stored_silences
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
 from fleet_forecast.usage import note
 
 
-def read(arguments: argparse.Namespace) -> CheckedMetrics:
-    """The training data, checked against the contract."""
-    data = check_metrics(arguments.training_dir, input_timezone=arguments.input_timezone)
+def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetrics:
+    """The training data, checked against the contract. path: where they are, instead of --training-dir."""
+    data = check_metrics(path or arguments.training_dir, input_timezone=arguments.input_timezone)
     for notice in data.notices:
         note(notice)
     missing = [name for name in METRIC_SPECS if name not in data.metrics]
@@ -50,6 +51,7 @@ def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
             learning_rate=arguments.learning_rate,
             max_seconds=arguments.max_minutes * 60 if arguments.max_minutes else float("inf"),
             seed=arguments.seed,
+            steps=arguments.steps,
         ),
     )
 
@@ -60,7 +62,12 @@ def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tup
     step_seconds = model_step_seconds(data_step, arguments.step_seconds)
     if step_seconds != data_step:
         note(f"averaging samples every {data_step} s onto steps of {step_seconds} s")
-    grid = without_exclusions(FleetGrid.from_checked(data, step_seconds), arguments.exclusions)
+    grid = FleetGrid.from_checked(data, step_seconds)
+    if arguments.exclusions is not None:
+        grid = without_exclusions(grid, load_silences(arguments.exclusions), arguments.exclusions)
+    if arguments.from_history is not None:
+        beside = arguments.from_history.with_name(f"{arguments.from_history.name}.silences.json")
+        grid = without_exclusions(grid, daemon_silences(beside), beside)
     spec = WindowSpec(
         metrics=grid.metrics,
         step_seconds=step_seconds,
@@ -71,12 +78,22 @@ def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tup
     return grid, spec
 
 
-def without_exclusions(grid: FleetGrid, path: Path | None) -> FleetGrid:
-    """The grid without the measurements that the exclusions file names: they are as if they were not measured."""
-    if path is None:
+def daemon_silences(path: Path) -> list[Silence]:
+    """The silences that were added by the daemon's API. Raises TrainingError if its file cannot be read."""
+    try:
+        return list(stored_silences(path).values())
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); repair it, or remove it"
+        ) from error
+
+
+def without_exclusions(grid: FleetGrid, silences: Sequence[Silence], path: Path) -> FleetGrid:
+    """The grid without the measurements that silences of a file exclude: they are as if they were not measured."""
+    if not any(silence.kind == EXCLUDE for silence in silences):
         return grid
     seconds = grid.timestamps().astype(np.int64)
-    excluded = excluded_cells(load_silences(path), grid.servers, grid.profiles, seconds)
+    excluded = excluded_cells(silences, grid.servers, grid.profiles, seconds)
     count = int((excluded & ~np.isnan(grid.values).all(axis=2)).sum())
     note(f"{path}: measurements of {count:,} server-steps are excluded from training and scores")
     return grid.without(excluded)

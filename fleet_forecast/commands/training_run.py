@@ -36,6 +36,7 @@ from fleet_forecast.usage import note
 # Flags that must be equal to resume a run. Values that depend on the data as well are compared directly.
 IDENTITY_FLAGS = (
     "epochs",
+    "steps",
     "max_minutes",
     "batch_size",
     "learning_rate",

@@ -15,8 +15,8 @@ from fleet_forecast.contract.calendar import local_time
 from fleet_forecast.contract.forecast_spec import BAND_80, SCORED_LEVELS, report_horizons
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
 from fleet_forecast.evaluation.scores import pinball_loss
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE
 from fleet_forecast.features.grid import FleetGrid
-from fleet_forecast.inference.explanations import UNKNOWN_PROFILE
 
 WINDOWS_AT_ONCE = 512  # bounds memory
 ALL_PROFILES = "all"

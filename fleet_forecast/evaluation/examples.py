@@ -8,9 +8,9 @@ import numpy as np
 
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
 from fleet_forecast.evaluation.scores import pinball_loss
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
-from fleet_forecast.inference.explanations import UNKNOWN_PROFILE
 
 LEAST_MEASURED = 0.9  # share of the horizon
 PLACES = {"best": 0.0, "typical": 0.5, "worst": 1.0}  # in the order of the error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +19,11 @@ from plotly.offline import get_plotlyjs
 from fleet_forecast.evaluation import report_charts as charts
 from fleet_forecast.evaluation.backtest import MEAN, MODEL, best_baseline
 from fleet_forecast.evaluation.examples import Example
+from fleet_forecast.evaluation.report_pictures import Picture
 from fleet_forecast.evaluation.scores import AMOUNTS
-from fleet_forecast.evaluation.tables import Evaluation
-from fleet_forecast.inference.explanations import WeightTables, label_of
+from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables
+from fleet_forecast.inference.explanations import label_of
 
 REPORT_FILE = "report.html"
 STYLE = (
@@ -31,13 +34,18 @@ STYLE = (
     ".number{text-align:right}.model{font-weight:600}.lead{font-size:1.15rem}.hint,summary,figcaption{color:#56636f}"
     "figcaption b{color:#1d2733}"
     ".weights td:first-child,.facts td:first-child{white-space:nowrap}figure{margin:0;min-width:0}"
-    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:1rem}"
+    ".charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr));gap:1rem}"
     ".fans{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:.4rem 1rem}"
     "@media(max-width:60rem){.fans{grid-template-columns:1fr}}@media print{figure,table{break-inside:avoid}}"
 )
+PICTURE_STYLE = "<style>body{margin:0 auto}h2{border:0;margin:0}details{display:none}</style>"
 SCORES_EXPLAINED = (
     "Forecasts of the test period, mean over the metrics. WQL (weighted quantile loss), MASE and WAPE: smaller is "
     "better. coverage_80 and coverage_96: percentage of the measurements within the band, ideally 80 and 96."
+)
+CHAMPION_EXPLAINED = (
+    "Both models before their final fit, on the same forecasts of the newest days. ratio: WQL of this model (the "
+    "challenger) divided by that of the champion; ratio_upper_95: the upper end of its interval, servers drawn anew."
 )
 CALIBRATION_EXPLAINED = "Share of the measurements below each quantile; on the dotted line the probabilities are right."
 WEIGHTS_EXPLAINED = (
@@ -49,6 +57,9 @@ FANS_EXPLAINED = (
     "Test windows of each profile by their error: the smallest, the middle and the largest one. Blue: the median with "
     "the 80 % and the 96 % band. Black: what was measured. The model received the values up to the dotted line."
 )
+FANS_IN_A_ROW = 3
+# Heights on a wide page, for pictures of it: two lines under a heading, a fan chart and a chart with their captions.
+HEADING_PX, FAN_PX, CHART_PX, CAPTION_PX, TABLE_PX = 120, 268, charts.HEIGHT_PX, 60, 400
 SHOWN_VARIABLES = 12  # per group, those with the largest weights
 GROUPS = {
     "static": "Server (static variables)",
@@ -78,7 +89,9 @@ def write_report(directory: Path, report: ModelReport) -> None:
     parts = [
         f"<h1>{title}</h1>{_summary(report)}",
         *_scores(evaluation),
+        *_champion(report.info.get("champion")),
         *_cold_start(evaluation.cold_start),
+        *_calibration(evaluation),
         *_errors(evaluation),
         *_loss(report.info["loss_history"]),
         *_fans(evaluation),
@@ -89,9 +102,34 @@ def write_report(directory: Path, report: ModelReport) -> None:
         "<h2>Settings and versions</h2>",
         _facts(report.info),
     ]
+    (directory / REPORT_FILE).write_text(_page(title, parts), encoding="utf-8")
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    """title: escaped."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    script = f"<script>{get_plotlyjs()}</script>"
-    (directory / REPORT_FILE).write_text(f"{head}{script}{''.join(parts)}</html>\n", encoding="utf-8")
+    return f"{head}<script>{get_plotlyjs()}</script>{''.join(parts)}</html>\n"
+
+
+def report_pictures(report: ModelReport) -> dict[str, Picture]:
+    """The main sections of the report as pages of their own, by name of the picture."""
+    evaluation = report.evaluation
+    shown = _shown_group(evaluation)
+    fan_rows = math.ceil(len(shown[1].examples) / FANS_IN_A_ROW) if shown else 0
+    risk = report.info.get("risk_model", {})
+    sections = {
+        "cold_start": (_cold_start(evaluation.cold_start), HEADING_PX + CHART_PX),
+        "calibration": (_calibration(evaluation), HEADING_PX + CHART_PX),
+        "errors": (_errors(evaluation), HEADING_PX + 2 * (CHART_PX + CAPTION_PX)),
+        "forecasts": (_fans(evaluation), HEADING_PX + FAN_PX * fan_rows),
+        "risk": (_risk(risk), 2 * HEADING_PX + CHART_PX + TABLE_PX),
+    }
+    title = html.escape(report.title)
+    return {
+        name: Picture(_page(title, [PICTURE_STYLE, *parts]), height)
+        for name, (parts, height) in sections.items()
+        if parts
+    }
 
 
 # --- summary and scores ---------------------------------------------------------------------------------------------
@@ -130,6 +168,23 @@ def _scores(evaluation: Evaluation) -> list[str]:
     return parts
 
 
+def _champion(champion: Mapping[str, Any] | None) -> list[str]:
+    """The comparison with the model that was in use; nothing without one."""
+    if not champion:
+        return []
+    name = champion["model"]
+    verdict = f"It is worse: {'; '.join(champion['worse'])}." if champion["worse"] else "It is not worse."
+    remark = f" Note: {champion['remark']}." if champion["remark"] else ""
+    columns = [each for each in champion["groups"][0] if each != "group"] if champion["groups"] else []
+    rows = [{"servers of": group["group"], **{name: group[name] for name in columns}} for group in champion["groups"]]
+    return [
+        "<h2>Beside the model that was in use</h2>",
+        f'<p class="hint">{CHAMPION_EXPLAINED}</p>',
+        f"<p>{html.escape(f'The champion was {name}. {verdict}{remark}')}</p>",
+        *([_table(pd.DataFrame(rows).astype({"ratio_upper_95": float}))] if rows else []),
+    ]
+
+
 def _cold_start(table: pd.DataFrame) -> list[str]:
     if not len(table):
         return []
@@ -144,12 +199,29 @@ def _cold_start(table: pd.DataFrame) -> list[str]:
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def _errors(evaluation: Evaluation) -> list[str]:
-    """Calibration, and errors by horizon, hour of the day, profile and metric: of unseen servers if there are some."""
+def _shown_group(evaluation: Evaluation) -> tuple[str, GroupEvaluation] | None:
+    """The unseen servers if there are some, else the training servers; None without a scored window."""
     name = "unseen" if "unseen" in evaluation.groups else "training"
-    if name not in evaluation.groups:
+    return (name, evaluation.groups[name]) if name in evaluation.groups else None
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    shown = _shown_group(evaluation)
+    if shown is None:
         return []
-    group = evaluation.groups[name]
+    return [
+        f"<h2>Calibration, {shown[0]} servers</h2>",
+        f'<p class="hint">{CALIBRATION_EXPLAINED}</p>',
+        charts.as_html(charts.calibration_chart(shown[1].breakdown["calibration"])),
+    ]
+
+
+def _errors(evaluation: Evaluation) -> list[str]:
+    """Errors by horizon, hour of the day, profile and metric."""
+    shown = _shown_group(evaluation)
+    if shown is None:
+        return []
+    name, group = shown
     found, baseline = group.breakdown, group.breakdown["baseline"]
     profiles = [row["profile"] for row in found["by_profile"]]
     model, other = ([row[key] for row in found["by_profile"]] for key in ("model", "baseline_wql"))
@@ -164,9 +236,6 @@ def _errors(evaluation: Evaluation) -> list[str]:
         ),
     }
     return [
-        f"<h2>Calibration, {name} servers</h2>",
-        f'<p class="hint">{CALIBRATION_EXPLAINED}</p>',
-        charts.as_html(charts.calibration_chart(found["calibration"])),
         f'<h2>Errors, {name} servers</h2><div class="charts">',
         *(
             _figure(title, "WQL of the model and of the best baseline", charts.as_html(figure))
@@ -183,13 +252,12 @@ def _loss(history: list[dict[str, float]]) -> list[str]:
 
 
 def _fans(evaluation: Evaluation) -> list[str]:
-    name = "unseen" if "unseen" in evaluation.groups else "training"
-    shown = evaluation.groups[name].examples if name in evaluation.groups else []
-    if not shown:
+    shown = _shown_group(evaluation)
+    if shown is None or not shown[1].examples:
         return []
-    fans = (_figure(*_captions(example), charts.as_html(charts.fan_chart(example))) for example in shown)
+    fans = (_figure(*_captions(example), charts.as_html(charts.fan_chart(example))) for example in shown[1].examples)
     return [
-        f"<h2>Forecasts, {name} servers</h2>",
+        f"<h2>Forecasts, {shown[0]} servers</h2>",
         f'<p class="hint">{FANS_EXPLAINED}</p><div class="fans">',
         *fans,
         "</div>",

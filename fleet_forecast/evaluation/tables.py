@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,17 +12,19 @@ import pandas as pd
 
 from fleet_forecast.evaluation.backtest import MODEL
 from fleet_forecast.evaluation.examples import Example
+from fleet_forecast.evaluation.loss_sums import LossSums
 from fleet_forecast.evaluation.scores import AMOUNTS
 
 METRIC_COLUMNS = ["metric", "wql", "accuracy", "coverage_80", "coverage_96"]
 
 
 class GroupEvaluation(NamedTuple):
-    """One group of servers: a table of Backtest.scores, the document of `breakdown`, and examples."""
+    """One group of servers: a table of Backtest.scores, the document of `breakdown`, examples, and losses by day."""
 
     scores: pd.DataFrame
     breakdown: dict[str, Any]
     examples: list[Example]
+    losses_by_day: Mapping[int, LossSums] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,19 @@ class Evaluation:
     def as_document(self) -> dict[str, Any]:
         """Content of evaluation.json."""
         rows = self.cold_start.replace({np.nan: None}).to_dict("records") if len(self.cold_start) else []
-        return {"groups": {name: group.breakdown for name, group in self.groups.items()}, "cold_start": rows}
+        return {
+            "groups": {name: group.breakdown for name, group in self.groups.items()},
+            "cold_start": rows,
+            "losses_by_day": [[day, sums.as_fields()] for day, sums in sorted(self._losses_by_day().items())],
+        }
+
+    def _losses_by_day(self) -> dict[int, LossSums]:
+        """Of all groups together: what the daemon compares the losses of its own forecasts with."""
+        found: dict[int, LossSums] = {}
+        for group in self.groups.values():
+            for day, sums in group.losses_by_day.items():
+                found.setdefault(day, LossSums()).merge(sums)
+        return found
 
 
 def as_text(evaluation: Evaluation) -> str:

@@ -1,11 +1,12 @@
 """Peer prior: loc, scale and quantiles of a window from its peers, by number of own measured steps.
 
 The seasonally adjusted level of the peers over the context is the base. A server's level relative to its peers, the
-relative level, is shrunk by a learned weight, as is the deviation of its own values. The weights, the usual error and
-the quantiles of what follows are fitted on windows of the training servers in which only n own steps are known and the
-server is not among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile
-the weight of the relative level is small; between servers that share no load it is near 1. How alike servers are
-changes over weeks, so the windows are of the later half of the training period.
+relative level, is shrunk by a learned weight. The scale is the usual error, by how much the peers' level and the
+server's own values deviate in this context: both with learned weights. The weights, the usual error and the quantiles
+of what follows are fitted on windows of the training servers in which only n own steps are known and the server is not
+among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile the weight of
+the relative level is small; between servers that share no load it is near 1. How alike servers are changes over weeks,
+so the windows are of the later half of the training period.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from fleet_forecast.features.masked_statistics import (
     count_over_steps,
     dot_over_steps,
     masked_mean_and_deviations,
-    sum_over_steps,
 )
 from fleet_forecast.features.peers import FleetPeers, peer_levels, splice
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
@@ -43,13 +43,16 @@ class PeerPrior(NamedTuple):
     """By profile, metric and number of own measured steps, at cold_start.history_lengths; NaN for rows without peers.
 
     level_weight: of the relative level, 0 to 1. error_scale: usual root mean square of what follows around loc,
-    transformed units. scale_weight: of the own deviation, on a log scale, 0 to 1. Each is float32 [1 + profile, metric,
-    length]; row 0, the unknown profile, has no peers. quantiles: of (what follows - loc) / scale, float32 [1 + profile,
-    metric, length, knot].
+    transformed. usual_deviation: of the peers' level over a context, transformed. peer_scale_weight: of the peers'
+    deviation relative to the usual one, on a log scale, 0 to 1. scale_weight: of the own deviation, likewise. Each is
+    float32 [1 + profile, metric, length]; row 0, the unknown profile, has no peers. quantiles: of (what follows - loc)
+    / scale, float32 [1 + profile, metric, length, knot].
     """
 
     level_weight: np.ndarray
     error_scale: np.ndarray
+    usual_deviation: np.ndarray
+    peer_scale_weight: np.ndarray
     scale_weight: np.ndarray
     quantiles: np.ndarray
 
@@ -59,6 +62,8 @@ class PeerPrior(NamedTuple):
         return PeerPrior(
             self.level_weight @ matrix.T,
             np.exp(np.log(self.error_scale) @ matrix.T),
+            np.exp(np.log(self.usual_deviation) @ matrix.T),
+            self.peer_scale_weight @ matrix.T,
             self.scale_weight @ matrix.T,
             matrix @ self.quantiles,
         )
@@ -77,11 +82,14 @@ class PeerPrior(NamedTuple):
 class RelativeToPeers(NamedTuple):
     """A window's own values relative to its peers, seasonally adjusted; float32 [window, metric].
 
-    base: mean level of the peers over the context, NaN without peers. relative: own level minus base, 0 without own
-    values. squares: sum of squares of the own values around their mean. measured_steps: of the context.
+    base: mean level of the peers over the context, NaN without peers. base_squares: sum of squares of their level
+    around it. base_steps: steps with peers. relative: own level minus base, 0 without own values. squares: sum of
+    squares of the own values around their mean. measured_steps: of the context.
     """
 
     base: np.ndarray
+    base_squares: np.ndarray
+    base_steps: np.ndarray
     relative: np.ndarray
     squares: np.ndarray
     measured_steps: np.ndarray
@@ -144,11 +152,13 @@ def relative_to_peers(own: np.ndarray, level: np.ndarray, offset: np.ndarray) ->
     measured_steps = steps - count_over_steps(missing)
     mean, deviations = masked_mean_and_deviations(own.copy(), missing, measured_steps)
     unknown = np.isnan(level)
-    with np.errstate(invalid="ignore"):
-        base = sum_over_steps(np.where(unknown, np.float32(0.0), level)) / (steps - count_over_steps(unknown))
+    base_steps = steps - count_over_steps(unknown)
+    base, base_deviations = masked_mean_and_deviations(level.copy(), unknown, base_steps)
+    base[base_steps == 0] = np.nan
     relative = np.where(np.isnan(offset), mean - base, offset)
     relative[measured_steps == 0] = 0.0
-    return RelativeToPeers(base, relative, dot_over_steps(deviations, deviations), measured_steps)
+    base_squares, squares = (dot_over_steps(part, part) for part in (base_deviations, deviations))
+    return RelativeToPeers(base, base_squares, base_steps, relative, squares, measured_steps)
 
 
 def scale_by_peers(prior: PeerPrior, relative: RelativeToPeers, profile_rows: np.ndarray) -> PeerScale:
@@ -160,10 +170,12 @@ def scale_by_peers(prior: PeerPrior, relative: RelativeToPeers, profile_rows: np
     steps = np.minimum(relative.measured_steps, last).astype(np.int64)
     profile, metric = profile_rows[:, None], np.arange(metrics)
     at = profile, metric, steps
-    error_scale = prior.error_scale[at]
     loc = relative.base + prior.level_weight[at] * relative.relative
-    deviation = shrunken_deviation(relative.squares, relative.measured_steps, error_scale)
-    scale = error_scale * (deviation / error_scale) ** prior.scale_weight[at]
+    usual = prior.usual_deviation[at]
+    peers_deviation = shrunken_deviation(relative.base_squares, relative.base_steps, usual)
+    by_peers = prior.error_scale[at] * (peers_deviation / usual) ** prior.peer_scale_weight[at]
+    deviation = shrunken_deviation(relative.squares, relative.measured_steps, by_peers)
+    scale = by_peers * (deviation / by_peers) ** prior.scale_weight[at]
     without_history = prior.error_scale[profile, metric, 0]
     return PeerScale(
         loc=loc.astype(np.float32),
@@ -182,8 +194,11 @@ def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) 
     profiles, metrics = sample.smallest_scale.shape
     lengths = history_lengths(lag_steps.encoder)
     shape = (profiles, metrics, len(lengths))
-    level_weight, error_scale, scale_weight = (np.full(shape, np.nan) for _ in range(3))
-    prior = PeerPrior(level_weight, error_scale, scale_weight, np.full((*shape, len(KNOT_LEVELS)), np.nan))
+    level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight = (
+        np.full(shape, np.nan) for _ in range(5)
+    )
+    quantiles = np.full((*shape, len(KNOT_LEVELS)), np.nan)
+    prior = PeerPrior(level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles)
     for profile in range(1, profiles):
         windows = _sampled_windows(sample, profile, lag_steps, history_steps)
         if windows is None:
@@ -241,27 +256,41 @@ def _errors_by_length(windows: _SampledWindows, lag_steps: LagSteps) -> Iterator
         yield _Errors(relative, windows.following - ahead)
 
 
-def _fitted(errors: _Errors, metric: int, n: int, smallest: float) -> tuple[float, float, float, np.ndarray] | None:
-    """level_weight, error_scale, scale_weight, quantiles of one metric after n steps; None with too few windows."""
-    base, relative, squares, measured = (field[:, metric].astype(np.float64) for field in errors.relative)
+def _fitted(errors: _Errors, metric: int, n: int, smallest: float) -> tuple[float | np.ndarray, ...] | None:
+    """The fields of a PeerPrior for one metric after n steps; None with too few windows."""
+    of_metric = RelativeToPeers(*(field[:, metric].astype(np.float64) for field in errors.relative))
     following = errors.following[..., metric].astype(np.float64)
     known = ~np.isnan(following)
-    usable = ~np.isnan(base) & (2 * known.sum(axis=1) > following.shape[1]) & (2 * measured >= n)
-    usable &= (measured >= 1) | (n == 0)
+    usable = ~np.isnan(of_metric.base) & (2 * known.sum(axis=1) > following.shape[1])
+    usable &= (2 * of_metric.measured_steps >= n) & ((of_metric.measured_steps >= 1) | (n == 0))
     if usable.sum() < FEWEST_WINDOWS:
         return None
-    base, relative, squares, measured = (part[usable] for part in (base, relative, squares, measured))
-    following = following[usable]
-    level_weight = least_absolute_deviation_weight(relative, np.nanmean(following, axis=1) - base) if n else 0.0
-    level_weight = 0.0 if np.isnan(level_weight) else level_weight
+    of_metric, following = RelativeToPeers(*(field[usable] for field in of_metric)), following[usable]
+    base, relative = of_metric.base, of_metric.relative
+    level_weight = _weight(relative, np.nanmean(following, axis=1) - base) if n else 0.0
     error = following - (base + level_weight * relative)[:, None]
     size = np.maximum(np.sqrt(np.nanmean(error**2, axis=1)), smallest)
-    error_scale = float(np.exp(np.mean(np.log(size))))
-    deviation, scale_weight = np.full(len(size), error_scale), 0.0
+    error_scale = _geometric_mean(size)
+    peers_deviation = np.sqrt(of_metric.base_squares / of_metric.base_steps)
+    usual_deviation = _geometric_mean(np.maximum(peers_deviation, smallest))
+    relative_deviation = (
+        shrunken_deviation(of_metric.base_squares, of_metric.base_steps, usual_deviation) / usual_deviation
+    )
+    peer_scale_weight = _weight(np.log(relative_deviation), np.log(size / error_scale))
+    scale, scale_weight = error_scale * relative_deviation**peer_scale_weight, 0.0
     if n:
-        deviation = shrunken_deviation(squares, measured, error_scale)
-        weight = least_absolute_deviation_weight(np.log(deviation / error_scale), np.log(size / error_scale))
-        scale_weight = 0.0 if np.isnan(weight) else weight
-    scale = error_scale * (deviation / error_scale) ** scale_weight
+        ratio = shrunken_deviation(of_metric.squares, of_metric.measured_steps, scale) / scale
+        scale_weight = _weight(np.log(ratio), np.log(size / scale))
+        scale = scale * ratio**scale_weight
     quantiles = np.nanquantile(error / scale[:, None], KNOT_LEVELS)
-    return level_weight, error_scale, scale_weight, quantiles
+    return level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles
+
+
+def _weight(predictor: np.ndarray, target: np.ndarray) -> float:
+    """The least absolute deviation weight, 0 where nothing can be compared."""
+    weight = least_absolute_deviation_weight(predictor, target)
+    return 0.0 if np.isnan(weight) else weight
+
+
+def _geometric_mean(values: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.log(values))))

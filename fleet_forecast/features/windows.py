@@ -36,7 +36,7 @@ from fleet_forecast.features.seasonality import (
 )
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
 
-WINDOWS_VERSION = 6  # of the content of a window; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 7  # of the content of a window; a network reads only windows of the version it was trained on
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a holiday 7
@@ -353,8 +353,8 @@ def servers_with_peers(fleet: FleetArrays, request: WindowRequest) -> np.ndarray
 def _mask_metrics_without_prior(fleet: FleetArrays, profile_rows: np.ndarray, level: np.ndarray) -> None:
     """Sets the peers' level of metrics for which a profile has no prior to NaN, in place."""
     lacking = ~fleet.scaling.peer_prior_by_steps.exists[profile_rows]  # [window, metric]
-    if lacking.any():
-        np.copyto(level, np.nan, where=lacking[:, None])
+    for window in np.flatnonzero(lacking.any(axis=1)):
+        level[window, :, lacking[window]] = np.nan
 
 
 def _standardise(fleet: FleetArrays, past: _Past, lags: SeasonalLags, profile_rows: np.ndarray) -> _Standardised:

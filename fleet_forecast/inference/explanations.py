@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from fleet_forecast.features.window_batch import Windows
 from fleet_forecast.features.windows import CALENDAR_SIZES, WindowSpec
@@ -21,7 +20,6 @@ from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.network.outputs import NetworkWeights
 
 MOST_LAG_BINS = 24  # attention by lag is summed over at most this number of equal parts of the context
-UNKNOWN_PROFILE = "unknown"
 _KNOWN_FUTURE_REALS = ("market_open", "relative_time_idx")
 # Labels of the network's variables. Those of a metric are "<metric>, <label>", by the suffix of the variable's name.
 _LABELS = {
@@ -75,18 +73,6 @@ class Interpretation(NamedTuple):
     encoder_steps: np.ndarray
     quantiles: np.ndarray
     peers: PeerSupport | None = None
-
-
-class WeightTables(NamedTuple):
-    """Mean weights by profile as data frames; within a profile each group sums to 1.
-
-    variables: profile, group, variable, weight. attention: profile, on, lag_hours, weight. `on` is "context" for a part
-    of the context (it starts lag_hours before the origin and extends into the past) or "horizon" for the earlier steps
-    of the horizon.
-    """
-
-    variables: pd.DataFrame
-    attention: pd.DataFrame
 
 
 def variables_of(spec: WindowSpec, with_profile: bool) -> Variables:
@@ -153,25 +139,3 @@ def in_lag_bins(attention: np.ndarray) -> np.ndarray:
     """Attention [..., lag] summed over equal parts of the context: [..., bin], the last part may be shorter."""
     starts = np.arange(0, attention.shape[-1], lag_bin_steps(attention.shape[-1]))
     return np.add.reduceat(attention, starts, axis=-1)
-
-
-def weight_tables(
-    found: Interpretation, variables: Variables, profiles: Sequence[str | None], step_seconds: int
-) -> WeightTables:
-    """Means by profile; profiles: one per window, None = unknown."""
-    names = np.array([profile or UNKNOWN_PROFILE for profile in profiles])
-    bin_hours = lag_bin_steps(found.attention.shape[1]) * step_seconds / 3600
-    weights, attention = [], []
-    for profile in np.unique(names):
-        own = names == profile
-        for group in Variables._fields:
-            means = getattr(found, group)[own].mean(axis=0)
-            part = {"profile": profile, "group": group, "variable": getattr(variables, group), "weight": means}
-            weights.append(pd.DataFrame(part))
-        by_lag = in_lag_bins(found.attention[own].mean(axis=0))
-        lags = np.arange(len(by_lag)) * bin_hours
-        attention += [
-            pd.DataFrame({"profile": profile, "on": "context", "lag_hours": lags, "weight": by_lag}),
-            pd.DataFrame({"profile": profile, "on": "horizon", "weight": [found.attention_ahead[own].mean()]}),
-        ]
-    return WeightTables(pd.concat(weights, ignore_index=True), pd.concat(attention, ignore_index=True))

@@ -2,6 +2,7 @@
 
 models/tft_model_<UTC time>/
     model.safetensors      weights of the stock network
+    evaluated.safetensors  the same before the final fit, to compare a later model with; not in a model without one
     model.onnx             the same network with its head, for ONNX Runtime
     explain.onnx           the same with variable and attention weights as further outputs
     config.json            architecture, encoders, scaling, step, time zone, targets, quantiles, versions
@@ -36,6 +37,7 @@ from fleet_forecast.inference.model_config import CONFIG_FILE, RETRAIN, ModelCon
 
 FORMAT_VERSION = 3  # of the files and their content; another one is refused
 WEIGHTS_FILE = "model.safetensors"
+EVALUATED_WEIGHTS_FILE = "evaluated.safetensors"
 ONNX_FILE = "model.onnx"
 EXPLAIN_FILE = "explain.onnx"
 CANARY_FILE = "canary.json"
@@ -44,6 +46,7 @@ EVALUATION_FILE = "evaluation.json"
 MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
 MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
 TEMPORARY_PREFIX = ".tmp-"  # of files being written; they remain only if the process is killed
 
 
@@ -190,6 +193,17 @@ def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise ModelError(f"{path}: is larger than {max_bytes:,} bytes; copy the model directory again or train again")
     return content
+
+
+def read_document(model_dir: Path | None, name: str) -> dict[str, Any] | None:
+    """A JSON object of a model directory that nothing depends on; None if there is none, or none that can be read."""
+    if model_dir is None:
+        return None
+    try:
+        document = json.loads(read_regular(model_dir / name, MAX_DOCUMENT_BYTES))
+    except (OSError, ValueError, ModelError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _sha256(file: BufferedReader) -> str:

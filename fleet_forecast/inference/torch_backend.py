@@ -49,8 +49,8 @@ def _without_gradients(model: ForecastModel, method: Callable[..., Any], windows
     return output
 
 
-def load_model(model_dir: Path, config: ModelConfig) -> ForecastModel:
+def load_model(model_dir: Path, config: ModelConfig, weights_file: str = WEIGHTS_FILE) -> ForecastModel:
     """Rebuild the torch model of a verified model directory."""
     network = build_network(config.spec, config.profiles, config.hidden_size)
-    network.load_state_dict(load_file(model_dir / WEIGHTS_FILE))
+    network.load_state_dict(load_file(model_dir / weights_file))
     return ForecastModel(network, config.spec, config.scaling).eval()

@@ -29,6 +29,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    TypeAdapter,
     model_validator,
 )
 
@@ -83,7 +84,7 @@ class Weekly(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    days: Annotated[list[Day], Field(min_length=1, description="days on which it begins")]
+    days: Annotated[list[Day], Field(min_length=1, max_length=len(DAYS), description="days on which it begins")]
     start: ClockTime
     end: ClockTime
     timezone: Annotated[Name, AfterValidator(_zone)]
@@ -164,9 +165,23 @@ class _SilencesFile(BaseModel):
     silences: list[Silence]
 
 
+_STORED = TypeAdapter(dict[str, Silence])
+
+
 def load_silences(path: Path) -> list[Silence]:
     """The silences of a TOML file with nothing else. Raises TomlFileError."""
     return read_toml(path, _SilencesFile, "exclusions file").silences
+
+
+def stored_silences(path: Path) -> dict[str, Silence]:
+    """The silences that a daemon stored, by id; empty without the file.
+
+    Raises OSError, and ValueError for another file.
+    """
+    try:
+        return _STORED.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
 
 
 def excluded_cells(

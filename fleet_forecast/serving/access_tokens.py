@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.serving.clients import ADMINISTRATOR, ANYONE, Client, Right, digest_of, load_clients
+from fleet_forecast.serving.clients import ADMINISTRATOR, SHARED, Client, Right, digest_of, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
     SettingsError,
@@ -41,7 +41,7 @@ class AccessTokens:
 
     def owner(self, token: bytes, right: Right) -> Client | None:
         """Who has this token; None if nobody has. The administrator's token is for administration only."""
-        single, found = (self.admin, ADMINISTRATOR) if right is Right.ADMIN else (self.client, ANYONE)
+        single, found = (self.admin, ADMINISTRATOR) if right is Right.ADMIN else (self.client, SHARED)
         if single is not None and secrets.compare_digest(token, single):
             return found
         return self._clients.get(digest_of(token))

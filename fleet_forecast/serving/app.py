@@ -13,12 +13,13 @@ from fastapi.exceptions import RequestValidationError
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
+from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.middleware import RequestGuard
 from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
-from fleet_forecast.serving.lifespan import DaemonConfig, running
+from fleet_forecast.serving.lifespan import DaemonConfig, model_loading, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -39,7 +40,7 @@ from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.settings import Settings
-from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks
+from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
 from fleet_forecast.sources.prometheus import PrometheusClient, QuerySet
 
 DESCRIPTION = (
@@ -47,7 +48,7 @@ DESCRIPTION = (
     "All times are UTC; null means not measured."
 )
 PROTOCOLS = (remote_write, otlp)
-VIEWS = (heat_map, risks, past_forecasts, peer_band, model_evaluation)
+VIEWS = (heat_map, risks, past_forecasts, peer_band, series, model_evaluation)
 PARTS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
 TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
 
@@ -55,18 +56,20 @@ TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
 def create_app(
     settings: Settings,
     files: ReferencedFiles | None = None,
-    load_engine: LoadEngine | None = None,
+    loading: ModelLoading | None = None,
     prometheus: tuple[PrometheusClient, QuerySet] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application. The store is opened and the model is loaded when it starts, not here.
 
-    The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file.
+    The arguments are those of DaemonConfig; files None: rules and tokens of settings that name no file. loading
+    None: that of the settings.
     """
     files = files or ReferencedFiles()
     tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
     certificate = TlsCertificate(settings)
-    config = DaemonConfig(settings, files, load_engine, prometheus, clock, tokens, counters, certificate)
+    loading = loading or model_loading(settings, ModelTrial.of(settings))
+    config = DaemonConfig(settings, files, loading, prometheus, clock, tokens, counters, certificate)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

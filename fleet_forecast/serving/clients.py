@@ -5,7 +5,7 @@ A tokens file has one table for each token:
     [clients.agents-berlin]
     sha256 = "9f86d081884c7d65..."      # of the token, or: token = "..."
     servers = ['ber-.*']                # patterns of whole names it may write; left out: all
-    rights = ["write"]                  # read, write, profile, admin
+    rights = ["write"]                  # read, write, correct, profile, admin
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Right(StrEnum):
     """What a token allows."""
 
     READ = "read"  # all requests that change nothing, POST /api/v1/forecast too
-    WRITE = "write"  # samples
+    WRITE = "write"  # samples of what is not measured yet
+    CORRECT = "correct"  # samples that replace stored values
     PROFILE = "profile"  # to change the profile of a known server with its samples
     ADMIN = "admin"  # to reload the model, to delete servers, to add and delete silences
 
@@ -47,8 +48,9 @@ class Client:
 
 
 CLIENT = "fleet_client"  # key of an ASGI scope: the Client that sends the request
-ANYONE = Client("", frozenset({Right.READ, Right.WRITE, Right.PROFILE}))  # the one token, or no token at all
-
+ANYONE = Client("", frozenset({Right.READ, Right.WRITE, Right.CORRECT, Right.PROFILE}))  # where no token is needed
+# Whoever has the one token, which agents share: it adds samples and changes nothing that is known.
+SHARED = Client("", frozenset({Right.READ, Right.WRITE}))
 ADMINISTRATOR = Client("administrator", frozenset({Right.ADMIN}))
 
 

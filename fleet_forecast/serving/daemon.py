@@ -18,6 +18,7 @@ from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelManager
 from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
@@ -49,6 +50,7 @@ class Daemon:
     alert_record: AlertRecord
     scores: ForecastScores
     archive: ForecastArchive
+    drift: DriftMonitor
     events: EventHub
     notifiers: list[Notifier]
     clock: Callable[[], float]  # seconds since 1970

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -21,15 +23,17 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
-from fleet_forecast.serving.delivery.silence_book import SilenceBook
+from fleet_forecast.serving.delivery.silence_book import SilenceBook, profile_note
 from fleet_forecast.serving.fleet_audit import FleetAudit
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
-from fleet_forecast.serving.forecasts.model_manager import LoadEngine, LoadResult, ModelLoading, ModelManager
+from fleet_forecast.serving.forecasts.model_manager import LoadResult, ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.ingest.sink import IngestSink
+from fleet_forecast.serving.monitoring.drift_loop import DriftLoop
+from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.events import EventHub
 from fleet_forecast.serving.monitoring.forecast_archive import ForecastArchive
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
@@ -42,6 +46,7 @@ from fleet_forecast.sources.protocols.counter_rates import CounterMemory
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
 
+LOG = logging.getLogger(__name__)
 DEFAULT_STEP_SECONDS = 300  # of a new history, until a model is loaded
 
 Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine function of background work
@@ -51,14 +56,14 @@ Work = tuple[str, Callable[[], Coroutine[Any, Any, None]]]  # name and coroutine
 class DaemonConfig:
     """What the daemon is made from.
 
-    load_engine: loads a model directory; None: Engine.load on the device of the settings.
+    loading: where the model is loaded from and how.
     prometheus: where to pull from and what. clock: seconds since 1970 for samples, steps and ages.
     tokens, http: shared with the middleware. certificate: with the server.
     """
 
     settings: Settings
     files: ReferencedFiles
-    load_engine: LoadEngine | None
+    loading: ModelLoading
     prometheus: tuple[PrometheusClient, QuerySet] | None
     clock: Callable[[], float]
     tokens: AccessTokens
@@ -87,7 +92,8 @@ def _open(config: DaemonConfig) -> Daemon:
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
-    silences = SilenceBook(files.alert_rules.silences, _beside_history(settings, ".silences.json"), config.clock)
+    silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
+    _warn_of_unknown_profiles(files, store)
     return Daemon(
         settings=settings,
         rules=files.profile_rules,
@@ -97,13 +103,14 @@ def _open(config: DaemonConfig) -> Daemon:
         otlp=OtlpDecoder(CounterMemory(settings.max_counters), settings.max_samples),
         forecasts=forecasts,
         audit=FleetAudit(forecasts, store, files.profile_rules),
-        model=_model_manager(config, forecasts),
+        model=ModelManager(config.loading, forecasts),
         alerts=alerts,
         silences=silences,
         outbox=Outbox(alerts, silences, settings.shadow or files.alert_rules.shadow),
         alert_record=AlertRecord(),
         scores=ForecastScores(),
         archive=ForecastArchive(),
+        drift=DriftMonitor(forecasts, store, silences.excluded_cells, settings.beside_history(".drift.json")),
         events=EventHub(),
         notifiers=[],
         clock=config.clock,
@@ -112,25 +119,20 @@ def _open(config: DaemonConfig) -> Daemon:
     )
 
 
-def _model_manager(config: DaemonConfig, forecasts: ForecastLoop) -> ModelManager:
-    """The manager of the model; a loader that replaces Engine.load reads no files that have to be tried first."""
-    settings = config.settings
-    loading = ModelLoading(settings.model, config.load_engine or _engine_loader(settings), settings.model_seconds)
-    record = _beside_history(settings, ".checked-model")
-    trial = None if config.load_engine else ModelTrial(settings.model_mib, settings.model_seconds, record)
-    return ModelManager(loading, forecasts, trial)
+def _warn_of_unknown_profiles(files: ReferencedFiles, store: HistoryStore) -> None:
+    """Log silences of the fleet file whose profile is neither built in nor sent by a server; it may be misspelt."""
+    known = {*map(str, PROFILES), *(server.profile for server in store.servers.values() if server.profile)}
+    for note in filter(None, (profile_note(silence, known) for silence in files.alert_rules.silences)):
+        LOG.warning("silence of an unknown profile", extra={"reason": note})
 
 
-def _beside_history(settings: Settings, ending: str) -> Path:
-    """A file of the daemon's state, in the folder of the history."""
-    return settings.history.with_name(settings.history.name + ending)
+def model_loading(settings: Settings, trial: ModelTrial) -> ModelLoading:
+    """Loads the model of the settings after its trial."""
 
-
-def _engine_loader(settings: Settings) -> LoadEngine:
     def load(path: Path) -> Engine:
         return Engine.load(path, device=settings.device, threads=settings.threads or None)
 
-    return load
+    return ModelLoading(settings.model, load, settings.model_seconds, trial)
 
 
 def _notifiers(daemon: Daemon) -> list[Notifier]:
@@ -160,11 +162,12 @@ def _publish_events(daemon: Daemon) -> None:
 
 
 def _background_work(daemon: Daemon, prometheus: tuple[PrometheusClient, QuerySet] | None) -> list[Work]:
-    state_file = _beside_history(daemon.settings, ".alerts.json")
+    state_file = daemon.settings.beside_history(".alerts.json")
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))
+    work.append(("drift", DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock).run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     if prometheus is not None:
         work.append(("pull", Puller(daemon.ingest, *prometheus).run))

@@ -218,6 +218,10 @@ class Settings(BaseModel):
         """max_body_mib in bytes."""
         return int(self.max_body_mib * MIB)
 
+    def beside_history(self, ending: str) -> Path:
+        """A file of the daemon's state, in the folder of the history."""
+        return self.history.with_name(self.history.name + ending)
+
     @property
     def max_samples(self) -> int:
         """Samples in one request of remote write, data points in one of OTLP: as many as max_records can hold."""

@@ -349,14 +349,16 @@ class _GpuPeers:
         medians = (torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.medians)
         self._whole, self._smaller, self._equal, self._larger, self._counts = medians
         prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in scaling.peer_prior_by_steps)
-        self._level_weight, self._error_scale, self._scale_weight, self._quantiles = prior
+        self._level_weight, self._error_scale, self._usual_deviation, *rest = prior
+        self._peer_scale_weight, self._scale_weight, self._quantiles = rest
         self._exists = torch.from_numpy(scaling.peer_prior.exists).to(device)
         self._metrics = torch.arange(len(source.spec.metrics), device=device)
 
     def smallest_scale(self) -> float:
         """A lower bound of the scale of a window with peers."""
         smallest = float(self._error_scale[~torch.isnan(self._error_scale)].min())
-        return smallest * float(np.sqrt(SCALE_PRIOR_STEPS / (SCALE_PRIOR_STEPS + self._level_weight.shape[2])))
+        # Both deviations may be those of constant values.
+        return smallest * SCALE_PRIOR_STEPS / (SCALE_PRIOR_STEPS + self._level_weight.shape[2])
 
     def levels(self, plan: GpuPlan, measured: Tensor) -> tuple[Tensor, Tensor]:
         """As peers.peer_levels: median and number of the peers [window, step, metric]."""
@@ -378,13 +380,17 @@ class _GpuPeers:
         n = (~missing).sum(dim=1)
         mean, deviations = _masked_mean_and_deviations(own, missing, n)
         unknown = torch.isnan(peers.level)
-        base = peers.level.nan_to_num().sum(dim=1) / (~unknown).sum(dim=1)
+        base_steps = (~unknown).sum(dim=1)
+        base, base_deviations = _masked_mean_and_deviations(peers.level, unknown, base_steps)
+        base = base.masked_fill(base_steps == 0, torch.nan)
         relative = torch.where(torch.isnan(peers.offset), mean - base, peers.offset).masked_fill(n == 0, 0.0)
         at = profile[:, None], self._metrics, n
-        error_scale = self._error_scale[at]
-        loc = base + self._level_weight[at] * relative
-        deviation = torch.sqrt(((deviations * deviations).sum(dim=1) + k * error_scale**2) / (n + k))
-        scale = error_scale * (deviation / error_scale) ** self._scale_weight[at]
+        loc, usual = base + self._level_weight[at] * relative, self._usual_deviation[at]
+        base_squares, squares = ((part * part).sum(dim=1) for part in (base_deviations, deviations))
+        peers_deviation = torch.sqrt((base_squares + k * usual**2) / (base_steps + k))
+        by_peers = self._error_scale[at] * (peers_deviation / usual) ** self._peer_scale_weight[at]
+        deviation = torch.sqrt((squares + k * by_peers**2) / (n + k))
+        scale = by_peers * (deviation / by_peers) ** self._scale_weight[at]
         first = self._error_scale[profile, :, 0]
         position = torch.stack([(loc - base) / first, torch.log(scale / first)], dim=-1)
         has_peers = ~torch.isnan(base)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,16 @@ import torch
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
 from fleet_forecast.contract.reading import CheckedMetrics
 from fleet_forecast.contract.specs import CONTRACT_VERSION, METRIC_SPECS
+from fleet_forecast.evaluation.against_champion.champion import Challenger, Comparison, compare_with_champion
 from fleet_forecast.evaluation.backtest import BacktestPlan, backtest, best_baseline, rolling_origins
 from fleet_forecast.evaluation.baselines import training_quantiles
 from fleet_forecast.evaluation.breakdown import breakdown
 from fleet_forecast.evaluation.cold_start import cold_start_table
 from fleet_forecast.evaluation.examples import examples
+from fleet_forecast.evaluation.loss_sums import losses_by_day
 from fleet_forecast.evaluation.peers_by_hand import fit_peers_by_hand
 from fleet_forecast.evaluation.tables import GroupEvaluation
+from fleet_forecast.evaluation.weight_tables import WeightTables, weight_tables
 from fleet_forecast.features.cold_start import SMALLEST_SCALE
 from fleet_forecast.features.grid import FleetGrid, median_distance
 from fleet_forecast.features.history import past_values
@@ -31,8 +35,8 @@ from fleet_forecast.features.peers import Peers
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import DAY_SECONDS, WINDOWS_VERSION, WindowSpec
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import WeightTables, weight_tables
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
@@ -42,6 +46,7 @@ from fleet_forecast.training.trainer import TrainerSettings, TrainingData
 
 TEST_ORIGIN_INTERVAL_HOURS = 8
 MAX_TEST_WINDOWS = 8_192  # scores over more windows hardly differ, time and memory do
+MAX_COMPARED_WINDOWS = 2_048  # with the champion, of each group
 MAX_EXPLAINED_WINDOWS = 48  # of each profile: means over more windows hardly differ
 MIN_DEFAULT_STEP_SECONDS = 300  # a context of 24 h in finer steps is too long for the network
 
@@ -157,6 +162,7 @@ class Job:
                 scores,
                 breakdown(compared, best_baseline(scores), self.grid, self.spec.calendar.timezone),
                 examples(compared, self.grid, self.spec.context_steps),
+                losses_by_day(compared, self.grid),
             )
         return groups
 
@@ -173,6 +179,19 @@ class Job:
             by_hand = fit_peers_by_hand(plan, split.training_servers, split.test_start, by_profile)
         forecaster = Engine(self.config("test"), torch_run(model)).forecast
         return cold_start_table(plan, forecaster, by_profile, bool(self.profiles), by_hand)
+
+    def compare_with(self, model_dir: Path, model: ForecastModel, risk_model: RiskModel | None) -> Comparison:
+        """The evaluated model beside that of a directory, on the test period (evaluation/against_champion)."""
+        split = self.split
+        groups = {"training": split.training_servers, "unseen": split.unseen_servers}
+        plans = {
+            name: self._backtest_plan(self._test_sample(rows, MAX_COMPARED_WINDOWS))
+            for name, rows in groups.items()
+            if len(rows)
+        }
+        config = self.config("challenger")
+        challenger = Challenger(config, Engine(config, torch_run(model)).forecast, risk_model)
+        return compare_with_champion(model_dir, challenger, plans, split.observed_servers)
 
     def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
         """The test period of some servers."""
@@ -198,9 +217,9 @@ class Job:
         explanation = engine.explain(history, profiles, grid.timestamps()[steps], peers=peers)
         return weight_tables(explanation, engine.variables, profiles, grid.step_seconds)
 
-    def _test_sample(self, rows: np.ndarray) -> np.ndarray:
-        """`rows`, or a random sample of them if they have more than MAX_TEST_WINDOWS windows."""
-        most = max(1, MAX_TEST_WINDOWS // max(1, len(self.test_origins())))
+    def _test_sample(self, rows: np.ndarray, most_windows: int = MAX_TEST_WINDOWS) -> np.ndarray:
+        """`rows`, or a random sample of them if they have more than `most_windows` windows."""
+        most = max(1, most_windows // max(1, len(self.test_origins())))
         if len(rows) <= most:
             return rows
         return np.sort(np.random.default_rng(self.settings.seed).choice(rows, most, replace=False))

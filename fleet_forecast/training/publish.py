@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +13,18 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
-from fleet_forecast.evaluation.report import ModelReport, write_report
+from fleet_forecast.evaluation.against_champion.champion import Comparison
+from fleet_forecast.evaluation.report import ModelReport, report_pictures, write_report
+from fleet_forecast.evaluation.report_pictures import write_pictures
 from fleet_forecast.evaluation.tables import Evaluation, scores_as_json
+from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.canary import write_canary
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.explanations import UNKNOWN_PROFILE, WeightTables
 from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
+    EVALUATED_WEIGHTS_FILE,
     EVALUATION_FILE,
     EXPLAIN_FILE,
     ONNX_FILE,
@@ -44,7 +48,8 @@ class RunResult(NamedTuple):
     """The outcome of a run.
 
     training, evaluation: the evaluated model and its scores. ablation, final_fit, risk_model: None if there is none.
-    risk_source: what the risk model was trained on, or why there is none.
+    risk_source: what the risk model was trained on, or why there is none. champion: the comparison with the model in
+    use; None if there is none.
     """
 
     training: TrainerState
@@ -53,6 +58,7 @@ class RunResult(NamedTuple):
     final_fit: TrainerState | None = None
     risk_model: RiskModel | None = None
     risk_source: str = "no risk model"
+    champion: Comparison | None = None
 
     @property
     def published(self) -> TrainerState:
@@ -72,6 +78,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
         info["risk_model"] |= result.risk_model.summary() | result.risk_model.description.scores
     with new_model_directory(models_dir, config.model_id) as directory:
         _write_network(directory, job, model, config)
+        if result.final_fit is not None:
+            (directory / EVALUATED_WEIGHTS_FILE).write_bytes(_weights(result.training.model))
         if result.risk_model is not None:
             write_risk_model(directory, result.risk_model)
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
@@ -80,6 +88,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
         (directory / EVALUATION_FILE).write_text(json.dumps(result.evaluation.as_document()), encoding="utf-8")
         report = ModelReport(config.model_id, info, result.evaluation, weights, data_summary(job.grid))
         write_report(directory, report)
+        if flags.get("report_pictures") and (problem := write_pictures(directory, report_pictures(report))):
+            print(f"note: {problem}", file=sys.stderr)
     Engine.load(models_dir / config.model_id, device="cpu")
     return models_dir / config.model_id
 
@@ -92,9 +102,7 @@ def free_model_id(models_dir: Path) -> str:
 
 
 def _write_network(directory: Path, job: Job, model: ForecastModel, config: ModelConfig) -> None:
-    # Cloned, as the stock class has some weights under two names and safetensors rejects shared memory.
-    weights_by_name = {name: value.clone() for name, value in model.network.state_dict().items()}
-    (directory / WEIGHTS_FILE).write_bytes(save(weights_by_name))  # save_file would make the file unreadable to others
+    (directory / WEIGHTS_FILE).write_bytes(_weights(model))
     rows, origins = np.zeros(2, np.int64), np.full(2, config.context_steps)
     known_steps = np.full(2, config.history_steps)
     example = job.source.batch(WindowSelection(rows, origins, config.context_steps, known_steps))
@@ -102,6 +110,12 @@ def _write_network(directory: Path, job: Job, model: ForecastModel, config: Mode
     export_explanation(model, example.windows, directory / EXPLAIN_FILE)
     (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     write_canary(directory / CANARY_FILE, config, Engine(config, torch_run(model)).forecast)
+
+
+def _weights(model: ForecastModel) -> bytes:
+    """Content of a weights file. safetensors' save_file would make the file unreadable to others."""
+    # Cloned, as the stock class has some weights under two names and safetensors rejects shared memory.
+    return save({name: value.clone() for name, value in model.network.state_dict().items()})
 
 
 def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables) -> None:
@@ -139,7 +153,7 @@ def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict
     """training_info.json: data, split, flags, loss history, cost and scores of the run."""
     grid, split = job.grid, job.split
     return {
-        "data": str(flags["training_dir"]),
+        "data": str(flags.get("from_history") or flags["training_dir"]),
         "servers": len(grid.servers),
         "unseen_servers": [grid.servers[row] for row in split.unseen_servers],
         "validation_servers": [grid.servers[row] for row in split.validation_servers],
@@ -158,9 +172,9 @@ def run_summary(result: RunResult) -> dict[str, Any]:
 
     "risk_model": what it was trained on. "comparison", "final_fit": cost of the ablation and of the final fit, null if
     there was none. "scored_model": which model cost, losses and scores are of: the published one, or that before the
-    final fit.
+    final fit. "champion": the comparison with the model that was in use, null if there was none.
     """
-    training, ablation, evaluation, final_fit, risk_model, risk_source = result
+    training, ablation, evaluation, final_fit, risk_model, risk_source, champion = result
     return {
         **cost(training),
         "epochs": round(training.epochs, 3),
@@ -172,4 +186,5 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "scored_model": "before the final fit" if final_fit else "published",
         "scores": scores_as_json(evaluation.scores),
         "risk_model": {"trained_on": risk_model.trained_on if risk_model else None, "source": risk_source},
+        "champion": champion.as_document() if champion else None,
     }

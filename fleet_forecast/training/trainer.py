@@ -69,7 +69,7 @@ def learning_rate_factor(progress: float) -> float:
 class TrainerSettings:
     """Length and hyperparameters of a run; the trainer script's flags set the first five.
 
-    epochs: passes over all server-hours. steps: maximum number of optimisation steps; None: those of `epochs`.
+    epochs: passes over all server-hours. steps: number of optimisation steps; None: those of `epochs`.
     learning_rate_schedule: completed share of the run -> share of `learning_rate`.
     """
 
@@ -192,7 +192,8 @@ class Trainer:
     def _progress_by_limit(self) -> dict[str, float]:
         # The time of the final validation is reserved.
         max_seconds = max(self._settings.max_seconds - self.state.longest_validation_seconds, 1e-9)
-        return {"epochs": self.state.steps / self._total_steps, "minutes": self._seconds() / max_seconds}
+        length = "steps" if self._settings.steps else "epochs"
+        return {length: self.state.steps / self._total_steps, "minutes": self._seconds() / max_seconds}
 
     def _stop_reason(self, stop_requested: bool) -> str:
         """Empty while training continues."""

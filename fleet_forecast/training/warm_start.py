@@ -2,6 +2,9 @@
 
 The embedding of each known profile is kept. A new profile starts with the embedding of the unknown profile. Scaling is
 always fitted on the new data.
+
+The weights are those before the earlier model's final fit. The published ones were also fitted to days that can lie in
+the new test period, and to its unseen servers: scores after a start from them would be too good.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import nn
 
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
-from fleet_forecast.inference.model_directory import WEIGHTS_FILE, read_config, verify
+from fleet_forecast.inference.model_directory import EVALUATED_WEIGHTS_FILE, WEIGHTS_FILE, read_config, verify
 
 PROFILE_EMBEDDING = "input_embeddings.embeddings.profile.weight"  # [1 + profile, width]; row 0: unknown profile
 
@@ -48,7 +51,8 @@ def load_earlier_weights(network: nn.Module, profiles: tuple[str, ...], model_di
 
     Raises ModelError if they do not fit (a model of another version of this software).
     """
-    weights = load_file(model_dir.resolve() / WEIGHTS_FILE)
+    evaluated = model_dir.resolve() / EVALUATED_WEIGHTS_FILE
+    weights = load_file(evaluated if evaluated.exists() else model_dir.resolve() / WEIGHTS_FILE)
     if profiles:
         weights[PROFILE_EMBEDDING] = profile_rows(weights[PROFILE_EMBEDDING], earlier.profiles, profiles)
     try:

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from fleet_forecast.evaluation.examples import PLACES, Example
 from fleet_forecast.evaluation.report import ModelReport, write_report
 from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation
-from fleet_forecast.inference.explanations import WeightTables
+from fleet_forecast.evaluation.weight_tables import WeightTables
 
 INFO = {
     "data": "training",
@@ -172,3 +172,12 @@ def test_a_model_without_test_servers_has_its_report(tmp_path: Path) -> None:
     page = written(tmp_path, Evaluation())
     assert "Risk of incidents" not in page
     assert "Calibration" not in page
+
+
+def test_it_shows_the_comparison_with_the_model_that_was_in_use(tmp_path: Path) -> None:
+    compared = {"group": "unseen", "servers": 4, "windows": 9, "ratio": 1.234, "ratio_upper_95": None}
+    champion = {"model": "old<1>", "groups": [compared], "worse": ["its error is higher"], "remark": ""}
+    text = written(tmp_path, Evaluation({"unseen": group()}, cold_start()), {**INFO, "champion": champion})
+    assert "The champion was old&lt;1&gt;. It is worse: its error is higher." in text
+    assert "<th>servers of" in text
+    assert re.search(r"unseen<td[^>]*>4<td[^>]*>9<td[^>]*>1.234<td[^>]*>-", text)

@@ -15,11 +15,12 @@ from pytorch_forecasting import TemporalFusionTransformer
 from safetensors.torch import load_file
 
 from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
+from fleet_forecast.evaluation.weight_tables import weight_tables
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.window_batch import FIELDS, WindowBatch, Windows
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine, NoExplanationError
-from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of, weight_tables
+from fleet_forecast.inference.explanations import in_lag_bins, interpret, label_of, variables_of
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.inference.torch_backend import load_model, torch_explain

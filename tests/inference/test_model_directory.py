@@ -35,6 +35,7 @@ def test_a_published_model_has_the_documented_files_and_no_pickle(tiny_model_dir
     names = {path.name for path in tiny_model_dir.iterdir()}
     assert {
         "model.safetensors",
+        "evaluated.safetensors",
         "model.onnx",
         "explain.onnx",
         "variable_weights.parquet",
@@ -182,7 +183,7 @@ def test_another_version_of_windows_is_refused_with_both_versions(copy: Path) ->
     config["windows_version"] = 1
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 6; train again"):
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 7; train again"):
         Engine.load(copy, device="cpu")
 
 

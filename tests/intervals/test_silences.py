@@ -74,6 +74,7 @@ def test_a_file_of_silences_and_the_measurements_it_excludes(tmp_path):
         ("server = 'a'\nweekly = {days = ['sun'], start = '2:00', end = '03:00', timezone = 'UTC'}", "start is '2:00'"),
         ("server = 'a'\nweekly = {days = ['sun'], start = '02:00', end = '03:00', timezone = 'Mars'}", "zone 'Mars'"),
         ("server = 'a'\nweekly = {days = ['so'], start = '02:00', end = '03:00', timezone = 'UTC'}", "'so'"),
+        (f"server = 'a'\nweekly = {{days = {['sun'] * 8}, start = '', end = '', timezone = ''}}", "at most 7"),
         ("servers = 'a'", "unknown key 'servers'; use server, profile, pattern, from"),
     ],
 )  # fmt: skip

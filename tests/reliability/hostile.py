@@ -22,7 +22,9 @@ from tests.reliability.finding import Finding, milliseconds
 from tests.reliability.mutations import mutated_bytes
 from tests.reliability.traffic import JSON, Probe
 from tests.serving.fake_daemon import FakeDaemon
+from tests.sources.protocols.write_bodies import fleet_series, write_body
 
+WRITE_HEADERS = {"content-type": "application/x-protobuf", "content-encoding": "snappy"}
 POST_HEADERS = b"POST /api/v1/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 # --- mutated bodies -------------------------------------------------------------------------------------------------
@@ -95,6 +97,42 @@ def mutated_bodies(folder: Path, count: int = 10_000, seed: int = 1) -> Finding:
     return Finding(
         kept, shown, {"answers": dict(answers), "miscounted": miscounted, "first": [str(b) for b in worst[:3]]}
     )
+
+
+# --- forged samples -------------------------------------------------------------------------------------------------
+
+
+def forged_samples(folder: Path, samples: int = 1_000) -> Finding:
+    """Stored samples sent again with other values, profile and state by a client that may only write."""
+    (folder / "token").write_text(token := "a-token-that-all-agents-have")
+    headers, first_ms = {"authorization": f"Bearer {token}"}, (int(time.time()) - 3 * 3600) * 1000
+    times_ms = [first_ms + 10_000 * n for n in range(samples)]
+
+    def records(cpu_pct: float, **labels: str) -> dict[str, Any]:
+        labelled = {"server_name": "a", "cpu_pct": cpu_pct, **labels}
+        return {"records": [{"timestamp": each, **labelled} for each in times_ms]}
+
+    with (
+        FakeDaemon(folder, "--token-file", folder / "token") as daemon,
+        httpx.Client(base_url=daemon.url, timeout=30, headers=headers) as client,
+    ):
+        client.post("/api/v1/metrics", json=records(55.0, profile="database"))
+        before = _stored(client)
+        forged = records(2.0, profile="web_api", state="offline")
+        rejected = len(client.post("/api/v1/metrics", json=forged).json()["rejected"])
+        body = write_body([fleet_series("cpu_pct", "a", samples=[(each, 2.0) for each in times_ms])])
+        status = client.post("/api/v1/write", content=body, headers=WRITE_HEADERS).status_code
+        unchanged = _stored(client) == before
+        counted = f'fleet_corrections_total{{result="refused"}} {2 * samples}\n' in client.get("/metrics").text
+    shown = f"{samples:,} stored samples forged by JSON and remote write: {rejected:,} rejected, then {status}"
+    kept = unchanged and counted and rejected == samples and status == 400
+    return Finding(kept, shown, {"unchanged": unchanged, "counted": counted})
+
+
+def _stored(client: httpx.Client) -> tuple[Any, Any]:
+    """Samples and profile of the one server."""
+    page = client.get("/api/v1/servers/a/history", params={"hours": 4, "raw": "true"}).json()
+    return page["metrics"], client.get("/api/v1/servers").json()["servers"][0]["profile"]
 
 
 # A stream without end; bodies that are protobuf, whose mutations are in tests/serving/routes/protocols/.

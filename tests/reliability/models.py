@@ -158,8 +158,7 @@ def readiness(folder: Path, model: Path) -> Finding:
     (folder / "bad" / "manifest.json").touch()
     promote(folder, "bad")
     daemon = DaemonProcess(folder, model=folder / "current")
-    daemon.launch()
-    try:
+    with daemon.launched():
         daemon.wait_for("/healthz")
         with Probe(daemon.port) as probe, httpx.Client(base_url=daemon.url, timeout=10) as client:
             client.post("/api/v1/metrics", json={"records": [_record()]})
@@ -174,8 +173,6 @@ def readiness(folder: Path, model: Path) -> Finding:
             seconds = daemon.wait_for("/readyz")
             forecast = client.post("/api/v1/forecast", json={"records": [_record()]}).status_code == 200
         code, _ = daemon.stop()
-    finally:
-        daemon.__exit__()
     shown = (
         f"/readyz 503 in {sum(refusals)} of {len(refused)} requests before a good model, 200 {seconds:.1f} s after it; "
         f"/healthz 200 in {len(probe.taken) - probe.failed} of {len(probe.taken)}"

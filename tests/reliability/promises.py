@@ -78,6 +78,7 @@ PROMISES = (
     ),
     Promise("A model file can't run code", {"import ban": lambda _folder, _model: models.no_code_from_files()}),
     Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
+    Promise("A token that only writes cannot change what is stored", {"forged samples": _in(hostile.forged_samples)}),
     Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
     Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise("No forecast request can starve ingest", {"10,000 servers": strain.large_cycle}),

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from data_contract import METRICS
 from fleet_forecast.inference.model_directory import read_config
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -185,7 +186,7 @@ def clock_steps(folder: Path, rounds: int = 3) -> Finding:
     statuses: set[int] = set()
     acknowledged: dict[int, float] = {}
     forecast_again = jumps = 0
-    app = create_app(settings, load_engine=lambda _path: FakeEngine(), clock=lambda: now[0])  # type: ignore[return-value]
+    app = create_app(settings, loading=ModelLoading(folder, lambda _path: FakeEngine()), clock=lambda: now[0])  # type: ignore[return-value]
     with TestClient(app, raise_server_exceptions=False) as client:
 
         def measure() -> None:

@@ -160,5 +160,8 @@ class Probe:
         return self
 
     def __exit__(self, *_):
-        output, _ = self._process.communicate(timeout=30)
+        try:
+            output, _ = self._process.communicate(timeout=30)
+        finally:
+            self._process.kill()
         self.taken, self.failed = json.loads(output)

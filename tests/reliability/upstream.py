@@ -115,8 +115,8 @@ def passing_read_errors(folder: Path) -> Finding:
         daemon.stop()
     fault = ("-e", "trace=pread64", "-e", "inject=pread64:error=EIO")
     daemon.prefix = (strace, "-f", "-qq", "-o", "/dev/null", "-P", str(daemon.history), *fault)
-    daemon.launch()
-    refused = daemon.process.wait(60) != 0 and "the disk fails" in daemon.log.read_text()
+    with daemon.launched():
+        refused = daemon.process.wait(60) != 0 and "the disk fails" in daemon.log.read_text()
     aside = list(folder.glob("*.damaged-*"))
     store = HistoryStore(daemon.history, 300)
     whole = set(store.servers) == {"a"}

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from server_profiles import BUILT_IN_RULES
@@ -66,7 +67,7 @@ def daemon(
         alert_rules=rules or AlertRules(),
         profile_rules=profile_rules,
     )
-    app = create_app(chosen, files, load or load_fake, clock=clock)
+    app = create_app(chosen, files, ModelLoading(chosen.model, load or load_fake), clock=clock)
     with TestClient(app) as client:
         yield client
 

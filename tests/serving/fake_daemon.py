@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).parents[2]
 class DaemonProcess:
     """A daemon with a model directory and its history in `folder`; a context manager.
 
-    prefix: a command that runs it, such as strace; it must replace itself with the daemon (exec).
+    prefix: a command that runs it, such as strace. All are one process group, which ends with the block, and with a
+    start that fails.
     """
 
     program: tuple[str, ...] = ("tft_inference.py", "--daemon")
@@ -49,12 +50,33 @@ class DaemonProcess:
         """Start the process without waiting."""
         command = [*self.prefix, *self.command]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, cwd=self.checkout, env=self.environment)
+            self.process = subprocess.Popen(
+                command, stderr=log, cwd=self.checkout, env=self.environment, start_new_session=True
+            )
 
     def start(self):
         """Start the process and wait until it is ready."""
         self.launch()
-        self.wait_for("/readyz")
+        try:
+            self.wait_for("/readyz")
+        except BaseException:
+            self.kill()
+            raise
+
+    @contextlib.contextmanager
+    def launched(self):
+        """The process from its launch on, ready or not."""
+        self.launch()
+        try:
+            yield self
+        finally:
+            self.kill()
+
+    def kill(self):
+        """End the process and those that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def wait_for(self, path, seconds=60.0):
         """Wait until `path` answers 200; returns the seconds."""
@@ -83,8 +105,7 @@ class DaemonProcess:
         return self.process.wait(30), time.monotonic() - started
 
     def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
+        self.kill()
 
 
 class FakeDaemon(DaemonProcess):
@@ -120,6 +141,7 @@ def main() -> int:
 
     Engine.load = load  # type: ignore[method-assign]
     ModelTrial.run = pass_trial  # type: ignore[method-assign]
+    ModelTrial.begin = lambda *_: None  # type: ignore[method-assign]
     return tft_inference.main(["--daemon", *sys.argv[1:]])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.serving.clients import load_clients
-from tests.serving.daemon_client import ADMIN, TOKEN, daemon, forecast_of, post, record
+from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, forecast_of, post, record
 
 AGENT, READER, OPERATOR = "0123456789abcdef-agent", "0123456789abcdef-reader", "0123456789abcdef-operator"
 FILE = f"""
@@ -21,7 +21,7 @@ rights = ["read"]
 
 [clients.operator]
 token = "{OPERATOR}"
-rights = ["read", "write", "profile", "admin"]
+rights = ["read", "write", "correct", "profile", "admin"]
 """
 
 
@@ -62,11 +62,12 @@ def test_an_agent_writes_the_servers_of_its_patterns_alone(restricted):
 
 def test_a_profile_changes_only_with_the_right_and_the_rest_of_the_record_is_accepted(restricted):
     post(as_client(restricted, OPERATOR), record("ber-1") | {"profile": "database"})
-    answer = post(as_client(restricted, AGENT), record("ber-1", cpu_pct=5.0) | {"profile": "web_api"}).json()
+    later = record("ber-1", complete_start() + 1, cpu_pct=5.0)
+    answer = post(as_client(restricted, AGENT), later | {"profile": "web_api"}).json()
     assert answer["accepted"] == 1
-    assert answer["notices"] == [
-        "profile of ber-1: stays database, not web_api; the token of agents-berlin has no right profile"
-    ]
+    (notice,) = answer["notices"]
+    right = "the token of agents-berlin has no right profile; give one with it in the tokens file (tokens)"
+    assert notice == f"profile of ber-1: stays database, not web_api; {right}"
     as_client(restricted, OPERATOR)
     assert forecast_of(restricted, "ber-1")["profile"] == "database"
     post(restricted, record("ber-1") | {"profile": "web_api"})
@@ -77,6 +78,48 @@ def test_a_profile_changes_only_with_the_right_and_the_rest_of_the_record_is_acc
     assert 'fleet_profile_changes_total{result="accepted"} 1' in page
     assert 'fleet_profile_changes_total{result="refused"} 1' in page
     assert "fleet_servers_with_two_sources 1" in page
+
+
+def test_stored_samples_are_replaced_only_with_the_right(restricted, caplog):
+    """One that repeats or completes a stored one is accepted; of a refused one nothing is stored."""
+    post(as_client(restricted, OPERATOR), record("ber-1", cpu_pct=50.0), record("ber-2", cpu_pct=50.0))
+    sent = [record("ham-1"), record("ber-1", cpu_pct=5.0, mem_pct=6.0), record("ber-2", cpu_pct=50.0, mem_pct=7.0)]
+    answer = post(as_client(restricted, AGENT), *sent).json()
+    reason = "50.0 is stored for this server and time; the token of agents-berlin has no right correct; give one with"
+    assert answer["accepted"] == 1
+    assert [(each["index"], each["field"], each["value"]) for each in answer["rejected"][1:]] == [(1, "cpu_pct", 5.0)]
+    assert answer["rejected"][1]["reason"].startswith(reason)
+    assert "stored samples not corrected" in caplog.text
+    as_client(restricted, OPERATOR)
+    assert raw(restricted, "ber-1") == (50.0, None)
+    assert raw(restricted, "ber-2") == (50.0, 7.0)
+    assert post(restricted, record("ber-1", cpu_pct=5.0)).json() == {"accepted": 1, "rejected": []}
+    assert raw(restricted, "ber-1") == (5.0, None)
+    assert "stored samples corrected" in caplog.text
+    page = restricted.get("/metrics").text
+    for result in ("accepted", "refused"):
+        assert f'fleet_corrections_total{{result="{result}"}} 1' in page
+    assert 'fleet_rejected_records_total{field="cpu_pct"} 1' in page
+
+
+def raw(client, name):
+    (cpu,), (mem,) = (
+        client.get(f"/api/v1/servers/{name}/history?raw=true&hours=1").json()["metrics"][metric]
+        for metric in ("cpu_pct", "mem_pct")
+    )
+    return cpu, mem
+
+
+def test_the_token_of_all_clients_adds_samples_and_changes_none(tmp_path):
+    with daemon(tmp_path, token=TOKEN) as client:
+        as_client(client, TOKEN.decode())
+        assert post(client, record("a", cpu_pct=50.0) | {"profile": "database"}).json()["accepted"] == 1
+        forged = [record("a", cpu_pct=5.0), record("a", complete_start() + 1, cpu_pct=50.0)]
+        answer = post(client, *(each | {"profile": "web_api"} for each in forged)).json()
+        assert [each["index"] for each in answer["rejected"]] == [0]
+        (notice,) = answer["notices"]
+        assert notice.startswith("profile of a: stays database, not web_api; the token of all clients has no right")
+        assert forecast_of(client, "a")["profile"] == "database"
 
 
 def test_an_administrator_deletes_a_server(restricted):

@@ -100,7 +100,7 @@ def test_it_keeps_the_last_average_and_leaves_the_evaluated_model_as_it_is(
     before = copy_weights(training.model)
     monkeypatch.setattr(trainer_module, "validate", validate)
     final_fit = fit_finally(job, training)
-    assert final_fit.stopped_by == "epochs"
+    assert final_fit.stopped_by == "steps"
     assert all(torch.equal(before[name], weight) for name, weight in copy_weights(training.model).items())
     assert not all(torch.equal(before[name], weight) for name, weight in copy_weights(final_fit.model).items())
 

@@ -69,7 +69,7 @@ def test_every_field_of_every_batch_equals_the_one_built_in_numpy(source: Window
                 assert off.mean() < 0.01
                 np.testing.assert_allclose(made, wanted, atol=1.001 / INPUT_GRID, err_msg=name)
             else:
-                np.testing.assert_allclose(made, wanted, rtol=2e-5, atol=2e-4, err_msg=name)
+                np.testing.assert_allclose(made, wanted, rtol=2e-5, atol=5e-4, err_msg=name)
         lengths.add(plan.selection.encoder_steps)
     assert lengths == set(SPEC.encoder_lengths)
 

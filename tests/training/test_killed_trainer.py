@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 import tft_trainer
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, only_writer, verify
-from tests.conftest import tiny_flags
+from tests.commands.histories import store_history
+from tests.conftest import tiny_flags, tiny_fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,3 +161,50 @@ def test_killed_at_random_times_the_current_model_is_complete(
     assert run_and_kill(0, flags) == 0
     assert not list((tmp_path / "models").glob(f"{TEMPORARY_PREFIX}*"))
     assert json.loads((tmp_path / "models" / "current" / "manifest.json").read_text())["files"]
+
+
+# The process kills itself where it would call a function.
+KILLED_AT = """
+import importlib, os, signal, sys
+import fleet_forecast.training.trainer, tft_trainer
+
+fleet_forecast.training.trainer.CHECKPOINT_SECONDS = 0.0
+module, _, name = sys.argv[1].rpartition(":")
+setattr(importlib.import_module(module), name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(tft_trainer.main(sys.argv[2:]))
+"""
+PHASES = (
+    "fleet_forecast.commands.model_life:export_history",
+    "tft_trainer:train",
+    "tft_trainer:evaluate",
+    "tft_trainer:fit_finally",
+    "tft_trainer:compare",
+    "fleet_forecast.training.publish:write_report",
+    "fleet_forecast.commands.model_life:promote",
+    "fleet_forecast.commands.model_life:remove_old",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_in_any_phase_of_a_training_on_the_history_a_complete_model_serves(
+    tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    models_dir, history = tmp_path / "models", tmp_path / "fleet.sqlite"
+    shutil.copytree(tiny_models_dir, models_dir, symlinks=True)
+    champion = (models_dir / "current").readlink()
+    store_history(history, tiny_fleet())
+    flags = [*tiny_flags(tmp_path, models_dir), "--from-history", str(history), "--no-comparison", "--keep", "2"]
+    flags += ["--warm-start", str(models_dir / "current"), "--force"]
+    for phase in PHASES:
+        command = [sys.executable, "-c", KILLED_AT, phase, *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False)
+        assert done.returncode == -signal.SIGKILL, (phase, done.stderr[-500:])
+        assert_current_can_forecast(models_dir)
+        replaced = (models_dir / "current").readlink() != champion
+        assert replaced == (phase == PHASES[-1])
+    assert tft_trainer.main(flags) == 0
+    assert_current_can_forecast(models_dir)
+    assert not list(models_dir.glob(f"{TEMPORARY_PREFIX}*"))
+    assert tft_trainer.main(["--models-dir", str(models_dir), "--rollback"]) == 0
+    assert_current_can_forecast(models_dir)

@@ -4,7 +4,7 @@ import { ask, askOptional } from "./api.js";
 import { badge, empty, h, table } from "./dom.js";
 import { count, duration, metricName, number, percent, time } from "./text.js";
 
-const SHOWN = 200;
+const SHOWN = 200, SHOWN_RECENT = 50;
 
 export function alertsView(page) {
   let paths = null; // of the daemon's API: an older daemon has no silences
@@ -15,13 +15,13 @@ export function alertsView(page) {
     const [firing, summary, silences] = await Promise.all([
       ask(`api/v1/alerts?limit=${SHOWN}`), askKnown("api/v1/alerts/summary"), askKnown("api/v1/silences"),
     ]);
-    const recent = summary && (await ask(`api/v1/alerts?state=recent&limit=${SHOWN}`));
+    const recent = summary && (await ask(`api/v1/alerts?state=recent&limit=${SHOWN_RECENT}`));
     const all = firing.alerts;
     page.replaceChildren(
       ...shadowBanner(summary),
       section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: "No server is expected to exceed a limit, and none deviates from its forecast." }))),
       ...(all.some((alert) => alert.silenced) ? [section("Silenced", all.filter((alert) => alert.silenced), firingColumns)] : []),
-      ...(recent ? [section("Recent", recent.alerts, recentColumns, empty("No alert has ended yet"))] : []),
+      ...(recent ? [section(recent.next ? "Recent, the newest" : "Recent", recent.alerts, recentColumns, empty("No alert has ended yet"))] : []),
       ...silenceSection(silences),
     );
   }
@@ -38,11 +38,23 @@ function section(title, alerts, columns, none = null) {
     alerts.length ? table(`${title} alerts`, columns, alerts, (alert) => ({ class: alert.severity === "watch" ? "watch" : "page" })) : none);
 }
 
-// The sentence of an alert without the server's name, with its times in the reader's zone.
-export function sentenceOf({ sentence: text, server_name: name, profile }) {
+// What an alert says without the server's name, with its times in the reader's zone.
+export const sentenceOf = (alert) => withTimes(wordsOf(alert));
+
+function wordsOf({ sentence: text, server_name: name, profile }) {
   const start = `${name} (${profile}): `, rest = text.startsWith(start) ? text.slice(start.length) : text;
-  const parts = (rest.charAt(0).toUpperCase() + rest.slice(1)).split(/(\d{4}-\d\d-\d\dT[\d:.]+Z)/);
-  return parts.map((part, index) => (index % 2 ? time(part) : part));
+  return rest.charAt(0).toUpperCase() + rest.slice(1);
+}
+
+function withTimes(text) {
+  return text.split(/(\d{4}-\d\d-\d\dT[\d:.]+Z)/).map((part, index) => (index % 2 ? time(part) : part));
+}
+
+// The first sentence, which opens the rest.
+function shortened(alert) {
+  const words = wordsOf(alert), end = words.search(/\.\s/) + 1;
+  if (!end) return h("span", {}, withTimes(words));
+  return h("details", { class: "more" }, h("summary", {}, withTimes(words.slice(0, end))), h("span", {}, withTimes(words.slice(end + 1))));
 }
 
 // The address of the server at the moment of an alert.
@@ -52,7 +64,7 @@ const openServer = { title: "Server", cell: (alert) => h("a", { class: "name", h
 const severity = { title: "Severity", cell: (alert) => badge(alert.severity || "alert", (alert.severity || "page") === "watch" ? "warn" : "bad") };
 const highest = { title: "Severity", cell: (alert) => badge(alert.highest_severity || alert.severity || "alert", (alert.highest_severity || "page") === "watch" ? "warn" : "bad") };
 const metric = { title: "Metric", cell: (alert) => h("span", { class: "nowrap", text: metricName(alert.metric) }) };
-const sentence = { title: "What", cell: (alert) => h("span", {}, sentenceOf(alert)) };
+const sentence = { title: "What", cell: shortened };
 const since = { title: "Since", cell: (alert) => (alert.started_at ? h("span", { class: "nowrap" }, time(alert.started_at), h("small", { text: ` ${duration(Date.now() - Date.parse(alert.started_at))}` })) : "–") };
 const due = { title: "Expected", cell: (alert) => (alert.crossed_at ? h("span", { class: "bad" }, "crossed ", time(alert.crossed_at)) : alert.expected_at ? time(alert.expected_at) : "–") };
 const likely = { title: "Probability", number: true, cell: (alert) => percent(alert.probability) };
@@ -72,8 +84,21 @@ function silenceSection(answer) {
   if (!answer?.silences.length) return [];
   const columns = [
     { title: "State", cell: (silence) => badge(silence.active ? "active" : "not now", silence.active ? "warn" : "") },
-    { title: "Covers", cell: (silence) => Object.entries(silence).filter(([key, value]) => value !== null && !["id", "source", "active"].includes(key)).map(([key, value]) => `${key}: ${typeof value === "object" ? Object.values(value).flat().join(" ") : value}`).join(" · ") },
-    { title: "From", cell: (silence) => (silence.source === "file" ? "rules file" : "API") },
+    { title: "Servers", cell: serversOf },
+    { title: "When", cell: whenOf },
+    { title: "Kind", cell: (silence) => (silence.kind === "exclude" ? "measurements are excluded too" : "not delivered") },
+    { title: "Comment", cell: (silence) => silence.comment || "–" },
+    { title: "Given in", cell: (silence) => (silence.source === "file" ? "fleet file" : "API") },
   ];
   return [h("section", { class: "panel" }, h("h2", { text: count(answer.silences.length, "silence") }), table("Silences", columns, answer.silences))];
+}
+
+function serversOf(silence) {
+  const key = ["server", "profile", "pattern"].find((name) => silence[name]);
+  return h("span", {}, `${key} `, h("b", { class: "name", text: silence[key] }), silence.note && h("small", { class: "warn", text: ` ${silence.note}` }));
+}
+
+function whenOf({ from, until, weekly }) {
+  const limits = [...(from ? [" from ", time(from)] : []), ...(until ? [" until ", time(until)] : [])];
+  return h("span", {}, weekly ? `${weekly.days.join(", ")} ${weekly.start} – ${weekly.end} ${weekly.timezone}` : "", limits);
 }

@@ -6,12 +6,13 @@ import { byId, empty, h } from "./dom.js";
 import { fleetView } from "./fleet.js";
 import { listen } from "./live.js";
 import { modelView } from "./model.js";
-import { darkQuery, release } from "./plots.js";
+import { darkQuery, onPaper, release } from "./plots.js";
+import { profilesView } from "./profiles.js";
 import { serverView } from "./server.js";
 import { count, duration, time } from "./text.js";
 
-const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, model: modelView };
-const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", model: "Model" };
+const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, profiles: profilesView, model: modelView };
+const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", profiles: "Profiles", model: "Model" };
 const QUIET_MS = 300; // events of one cycle come in a burst
 const ALERTS_MS = 4000;
 const REFRESH_MS = 60000; // ages, and what no event announces
@@ -77,9 +78,10 @@ function showProblem(text) {
 }
 
 function showFiring({ alerts }) {
-  byId("firing").textContent = alerts.length;
-  byId("firing").hidden = !alerts.length;
-  byId("firing").title = `${count(alerts.length, "alert")} firing`;
+  const firing = alerts.filter((alert) => !alert.silenced).length;
+  byId("firing").textContent = firing;
+  byId("firing").hidden = !firing;
+  byId("firing").title = `${count(firing, "alert")} firing`;
 }
 
 async function updateNames() {
@@ -155,7 +157,9 @@ function askForToken() {
 async function start() {
   onUnauthorised(askForToken);
   addEventListener("hashchange", () => { show(); byId("main").focus({ preventScroll: true }); });
-  darkQuery.addEventListener("change", show);
+  darkQuery.addEventListener("change", () => onPaper() || show());
+  addEventListener("beforeprint", () => usePaper(true));
+  addEventListener("afterprint", () => usePaper(false));
   byId("find").addEventListener("submit", (event) => { event.preventDefault(); open(byId("find-name")); });
   byId("find-name").addEventListener("change", (event) => open(event.target));
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); byId("main").focus(); });
@@ -163,6 +167,12 @@ async function start() {
   setInterval(schedule, REFRESH_MS);
   show();
   listen(onEvent, setConnected);
+}
+
+// Charts have the size and the colours of the moment at which they are drawn.
+function usePaper(now) {
+  document.documentElement.classList.toggle("paper", now);
+  if (view?.drawn && view.page.isConnected) view.drawn();
 }
 
 function open(input) {

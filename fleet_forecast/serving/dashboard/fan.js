@@ -61,8 +61,8 @@ export function drawFan(element, metric, shown) {
   return draw(element, traces, {
     height: HEIGHT_PX, hovermode: "closest", shapes, margin: { l: 46, r: 8, t: 16, b: 24 },
     annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...limit],
-    xaxis: axis({ type: "date", tickformat: "%H:%M\n%a %e", nticks: 7, range: [wall(Math.min(...history.timestamps.map(Date.parse), Date.parse(forecast.origin))), ahead[ahead.length - 1]] }),
-    yaxis: axis({ range, nticks: 5, title: { text: "" } }),
+    xaxis: axis({ type: "date", tickformat: "%H:%M\n%a %e", nticks: 7, automargin: false, range: [wall(Math.min(...history.timestamps.map(Date.parse), Date.parse(forecast.origin))), ahead[ahead.length - 1]] }),
+    yaxis: axis({ range, nticks: 5, automargin: false }),
   });
 }
 

@@ -15,7 +15,7 @@ const opened = new Map(); // profile -> whether it is open, as people chose
 export function fleetView(page, _argument, query) {
   for (const name of Object.keys(chosen)) if (query.has(name)) chosen[name] = query.get(name);
   const counters = h("div", { class: "cards" }), controls = h("div", { class: "controls" });
-  const risks = h("section", { class: "panel" }), map = h("section", { class: "panel heat" });
+  const risks = h("section", { class: "panel risks" }), map = h("section", { class: "panel heat" });
   page.append(counters, h("div", { class: "columns" }, map, risks));
   let data = null;
 
@@ -23,6 +23,7 @@ export function fleetView(page, _argument, query) {
     chosen[name] = value;
     const set = Object.entries(chosen).filter(([key, text]) => text && !(key === "value" && text === "breach"));
     history.replaceState(null, "", `#/fleet${set.length ? `?${new URLSearchParams(set)}` : ""}`);
+    if (name === "value") controls.querySelector("[data-key=metric] select").disabled = value === "risk";
     if (name === "value" || name === "metric") return reload().then(drawn);
     return drawn();
   }
@@ -34,11 +35,11 @@ export function fleetView(page, _argument, query) {
   async function update(asked) {
     const early = chosen.value === "breach" && !chosen.metric ? askAll(heatPath([]), "servers") : null; // needs no model
     const [status, model, alerts, top] = await Promise.all([asked.status, ask("api/v1/model"), asked.alerts, ask(`api/v1/risks?limit=${SHOWN_RISKS}`)]);
-    data = { status, alerts: alerts.alerts, risks: top.risks, metrics: model.metrics, heat: await early };
+    data = { status, alerts: alerts.alerts, risks: top.risks, metrics: model.metrics, hasRisk: Boolean(model.risk_model), heat: await early };
     if (!data.heat) await reload();
     counters.replaceChildren(...counterCards(data));
     risks.replaceChildren(...riskTable(data));
-    if (!controls.children.length) controls.append(...controlsOf(data.metrics, data.heat.servers, changed));
+    if (!controls.children.length) controls.append(...controlsOf(data, changed));
   }
 
   async function drawn() {
@@ -53,6 +54,7 @@ export function fleetView(page, _argument, query) {
 function heatPath(metrics) {
   const metric = metrics.includes(chosen.metric) ? `&metric=${encodeURIComponent(chosen.metric)}` : "";
   if (chosen.value === "breach") return `api/v1/heat-map?value=breach${metric}`;
+  if (chosen.value === "risk") return "api/v1/heat-map?value=risk";
   return `api/v1/heat-map?value=quantile&level=${chosen.value}${metric || `&metric=${encodeURIComponent(metrics[0])}`}`;
 }
 
@@ -71,7 +73,7 @@ function counterCards({ status, alerts, heat }) {
     ], "#/fleet"),
     card(alerts.length - silenced, "alerts firing", alerts.some((alert) => alert.severity)
       ? [[severe("page"), "page"], [severe("watch"), "watch"], [silenced, "silenced"]] : [], "#/alerts", alerts.length - silenced ? "bad" : "good"),
-    likely === null ? null : card(likely, "likely breaches", [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
+    likely === null ? null : card(likely, chosen.value === "risk" ? "likely incidents" : "likely breaches", [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
     card(age === null ? "–" : duration(age), "since the last step", heat.origin ? [["", "at "], [time(heat.origin), ""]] : []),
   ].filter(Boolean);
 }
@@ -95,7 +97,7 @@ function riskTable({ risks }) {
   ];
   return [
     h("h2", { text: "Highest risks" }),
-    h("p", { class: "hint", text: "Probability that a metric exceeds its limit within the time" }),
+    h("p", { class: "hint", text: "Probability that a metric crosses its limit within the time" }),
     risks.length ? table("Highest risks", columns, risks) : empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." })),
   ];
 }
@@ -104,16 +106,19 @@ const riskClass = (probability) => (probability >= LIKELY ? "bad" : probability 
 
 // --- heat map -----------------------------------------------------------------------------------------------------
 
-function controlsOf(metrics, servers, changed) {
-  const values = [["breach", "Breach probability"], ["0.5", "Median forecast"], ["0.9", "High forecast (90 %)"]];
-  const profiles = [...new Set(servers.map((row) => row.profile))].sort();
+function controlsOf({ metrics, hasRisk, heat }, changed) {
+  const values = [["breach", "Breach probability"], ...(hasRisk ? [["risk", "Incident risk"]] : []), ["0.5", "Median forecast"], ["0.9", "High forecast (90 %)"]];
+  const profiles = [...new Set(heat.servers.map((row) => row.profile))].sort();
+  const metric = choice("Metric", [["", "Highest of all"], ...metrics.map((name) => [name, metricName(name)])], chosen.metric, (value) => changed("metric", value));
+  metric.dataset.key = "metric";
+  metric.lastElementChild.disabled = chosen.value === "risk";
   const later = (name) => {
     let timer = 0;
     return (event) => { clearTimeout(timer); timer = setTimeout(() => changed(name, event.target.value.trim()), 80); };
   };
   return [
     choice("Colour", values, chosen.value, (value) => changed("value", value)),
-    choice("Metric", [["", "Highest of all"], ...metrics.map((metric) => [metric, metricName(metric)])], chosen.metric, (value) => changed("metric", value)),
+    metric,
     choice("Profile", [["", "All"], ...profiles.map((name) => [name, name])], chosen.profile, (value) => changed("profile", value)),
     h("label", { class: "field" }, h("span", { text: "Name contains" }), h("input", { type: "search", value: chosen.search, oninput: later("search"), spellcheck: "false" })),
   ];
@@ -158,13 +163,14 @@ async function drawMaps(root, heat, rows) {
 
 function newPart(part) {
   if (part === "scale") return h("p", { class: "hint", "data-part": part });
-  if (part === "all profiles") return h("div", { class: "plot", "data-part": part });
-  return h("details", { "data-part": part }, h("summary"), h("div", { class: "plot" }), h("button", { text: "Show all", hidden: true }));
+  if (part === "all profiles") return h("div", { class: "heat-map", "data-part": part });
+  return h("details", { "data-part": part }, h("summary"), h("div", { class: "heat-map" }), h("button", { text: "Show all", hidden: true }));
 }
 
 function describe(legend, heat, top) {
-  const what = heat.unit ? `Forecast of ${metricName(chosen.metric || heat.servers[0].metric)} in ${heat.unit}` : "Probability of exceeding a limit";
-  legend.replaceChildren(`${what} by half hour. Times in ${zone}. A click on a row opens it.`, scaleLegend(top, heat.unit));
+  const what = heat.unit ? `Forecast of ${metricName(chosen.metric || heat.servers[0].metric)} in ${heat.unit} by half hour`
+    : chosen.value === "risk" ? "Probability that an incident begins within 1, 4 or 8 hours, or is under way" : "Probability of crossing a limit by half hour";
+  legend.replaceChildren(`${what}. Times in ${zone}. A click on a row opens it.`, scaleLegend(top, heat.unit));
 }
 
 const overviewLabel = ({ profile, rows }) => `${profile} (${rows.length.toLocaleString()})`;
@@ -181,11 +187,11 @@ function drawOverview(element, groups, scale, root) {
     part.open = true;
     part.scrollIntoView({ block: "start", behavior: "smooth" });
   };
-  return drawHeatMap(element, rows, scale, open);
+  return drawHeatMap(element, rows, scale, { choose: open });
 }
 
 async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows) {
-  const [summary, plot, all] = part.children;
+  const [summary, map, all] = part.children;
   summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${scale.unit ? `${number(highest)} ${scale.unit}` : percent(highest)}`);
   let drawnOnce = false; // opening the part by program raises an event as well
   all.onclick = () => { all.dataset.all = "yes"; drawnOnce = false; render(); };
@@ -196,7 +202,7 @@ async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows)
     const shown = all.dataset.all ? rows : rows.slice(0, MOST_ROWS);
     all.hidden = shown.length === rows.length;
     all.textContent = `Show all ${rows.length.toLocaleString()} servers`;
-    await drawHeatMap(plot, shown.map(heatRow), scale, (name) => { location.hash = `#/server/${encodeURIComponent(name)}`; });
+    await drawHeatMap(map, shown.map(heatRow), scale, { href: (name) => `#/server/${encodeURIComponent(name)}` });
   }
   part.open = opened.get(profile) ?? !asRows;
   part.ontoggle = () => part.open && render();

@@ -6,7 +6,8 @@ import { axis, colour, draw, plain } from "./plots.js";
 import { clockTime, metricName, number, percent, wall } from "./text.js";
 
 const PROBABILITY_STOPS = [0, 0.05, 0.25, 0.5, 1], EVEN_STOPS = [0, 0.25, 0.5, 0.75, 1]; // places of the colours heat-0 … heat-4
-const ROW_PX = 19, TOP_PX = 24, BOTTOM_PX = 4, LETTER_PX = 7.2, LEAST_LEFT_PX = 60, MOST_LEFT_PX = 190;
+const ROW_PX = 19, TOP_PX = 24, BOTTOM_PX = 4, RIGHT_PX = 8; // the first two: style.css
+const LETTER_PX = 7.2, LEAST_LEFT_PX = 60, MOST_LEFT_PX = 190, PAGE_ROWS = 10;
 
 // Times at which the half hours of a heat map begin, and the end of the last one, in milliseconds.
 export function edgesOf(heat) {
@@ -28,25 +29,50 @@ export function scaleLegend(top, unit) {
   return h("span", { class: "scale" }, stopsOf(unit).map((stop, index) => h("span", {}, h("span", { class: `swatch heat-${index}` }), shown(stop))));
 }
 
-// rows: {key, label, metric, values}, the first on top. chosen: called with the key of a row that is clicked.
-export function drawHeatMap(element, rows, { edges, top, unit, left }, chosen) {
-  const shown = (value) => (unit ? `${number(value)} ${unit}` : percent(value));
+// rows: {key, label, metric, values}, the first on top. open: {href(key)} for rows that are links, or {choose(key)} for
+// rows that do something on this page. Their names are a list beside the chart: one Tab, then the arrow keys.
+export function drawHeatMap(element, rows, { edges, top, unit, left }, open) {
+  if (!element.children.length) element.append(h("ul", { class: "row-names", onkeydown: moveAlongNames }), h("div", { class: "plot cells" }));
+  const [names, plot] = element.children;
+  element.style.setProperty("--names-width", `${left}px`);
+  showNames(names, rows, open, unit);
   const until = edges.slice(1).map((end, bin) => `${clockTime(edges[bin])} – ${clockTime(end)}`);
-  const hover = rows.map((row) => row.values.map((value, bin) => `${plain(row.label)}<br>${until[bin]}<br>${shown(value)}${row.metric ? ` · ${plain(metricName(row.metric))}` : ""}`));
-  const hours = (element.clientWidth - left) / LETTER_PX / 6 > edges.length / 2 ? 1 : 2; // between two labels
-  const height = TOP_PX + BOTTOM_PX + ROW_PX * rows.length;
-  return draw(element, [{
+  const hover = rows.map((row) => row.values.map((value, bin) => `${plain(row.label)}<br>${until[bin]}<br>${valueText(value, unit)}${row.metric ? ` · ${plain(metricName(row.metric))}` : ""}`));
+  const hours = plot.clientWidth / LETTER_PX / 6 > edges.length / 2 ? 1 : 2; // between two labels
+  return draw(plot, [{
     type: "heatmap", x: edges.map(wall), y: rows.map((_, index) => index), z: rows.map((row) => row.values),
     zmin: 0, zmax: top, colorscale: stopsOf(unit).map((stop, index) => [stop, colour(`heat-${index}`)]), showscale: false, xgap: 1, ygap: 2, hoverinfo: "text", hovertext: hover,
   }], {
-    height, margin: { l: left, r: 8, t: TOP_PX, b: BOTTOM_PX },
-    xaxis: axis({ type: "date", side: "top", tickformat: "%H:%M", dtick: hours * 3600e3, tickangle: 0, showgrid: false, ticks: "" }),
-    yaxis: axis({ range: [rows.length - 0.5, -0.5], tickvals: rows.map((_, index) => index), ticktext: rows.map((row) => shortened(row.label)),
-      showgrid: false, ticks: "", tickfont: { color: colour("ink"), size: 12 } }),
-  }, (point) => chosen(rows[point.pointNumber[0]].key));
+    height: TOP_PX + BOTTOM_PX + ROW_PX * rows.length, margin: { l: 0, r: RIGHT_PX, t: TOP_PX, b: BOTTOM_PX },
+    xaxis: axis({ type: "date", side: "top", tickformat: "%H:%M", dtick: hours * 3600e3, tickangle: 0, showgrid: false, ticks: "", automargin: false }),
+    yaxis: axis({ range: [rows.length - 0.5, -0.5], visible: false, automargin: false }),
+  }, (point) => names.children[point.pointNumber[0]].firstElementChild.click());
 }
 
-function shortened(label) {
-  const most = Math.floor((MOST_LEFT_PX - 14) / LETTER_PX);
-  return plain(label.length > most ? `${label.slice(0, most - 1)}…` : label);
+const valueText = (value, unit) => (value === null ? "not known" : unit ? `${number(value)} ${unit}` : percent(value));
+const highestText = (values, unit) => valueText(values.every((value) => value === null) ? null : Math.max(...values), unit);
+
+// The names of the rows; the one that has the focus keeps it.
+function showNames(names, rows, open, unit) {
+  const current = names.querySelector("[tabindex='0']")?.dataset.key, hadFocus = names.contains(document.activeElement);
+  const entries = rows.map((row) => {
+    const properties = { "data-key": row.key, tabindex: "-1", title: row.label, "aria-label": `${row.label}, highest ${highestText(row.values, unit)}` };
+    return open.href ? h("a", { ...properties, href: open.href(row.key), text: row.label })
+      : h("button", { ...properties, text: row.label, onclick: () => open.choose(row.key) });
+  });
+  names.replaceChildren(...entries.map((entry) => h("li", {}, entry)));
+  const entry = entries.find((each) => each.dataset.key === current) || entries[0];
+  entry.tabIndex = 0;
+  if (hadFocus) entry.focus({ preventScroll: true });
+}
+
+function moveAlongNames(event) {
+  const entries = [...event.currentTarget.querySelectorAll("[data-key]")], at = entries.indexOf(document.activeElement);
+  const wanted = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + PAGE_ROWS, PageUp: at - PAGE_ROWS, Home: 0, End: entries.length - 1 }[event.key];
+  if (at < 0 || wanted === undefined) return;
+  event.preventDefault();
+  const entry = entries[Math.min(entries.length - 1, Math.max(0, wanted))];
+  entries[at].tabIndex = -1;
+  entry.tabIndex = 0;
+  entry.focus();
 }

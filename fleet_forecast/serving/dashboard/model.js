@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { empty, h, table } from "./dom.js";
+import { lifeSections } from "./model_life.js";
 import { drawCalibration, drawColdStart, drawHorizon, drawLoss, drawProfiles } from "./model_charts.js";
 import { date, duration, metricName, number, share, time } from "./text.js";
 
@@ -25,6 +26,7 @@ export function modelView(page) {
     if (found.training?.loss_history?.length > 1) charts.push(["Loss while training", "Mean pinball loss by epoch", (plot) => drawLoss(plot, found.training.loss_history)]);
     return page.replaceChildren(
       h("section", { class: "panel" }, h("h2", {}, "Model ", h("span", { class: "name", text: model.model })), facts(model, found.training)),
+      ...lifeSections(model, found.recent),
       h("div", { class: "pair" }, ...scoreSections(found.training)), ...liveSection(found),
       ...(found.evaluation ? [] : [h("p", { class: "hint", text: "This model was published without evaluation.json: calibration, cold start and errors by profile are not shown." })]),
       h("div", { class: "charts wide" }, charts.map(([title, hint]) => h("figure", { class: "panel" },

@@ -1,24 +1,24 @@
 // Charts of a model's evaluation: calibration, cold start, errors by profile and by horizon, loss.
 
-import { axis, colour, draw, plain } from "./plots.js";
+import { axis, colour, darkQuery, draw, onPaper, plain } from "./plots.js";
 
 const HEIGHT_PX = 240;
-const LEGEND_ROW_PX = 20, LEGEND_KEY_PX = 50, LETTER_PX = 6.6;
+const LEGEND_ROW_PX = 20, LEGEND_KEY_PX = 50, LETTER_PX = 6.6, MOST_LEFT_PX = 180;
 // Lines that colour-blind people can tell apart: colours of viridis and their dashes.
 const SERIES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b8860b", "#d95f02", "#7f7f7f"];
 const DARK_SERIES = ["#c9a0ff", "#8fb3ff", "#4cc9c0", "#8fe08a", "#fde725", "#ff9f50", "#b5b5b5"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "solid", "dash"];
 
 // A chart with a legend below it, which has more rows on a narrow screen.
-function drawWithLegend(plot, traces, layout) {
+function drawWithLegend(plot, traces, layout, left = 48) {
   const item = LEGEND_KEY_PX + LETTER_PX * Math.max(...traces.map((trace) => trace.name.length));
   const rows = Math.ceil(traces.length / Math.max(1, Math.floor(plot.clientWidth / item)));
   const below = 44 + LEGEND_ROW_PX * rows;
   const legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } };
-  return draw(plot, traces, { height: HEIGHT_PX + below, showlegend: true, legend, margin: { l: 48, r: 10, t: 8, b: below }, ...layout });
+  return draw(plot, traces, { height: HEIGHT_PX + below, showlegend: true, legend, margin: { l: left, r: 10, t: 8, b: below }, ...layout });
 }
 
-export const seriesColour = (index) => (matchMedia("(prefers-color-scheme: dark)").matches ? DARK_SERIES : SERIES)[index % SERIES.length];
+export const seriesColour = (index) => (darkQuery.matches && !onPaper() ? DARK_SERIES : SERIES)[index % SERIES.length];
 
 const lines = (x, y, name, index, more = {}) => ({
   type: "scatter", mode: "lines+markers", x, y, name: plain(name), line: { color: seriesColour(index), width: 2, dash: DASHES[index % DASHES.length] },
@@ -43,10 +43,10 @@ export function drawColdStart(plot, rows) {
 }
 
 export function drawProfiles(plot, rows, baseline) {
-  const bars = (key, name, index) => ({ type: "bar", x: rows.map((row) => row.profile), y: rows.map((row) => row[key]), name, marker: { color: seriesColour(index) }, hovertemplate: `${name}: %{y:.3~g}<extra></extra>` });
+  const bars = (key, name, index) => ({ type: "bar", orientation: "h", y: rows.map((row) => plain(row.profile)), x: rows.map((row) => row[key]), name, marker: { color: seriesColour(index) }, hovertemplate: `${name}: %{x:.3~g}<extra></extra>` });
   return drawWithLegend(plot, [bars("model", "model", 2), bars("baseline_wql", baseline, 6)], {
-    barmode: "group", xaxis: axis({ type: "category" }), yaxis: axis({ rangemode: "tozero" }),
-  });
+    barmode: "group", xaxis: axis({ rangemode: "tozero" }), yaxis: axis({ type: "category", autorange: "reversed", ticks: "", showgrid: false, automargin: false }),
+  }, Math.min(MOST_LEFT_PX, 14 + LETTER_PX * Math.max(...rows.map((row) => row.profile.length))));
 }
 
 export function drawHorizon(plot, own, baseline) {

@@ -16,12 +16,16 @@ function load() {
 
 export const darkQuery = matchMedia("(prefers-color-scheme: dark)");
 
+// Whether the page has the width and the colours of paper.
+export const onPaper = () => document.documentElement.classList.contains("paper");
+
 // The colours of style.css by name, such as colour("ink").
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // Names from other machines as text: Plotly reads a few tags.
 export const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+// An axis; one whose margin is known says automargin: false, which draws it once instead of twice.
 export function axis(more = {}) {
   return { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, tickcolor: colour("line"),
     fixedrange: true, automargin: false, ...more };
@@ -35,7 +39,7 @@ export async function draw(element, traces, layout, onClick) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: false,
     font: { family: "system-ui, sans-serif", size: 12, color: colour("dim") },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") } },
-    margin: { l: 44, r: 12, t: 8, b: 24 }, ...layout,
+    margin: { l: 44, r: 12, t: 8, b: 24 }, ...(onPaper() ? { width: element.clientWidth } : {}), ...layout,
   };
   await window.Plotly.react(element, traces, whole, CONFIG);
   element.removeAllListeners("plotly_click");

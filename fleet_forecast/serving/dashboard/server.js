@@ -23,15 +23,14 @@ export function serverView(page, name, query) {
 
   async function update() {
     const path = serverPath(name), hours = historyHours(at);
-    const [forecast, history, risks, past, alerts] = await Promise.all([
+    const [forecast, history, risks, past, alerts, peers, raw] = await Promise.all([
       ask(`${path}/forecast`).catch(asProblem), ask(`${path}/history?hours=${hours}`).catch(asProblem), askOptional(`${path}/risks`),
       askOptional(`${path}/past-forecasts`), ask(`api/v1/alerts?server=${encodeURIComponent(name)}`),
+      chosen.peers ? askOptional(`${path}/peers?hours=${Math.min(hours, 48)}`) : null, askOptional(`${path}/history?raw=true&hours=${Math.min(hours, STATE_HOURS)}`),
     ]);
-    data = { forecast, history, risks, past: past ? past.forecasts : [], alerts: alerts.alerts, peers: null, states: [] };
     const problem = forecast.problem || history.problem;
+    data = { forecast, history, risks, past: past ? past.forecasts : [], alerts: alerts.alerts, peers, states: statesOf(raw) };
     if (problem) return noForecast(page, name, problem);
-    if (chosen.peers) data.peers = await askOptional(`${path}/peers?hours=${Math.min(hours, 48)}`);
-    data.states = statesOf(await askOptional(`${path}/history?raw=true&hours=${Math.min(hours, STATE_HOURS)}`));
     head.replaceChildren(...headOf(name, data));
     controls.replaceChildren(...controlsOf(changed));
     return undefined;

@@ -6,20 +6,19 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import numpy as np
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.intervals.silences import EXCLUDE, Silence
+from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, stored_silences
 
 LOG = logging.getLogger(__name__)
 MAX_SILENCES = 1_000  # added by the API
 KEPT_SECONDS = 7 * 86_400  # after its end a silence of the API is listed this long
-_STORED = TypeAdapter(dict[str, Silence])
 
 
 class SilencesError(Exception):
@@ -85,12 +84,14 @@ class SilenceBook:
             return set()
         return {name for name, profile in servers if any(silence.concerns(name, profile) for silence in active)}
 
+    def excluded_cells(self, names: Sequence[str], profiles: Sequence[str], seconds: np.ndarray) -> np.ndarray:
+        """Which measurements are excluded from scores, as intervals.silences.excluded_cells."""
+        return excluded_cells([each.silence for each in self.known], names, profiles, seconds)
+
     def _read(self) -> dict[str, Silence]:
         try:
-            return _STORED.validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValidationError) as problem:
+            return stored_silences(self._path)
+        except (OSError, ValueError) as problem:
             self._problem = f"{self._path} cannot be read; repair it, or remove it to start without its silences"
             LOG.error("silences not read", extra={"file": str(self._path), "reason": str(problem).splitlines()[0]})
             return {}
@@ -104,6 +105,14 @@ class SilenceBook:
         except OSError as problem:
             raise SilencesError(f"not stored: {problem.strerror}; make room or permit writing, and repeat") from None
         self._added = silences
+
+
+def profile_note(silence: Silence, known: Collection[str]) -> str | None:
+    """What is said of a silence whose profile is not among the known ones; it may be that of a later server."""
+    if silence.profile is None or silence.profile in known:
+        return None
+    name = silence.profile[:100]
+    return f"no server has the profile {name!r}; correct it if none is to come: {', '.join(sorted(known))}"
 
 
 def as_fields(silence: Silence) -> dict[str, Any]:

@@ -42,11 +42,15 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class ModelLoading:
-    """Where a model is loaded from and how; seconds: for one attempt."""
+    """Where a model is loaded from and how.
+
+    seconds: for one attempt. trial: what a model has to pass before it is loaded.
+    """
 
     path: Path
     load_engine: LoadEngine
     seconds: float = 60.0
+    trial: ModelTrial | None = None
 
 
 class _FileState(NamedTuple):
@@ -58,13 +62,12 @@ class _FileState(NamedTuple):
 class ModelManager:
     """Loads the model of a path, again when the link or a file changes, after a refusal, or on request."""
 
-    def __init__(self, loading: ModelLoading, forecasts: ForecastLoop, trial: ModelTrial | None = None) -> None:
-        """trial: what a model has to pass before it is loaded."""
+    def __init__(self, loading: ModelLoading, forecasts: ForecastLoop) -> None:
         self.path = loading.path
         self.last_load: LoadResult | None = None
         self.loads: dict[bool, int] = {True: 0, False: 0}  # by success
         self.listeners: list[Callable[[LoadResult], None]] = []  # called after each attempt with another result
-        self._settings, self._forecasts, self._trial = loading, forecasts, trial
+        self._settings, self._forecasts = loading, forecasts
         self._loading = asyncio.Lock()
         self._last_state: object = None  # of the directory at the last attempt
         self._retry_at = 0.0  # monotonic time; where the last attempt failed
@@ -83,8 +86,8 @@ class ModelManager:
             problem: str | None = None
             try:
                 self._last_state = await self._in_time(self._directory_state)
-                if self._trial is not None:
-                    await self._trial.run(self.path)
+                if self._settings.trial is not None:
+                    await self._settings.trial.run(self.path)
                 engine = await self._in_time(self._load_known_metrics)
             except (ModelError, OSError) as error:
                 problem = str(error)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
-
-import uvicorn
 
 from fleet_forecast.serving.settings import Settings, SettingsError, check_certificate
 
@@ -25,10 +22,12 @@ class TlsCertificate:
         """Whether the daemon serves HTTPS."""
         return self._settings.tls_certificate is not None
 
-    def context(self, _config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """The context for uvicorn's ssl_context_factory."""
-        self._context = make()
-        return self._context
+    def load(self) -> ssl.SSLContext:
+        """The context of new connections. Raises OSError if the files, which were checked, are no pair any more."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(str(self._settings.tls_certificate), self._settings.tls_key)
+        self._context = context
+        return context
 
     def reload(self) -> None:
         """Read the files again, for new connections. The certificate in use stays where they are no usable pair."""

@@ -15,6 +15,7 @@ from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.connection import make_protocol
 from fleet_forecast.serving.http.connection_table import ConnectionTable
 from fleet_forecast.serving.http.descriptors import accepts_per_turn, allowed_connections
+from fleet_forecast.serving.http.tls import tls_protocol
 from fleet_forecast.serving.http.websocket import make_websocket
 from fleet_forecast.serving.settings import Settings
 
@@ -74,17 +75,17 @@ def _config(app: Any, settings: Settings, certificate: TlsCertificate) -> uvicor
         LOG.warning("fewer connections allowed", extra={"max_connections": connections, "remedy": remedy})
     per_address = min(connections, settings.max_connections_per_address)
     table = ConnectionTable(connections, per_address, app.state.http_counters)
+    http: Any = make_protocol(settings.header_seconds, settings.body_seconds, table)
+    if certificate.in_use:
+        http = tls_protocol(http, certificate.load())
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=make_protocol(settings.header_seconds, settings.body_seconds, table),
+        http=http,
         ws=make_websocket(settings.body_seconds, table),
         ws_max_size=MAX_WEBSOCKET_BYTES,
         ws_max_queue=MAX_WEBSOCKET_MESSAGES,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-        ssl_context_factory=certificate.context if certificate.in_use else None,
         loop="asyncio",
         lifespan="on",
         log_config=None,

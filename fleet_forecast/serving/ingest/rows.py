@@ -19,7 +19,7 @@ from fleet_forecast.serving.ingest.validation import (
     rounded_limit,
     rounding_notice,
 )
-from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.samples import Correction, Sample
 from fleet_forecast.sources.protocols.received import ReceivedSamples
 
 _Range = tuple[MetricSpec, float, float]  # of a metric, with its limits
@@ -38,6 +38,20 @@ class CheckedRows(CheckedBatch):
     stored_samples: int = 0
     rejected_samples: Counter[str] = field(default_factory=Counter)  # by the field at fault
     rounded: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def record_count(self) -> int:
+        """Number of rows."""
+        return len(self.received.rows)
+
+    def refuse(self, corrections: Sequence[Correction], right: str) -> None:
+        """Count rows as rejected, with the samples behind their values."""
+        for each in corrections:
+            sample = self.samples[each.place]
+            count = _count_behind(self, (sample.server_name, sample.timestamp_ms), sample.values)
+            self.stored_samples -= count
+            self.rejected_samples[each.field] += count
+        super().refuse(corrections, right)
 
     @property
     def refusals(self) -> list[Rejection]:
@@ -101,9 +115,13 @@ def _limit_or_none(batch: CheckedRows, spec: MetricSpec, value: float) -> float 
 
 def _reject(batch: CheckedRows, rejection: Rejection, key: tuple[str, int], values: list[float | None]) -> None:
     batch.rejected.append(rejection)
+    batch.rejected_samples[rejection.field] += _count_behind(batch, key, values)
+
+
+def _count_behind(batch: CheckedRows, key: tuple[str, int], values: Sequence[float | None]) -> int:
+    """Number of samples behind the values of a row."""
     behind = batch.received.samples_behind
-    count = sum(behind(key, index) for index, value in enumerate(values) if value is not None)
-    batch.rejected_samples[rejection.field] += count
+    return sum(behind(key, index) for index, value in enumerate(values) if value is not None)
 
 
 def _time_reason(limits: TimeLimits) -> str:

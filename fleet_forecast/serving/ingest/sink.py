@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from fleet_forecast.serving.clients import ANYONE, Client
+from fleet_forecast.serving.clients import ANYONE, Client, Right
 from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, parse_records, unpacked
 from fleet_forecast.serving.ingest.rows import CheckedRows, check_rows
 from fleet_forecast.serving.ingest.senders import SenderChecks
@@ -66,7 +66,7 @@ class IngestSink:
         Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
         was stored.
         """
-        batch = await self._store(self._checked_body, (body, client))
+        batch = await self._store(partial(self._checked_body, body, client), client)
         self._count_records(Protocol.JSON, batch)
         return batch
 
@@ -76,7 +76,7 @@ class IngestSink:
         Returns when they are on disk and logs the first rejections. Raises HistoryBusyError or
         HistoryUnavailableError if nothing was stored.
         """
-        batch = await self._store(self._checked_pull, records)
+        batch = await self._store(partial(self._checked_pull, records), ANYONE)
         self._count_records(Protocol.PROMETHEUS, batch)
         for rejection in batch.rejected[:LOGGED_REJECTIONS]:
             LOG.warning("pulled sample rejected", extra={"field": rejection.field, "value": rejection.value})
@@ -88,7 +88,7 @@ class IngestSink:
         Raises BodyError if the body cannot be used as a whole, HistoryBusyError or HistoryUnavailableError if nothing
         was stored.
         """
-        batch = await self._store(self._checked_rows, (body, client))
+        batch = await self._store(partial(self._checked_rows, body, client), client)
         self._count_rows(protocol, batch)
         batch.received.on_stored(batch.refused_servers)
         return batch
@@ -100,18 +100,16 @@ class IngestSink:
         latest_ms = math.floor(now_ms + settings.future_minutes * MS_PER_MINUTE)
         return TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
 
-    def _checked_body(self, received: tuple[ReceivedBody, Client], names: NewNames) -> CheckedBatch:
-        body, client = received
+    def _checked_body(self, body: ReceivedBody, client: Client, names: NewNames) -> CheckedBatch:
         records = parse_records(unpacked(body), self.settings.max_records)
         batch = check_records(records, self._limits(), partial(self.senders.refusal_of, client, names))
         self.senders.check_profiles(batch, client)
         self.senders.note_source(batch, client)
         return batch
 
-    def _checked_rows(self, encoded: tuple[Encoded, Client], names: NewNames) -> CheckedRows:
-        (body, decode), client = encoded
+    def _checked_rows(self, encoded: Encoded, client: Client, names: NewNames) -> CheckedRows:
         try:
-            samples = decode(unpacked(body))
+            samples = encoded.decode(unpacked(encoded.body))
         except MalformedBodyError as problem:
             raise BodyError(str(problem)) from None
         batch = check_rows(samples, self._limits(), partial(self.senders.refusal_of, client, names))
@@ -122,12 +120,15 @@ class IngestSink:
         limits = TimeLimits(0, int(self.clock() * 1000))
         return check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
 
-    async def _store(self, check: Callable[[Any, NewNames], Batch], received: Any) -> Batch:
-        names = self.store.new_names()
+    async def _store(self, check: Callable[[NewNames], Batch], client: Client) -> Batch:
+        names, loop = self.store.new_names(), asyncio.get_running_loop()
         try:
-            batch = await asyncio.get_running_loop().run_in_executor(self.worker, check, received, names)
+            batch = await loop.run_in_executor(self.worker, check, names)
             if batch.samples:
-                await asyncio.wrap_future(self.store.append(batch.samples))
+                written = self.store.append(batch.samples, Right.CORRECT in client.rights)
+                if corrections := await asyncio.wrap_future(written):
+                    note = self.senders.note_corrections
+                    await loop.run_in_executor(self.worker, note, batch, corrections, client)
         finally:
             names.release()
         self.accepted += len(batch.samples)

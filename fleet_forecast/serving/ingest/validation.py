@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATE
 from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
-from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.samples import Correction, Sample
 
 _USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
@@ -58,6 +58,25 @@ class CheckedBatch:
     left_out: list[Rejection] = field(default_factory=list)
     ignored_fields: set[str] = field(default_factory=set)
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def record_count(self) -> int:
+        """Number of records that were checked."""
+        return len(self.samples) + len(self.rejected)
+
+    def accepted_indices(self) -> list[int]:
+        """The index of each sample's record."""
+        rejected = {rejection.index for rejection in self.rejected}
+        return [index for index in range(self.record_count) if index not in rejected]
+
+    def refuse(self, corrections: Sequence[Correction], right: str) -> None:
+        """Count samples as rejected because they differ from stored ones. right: why they may not."""
+        indices = self.accepted_indices()
+        for place, name, stored, sent in corrections:
+            reason = f"{stored} is stored for this server and time; {right}"
+            self.rejected.append(Rejection(indices[place], name, sent, reason))
+        places = {each.place for each in corrections}
+        self.samples = [sample for place, sample in enumerate(self.samples) if place not in places]
 
 
 class _Rejected(Exception):  # noqa: N818 - control flow within this module, not an error of the program
@@ -134,8 +153,7 @@ def _judge_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None
                 batch.notices.append(f"{name}: {likely}")
             continue
         batch.notices.append(f"{name}: {reason}")
-        rejected = {rejection.index for rejection in batch.rejected}
-        accepted = [index for index in range(len(values) + len(rejected)) if index not in rejected]
+        accepted = batch.accepted_indices()
         for at, value in enumerate(values):
             if value is not None:
                 sample = batch.samples[at]

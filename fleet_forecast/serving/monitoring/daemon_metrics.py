@@ -10,8 +10,10 @@ from typing import NamedTuple
 from fleet_forecast import __version__
 from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.specs import CONTRACT_VERSION
+from fleet_forecast.drift.detector import THRESHOLD
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.ingest.tally import Protocol
+from fleet_forecast.serving.monitoring.kept_forecasts import DAY_SECONDS
 from fleet_forecast.serving.monitoring.text_format import header, label_value
 
 OTHER_PROFILE = "other"
@@ -170,6 +172,11 @@ FAMILIES: tuple[Family, ...] = (
         "Changes of a known server's profile that came with samples, by result.",
         lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.profile_changes),
     ),
+    _counter(
+        "fleet_corrections",
+        "Samples that differ from a stored one of the same server and time, by result.",
+        lambda d: _by("result", {"accepted": 0, "refused": 0} | d.ingest.senders.corrections),
+    ),
     _gauge(
         "fleet_servers_with_two_sources",
         "Servers that more than one client of the tokens file wrote since the start.",
@@ -249,6 +256,21 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("fleet_model_last_reload_successful", "Whether the last model load succeeded.", _reload_successful),
     _gauge("fleet_model_last_reload_timestamp_seconds", "When a model was last loaded.", _reload_time),
     _counter("fleet_model_reloads", "Attempts to load a model.", _reloads),
+    _gauge(
+        "fleet_retrain_recommended",
+        "Whether GET /api/v1/model recommends to train again, with the reason.",
+        lambda d: _one(float(d.drift.advice.retrain_recommended)),
+    ),
+    _gauge(
+        "fleet_drift_evidence_ratio",
+        "Evidence of larger forecast errors; 1 is a reason to train again.",
+        lambda d: _one(round(d.drift.advice.evidence / THRESHOLD, 6)),
+    ),
+    _gauge(
+        "fleet_drift_observed_seconds",
+        "Whole days of the daemon's own forecasts that the evidence rests on.",
+        lambda d: _one(d.drift.advice.days * DAY_SECONDS),
+    ),
     _gauge("fleet_history_size_bytes", "Size of the history on disk.", lambda d: _one(d.store.size_bytes())),
     _gauge("fleet_history_waiting_records", "Records not yet on disk.", lambda d: _one(d.store.waiting_records())),
     _gauge(

@@ -74,13 +74,13 @@ async def history(daemon: RunningDaemon, name: str, query: Annotated[HistoryQuer
     try:
         if query.raw:
             return await _samples_page(daemon, server, first_step, last_step, query)
-        means = await _means(daemon, server, first_step, last_step)
+        means = await step_means(daemon, server, first_step, last_step)
     except HistoryUnavailableError as problem:
         return json_response({"detail": f"the history cannot be read: {problem}"}, 503)
     return json_response(await asyncio.to_thread(_by_step, server, step_seconds, means))
 
 
-async def _means(daemon: Daemon, server: KnownServer, first_step: int, last_step: int) -> dict[int, np.ndarray]:
+async def step_means(daemon: Daemon, server: KnownServer, first_step: int, last_step: int) -> dict[int, np.ndarray]:
     """Means by step, float32 [metric]: of the samples while they are kept, else the stored ones."""
     found: dict[int, np.ndarray] = {}
     for first in range(first_step, last_step + 1, STEPS_PER_READ):

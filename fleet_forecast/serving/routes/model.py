@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.inference.fleet_match import contradictions, served_metrics
+from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, read_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
@@ -39,6 +41,44 @@ class RiskModelSummary(BaseModel):
     curve: list[dict[str, float | None]]
 
 
+class ComparedGroup(BaseModel):
+    """Scores of both models on one group of servers, before their final fits."""
+
+    group: str
+    servers: int
+    windows: int
+    champion_wql: float
+    challenger_wql: float
+    ratio: float
+    ratio_upper_95: Annotated[float | None, Field(description="upper end of the interval; null of few servers")]
+    champion_coverage_80: float
+    challenger_coverage_80: float
+
+
+class ChampionComparison(BaseModel):
+    """The comparison with the model that was in use when this one was trained."""
+
+    model: str
+    first_origin: str | None
+    last_origin: str | None
+    groups: list[ComparedGroup]
+    worse: Annotated[list[str], Field(description="why this one is worse; it is in use all the same if it was forced")]
+    remark: str
+
+
+class AdviceDocument(BaseModel):
+    """Whether to train again: a sequential test of the losses of the daemon's own forecasts, day by day."""
+
+    retrain_recommended: bool
+    since: str | None
+    reasons: Annotated[list[str], Field(description="to train again, in words")]
+    remarks: Annotated[list[str], Field(description="what else is unusual")]
+    days: Annotated[int, Field(description="days of the daemon's own forecasts that count")]
+    reference_days: Annotated[int, Field(description="days of the model's test period that they are compared with")]
+    evidence: Annotated[float, Field(description="of larger losses; `threshold` or more is a reason")]
+    threshold: float
+
+
 class ModelResponse(BaseModel):
     """The model in use; before the first one is loaded `model` is null and the fields after last_load are missing."""
 
@@ -52,6 +92,8 @@ class ModelResponse(BaseModel):
     profiles: list[str] = []
     contradictions: Annotated[list[str], Field(description="what the fleet file says differently; not served")] = []
     risk_model: RiskModelSummary | None = None
+    champion: ChampionComparison | None = None
+    advice: AdviceDocument | None = None
 
 
 class ReloadResponse(ModelResponse):
@@ -69,7 +111,7 @@ class ReloadResponse(ModelResponse):
     responses=ACCESS_REFUSALS,
 )
 async def model(daemon: RunningDaemon) -> Response:
-    return json_response(_model(daemon))
+    return json_response(await asyncio.to_thread(_model, daemon))
 
 
 @router.put("/-/reload", include_in_schema=False)  # the path of Prometheus and Alertmanager
@@ -89,7 +131,8 @@ async def model(daemon: RunningDaemon) -> Response:
 )
 async def reload(daemon: RunningDaemon) -> Response:
     result = await daemon.model.load()
-    document = {"loaded": result.problem is None, "problem": result.problem, **_model(daemon)}
+    found = await asyncio.to_thread(_model, daemon)
+    document = {"loaded": result.problem is None, "problem": result.problem, **found}
     return json_response(document, 200 if result.problem is None else 409)
 
 
@@ -112,4 +155,6 @@ def _model(daemon: Daemon) -> dict[str, Any]:
         "profiles": config.profiles,
         "contradictions": contradictions(config),
         "risk_model": None if engine.risk_model is None else engine.risk_model.summary(),
+        "champion": (read_document(engine.model_dir, TRAINING_INFO_FILE) or {}).get("champion"),
+        "advice": daemon.drift.advice.as_document(),
     }

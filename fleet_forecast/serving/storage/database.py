@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from fleet_forecast.serving.storage.corrections import Row, add_rows, without_refused
 from fleet_forecast.serving.storage.integrity import is_damage
 from fleet_forecast.serving.storage.migrations import move_to_step
 from fleet_forecast.serving.storage.opening import connect, open_history, put_aside
-from fleet_forecast.serving.storage.samples import Sample, StepMeans
+from fleet_forecast.serving.storage.samples import Batch, Correction, Sample, StepMeans
 from fleet_forecast.serving.storage.schema import PULLED_UNTIL, Layout, statements, transaction
 from fleet_forecast.serving.storage.servers import ServerDraft, ServerRegistry
 
@@ -72,31 +72,39 @@ class HistoryDatabase:
             self.servers.mark_all_unsaved()
             self.connection, self._damaged, self._replacing = opened.database, False, False
 
-    def write(self, samples: Iterable[Sample]) -> None:
-        """Write samples in one transaction. Raises sqlite3.Error; then nothing was written."""
-        draft = self.servers.draft()
-        rows = list(self._rows(samples, draft))
-        steps = {row[0] for row in rows} - self._pending
+    def write(self, batches: Sequence[Batch]) -> list[list[Correction]]:
+        """Write samples in one transaction; returns the corrections of each batch, which it stores or refuses.
+
+        Raises sqlite3.Error; then nothing was written.
+        """
+        rows, draft = self._drafted(sample for batch in batches for sample in batch.samples)
         unsaved, replaced = self.servers.unsaved(), self.servers.replaced()
         with transaction(self.connection):
+            corrections = add_rows(self.connection, self.sql, rows, batches)
+            if any(corrections):  # what is refused changes no profile
+                rows, draft = self._drafted(without_refused(batches, corrections))
+            steps = {row[0] for row in rows} - self._pending
             self.connection.executemany("DELETE FROM servers WHERE id = ?", [(each,) for each in replaced])
             self.connection.executemany(
                 "INSERT INTO servers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET profile = excluded.profile",
                 [(server.server_id, server.name, server.profile) for server in (*unsaved, *draft.changed.values())],
             )
-            self.connection.executemany(self.sql.upsert, rows)
             self.connection.executemany("INSERT OR IGNORE INTO pending VALUES (?)", [(step,) for step in steps])
         self._pending |= steps
         self.servers.mark_saved(unsaved)
         self.servers.commit(draft)
         self.servers.note_rows(rows)
         self.servers.mark_deleted(replaced)
+        return corrections
 
-    def _rows(self, samples: Iterable[Sample], draft: ServerDraft) -> Iterator[tuple[Any, ...]]:
-        step_ms = self.step_seconds * 1000
+    def _drafted(self, samples: Iterable[Sample]) -> tuple[list[Row], ServerDraft]:
+        """The rows of samples, and the servers that they add or change."""
+        step_ms, draft = self.step_seconds * 1000, self.servers.draft()
+        rows = []
         for name, instant_ms, profile, state, values in samples:
             server = draft.of_sample(name, profile)
-            yield (instant_ms // step_ms, server.server_id, instant_ms, state, *values)
+            rows.append((instant_ms // step_ms, server.server_id, instant_ms, state, *values))
+        return rows, draft
 
     def take_means(self, last_step: int, most: int) -> list[StepMeans]:
         """Compute and store the means of up to `most` pending steps up to `last_step`; empty at the end of a round.

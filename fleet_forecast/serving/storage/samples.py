@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,22 @@ class Sample(NamedTuple):
     profile: str | None
     state: str | None
     values: tuple[float | None, ...]
+
+
+class Batch(NamedTuple):
+    """Samples of one sender; may_correct: whether they may replace stored values."""
+
+    samples: Sequence[Sample]
+    may_correct: bool = True
+
+
+class Correction(NamedTuple):
+    """A sample whose value of one field differs from the stored one of the same server and time."""
+
+    place: int  # of the sample in its batch
+    field: str  # the first that differs: a metric, or state
+    stored: float | str
+    sent: float | str
 
 
 class RawSample(NamedTuple):

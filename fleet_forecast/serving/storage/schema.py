@@ -36,7 +36,10 @@ class Layout(NamedTuple):
 class Statements(NamedTuple):
     """SQL for the metrics of a store."""
 
-    upsert: str  # (step, server_id, timestamp_ms, state, *metrics)
+    add: str  # (step, server_id, timestamp_ms, state, *metrics): leaves a stored row that differs as it is
+    correct: str  # the same row: replaces what differs
+    cells: str  # (step, server_id, timestamp_ms) -> state, *metrics
+    fields: tuple[str, ...]  # the names of these cells
     means: str  # (step) -> server_id, mean of each metric
     raw: str  # (step, server_id, timestamp_ms, most) -> timestamp_ms, state, *metrics of later samples
     server_means: str  # (step, server_id) -> number of samples, mean of each metric
@@ -48,11 +51,17 @@ def statements(metrics: Sequence[str]) -> Statements:
     columns = ", ".join(names)
     places = ", ".join("?" * (4 + len(metrics)))
     averages = ", ".join(f"avg({name})" for name in names)
-    # A repeated (server, timestamp) takes the later value of each metric; null means "not measured" and keeps the old.
-    updates = ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in ("state", *names))
+    cells = ("state", *names)
+    # Null means "not measured" and keeps the stored value.
+    updates = ", ".join(f"{cell} = coalesce(excluded.{cell}, {cell})" for cell in cells)
+    equal = " AND ".join(f"coalesce(excluded.{cell} = {cell}, TRUE)" for cell in cells)
     keys = "step, server_id, timestamp_ms, state"
+    upsert = f"INSERT INTO samples ({keys}, {columns}) VALUES ({places}) ON CONFLICT DO UPDATE SET {updates}"
     return Statements(
-        upsert=f"INSERT INTO samples ({keys}, {columns}) VALUES ({places}) ON CONFLICT DO UPDATE SET {updates}",
+        add=f"{upsert} WHERE {equal}",
+        correct=upsert,
+        fields=("state", *metrics),
+        cells=f"SELECT state, {columns} FROM samples WHERE step = ? AND server_id = ? AND timestamp_ms = ?",
         means=f"SELECT server_id, {averages} FROM samples WHERE step = ? GROUP BY server_id ORDER BY server_id",
         raw=f"SELECT timestamp_ms, state, {columns} FROM samples "
         "WHERE step = ? AND server_id = ? AND timestamp_ms > ? ORDER BY 1 LIMIT ?",

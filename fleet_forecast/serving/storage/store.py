@@ -28,7 +28,14 @@ from fleet_forecast.serving.storage.reads import (
     read_server_means,
     read_step_means,
 )
-from fleet_forecast.serving.storage.samples import KnownServer, RawSample, Sample, StepMeans
+from fleet_forecast.serving.storage.samples import (
+    Batch,
+    Correction,
+    KnownServer,
+    RawSample,
+    Sample,
+    StepMeans,
+)
 from fleet_forecast.serving.storage.schema import Layout
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.thread import HistoryThread
@@ -100,13 +107,14 @@ class HistoryStore:
         """Newest step the server sent a measurement for; None if it never did."""
         return self._database.servers.last_steps.get(server_id)
 
-    def append(self, samples: Sequence[Sample]) -> Future[None]:
-        """Store samples; the future is done when they are on disk.
+    def append(self, samples: Sequence[Sample], may_correct: bool = True) -> Future[list[Correction]]:
+        """Store samples; the future is done when they are on disk, and has those that differ from stored ones.
 
+        may_correct: whether these replace the stored values; otherwise they are not stored.
         Raises HistoryBusyError if too many wait. The future raises HistoryUnavailableError if writing failed; then
         none of these samples is stored.
         """
-        return self._thread.append(samples)
+        return self._thread.append(Batch(samples, may_correct))
 
     def changed_step_means(self, last_step: int, most: int = 12) -> Future[list[StepMeans]]:
         """Compute and store the means of up to `most` steps up to `last_step` whose samples changed.

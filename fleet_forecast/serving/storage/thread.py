@@ -10,13 +10,13 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fleet_forecast.serving.storage.database import HistoryDatabase
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
-from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.serving.storage.samples import Batch, Correction
 
 LOG = logging.getLogger(__name__)
 ROWS_PER_COMMIT = 1_000
@@ -42,16 +42,16 @@ class HistoryThread:
         self._queue.put(question)
         return question.future
 
-    def append(self, samples: Sequence[Sample]) -> Future[None]:
+    def append(self, batch: Batch) -> Future[list[Correction]]:
         """Write samples; the future is done when they are on disk, and raises HistoryUnavailableError.
 
         Raises HistoryBusyError if too many samples wait.
         """
         with self._lock:
-            if self.waiting_records and self.waiting_records + len(samples) > self._max_waiting_records:
+            if self.waiting_records and self.waiting_records + len(batch.samples) > self._max_waiting_records:
                 raise HistoryBusyError(f"{self.waiting_records} records wait for the disk")
-            self.waiting_records += len(samples)
-        write = _Write(samples)
+            self.waiting_records += len(batch.samples)
+        write = _Write(batch)
         self._queue.put(write)
         return write.future
 
@@ -73,7 +73,7 @@ class HistoryThread:
 
     def _group(self, first: _Write) -> list[_Write]:
         """The writes that wait up to the next question, in their order, of about ROWS_PER_COMMIT rows."""
-        group, rows = [first], len(first.samples)
+        group, rows = [first], len(first.batch.samples)
         while rows < ROWS_PER_COMMIT:
             try:
                 task = self._queue.get_nowait()
@@ -86,7 +86,7 @@ class HistoryThread:
                 self._next_question = task
                 break
             group.append(task)
-            rows += len(task.samples)
+            rows += len(task.batch.samples)
         return group
 
     def _answer(self, question: _Question) -> None:
@@ -103,8 +103,9 @@ class HistoryThread:
 
     def _commit(self, group: list[_Write]) -> None:
         failure: HistoryUnavailableError | None = None
+        corrections: list[list[Correction]] = [[] for _ in group]
         try:
-            self._database.write(sample for write in group for sample in write.samples)
+            corrections = self._database.write([write.batch for write in group])
         except Exception as problem:  # any: the thread must continue
             self._database.note_problem(problem)
             failure = HistoryUnavailableError(str(problem))
@@ -116,10 +117,10 @@ class HistoryThread:
                 LOG.info("history can be written again")
             self.failure = None
         with self._lock:
-            self.waiting_records -= sum(len(write.samples) for write in group)
-        for write in group:
+            self.waiting_records -= sum(len(write.batch.samples) for write in group)
+        for write, found in zip(group, corrections, strict=True):
             if write.future.set_running_or_notify_cancel():
-                write.future.set_exception(failure) if failure else write.future.set_result(None)
+                write.future.set_exception(failure) if failure else write.future.set_result(found)
 
 
 class _Question:
@@ -135,8 +136,8 @@ class _Question:
 class _Write:
     """Samples to write and the future of their commit."""
 
-    __slots__ = ("future", "samples")
+    __slots__ = ("batch", "future")
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-        self.future: Future[None] = Future()
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.future: Future[list[Correction]] = Future()

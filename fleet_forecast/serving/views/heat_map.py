@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.forecast_spec import BAND_80
 from fleet_forecast.contract.specs import METRIC_SPECS
+from fleet_forecast.inference.risk_model import RISK_HORIZONS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.exceedance import breach_probability, nearest_level
 from fleet_forecast.serving.alerting.threshold_detector import SERVERS_AT_ONCE, limit_table
@@ -36,10 +38,13 @@ class HeatMapQuery(BaseModel):
     """What is shown, and the servers of one page."""
 
     value: Annotated[
-        Literal["breach", "quantile"],
-        Field(description="breach: highest probability of exceeding a threshold; quantile: highest value of a metric"),
+        Literal["breach", "risk", "quantile"],
+        Field(
+            description="breach: highest probability of crossing a threshold; quantile: highest value of a metric; "
+            "risk: that of an incident within the first horizon of the risk model, such as 4h, that has the half hour"
+        ),
     ] = "breach"
-    metric: Annotated[str | None, Field(description="only this metric; needed for quantile")] = None
+    metric: Annotated[str | None, Field(description="only this metric; needed for quantile, refused for risk")] = None
     level: Annotated[float, Field(gt=0, lt=1, description="level of the quantile; the nearest one is used")] = BAND_80[
         1
     ]
@@ -57,8 +62,10 @@ class HeatMapRow(BaseModel):
     cold_start: bool
     provisional: bool
     origin: UtcTime
-    metric: Annotated[str, Field(description="metric of the highest number")]
-    values: Annotated[list[float], Field(description="by half hour after the origin")]
+    metric: Annotated[str | None, Field(description="metric of the highest number; null for a risk")]
+    values: Annotated[
+        list[float | None], Field(description="by half hour after the origin; null for a risk that is not known")
+    ]
 
 
 class HeatMapResponse(BaseModel):
@@ -86,6 +93,8 @@ async def heat_map(daemon: RunningDaemon, query: Annotated[HeatMapQuery, Query()
     parse_selection(model, metrics)  # refuses what is not forecast
     if query.value == "quantile" and query.metric is None:
         return json_response({"detail": "metric: value=quantile needs one, such as metric=cpu_pct"}, 422)
+    if query.value == "risk" and query.metric is not None:
+        return json_response({"detail": "metric: the risk of an incident is that of the server; leave metric out"}, 422)
     return json_response(await asyncio.to_thread(_page, daemon, query))
 
 
@@ -104,7 +113,7 @@ def _page(daemon: Daemon, query: HeatMapQuery) -> dict[str, Any]:
         "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
         "bin_seconds": BIN_SECONDS,
         "unit": METRIC_SPECS[query.metric].unit if query.value == "quantile" and query.metric else None,
-        "servers": [row for part in _same_shape(page) for row in _rows(daemon, part, query)],
+        "servers": _risk_rows(daemon, page) if query.value == "risk" else _metric_rows(daemon, page, query),
         "next": page[-1].server_name if len(chosen) > query.limit else None,
     }
 
@@ -113,6 +122,22 @@ def _same_shape(forecasts: Sequence[ServerForecast]) -> list[list[ServerForecast
     """Runs of forecasts of one model, at most SERVERS_AT_ONCE each; two models while a new one takes over."""
     runs = [list(of_model) for _, of_model in groupby(forecasts, key=lambda forecast: forecast.model)]
     return [run[start : start + SERVERS_AT_ONCE] for run in runs for start in range(0, len(run), SERVERS_AT_ONCE)]
+
+
+def _risk_rows(daemon: Daemon, forecasts: Sequence[ServerForecast]) -> list[dict[str, Any]]:
+    """The risk within 1, 4 or 8 hours, in the half hours that each horizon is the first to have."""
+    horizons = list(RISK_HORIZONS.values())
+    rows = []
+    for forecast in forecasts:
+        ends = range(BIN_SECONDS, forecast.horizon_steps * forecast.model.step_seconds + BIN_SECONDS, BIN_SECONDS)
+        known = [] if forecast.risk is None else np.round(forecast.risk.probabilities.astype(np.float64), 3).tolist()
+        values = [known[column] if (column := bisect_left(horizons, end)) < len(known) else None for end in ends]
+        rows.append({**_described(daemon, forecast), "metric": None, "values": values})
+    return rows
+
+
+def _metric_rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQuery) -> list[dict[str, Any]]:
+    return [row for part in _same_shape(forecasts) for row in _rows(daemon, part, query)]
 
 
 def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQuery) -> list[dict[str, Any]]:
@@ -130,18 +155,20 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
     by_bin = np.round(_highest_by_bin(by_step, model.step_seconds).astype(np.float64), digits)  # (server, metric, bin)
     highest = by_bin.max(axis=2).argmax(axis=1)
     return [
-        {
-            "server_name": forecast.server_name,
-            "profile": forecast.profile,
-            "stale": daemon.forecasts.is_stale(forecast),
-            "cold_start": forecast.history_steps == 0,
-            "provisional": forecast.provisional,
-            "origin": iso(forecast.origin_seconds),
-            "metric": model.metrics[metrics[column]],
-            "values": values,
-        }
+        {**_described(daemon, forecast), "metric": model.metrics[metrics[column]], "values": values}
         for forecast, column, values in zip(forecasts, highest, by_bin.max(axis=1).tolist(), strict=True)
     ]
+
+
+def _described(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:
+    return {
+        "server_name": forecast.server_name,
+        "profile": forecast.profile,
+        "stale": daemon.forecasts.is_stale(forecast),
+        "cold_start": forecast.history_steps == 0,
+        "provisional": forecast.provisional,
+        "origin": iso(forecast.origin_seconds),
+    }
 
 
 def _highest_by_bin(by_step: np.ndarray, step_seconds: int) -> np.ndarray:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_regular
+from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_document
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, json_response
 
-MAX_FILE_BYTES = 8 * 1024 * 1024
 # Of training_info.json; its paths and flags belong to the machine that trained.
 TRAINING_FIELDS = (
     "servers",
@@ -49,6 +46,21 @@ class LiveScore(BaseModel):
     wql: Annotated[float | None, Field(description="weighted quantile loss over all quantiles of the model")]
 
 
+class RecentScore(BaseModel):
+    """Forecasts of the last seven days of one profile, metric and horizon, and the same of the test period."""
+
+    profile: str
+    metric: str
+    horizon: str
+    scored: int
+    coverage_80: float | None
+    wql: float | None
+    baseline_wql: Annotated[float | None, Field(description="of the quantiles of the 24 hours before the origin")]
+    test_coverage_80: float | None
+    test_wql: float | None
+    test_baseline_wql: float | None
+
+
 class EvaluationResponse(BaseModel):
     """The evaluation of the model in use."""
 
@@ -56,6 +68,7 @@ class EvaluationResponse(BaseModel):
     training: Annotated[dict[str, Any] | None, Field(description="data, time, cost and scores of the training run")]
     evaluation: Annotated[dict[str, Any] | None, Field(description="evaluation.json; null of a model without one")]
     live: list[LiveScore]
+    recent: list[RecentScore]
 
 
 @router.get(
@@ -71,24 +84,27 @@ async def evaluation(daemon: RunningDaemon) -> Response:
 
 def _evaluation(daemon: Daemon) -> dict[str, Any]:
     engine = daemon.forecasts.engine
-    info = _read(engine, TRAINING_INFO_FILE)
+    model_dir = engine.model_dir if engine else None
+    info = read_document(model_dir, TRAINING_INFO_FILE)
     return {
         "model": engine.model_id if engine else None,
         "training": None if info is None else {name: info[name] for name in TRAINING_FIELDS if name in info},
-        "evaluation": _read(engine, EVALUATION_FILE),
+        "evaluation": read_document(model_dir, EVALUATION_FILE),
         "live": _live(daemon.scores),
+        "recent": _recent(daemon.drift),
     }
 
 
-def _read(engine: Engine | None, name: str) -> dict[str, Any] | None:
-    """A file of the model directory; None if it has none, or none that can be read."""
-    if engine is None or engine.model_dir is None:
-        return None
-    try:
-        document = json.loads(read_regular(engine.model_dir / name, MAX_FILE_BYTES))
-    except (OSError, ValueError, ModelError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+def _recent(drift: DriftMonitor) -> list[dict[str, Any]]:
+    reference = drift.reference
+    return [
+        {
+            **key._asdict(),
+            **figures,
+            **{f"test_{name}": reference.get(key, {}).get(name) for name in ("coverage_80", "wql", "baseline_wql")},
+        }
+        for key, figures in drift.figures.items()
+    ]
 
 
 def _live(scores: ForecastScores) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import uvicorn
 
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from tests.serving.daemon_client import STEP, wait_for
@@ -59,14 +60,23 @@ def below(prefix, app):
     return stripped
 
 
+def listening():
+    """A socket like those that uvicorn binds: asyncio looks at its protocol, and sends without delay (TCP_NODELAY)."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
 @contextlib.contextmanager
 def serving(folder, token=None, prefix=""):
     """A daemon with its history in `folder`; the context ends it."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(model=folder, history=folder / "history.sqlite", grace_seconds=0.0, recheck_seconds=0.05)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
         scene = Scene(f"http://127.0.0.1:{listener.getsockname()[1]}{prefix}", token)
-        app = create_app(settings, ReferencedFiles(token=token), lambda _path: FakeEngine(), clock=scene.clock)
+        loading = ModelLoading(settings.model, lambda _path: FakeEngine())
+        app = create_app(settings, ReferencedFiles(token=token), loading, clock=scene.clock)
         config = uvicorn.Config(below(prefix, app), log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -90,8 +91,37 @@ def trial(tmp_path, seconds=60.0):
 def test_a_good_model_passes_and_is_not_tried_again(model, tmp_path, monkeypatch):
     asyncio.run(trial(tmp_path).run(model))
     assert len((tmp_path / "checked").read_text().strip()) == 64
-    monkeypatch.setattr(ModelTrial, "_try", lambda *_: 1 / 0)
+    monkeypatch.setattr(ModelTrial, "_start", lambda *_: 1 / 0)
     asyncio.run(trial(tmp_path).run(model))
+    trial(tmp_path).begin(model)
+
+
+def test_a_trial_that_was_begun_is_the_one_that_is_waited_for(model, tmp_path, monkeypatch):
+    begun = trial(tmp_path)
+    begun.begin(model)
+    monkeypatch.setattr(ModelTrial, "_start", lambda *_: 1 / 0)
+    asyncio.run(begun.run(model))
+    assert (tmp_path / "checked").exists()
+
+
+def test_a_trial_that_was_begun_before_the_model_changed_does_not_count(model, tmp_path):
+    begun = trial(tmp_path)
+    begun.begin(model)
+    first = begun._begun.process
+    (model / "report.html").write_text("changed")
+    reseal(model)
+    (model / "model.onnx").write_bytes(b"no network")
+    with pytest.raises(ModelError, match=r"model\.onnx: is damaged"):
+        asyncio.run(begun.run(model))
+    assert first.returncode is not None
+
+
+def test_a_trial_that_nothing_waited_for_ends_with_the_daemon(model, tmp_path):
+    begun = trial(tmp_path)
+    begun.begin(model)
+    process = begun._begun.process
+    begun.close()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_changed_model_is_tried_again(model, tmp_path):

@@ -1,9 +1,11 @@
 """The daemon serves HTTPS with a certificate, and refuses files that are none."""
 
+import contextlib
 import http.client
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -59,6 +61,27 @@ def test_clients_that_know_the_certificate_are_served_and_plain_ones_are_not(fil
         with pytest.raises((OSError, http.client.HTTPException)):
             plain.getresponse()
         plain.close()
+        assert daemon.stop()[0] == 0
+
+
+def test_clients_that_never_begin_the_handshake_are_counted_and_closed(files, tmp_path):
+    """At the connection limit they make room for others; they have the time for headers."""
+    certificate, key = files
+    HttpsDaemon.context = ssl.create_default_context(cafile=certificate)
+    daemon = HttpsDaemon(tmp_path, "--tls-certificate", certificate, "--tls-key", key, "--header-seconds", 2)
+    daemon.prefix = ["prlimit", "--nofile=160:160"]
+    with daemon, contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=20)) for _ in range(200)
+        ]
+        for _ in range(10):
+            with contextlib.closing(daemon.connection("127.0.0.1", daemon.port, 10)) as connection:
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().status == 200
+        for each in silent:
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        assert "Too many open files" not in daemon.log.read_text()
         assert daemon.stop()[0] == 0
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import time
 import tracemalloc
 
 import cramjam
@@ -94,6 +95,24 @@ def test_a_bomb_is_refused_in_bounded_memory(encoding):
         unpacked(ReceivedBody(bomb, encoding, bound))
     assert tracemalloc.get_traced_memory()[1] < 16 * bound
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_body_of_the_smallest_parts_is_refused_at_once(encoding):
+    """Work that grows with the square of their number would take a minute here."""
+    part, started = PACK[encoding](b""), time.thread_time()
+    with pytest.raises(BodyError, match="more than 10,000 parts"):
+        unpacked(ReceivedBody(part * ((8 << 20) // len(part)), encoding))
+    assert time.thread_time() - started < 5
+
+
+def test_millions_of_blank_lines_are_not_split():
+    """A list of them takes 0.3 s in which no other thread runs."""
+    for body in (b"\n" * (8 << 20), b"{}\r" + b"\r" * (8 << 20) + b"{}"):
+        started = time.thread_time()
+        with pytest.raises(BodyError, match="not JSON"):
+            parse_records(body, 10_000)
+        assert time.thread_time() - started < 0.2
 
 
 def test_a_zstd_frame_that_asks_for_a_large_window_is_refused():

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from data_contract import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.ingest import puller as pull
 from fleet_forecast.serving.ingest.puller import newest_stored_step
 from fleet_forecast.serving.settings import Settings
@@ -59,7 +60,7 @@ def running(folder, scripted, retention_hours=2.0, clock=time.time):
     return TestClient(
         create_app(
             settings,
-            load_engine=lambda _path: FakeEngine(),
+            loading=ModelLoading(settings.model, lambda _path: FakeEngine()),
             prometheus=(client, QuerySet(queries={"cpu_pct": "cpu"})),
             clock=clock,
         )

@@ -68,7 +68,7 @@ def test_pulled_records_may_be_of_any_age_and_not_from_the_future(sink, caplog):
 
 
 def test_a_batch_that_is_not_stored_is_not_counted(sink, monkeypatch):
-    def full(_samples):
+    def full(*_arguments):
         raise HistoryBusyError("5 records wait for the disk")
 
     monkeypatch.setattr(sink.store, "append", full)

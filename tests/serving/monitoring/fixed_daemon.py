@@ -9,6 +9,7 @@ from data_contract import METRICS
 from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
+from fleet_forecast.serving.monitoring.drift_monitor import Advice
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
 
@@ -79,11 +80,16 @@ def running_daemon():
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
         scores=SimpleNamespace(tallies=fixed_scores()),
+        drift=SimpleNamespace(advice=Advice(("changed",), (), ORIGIN, 12, 9, 10_000.0)),
         notifiers=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
         ingest=SimpleNamespace(
-            senders=SimpleNamespace(profile_changes=Counter(accepted=2), sources={"a": ("x", "y"), "b": ("x",)}),
+            senders=SimpleNamespace(
+                profile_changes=Counter(accepted=2),
+                corrections=Counter(refused=6),
+                sources={"a": ("x", "y"), "b": ("x",)},
+            ),
             accepted=1234,
             rejected=Counter(cpu_pct=2, timestamp=1),
             left_out_cells=Counter(mem_pct=4),
@@ -116,7 +122,7 @@ def starting_daemon():
     )
     daemon.model = SimpleNamespace(last_load=None, loads={True: 0, False: 0})
     daemon.alerts = SimpleNamespace(probabilities={}, firing={}, updates=0)
-    daemon.scores = SimpleNamespace(tallies={})
+    daemon.scores, daemon.drift = SimpleNamespace(tallies={}), SimpleNamespace(advice=Advice())
     daemon.notifiers = []
     daemon.http, daemon.dropped_log_lines = HttpCounters(), Counter(queue=0, rate=0, write=0)
     daemon.ingest.tally = IngestTally()

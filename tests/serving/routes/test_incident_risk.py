@@ -51,6 +51,19 @@ def page(client):
     return wait_for(answer)
 
 
+def test_the_heat_map_has_the_risk_of_the_first_horizon_that_has_the_half_hour(client):
+    forecast = forecast_of(client, "ppweb001")
+    within = forecast["incident_risk"]["within"]
+    rows = client.get("/api/v1/heat-map?value=risk").json()["servers"]
+    row = next(row for row in rows if row["server_name"] == "ppweb001")
+    half_hours = -(-max(forecast["steps"]) * STEP // 1800)
+    by_hand = [within["1h"]] * 2 + [within["4h"]] * 6 + [within["8h"]] * 8
+    assert row["values"] == pytest.approx(by_hand[:half_hours], abs=6e-4)
+    assert row["metric"] is None
+    refused = client.get("/api/v1/heat-map?value=risk&metric=cpu_pct")
+    assert (refused.status_code, refused.json()["detail"][:7]) == (422, "metric:")
+
+
 def test_the_model_shows_what_it_was_trained_on_and_its_curve(client, risk_model_dir):
     shown = client.get("/api/v1/model").json()["risk_model"]
     stored = json.loads((risk_model_dir / RISK_FILE).read_text())
@@ -65,4 +78,6 @@ def test_without_a_risk_model_it_is_null(tiny_model_dir, tmp_path):
         assert forecast_of(client, "ppweb001")["incident_risk"] is None
         assert client.get("/api/v1/model").json()["risk_model"] is None
         assert client.get("/api/v1/servers/ppweb001/explain").json()["incident_risk"] is None
+        (row,) = client.get("/api/v1/heat-map?value=risk").json()["servers"]
+        assert set(row["values"]) == {None}
         assert "fleet_incident_risk" not in client.get("/metrics").text

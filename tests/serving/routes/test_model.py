@@ -6,6 +6,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from fleet_forecast.serving.app import create_app
+from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, forecast_of, post, record, wait_for
@@ -80,7 +81,7 @@ def test_a_changed_link_is_loaded_and_the_fleet_is_forecast_again(tmp_path):
     def load(path) -> Any:
         return FakeEngine(model_id=path.resolve().name)
 
-    with TestClient(create_app(chosen, load_engine=load)) as client:
+    with TestClient(create_app(chosen, loading=ModelLoading(chosen.model, load))) as client:
         post(client, record())
         assert forecast_of(client)["model"] == "one"
         (tmp_path / "next").symlink_to("two")
@@ -97,7 +98,7 @@ def test_a_link_to_itself_is_a_refused_model_and_a_corrected_link_is_loaded(tmp_
     def load(path) -> Any:
         return FakeEngine(model_id=path.resolve().name)
 
-    with TestClient(create_app(chosen, ReferencedFiles(admin_token=ADMIN), load)) as client:
+    with TestClient(create_app(chosen, ReferencedFiles(admin_token=ADMIN), ModelLoading(chosen.model, load))) as client:
         headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
         refused = client.post("/api/v1/reload", headers=headers)
         assert refused.status_code == 409

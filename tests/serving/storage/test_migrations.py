@@ -196,8 +196,8 @@ def test_a_file_of_newer_software_is_refused_and_left_unchanged(newer_file):
 
 def test_the_daemon_does_not_start_on_a_file_of_newer_software(newer_file, tmp_path):
     daemon = FakeDaemon(tmp_path, history=newer_file)
-    daemon.launch()
-    assert daemon.process.wait(30) == 1
+    with daemon.launched():
+        assert daemon.process.wait(30) == 1
     assert f"schema version {NEWER} is newer than {SCHEMA_VERSION}" in daemon.log.read_text()
     assert dump(newer_file)[0] == NEWER
 

@@ -237,7 +237,7 @@ def test_a_name_is_registered_when_its_samples_are_committed(tmp_path, monkeypat
     store = HistoryStore(tmp_path / "h.sqlite", STEP, max_servers=2)
     store.append([sample("a", profile="database")]).result(5)
     with monkeypatch.context() as failing:
-        failing.setattr(store._database, "_rows", lambda *_: 1 / 0)
+        failing.setattr(store._database, "_drafted", lambda *_: 1 / 0)
         with pytest.raises(HistoryUnavailableError):
             store.append([sample("refused"), sample("a", profile="web_api")]).result(5)
     assert {name: server.profile for name, server in store.servers.items()} == {"a": "database"}

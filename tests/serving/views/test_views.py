@@ -108,3 +108,31 @@ def test_past_forecasts_are_those_of_earlier_cycles(tmp_path):
         found = wait_for(lambda: len(past := client.get(path).json()["forecasts"]) == 2 and past)
     assert [one["origin"] for one in found] == [iso(complete_start(24)), iso(complete_start(12))]
     assert [one["metrics"]["cpu_pct"]["q0.5"][0] for one in found] == [30.0, 40.0]
+
+
+def test_a_series_has_rows_of_what_was_measured_is_forecast_and_was_forecast(tmp_path):
+    now = [complete_start(24) + STEP + 1.0]
+    with daemon(tmp_path, clock=lambda: now[0]) as client:
+        for steps_back, cpu in ((24, 30.0), (12, 40.0), (0, 60.0)):
+            start = complete_start(steps_back)
+            now[0] = start + 1.0
+            post(client, record("ppdb001", start, cpu_pct=cpu))
+            now[0] = start + STEP + 1.0
+            wait_for(lambda: forecast_of(client, "ppdb001")["origin"] == iso(start))  # noqa: B023
+        path, origin = "/api/v1/servers/ppdb001/series", complete_start()
+        query = {"metric": "cpu_pct", "past_hours": 2, "since": iso(complete_start(13))}
+        wait_for(lambda: client.get(path, params=query).json()["past_origin"])
+        document = client.get(path, params=query).json()
+        assert client.get(path, params={"metric": "unknown"}).status_code == 422
+        assert client.get("/api/v1/servers/nobody/series?metric=cpu_pct").status_code == 404
+    assert (document["origin"], document["past_origin"]) == (iso(origin), iso(complete_start(24)))
+    rows = {row["time"]: row for row in document["rows"]}
+    assert list(rows) == sorted(rows)
+    measured = {time: row["measured"] for time, row in rows.items() if row["measured"] is not None}
+    assert measured == {iso(complete_start(12)): 40.0, iso(origin): 60.0}
+    assert rows[iso(origin)]["median"] is None
+    last = rows[iso(origin + 96 * STEP)]  # of the fake engine: 60 + 10 (q - 0.5)
+    bands = [last[name] for name in ("low_96", "low_80", "median", "high_80", "high_96")]
+    assert bands == pytest.approx([55.2, 56.0, 60.0, 64.0, 64.8])
+    then = rows[iso(origin + 15 * 60)]  # the past forecast is kept every quarter of an hour: 30 + 10 (q - 0.5)
+    assert [then[f"past_{name}"] for name in ("low_80", "median", "high_80")] == pytest.approx([26.0, 30.0, 34.0])

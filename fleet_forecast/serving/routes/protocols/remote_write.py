@@ -6,7 +6,6 @@ nothing that got 4xx.
 
 from __future__ import annotations
 
-from email.message import Message
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -64,10 +63,12 @@ async def remote_write(request: Request, daemon: RunningDaemon) -> Response:
 
 def message_of(content_type: str) -> str | None:
     """The name of the message in a body: that of the content type's parameter `proto`; None if it is unknown."""
-    header = Message()
-    header["content-type"] = content_type
-    name = header.get_param("proto", V1)
-    return name if name in (V1, V2) else None
+    for parameter in content_type.split(";")[1:]:
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == "proto":
+            name = value.strip().strip('"')
+            return name if name in (V1, V2) else None
+    return V1
 
 
 def _with_counts(response: Response, message: str, samples: int) -> Response:

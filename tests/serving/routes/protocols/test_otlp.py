@@ -11,9 +11,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from fleet_forecast.serving.clients import Client, Right, digest_of
 from fleet_forecast.serving.storage.errors import HistoryBusyError
 from fleet_forecast.sources.protocols.messages import Status
+from tests.reliability.mutations import mutations
 from tests.serving.daemon_client import TOKEN, daemon, wait_for
 from tests.serving.fake_daemon import FakeDaemon
-from tests.serving.routes.protocols.mutations import mutations
 from tests.sources.protocols.otlp_bodies import add_host, cpu_time, disk_io, metric, request
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
@@ -99,7 +99,7 @@ def test_a_refused_body_is_answered_with_a_status_message(client, kind):
 
 
 def test_a_busy_store_is_503_and_the_same_request_later_gives_the_rates(client, monkeypatch):
-    def full(_samples):
+    def full(*_arguments):
         raise HistoryBusyError("5 records wait for the disk")
 
     now = time.time()
