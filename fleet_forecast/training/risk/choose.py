@@ -64,7 +64,8 @@ def risk_model_of(
 
 def _without_values(grid: FleetGrid) -> FleetGrid:
     """The grid without metrics that may be negative: the features are logarithms."""
-    kept = [place for place, metric in enumerate(grid.metrics) if METRIC_SPECS[metric].kind != "value"]
+    unbounded = {name for name, spec in METRIC_SPECS.items() if spec.kind == "value"}
+    kept = [place for place, metric in enumerate(grid.metrics) if metric not in unbounded]
     if len(kept) == len(grid.metrics):
         return grid
     return replace(grid, metrics=tuple(grid.metrics[place] for place in kept), values=grid.values[:, :, kept])
