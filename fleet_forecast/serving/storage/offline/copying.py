@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from fleet_forecast.atomic_write import sync
+from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.serving.storage.integrity import files_of
 
@@ -32,12 +31,12 @@ def back_up(history: Path, target: Path) -> None:
     if target.exists():
         raise DataFileError(f"{target}: exists; give the name of a new file")
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            copy = consistent_copy(history, Path(folder) / "history.sqlite")
-            _check_and_close_log(history, copy)
-            sync(copy)
-            copy.rename(target)
-        sync(target.parent)
+        with new_file(target) as copy:
+            try:
+                _check_and_close_log(history, consistent_copy(history, copy))
+            finally:
+                for log in files_of(copy)[1:]:
+                    log.unlink(missing_ok=True)
     except OSError as problem:
         raise DataFileError(f"{target}: cannot be written ({problem.strerror or problem}); check the folder") from None
 
