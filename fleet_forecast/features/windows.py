@@ -37,6 +37,8 @@ from fleet_forecast.features.seasonality import (
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
 
 WINDOWS_VERSION = 7  # of the content of a window; a network reads only windows of the version it was trained on
+# Version 6 is version 7 with a scale that does not follow the deviation of the peers: their weight is 0.
+READABLE_WINDOWS_VERSIONS = (6, WINDOWS_VERSION)
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a holiday 7

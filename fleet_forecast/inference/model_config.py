@@ -14,7 +14,7 @@ from fleet_forecast.contract.definitions import BUILT_IN_FLEET, MetricSpec
 from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
 from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.scaling import STATISTICS, FleetScaling
-from fleet_forecast.features.windows import WINDOWS_VERSION, WindowSpec
+from fleet_forecast.features.windows import READABLE_WINDOWS_VERSIONS, WINDOWS_VERSION, WindowSpec
 
 CONFIG_FILE = "config.json"
 _RECORDED = ("name", "unit", "kind", "description", "label")  # of a metric; the rest is the fleet file's
@@ -30,8 +30,8 @@ class ModelConfig:
     """Architecture, features and scaling of a model.
 
     profiles: those the network was trained on; empty: it has no profile feature. definitions: of its metrics; models of
-    earlier versions have none. Raises ModelError if the contract has
-    another major version, or the windows another version, than this software's.
+    earlier versions have none. Raises ModelError if the contract has another major version than this software's, or the
+    windows a version that it does not read.
     """
 
     model_id: str
@@ -108,7 +108,7 @@ class ModelConfig:
 def _check_versions(contract_version: object, windows_version: object) -> None:
     for name, version, own, supported in (
         ("contract_version", contract_version, CONTRACT_VERSION, is_supported_version(contract_version)),
-        ("windows_version", windows_version, WINDOWS_VERSION, windows_version == WINDOWS_VERSION),
+        ("windows_version", windows_version, WINDOWS_VERSION, windows_version in READABLE_WINDOWS_VERSIONS),
     ):
         if not supported:
             raise ModelError(f"{CONFIG_FILE}: {name} is {version!r}, this software reads {own!r}; {RETRAIN}")
@@ -133,15 +133,21 @@ def _spec_from_fields(fields: Mapping[str, Any]) -> WindowSpec:
 
 
 def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
-    prior = fields["peer_prior"]
     floats = {name: np.array(fields[name], dtype=np.float32) for name in ("bound_width", *STATISTICS)}
     return FleetScaling(
         metrics=tuple(fields["metrics"]),
         percent=np.array(fields["percent"], dtype=bool),
         profiles=tuple(fields["profiles"]),
         context_steps=int(fields["context_steps"]),
-        peer_prior=PeerPrior(**{name: np.array(value, dtype=np.float32) for name, value in prior.items()})
-        if prior is not None
-        else None,
+        peer_prior=None if fields["peer_prior"] is None else _peer_prior_from_fields(fields["peer_prior"]),
         **floats,
     )
+
+
+def _peer_prior_from_fields(fields: Mapping[str, Any]) -> PeerPrior:
+    """The peer prior; that of windows of version 6 lacks two fields."""
+    tables = {name: np.array(value, dtype=np.float32) for name, value in fields.items()}
+    unknown = np.isnan(tables["error_scale"])
+    for name, value in (("usual_deviation", 1.0), ("peer_scale_weight", 0.0)):
+        tables.setdefault(name, np.where(unknown, np.nan, value).astype(np.float32))
+    return PeerPrior(**tables)
