@@ -194,9 +194,16 @@ class AlertRules(BaseModel):
             for profile in PROFILES
         }
 
+    @cached_property
+    def _of_unknown_profile(self) -> Thresholds:
+        """Those of generic without its defaults for rates: how large a rate is usual depends on the servers."""
+        generic = ServerProfile.GENERIC
+        percentages = {name: each for name, each in default_bounds(generic).items() if METRIC_SPECS[name].is_percent}
+        return _with_rules(percentages, self.profiles.get(str(generic), {}))
+
     def thresholds_of(self, server_name: str, profile: str) -> Thresholds:
-        """Bounds of one server, by metric; a profile that the fleet does not have has those of generic."""
-        of_profile = self._by_profile.get(profile, self._by_profile[ServerProfile.GENERIC])
+        """Bounds of one server, by metric; of a profile that the fleet does not have, see _of_unknown_profile."""
+        of_profile = self._by_profile.get(profile, self._of_unknown_profile)
         own = self.servers.get(server_name)
         return of_profile if own is None else _with_rules(of_profile, own)
 

@@ -69,9 +69,12 @@ def test_every_profile_has_a_threshold_for_every_metric():
         assert all(rules.bounds_of("x", profile, metric).limits for metric in METRICS)
 
 
-def test_a_profile_that_is_not_built_in_has_the_thresholds_of_generic():
-    rules = AlertRules()
-    assert rules.thresholds_of("mf1", "mainframe") == rules.thresholds_of("x", "generic")
+def test_a_profile_that_the_fleet_does_not_have_has_the_percentages_of_generic_and_its_rules():
+    rules = AlertRules(profiles={"generic": {"net_in_mb_s": 400.0}})
+    generic, unknown = rules.thresholds_of("x", "generic"), rules.thresholds_of("mf1", "mainframe")
+    assert set(unknown) == {"cpu_pct", "mem_pct", "net_in_mb_s"}
+    assert all(unknown[metric] == generic[metric] for metric in unknown)
+    assert set(AlertRules().thresholds_of("mf1", "mainframe")) == {"cpu_pct", "mem_pct"}
 
 
 def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path):
