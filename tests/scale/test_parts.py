@@ -72,6 +72,7 @@ def test_parts_give_the_forecasts_of_the_whole_fleet_to_the_bit(
     assert [part["part"] for part in manifest["parts"]] == [f"rack={part}/metrics.parquet" for part in range(4)]
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same(fleet: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray (requirements-scale.txt) is not installed")
     same = ("--input", fleet / "parts", "--output")

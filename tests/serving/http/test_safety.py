@@ -14,7 +14,7 @@ from fleet_forecast.serving.dashboard import FILES
 from fleet_forecast.serving.http.access import ADMIN_PATHS, ADMIN_POST_PATHS
 from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, post, record, wait_for
 
-PROBES = {"/healthz", "/readyz"}
+PROBES = {"/healthz", "/readyz", "/-/healthy", "/-/ready"}
 SENT = {
     "nothing": None,
     "a wrong token": b"Bearer 0123456789abcdef-clienT",
