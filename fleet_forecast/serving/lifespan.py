@@ -23,6 +23,7 @@ from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
+from fleet_forecast.serving.delivery.rules_reload import RulesReload
 from fleet_forecast.serving.delivery.silence_book import SilenceBook, profile_note
 from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.fleet_audit import FleetAudit
@@ -143,7 +144,7 @@ def _notifiers(daemon: Daemon) -> list[Notifier]:
     notifiers: list[Notifier] = []
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
-        form = AlertmanagerFormat(daemon.alerts.rules, settings.public_url)
+        form = AlertmanagerFormat(daemon.alerts, settings.public_url)
         notifiers.append(AlertmanagerNotifier(url, daemon.outbox.firing, seconds, form))
     if settings.webhook is not None:
         notifiers.append(Notifier(settings.webhook))
@@ -180,18 +181,20 @@ def _background_work(daemon: Daemon) -> list[Work]:
 
 
 def _reload_on_hangup(daemon: Daemon, certificate: TlsCertificate) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Work that reads tokens and certificate and loads the model again on SIGHUP.
+    """Work that reads tokens, certificate and rules of alerts and loads the model again on SIGHUP.
 
     Signals during a load cause one more load. Only where the event loop runs in the main thread.
     """
-    hangup = asyncio.Event()
+    hangup, settings = asyncio.Event(), daemon.settings
+    rules = RulesReload(settings.fleet, daemon.alerts, daemon.silences, daemon.outbox, settings.shadow)
 
     async def reload() -> None:
         while True:
             await hangup.wait()
             hangup.clear()
-            await asyncio.to_thread(daemon.tokens.reload, daemon.settings)
+            await asyncio.to_thread(daemon.tokens.reload, settings)
             await asyncio.to_thread(certificate.reload)
+            await asyncio.to_thread(rules.reload)
             await daemon.model.load()
 
     with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, as in some tests

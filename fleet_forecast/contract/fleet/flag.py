@@ -82,12 +82,18 @@ def fleet_path(arguments: Sequence[str]) -> Path | None:
 
 
 def load_fleet(path: Path | None) -> FleetDefinition:
+    """find_fleet; says on stderr which file is used."""
+    fleet = find_fleet(path)
+    if fleet.source is not None:
+        print(f"fleet: {fleet.source}", file=sys.stderr)
+    return fleet
+
+
+def find_fleet(path: Path | None) -> FleetDefinition:
     """The fleet of a file; without a path of fleet.toml in the working directory, else the built-in one.
 
-    Says on stderr which file is used. Raises TomlFileError.
+    Raises TomlFileError.
     """
     if path is None and not DEFAULT_FILE.exists():
         return BUILT_IN_FLEET
-    fleet = read_fleet(path or DEFAULT_FILE)
-    print(f"fleet: {fleet.source}", file=sys.stderr)
-    return fleet
+    return read_fleet(path or DEFAULT_FILE)

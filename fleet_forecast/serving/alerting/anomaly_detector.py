@@ -119,8 +119,7 @@ class AnomalyDetector:
     curve = ()
 
     def __init__(self, rules: AlertRules) -> None:
-        self._rules = rules
-        self._resolve_level = levels_of(self.curve, rules)[WATCH].resolve
+        self.rules = rules
         self._model: AnomalyModel | None = None
         self._metric_of: dict[str, str] = {}  # server -> metric of its anomaly
 
@@ -151,8 +150,8 @@ class AnomalyDetector:
         """The metric of the anomaly: the largest contribution when it begins, the same until it ends."""
         name = forecast.server_name
         metric = self._metric_of.get(name)
-        if anomaly.probability >= self._resolve_level:
-            thresholds = self._rules.thresholds_of(name, forecast.profile)
+        if anomaly.probability >= levels_of(self.curve, self.rules)[WATCH].resolve:
+            thresholds = self.rules.thresholds_of(name, forecast.profile)
             candidates = [
                 (contribution, candidate)
                 for contribution, candidate in zip(anomaly.contributions.tolist(), forecast.model.metrics, strict=True)

@@ -7,6 +7,7 @@ rises from watch to page, or falls back, is the same alert; it ends with its las
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -93,8 +94,17 @@ class AlertBook:
         self.firing: dict[AlertKey, Alert] = {}
         self._detectors = detectors_of(rules) if detectors is None else list(detectors)
         self.updates = 0  # number of changes of `probabilities`
-        self._resolved_texts = {detector.reason: detector.resolved_text for detector in self._detectors}
         self._servers: dict[str, _Server] = {}
+        self._updating = threading.Lock()
+
+    def use_rules(self, rules: AlertRules) -> None:
+        """Use other rules from the next update on; the detectors keep what they know of the servers."""
+        with self._updating:
+            known = {type(detector): detector for detector in self._detectors}
+            self._detectors = [known.get(type(detector), detector) for detector in detectors_of(rules)]
+            for detector in self._detectors:
+                detector.rules = rules
+            self.rules = rules
 
     @property
     def probabilities(self) -> Mapping[str, np.ndarray]:
@@ -107,8 +117,11 @@ class AlertBook:
 
         Returns the alerts that began or ended, and those whose severity changed.
         """
+        with self._updating:
+            return self._update(list(forecasts), now_seconds)
+
+    def _update(self, forecasts: Sequence[ServerForecast], now_seconds: float) -> list[Alert]:
         changed: list[Alert] = []
-        forecasts = list(forecasts)
         fresh = [forecast for forecast in forecasts if self._is_fresh(forecast, now_seconds)]
         for model in dict.fromkeys(forecast.model for forecast in fresh):  # two while a new model takes over
             of_model = [forecast for forecast in fresh if forecast.model == model]
@@ -244,6 +257,10 @@ class AlertBook:
                 if reason == firing.reason and detection.probability >= cycle.levels[reason][severity].resolve:
                     return reason, detection
         return max(found, key=lambda result: result[1].probability / cycle.levels[result[0]][severity].fire)
+
+    @property
+    def _resolved_texts(self) -> Mapping[str, str]:
+        return {detector.reason: detector.resolved_text for detector in self._detectors}
 
     def _end(self, firing: Alert, found: Sequence[_Result], now_seconds: float) -> Alert:
         del self.firing[firing.key]

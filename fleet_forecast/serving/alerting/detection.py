@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fleet_forecast.serving.alerting.alert import Alert, AlertKey
+from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import CurvePoint
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
@@ -36,11 +37,12 @@ class Detector(Protocol):
 
     reason: value of Alert.reason. resolved_text: text of the message after "SERVER (PROFILE): METRIC", when it ends.
     curve: measured false alarms by level, from which the levels of the severities are chosen; empty: the rules'
-    probabilities are the levels.
+    probabilities are the levels. rules: replaced between two calls when they are read again.
     """
 
     reason: str
     resolved_text: str
+    rules: AlertRules
 
     @property
     def curve(self) -> Sequence[CurvePoint]:

@@ -31,7 +31,7 @@ class RiskDetector:
     resolved_text = "no longer indicates an incident"
 
     def __init__(self, rules: AlertRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._metric_of: dict[str, str] = {}  # server -> metric of its alert
         self.curve: Sequence[CurvePoint] = ()
 
@@ -57,7 +57,7 @@ class RiskDetector:
 
     def _follow(self, assessed: Sequence[_Assessed], firing: Mapping[AlertKey, Alert]) -> None:
         """Choose the metric of each server whose risk is high: the one that raises it most, the same until it ends."""
-        least = min((point.level for point in self.curve), default=self._rules.fire_probability)
+        least = min((point.level for point in self.curve), default=self.rules.fire_probability)
         begun: list[_Assessed] = []
         for forecast, risk in assessed:
             name = forecast.server_name
@@ -78,7 +78,7 @@ class RiskDetector:
     def _largest(self, forecast: ServerForecast, drivers: Sequence[Driver], contributions: list[float]) -> str | None:
         """The metric with a threshold whose features raise the risk most."""
         raised: dict[str, float] = {}
-        thresholds = self._rules.thresholds_of(forecast.server_name, forecast.profile)
+        thresholds = self.rules.thresholds_of(forecast.server_name, forecast.profile)
         for driver, contribution in zip(drivers, contributions, strict=True):
             if driver.metric is not None and driver.metric in thresholds:
                 raised[driver.metric] = raised.get(driver.metric, 0.0) + contribution

@@ -30,18 +30,18 @@ class ThresholdDetector:
 
     def __init__(self, rules: AlertRules) -> None:
         self.probabilities: dict[str, np.ndarray] = {}  # server -> float32 [metric of the model, report horizon]
-        self._rules = rules
+        self.rules = rules
 
     def detect(self, forecasts: Sequence[ServerForecast], _firing: Mapping[AlertKey, Alert], /) -> Iterator[Detection]:
         """One result for each server and metric; 0 for a metric without threshold or present value."""
         model = forecasts[0].model
         horizons = report_horizons(forecasts[0].horizon_steps * model.step_seconds).values()
         columns = [max(seconds // model.step_seconds, 1) - 1 for seconds in horizons]
-        last = max(1, min(self._rules.lookahead_seconds // model.step_seconds, forecasts[0].horizon_steps)) - 1
+        last = max(1, min(self.rules.lookahead_seconds // model.step_seconds, forecasts[0].horizon_steps)) - 1
         for start in range(0, len(forecasts), SERVERS_AT_ONCE):
             part = forecasts[start : start + SERVERS_AT_ONCE]
             quantiles = np.stack([forecast.quantiles for forecast in part])  # (server, metric, quantile, step)
-            by_step = breach_probability(quantiles, model.quantiles, limit_table(self._rules, part))
+            by_step = breach_probability(quantiles, model.quantiles, limit_table(self.rules, part))
             highest = np.maximum.accumulate(by_step, axis=2)  # (server, metric, step): up to and with each step
             by_horizon = highest[..., columns].astype(np.float32)
             self.probabilities.update(zip((forecast.server_name for forecast in part), by_horizon, strict=True))
@@ -56,7 +56,7 @@ class ThresholdDetector:
 
     def _evidence(self, forecast: ServerForecast, detection: Detection) -> str:
         metric = detection.metric
-        limit = likelier_limit(forecast, metric, self._rules.bounds_of(forecast.server_name, forecast.profile, metric))
+        limit = likelier_limit(forecast, metric, self.rules.bounds_of(forecast.server_name, forecast.profile, metric))
         times = crossing_times(forecast, metric, limit)
         text = breach_evidence(forecast.origin_seconds, metric, limit, detection.probability, times)
         return f"{text} {forecast_basis(forecast, metric, limit)}"

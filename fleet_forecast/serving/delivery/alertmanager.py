@@ -19,7 +19,7 @@ import httpx
 
 from fleet_forecast.iso_time import iso, iso_milliseconds
 from fleet_forecast.serving.alerting.alert import Alert
-from fleet_forecast.serving.alerting.rules import AlertRules
+from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.delivery.notifiers import ALERTS_PER_REQUEST, Notifier
 
 ALERT_NAME = "FleetForecast"  # and the reason: FleetForecastBreach
@@ -28,10 +28,13 @@ Identity = tuple[tuple[str, str], ...]  # labels in order
 
 
 class AlertmanagerFormat:
-    """Alerts in the fields of the Alertmanager. public_url: address of the dashboard, None: no link to it."""
+    """Alerts in the fields of the Alertmanager.
 
-    def __init__(self, rules: AlertRules, public_url: str | None) -> None:
-        self._rules, self._public_url = rules, public_url
+    book: its rules name the labels. public_url: address of the dashboard, None: no link to it.
+    """
+
+    def __init__(self, book: AlertBook, public_url: str | None) -> None:
+        self._book, self._public_url = book, public_url
 
     def labels(self, alert: Alert) -> dict[str, str]:
         """The labels under the names that the rules give, and the rules' own labels."""
@@ -43,8 +46,9 @@ class AlertmanagerFormat:
             "severity": alert.severity,
             "reason": alert.reason,
         }
-        sent = {name: value for label, value in own.items() for name in self._rules.sent_names(label)}
-        return {**sent, **self._rules.labels}
+        rules = self._book.rules
+        sent = {name: value for label, value in own.items() for name in rules.sent_names(label)}
+        return {**sent, **rules.labels}
 
     def fields(self, alert: Alert, ends_seconds: float) -> dict[str, Any]:
         """One alert as the API v2 takes it."""

@@ -38,11 +38,15 @@ class SilenceBook:
     """All silences; reads need no lock, changes of the API are on disk when they return."""
 
     def __init__(self, of_file: Sequence[Silence], stored_in: Path, clock: Callable[[], float]) -> None:
-        self._of_file = [KnownSilence(f"file-{number}", each, True) for number, each in enumerate(of_file, start=1)]
+        self.use_file(of_file)
         self._path, self._clock = stored_in, clock
         self._changes = threading.Lock()
         self._problem: str | None = None
         self._added = self._read()
+
+    def use_file(self, of_file: Sequence[Silence]) -> None:
+        """The silences of the rules file from now on."""
+        self._of_file = [KnownSilence(f"file-{number}", each, True) for number, each in enumerate(of_file, start=1)]
 
     @property
     def known(self) -> list[KnownSilence]:
@@ -64,7 +68,7 @@ class SilenceBook:
         """Delete a silence; False if there is none of this id. Raises SilencesError for one of the rules file."""
         with self._changes:
             if any(known.silence_id == silence_id for known in self._of_file):
-                raise SilencesError(f"{silence_id} stands in the rules file; remove it there and restart the daemon")
+                raise SilencesError(f"{silence_id} stands in the rules file; remove it there and send SIGHUP")
             if silence_id not in self._added:
                 return False
             self._write({key: silence for key, silence in self._added.items() if key != silence_id})

@@ -42,7 +42,7 @@ class _Recorded:
     """A detector whose probabilities are recorded: float32 [server, step, metric]."""
 
     def __init__(self, detector: Detector, rows: Mapping[str, int], columns: Mapping[str, int], steps: int) -> None:
-        self.reason, self.resolved_text = detector.reason, detector.resolved_text
+        self.reason, self.resolved_text, self.rules = detector.reason, detector.resolved_text, detector.rules
         self.probabilities = np.full((len(rows), steps, len(columns)), np.nan, dtype=np.float32)
         self.step = 0  # position of the running cycle
         self._detector, self._rows, self._columns = detector, rows, columns

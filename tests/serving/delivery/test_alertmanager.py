@@ -11,12 +11,13 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
 from tests.serving.alerting.examples import alert
 from tests.serving.daemon_client import wait_for
 
-FORM = AlertmanagerFormat(AlertRules(), "https://forecasts.example/")
+FORM = AlertmanagerFormat(AlertBook(AlertRules()), "https://forecasts.example/")
 
 
 def free_address():
@@ -132,7 +133,7 @@ def test_an_alert_that_ended_and_began_again_is_sent_as_firing():
 
 def test_labels_have_the_names_of_the_rules_and_one_for_each_reason():
     names = {"server": ("server", "instance"), "metric": ("signal",)}
-    form = AlertmanagerFormat(AlertRules(labels={"team": "web"}, label_names=names), None)
+    form = AlertmanagerFormat(AlertBook(AlertRules(labels={"team": "web"}, label_names=names)), None)
     fields = form.fields(replace(alert(), reason="departure", severity="watch"), 5.0)
     assert fields["labels"] == {
         "alertname": "FleetForecastDeparture",
