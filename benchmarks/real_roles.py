@@ -109,7 +109,7 @@ def one_fold(path: Path, fold: Fold, length: TrainingLength | None, fraction: fl
         arguments = tft_trainer.build_parser().parse_args(words)
         job = training_job.prepare(training_job.read(arguments), arguments)
         return job.cold_start_table(job.fresh_model())
-    run = [*words, *length.flags, "--no-comparison", "--no-final-fit", "--no-risk-model"]
+    run = [*words, *length.flags, "--no-comparison", "--no-final-fit", "--no-risk-model", "--no-promote"]
     trained = last_json_line(tft_trainer.main, run)
     return pd.read_parquet(Path(trained["model_dir"]) / "cold_start.parquet")
 

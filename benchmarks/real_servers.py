@@ -87,7 +87,7 @@ def one_fold(path: Path, held_out: Sequence[str], length: TrainingLength, seed: 
     """Train without some servers and forecast these; the JSON lines of both scripts."""
     folder = ROOT / MODELS / path.stem
     flags = ["--training-dir", str(path), "--models-dir", str(folder), *length.flags]
-    flags += ["--no-final-fit", "--no-risk-model"]  # the final fit would train on the servers held out
+    flags += ["--no-final-fit", "--no-risk-model", "--no-promote"]  # the final fit would train on the servers held out
     trained = last_json_line(tft_trainer.main, [*flags, "--holdout-servers", ",".join(held_out), "--seed", str(seed)])
     model_dir = Path(trained["model_dir"])
     test_start = json.loads((model_dir / TRAINING_INFO_FILE).read_text(encoding="utf-8"))["test_start"]
