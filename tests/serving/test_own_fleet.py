@@ -93,6 +93,7 @@ def test_own_metrics_are_forecast_alerted_on_and_exposed(fleet, tmp_path):
             assert f"fleet_forecast_{name}{{{place}}} {value:g}" in page
         profiles = {each["profile"]: each for each in client.get("/api/v1/profiles").json()["profiles"]}
         assert (profiles["cache"]["servers"], profiles["cache"]["trained"]) == (1, True)
+        assert profiles["cache"]["name_patterns"] == ["redis"]
         heat = client.get("/api/v1/heat-map", params={"value": "quantile", "metric": "celsius"}).json()
         assert heat["unit"] == "°C"
         document = client.get("/openapi.json").json()["components"]["schemas"]["Records"]
