@@ -32,8 +32,8 @@ LONGEST_VALUE = 100  # characters of a refused value that a message shows
 _REMEDIES = {
     "bool_type": "write true or false",
     "bool_parsing": "write true or false",
-    "dict_type": "write [{key}] on a line of its own, and its entries below",
-    "model_type": "write [{key}] on a line of its own, and its entries below",
+    "dict_type": "write [{name}] on a line of its own, and its entries below",
+    "model_type": "write [{name}] on a line of its own, and its entries below",
     "float_type": "write a number",
     "float_parsing": "write a number",
     "finite_number": "write a finite number",
@@ -102,7 +102,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     if len(shown) > LONGEST_VALUE:
         shown = shown[:LONGEST_VALUE] + "..."
     expected = first["msg"].removeprefix("Input ").removeprefix("String ")
-    remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key)
+    remedy = _REMEDIES.get(first["type"], f"it {expected}").format(key=key, name=name)
     return f"{name} is {shown}; {remedy}"
 
 

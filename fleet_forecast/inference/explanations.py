@@ -26,7 +26,7 @@ _LABELS = {
     "profile": "profile",
     "half_hour": "time of day",
     "day_kind": "day of the week or holiday",
-    "market_open": "market hours",
+    "market_open": "business hours",
     "relative_time_idx": "distance from the origin",
     "measured_share": "share of the context that was measured",
     "peer_count": "number of peers",

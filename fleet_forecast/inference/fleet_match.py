@@ -5,7 +5,7 @@ A metric is served if both define it with the same unit and kind. A model is ser
 
 from __future__ import annotations
 
-from fleet_forecast.contract.definitions import METRIC_SPECS, METRICS, fleet_in_use
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, METRIC_SPECS, METRICS, fleet_in_use
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 
 
@@ -27,6 +27,11 @@ def contradictions(config: ModelConfig) -> list[str]:
     """Sentences, with the remedy, on what the model and the fleet define differently."""
     found = [text for metric in config.targets if (text := _difference(config, metric)) is not None]
     fleet = fleet_in_use()
+    found += [
+        f"metric {metric} of the fleet file is not forecast: the model was not trained on it; train on data with it"
+        for metric in fleet.names
+        if metric not in {*config.targets, *BUILT_IN_FLEET.names}
+    ]
     if fleet.names_calendar and fleet.calendar != config.calendar:
         found.append(
             f"the calendar of {fleet.source} is not that of the model, which is used; train again to use the file's"

@@ -13,6 +13,7 @@ import pyarrow as pa
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition, use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.reading import check_frame
+from fleet_forecast.contract.times import check_zone
 from fleet_forecast.inference.batch import (
     forecast_tables,
     grid_for,
@@ -22,7 +23,7 @@ from fleet_forecast.inference.batch import (
     regular_origins,
 )
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import contradictions
+from fleet_forecast.inference.fleet_match import contradictions, served_metrics
 
 
 class Forecasts(NamedTuple):
@@ -44,8 +45,9 @@ class LoadedModel:
 
     @property
     def metrics(self) -> Sequence[str]:
-        """The metrics that are forecast."""
-        return self.engine.config.targets
+        """The metrics that are forecast: those of the model that the fleet defines as the model does."""
+        with use_fleet(self.fleet):
+            return served_metrics(self.engine.config)
 
     def forecast(
         self, frame: pd.DataFrame, every_seconds: int | None = None, input_timezone: str | None = None
@@ -55,8 +57,10 @@ class LoadedModel:
         frame: rows of the data contract: timestamp, server_name, metrics, and profile if it is known.
         every_seconds: distance of regular forecast origins; None: each server's last measurement.
         input_timezone: of times without a zone. Raises ContractError if the frame breaks the contract, OriginError if
-        it holds no origin, GridError if its times are too far apart.
+        it holds no origin, GridError if its times are too far apart, ValueError naming an unknown time zone.
         """
+        if input_timezone is not None:
+            check_zone(input_timezone)
         with use_fleet(self.fleet):
             return self._forecast(frame, every_seconds, input_timezone)
 

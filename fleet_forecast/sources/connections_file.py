@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.contract.toml_file import first_problem, read_toml
@@ -35,6 +36,13 @@ def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,50}", text):
         raise ValueError(f"prometheus.{text} is no name; use 1 to 50 letters, digits, '.', '_' and '-'")
     return text
+
+
+def _table(value: object) -> object:
+    """A key of [prometheus] itself is a table without its name."""
+    if isinstance(value, Mapping):
+        return value
+    raise PydanticCustomError("table", "should be in a table with a name of your own, as in [prometheus.eu]")
 
 
 def _horizon(text: str) -> str:
@@ -82,7 +90,9 @@ class ConnectionsFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prometheus: Mapping[Annotated[str, AfterValidator(_name)], PrometheusTable] = Field(default={})
+    prometheus: Mapping[Annotated[str, AfterValidator(_name)], Annotated[PrometheusTable, BeforeValidator(_table)]] = (
+        Field(default={})
+    )
     forecasts: ForecastsTable | None = None
 
 

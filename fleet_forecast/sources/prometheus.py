@@ -202,7 +202,13 @@ class PrometheusClient:
         ):
             raise PrometheusAnswerTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}; raise its limits")
         if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            raise PrometheusError(f"{shown} refused {form['query'][:300]!r}: {reason}; correct the query or the token")
+            if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                raise PrometheusError(
+                    f"{shown} refused the credentials: {reason}; correct user and password, or the token"
+                )
+            raise PrometheusError(
+                f"{shown} refused {form['query'][:300]!r}: {reason}; correct the query or the address"
+            )
         raise TransientError(reason)
 
     async def _answer(self, path: str, form: dict[str, str]) -> httpx.Response:
@@ -368,4 +374,4 @@ def _reason(response: httpx.Response) -> str:
     try:
         return str(orjson.loads(response.content)["error"])[:500]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return response.text[:200]
+        return response.text[:200].strip()

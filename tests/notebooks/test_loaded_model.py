@@ -62,6 +62,11 @@ def test_a_frame_that_breaks_the_contract_is_refused(model, frame, change, messa
         model.forecast(change(frame))
 
 
+def test_an_unknown_time_zone_is_named(model, frame):
+    with pytest.raises(ValueError, match="Tokyo"):
+        model.forecast(frame, input_timezone="Tokyo")
+
+
 def test_a_frame_is_not_changed(model, frame):
     before = frame.copy()
     model.forecast(frame)

@@ -93,6 +93,7 @@ def test_own_metrics_are_forecast_alerted_on_and_exposed(fleet, tmp_path):
             assert f"fleet_forecast_{name}{{{place}}} {value:g}" in page
         profiles = {each["profile"]: each for each in client.get("/api/v1/profiles").json()["profiles"]}
         assert (profiles["cache"]["servers"], profiles["cache"]["trained"]) == (1, True)
+        assert profiles["cache"]["name_patterns"] == ["redis"]
         heat = client.get("/api/v1/heat-map", params={"value": "quantile", "metric": "celsius"}).json()
         assert heat["unit"] == "°C"
         document = client.get("/openapi.json").json()["components"]["schemas"]["Records"]
@@ -125,6 +126,8 @@ def test_a_model_that_contradicts_the_fleet_file_serves_what_both_know(fleet, tm
         texts = [
             "metric queue_depth of the model is not served: it is a rate in kilojobs, in the fleet file a rate in jobs",
             "metric gpu_pct of the model is not served: the fleet has none; add [metrics.gpu_pct] to the fleet file",
+            "metric fs_used_pct of the fleet file is not forecast: the model was not trained on it; train on data with",
+            "metric celsius of the fleet file is not forecast: the model was not trained on it; train on data with",
             f"the calendar of {fleet.source} is not that of the model, which is used",
         ]
         for text, told in zip(texts, model["contradictions"], strict=True):

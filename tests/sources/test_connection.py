@@ -66,6 +66,11 @@ def test_a_wrong_table_is_refused_with_the_line_and_the_remedy(tmp_path, text, m
         loaded(tmp_path, f"[prometheus.eu]\n{text}\n")
 
 
+def test_a_table_without_a_name_of_its_own_is_refused(tmp_path):
+    with pytest.raises(TomlFileError, match=r"prometheus\.url is 'http://p'; it should be in a table with a name of"):
+        loaded(tmp_path, '[prometheus]\nurl = "http://p"\n')
+
+
 def test_a_name_that_is_none_is_refused(tmp_path):
     with pytest.raises(TomlFileError, match=r"prometheus\.a b is no name; use 1 to 50 letters"):
         loaded(tmp_path, '[prometheus."a b"]\nurl = "http://p"\n')

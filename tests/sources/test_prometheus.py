@@ -226,6 +226,15 @@ def test_headers_are_sent_with_every_query_and_not_shown():
     assert "t-1" not in f"{refused.value}{client!r}"
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_credentials_are_told_from_a_wrong_query(status):
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, text="Unauthorized\n"))
+    with pytest.raises(PrometheusError) as refused:
+        PrometheusClient(Access("http://p:9090", {}), transport=transport).query_range("up", 0, 1, 1)
+    reason = f"status {status}: Unauthorized; correct user and password, or the token"
+    assert str(refused.value).endswith(f"refused the credentials: {reason}")
+
+
 def test_a_compressed_answer_is_retried_and_reported():
     asked = []
 

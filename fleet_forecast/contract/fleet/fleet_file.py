@@ -118,6 +118,12 @@ def _metric(name: str, table: MetricTable, before: MetricSpec | None) -> MetricS
     if before is None and table.kind == "percent" and table.unit != "%":
         raise ValueError(f"metrics.{name}.unit is {table.unit!r}; a metric of the kind percent has the unit '%'")
     own = before or MetricSpec(name, str(table.unit), table.kind or "rate", name)
+    for bound in (table.threshold.above, table.threshold.below):
+        if bound is not None and not own.lower <= bound <= own.upper:
+            raise ValueError(
+                f"metrics.{name}.threshold is {bound:g}, a value that the metric never has; "
+                f"give one from {own.lower:,.0f} to {own.upper:,.0f} {own.unit}"
+            )
     given: dict[str, Any] = {
         "description": table.description,
         "label": table.label,

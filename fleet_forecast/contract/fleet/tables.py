@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from fleet_forecast.contract.calendar import DAYS_OF_WEEK, DEFAULT_CALENDAR, BusinessCalendar, clock_text, minute_of
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, Kind
@@ -44,9 +46,20 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _first_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]*[A-Za-z][0-9]+", text):
+        form = "letters, digits, '.' and '-', at the end a letter and a number, as in redis001"
+        raise PydanticCustomError("first_name", f"should be {form}")
+    return text
+
+
 def _baseline(value: Any) -> Any:
     """Mean and spread, also as a list of two numbers."""
-    return {"mean": value[0], "spread": value[1]} if isinstance(value, list) and len(value) == 2 else value
+    if isinstance(value, list) and len(value) == 2:
+        return {"mean": value[0], "spread": value[1]}
+    if not isinstance(value, dict):
+        raise PydanticCustomError("baseline", "should be mean and spread, as in [55, 15]")
+    return value
 
 
 def _threshold(value: Any) -> Any:
@@ -133,7 +146,7 @@ class ProfileTable(BaseModel):
     fallback_patterns: tuple[Pattern, ...] | None = None
     baselines: dict[str, Annotated[BaselineTable, BeforeValidator(_baseline)]] = {}
     rhythm: RhythmTable | None = None
-    first_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]*[A-Za-z]\d+$")] | None = None
+    first_name: Annotated[str, AfterValidator(_first_name)] | None = None
     servers: Annotated[int, Field(ge=0, strict=True)] | None = None
     shared_demand: Annotated[Finite, Field(ge=0, le=1)] | None = None
 
@@ -149,7 +162,7 @@ class ThresholdTable(BaseModel):
     @model_validator(mode="after")
     def _in_order(self) -> ThresholdTable:
         if self.above is not None and self.below is not None and self.below >= self.above:
-            raise ValueError(f"below is {self.below:g}, above {self.above:g}; below must be less than above")
+            raise PydanticCustomError("threshold", "should be in order: below must be less than above")
         return self
 
 

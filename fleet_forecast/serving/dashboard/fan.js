@@ -57,7 +57,7 @@ export function drawFan(element, metric, shown) {
     ...(threshold === null || threshold === undefined ? [] : [{ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: threshold, y1: threshold, line: { color: colour("bad"), width: 1.2, dash: "dash" } }]),
   ];
   const range = valueRange(traces, threshold, unit);
-  const limit = threshold >= range[0] && threshold <= range[1] ? [{ xref: "paper", yref: "y", x: 0, y: threshold, xanchor: "left", yanchor: "bottom", text: `limit ${number(threshold)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : [];
+  const limit = threshold !== null && threshold >= range[0] && threshold <= range[1] ? [{ xref: "paper", yref: "y", x: 0, y: threshold, xanchor: "left", yanchor: "bottom", text: `limit ${number(threshold)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : [];
   return draw(element, traces, {
     height: HEIGHT_PX, hovermode: "closest", shapes, margin: { l: 46, r: 8, t: 16, b: 24 },
     annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...limit],

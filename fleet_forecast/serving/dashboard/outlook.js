@@ -15,6 +15,7 @@ export function outlook(forecast, risks) {
   const hours = duration(Date.parse(forecast.timestamps[forecast.timestamps.length - 1]) - Date.parse(forecast.origin));
   if (over.length + expected.length + possible.length) return [...over.map(overText), ...expected.map(expectedText), ...possible.map(possibleText)].flat();
   const highest = known.reduce((best, risk) => (risk.highest > best.highest ? risk : best));
+  if (!known.some(hasProbability)) return [`No limit is expected to be exceeded within ${hours}.`];
   return [`No limit is expected to be exceeded within ${hours}. The highest probability is ${percent(highest.highest)} (${metricName(highest.metric)}).`];
 }
 
@@ -32,4 +33,5 @@ function expectedText(risk) {
   return [subject(risk), ` will probably ${crosses(risk)} ${limitOf(risk)} at `, time(risk.expected_at), when, ...span, ". "];
 }
 
-const possibleText = (risk) => [subject(risk), ` could ${crosses(risk)} ${limitOf(risk)} from `, time(risk.earliest_at), ` on: probability ${percent(risk.highest)}. `];
+const hasProbability = (risk) => Object.keys(risk.by_horizon).length > 0; // a provisional forecast has none
+const possibleText = (risk) => [subject(risk), ` could ${crosses(risk)} ${limitOf(risk)} from `, time(risk.earliest_at), hasProbability(risk) ? ` on: probability ${percent(risk.highest)}. ` : " on. "];

@@ -122,7 +122,7 @@ async function drawFigure(element, metric, data) {
   const reached = Object.entries(risk?.by_horizon || {}).pop();
   const covered = past ? coverageOf(past, history, metric) : null;
   caption.replaceChildren(...[
-    h("b", { text: metricName(metric) }), h("span", { text: ` ${current === null ? "not measured now" : `now ${number(current)}`} ${unit}` }),
+    h("b", { text: metricName(metric) }), h("span", { text: current === null ? " not measured now" : ` now ${number(current)} ${unit}` }),
     reached && threshold !== null ? h("span", { class: reached[1] >= 0.5 ? "bad" : reached[1] >= 0.25 ? "warn" : "", text: ` · limit ${number(threshold)}: ${percent(reached[1])} within ${horizonName(reached[0])}` }) : null,
     covered ? h("small", { class: covered.inside / covered.steps < 0.5 ? "warn" : "", title: "Of the values measured since that forecast", text: `${percent(covered.inside / covered.steps)} of ${covered.steps} values since were inside its ${covered.share} % band` }) : null,
   ].filter(Boolean));

@@ -240,7 +240,7 @@ def _profiles(daemon: Daemon) -> dict[str, Any]:
                 "profile": str(profile),
                 "servers": counts[str(profile)],
                 "trained": str(profile) in trained,
-                "name_patterns": spec.name_patterns,
+                "name_patterns": (*spec.added_patterns, *spec.name_patterns),
                 "usual": {
                     metric: {"mean": baseline.mean, "spread": baseline.spread, "unit": METRIC_SPECS[metric].unit}
                     for metric, baseline in spec.baselines.items()

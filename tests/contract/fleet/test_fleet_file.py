@@ -120,9 +120,14 @@ def test_documents_are_written_as_toml(document: dict[str, object]) -> None:
         ("[metrics.Queue]\nkind = 'rate'\nunit = 'x'", "metrics.Queue: a name has 1 to 64 of the characters a-z 0-9 _"),
         ("[metrics.cpu_pct_mask]\nkind = 'rate'\nunit = 'x'", "metrics.cpu_pct_mask: the name is in use for cpu_pct"),
         ("[metrics.x]\nkind = 'rate'\nunit = 'x'\nthreshold = {above = 1, below = 2}", "below must be less than above"),
+        ("[metrics.x]\nkind = 'rate'\nunit = 'x'\nthreshold = {above = 1, below = 2}", "line 4: metrics.x.threshold"),
+        ("[metrics.x]\nkind = 'percent'\nunit = '%'\nthreshold = 900", "metrics.x.threshold is 900, a value that the "),
+        ("[metrics.mem_pct]\nthreshold = {below = -1}", "metric never has; give one from 0 to 100 %"),
+        ("[profiles.x.baselines]\ncpu_pct = [1]", "baselines.cpu_pct is [1]; it should be mean and spread, as in"),
+        ("[profiles.x]\nrhythm = 2", "profiles.x.rhythm is 2; write [profiles.x.rhythm] on a line of its own"),
         ("[profiles.x.baselines]\nqueue = [1, 2]", "profiles.x.baselines: unknown metric 'queue'; use cpu_pct, "),
         ("[profiles.x.baselines]\ncpu_pct = [0, 1]", "profiles.x.baselines.cpu_pct: mean is 0; give a mean above 0"),
-        ("[profiles.x]\nfirst_name = 'redis'", "line 2: profiles.x.first_name is 'redis'; it should match pattern"),
+        ("[profiles.x]\nfirst_name = 'redis'", "line 2: profiles.x.first_name is 'redis'; it should be letters, "),
     ],
 )
 def test_a_wrong_value_is_refused_with_field_value_and_remedy(tmp_path: Path, text: str, message: str) -> None:

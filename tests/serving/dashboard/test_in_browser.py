@@ -119,6 +119,30 @@ def test_a_server_shows_its_metrics_the_outlook_and_what_was_forecast_before(sce
     expect(page.locator("details figure").nth(1)).to_contain_text("CPU, value")
 
 
+SHOWN_WITHOUT_LIMIT = """async () => {
+  const [{ outlook }, { drawFan }, { h }] = await Promise.all(
+    ["outlook", "fan", "dom"].map((name) => import(new URL(`dashboard/${name}.js`, document.baseURI))));
+  const times = ["2026-11-29T08:00:00Z", "2026-11-29T08:05:00Z"];
+  const metrics = { disk_io_mb_s: { unit: "MB/s", current: null, "q0.1": [0, 0], "q0.5": [40, 40], "q0.9": [80, 80] } };
+  const forecast = { origin: times[0], timestamps: times, step_seconds: 300, metrics };
+  const risk = { threshold: 70, below: false, by_horizon: {}, expected_at: null, earliest_at: times[1] };
+  const words = outlook(forecast, { metrics: { disk_io_mb_s: risk } }).map((part) => part.textContent ?? part).join("");
+  const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
+  const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } };
+  await drawFan(plot, "disk_io_mb_s", { forecast, history, threshold: null });
+  return [words, plot.textContent];
+}"""
+
+
+def test_what_is_not_known_is_not_shown_as_zero(scene, open_page):
+    page = open_page(f"{scene.url}/")
+    drawn(page)
+    words, chart = page.evaluate(SHOWN_WITHOUT_LIMIT)
+    assert words.startswith("Disk could exceed 70 MB/s from ")
+    assert "probability" not in words, "a provisional forecast has none"
+    assert "limit" not in chart, "the metric has none"
+
+
 def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
     page = open_page(f"{scene.url}/")
     drawn(page)
