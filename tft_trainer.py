@@ -130,8 +130,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = partial(add_flag, parser)
     _add_data_flags(parser)
-    add("--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)")
-    add("--steps", type=positive_int, help="optimisation steps, instead of --epochs: independent of the machine's load")
+    length = parser.add_mutually_exclusive_group()
+    add_flag(
+        length, "--epochs", type=positive_int, default=20, help="maximum passes over all server-hours (%(default)s)"
+    )
+    add_flag(
+        length,
+        "--steps",
+        type=positive_int,
+        help="optimisation steps, instead of --epochs: independent of the machine's load",
+    )
     add(
         "--max-minutes",
         type=positive_float,
@@ -168,8 +176,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = partial(add_flag, parser)
-    add("--training-dir", type=Path, default=Path("./training/"), help="folder or file to train on (%(default)s)")
-    add(
+    source = parser.add_mutually_exclusive_group()
+    add_flag(
+        source,
+        "--training-dir",
+        type=Path,
+        default=Path("./training/"),
+        help="folder or file to train on (%(default)s)",
+    )
+    add_flag(
+        source,
         "--from-history",
         type=Path,
         metavar="FILE",

@@ -67,6 +67,12 @@ def tiny_flags(training_dir: Path, models_dir: Path) -> list[str]:
     return [*(str(text) for pair in flags.items() for text in pair), "--no-risk-model"]
 
 
+def tiny_flags_of_history(history: Path, models_dir: Path) -> list[str]:
+    """The same on what a daemon stored."""
+    _, _, *rest = tiny_flags(history, models_dir)
+    return ["--from-history", str(history), *rest]
+
+
 @pytest.fixture(scope="session")
 def tiny_training_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training folder with the tiny fleet."""

@@ -49,7 +49,7 @@ def forecast_parts(arguments: argparse.Namespace, settings: Settings, rules: Pro
     if len(notices) > SHOWN_NOTICES:
         note(f"{len(notices) - SHOWN_NOTICES:,} more notes are in the manifest")
     failed = manifest["failed"]
-    counts = {name: manifest[name] for name in ("model", "rows", "servers", "origins")}
+    counts = {name: manifest[name] for name in ("model", "rows", "servers", "forecasts")}
     seconds = round(time.perf_counter() - started, 3)
     summary = {"output": output.address, **counts, "parts": len(manifest["parts"]), "failed": len(failed)}
     print(json.dumps({**summary, "seconds": seconds}))

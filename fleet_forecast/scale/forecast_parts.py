@@ -74,7 +74,7 @@ class PartResult:
     part: str
     rows: int = 0
     servers: int = 0
-    origins: int = 0
+    forecasts: int = 0
     notices: tuple[str, ...] = ()
     problem: str | None = None
 

@@ -72,7 +72,7 @@ def forecast_fleet(pool: Pool, job: PartsJob, engine: Engine, parts: Sequence[Pa
         "model": job.model.model_id,
         "rows": sum(each.rows for each in results),
         "servers": sum(each.servers for each in results),
-        "origins": sum(each.origins for each in results),
+        "forecasts": sum(each.forecasts for each in results),
         "members_of_peers": 0 if peers is None else len(peers.members),
         "parts": [asdict(each) for each in results if each.problem is None],
         "failed": {each.part: each.problem for each in results if each.problem is not None},

@@ -22,7 +22,7 @@ from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import TrainingError
 from fleet_forecast.training.trainer_state import TrainerState
 from tests.commands.histories import store_history
-from tests.conftest import tiny_flags, tiny_fleet
+from tests.conftest import tiny_flags_of_history, tiny_fleet
 
 
 def test_a_model_trained_warm_on_the_history_is_compared_with_the_one_in_use_and_can_be_rolled_back(
@@ -32,7 +32,7 @@ def test_a_model_trained_warm_on_the_history_is_compared_with_the_one_in_use_and
     shutil.copytree(tiny_models_dir, models_dir, symlinks=True)
     champion = (models_dir / "current").resolve()
     store_history(history, tiny_fleet())
-    flags = [*tiny_flags(Path("nowhere"), models_dir), "--from-history", str(history), "--warm-start", str(champion)]
+    flags = [*tiny_flags_of_history(history, models_dir), "--warm-start", str(champion)]
     code = tft_trainer.main([*flags, "--no-final-fit", "--learning-rate", "1e-9", "--force", "--keep", "2"])
     captured = capsys.readouterr()
     assert code == 0, captured.err

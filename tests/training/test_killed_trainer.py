@@ -23,7 +23,7 @@ import tft_trainer
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, only_writer, verify
 from tests.commands.histories import store_history
-from tests.conftest import tiny_flags, tiny_fleet
+from tests.conftest import tiny_flags, tiny_flags_of_history, tiny_fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,7 +194,7 @@ def test_killed_in_any_phase_of_a_training_on_the_history_a_complete_model_serve
     shutil.copytree(tiny_models_dir, models_dir, symlinks=True)
     champion = (models_dir / "current").readlink()
     store_history(history, tiny_fleet())
-    flags = [*tiny_flags(tmp_path, models_dir), "--from-history", str(history), "--no-comparison", "--keep", "2"]
+    flags = [*tiny_flags_of_history(history, models_dir), "--no-comparison", "--keep", "2"]
     flags += ["--warm-start", str(models_dir / "current"), "--force"]
     for phase in PHASES:
         command = [sys.executable, "-c", KILLED_AT, phase, *flags]

@@ -142,9 +142,14 @@ class AlertRules(BaseModel):
     @classmethod
     def _known_metrics(cls, tables: dict[str, dict[str, Threshold]]) -> dict[str, dict[str, Threshold]]:
         for name, thresholds in tables.items():
-            for metric in thresholds:
+            for metric, rule in thresholds.items():
                 if metric not in METRICS:
                     raise ValueError(f"{name}: unknown metric {metric!r}; use {', '.join(METRICS)}")
+                spec = METRIC_SPECS[metric]
+                for bound in (rule.above, rule.below):
+                    if bound is not None and not spec.lower <= bound <= spec.upper:
+                        reason = f"is outside {spec.range_text} and is never crossed; false removes a threshold"
+                        raise ValueError(f"{name}: {metric} {bound:g} {reason}")
         return tables
 
     @field_validator("label_names")

@@ -63,6 +63,11 @@ def test_a_wrong_rule_is_refused_by_name(tmp_path, text, message):
         rules_in(tmp_path, text)
 
 
+def test_a_threshold_that_is_never_crossed_is_refused(tmp_path):
+    with pytest.raises(TomlFileError, match="database: cpu_pct 900 is outside 0 to 100 and is never crossed"):
+        rules_in(tmp_path, "[alerts.profiles.database]\ncpu_pct = 900\n")
+
+
 def test_every_profile_has_a_threshold_for_every_metric():
     rules = AlertRules()
     for profile in ServerProfile:
