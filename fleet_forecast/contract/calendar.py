@@ -169,13 +169,14 @@ def holidays_of(entry: str, first_year: int, last_year: int, half_days: bool = F
     try:
         years = range(first_year, last_year + 1)
         found = known(country, part or None, years=years)
-        if half_days:
-            found = known(country, part or None, years=years, categories=("half_day",))
     except NotImplementedError:
         remedy = "use the code of a country (DE), of a part of one (DE-BY) or of an exchange (NYSE), or dates"
         raise ValueError(f"{entry!r} is not known to the package holidays; {remedy}") from None
-    except ValueError:  # no category half_day
-        return []
+    if half_days:
+        try:
+            found = known(country, part or None, years=years, categories=("half_day",))
+        except ValueError:  # it has no half days
+            return []
     return list(found)
 
 
