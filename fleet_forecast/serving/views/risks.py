@@ -69,6 +69,7 @@ def _server_risks(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:
                 **_crossing(daemon, forecast, metric),
             }
             for row, metric in enumerate(forecast.model.metrics)
+            if metric in forecast.metrics
         },
     }
 
