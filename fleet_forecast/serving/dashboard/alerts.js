@@ -41,9 +41,10 @@ function section(title, alerts, columns, none = null) {
 // What an alert says without the server's name, with its times in the reader's zone.
 export const sentenceOf = (alert) => withTimes(wordsOf(alert));
 
-function wordsOf({ sentence: text, server_name: name, profile }) {
+// A sentence that begins with the name of a metric has no capital: queue_depth is no word.
+function wordsOf({ sentence: text, server_name: name, profile, metric: named }) {
   const start = `${name} (${profile}): `, rest = text.startsWith(start) ? text.slice(start.length) : text;
-  return rest.charAt(0).toUpperCase() + rest.slice(1);
+  return rest.startsWith(`${named} `) ? rest : rest.charAt(0).toUpperCase() + rest.slice(1);
 }
 
 function withTimes(text) {

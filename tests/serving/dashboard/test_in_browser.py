@@ -127,20 +127,26 @@ SHOWN_WITHOUT_LIMIT = """async () => {
   const forecast = { origin: times[0], timestamps: times, step_seconds: 300, metrics };
   const risk = { threshold: 70, below: false, by_horizon: {}, expected_at: null, earliest_at: times[1] };
   const words = outlook(forecast, { metrics: { disk_io_mb_s: risk } }).map((part) => part.textContent ?? part).join("");
-  const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
-  const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } };
-  await drawFan(plot, "disk_io_mb_s", { forecast, history, threshold: null });
-  return [words, plot.textContent];
+  const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } }, charts = [];
+  for (const limits of [[], [90, -10], [900, -900]]) {
+    const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
+    await drawFan(plot, "disk_io_mb_s", { forecast, history, limits });
+    charts.push(plot.textContent);
+  }
+  return [words, ...charts];
 }"""
 
 
 def test_what_is_not_known_is_not_shown_as_zero(scene, open_page):
     page = open_page(f"{scene.url}/")
     drawn(page)
-    words, chart = page.evaluate(SHOWN_WITHOUT_LIMIT)
+    words, chart, both, far = page.evaluate(SHOWN_WITHOUT_LIMIT)
     assert words.startswith("Disk could exceed 70 MB/s from ")
     assert "probability" not in words, "a provisional forecast has none"
     assert "limit" not in chart, "the metric has none"
+    assert "limit 90" in both
+    assert "limit -10" in both, "the metric has an upper and a lower one"
+    assert "limit" not in far, "the values would be a line beside limits so far away"
 
 
 def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
