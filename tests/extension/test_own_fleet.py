@@ -156,7 +156,9 @@ def served(daemon):
     assert forecast["profile"] == "build"
     assert forecast["metrics"]["queue_depth"]["unit"] == "messages"
     assert len(forecast["metrics"]["queue_depth"]["q0.5"]) == 3_600 // STEP
-    assert get("/api/v1/servers/redis001/forecast").json()["not_measured"] == ["fs_used_pct", "queue_depth"]
+    cache = get("/api/v1/servers/redis001/forecast").json()
+    assert list(cache["metrics"]) == ["cpu_pct", "mem_pct", "net_in_mb_s"]
+    assert cache["not_measured"] == ["disk_io_mb_s", "net_out_mb_s", "latency_ms", "fs_used_pct", "queue_depth"]
     alerts = wait_for(lambda: get("/api/v1/alerts").json()["alerts"], 60)
     assert {"fs_used_pct", "queue_depth"} <= {alert["metric"] for alert in alerts}
     assert {alert["profile"] for alert in alerts if alert["metric"] == "queue_depth"} == {"build"}
