@@ -120,7 +120,7 @@ def test_a_worse_model_is_kept_and_not_put_in_use_unless_forced(
     assert challenger.is_dir()
     message = capsys.readouterr().err
     if in_use:
-        assert f"published {challenger}; it is in use now, as {tmp_path / 'current'}" in message
+        assert f"published {challenger}; it is in use now: {tmp_path / 'current'} points to it" in message
     else:
         assert f"not in use: its error is higher. {champion} stays in use; --force replaces it" in message
 

@@ -170,8 +170,9 @@ class MetricTable(BaseModel):
     """[metrics.NAME]: a metric of your own, or query, threshold and words of a built-in one.
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). query: PromQL with one series per server;
-    `$window` is replaced by the step; empty: the metric is not pulled. otlp: name of an
-    OpenTelemetry gauge, or of a sum that can fall, with one data point per server, in this unit.
+    `$window` is replaced by the step; empty: the metric is not pulled. otlp: name of an OpenTelemetry gauge, or of a
+    sum that can fall, with one data point per server, in this unit; or, of a rate, of a counter, whose increase per
+    second is summed over its data points.
     """
 
     model_config = _TABLE
