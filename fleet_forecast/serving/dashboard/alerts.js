@@ -69,7 +69,7 @@ const sentence = { title: "What", cell: shortened };
 const since = { title: "Since", cell: (alert) => (alert.started_at ? h("span", { class: "nowrap" }, time(alert.started_at), h("small", { text: ` ${duration(Date.now() - Date.parse(alert.started_at))}` })) : "–") };
 const due = { title: "Expected", cell: (alert) => (alert.crossed_at ? h("span", { class: "bad" }, "crossed ", time(alert.crossed_at)) : alert.expected_at ? time(alert.expected_at) : "–") };
 const likely = { title: "Probability", number: true, cell: (alert) => percent(alert.probability) };
-const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)}` };
+const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)} ${alert.unit}` };
 const ended = { title: "Ended", cell: (alert) => (alert.ended_at ? time(alert.ended_at) : "–") };
 const lasted = { title: "Lasted", cell: (alert) => (alert.ended_at && alert.started_at ? duration(Date.parse(alert.ended_at) - Date.parse(alert.started_at)) : "–") };
 const outcome = {

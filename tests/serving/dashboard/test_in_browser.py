@@ -365,3 +365,21 @@ def busy_seconds(devtools):
     """Processor time of the page's main thread: what an interaction takes on an idle machine at least."""
     metrics = devtools.send("Performance.getMetrics")["metrics"]
     return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
+RANGES = """async () => {
+  const { highestOf, rangeOf, scaleLegend } = await import(new URL("dashboard/heat.js", document.baseURI));
+  const range = (unit, ...values) => rangeOf([{ values: [null, ...values] }], unit);
+  const texts = [...scaleLegend(range("°C", -20, -4), "°C").children].map((each) => each.textContent);
+  const below = [range("°C", -20, 12), range("°C", -20, -4), range("°C", -3, -3)];
+  const others = [range("%", 5, 60), range("jobs", 5, 60), range("jobs", 0, 0), range(null, 0.2)];
+  return [below, others, highestOf([null, -5, -7]), highestOf([null]), texts];
+}"""
+
+
+def test_the_colours_of_a_metric_span_its_values_also_those_below_zero(scene, open_page):
+    below, others, highest, nothing, texts = open_page(f"{scene.url}/").evaluate(RANGES)
+    assert below == [[-20, 12], [-20, -4], [-3, -2]]
+    assert others == [[0, 100], [0, 60], [0, 1], [0, 1]]
+    assert (highest, nothing) == (-5, None)
+    assert texts == ["-20 °C", "-16 °C", "-12 °C", "-8 °C", "-4 °C"]
