@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 
 import tft_inference
 from data_contract import METRICS
-from fleet_forecast.contract.definitions import BUILT_IN_FLEET, MetricSpec, use_fleet
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.export import writer as export
 from fleet_forecast.serving.export.writer import ForecastWriter
@@ -151,11 +150,12 @@ def test_an_origin_is_written_once_and_a_later_one_again():
 
 
 def test_what_the_model_does_not_forecast_is_named_and_the_rest_is_written():
-    database, gpu = Database(), MetricSpec("gpu_pct", "%", "percent", "of the fleet file, and not of the model")
-    chosen = {"horizons": ("1h", "24h"), "quantiles": (0.5, 0.6), "metrics": ("cpu_pct", "gpu_pct")}
-    with use_fleet(replace(BUILT_IN_FLEET, metrics=(*BUILT_IN_FLEET.metrics, gpu))):
-        writer = written(database, snapshot_of(A), **chosen)
-    assert writer.problem == "tft_model_fixed does not forecast horizon 24h, quantile 0.6, metric gpu_pct"
+    database, view = Database(), replace(VIEW, metrics=METRICS[:2])
+    narrow = fixed_forecast("ppdb001", "database", "pin", 20.0, view=view)
+    snapshot = FleetSnapshot({"ppdb001": narrow}, ORIGIN, ORIGIN + 301.0, view)
+    chosen = {"horizons": ("1h", "24h"), "quantiles": (0.5, 0.6), "metrics": ("cpu_pct", "latency_ms")}
+    writer = written(database, snapshot, **chosen)
+    assert writer.problem == "tft_model_fixed does not forecast horizon 24h, quantile 0.6, metric latency_ms"
     assert writer.written == len(database.samples) == 1
 
 
