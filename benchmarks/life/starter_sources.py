@@ -1,8 +1,9 @@
 """The five sources of the starter model, each as rows of the data contract on one shared clock.
 
 The roles of real servers are none of the seven profiles. For the starter model's training they are left out, so that
-the profile comes from the names, which no rule matches: `generic`, as for every such name in this project. Dates are moved by whole weeks to the year of the simulation, so that
-the days of the week and the hours of a day remain; hours are those of the source's business day, written as UTC.
+the profile comes from the names, which no rule matches: `generic`, as for every such name in this project. Dates are
+moved by whole weeks to the year of the simulation, so that the days of the week and the hours of a day remain; hours
+are those of the source's business day, written as UTC.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ SIMULATED_SERVERS = {
 }
 KEPT_SHARE = 0.5  # of the metrics of every other simulated server: fleets have any subset of the metrics
 SEED = 26
+STEPS = 600  # of the starter model's training
+RECIPE = (  # flags of tft_trainer.py for the training on several sources
+    *("--batch-size", "32", "--seed", "0", "--timezone", "UTC", "--device", "cpu"),
+    *("--train-fraction", "0.95", "--holdout-servers", "0"),
+    *("--no-comparison", "--no-final-fit", "--no-risk-model"),
+)
 
 
 class RealSource(NamedTuple):
@@ -90,8 +97,9 @@ def real(name: str, source: RealSource) -> pd.DataFrame:
 
 
 def together(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several sources, for one training: without the roles of real servers, and with every other simulated
-    server measuring some of the metrics only.
+    """The rows of several sources, for one training.
+
+    They are without the roles of real servers, and every other simulated server measures some of the metrics only.
     """
     parts = [
         with_fewer_metrics(frame) if name == SIMULATOR else frame.drop(columns="profile", errors="ignore")
