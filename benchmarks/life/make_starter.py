@@ -43,16 +43,7 @@ from fleet_forecast.inference.model_directory import (  # noqa: E402
 
 CARD_FILE = "README.md"
 KEPT_FILES = (WEIGHTS_FILE, ONNX_FILE, EXPLAIN_FILE, CANARY_FILE)
-KEPT_INFO = (
-    "first_timestamp",
-    "train_end",
-    "test_start",
-    "last_timestamp",
-    "servers",
-    "steps",
-    "windows",
-    "parameters",
-)
+KEPT_INFO = ("first_timestamp", "train_end", "test_start", "last_timestamp", "servers", "windows", "parameters")
 LARGEST_BYTES = 3_000_000
 
 
@@ -67,7 +58,8 @@ def trained(steps: int, folder: Path) -> Path:
 def publish(model_dir: Path, output: Path) -> dict[str, Any]:
     """Write the starter model's directory from a trained one; returns the content of the JSON line."""
     info = json.loads((model_dir / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
-    kept = {name: info[name] for name in KEPT_INFO if name in info} | {"sources": list(SOURCES), "recipe": list(RECIPE)}
+    kept = {name: info[name] for name in KEPT_INFO} | {"steps": info["settings"]["steps"]}
+    kept |= {"sources": list(SOURCES), "recipe": list(RECIPE)}
     card = (STARTER_DIR / CARD_FILE).read_bytes()
     shutil.rmtree(output, ignore_errors=True)
     with new_model_directory(output.parent, output.name) as directory:
