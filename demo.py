@@ -58,8 +58,8 @@ SERVERS = {  # per profile, in the training data
 NEW_SERVER, NEW_SERVER_PROFILE = "ppweb005", "web_api"  # only in the live feed: the next number of its profile
 SEED = 42
 BACKFILL_HOURS = 25  # of history that the feed sends first; the model needs 24
-DAEMON_START_SECONDS = 60  # longest wait until it is ready
-FORECAST_SECONDS = 120  # longest wait for the first forecast
+DAEMON_START_SECONDS = 180  # longest wait until it is ready
+FORECAST_SECONDS = 300  # longest wait for the first forecast
 STOP_SECONDS = 15  # from SIGTERM to SIGKILL of a child
 
 
