@@ -51,7 +51,7 @@ def write_canary(path: Path, config: ModelConfig, forecaster: Forecaster) -> Non
         "origins": [str(origin) for origin in origins],
         "quantiles": _as_json(quantiles),
     }
-    path.write_text(json.dumps(canary, separators=(",", ":")), encoding="utf-8")
+    path.write_text(json.dumps(canary), encoding="utf-8")
 
 
 def _as_json(values: np.ndarray) -> Any:
