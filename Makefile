@@ -6,7 +6,7 @@ VENV        := .venv
 PYTHON      := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench real reliability screenshots hashes clean
+.PHONY: help install demo test test-all lint bench real starter reliability screenshots hashes clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,11 +31,14 @@ lint: $(VENV)/.dev-packages ## ruff and mypy
 
 bench: $(VENV)/.dev-packages ## measure speed and accuracy, with stock and LightGBM for comparison
 	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py benchmarks/*/*.py)); do \
-		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py|*/ablations.py) continue;; esac; \
+		case $$benchmark in */__init__.py|*/real_servers.py|*/longer.py|*/ablations.py|*/*starter*.py) continue;; esac; \
 		echo "== $$benchmark" >&2; $(PYTHON) $$benchmark; done
 
 real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print the tables of docs/results.md
 	@$(PYTHON) benchmarks/real_servers.py
+
+starter: $(VENV)/.dev-packages ## make models/starter anew from the simulator and the real fleets in ../shared/data
+	@$(PYTHON) benchmarks/life/make_starter.py
 
 screenshots: $(VENV)/.dev-packages ## take pictures of the dashboard and the report from the demo's model into docs/images
 	@$(PYTHON) docs/screenshots.py

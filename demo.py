@@ -1,11 +1,13 @@
-"""The three scripts in a row on one machine: simulate a fleet, train on it, serve live forecasts. `make demo` runs it.
+"""The three scripts on one machine: simulate a fleet, serve live forecasts, train on the fleet. `make demo` runs it.
 
     python demo.py                              # until Ctrl-C, which stops everything it started
     python demo.py --port 8001 --minutes 5      # another port, longer training
-    python demo.py --once                       # end after the first served forecast
+    python demo.py --once                       # end after the first forecast of the trained model
 
-Its files are in demo_files/, which each run empties. The live feed continues the same fleet with one additional server
-that is not in the training data. Progress goes to stderr; the last line on stdout is JSON with seconds by part.
+The daemon serves with the starter model at once, while the fleet's own model is trained beside it, and changes to that
+one when it is published. Files are in demo_files/, which each run empties. The live feed continues the same fleet with
+one additional server that is not in the training data. Progress goes to stderr; the last line on stdout is JSON with
+seconds by part.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tqdm import tqdm
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.inference.model_directory import STARTER_DIR
 from fleet_forecast.iso_time import iso
 from fleet_forecast.script import run_script
 
@@ -55,8 +58,8 @@ SERVERS = {  # per profile, in the training data
 NEW_SERVER, NEW_SERVER_PROFILE = "ppweb005", "web_api"  # only in the live feed: the next number of its profile
 SEED = 42
 BACKFILL_HOURS = 25  # of history that the feed sends first; the model needs 24
-DAEMON_START_SECONDS = 60  # longest wait until it is ready
-FORECAST_SECONDS = 120  # longest wait for the first forecast
+DAEMON_START_SECONDS = 180  # longest wait until it is ready
+FORECAST_SECONDS = 300  # longest wait for the first forecast
 STOP_SECONDS = 15  # from SIGTERM to SIGKILL of a child
 
 
@@ -164,7 +167,7 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, train, serve, feed; returns 0 if it was stopped or is done, 1 if a part failed."""
+    """Simulate, serve, feed, train; returns 0 if it was stopped or is done, 1 if a part failed."""
     arguments = _parser().parse_args(argv)
     url = f"http://{HOST}:{arguments.port}"
     signals = StopSignals()
@@ -176,17 +179,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         with _step("1/4 simulating a fleet", seconds, "simulate"):
             children.run(_generator_command(folder, end))
-        with _step(f"2/4 training on it, {arguments.minutes:g} min and an evaluation", seconds, "train"):
-            children.run(_trainer_command(folder, arguments.minutes))
-        with _step("3/4 starting the daemon", seconds, "start_daemon"):
+        with _step("2/4 starting the daemon with the starter model", seconds, "start_daemon"):
+            _use_starter(folder / "models")
             daemon = children.start_logged(_daemon_command(folder, arguments.port), folder / "daemon.log")
             _wait_until_ready(url, daemon, folder)
-        with _step("4/4 feeding it live telemetry", seconds, "first_forecast"):
-            feed = children.start_logged(_feed_command(url, end), folder / "feed.log")
-            forecast = _first_forecast(url, {"daemon": daemon, "feed": feed}, folder)
+        with _step("3/4 feeding it live telemetry", seconds, "first_forecast"):
+            serving = {"daemon": daemon, "feed": children.start_logged(_feed_command(url, end), folder / "feed.log")}
+            forecast = _first_forecast(url, serving, folder)
+        _print(_first_words(url, forecast, sum(seconds.values())))
+        with _step(f"4/4 training on the fleet, {arguments.minutes:g} min and an evaluation", seconds, "train"):
+            children.run(_trainer_command(folder, arguments.minutes))
+            forecast = _first_forecast(url, serving, folder, of_starter=False)
         _print(_where_to_look(url, forecast))
         if not arguments.once:
-            _watch({"daemon": daemon, "feed": feed}, folder)
+            _watch(serving, folder)
     except Stopped:
         _print("\nstopping")
     except DemoError as problem:
@@ -216,6 +222,12 @@ def _trainer_command(folder: Path, minutes: float) -> list[str]:
         *("--training-dir", str(folder / "training"), "--models-dir", str(folder / "models")),
         *("--max-minutes", f"{minutes:g}", "--no-comparison", "--no-risk-model"),
     ]
+
+
+def _use_starter(models_dir: Path) -> None:
+    """The starter model as models_dir/current, until the trainer publishes another one."""
+    models_dir.mkdir()
+    (models_dir / "current").symlink_to(STARTER_DIR)
 
 
 def _daemon_command(folder: Path, port: int) -> list[str]:
@@ -253,14 +265,17 @@ def _wait_until_ready(url: str, daemon: subprocess.Popen[bytes], folder: Path) -
     raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_relative(folder / 'daemon.log')}")
 
 
-def _first_forecast(url: str, children: dict[str, subprocess.Popen[bytes]], folder: Path) -> dict[str, Any]:
-    """The first forecast of the server that is not in the training data."""
+def _first_forecast(
+    url: str, children: dict[str, subprocess.Popen[bytes]], folder: Path, of_starter: bool = True
+) -> dict[str, Any]:
+    """The first forecast, by the starter or by the trained model, of the server that is not in the training data."""
     for _ in _ticks("waiting for the first forecast", FORECAST_SECONDS):
         _require_running(children, folder)
         answer = _get(f"{url}/api/v1/servers/{NEW_SERVER}/forecast")
         if answer is not None and answer.status_code == httpx.codes.OK:
             forecast: dict[str, Any] = answer.json()
-            return forecast
+            if forecast["starter"] == of_starter:
+                return forecast
     raise DemoError(f"no forecast within {FORECAST_SECONDS} s; see {_relative(folder / 'daemon.log')} and feed.log")
 
 
@@ -328,12 +343,24 @@ def _step(title: str, seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - started, 1)
 
 
-def _where_to_look(url: str, forecast: dict[str, Any]) -> str:
+def _last_cpu(forecast: dict[str, Any]) -> str:
     cpu = forecast["metrics"]["cpu_pct"]
     low, median, high = (cpu[f"q{level:g}"][-1] for level in SCORED_LEVELS)
+    return f"CPU at {forecast['timestamps'][-1]}: {median:.0f} %, in 8 of 10 cases {low:.0f} to {high:.0f} %."
+
+
+def _first_words(url: str, forecast: dict[str, Any], seconds: float) -> str:
     return f"""
+First forecast after {seconds:.1f} s, by the starter model, which was not trained on this fleet. {NEW_SERVER}:
+{_last_cpu(forecast)}
+The dashboard is at {url}/. The fleet's own model is trained now, and replaces the starter model when it is ready."""
+
+
+def _where_to_look(url: str, forecast: dict[str, Any]) -> str:
+    return f"""
+The trained model has replaced the starter model.
 {NEW_SERVER} was not in the training data; its profile is {forecast["profile"]} ({forecast["profile_rule"]}).
-Its CPU at {forecast["timestamps"][-1]}: {median:.0f} %, in 8 of 10 cases {low:.0f} to {high:.0f} %.
+Its {_last_cpu(forecast)}
 
 Where to look:
   {url}/                    the dashboard
@@ -381,7 +408,7 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     add_flag(parser, "--port", type=_port, default=8000, help="port of the daemon (%(default)s)")
     add_flag(parser, "--minutes", type=_minutes, default=2.5, help="minutes of training (%(default)s)")
-    add_flag(parser, "--once", action="store_true", help="end after the first served forecast")
+    add_flag(parser, "--once", action="store_true", help="end after the first forecast of the trained model")
     return parser
 
 

@@ -232,7 +232,12 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="do not train the risk model, the probability of incidents (two to five minutes on one core)",
     )
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
-    add("--warm-start", type=Path, metavar="DIR", help="start from this model's weights; no comparison is trained")
+    add(
+        "--warm-start",
+        type=Path,
+        metavar="DIR",
+        help="start from this model's weights, with `starter` from the project's own model's; no comparison is trained",
+    )
     add("--tensorboard", type=Path, metavar="DIR", help="write a TensorBoard log of the training to this folder")
     add("--report-pictures", action="store_true", help="draw PNGs of the report's main sections; needs Chromium")
     _add_publishing_flags(parser)

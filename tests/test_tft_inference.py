@@ -116,6 +116,17 @@ def test_one_row_of_an_unseen_server_is_enough(tiny_model_dir, tmp_path):
     assert np.isfinite(forecast[QUANTILE_COLUMNS]).all().all()
 
 
+def test_without_any_model_the_starter_model_forecasts_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.csv").write_text("timestamp,server_name,cpu_pct\n2026-03-02T00:00:00Z,new,40\n")
+    assert run("--input", "one.csv", "--output", "o.parquet") == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out.splitlines()[-1])
+    assert (summary["model"], summary["starter"]) == ("starter", True)
+    assert "note: these are forecasts of the starter model, which was not trained on this fleet" in captured.err
+    assert pd.read_parquet("o.parquet")["timestamp"].max() == pd.Timestamp("2026-03-02T08:00:00Z")
+
+
 def test_samples_finer_than_the_step_are_averaged(tiny_model_dir, metrics_file, tmp_path):
     frame = pd.read_parquet(metrics_file)
     later = frame.assign(timestamp=frame["timestamp"] + pd.Timedelta(60, "s"))

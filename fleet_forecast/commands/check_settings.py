@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from fleet_forecast.inference.model_directory import read_config, verify
+from fleet_forecast.inference.model_directory import present_model, read_config, verify
 from fleet_forecast.serving.export.series import cardinality_text
 from fleet_forecast.serving.forecasts.snapshot import ModelView
 from fleet_forecast.serving.lifespan import DEFAULT_STEP_SECONDS
@@ -40,10 +40,11 @@ def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool
 
 def _export_text(target: ForecastTarget, settings: Settings) -> str:
     """The number of series that the model in use would write. Raises ModelError."""
-    if not settings.model.exists():
+    model_dir = present_model(settings.model, settings.model_is_chosen)
+    if not model_dir.exists():
         address = target.access.address
-        return f"forecasts to {address}: model {settings.model} does not exist; train one to see its series"
-    directory = verify(settings.model)
+        return f"forecasts to {address}: model {model_dir} does not exist; train one to see its series"
+    directory = verify(model_dir)
     config = read_config(directory)
     model = ModelView.of_config(directory.name, config)
     return cardinality_text(target.table, model, config.horizon_steps, settings.max_servers)

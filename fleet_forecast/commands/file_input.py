@@ -10,7 +10,8 @@ from fleet_forecast.contract.reading import read_metrics
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.batch import grid_for, input_notes
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import check_served, contradictions
+from fleet_forecast.inference.fleet_match import check_served, contradictions, load_for_fleet
+from fleet_forecast.inference.model_directory import STARTER_NOTICE, is_starter, present_model
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.usage import note
 from server_profiles import ProfileRules
@@ -24,8 +25,12 @@ def load_input(path: Path, settings: Settings, rules: ProfileRules) -> tuple[Eng
 
 
 def load_engine(settings: Settings) -> Engine:
-    engine = Engine.load(settings.model, device=settings.device, threads=settings.threads or None)
-    check_served(engine.config, settings.model)
+    """The model of the settings, or the starter model while there is none; prints a note about the latter."""
+    model_dir = present_model(settings.model, settings.model_is_chosen)
+    engine = load_for_fleet(model_dir, settings.device, settings.threads or None)
+    check_served(engine.config, model_dir)
+    if is_starter(engine.model_id):
+        note(STARTER_NOTICE)
     return engine
 
 

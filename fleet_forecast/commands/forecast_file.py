@@ -18,6 +18,7 @@ from fleet_forecast.inference.batch import (
     regular_origins,
     write_forecasts,
 )
+from fleet_forecast.inference.model_directory import is_starter
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.usage import UsageError, note, time_of
 from server_profiles import ProfileRules
@@ -37,6 +38,7 @@ def forecast_file(arguments: argparse.Namespace, settings: Settings, rules: Prof
     summary = {
         "output": str(arguments.output),
         "model": engine.model_id,
+        "starter": is_starter(engine.model_id),
         "rows": rows,
         "servers": len({origin.server for origin in origins}),
         "origins": len({origin.step for origin in origins}),

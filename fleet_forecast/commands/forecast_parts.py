@@ -35,7 +35,7 @@ def forecast_parts(arguments: argparse.Namespace, settings: Settings, rules: Pro
     parts = source.parts()
     engine = load_engine(settings)
     job = PartsJob(
-        ModelFiles.read(settings.model),
+        ModelFiles.read(engine.model_dir or settings.model),
         Reading(rules, settings.input_timezone),
         output.address,
         every_seconds,

@@ -14,7 +14,7 @@ from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.evaluation.against_champion.champion import Comparison
 from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, promote, read_config
+from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX, is_starter, promote, read_config
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.offline.export import export_history
@@ -50,7 +50,7 @@ def _calendar(models_dir: Path) -> BusinessCalendar:
     """The business calendar of the model in use, or that of the fleet file or the default; a history has none."""
     current = current_model(models_dir)
     try:
-        if current is not None:
+        if current is not None and not is_starter(current.name):
             return read_config(current).spec.calendar
     except (ModelError, OSError) as error:
         note(f"the calendar of {current} cannot be read ({error})")
@@ -62,7 +62,8 @@ def compare(
 ) -> Comparison | None:
     """The new model beside the one in use; None if there is none, or if it is not to be replaced.
 
-    If the comparison fails, the model is published all the same, and the one in use stays.
+    The starter model is no champion: beside it the first own model is shown, and replaces it in any case. If the
+    comparison fails, the model is published all the same, and the one in use stays.
     """
     champion = current_model(arguments.models_dir)
     if champion is None or arguments.no_promote:
@@ -78,7 +79,7 @@ def compare(
         )
     if comparison.remark:
         note(f"comparison with {champion.name}: {comparison.remark}")
-    return comparison
+    return None if is_starter(champion.name) else comparison
 
 
 def put_in_use(model_dir: Path, comparison: Comparison | None, arguments: argparse.Namespace) -> bool:

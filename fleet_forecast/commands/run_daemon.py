@@ -7,6 +7,7 @@ import os
 import sys
 
 from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.inference.model_directory import present_model
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.referenced_files import ReferencedFiles, read_referenced_files
 from fleet_forecast.serving.settings import Settings, SettingsError
@@ -15,12 +16,13 @@ from fleet_forecast.serving.settings import Settings, SettingsError
 def run_daemon(settings: Settings) -> bool:
     """Serve until SIGTERM or Ctrl-C; whether the daemon could start."""
     files = read_referenced_files(settings, os.environ)
-    if not settings.model.exists():
+    model = present_model(settings.model, settings.model_is_chosen)
+    if not model.exists():
         raise SettingsError(
             f"model: {settings.model} does not exist; train one with tft_trainer.py, or give --model DIR"
         )
     trial = ModelTrial.of(settings)
-    trial.begin(settings.model)
+    trial.begin(model)
     try:
         started = _serve(settings, files, trial)
     finally:

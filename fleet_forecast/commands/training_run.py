@@ -16,6 +16,7 @@ from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.cpu_contention import contention_advice, contention_notes, free_processors
 from fleet_forecast.evaluation.tables import Evaluation
 from fleet_forecast.features.windows import WINDOWS_VERSION
+from fleet_forecast.inference.model_directory import STARTER, STARTER_DIR
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.network.model import ForecastModel
@@ -81,12 +82,18 @@ def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Tr
         note_cpu_contention(torch.get_num_threads())
     model = job.fresh_model()
     if arguments.warm_start:
-        earlier = earlier_config(arguments.warm_start, job.spec, job.profiles, job.hidden_size)
+        warm_start = starter_or(arguments.warm_start)
+        earlier = earlier_config(warm_start, job.spec, job.profiles, job.hidden_size)
         for change in profile_changes(earlier.profiles, job.profiles):
             note(change)
-        load_earlier_weights(model.network, job.profiles, arguments.warm_start, earlier)
+        load_earlier_weights(model.network, job.spec.metrics, job.profiles, warm_start, earlier)
     settings = replace(job.settings, max_seconds=model_max_seconds(job, arguments))
     return fit(model, job.training_data, settings, Checkpointer("training", checkpoint), arguments.tensorboard)
+
+
+def starter_or(model_dir: Path) -> Path:
+    """The directory of --warm-start; the word `starter` means the project's own model."""
+    return STARTER_DIR if str(model_dir) == STARTER and not model_dir.exists() else model_dir
 
 
 def note_cpu_contention(threads: int) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 
+SIGNIFICANT_DIGITS = 6  # of the stored numbers, fewer than a float32 has: the file is smaller
 CANARY_TOLERANCE = 1e-3  # relative, and absolute in the metric's unit: float32 sums differ between processors
 Forecaster = Callable[[np.ndarray, Sequence[str | None], np.ndarray, Peers], np.ndarray]  # Engine.forecast
 
@@ -45,14 +46,19 @@ def write_canary(path: Path, config: ModelConfig, forecaster: Forecaster) -> Non
     origins = np.array(times, dtype="datetime64[s]")
     quantiles = forecaster(history, profiles, origins, _peers(history, profiles, origins, config.step_seconds))
     canary = {
-        "history": [
-            [[None if np.isnan(value) else float(value) for value in step] for step in server] for server in history
-        ],
+        "history": _as_json(history),
         "profiles": profiles,
         "origins": [str(origin) for origin in origins],
-        "quantiles": quantiles.tolist(),
+        "quantiles": _as_json(quantiles),
     }
     path.write_text(json.dumps(canary), encoding="utf-8")
+
+
+def _as_json(values: np.ndarray) -> Any:
+    """Nested lists of numbers with SIGNIFICANT_DIGITS; NaN as None."""
+    if values.ndim:
+        return [_as_json(part) for part in values]
+    return None if np.isnan(values) else float(f"{values:.{SIGNIFICANT_DIGITS}g}")
 
 
 def read_canary(path: Path) -> Canary:
@@ -89,7 +95,7 @@ def _synthetic_history(config: ModelConfig) -> np.ndarray:
     days = np.resize(random.normal(size=(config.spec.day_steps, shape[2])), shape[1:])
     history = config.scaling.bounds.inverse(loc + scale * (days + 0.3 * random.normal(size=shape)))
     history[[0, 2], : -config.context_steps // 4] = np.nan
-    return history
+    return np.array(_as_json(history), dtype=np.float32)
 
 
 def _peers(history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray, step_seconds: int) -> Peers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.history import row_distances
 from fleet_forecast.features.peers import FleetPeers, Peers, last_steps, peer_counts
 from fleet_forecast.features.seasonality import changes_between
@@ -95,6 +97,7 @@ class Engine:
         self.risk_model: RiskModel | None = None
         self._run = run
         self._load_explain = load_explain
+        self._as_trained = self  # its canary has the calendar of the training
 
     @property
     def model_id(self) -> str:
@@ -119,6 +122,12 @@ class Engine:
         engine = cls(config, run, resolved, load_explain, threads)
         engine._check_canary(run)
         engine.risk_model = RiskModel.load(resolved, config.targets, _cores() if threads is None else threads)
+        return engine
+
+    def with_calendar(self, calendar: BusinessCalendar) -> Engine:
+        """The same model with another business calendar."""
+        engine = copy(self)
+        engine.config = replace(self.config, spec=replace(self.config.spec, calendar=calendar))
         return engine
 
     def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:
@@ -316,7 +325,7 @@ class Engine:
         """Raise ModelError if `run` does not reproduce the canary forecast of the model directory."""
         if self.model_dir is not None:
             path, step_seconds = self.model_dir / CANARY_FILE, self.config.step_seconds
-            check_canary(path, step_seconds, lambda *inputs: self._forecast(run, _ForecastInput(*inputs)))
+            check_canary(path, step_seconds, lambda *inputs: self._as_trained._forecast(run, _ForecastInput(*inputs)))
 
 
 def _wants_gpu(device: str) -> bool:

@@ -1,18 +1,28 @@
 """Which metrics of a model are served, and what the model and the fleet in use say differently.
 
 A metric is served if both define it with the same unit and kind, and to a server if it makes sense for it: see
-`measured_metrics`. A model is served with its own calendar.
+`measured_metrics`. A model is served with its own calendar, but the starter model with that of the fleet in use: the
+hours it was trained on are those of a business day.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, METRIC_SPECS, METRICS, fleet_in_use
 from fleet_forecast.features.peers import Peers
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
+from fleet_forecast.inference.model_directory import is_starter
+
+
+def load_for_fleet(model_dir: Path, device: str, threads: int | None) -> Engine:
+    """Engine.load, with the calendar of the fleet in use if it is the starter model."""
+    engine = Engine.load(model_dir, device=device, threads=threads)
+    return engine.with_calendar(fleet_in_use().calendar) if is_starter(engine.model_id) else engine
 
 
 def served_metrics(config: ModelConfig) -> tuple[str, ...]:

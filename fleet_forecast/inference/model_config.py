@@ -89,7 +89,7 @@ class ModelConfig:
         fields = {**asdict(replace(self, scaling=replace(self.scaling, peer_prior=None))), "scaling": _as_json(scaling)}
         fields["spec"]["calendar"] = self.spec.calendar.as_document()
         fields["definitions"] = [{name: getattr(spec, name) for name in _RECORDED} for spec in self.definitions]
-        return json.dumps(fields, indent=2)
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -121,10 +121,13 @@ def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_list(values: np.ndarray) -> list[Any]:
-    """NaN, where a profile has no peers, as None."""
-    nullable = values.astype(object)
+    """Floats with the fewest digits that give them back; NaN, where a profile has no peers, as None."""
     if values.dtype.kind == "f":
-        nullable[np.isnan(values)] = None
+        shortest = values.astype(np.float32).astype(str).astype(np.float64)
+        nullable = shortest.astype(object)
+        nullable[np.isnan(shortest)] = None
+    else:
+        nullable = values
     found: list[Any] = nullable.tolist()
     return found
 

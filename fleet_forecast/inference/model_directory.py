@@ -13,6 +13,7 @@ models/tft_model_<UTC time>/
     report.html, *.parquet a page for people, and its tables (scores, cold start, mean weights by profile)
     manifest.json          written last: format version, and size and sha256 of every other file
 models/current             relative symbolic link to the model in use, switched by rename
+models/starter/            the project's own model, for forecasts before there is one; its README.md describes it
 
 No file is a pickle, and loading runs no code from the directory. safetensors and ONNX files have no checksum of their
 own; the manifest's sha256 detects damage.
@@ -47,6 +48,12 @@ MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
+STARTER = "starter"  # its model id
+STARTER_DIR = Path(__file__).resolve().parents[2] / "models" / STARTER
+STARTER_NOTICE = (
+    "these are forecasts of the starter model, which was not trained on this fleet; train your own model: python "
+    "tft_trainer.py --warm-start starter"
+)
 TEMPORARY_PREFIX = ".tmp-"  # of files being written; they remain only if the process is killed
 
 
@@ -105,6 +112,16 @@ def promote(models_dir: Path, model_id: str) -> None:
     temporary.symlink_to(model_id)
     temporary.replace(models_dir / CURRENT_LINK)
     sync(models_dir)
+
+
+def present_model(path: Path, chosen: bool) -> Path:
+    """The directory to load now: `path`, or the starter model where the user chose no path and there is nothing."""
+    return path if chosen or path.exists() or path.is_symlink() else STARTER_DIR
+
+
+def is_starter(model_id: str) -> bool:
+    """Whether it is the starter model."""
+    return model_id == STARTER
 
 
 def verify(model_dir: Path) -> Path:

@@ -26,7 +26,7 @@ from fleet_forecast.inference.batch import (
     regular_origins,
 )
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import contradictions, served_metrics
+from fleet_forecast.inference.fleet_match import contradictions, load_for_fleet, served_metrics
 from fleet_forecast.inference.model_config import ModelError
 
 _WORDS = (  # of messages for the scripts: flag -> argument
@@ -112,4 +112,4 @@ def load_model(
     """
     definition = BUILT_IN_FLEET if fleet is None else read_fleet(Path(fleet))
     with use_fleet(definition), _naming_arguments():
-        return LoadedModel(Engine.load(Path(path), device=device, threads=threads), definition)
+        return LoadedModel(load_for_fleet(Path(path), device, threads), definition)

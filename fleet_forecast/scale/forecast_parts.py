@@ -25,7 +25,7 @@ from fleet_forecast.inference.batch import (
     write_tables,
 )
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import contradictions
+from fleet_forecast.inference.fleet_match import contradictions, load_for_fleet
 from fleet_forecast.scale.parts import Folder, Part, fetched
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable, Reading
 
@@ -49,7 +49,7 @@ class ModelFiles:
         model_dir.mkdir()
         for name, content in self.files.items():
             (model_dir / name).write_bytes(content)
-        return Engine.load(model_dir, device="cpu", threads=threads)
+        return load_for_fleet(model_dir, "cpu", threads)
 
 
 @dataclass(frozen=True)

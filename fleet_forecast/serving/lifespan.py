@@ -13,6 +13,7 @@ from typing import Any
 
 from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import load_for_fleet
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.alerting.book import AlertBook
@@ -134,9 +135,9 @@ def model_loading(settings: Settings, trial: ModelTrial) -> ModelLoading:
     """Loads the model of the settings after its trial."""
 
     def load(path: Path) -> Engine:
-        return Engine.load(path, device=settings.device, threads=settings.threads or None)
+        return load_for_fleet(path, settings.device, settings.threads or None)
 
-    return ModelLoading(settings.model, load, settings.model_seconds, trial)
+    return ModelLoading(settings.model, load, settings.model_seconds, trial, settings.model_is_chosen)
 
 
 def _notifiers(daemon: Daemon) -> list[Notifier]:

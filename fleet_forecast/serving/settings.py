@@ -223,6 +223,11 @@ class Settings(BaseModel):
         """max_body_mib in bytes."""
         return int(self.max_body_mib * MIB)
 
+    @property
+    def model_is_chosen(self) -> bool:
+        """Whether a flag or the file names the model; then the starter model does not stand in for a missing one."""
+        return "model" in self.model_fields_set
+
     def beside_history(self, ending: str) -> Path:
         """A file of the daemon's state, in the folder of the history."""
         return self.history.with_name(self.history.name + ending)

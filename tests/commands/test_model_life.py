@@ -17,6 +17,7 @@ from fleet_forecast.commands.model_life import compare, put_in_use, training_pat
 from fleet_forecast.commands.models_folder import model_before, remove_old
 from fleet_forecast.commands.training_job import grid_and_windows, read
 from fleet_forecast.evaluation.against_champion.champion import Comparison
+from fleet_forecast.evaluation.against_champion.comparison import GroupComparison
 from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, promote, write_manifest
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import TrainingError
@@ -137,6 +138,19 @@ def test_a_comparison_that_fails_leaves_the_model_in_use(tmp_path: Path) -> None
     assert comparison == Comparison(champion, problems=("the comparison with it failed (out of luck)",))
     assert not put_in_use(fake_model(tmp_path, 2, champion), comparison, arguments)
     assert (tmp_path / "current").resolve().name == champion
+
+
+def test_the_starter_model_is_no_champion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "starter").mkdir()
+    promote(tmp_path, "starter")
+    found = Comparison(
+        "starter", (GroupComparison("unseen", 2, 9, 0.2, 0.3, 1.5, None, 80.0, 80.0),), problems=("worse",)
+    )
+    job = SimpleNamespace(compare_with=lambda *_: found)
+    arguments = argparse.Namespace(models_dir=tmp_path, force=False, no_promote=False, keep=None)
+    comparison = compare(cast(Job, job), cast(TrainerState, SimpleNamespace(model=None)), None, arguments)
+    assert put_in_use(fake_model(tmp_path, 2, "starter"), comparison, arguments)
+    assert "WQL on 2 unseen servers: 0.3000, that of starter 0.2000" in capsys.readouterr().err
 
 
 def test_removal_leaves_the_newest_models_the_one_in_use_and_the_one_before(tmp_path: Path) -> None:

@@ -43,4 +43,4 @@ def test_a_model_of_2_0_0_is_a_champion_by_its_published_weights_and_warm_starts
     assert iso(champion.seen_until_seconds) == "2026-03-03T23:55:00Z"
     spec, profiles = champion.config.spec, champion.config.profiles
     earlier = earlier_config(model_2_0_0, spec, profiles, champion.config.hidden_size)
-    load_earlier_weights(build_network(spec, profiles, 4), profiles, model_2_0_0, earlier)
+    load_earlier_weights(build_network(spec, profiles, 4), spec.metrics, profiles, model_2_0_0, earlier)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tft_trainer
+from fleet_forecast.commands.training_run import starter_or
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.inference.model_directory import STARTER_DIR, WEIGHTS_FILE
 from fleet_forecast.network.build import build_network
-from fleet_forecast.training.warm_start import PROFILE_EMBEDDING, profile_rows
+from fleet_forecast.training.warm_start import PROFILE_EMBEDDING, earlier_config, load_earlier_weights, profile_rows
 from tests.conftest import tiny_flags, tiny_fleet
 
 
@@ -70,7 +72,6 @@ def test_only_the_profile_embedding_depends_on_the_number_of_profiles() -> None:
         (["--hidden-size", "12"], "hidden size (there 8, here 12)"),
         (["--context-hours", "5", "--horizon-hours", "2"], "horizon in steps (there 12, here 24)"),
         (["--step-seconds", "600"], "step in seconds (there 300, here 600)"),
-        (["--no-profile"], "profile feature (there True, here False)"),
     ],
 )
 def test_another_architecture_is_refused_with_its_difference(
@@ -86,13 +87,35 @@ def test_another_architecture_is_refused_with_its_difference(
     assert not list(tmp_path.iterdir())
 
 
-def test_other_metrics_and_a_folder_without_a_model_are_refused(
+def test_further_metrics_and_a_folder_without_a_model_are_refused(
     tiny_training_dir: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
-    columns = ["timestamp", "server_name", "profile", "cpu_pct"]
-    pd.DataFrame(tiny_fleet()[columns]).to_parquet(tmp_path / "data" / "server_metrics.parquet", index=False)
+    tiny_fleet().assign(latency_ms=5.0).to_parquet(tmp_path / "data" / "server_metrics.parquet", index=False)
     assert run(tmp_path / "data", tmp_path / "models", "--warm-start", str(tiny_model_dir)) == 1
-    assert "metrics (there ('cpu_pct', 'mem_pct', 'net_in_mb_s'), here ('cpu_pct',))" in capsys.readouterr().err
+    metrics = "'cpu_pct', 'mem_pct', 'net_in_mb_s'"
+    assert f"metrics (there ({metrics}), here ({metrics}, 'latency_ms'))" in capsys.readouterr().err
     assert run(tiny_training_dir, tmp_path / "models", "--warm-start", str(tmp_path / "nothing")) == 1
     assert "nothing: no such model directory" in capsys.readouterr().err
+
+
+def test_a_fleet_with_fewer_metrics_and_no_profiles_starts_from_the_weights_that_both_networks_have() -> None:
+    calendar = BusinessCalendar("UTC")
+    spec = WindowSpec(("net_in_mb_s",), 300, calendar, 288, 96)
+    network = build_network(spec, (), 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    earlier = earlier_config(STARTER_DIR, spec, (), 32)
+    load_earlier_weights(network, spec.metrics, (), STARTER_DIR, earlier)
+    weights, after = load_file(STARTER_DIR / WEIGHTS_FILE), network.state_dict()
+    assert torch.equal(after["output_layer.weight"], weights["output_layer.3.weight"])
+    assert torch.equal(after["lstm_encoder.weight_hh_l0"], weights["lstm_encoder.weight_hh_l0"])
+    anew = {name for name in after if torch.equal(after[name], before[name]) and after[name].unique().numel() > 1}
+    assert anew
+    assert all(".flattened_grn." in name for name in anew), "only what weighs the variables starts anew"
+
+
+def test_the_word_starter_is_the_projects_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert starter_or(Path("starter")) == STARTER_DIR
+    (tmp_path / "starter").mkdir()
+    assert starter_or(Path("starter")) == Path("starter")

@@ -31,6 +31,7 @@ from fleet_forecast.inference.model_directory import (
     EVALUATED_WEIGHTS_FILE,
     TRAINING_INFO_FILE,
     WEIGHTS_FILE,
+    is_starter,
     read_config,
     verify,
 )
@@ -62,7 +63,10 @@ class Champion:
         try:
             info = json.loads((resolved / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
             whole = bool(info.get("final_fit")) and not (resolved / EVALUATED_WEIGHTS_FILE).exists()
-            seen_until = utc_seconds(info["last_timestamp" if whole else "test_start"])
+            # The starter model has seen nothing of a user's fleet; the dates of its own data mean nothing.
+            seen_until = (
+                0 if is_starter(resolved.name) else utc_seconds(info["last_timestamp" if whole else "test_start"])
+            )
             kept = (resolved / EVALUATED_WEIGHTS_FILE).exists()
             model = load_model(resolved, config, EVALUATED_WEIGHTS_FILE if kept else WEIGHTS_FILE)
         except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -111,6 +111,9 @@ function showState() {
   } else if (old) {
     banners.push(h("p", { class: "banner warn" }, `The newest forecast is ${duration(age)} old. No complete step has been forecast since.`));
   }
+  if (status && status.starter) {
+    banners.push(h("p", { class: "banner warn" }, "These are forecasts of the starter model, which was not trained on this fleet. Train your own: tft_trainer.py --warm-start starter"));
+  }
   if (status && !status.history.writable) {
     banners.push(h("p", { class: "banner bad" }, `Samples cannot be stored: ${status.history.problem}`));
   }

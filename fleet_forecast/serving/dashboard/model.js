@@ -26,9 +26,9 @@ export function modelView(page) {
     if (found.training?.loss_history?.length > 1) charts.push(["Loss while training", "Mean pinball loss by epoch", (plot) => drawLoss(plot, found.training.loss_history)]);
     return page.replaceChildren(
       h("section", { class: "panel" }, h("h2", {}, "Model ", h("span", { class: "name", text: model.model })), facts(model, found.training)),
-      ...lifeSections(model, found.recent),
+      ...(model.starter ? [h("p", { class: "hint", text: `No scores: ${model.notice}.` })] : lifeSections(model, found.recent)),
       h("div", { class: "pair" }, ...scoreSections(found.training)), ...liveSection(found),
-      ...(found.evaluation ? [] : [h("p", { class: "hint", text: "This model was published without evaluation.json: calibration, cold start and errors by profile are not shown." })]),
+      ...(found.evaluation || model.starter ? [] : [h("p", { class: "hint", text: "This model was published without evaluation.json: calibration, cold start and errors by profile are not shown." })]),
       h("div", { class: "charts wide" }, charts.map(([title, hint]) => h("figure", { class: "panel" },
         h("figcaption", {}, h("b", { text: title }), h("small", { text: hint })), h("div", { class: "plot", role: "img", "aria-label": `${title}: ${hint}` })))),
     );

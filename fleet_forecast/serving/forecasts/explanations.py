@@ -44,6 +44,7 @@ def explain_forecast(forecasts: ForecastLoop, forecast: ServerForecast, horizon_
         "profile": forecast.profile,
         "profile_rule": forecast.rule,
         "model": forecast.model.model_id,
+        "starter": forecast.model.starter,
         "origin": iso(forecast.origin_seconds),
         "history_steps": forecast.history_steps,
         "provisional": forecast.provisional,

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from typing import NamedTuple, TypeVar
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import check_served, contradictions
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.model_directory import STARTER_NOTICE, is_starter, present_model
 from fleet_forecast.serving.daemon_thread import on_daemon_thread
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
@@ -44,13 +46,15 @@ class LoadResult:
 class ModelLoading:
     """Where a model is loaded from and how.
 
-    seconds: for one attempt. trial: what a model has to pass before it is loaded.
+    seconds: for one attempt. trial: what a model has to pass before it is loaded. chosen: whether the user named the
+    path; otherwise the starter model is served while there is nothing.
     """
 
     path: Path
     load_engine: LoadEngine
     seconds: float = 60.0
     trial: ModelTrial | None = None
+    chosen: bool = True
 
 
 class _FileState(NamedTuple):
@@ -86,9 +90,10 @@ class ModelManager:
             problem: str | None = None
             try:
                 self._last_state = await self._in_time(self._directory_state)
+                source = await self._in_time(self._source)
                 if self._settings.trial is not None:
-                    await self._settings.trial.run(self.path)
-                engine = await self._in_time(self._load_known_metrics)
+                    await self._settings.trial.run(source)
+                engine = await self._in_time(partial(self._load_known_metrics, source))
             except (ModelError, OSError) as error:
                 problem = str(error)
             except Exception as error:
@@ -104,6 +109,8 @@ class ModelManager:
             self._forecasts.engine = engine
             self._pause_seconds = POLL_SECONDS
             LOG.info("model loaded", extra={"model": engine.model_id, "seconds": seconds})
+            if is_starter(engine.model_id):
+                LOG.warning("starter model", extra={"model": engine.model_id, "reason": STARTER_NOTICE})
             for text in contradictions(engine.config):
                 LOG.warning("model and fleet file differ", extra={"model": engine.model_id, "reason": text})
         else:
@@ -123,9 +130,15 @@ class ModelManager:
         except TimeoutError:
             raise ModelError(f"{self.path}: not loaded within {self._settings.seconds:g} s; check the disk") from None
 
-    def _load_known_metrics(self) -> Engine:
-        engine = self._settings.load_engine(self.path)
-        check_served(engine.config, self.path)
+    def _source(self) -> Path:
+        """The path, or that of the starter model until there was another one."""
+        engine = self._forecasts.engine
+        before_own = engine is None or is_starter(engine.model_id)
+        return present_model(self.path, self._settings.chosen or not before_own)
+
+    def _load_known_metrics(self, source: Path) -> Engine:
+        engine = self._settings.load_engine(source)
+        check_served(engine.config, source)
         return engine
 
     async def watch(self) -> None:
@@ -153,7 +166,7 @@ class ModelManager:
     def _directory_state(self) -> tuple[Path, tuple[_FileState, ...]]:
         """The directory that the path resolves to, and its files with size and time of change."""
         try:
-            resolved = self.path.resolve()
+            resolved = self._source().resolve()
         except (OSError, RuntimeError):  # a link to itself
             return self.path, ()
         try:

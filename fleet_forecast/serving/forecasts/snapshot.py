@@ -14,6 +14,7 @@ import numpy as np
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.model_config import ModelConfig
+from fleet_forecast.inference.model_directory import is_starter
 from fleet_forecast.inference.risk_model import RiskModel
 
 
@@ -25,6 +26,11 @@ class ModelView:
     metrics: tuple[str, ...]
     quantiles: tuple[float, ...]
     step_seconds: int
+
+    @property
+    def starter(self) -> bool:
+        """Whether it is the starter model."""
+        return is_starter(self.model_id)
 
     @classmethod
     def of(cls, engine: Engine) -> ModelView:

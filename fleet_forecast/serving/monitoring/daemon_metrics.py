@@ -89,7 +89,13 @@ def _age(daemon: Daemon) -> list[Sample] | None:
 
 def _build_info(daemon: Daemon) -> list[Sample]:
     model = daemon.forecasts.snapshot.model
-    labels = {"version": __version__, "contract_version": CONTRACT_VERSION, "model": model.model_id if model else ""}
+    starter = str(model is not None and model.starter).lower()
+    labels = {
+        "version": __version__,
+        "contract_version": CONTRACT_VERSION,
+        "model": model.model_id if model else "",
+        "starter": starter,
+    }
     return [Sample("{" + ",".join(f'{name}="{label_value(value)}"' for name, value in labels.items()) + "}", 1)]
 
 

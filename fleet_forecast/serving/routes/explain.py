@@ -79,6 +79,7 @@ _EXAMPLE: dict[str, Any] = {
     "profile": "ml_compute",
     "profile_rule": r"pattern ppml\d+ (built-in)",
     "model": "tft_model_20261123T080000Z",
+    "starter": False,
     "origin": "2026-11-23T10:00:00Z",
     "provisional": False,
     "history_steps": 288,

@@ -14,13 +14,14 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.risk_document import risk_document
 from fleet_forecast.serving.forecasts.selection import EVERYTHING, Selection, selected_steps
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
-from fleet_forecast.serving.routes.responses import UtcTime
+from fleet_forecast.serving.routes.responses import Starter, UtcTime
 
 _EXAMPLE: dict[str, Any] = {
     "server_name": "ppml0015",
     "profile": "ml_compute",
     "profile_rule": r"pattern ppml\d+ (built-in)",
     "model": "tft_model_20261123T080000Z",
+    "starter": False,
     "origin": "2026-11-23T10:00:00Z",
     "made_at": "2026-11-23T10:05:11Z",
     "age_seconds": 320.4,
@@ -73,6 +74,7 @@ class ForecastOrigin(BaseModel):
     profile: str
     profile_rule: Annotated[str | None, Field(description="rule that determined the profile; null if none matches")]
     model: str
+    starter: Starter
     origin: Annotated[UtcTime, Field(description="last step of the history")]
     provisional: Annotated[
         bool, Field(description="the step of the origin is not complete; `current` is the mean so far")
@@ -114,6 +116,7 @@ def forecast_document(
         "profile": forecast.profile,
         "profile_rule": forecast.rule,
         "model": model.model_id,
+        "starter": model.starter,
         "origin": iso(forecast.origin_seconds),
         "made_at": iso(forecast.made_at_seconds),
         "age_seconds": round(age_seconds, 1),

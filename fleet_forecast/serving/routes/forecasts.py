@@ -36,6 +36,7 @@ from fleet_forecast.serving.routes.responses import (
     NO_FORECAST,
     Refusal,
     RunningDaemon,
+    Starter,
     UtcTime,
     json_response,
     no_forecast,
@@ -70,6 +71,7 @@ class FleetForecastsResponse(BaseModel):
     """One page of forecasts, in the order of server names."""
 
     model: str | None
+    starter: Starter
     origin: UtcTime | None
     made_at: UtcTime | None
     servers: Annotated[int, Field(description="forecasts on this page")]
@@ -81,6 +83,7 @@ class HistoryForecastsResponse(BatchNotes):
     """One forecast for each server in the request."""
 
     model: str
+    starter: Starter
     forecasts: list[ForecastResponse]
 
 
@@ -223,6 +226,7 @@ def _page_json(
     snapshot = daemon.forecasts.snapshot
     head = {
         "model": snapshot.model.model_id if snapshot.model else None,
+        "starter": snapshot.model is not None and snapshot.model.starter,
         "origin": None if snapshot.origin_seconds is None else iso(snapshot.origin_seconds),
         "made_at": None if snapshot.made_at_seconds is None else iso(snapshot.made_at_seconds),
         "servers": len(page),
@@ -243,4 +247,5 @@ def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -
     if not finite:
         raise HTTPException(503, "the model gave no finite forecast", headers={"Retry-After": "60"})
     items = (to_json(forecast_document(f, f.made_at_seconds - f.origin_seconds, stale=False)) for f in finite)
-    return list_parts({"model": finite[0].model.model_id, **batch_notes(batch)}, "forecasts", items)
+    model = finite[0].model
+    return list_parts({"model": model.model_id, "starter": model.starter, **batch_notes(batch)}, "forecasts", items)

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.inference.fleet_match import contradictions, served_metrics
-from fleet_forecast.inference.model_directory import TRAINING_INFO_FILE, read_document
+from fleet_forecast.inference.model_directory import STARTER_NOTICE, TRAINING_INFO_FILE, is_starter, read_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
     RunningDaemon,
+    Starter,
     UtcTime,
     json_response,
     refusal,
@@ -84,6 +85,8 @@ class ModelResponse(BaseModel):
 
     model: str | None
     last_load: LastLoad | None
+    starter: Starter = False
+    notice: Annotated[str | None, Field(description="about the starter model, with the remedy")] = None
     metrics: list[str] = []
     quantiles: list[float] = []
     step_seconds: int | None = None
@@ -147,6 +150,8 @@ def _model(daemon: Daemon) -> dict[str, Any]:
     config = engine.config
     return document | {
         "model": engine.model_id,
+        "starter": is_starter(engine.model_id),
+        "notice": STARTER_NOTICE if is_starter(engine.model_id) else None,
         "metrics": served_metrics(config),
         "quantiles": config.quantiles,
         "step_seconds": config.step_seconds,

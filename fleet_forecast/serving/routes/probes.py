@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.inference.model_directory import is_starter
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.export.writer import ForecastWriter
 from fleet_forecast.serving.ingest.puller import Puller
 from fleet_forecast.serving.monitoring.exposition import OPENMETRICS, TEXT, page_parts, wants_openmetrics
-from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, UtcTime, json_response
+from fleet_forecast.serving.routes.responses import ACCESS_REFUSALS, RunningDaemon, Starter, UtcTime, json_response
 from fleet_forecast.serving.streaming import bounded_response
 
 MAX_UNMATCHED_NAMES = 100  # in the status
@@ -97,6 +98,7 @@ class StatusResponse(BaseModel):
 
     ready: bool
     model: str | None
+    starter: Starter
     last_load_problem: str | None
     uptime_seconds: float
     servers: ServersStatus
@@ -173,6 +175,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
     return {
         "ready": daemon.model.ready,
         "model": engine.model_id if engine else None,
+        "starter": engine is not None and is_starter(engine.model_id),
         "last_load_problem": last.problem if last else None,
         "uptime_seconds": round(time.monotonic() - daemon.started_monotonic, 1),
         "servers": {

@@ -14,6 +14,7 @@ from fleet_forecast.serving.query_parameters import refuse_unknown_parameters
 
 JSON = "application/json"
 UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Starter = Annotated[bool, Field(description="whether this is the starter model, which was not trained on this fleet")]
 Responses = dict[int | str, dict[str, Any]]
 
 

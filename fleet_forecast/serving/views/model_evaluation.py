@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, read_document
+from fleet_forecast.inference.model_directory import EVALUATION_FILE, TRAINING_INFO_FILE, is_starter, read_document
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
 from fleet_forecast.serving.monitoring.scores import ForecastScores
@@ -85,7 +85,8 @@ async def evaluation(daemon: RunningDaemon) -> Response:
 def _evaluation(daemon: Daemon) -> dict[str, Any]:
     engine = daemon.forecasts.engine
     model_dir = engine.model_dir if engine else None
-    info = read_document(model_dir, TRAINING_INFO_FILE)
+    of_fleet = engine is not None and not is_starter(engine.model_id)
+    info = read_document(model_dir, TRAINING_INFO_FILE) if of_fleet else None
     return {
         "model": engine.model_id if engine else None,
         "training": None if info is None else {name: info[name] for name in TRAINING_FIELDS if name in info},

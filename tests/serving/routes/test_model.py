@@ -1,10 +1,14 @@
 """The model in use: readiness, reload, a changed link."""
 
+import shutil
 import time
+from functools import partial
 from typing import Any
 
 from starlette.testclient import TestClient
 
+from fleet_forecast.inference.fleet_match import load_for_fleet
+from fleet_forecast.inference.model_directory import promote
 from fleet_forecast.serving.app import create_app
 from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.referenced_files import ReferencedFiles
@@ -126,3 +130,33 @@ def test_the_status_shows_the_last_cycle_that_had_something_to_forecast(client):
     wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 2)
     time.sleep(0.2)  # a few re-checks with nothing to do
     assert client.get("/status").json()["cycle"]["servers"] == 2
+
+
+def test_the_starter_model_serves_until_there_is_another_and_every_answer_says_so(
+    tmp_path, tiny_model_dir, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    chosen = Settings(
+        history=tmp_path / "h.sqlite", grace_seconds=0.0, recheck_seconds=0.05, allowed_hosts=("testserver",)
+    )
+    loading = ModelLoading(
+        chosen.model, partial(load_for_fleet, device="cpu", threads=1), chosen=chosen.model_is_chosen
+    )
+    with TestClient(create_app(chosen, loading=loading)) as client:
+        post(client, record())
+        own = forecast_of(client)
+        answers = [own, client.get("/api/v1/forecasts").json(), client.get("/status").json()]
+        answers.append(client.post("/api/v1/forecast", json={"records": [record()]}).json())
+        answers.append(client.get("/api/v1/servers/ppml0001/explain").json())
+        answers.append(client.get("/api/v1/model").json())
+        assert [(answer["model"], answer["starter"]) for answer in answers] == [("starter", True)] * len(answers)
+        assert "--warm-start starter" in answers[-1]["notice"]
+        assert 'model="starter",starter="true"' in client.get("/metrics").text
+        (tmp_path / "models").mkdir()
+        shutil.copytree(tiny_model_dir, tmp_path / "models" / tiny_model_dir.name)
+        promote(tmp_path / "models", tiny_model_dir.name)
+        wait_for(lambda: not forecast_of(client)["starter"])
+        assert client.get("/api/v1/model").json()["notice"] is None
+        (tmp_path / "models" / "current").unlink()
+        wait_for(lambda: client.get("/status").json()["last_load_problem"])
+        assert client.get("/status").json()["model"] == tiny_model_dir.name, "the starter does not replace an own model"
