@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/life/drift.py --quarters 20
 
 A day has log(model loss / baseline loss) of each profile and metric: parts that all, or those of a profile, have in
-common, and one of its own, all normal. In some quarters days depend on the day before (autocorrelation) or on the
-weekday. Nine days are known from the test period; changes begin when 9, 30 or 60 days are known. Markdown goes to
+common, and one of its own. In some quarters days depend on the day before (autocorrelation) or on the weekday, or have
+heavy tails. Nine days are known from the test period; changes begin when 9, 30 or 60 days are known. Markdown goes to
 stdout; the last line is JSON.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,13 @@ from fleet_forecast.drift.detector import QUARTER_DAYS, ChangeDetector, Day, Str
 
 REFERENCE_DAYS = 9
 PROFILES, METRICS = 7, 6
-KINDS = {  # of stationary quarters: correlation from day to day, addition at weekends
-    "independent days": (0.0, 0.0),
-    "correlation 0.3": (0.3, 0.0),
-    "correlation 0.5": (0.5, 0.0),
-    "correlation 0.3, weekends 0.1 higher": (0.3, 0.1),
+NORMAL = math.inf  # degrees of freedom
+KINDS = {  # of stationary quarters: correlation from day to day, addition at weekends, degrees of freedom of the losses
+    "independent days": (0.0, 0.0, NORMAL),
+    "correlation 0.3": (0.3, 0.0, NORMAL),
+    "correlation 0.5": (0.5, 0.0, NORMAL),
+    "correlation 0.3, weekends 0.1 higher": (0.3, 0.1, NORMAL),
+    "correlation 0.3, heavy tails (Student t, 4 degrees of freedom)": (0.3, 0.0, 4.0),
 }
 CHANGES: dict[str, tuple[float, Any]] = {  # added to the logarithm, where: [day, profile, metric]
     "all by 0.2": (0.2, np.s_[:, :]),
@@ -43,12 +46,21 @@ LONGEST_DELAY = 25
 REPEATS = 15
 
 
-def losses(random: np.random.Generator, days: int, correlation: float = 0.3, weekend: float = 0.0) -> np.ndarray:
+def losses(
+    random: np.random.Generator, days: int, correlation: float = 0.3, weekend: float = 0.0, degrees: float = NORMAL
+) -> np.ndarray:
     """Losses [day, profile, metric]."""
+
+    def drawn(deviation: float, *shape: int) -> np.ndarray:
+        """Of this standard deviation, whatever the degrees of freedom."""
+        if degrees == NORMAL:
+            return random.normal(0, deviation, shape)
+        return deviation * np.sqrt((degrees - 2) / degrees) * random.standard_t(degrees, shape)
+
     common = np.zeros(days)
-    for day, new in enumerate(random.normal(0, 0.03, days)):
+    for day, new in enumerate(drawn(0.03, days)):
         common[day] = new + (correlation * common[day - 1] if day else 0)
-    own = random.normal(0, 0.05, (days, PROFILES, 1)) + random.normal(0, 0.06, (days, PROFILES, METRICS))
+    own = drawn(0.05, days, PROFILES, 1) + drawn(0.06, days, PROFILES, METRICS)
     return -0.3 + common[:, None, None] + own + weekend * (np.arange(days) % 7 >= 5)[:, None, None]
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fleet_forecast.drift.advice import changes_in_words
+from fleet_forecast.drift.advice import changes
 from fleet_forecast.drift.detector import QUARTER_DAYS, THRESHOLD, ChangeDetector, Day, Stream, p_values
 
 FIRST_DAY = 20_000  # 2024-10-04
@@ -77,7 +77,7 @@ def test_a_change_is_found_within_days_and_named(size, where, most_days):
     values[(slice(known, None), *where)] += size
     detector, found = watched(days_of(values), 9)
     assert known < found < known + most_days
-    (first, *others) = changes_in_words(detector)
+    (first, *others) = [reason.text for reason in changes(detector)]
     assert "since 2024-11-08 the error is higher than before" in first
     if where == np.s_[0, :]:
         assert first.startswith("profile database: ")
