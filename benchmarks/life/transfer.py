@@ -54,6 +54,7 @@ from benchmarks.life.outcome import outcome, tables  # noqa: E402
 from benchmarks.life.worlds import World, fleets_world, simulated_world, slices_world  # noqa: E402
 
 MODELS = ROOT / "models/transfer"
+FLAGS = ("--batch-size", "32")  # of the trainer
 Lives = Sequence[tuple[Identity, str]]
 WORLDS: dict[str, tuple[Callable[[], World], Lives]] = {
     "simulated": (
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS), help="which ones (all)")
     parser.add_argument("--steps", type=int, default=250, help="of the first training (%(default)s)")
-    parser.add_argument("--warm-steps", type=int, default=100, help="of each further training (%(default)s)")
+    parser.add_argument("--warm-steps", type=int, default=60, help="of each further training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {}
     for name in arguments.worlds:
         make, lives = WORLDS[name]
-        result[name] = live(make(), lives, Training(arguments.steps, arguments.warm_steps), MODELS)
+        result[name] = live(make(), lives, Training(arguments.steps, arguments.warm_steps, FLAGS), MODELS)
         print(f"## {name}\n\n{tables(result[name])}\n", flush=True)
     print(json.dumps({"steps": arguments.steps, "warm_steps": arguments.warm_steps, "worlds": result}))
     return 0

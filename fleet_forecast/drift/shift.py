@@ -23,7 +23,7 @@ import numpy as np
 
 CORRELATIONS = (0.0, 0.2, 0.4, 0.6)  # of a day with the day before
 DEVIATION = 5.0  # of the prior on delta: rises of that size are found soonest
-LARGEST_OF_A_DAY = 2_000.0
+LARGEST_OF_A_DAY = 500.0
 BOUNDED_DAYS = 4  # after which the bound is above any threshold
 SMALLEST_SQUARE = 1e-12
 SMALLEST_SIZE = 1e-9

@@ -12,12 +12,17 @@ FIRST_DAY = 20_000  # 2024-10-04
 PROFILES, METRICS = ("database", "web_api", "batch"), ("cpu_pct", "mem_pct")
 
 
+def is_off(number):
+    return number % 7 >= 5
+
+
 def days_of(values):
     """Days with the losses [day, profile, metric]."""
     return [
         Day(
             FIRST_DAY + number,
             {Stream(p, m): float(of_day[i, j]) for i, p in enumerate(PROFILES) for j, m in enumerate(METRICS)},
+            is_off(number),
         )
         for number, of_day in enumerate(values)
     ]
@@ -44,8 +49,8 @@ def test_stationary_quarters_raise_no_alarm():
     random = np.random.default_rng(0)
     for quarter in range(10):
         values = stationary(random, 9 + int(QUARTER_DAYS))
-        if quarter % 2:  # a part of the weekday, and one that lasts from day to day
-            values += 0.1 * (np.arange(len(values)) % 7 >= 5)[:, None, None]
+        if quarter % 2:  # days off are harder, and a part lasts from day to day
+            values += 0.1 * is_off(np.arange(len(values)))[:, None, None]
             for day in range(1, len(values)):
                 values[day] += 0.3 * (values[day - 1] + 0.3)
         assert watched(days_of(values), 9)[1] is None
