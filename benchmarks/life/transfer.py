@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --worlds simulated    # one of simulated, fleets, slices
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --fresh               # forget what earlier runs stored
 
-simulated: 12 weeks after three weeks of training data, steps of 15 minutes. 38 servers of six profiles; each week three
+simulated: 12 weeks after three weeks of training data, steps of an hour. 38 servers of six profiles; each week three
 new ones of these profiles appear and two are removed; in week 8 five servers of a seventh profile appear, in week 10
 the daily rhythm of web servers moves by five hours. Three models, alike but for how they identify a server:
 
@@ -58,7 +58,7 @@ FLAGS = ("--batch-size", "32")  # of the trainer
 Lives = Sequence[tuple[Identity, str]]
 WORLDS: dict[str, tuple[Callable[[], World], Lives]] = {
     "simulated": (
-        lambda: simulated_world(step_seconds=900),
+        lambda: simulated_world(step_seconds=3_600),
         (
             (PROFILES, ON_ADVICE),
             (SERVER_ID, ON_ADVICE_OR_UNKNOWN),
