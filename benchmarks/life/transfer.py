@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --worlds simulated    # one of simulated, fleets, slices
     OMP_NUM_THREADS=1 python benchmarks/life/transfer.py --fresh               # forget what earlier runs stored
 
-simulated: 12 weeks after three weeks of training data, steps of an hour. 38 servers of six profiles; each week three
+simulated: 12 weeks after three weeks of training data, steps of 15 minutes. 38 servers of six profiles; each week three
 new ones of these profiles appear and two are removed; in week 8 five servers of a seventh profile appear, in week 10
 the daily rhythm of web servers moves by five hours. Three models, alike but for how they identify a server:
 
@@ -54,11 +54,10 @@ from benchmarks.life.outcome import outcome, tables  # noqa: E402
 from benchmarks.life.worlds import World, fleets_world, simulated_world, slices_world  # noqa: E402
 
 MODELS = ROOT / "models/transfer"
-FLAGS = ("--batch-size", "32")  # of the trainer
 Lives = Sequence[tuple[Identity, str]]
 WORLDS: dict[str, tuple[Callable[[], World], Lives]] = {
     "simulated": (
-        lambda: simulated_world(step_seconds=3_600),
+        lambda: simulated_world(step_seconds=900),
         (
             (PROFILES, ON_ADVICE),
             (SERVER_ID, ON_ADVICE_OR_UNKNOWN),
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS), help="which ones (all)")
     parser.add_argument("--steps", type=int, default=250, help="of the first training (%(default)s)")
-    parser.add_argument("--warm-steps", type=int, default=60, help="of each further training (%(default)s)")
+    parser.add_argument("--warm-steps", type=int, default=100, help="of each further training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {}
     for name in arguments.worlds:
         make, lives = WORLDS[name]
-        result[name] = live(make(), lives, Training(arguments.steps, arguments.warm_steps, FLAGS), MODELS)
+        result[name] = live(make(), lives, Training(arguments.steps, arguments.warm_steps), MODELS)
         print(f"## {name}\n\n{tables(result[name])}\n", flush=True)
     print(json.dumps({"steps": arguments.steps, "warm_steps": arguments.warm_steps, "worlds": result}))
     return 0
