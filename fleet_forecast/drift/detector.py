@@ -165,8 +165,8 @@ def p_values(days: Sequence[Day]) -> np.ndarray:
 
 def as_table(days: Sequence[Day]) -> tuple[list[Stream], np.ndarray]:
     """The streams, sorted, and the losses: float64 [day, stream], NaN where there is none."""
-    streams = sorted({stream for day in days for stream in day.losses})
-    table = [[day.losses.get(stream, np.nan) for stream in streams] for day in days]
+    streams = sorted(set().union(*(day.losses for day in days)))
+    table = [list(map(day.losses.get, streams)) for day in days]  # None where there is none
     return streams, np.array(table, dtype=np.float64).reshape(len(days), len(streams))
 
 
