@@ -143,8 +143,10 @@ def test_worse_forecasts_of_a_profile_are_advised_in_words_and_survive_a_restart
     assert fleet.monitor.advice.reasons == advice.reasons
     assert fleet.monitor.advice.since_seconds == advice.since_seconds
     assert advice.as_document()["since"].endswith("Z")
-    fleet.use_model("second")
+    fleet.use_model("second", reference_days=2)
     assert not fleet.days(1).retrain_recommended
+    (earlier,) = fleet.monitor._detector.earlier  # those before the test period of the second model
+    assert [day.number for day in earlier] == [FIRST // 24 - 30 + day for day in range(28)]
 
 
 def test_excluded_times_do_not_count(fleet):
