@@ -88,18 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quarters", type=int, default=100, help="of each kind (%(default)s)")
     quarters = parser.parse_args(argv).quarters
-    random = np.random.default_rng(0)
-    days = REFERENCE_DAYS + round(QUARTER_DAYS)
-    alarms = {
-        kind: sum(first_alarm(losses(random, days, *settings)) is not None for _ in range(quarters))
-        for kind, settings in KINDS.items()
-    }
+    alarms = {kind: false_alarms(kind, quarters) for kind in KINDS}
     print(f"| stationary quarter | with a false alarm, of {quarters} |\n|---|---|")
     print("\n".join(f"| {kind} | {count} |" for kind, count in alarms.items()), end="\n\n")
-    delays: dict[str, dict[int, list[int | None]]] = {change: {} for change in CHANGES}
-    for change, (size, where) in CHANGES.items():
-        for known in KNOWN_DAYS:
-            delays[change][known] = [delay(random, known, size, where) for _ in range(REPEATS)]
+    delays = {change: {known: delays_of(change, known) for known in KNOWN_DAYS} for change in CHANGES}
     print(f"| change | days known | days to the alarm, median | found within {LONGEST_DELAY} days, of {REPEATS} |")
     print("|---|---|---|---|")
     for change, by_known in delays.items():
@@ -111,12 +103,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def delay(random: np.random.Generator, known: int, size: float, where: Any) -> int | None:
+def false_alarms(kind: str, quarters: int) -> int:
+    """Number of stationary quarters with an alarm."""
+    random = np.random.default_rng([0, list(KINDS).index(kind)])
+    days = REFERENCE_DAYS + round(QUARTER_DAYS)
+    return sum(first_alarm(losses(random, days, *KINDS[kind])) is not None for _ in range(quarters))
+
+
+def delays_of(change: str, known: int) -> list[int | None]:
     """Days from the change to the alarm; None if it was not found, or if an alarm came before it."""
-    values = losses(random, known + LONGEST_DELAY)
-    values[(slice(known, None), *where)] += size
-    found = first_alarm(values)
-    return None if found is None or found < known else found - known + 1
+    size, where = CHANGES[change]
+    random = np.random.default_rng([1, list(CHANGES).index(change), known])
+    delays = []
+    for _ in range(REPEATS):
+        values = losses(random, known + LONGEST_DELAY)
+        values[(slice(known, None), *where)] += size
+        found = first_alarm(values)
+        delays.append(None if found is None or found < known else found - known + 1)
+    return delays
 
 
 if __name__ == "__main__":
