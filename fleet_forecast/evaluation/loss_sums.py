@@ -94,7 +94,7 @@ class LossSums:
 
     def as_day(self, number: int, calendar: BusinessCalendar) -> Day:
         """For the test of change. number: days since 1970; the kind of day is that of noon, UTC."""
-        noon = np.array([number], dtype="datetime64[D]") + np.timedelta64(12, "h")
+        noon = np.array([np.datetime64(number, "D") + np.timedelta64(12, "h")])
         is_off = kind_of_day(business_time(noon, calendar))[0] != BUSINESS_DAY
         return Day(number, self.log_ratios(), bool(is_off))
 
