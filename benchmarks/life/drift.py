@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/life/drift.py --quarters 20
 
 A day has log(model loss / baseline loss) of each profile and metric: parts that all, or those of a profile, have in
-common, and one of its own, all normal. In some quarters days depend on the day before (autocorrelation) or on the
-weekday. Nine days are known from the test period; changes begin when 9, 30 or 60 days are known. Markdown goes to
+common, and one of its own. In some quarters days depend on the day before (autocorrelation) or on the weekday, or have
+heavy tails. Nine days are known from the test period; changes begin when 9, 30 or 60 days are known. Markdown goes to
 stdout; the last line is JSON.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,13 @@ from fleet_forecast.drift.detector import QUARTER_DAYS, ChangeDetector, Day, Str
 
 REFERENCE_DAYS = 9
 PROFILES, METRICS = 7, 6
-KINDS = {  # of stationary quarters: correlation from day to day, addition at weekends
-    "independent days": (0.0, 0.0),
-    "correlation 0.3": (0.3, 0.0),
-    "correlation 0.5": (0.5, 0.0),
-    "correlation 0.3, weekends 0.1 higher": (0.3, 0.1),
+NORMAL = math.inf  # degrees of freedom
+KINDS = {  # of stationary quarters: correlation from day to day, addition at weekends, degrees of freedom of the losses
+    "independent days": (0.0, 0.0, NORMAL),
+    "correlation 0.3": (0.3, 0.0, NORMAL),
+    "correlation 0.5": (0.5, 0.0, NORMAL),
+    "correlation 0.3, weekends 0.1 higher": (0.3, 0.1, NORMAL),
+    "correlation 0.3, heavy tails (Student t, 4 degrees of freedom)": (0.3, 0.0, 4.0),
 }
 CHANGES: dict[str, tuple[float, Any]] = {  # added to the logarithm, where: [day, profile, metric]
     "all by 0.2": (0.2, np.s_[:, :]),
@@ -43,12 +46,21 @@ LONGEST_DELAY = 25
 REPEATS = 15
 
 
-def losses(random: np.random.Generator, days: int, correlation: float = 0.3, weekend: float = 0.0) -> np.ndarray:
+def losses(
+    random: np.random.Generator, days: int, correlation: float = 0.3, weekend: float = 0.0, degrees: float = NORMAL
+) -> np.ndarray:
     """Losses [day, profile, metric]."""
+
+    def drawn(deviation: float, *shape: int) -> np.ndarray:
+        """Of this standard deviation, whatever the degrees of freedom."""
+        if degrees == NORMAL:
+            return random.normal(0, deviation, shape)
+        return deviation * np.sqrt((degrees - 2) / degrees) * random.standard_t(degrees, shape)
+
     common = np.zeros(days)
-    for day, new in enumerate(random.normal(0, 0.03, days)):
+    for day, new in enumerate(drawn(0.03, days)):
         common[day] = new + (correlation * common[day - 1] if day else 0)
-    own = random.normal(0, 0.05, (days, PROFILES, 1)) + random.normal(0, 0.06, (days, PROFILES, METRICS))
+    own = drawn(0.05, days, PROFILES, 1) + drawn(0.06, days, PROFILES, METRICS)
     return -0.3 + common[:, None, None] + own + weekend * (np.arange(days) % 7 >= 5)[:, None, None]
 
 
@@ -56,7 +68,11 @@ def first_alarm(values: np.ndarray) -> int | None:
     """Day of the first alarm, None without one."""
     streams = [[Stream(f"profile{i}", f"metric{j}") for j in range(METRICS)] for i in range(PROFILES)]
     days = [
-        Day(number, {streams[i][j]: float(of_day[i, j]) for i in range(PROFILES) for j in range(METRICS)})
+        Day(
+            number,
+            {streams[i][j]: float(of_day[i, j]) for i in range(PROFILES) for j in range(METRICS)},
+            off=number % 7 >= 5,
+        )
         for number, of_day in enumerate(values)
     ]
     detector = ChangeDetector.after(days[:REFERENCE_DAYS])
@@ -72,18 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quarters", type=int, default=100, help="of each kind (%(default)s)")
     quarters = parser.parse_args(argv).quarters
-    random = np.random.default_rng(0)
-    days = REFERENCE_DAYS + round(QUARTER_DAYS)
-    alarms = {
-        kind: sum(first_alarm(losses(random, days, *settings)) is not None for _ in range(quarters))
-        for kind, settings in KINDS.items()
-    }
+    alarms = {kind: false_alarms(kind, quarters) for kind in KINDS}
     print(f"| stationary quarter | with a false alarm, of {quarters} |\n|---|---|")
     print("\n".join(f"| {kind} | {count} |" for kind, count in alarms.items()), end="\n\n")
-    delays: dict[str, dict[int, list[int | None]]] = {change: {} for change in CHANGES}
-    for change, (size, where) in CHANGES.items():
-        for known in KNOWN_DAYS:
-            delays[change][known] = [delay(random, known, size, where) for _ in range(REPEATS)]
+    delays = {change: {known: delays_of(change, known) for known in KNOWN_DAYS} for change in CHANGES}
     print(f"| change | days known | days to the alarm, median | found within {LONGEST_DELAY} days, of {REPEATS} |")
     print("|---|---|---|---|")
     for change, by_known in delays.items():
@@ -95,12 +103,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def delay(random: np.random.Generator, known: int, size: float, where: Any) -> int | None:
+def false_alarms(kind: str, quarters: int) -> int:
+    """Number of stationary quarters with an alarm."""
+    random = np.random.default_rng([0, list(KINDS).index(kind)])
+    days = REFERENCE_DAYS + round(QUARTER_DAYS)
+    return sum(first_alarm(losses(random, days, *KINDS[kind])) is not None for _ in range(quarters))
+
+
+def delays_of(change: str, known: int) -> list[int | None]:
     """Days from the change to the alarm; None if it was not found, or if an alarm came before it."""
-    values = losses(random, known + LONGEST_DELAY)
-    values[(slice(known, None), *where)] += size
-    found = first_alarm(values)
-    return None if found is None or found < known else found - known + 1
+    size, where = CHANGES[change]
+    random = np.random.default_rng([1, list(CHANGES).index(change), known])
+    delays = []
+    for _ in range(REPEATS):
+        values = losses(random, known + LONGEST_DELAY)
+        values[(slice(known, None), *where)] += size
+        found = first_alarm(values)
+        delays.append(None if found is None or found < known else found - known + 1)
+    return delays
 
 
 if __name__ == "__main__":

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from fleet_forecast.drift.detector import ChangeDetector, Stream, as_table
 from fleet_forecast.iso_time import iso
 
 SHOWN = 3  # profiles that are named
+FEWEST_NEW_SERVERS = 3  # of a profile: of three, training holds out one
 NAMED_SHARE = 0.5  # of the largest change, in standard deviations: smaller ones are not named
 DAY_SECONDS = 86_400
 
 
-def changes_in_words(detector: ChangeDetector) -> list[str]:
-    """One sentence for each profile that changed most, the largest change first; empty without a day since a change."""
+class Reason(NamedTuple):
+    """Why a model may be too old. profile: which one is concerned, empty for all."""
+
+    profile: str
+    text: str
+
+
+class NewServers(NamedTuple):
+    """Servers of a profile that the model was not trained on. grown: how many have a day of history."""
+
+    servers: int
+    grown: int
+
+
+def changes(detector: ChangeDetector) -> list[Reason]:
+    """The profiles that changed most, the largest change first, or one reason without a profile if none can be named.
+
+    detector: one that found a change.
+    """
+    return _changed_profiles(detector) or [Reason("", "the errors are higher than before")]
+
+
+def _changed_profiles(detector: ChangeDetector) -> list[Reason]:
     since = detector.days_since_change
     if not since or since >= len(detector.days):
         return []
@@ -30,7 +55,10 @@ def changes_in_words(detector: ChangeDetector) -> list[str]:
     named = [index for index in np.argsort(-sizes) if sizes[index] >= NAMED_SHARE * sizes.max() and shift[index] > 0]
     day = iso(detector.days[-since].number * DAY_SECONDS)[:10]
     profiles = list(dict.fromkeys(streams[index].profile for index in named))[:SHOWN]
-    return [_sentence([(streams[i], shift[i]) for i in named if streams[i].profile == each], day) for each in profiles]
+    return [
+        Reason(each, _sentence([(streams[i], shift[i]) for i in named if streams[i].profile == each], day))
+        for each in profiles
+    ]
 
 
 def _sentence(changes: list[tuple[Stream, float]], day: str) -> str:
@@ -41,10 +69,20 @@ def _sentence(changes: list[tuple[Stream, float]], day: str) -> str:
     )
 
 
-def new_profiles_in_words(servers: dict[str, int], fewest: int) -> list[str]:
-    """Profiles that the model was not trained on. servers: with a day of history, by profile."""
+def new_profiles(found: Mapping[str, NewServers]) -> list[Reason]:
+    """Profiles that the model was not trained on, from FEWEST_NEW_SERVERS servers on."""
     return [
-        f"profile {profile}: the model was not trained on it, and {count} servers have a day of history"
-        for profile, count in sorted(servers.items())
-        if count >= fewest
+        Reason(profile, f"profile {profile}: the model was not trained on it; {_numbers(new)}")
+        for profile, new in sorted(found.items())
+        if new.servers >= FEWEST_NEW_SERVERS
     ]
+
+
+def can_be_trained_on(found: Mapping[str, NewServers]) -> bool:
+    """Whether enough servers of a new profile have a day of history; before, a training would not help them."""
+    return any(new.grown >= FEWEST_NEW_SERVERS for new in found.values())
+
+
+def _numbers(new: NewServers) -> str:
+    text = f"{new.servers} servers, {new.grown} with a day of history"
+    return text if new.grown >= FEWEST_NEW_SERVERS else f"{text}; train again when {FEWEST_NEW_SERVERS} have one"

@@ -4,22 +4,26 @@ Input is one number for each day and stream (profile and metric): the logarithm 
 simple baseline. Days are the unit because the losses within a day are not independent; dividing by the baseline's loss
 takes out days that are hard for every method.
 
-Null hypothesis: the days are exchangeable, that is, their order has no meaning. Then the rank of a new day among all
-days so far is uniform and independent of the ranks before (conformal p-values: Vovk, Gammerman & Shafer 2005), whatever
-the distribution of the losses. No variance is estimated and no threshold on the loss is set. One odd day among n has no
-p-value below 1/n, so it cannot raise an alarm alone.
+Three kinds of series are watched: the mean of the standardised streams (fleet), their means by profile, and the streams
+themselves. Two kinds of evidence are gathered for each day that a change may have begun on:
 
-Each day that the change may have begun on makes bets of its own: on the k-th day since, that the new day is among the
-share * k largest so far. A bet returns 1 - STAKE + STAKE / level if the p-value is at most the level, otherwise
-1 - STAKE, which has mean 1 at most under the null hypothesis. The returns since each beginning are multiplied, and the
-products are added (Shiryaev-Roberts; e-detector of Shin, Ramdas & Rinaldo 2022). After t days the sum has mean t at
-most, so by Doob's inequality it reaches THRESHOLD within a quarter with probability QUARTER_DAYS / THRESHOLD at most.
-This is FALSE_ALARMS_PER_QUARTER, the only number that is chosen. Means of such sums have the same property, hence
-several shares and three statistics can be watched at no further cost:
+- ranks: whether the days since are among the highest so far. It assumes that days without a change are exchangeable,
+  whatever the distribution of the losses; it cannot be fast, as a day among n has no rank more surprising than 1/n.
+- sizes (drift/shift.py): how much higher than all days before they are, in standard deviations. It assumes normal
+  losses with some dependence from day to day, and is bounded so that one odd day proves nothing. Two days far outside
+  of the days before do.
 
-- fleet: mean of the standardised streams,
-- profile: largest of the profiles' means,
-- metric: largest of all streams.
+Ranks: the rank of a new day among all days so far is uniform and independent of the ranks before under the null
+hypothesis (conformal p-values: Vovk, Gammerman & Shafer 2005). Each beginning makes bets: on the k-th day since, that
+the new day is among the share * k largest so far. A bet returns 1 - STAKE + STAKE / level if the p-value is at most the
+level, otherwise 1 - STAKE, which has mean 1 at most. The returns since each beginning are multiplied. The largest of
+the profiles and the largest of the streams are ranked, beside the fleet.
+
+Either evidence of a beginning has mean 1 at most as long as nothing changes. So has their weighted mean, and the sum
+over the beginnings after t days (Shiryaev-Roberts; e-detector of Shin, Ramdas & Rinaldo 2022) has mean t at most. By
+Doob's inequality it reaches THRESHOLD within a quarter with probability QUARTER_DAYS / THRESHOLD at most. This is
+FALSE_ALARMS_PER_QUARTER; the other numbers have an effect on the delay only. benchmarks/life/drift.py measures what
+becomes of it where the assumptions do not hold.
 """
 
 from __future__ import annotations
@@ -30,15 +34,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.drift.shift import rise
+
 FALSE_ALARMS_PER_QUARTER = 0.01  # probability of at least one, without any change
 QUARTER_DAYS = 91.25
 THRESHOLD = QUARTER_DAYS / FALSE_ALARMS_PER_QUARTER
-STAKE = 0.95  # of each bet; this and the next two have an effect on the delay only
+STAKE = 0.95  # of each bet
 SHARES = np.array([1.0, 2.0, 4.0])
 LARGEST_LEVEL = 0.5
 BEGINNINGS = 90  # possible beginnings of a change, the latest ones; older ones are left out of the sum
 STATISTICS = ("fleet", "profile", "metric")
+RISES_WEIGHT = 0.75  # of the evidence from sizes; the ranks are for changes that last
+KIND_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])  # of fleet, profiles and streams: most changes are of a profile
 LONGEST_DAYS = 366  # older days are forgotten
+EARLIER = 12  # models before whose days are kept
 FEWEST_DAYS = 3  # of a stream that is looked at
 ROUNDING = 1e-9
 
@@ -51,28 +60,39 @@ class Stream(NamedTuple):
 
 
 class Day(NamedTuple):
-    """One day. number: days since 1970, UTC. losses: log(model loss / baseline loss) by stream."""
+    """One day.
+
+    number: days since 1970, UTC. losses: log(model loss / baseline loss) by stream. off: whether it is no business day.
+    """
 
     number: int
     losses: Mapping[Stream, float]
+    off: bool = False
 
 
 @dataclass
 class ChangeDetector:
     """The days so far, and the evidence of a change.
 
-    reference: days at the beginning of `days` that were before the model was in use. products: returns of the bets
-    since each beginning, the latest one last: float64 [statistic, share, beginning].
+    reference: days at the beginning of `days` that were before the model was in use. earlier: days of the models
+    before, for each model; they show how much the losses vary, not on which level. products: returns of the bets since
+    each beginning, the latest one last: float64 [statistic, share, beginning]. rises: evidence from sizes, of the same
+    beginnings: float64 [beginning].
     """
 
     days: list[Day] = field(default_factory=list)
     reference: int = 0
+    earlier: list[list[Day]] = field(default_factory=list)
     products: np.ndarray = field(default_factory=lambda: np.empty((len(STATISTICS), len(SHARES), 0)))
+    rises: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
-    def after(cls, reference: Sequence[Day]) -> ChangeDetector:
-        """A new detector; reference: days of the model's held-out test period."""
-        return cls(list(reference), len(reference))
+    def after(cls, reference: Sequence[Day], before: ChangeDetector | None = None) -> ChangeDetector:
+        """A new detector; reference: days of the model's held-out test period. before: that of the model before."""
+        eras = [] if before is None else [*before.earlier, before.days]
+        first = min((day.number for day in reference), default=0)  # the same days of two models are not independent
+        kept = [[day for day in era if day.number < first] for era in eras]
+        return cls(list(reference), len(reference), [era[-LONGEST_DAYS:] for era in kept if len(era) > 1][-EARLIER:])
 
     def add(self, day: Day) -> None:
         """Count one more day; one without a loss counts as none."""
@@ -87,16 +107,22 @@ class ChangeDetector:
         levels = np.minimum(SHARES[:, None] * days_since / len(self.days), LARGEST_LEVEL)  # [share, beginning]
         won = p_values(self.days)[:, None, None] <= levels + ROUNDING
         self.products = beginnings * (1 - STAKE + np.where(won, STAKE / levels, 0.0))
+        self.rises = rises(self.earlier, self.days, beginnings.shape[2])
+
+    @property
+    def by_beginning(self) -> np.ndarray:
+        """Evidence of a change since each of the last days, the latest one last: float64 [beginning]."""
+        return np.asarray((1 - RISES_WEIGHT) * self.products.mean(axis=(0, 1)) + RISES_WEIGHT * self.rises)
 
     @property
     def evidence(self) -> float:
-        """Mean of the sums; THRESHOLD or more means that the losses have become larger."""
-        return float(self.products.sum(axis=2).mean())
+        """Sum over the beginnings; THRESHOLD or more means that the losses have become larger."""
+        return float(self.by_beginning.sum())
 
     @property
     def days_since_change(self) -> int:
         """Number of days since the most probable beginning of a change; 0 before the first day."""
-        since_each = self.products.sum(axis=(0, 1))
+        since_each = self.by_beginning
         return int(len(since_each) - np.argmax(since_each)) if len(since_each) else 0
 
     @property
@@ -106,18 +132,26 @@ class ChangeDetector:
 
     def as_fields(self) -> dict[str, Any]:
         """For `restore`, in JSON types."""
-        days = [[day.number, [[*stream, value] for stream, value in day.losses.items()]] for day in self.days]
-        return {"days": days, "reference": self.reference, "products": self.products.tolist()}
+        eras = [[_as_fields(day) for day in era] for era in (*self.earlier, self.days)]
+        return {"eras": eras, "reference": self.reference, "products": self.products.tolist()}
 
     @classmethod
     def restore(cls, fields: Mapping[str, Any]) -> ChangeDetector:
         """What `as_fields` returned. Raises KeyError, TypeError or ValueError for something else."""
-        days = [
-            Day(int(number), {Stream(str(profile), str(metric)): float(value) for profile, metric, value in losses})
-            for number, losses in fields["days"]
-        ]
+        *earlier, days = [[_restored(day) for day in era] for era in fields["eras"]]
         shape = len(STATISTICS), len(SHARES), -1
-        return cls(days, int(fields["reference"]), np.array(fields["products"], dtype=np.float64).reshape(shape))
+        products = np.array(fields["products"], dtype=np.float64).reshape(shape)
+        return cls(days, int(fields["reference"]), earlier, products, rises(earlier, days, products.shape[2]))
+
+
+def _as_fields(day: Day) -> list[Any]:
+    return [day.number, day.off, [[*stream, value] for stream, value in day.losses.items()]]
+
+
+def _restored(fields: Sequence[Any]) -> Day:
+    number, off, losses = fields
+    by_stream = {Stream(str(profile), str(metric)): float(value) for profile, metric, value in losses}
+    return Day(int(number), by_stream, bool(off))
 
 
 def p_values(days: Sequence[Day]) -> np.ndarray:
@@ -131,24 +165,60 @@ def p_values(days: Sequence[Day]) -> np.ndarray:
 
 def as_table(days: Sequence[Day]) -> tuple[list[Stream], np.ndarray]:
     """The streams, sorted, and the losses: float64 [day, stream], NaN where there is none."""
-    streams = sorted({stream for day in days for stream in day.losses})
-    table = [[day.losses.get(stream, np.nan) for stream in streams] for day in days]
+    streams = sorted(set().union(*(day.losses for day in days)))
+    table = [list(map(day.losses.get, streams)) for day in days]  # None where there is none
     return streams, np.array(table, dtype=np.float64).reshape(len(days), len(streams))
 
 
-def statistics(days: Sequence[Day]) -> np.ndarray:
-    """STATISTICS of each day: float64 [day, statistic], NaN for a day without a stream that is looked at.
+def rises(earlier: Sequence[Sequence[Day]], days: Sequence[Day], beginnings: int) -> np.ndarray:
+    """Evidence from sizes of a change since each of the last days: float64 [beginning], the latest one last.
 
-    They treat all days alike, which keeps the days exchangeable.
+    The mean over the kinds of series by KIND_WEIGHTS, and over the series of each. earlier: as in ChangeDetector.
+    """
+    whole = [day for era in earlier for day in era] + list(days)
+    found, kinds = np.zeros(beginnings), _series(whole)
+    table = np.concatenate(kinds, axis=1)
+    sizes = [each.shape[1] for each in kinds]
+    weights = np.repeat(np.divide(KIND_WEIGHTS, np.maximum(sizes, 1)), sizes)
+    known, regressors = ~np.isnan(table), _regressors(earlier, days)
+    first = len(whole) - beginnings
+    for pattern in np.unique(known[:, known[-1]], axis=1).T:  # series with values on the same days
+        at = np.flatnonzero(pattern)
+        since = np.arange(max(FEWEST_DAYS, int(pattern[:first].sum())), len(at))
+        alike = (known == pattern[:, None]).all(axis=0)
+        found[at[since] - first] += rise(table[at][:, alike], regressors[at], since) @ weights[alike]
+    return found
+
+
+def _regressors(earlier: Sequence[Sequence[Day]], days: Sequence[Day]) -> np.ndarray:
+    """The level of each model, and the days off: float64 [day, regressor]."""
+    eras = [*earlier, days]
+    model = np.repeat(np.eye(len(eras)), [len(era) for era in eras], axis=0)
+    off = np.array([day.off for era in eras for day in era], dtype=np.float64)
+    return np.concatenate([model, off[:, None]], axis=1)
+
+
+def statistics(days: Sequence[Day]) -> np.ndarray:
+    """STATISTICS of each day: float64 [day, statistic], NaN for a day without a stream that is looked at."""
+    fleet, by_profile, streams = _series(days)
+    if not streams.shape[1]:
+        return np.full((len(days), len(STATISTICS)), np.nan)
+    return np.stack([fleet[:, 0], _largest(_standardised(by_profile)), _largest(streams)], axis=1)
+
+
+def _series(days: Sequence[Day]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of all streams, means by profile, and the streams, standardised: float64 [day, series], NaN without a value.
+
+    They treat all days alike, which keeps the days exchangeable. Streams of fewer than FEWEST_DAYS are left out.
     """
     streams, table = as_table(days)
     used = (~np.isnan(table)).sum(axis=0) >= FEWEST_DAYS
-    if not used.any():
-        return np.full((len(days), len(STATISTICS)), np.nan)
     scores = _standardised(table[:, used])
+    if not used.any():
+        return scores, scores, scores
     owners = np.array([stream.profile for stream in streams])[used]
     by_profile = np.stack([_mean(scores[:, owners == owner]) for owner in np.unique(owners)], axis=1)
-    return np.stack([_mean(scores), _largest(_standardised(by_profile)), _largest(scores)], axis=1)
+    return _mean(scores)[:, None], by_profile, scores
 
 
 def _standardised(table: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fleet_forecast.contract.calendar import BUSINESS_DAY, BusinessCalendar, business_time, kind_of_day
 from fleet_forecast.contract.forecast_spec import BAND_80, SCORED_LEVELS, report_horizons
-from fleet_forecast.drift.detector import Stream
+from fleet_forecast.drift.detector import Day, Stream
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
 from fleet_forecast.evaluation.scores import pinball_loss
 from fleet_forecast.evaluation.weight_tables import UNKNOWN_PROFILE
@@ -90,6 +91,12 @@ class LossSums:
         return {
             stream: float(np.log(total[2] / total[3])) for stream, total in totals.items() if total[2] > 0 < total[3]
         }
+
+    def as_day(self, number: int, calendar: BusinessCalendar) -> Day:
+        """For the test of change. number: days since 1970; the kind of day is that of noon, UTC."""
+        noon = np.array([np.datetime64(number, "D") + np.timedelta64(12, "h")])
+        is_off = kind_of_day(business_time(noon, calendar))[0] != BUSINESS_DAY
+        return Day(number, self.log_ratios(), bool(is_off))
 
     def figures(self) -> dict[LossKey, dict[str, float | None]]:
         """Number of values, coverage of the 80 % band in percent, WQL of model and baseline, by key."""

@@ -16,12 +16,14 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import load_for_fleet
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.access_tokens import AccessTokens
+from fleet_forecast.serving.alerting.alert import Alert
 from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.background import keep_running
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.delivery.alert_loop import AlertLoop, AlertSinks
 from fleet_forecast.serving.delivery.alert_record import AlertRecord
 from fleet_forecast.serving.delivery.alertmanager import AlertmanagerFormat, AlertmanagerNotifier
+from fleet_forecast.serving.delivery.drift_alerts import DriftAlerts
 from fleet_forecast.serving.delivery.notifiers import Notifier
 from fleet_forecast.serving.delivery.outbox import Outbox
 from fleet_forecast.serving.delivery.rules_reload import RulesReload
@@ -76,9 +78,10 @@ class DaemonConfig:
 async def running(config: DaemonConfig) -> AsyncIterator[Daemon]:
     """Open the parts and run the background work until the context ends."""
     daemon = await asyncio.to_thread(_open, config)
-    daemon.notifiers += _notifiers(daemon)
+    drift_alerts = DriftAlerts(daemon.outbox, daemon.notifiers, daemon.clock)
+    daemon.notifiers += _notifiers(daemon, drift_alerts)
     _publish_events(daemon)
-    work = _background_work(daemon)
+    work = _background_work(daemon, drift_alerts)
     work.append(("reload", _reload_on_hangup(daemon, config.certificate)))
     tasks = [asyncio.create_task(keep_running(name, run, daemon.background_failures)) for name, run in work]
     try:
@@ -140,13 +143,17 @@ def model_loading(settings: Settings, trial: ModelTrial) -> ModelLoading:
     return ModelLoading(settings.model, load, settings.model_seconds, trial, settings.model_is_chosen)
 
 
-def _notifiers(daemon: Daemon) -> list[Notifier]:
+def _notifiers(daemon: Daemon, drift_alerts: DriftAlerts) -> list[Notifier]:
     settings = daemon.settings
     notifiers: list[Notifier] = []
+
+    def firing() -> list[Alert]:
+        return [*daemon.outbox.firing(), *drift_alerts.firing()]
+
     if settings.alertmanager is not None:
         url, seconds = settings.alertmanager, settings.alert_seconds
         form = AlertmanagerFormat(daemon.alerts, settings.public_url)
-        notifiers.append(AlertmanagerNotifier(url, daemon.outbox.firing, seconds, form))
+        notifiers.append(AlertmanagerNotifier(url, firing, seconds, form))
     if settings.webhook is not None:
         notifiers.append(Notifier(settings.webhook))
     return notifiers
@@ -166,13 +173,15 @@ def _publish_events(daemon: Daemon) -> None:
     daemon.model.listeners.append(on_model)
 
 
-def _background_work(daemon: Daemon) -> list[Work]:
+def _background_work(daemon: Daemon, drift_alerts: DriftAlerts) -> list[Work]:
     state_file = daemon.settings.beside_history(".alerts.json")
     sinks = AlertSinks(daemon.events, daemon.notifiers, daemon.outbox, daemon.alert_record, daemon.silences, state_file)
     alerts = AlertLoop(daemon.alerts, daemon.scores, daemon.forecasts, sinks, daemon.clock)
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))
-    work.append(("drift", DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock).run))
+    drift = DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock)
+    drift.listeners.append(drift_alerts.on_advice)
+    work.append(("drift", drift.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     work += [("pull", puller.run) for puller in daemon.pullers]
     if daemon.forecast_writer is not None:

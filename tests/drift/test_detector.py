@@ -5,11 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from fleet_forecast.drift.advice import changes_in_words
+from fleet_forecast.drift.advice import changes
 from fleet_forecast.drift.detector import QUARTER_DAYS, THRESHOLD, ChangeDetector, Day, Stream, p_values
 
 FIRST_DAY = 20_000  # 2024-10-04
 PROFILES, METRICS = ("database", "web_api", "batch"), ("cpu_pct", "mem_pct")
+
+
+def is_off(number):
+    return number % 7 >= 5
 
 
 def days_of(values):
@@ -18,6 +22,7 @@ def days_of(values):
         Day(
             FIRST_DAY + number,
             {Stream(p, m): float(of_day[i, j]) for i, p in enumerate(PROFILES) for j, m in enumerate(METRICS)},
+            is_off(number),
         )
         for number, of_day in enumerate(values)
     ]
@@ -42,10 +47,10 @@ def watched(days, reference):
 
 def test_stationary_quarters_raise_no_alarm():
     random = np.random.default_rng(0)
-    for quarter in range(10):
+    for quarter in range(8):
         values = stationary(random, 9 + int(QUARTER_DAYS))
-        if quarter % 2:  # a part of the weekday, and one that lasts from day to day
-            values += 0.1 * (np.arange(len(values)) % 7 >= 5)[:, None, None]
+        if quarter % 2:  # days off are harder, and a part lasts from day to day
+            values += 0.1 * is_off(np.arange(len(values)))[:, None, None]
             for day in range(1, len(values)):
                 values[day] += 0.3 * (values[day - 1] + 0.3)
         assert watched(days_of(values), 9)[1] is None
@@ -53,7 +58,7 @@ def test_stationary_quarters_raise_no_alarm():
 
 def test_the_evidence_without_a_change_is_the_number_of_days_at_most():
     random, found = np.random.default_rng(1), []
-    for _ in range(100):
+    for _ in range(60):
         detector = ChangeDetector.after(days_of(stationary(random, 12)))
         for day in days_of(stationary(random, 8)):
             detector.add(day)
@@ -77,7 +82,7 @@ def test_a_change_is_found_within_days_and_named(size, where, most_days):
     values[(slice(known, None), *where)] += size
     detector, found = watched(days_of(values), 9)
     assert known < found < known + most_days
-    (first, *others) = changes_in_words(detector)
+    (first, *others) = [reason.text for reason in changes(detector)]
     assert "since 2024-11-08 the error is higher than before" in first
     if where == np.s_[0, :]:
         assert first.startswith("profile database: ")
@@ -114,14 +119,36 @@ def test_a_stream_that_begins_later_and_days_without_losses_are_no_change():
     assert len(detector.days) == 59
 
 
+def test_a_change_soon_after_another_model_is_found_by_what_the_days_before_have_shown_of_their_variation():
+    random = np.random.default_rng(9)
+    values = 0.1 * random.standard_normal((54, len(PROFILES), len(METRICS)))
+    values[40:] -= 0.4  # the other model is better
+    values[52:, 0] += 0.5
+    days = days_of(values)
+    before = ChangeDetector.after(days[:9])
+    for day in days[9:42]:  # two days of both models count once
+        before.add(day)
+    evidence = {}
+    for name, earlier in (("with", before), ("without", None)):
+        detector = ChangeDetector.after(days[40:46], earlier)
+        for day in days[46:]:
+            detector.add(day)
+        evidence[name] = detector.evidence
+        assert sum(map(len, detector.earlier)) == (40 if earlier else 0)
+    assert evidence["with"] > THRESHOLD > evidence["without"]
+
+
 def test_the_state_survives_a_restart():
     values = stationary(np.random.default_rng(6), 40)
     values[35:] += 0.3
     days = days_of(values)
-    whole, _ = watched(days[:37], 9)
+    before, _ = watched(days[:20], 9)
+    whole = ChangeDetector.after(days[20:28], before)
+    for day in days[28:37]:
+        whole.add(day)
     again = ChangeDetector.restore(json.loads(json.dumps(whole.as_fields())))
     for detector in (whole, again):
         detector.add(days[37])
     assert again.evidence == whole.evidence > 1
-    assert (again.days, again.reference) == (whole.days, 9)
+    assert (again.days, again.reference, again.earlier) == (whole.days, 8, [days[:20]])
     assert pytest.approx(9125) == THRESHOLD

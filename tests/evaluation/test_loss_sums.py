@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
 from fleet_forecast.drift.detector import Stream
 from fleet_forecast.evaluation.backtest import MODEL, Backtest
@@ -78,3 +79,11 @@ def test_a_backtest_is_divided_into_the_days_of_its_origins():
         expected, abs=1e-5
     )
     assert losses_by_day(Backtest(METRICS, SCORED_LEVELS, rows, origins, actual, np.ones((2, 2)), {}), grid) == {}
+
+
+def test_a_day_is_off_by_the_calendar_of_the_fleet():
+    calendar = BusinessCalendar("America/New_York")
+    first = int(np.datetime64("2026-04-02", "D").astype(int))  # Thursday; Good Friday is a market holiday
+    days = [LossSums().as_day(first + number, calendar) for number in range(5)]
+    assert [day.off for day in days] == [False, True, True, True, False]
+    assert days[0].number == first

@@ -9,6 +9,7 @@ from fleet_forecast.iso_time import iso_milliseconds
 from fleet_forecast.serving.alerting.severity import PAGE
 
 BREACH, DEPARTURE = "breach", "departure"  # reasons of the built-in detectors
+DRIFT = "drift"  # reason of alerts on the model, which have no server and no metric
 AlertKey = tuple[str, str]  # server name and metric
 
 

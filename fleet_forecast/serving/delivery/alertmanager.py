@@ -23,6 +23,7 @@ from fleet_forecast.serving.alerting.book import AlertBook
 from fleet_forecast.serving.delivery.notifiers import ALERTS_PER_REQUEST, Notifier
 
 ALERT_NAME = "FleetForecast"  # and the reason: FleetForecastBreach
+MODEL_VIEW = "/model"  # address of the dashboard's view of the model
 INTERVALS_TO_END = 4
 Identity = tuple[tuple[str, str], ...]  # labels in order
 
@@ -37,7 +38,7 @@ class AlertmanagerFormat:
         self._book, self._public_url = book, public_url
 
     def labels(self, alert: Alert) -> dict[str, str]:
-        """The labels under the names that the rules give, and the rules' own labels."""
+        """The labels under the names that the rules give, and the rules' own labels; none that would be empty."""
         own = {
             "alertname": ALERT_NAME + alert.reason.capitalize(),
             "server": alert.server_name,
@@ -47,27 +48,31 @@ class AlertmanagerFormat:
             "reason": alert.reason,
         }
         rules = self._book.rules
-        sent = {name: value for label, value in own.items() for name in rules.sent_names(label)}
+        sent = {name: value for label, value in own.items() if value for name in rules.sent_names(label)}
         return {**sent, **rules.labels}
 
     def fields(self, alert: Alert, ends_seconds: float) -> dict[str, Any]:
         """One alert as the API v2 takes it."""
-        expected = alert.expected_seconds
         fields = {
             "labels": self.labels(alert),
-            "annotations": {
-                "summary": alert.sentence,
-                "probability": f"{alert.probability:.2f}",
-                "threshold": "none" if alert.threshold is None else f"{alert.threshold:g}",
-                "current": "not measured" if alert.current is None else f"{alert.current:.4g}",
-                "expected": "not within the forecast" if expected is None else iso(expected),
-            },
+            "annotations": {"summary": alert.sentence, **(_of_metric(alert) if alert.metric else {})},
             "startsAt": iso_milliseconds(alert.started_seconds),
             "endsAt": iso_milliseconds(ends_seconds),
         }
         if self._public_url is not None:
-            fields["generatorURL"] = f"{self._public_url.rstrip('/')}/#{quote(alert.server_name)}"
+            fields["generatorURL"] = f"{self._public_url.rstrip('/')}/#{quote(alert.server_name) or MODEL_VIEW}"
         return fields
+
+
+def _of_metric(alert: Alert) -> dict[str, str]:
+    """Annotations of an alert on a metric."""
+    expected = alert.expected_seconds
+    return {
+        "probability": f"{alert.probability:.2f}",
+        "threshold": "none" if alert.threshold is None else f"{alert.threshold:g}",
+        "current": "not measured" if alert.current is None else f"{alert.current:.4g}",
+        "expected": "not within the forecast" if expected is None else iso(expected),
+    }
 
 
 class AlertmanagerNotifier(Notifier):

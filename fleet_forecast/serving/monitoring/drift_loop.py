@@ -1,4 +1,4 @@
-"""Updates the drift monitor once an hour, between two forecast cycles, and publishes a change of its advice."""
+"""Updates the drift monitor once an hour, between two forecast cycles; passes its advice on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable
 from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
-from fleet_forecast.serving.monitoring.drift_monitor import DriftMonitor
+from fleet_forecast.serving.monitoring.drift_monitor import Advice, DriftMonitor
 from fleet_forecast.serving.monitoring.events import EventHub
 
 
 class DriftLoop:
-    """Runs a DriftMonitor."""
+    """Runs a DriftMonitor. listeners: called with the advice after each update; a change of it is an event, too."""
 
     def __init__(
         self, monitor: DriftMonitor, forecasts: ForecastLoop, events: EventHub, clock: Callable[[], float]
     ) -> None:
         self._monitor, self._forecasts, self._events, self._clock = monitor, forecasts, events, clock
+        self.listeners: list[Callable[[Advice], None]] = []
         self._new_cycle = asyncio.Event()
         forecasts.listeners.append(self._on_cycle)
 
@@ -38,5 +39,8 @@ class DriftLoop:
                 await self._forecasts.on_request(self._monitor.update, snapshot, self._clock())
             except WorkerBusyError:  # the next cycle tries again
                 continue
-            if self._monitor.advice.reasons != before:
-                self._events.publish("advice", self._monitor.advice.as_document())
+            advice = self._monitor.advice
+            if advice.reasons != before:
+                self._events.publish("advice", advice.as_document())
+            for listener in self.listeners:
+                listener(advice)

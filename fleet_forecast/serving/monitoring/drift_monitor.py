@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.drift.advice import changes_in_words, new_profiles_in_words
-from fleet_forecast.drift.detector import THRESHOLD, ChangeDetector, Day
+from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.drift.advice import NewServers, Reason, can_be_trained_on, changes, new_profiles
+from fleet_forecast.drift.detector import THRESHOLD, ChangeDetector
 from fleet_forecast.evaluation.loss_sums import LossKey, LossSums
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_directory import EVALUATION_FILE, read_document
@@ -30,32 +32,31 @@ LOG = logging.getLogger(__name__)
 ORIGIN_SECONDS = 3_600  # one kept cycle in so many seconds
 FEWEST_ORIGINS = 12  # of a day that counts
 KEPT_DAYS = 7  # of the figures that are shown
-FEWEST_NEW_SERVERS = 3  # of a profile: of three, training holds out one
 UNMATCHED_REMARK = 0.05  # share of servers without a rule from which on it is mentioned
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The present state. reasons: to train again; since_seconds: of the first one. remarks: what else is unusual."""
+    """The present state.
 
-    reasons: tuple[str, ...] = ()
+    reasons: why the model may be too old, since since_seconds. retrain_recommended: whether to train now; a new profile
+    is a reason from its first day on, but no training helps before it has a history. remarks: what else is unusual.
+    """
+
+    reasons: tuple[Reason, ...] = ()
+    retrain_recommended: bool = False
     remarks: tuple[str, ...] = ()
     since_seconds: float | None = None
     days: int = 0
     reference_days: int = 0
     evidence: float = 0.0
 
-    @property
-    def retrain_recommended(self) -> bool:
-        """Whether there is a reason to train again."""
-        return bool(self.reasons)
-
     def as_document(self) -> dict[str, Any]:
         """For the API."""
         return {
             "retrain_recommended": self.retrain_recommended,
             "since": None if self.since_seconds is None else iso(self.since_seconds),
-            "reasons": list(self.reasons),
+            "reasons": [reason.text for reason in self.reasons],
             "remarks": list(self.remarks),
             "days": self.days,
             "reference_days": self.reference_days,
@@ -64,9 +65,33 @@ class Advice:
         }
 
 
-class DriftMonitor:
-    """Losses and evidence of one model; another model begins anew. `update` runs on the forecast worker.
+class _State(NamedTuple):
+    """What an earlier update stored."""
 
+    model_id: str
+    detector: ChangeDetector
+    days: dict[int, tuple[int, LossSums]]
+    counted_day: int
+    since_seconds: float | None
+    changes: list[Reason]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> _State:
+        """Raises KeyError, TypeError or ValueError for something else."""
+        return cls(
+            str(fields["model"]),
+            ChangeDetector.restore(fields["detector"]),
+            {int(day): (int(origins), LossSums.restore(sums)) for day, origins, sums in fields["days"]},
+            int(fields["counted_day"]),
+            fields["since_seconds"],
+            [Reason(str(profile), str(text)) for profile, text in fields["changes"]],
+        )
+
+
+class DriftMonitor:
+    """Losses and evidence of one model; the days of earlier ones only show how much they vary.
+
+    `update` runs on the forecast worker.
     `advice` and `figures` are replaced as a whole and may be read from any thread.
     """
 
@@ -78,7 +103,7 @@ class DriftMonitor:
         self._model_id: str | None = None
         self._detector = ChangeDetector()
         self._since_seconds: float | None = None
-        self._changes: list[str] = []  # in words, from the first day on which there were some
+        self._changes: list[Reason] = []  # as they were on the first day on which there were some
         self._days: dict[int, tuple[int, LossSums]] = {}  # day -> number of origins, sums; the last ones
         self._counted_day = -1  # the last day that went into the detector
         self._kept: list[KeptForecasts] = []
@@ -111,7 +136,8 @@ class DriftMonitor:
         fresh = KeptForecasts.of(snapshot, self._server_id, window)
         self._kept += [fresh] if fresh else []
         oldest = min((each.origin_step for each in self._kept), default=newest)
-        self._count_days(before=oldest * snapshot.model.step_seconds // DAY_SECONDS)
+        before = oldest * snapshot.model.step_seconds // DAY_SECONDS
+        self._count_days(before, window.engine.config.calendar)
         self._advise(snapshot, window.engine, now_seconds)
         self._save()
 
@@ -128,18 +154,23 @@ class DriftMonitor:
         for sums in by_day.values():
             whole.merge(sums)
         self.reference = whole.figures()
-        self._detector = ChangeDetector.after([Day(day, sums.log_ratios()) for day, sums in sorted(by_day.items())])
-        self._restore(engine.model_id)
+        calendar, state = engine.config.calendar, self._stored()
+        reference = [sums.as_day(day, calendar) for day, sums in sorted(by_day.items())]
+        if state is None or state.model_id != engine.model_id:
+            self._detector = ChangeDetector.after(reference, None if state is None else state.detector)
+            return
+        self._detector, self._days, self._counted_day = state.detector, state.days, state.counted_day
+        self._since_seconds, self._changes = state.since_seconds, state.changes
 
-    def _count_days(self, before: int) -> None:
+    def _count_days(self, before: int, calendar: BusinessCalendar) -> None:
         """Give complete days to the detector, and forget old ones."""
         for day in sorted(day for day in self._days if self._counted_day < day < before):
             origins, sums = self._days[day]
             self._counted_day = day
             if origins >= FEWEST_ORIGINS:
-                self._detector.add(Day(day, sums.log_ratios()))
+                self._detector.add(sums.as_day(day, calendar))
                 if self._detector.changed and not self._changes:
-                    self._changes = changes_in_words(self._detector) or ["the errors are higher than before"]
+                    self._changes = changes(self._detector)
         shown = LossSums()
         self._days = {day: found for day, found in self._days.items() if day > max(self._days) - KEPT_DAYS}
         for _, sums in self._days.values():
@@ -147,14 +178,18 @@ class DriftMonitor:
         self.figures = shown.figures()
 
     def _advise(self, snapshot: FleetSnapshot, engine: Engine, now_seconds: float) -> None:
-        reasons = tuple(self._changes + new_profiles_in_words(_new_profiles(snapshot, engine), FEWEST_NEW_SERVERS))
+        new = _new_profiles(snapshot, engine)
+        reasons = tuple(self._changes + new_profiles(new))
         if reasons and self._since_seconds is None:
             self._since_seconds = now_seconds
-            LOG.warning("training recommended", extra={"model": engine.model_id, "reasons": reasons})
+            LOG.warning(
+                "the model may be too old", extra={"model": engine.model_id, "reasons": [each.text for each in reasons]}
+            )
         if not reasons:
             self._since_seconds = None
         self.advice = Advice(
             reasons,
+            bool(self._changes) or can_be_trained_on(new),
             _remarks(snapshot),
             self._since_seconds,
             len(self._detector.days) - self._detector.reference,
@@ -162,19 +197,15 @@ class DriftMonitor:
             self._detector.evidence,
         )
 
-    def _restore(self, model_id: str) -> None:
+    def _stored(self) -> _State | None:
+        """What was stored last, of this model or of the one before; None if nothing can be read."""
         try:
-            state = json.loads(self._file.read_bytes())
-            if state["model"] != model_id:
-                return
-            days = {int(day): (int(origins), LossSums.restore(sums)) for day, origins, sums in state["days"]}
-            self._detector = ChangeDetector.restore(state["detector"])
-            self._days, self._counted_day, self._since_seconds = days, int(state["counted_day"]), state["since_seconds"]
-            self._changes = [str(each) for each in state["changes"]]
+            return _State.of(json.loads(self._file.read_bytes()))
         except FileNotFoundError:
-            return
+            return None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as problem:
             LOG.error("drift state not read", extra={"file": str(self._file), "reason": str(problem)})
+            return None
 
     def _save(self) -> None:
         state = {
@@ -201,13 +232,14 @@ def _reference(engine: Engine) -> dict[int, LossSums]:
         return {}
 
 
-def _new_profiles(snapshot: FleetSnapshot, engine: Engine) -> dict[str, int]:
-    """Number of servers with a day of history, by profile that the model was not trained on."""
+def _new_profiles(snapshot: FleetSnapshot, engine: Engine) -> dict[str, NewServers]:
+    """Servers by profile that the model was not trained on."""
     if not engine.config.profiles:
         return {}
     day_steps = DAY_SECONDS // engine.config.step_seconds
-    grown = [each.profile for each in snapshot.forecasts.values() if each.history_steps >= day_steps]
-    return {profile: grown.count(profile) for profile in engine.unknown_profiles(list(Counter(grown)))}
+    servers = Counter(each.profile for each in snapshot.forecasts.values())
+    grown = Counter(each.profile for each in snapshot.forecasts.values() if each.history_steps >= day_steps)
+    return {profile: NewServers(servers[profile], grown[profile]) for profile in engine.unknown_profiles(list(servers))}
 
 
 def _remarks(snapshot: FleetSnapshot) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from data_contract import METRICS
+from fleet_forecast.drift.advice import Reason
 from fleet_forecast.serving.forecasts.forecast_loop import CycleStatistics
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
@@ -81,7 +82,7 @@ def running_daemon():
             firing={n: SimpleNamespace(metric=metric) for n, metric in enumerate(("cpu_pct", "latency_ms", "cpu_pct"))},
         ),
         scores=SimpleNamespace(tallies=fixed_scores()),
-        drift=SimpleNamespace(advice=Advice(("changed",), (), ORIGIN, 12, 9, 10_000.0)),
+        drift=SimpleNamespace(advice=Advice((Reason("database", "changed"),), True, (), ORIGIN, 12, 9, 10_000.0)),
         notifiers=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,

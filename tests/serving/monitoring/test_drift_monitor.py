@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
+from fleet_forecast.drift.advice import Reason
 from fleet_forecast.drift.detector import Stream
 from fleet_forecast.evaluation.loss_sums import Compared, LossKey, LossSums
 from fleet_forecast.evaluation.scores import weighted_quantile_loss
@@ -51,7 +52,7 @@ class Fleet:
         self.folder, self.random, self.step, self.bias = folder, np.random.default_rng(3), FIRST - 48, 0.0
         self.servers = {name: KnownServer(row + 1, name, None) for row, name in enumerate(SERVERS)}
         self.excluded = excluded or (lambda names, _profiles, seconds: np.zeros((len(names), len(seconds)), bool))
-        self.measured = {}
+        self.measured, self.history_steps = {}, {}
         self.use_model("first", reference_days)
 
     def use_model(self, name, reference_days=30):
@@ -91,7 +92,8 @@ class Fleet:
         profile = profile_of(name) if name in SERVERS else "mainframe"
         rule = None if name in SERVERS[:1] else "sent"
         now = self.step * STEP
-        return ServerForecast(name, self.view, now, now + 1.0, profile, rule, 48, quantiles, (), (50.0, 50.0))
+        steps = self.history_steps.get(name, 48)
+        return ServerForecast(name, self.view, now, now + 1.0, profile, rule, steps, quantiles, (), (50.0, 50.0))
 
     def days(self, number):
         for _ in range(24 * number):
@@ -133,15 +135,18 @@ def test_worse_forecasts_of_a_profile_are_advised_in_words_and_survive_a_restart
     advice = fleet.days(5)
     assert advice.retrain_recommended
     (reason,) = advice.reasons
-    assert reason.startswith("profile database: since 2026-12-06 the error is higher than before")
+    assert reason.profile == "database"
+    assert reason.text.startswith("profile database: since 2026-12-06 the error is higher than before")
     assert (advice.days, advice.reference_days) == (12, 30)
     fleet.monitor = fleet.new_monitor()
     fleet.hour()
     assert fleet.monitor.advice.reasons == advice.reasons
     assert fleet.monitor.advice.since_seconds == advice.since_seconds
     assert advice.as_document()["since"].endswith("Z")
-    fleet.use_model("second")
+    fleet.use_model("second", reference_days=2)
     assert not fleet.days(1).retrain_recommended
+    (earlier,) = fleet.monitor._detector.earlier  # those before the test period of the second model
+    assert [day.number for day in earlier] == [FIRST // 24 - 30 + day for day in range(28)]
 
 
 def test_excluded_times_do_not_count(fleet):
@@ -152,16 +157,30 @@ def test_excluded_times_do_not_count(fleet):
     assert advice.days <= 2
 
 
-def test_a_new_profile_of_three_grown_servers_is_a_reason_and_unmatched_names_a_remark(fleet):
+def test_a_new_profile_is_a_reason_at_once_and_a_training_is_recommended_with_its_first_day(fleet):
     for number in range(2):
         fleet.servers[f"mf{number}"] = KnownServer(100 + number, f"mf{number}", None)
-    assert fleet.days(1).reasons == ()
+    fleet.hour()
+    assert fleet.monitor.advice.reasons == ()
     assert "no rule matches the names of 1 servers (7 %)" in fleet.monitor.advice.remarks[0]
     fleet.servers["mf2"] = KnownServer(102, "mf2", None)
+    fleet.history_steps = {"mf2": 23}
     fleet.hour()
-    assert fleet.monitor.advice.reasons == (
-        "profile mainframe: the model was not trained on it, and 3 servers have a day of history",
+    advice = fleet.monitor.advice
+    assert not advice.retrain_recommended
+    assert advice.since_seconds == fleet.step * STEP + 1.0
+    assert advice.reasons == (
+        Reason(
+            "mainframe",
+            "profile mainframe: the model was not trained on it; 3 servers, 2 with a day of history; "
+            "train again when 3 have one",
+        ),
     )
+    fleet.history_steps = {}
+    fleet.hour()
+    assert fleet.monitor.advice.retrain_recommended
+    assert fleet.monitor.advice.since_seconds == advice.since_seconds
+    assert fleet.monitor.advice.reasons[0].text.endswith("not trained on it; 3 servers, 3 with a day of history")
 
 
 def test_a_damaged_state_file_and_a_model_without_reference_begin_anew(tmp_path, caplog):
