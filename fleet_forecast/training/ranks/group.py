@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,15 +122,16 @@ def _exchange(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except RuntimeError as problem:
-        raise RankError(_lost(str(problem).splitlines()[0])) from problem
+        reason = re.sub(r"^\[\S*\] ", "", str(problem).splitlines()[0])  # begins with a line of the library's source
+        raise RankError(_lost(reason)) from problem
     if _told_to_end:
         raise RankError(_lost("SIGTERM"))
 
 
 def _lost(reason: str) -> str:
     return (
-        f"another process of this training ended ({reason}), so this one ends too; what failed there is printed above "
-        "or below; start the training again with --resume, with any number of processes"
+        f"another process of this training ended, so this one ends too ({reason}); start the training again with "
+        "--resume, with any number of processes"
     )
 
 

@@ -33,17 +33,17 @@ from fleet_forecast.training.trainer import Trainer
 from fleet_forecast.training.trainer_state import copy_weights
 from tests.training.test_trainer import SETTINGS, job_with
 
-STEPS = 12
+STEPS, BATCH_SIZE = 8, 23
 trainer_module.VALIDATION_BATCHES = 3
 trainer_module.CHECKPOINT_SECONDS = 1e9  # saved when a process is lost, and at the end
 
 
 def small_job() -> Job:
     """The job of test_trainer.py with missing values; the last batch of an epoch has one window, less than a share."""
-    job = job_with(replace(SETTINGS, batch_size=13, steps=STEPS))
+    job = job_with(replace(SETTINGS, batch_size=BATCH_SIZE, steps=STEPS))
     random = np.random.default_rng(1)
     job.grid.values[random.random(job.grid.values.shape) < 0.3] = np.nan
-    job.grid.values[1, 50:130] = np.nan
+    job.grid.values[1, 50:120] = np.nan
     return job
 
 
