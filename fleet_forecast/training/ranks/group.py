@@ -35,9 +35,12 @@ class RankError(RuntimeError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started with this one, for the time of the block. Raises RankError."""
+    """Join the processes that torchrun started with this one, for the time of the block. Raises RankError.
+
+    Ray Train has joined them already.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if count == 1 or dist.is_initialized():
         yield
         return
     try:
