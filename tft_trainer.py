@@ -8,8 +8,8 @@
     python tft_trainer.py --rollback                                          # the model before is in use again
     torchrun --nproc-per-node 2 tft_trainer.py                                # two processes, the same model
 
-Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. A copy of the
-evaluated model is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
+Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. A copy of the evaluated model
+is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
 published. Progress goes to stderr; tables and, as the last line, one JSON object go to stdout. Ctrl-C ends the training
 and publishes the best model so far; during the final fit it publishes the evaluated model. A second Ctrl-C aborts.
 Where a model is in use already, both are compared on the newest days; a worse one is not put in use.

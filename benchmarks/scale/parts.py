@@ -71,7 +71,7 @@ def summary(runs: dict[str, list[dict[str, float]]], servers: int, hours: float)
     """Medians by engine, and the ratio of processor times to the engine `memory` in the same round."""
     engines = {}
     for engine, of_engine in runs.items():
-        median = {name: statistics.median(run[name] for run in of_engine) for name in of_engine[0]}
+        median: dict[str, Any] = {name: statistics.median(run[name] for run in of_engine) for name in of_engine[0]}
         pairs = zip(of_engine, runs.get("memory", []), strict=False)
         ratios = [run["cpu_seconds"] / whole["cpu_seconds"] for run, whole in pairs]
         engines[engine] = median | {

@@ -74,7 +74,7 @@ def arrays_of(arguments: argparse.Namespace) -> ArraysInMemory:
 
 
 def grid_and_windows(
-    data: CheckedMetrics, arguments: argparse.Namespace, arrays: ArraysInMemory
+    data: CheckedMetrics, arguments: argparse.Namespace, arrays: ArraysInMemory = IN_MEMORY
 ) -> tuple[FleetGrid, WindowSpec]:
     """The data on a regular grid, and the window lengths in steps."""
     data_step = data_step_seconds(data)
