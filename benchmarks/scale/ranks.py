@@ -1,13 +1,14 @@
-"""Training steps of several processes of one thread against one process of several threads, on this machine's CPUs.
+"""Training steps of several processes of one thread, of one process of several threads, and of one thread, on CPUs.
 
-    python benchmarks/scale/ranks.py                    # two processes against two threads
+    python benchmarks/scale/ranks.py                    # two processes, two threads, one thread
     python benchmarks/scale/ranks.py --count 4 --turns 5
+    python benchmarks/scale/ranks.py --sides one_thread,processes   # on a machine with other work
 
-Both compute the same batches of 64 windows (benchmarks/training.py): the processes a share of each, whose gradients
-they add up. They take turns, each in new processes; start and first steps are not counted. ratio is the time of a step
-with threads divided by that with processes: above 1, processes are faster. Processor time is that of all processes. On
-a machine with other work, processor time is the figure to trust; the load is in the result. The last line on stdout is
-JSON.
+All compute the same batches of 64 windows (benchmarks/training.py): the processes a share of each, whose gradients
+they add up. They take turns, each in new processes; start and first steps are not counted. Ratios are the time of a
+step divided by that of the side `processes` in the same turn: above 1, processes are faster. Processor time is that of
+all processes. On a machine with other work it is the figure to trust, but not of several threads, which wait for each
+other at the cost of processor time; the load is in the result. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -42,17 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=positive_int, default=2, help="processes, and threads (%(default)s)")
     parser.add_argument("--turns", type=positive_int, default=3, help="turns of each (%(default)s)")
     parser.add_argument("--steps", type=positive_int, default=20, help="training steps of a turn (%(default)s)")
+    parser.add_argument("--sides", default="one_thread,threads,processes", help="comma-separated (%(default)s)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.worker:
         print(json.dumps(timed_steps(arguments.steps)), flush=True)
         return 0
-    turns: dict[str, list[dict[str, float]]] = {"threads": [], "processes": []}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(arguments.count)]
+    all_sides = {
+        "one_thread": ([sys.executable], 1),
+        "threads": ([sys.executable], arguments.count),
+        "processes": (torchrun, 1),
+    }
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides.split(",")}
     for _ in range(arguments.turns):
-        turns["threads"].append(turn([sys.executable], arguments.count, arguments.steps))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(arguments.count)]
-        turns["processes"].append(turn(launcher, 1, arguments.steps))
-        print({side: of_side[-1] for side, of_side in turns.items()}, file=sys.stderr, flush=True)
+        for side, of_side in turns.items():
+            of_side.append(turn(*all_sides[side], arguments.steps))
+            print(f"{side}: {of_side[-1]}", file=sys.stderr, flush=True)
     print(json.dumps({"cores": os.cpu_count(), "count": arguments.count, **summary(turns)}))
     return 0
 
@@ -90,13 +97,14 @@ def timed_steps(steps: int) -> dict[str, float]:
 
 
 def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians of both sides, and of the ratios of turns that followed each other."""
+    """Medians of each side, and its ratios to the side `processes`, by turn."""
     result: dict[str, Any] = {"load": round(os.getloadavg()[0], 1)}
     for side, of_side in turns.items():
-        result[side] = {name: statistics.median(each[name] for each in of_side) for name in of_side[0]}
-    for name in ("wall_seconds", "cpu_seconds"):
-        pairs = zip(turns["threads"], turns["processes"], strict=True)
-        result[f"ratio_{name}"] = [round(threads[name] / processes[name], 2) for threads, processes in pairs]
+        medians: dict[str, Any] = {name: statistics.median(each[name] for each in of_side) for name in of_side[0]}
+        for name in list(medians):
+            pairs = zip(of_side, turns.get("processes", []), strict=False)
+            medians[f"ratio_{name}"] = [round(own[name] / processes[name], 2) for own, processes in pairs]
+        result[side] = medians
     return result
 
 

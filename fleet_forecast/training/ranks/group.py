@@ -35,12 +35,9 @@ class RankError(RuntimeError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started with this one, for the time of the block. Raises RankError.
-
-    Ray Train has joined them already.
-    """
+    """Join the processes that torchrun started with this one, for the time of the block. Raises RankError."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or dist.is_initialized():
+    if count == 1:
         yield
         return
     try:
