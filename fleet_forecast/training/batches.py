@@ -82,8 +82,10 @@ class WindowSelection:
 
     def windows(self, chosen: slice) -> WindowSelection:
         """Some of the windows."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: value[chosen] for name, value in arrays.items()})
+        fields = {
+            name: value[chosen] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
+        return WindowSelection(**fields)
 
 
 @dataclass(frozen=True)
