@@ -2,6 +2,7 @@
 
     python benchmarks/scale/parts.py --model models/current                           # 10,000 servers, a week each
     python benchmarks/scale/parts.py --model models/current --servers 100000 --hours 26 --engines parts --rounds 1
+    python benchmarks/scale/parts.py --model models/current --blocks                  # processor time of one file
 
 The servers are copies of a simulated fleet under other names, in parquet files of 500 servers. Every engine forecasts
 all of them in processes of its own, the engines in turn in each round. Processor time and memory are those of all
@@ -20,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import psutil
@@ -30,7 +31,20 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fleet_forecast.flags import positive_float, positive_int  # noqa: E402 - in the parent folder
+from fleet_forecast.contract.definitions import fleet_in_use  # noqa: E402 - in the parent folder
+from fleet_forecast.contract.reading import read_metrics  # noqa: E402
+from fleet_forecast.flags import positive_float, positive_int  # noqa: E402
+from fleet_forecast.scale.forecast_parts import ModelFiles, PartForecaster, PartsJob  # noqa: E402
+from fleet_forecast.scale.parts import Folder  # noqa: E402
+from fleet_forecast.scale.peers_of_parts import (  # noqa: E402
+    Reading,
+    choose_members,
+    rows_of_members,
+    servers_of,
+    table_of,
+)
+
+Result = TypeVar("Result")
 
 SIMULATED_SERVERS_FLAGS = ("--seed", "7")
 LOOK_SECONDS = 0.1
@@ -51,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=positive_float, default=170.0, help="history of each server (%(default)s)")
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated (%(default)s)")
     parser.add_argument("--rounds", type=positive_int, default=2, help="runs of each engine (%(default)s)")
+    parser.add_argument("--blocks", action="store_true", help="measure the steps of one file of --part-servers instead")
     arguments = parser.parse_args(argv)
+    if arguments.blocks:
+        print(json.dumps(block_costs(arguments)))
+        return 0
     engines = arguments.engines.split(",")
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +100,37 @@ def summary(runs: dict[str, list[dict[str, float]]], servers: int, hours: float)
     load = round(os.getloadavg()[0], 1)
     rounds = len(next(iter(runs.values())))
     return {"servers": servers, "hours": hours, "cores": os.cpu_count(), "load": load, "rounds": rounds} | engines
+
+
+def block_costs(arguments: argparse.Namespace) -> dict[str, float]:
+    """Processor seconds of each step of one file in this process, one thread; megabytes of input and output."""
+    arguments.servers = arguments.part_servers
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Result]) -> Result:
+        began = time.process_time()
+        result = work()
+        seconds[f"{name}_cpu_seconds"] = round(time.process_time() - began, 2)
+        return result
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fleet, reading, model = make_parts(folder, arguments), Reading(fleet_in_use().rules, None), folder / "model"
+        (part,) = Folder(str(fleet)).parts()
+        (members,) = choose_members([timed("names", lambda: servers_of(part, reading))])
+        rows = timed("members", lambda: rows_of_members(members, reading))
+        files = ModelFiles.read(arguments.model)
+        model.mkdir()
+        config = files.load(model, 1).config
+        table = timed("table_of_peers", lambda: table_of([rows], config, reading.rules))
+        forecaster = PartForecaster(PartsJob(files, reading, str(folder / "out")), table, 1)
+        timed("reading", lambda: read_metrics(fleet, *reading))
+        timed("reading_and_forecast", lambda: forecaster(part))
+        megabytes = {
+            "input_mb": sum(file.stat().st_size for file in fleet.glob("*.parquet")) / 1e6,
+            "output_mb": sum(file.stat().st_size for file in (folder / "out").glob("*.parquet")) / 1e6,
+        }
+    return {"servers": arguments.servers, "hours": arguments.hours, **seconds, **megabytes}
 
 
 def make_parts(folder: Path, arguments: argparse.Namespace) -> Path:
