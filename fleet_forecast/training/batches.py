@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class WindowSelection:
 
     def windows(self, chosen: slice) -> WindowSelection:
         """Some of the windows."""
-        fields = {
+        fields: dict[str, Any] = {
             name: value[chosen] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
         }
         return WindowSelection(**fields)

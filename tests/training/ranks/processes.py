@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def small_job() -> Job:
 
 def trained(job: Job, folder: Path, resume: bool = False, dies_at_step: int | None = None) -> dict[str, Any]:
     """Train without dropout; the losses of all steps, of the validations, and the weights."""
-    model, losses = job.fresh_model(), []
+    model = job.fresh_model()
+    losses: list[float] = []
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -61,12 +63,9 @@ def trained(job: Job, folder: Path, resume: bool = False, dies_at_step: int | No
         losses.append(float(real(*arguments)))
         return torch.tensor(losses[-1])
 
-    trainer_module.optimisation_step = step
-    try:
-        checkpoint = (Checkpoint.resume if resume else Checkpoint.new)(folder, {})
+    checkpoint = (Checkpoint.resume if resume else Checkpoint.new)(folder, {})
+    with mock.patch.object(trainer_module, "optimisation_step", step):
         state = Trainer(model, job.training_data, job.settings, Checkpointer("training", checkpoint)).fit()
-    finally:
-        trainer_module.optimisation_step = real
     validations = [state.first_validation_loss, *(point["validation_loss"] for point in state.loss_history)]
     weights = torch.cat([weight.flatten() for weight in copy_weights(state.model).values()])
     return {
