@@ -19,6 +19,7 @@ PROBES = frozenset({"/healthz", "/readyz", "/-/healthy", "/-/ready"})
 OPEN_PATHS = frozenset({*PROBES, *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload", "/-/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
+DELETE_PATHS = ("/api/v1/servers/", "/api/v1/silences/")  # before the name of what is deleted
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
@@ -115,7 +116,9 @@ def _is_link(scope: Scope, headers: Headers) -> bool:
 def needed_right(scope: Scope) -> Right:
     """What a request needs. POST /api/v1/forecast changes nothing and needs the right to read."""
     path, method = scope["path"], scope.get("method", "GET")
-    if path in ADMIN_PATHS or method == "DELETE" or (method == "POST" and path in ADMIN_POST_PATHS):
+    if path in ADMIN_PATHS or (method == "POST" and path in ADMIN_POST_PATHS):
+        return Right.ADMIN
+    if method == "DELETE" and path.startswith(DELETE_PATHS):
         return Right.ADMIN
     return Right.WRITE if path in WRITE_PATHS and method == "POST" else Right.READ
 
