@@ -4,6 +4,7 @@ Check a file or a folder (parquet or CSV). Every violation is listed with its re
 
     python data_contract.py training/
     python data_contract.py my_servers.csv --fleet fleet.toml --input-timezone Europe/Berlin
+    python data_contract.py s3://fleet/metrics --engine ray   # each file of a fleet in parts
     python data_contract.py --check-fleet fleet.toml   # check a fleet file
     python data_contract.py --show-fleet        # print the fleet as a file, defaults included
     python data_contract.py --recording-rules   # rules of a Prometheus for remote write, own metrics included
@@ -58,9 +59,10 @@ from fleet_forecast.contract.specs import (
 )
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.flags import add_engine_flags, add_flag, add_version, path_or_address, refuse_engine_flags
 from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
+from fleet_forecast.usage import UsageError
 
 __all__ = [
     "COLUMNS",
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python data_contract.py training/",
     )
     add_version(parser)
-    parser.add_argument("path", nargs="?", type=Path, help="parquet or CSV file, or a folder of them")
+    parser.add_argument("path", nargs="?", type=path_or_address, help="parquet or CSV file, or a folder of them")
     add_fleet_flag(parser)
     add_flag(parser, "--check-fleet", type=Path, metavar="FILE", help="check this fleet file and exit")
     add_flag(parser, "--show-fleet", action="store_true", help="print the fleet as TOML, defaults included, and exit")
@@ -136,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_moved_flags(parser, "profiles")
     add_timezone_flag(parser)
+    add_engine_flags(parser)
     add_flag(parser, "--document", action="store_true", help="print the tables of DATA_CONTRACT.md and exit")
     return parser
 
@@ -148,12 +151,18 @@ def main(argv: Iterable[str] | None = None) -> int:
         without_path = any((arguments.document, arguments.show_fleet, arguments.check_fleet, arguments.recording_rules))
         if not without_path and arguments.path is None:
             parser.error("give the path of a file or folder to check")
+        refuse_engine_flags(arguments)
+        if arguments.engine == "memory" and isinstance(arguments.path, str):
+            raise UsageError(f"{arguments.path}: is an address; add --engine parts or --engine ray")
     except SystemExit as stop:
         return int(stop.code or 0)
+    except UsageError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     try:
         with use_fleet(load_fleet(arguments.check_fleet or arguments.fleet)) as fleet:
             return _run(arguments, fleet)
-    except TomlFileError as problem:
+    except (TomlFileError, UsageError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
 
@@ -170,7 +179,7 @@ def _run(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
         return 0
     if arguments.check_fleet or arguments.show_fleet:
         return _show_fleet(fleet, checked=arguments.check_fleet is not None)
-    return _check_metrics(arguments)
+    return _check_metrics(arguments) if arguments.engine == "memory" else _check_parts(arguments, fleet)
 
 
 def _show_fleet(fleet: FleetDefinition, checked: bool) -> int:
@@ -215,6 +224,28 @@ def _check_metrics(arguments: argparse.Namespace) -> int:
     _print_summary(summary)
     print(json.dumps(summary))
     return 0
+
+
+def _check_parts(arguments: argparse.Namespace, fleet: FleetDefinition) -> int:
+    """Check a fleet in parts, each file by itself."""
+    from fleet_forecast.scale.check_parts import check_fleet  # imports the engine's libraries
+    from fleet_forecast.scale.peers_of_parts import Reading
+    from fleet_forecast.scale.run import pool_of
+
+    try:
+        with pool_of(arguments.engine, arguments.ray_address, arguments.workers, None) as pool:
+            summary = check_fleet(pool, str(arguments.path), Reading(fleet.rules, arguments.input_timezone))
+    except DataFileError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        print(json.dumps({"path": str(arguments.path), "error": str(problem)}))
+        return 1
+    if violations := summary["violations"]:
+        listed = "\n".join(f"  - {each['part']}: {each['problem']}" for each in violations)
+        print(f"error: {arguments.path} breaks the data contract {CONTRACT_VERSION}:\n{listed}", file=sys.stderr)
+    else:
+        _print_summary(summary)
+    print(json.dumps(summary))
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     chosen = [f"--{flag}" for flag in modes if getattr(arguments, flag) is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
+    if chosen and arguments.parts is not None:
+        raise UsageError(f"--parts {arguments.parts}: {chosen[0]} writes no parts; leave one of them out")
     real_fleet = {"from_prometheus": "URL", "connections": "FILE"}
     for modes_of_flags, flags in (
         ({"stream": "URL"}, ("speed", "new_server_every", "inject", "position_file")),
@@ -172,6 +174,14 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
         choices=("dense", "sparse"),
         default="dense",
         help="dense: rows of an offline server have state offline and null metrics; sparse: no rows (%(default)s)",
+    )
+    add_flag(
+        group,
+        "--parts",
+        type=int,
+        metavar="N",
+        help="write N files, each with all rows of its servers, as fleets in parts are forecast; the rows do not "
+        "depend on it (one file, or files of some days)",
     )
     add_flag(
         group,

@@ -26,7 +26,7 @@ from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
-from fleet_forecast.flags import add_flag, add_version, positive_int
+from fleet_forecast.flags import add_engine_flags, add_flag, add_version, path_or_address, refuse_engine_flags
 from fleet_forecast.inference.batch import OriginError
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.profile_audit.audit import AuditError
@@ -108,8 +108,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_version(parser)
     batch = parser.add_argument_group("batch: forecasts of a file")
-    add_flag(batch, "--input", type=_path, metavar="PATH", help="parquet or CSV file, or a folder of them")
-    add_flag(batch, "--output", type=_path, metavar="PATH", help="parquet file to write; with --replay a folder")
+    add_flag(batch, "--input", type=path_or_address, metavar="PATH", help="parquet or CSV file, or a folder of them")
+    add_flag(
+        batch, "--output", type=path_or_address, metavar="PATH", help="parquet file to write; with --replay a folder"
+    )
     add_flag(
         batch,
         "--origins",
@@ -148,23 +150,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _path(text: str) -> Path | str:
-    """A path, or an address such as s3://bucket/folder."""
-    return text if "://" in text else Path(text)
-
-
 def _add_parts_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fleets in parts: --input and --output are folders or addresses (s3://...)")
-    add_flag(
-        group,
-        "--engine",
-        choices=("memory", "parts", "ray"),
-        default="memory",
-        help="memory: the whole fleet at once; parts: one parquet file after the other, each of whole servers; ray: "
-        "the same on a Ray cluster (%(default)s)",
-    )
-    add_flag(group, "--ray-address", metavar="ADDRESS", help="of a cluster (default: this machine's cores)")
-    add_flag(group, "--workers", type=positive_int, metavar="N", help="processes of --engine ray (one per core)")
+    add_engine_flags(group)
 
 
 def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
@@ -194,9 +182,7 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
 
 def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
     """Only forecasts of a fleet in parts take an engine, and only they take addresses."""
-    for flag in ("ray_address", "workers"):
-        if getattr(arguments, flag) is not None and arguments.engine != "ray":
-            raise UsageError(f"--{flag.replace('_', '-')}: is of Ray; add --engine ray")
+    refuse_engine_flags(arguments)
     for mode in ("daemon", "check_config", "audit", "replay", "explain"):
         if arguments.engine != "memory" and getattr(arguments, mode):
             raise UsageError(f"--engine {arguments.engine}: --{mode.replace('_', '-')} does not use it; omit it")

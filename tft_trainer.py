@@ -6,8 +6,9 @@
     python tft_trainer.py --training-dir ./training/ --resume                 # resume an interrupted run
     python tft_trainer.py --from-history history/fleet.sqlite --warm-start models/current --keep 5
     python tft_trainer.py --rollback                                          # the model before is in use again
+    torchrun --nproc-per-node 2 tft_trainer.py                                # two processes, the same model
 
-Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. After the evaluation the model
+Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. A copy of the evaluated model
 is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
 published. Progress goes to stderr; tables and, as the last line, one JSON object go to stdout. Ctrl-C ends the training
 and publishes the best model so far; during the final fit it publishes the evaluated model. A second Ctrl-C aborts.
@@ -46,7 +47,6 @@ from fleet_forecast.evaluation.tables import as_text
 from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
 from fleet_forecast.inference.model_config import ModelError
-from fleet_forecast.inference.model_directory import only_writer
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.lightgbm_library import load_lightgbm
 from fleet_forecast.script import run_script
@@ -55,6 +55,8 @@ from fleet_forecast.training.checkpoint import CheckpointError
 from fleet_forecast.training.job import MIN_DEFAULT_STEP_SECONDS, Job
 from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
+from fleet_forecast.training.ranks.group import RankError, is_first, wait_for_ranks
+from fleet_forecast.training.ranks.roles import training_process
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
 from fleet_forecast.usage import note
@@ -67,6 +69,7 @@ EXPECTED_ERRORS = (
     CheckpointError,
     LogError,
     ModelError,
+    RankError,
     OSError,
 )
 
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with (
             use_fleet(load_fleet(arguments.fleet)),
-            only_writer(arguments.models_dir),
+            training_process(arguments.models_dir),
         ):  # first, so that an unusable folder fails before hours of training
             if arguments.rollback:
                 print(json.dumps(roll_back_models(arguments.models_dir)))
@@ -86,8 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint = open_checkpoint(job, arguments)
             training = train(job, checkpoint, arguments)
             ablation = train_ablation(job, training, checkpoint, arguments)
-            evaluation = evaluate(job, training, completed(ablation))
             final_fit = fit_finally(job, [training, ablation], checkpoint, arguments)
+            if not is_first():
+                return 0
+            evaluation = evaluate(job, training, completed(ablation))
             risk = train_risk_model(job, incidents, arguments)
             champion = compare(job, training, risk[0], arguments)
             result = RunResult(training, completed(ablation), evaluation, completed(final_fit), *risk, champion)
@@ -120,7 +125,9 @@ def read_job(arguments: argparse.Namespace) -> tuple[Job, list[IncidentRecord]]:
     with training_path(arguments) as path:
         data = read(arguments, path)
         job = prepare(data, arguments)
-        return job, known_incidents(data, job.grid.step_seconds, arguments.incidents, note)
+        incidents = known_incidents(data, job.grid.step_seconds, arguments.incidents, note) if is_first() else []
+        wait_for_ranks()  # an export of --from-history is removed here
+        return job, incidents
 
 
 # --- flags ----------------------------------------------------------------------------------------------------------
@@ -230,6 +237,13 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--no-risk-model",
         action="store_true",
         help="do not train the risk model, the probability of incidents (two to five minutes on one core)",
+    )
+    add(
+        "--grid-folder",
+        type=Path,
+        metavar="DIR",
+        help="keep the data in files of this folder instead of in memory, for data that do not fit into it; the "
+        "processes of a torchrun share them (with several processes: --models-dir)",
     )
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
     add(

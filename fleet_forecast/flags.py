@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from fleet_forecast import __version__
+from fleet_forecast.usage import UsageError
 
 
 def add_flag(group: argparse._ActionsContainer, flag: str, **options: Any) -> None:
@@ -18,6 +20,32 @@ def add_flag(group: argparse._ActionsContainer, flag: str, **options: Any) -> No
 def add_version(parser: argparse.ArgumentParser) -> None:
     """--version, which prints the toolkit's version and exits with 0."""
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def path_or_address(text: str) -> Path | str:
+    """An argparse type: a path, or an address such as s3://bucket/folder."""
+    return text if "://" in text else Path(text)
+
+
+def add_engine_flags(group: argparse._ActionsContainer) -> None:
+    """Flags of commands that take a fleet in parts."""
+    add_flag(
+        group,
+        "--engine",
+        choices=("memory", "parts", "ray"),
+        default="memory",
+        help="memory: the whole fleet at once; parts: one parquet file after the other, each of whole servers; ray: "
+        "the same on a Ray cluster (%(default)s)",
+    )
+    add_flag(group, "--ray-address", metavar="ADDRESS", help="of a cluster (default: this machine's cores)")
+    add_flag(group, "--workers", type=positive_int, metavar="N", help="processes of --engine ray (one per core)")
+
+
+def refuse_engine_flags(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for flags of Ray without it."""
+    for flag in ("ray_address", "workers"):
+        if getattr(arguments, flag) is not None and arguments.engine != "ray":
+            raise UsageError(f"--{flag.replace('_', '-')}: is of Ray; add --engine ray")
 
 
 def positive_int(text: str) -> int:

@@ -35,6 +35,7 @@ FLOORS = {
     f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.evaluation.against_champion": 6.5,  # on top of evaluation, below training
     f"{PACKAGE}.training.risk": 6,
+    f"{PACKAGE}.training.ranks": 6,
     f"{PACKAGE}.training": 7,
     f"{PACKAGE}.serving": 7,
     "data_contract": 8,

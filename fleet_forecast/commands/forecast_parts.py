@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 from fleet_forecast.commands.file_input import load_engine
 from fleet_forecast.commands.forecast_file import distance_of_origins, first_origin_of
@@ -13,7 +12,7 @@ from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.scale.forecast_parts import ModelFiles, PartsJob
 from fleet_forecast.scale.parts import Folder
 from fleet_forecast.scale.peers_of_parts import Reading
-from fleet_forecast.scale.run import InThisProcess, Pool, forecast_fleet
+from fleet_forecast.scale.run import forecast_fleet, pool_of
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.usage import UsageError, note
 from server_profiles import ProfileRules
@@ -41,7 +40,8 @@ def forecast_parts(arguments: argparse.Namespace, settings: Settings, rules: Pro
         every_seconds,
         first_origin,
     )
-    with _pool(arguments, settings) as pool:
+    threads = settings.threads or None
+    with pool_of(arguments.engine, arguments.ray_address, arguments.workers, threads) as pool:
         manifest = forecast_fleet(pool, job, engine, parts)
     notices = [f"{part['part']}: {text}" for part in manifest["parts"] for text in part["notices"]]
     for text in notices[:SHOWN_NOTICES]:
@@ -66,16 +66,3 @@ def _folders(arguments: argparse.Namespace) -> tuple[Folder, Folder]:
     if output.is_within(source):
         raise UsageError(f"--output {arguments.output}: is in the folder of --input; give another folder")
     return source, output
-
-
-def _pool(arguments: argparse.Namespace, settings: Settings) -> AbstractContextManager[Pool]:
-    if arguments.engine == "parts":
-        return nullcontext(InThisProcess(settings.threads or None))
-    try:
-        from fleet_forecast.scale.ray_pool import RayPool
-    except ImportError as problem:
-        raise UsageError(f"--engine ray: {problem}; python -m pip install -r requirements-scale.txt") from None
-    try:
-        return RayPool(arguments.ray_address, arguments.workers)
-    except (ConnectionError, ValueError) as problem:
-        raise UsageError(f"--ray-address {arguments.ray_address}: {problem}; give the address of a cluster") from None

@@ -19,6 +19,7 @@ from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.storage.offline.export import export_history
 from fleet_forecast.training.job import Job
+from fleet_forecast.training.ranks.group import is_first, wait_for_ranks
 from fleet_forecast.training.trainer_state import TrainerState
 from fleet_forecast.usage import note
 
@@ -35,12 +36,17 @@ def training_path(arguments: argparse.Namespace) -> Iterator[Path]:
         yield arguments.training_dir
         return
     folder = arguments.models_dir / f"{TEMPORARY_PREFIX}history"
+    if not is_first():
+        wait_for_ranks()  # for the export
+        yield folder
+        return
     folder.mkdir()
     try:
         calendar = _calendar(arguments.models_dir)
         extent = export_history(arguments.from_history, folder, fleet_in_use().rules, calendar)
         times = f"{iso(extent.first_seconds)} to {iso(extent.last_seconds)}"
         note(f"{arguments.from_history}: {extent.rows:,} step means of {times}")
+        wait_for_ranks()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

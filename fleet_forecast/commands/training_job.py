@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,12 @@ from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
+from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
 from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, load_silences, stored_silences
+from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory, MappedArrays
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
-from fleet_forecast.training.split import Split, TrainingError, measured_metrics, select_metrics, split_fleet, step_time
+from fleet_forecast.training.ranks.group import first_says, is_first_of_machine, rank_count, wait_for_ranks
+from fleet_forecast.training.split import Split, TrainingError, measured_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
 from fleet_forecast.usage import note
 
@@ -35,14 +41,16 @@ def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetr
 
 def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
     """The training job that data and flags define."""
-    grid, spec = grid_and_windows(data, arguments)
+    arrays = arrays_of(arguments)
+    grid, spec = grid_and_windows(data, arguments, arrays)
     split = split_fleet(grid, spec, arguments.train_fraction, arguments.holdout_servers, arguments.seed)
-    grid, spec = drop_unmeasured_metrics(grid, spec, split)
+    grid, spec = drop_unmeasured_metrics(grid, spec, split, arrays)
     return Job(
         grid=grid,
         spec=spec,
         split=split,
         profiles=profile_feature(data, grid, split, enabled=not arguments.no_profile),
+        arrays=arrays,
         hidden_size=arguments.hidden_size,
         device=choose_device(arguments.device),
         settings=TrainerSettings(
@@ -56,18 +64,29 @@ def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
     )
 
 
-def grid_and_windows(data: CheckedMetrics, arguments: argparse.Namespace) -> tuple[FleetGrid, WindowSpec]:
+def arrays_of(arguments: argparse.Namespace) -> ArraysInMemory:
+    """Where the data are: in memory, or in files of --grid-folder, which several processes share."""
+    if arguments.grid_folder is None and rank_count() == 1:
+        return IN_MEMORY
+    folder = arguments.grid_folder or arguments.models_dir
+    name = f"{TEMPORARY_PREFIX}{socket.gethostname()}-{first_says(os.getpid())}"
+    return MappedArrays(folder / name, is_first_of_machine(), wait_for_ranks)
+
+
+def grid_and_windows(
+    data: CheckedMetrics, arguments: argparse.Namespace, arrays: ArraysInMemory = IN_MEMORY
+) -> tuple[FleetGrid, WindowSpec]:
     """The data on a regular grid, and the window lengths in steps."""
     data_step = data_step_seconds(data)
     step_seconds = model_step_seconds(data_step, arguments.step_seconds)
     if step_seconds != data_step:
         note(f"averaging samples every {data_step} s onto steps of {step_seconds} s")
-    grid = FleetGrid.from_checked(data, step_seconds)
+    grid = FleetGrid.from_checked(data, step_seconds, arrays)
     if arguments.exclusions is not None:
-        grid = without_exclusions(grid, load_silences(arguments.exclusions), arguments.exclusions)
+        grid = without_exclusions(grid, load_silences(arguments.exclusions), arguments.exclusions, arrays)
     if arguments.from_history is not None:
         beside = arguments.from_history.with_name(f"{arguments.from_history.name}.silences.json")
-        grid = without_exclusions(grid, daemon_silences(beside), beside)
+        grid = without_exclusions(grid, daemon_silences(beside), beside, arrays)
     spec = WindowSpec(
         metrics=grid.metrics,
         step_seconds=step_seconds,
@@ -88,15 +107,18 @@ def daemon_silences(path: Path) -> list[Silence]:
         ) from error
 
 
-def without_exclusions(grid: FleetGrid, silences: Sequence[Silence], path: Path) -> FleetGrid:
+def without_exclusions(
+    grid: FleetGrid, silences: Sequence[Silence], path: Path, arrays: ArraysInMemory = IN_MEMORY
+) -> FleetGrid:
     """The grid without the measurements that silences of a file exclude: they are as if they were not measured."""
     if not any(silence.kind == EXCLUDE for silence in silences):
         return grid
     seconds = grid.timestamps().astype(np.int64)
     excluded = excluded_cells(silences, grid.servers, grid.profiles, seconds)
-    count = int((excluded & ~np.isnan(grid.values).all(axis=2)).sum())
+    cells = zip(grid.values, excluded, strict=True)
+    count = sum(int((of_server & ~np.isnan(values).all(axis=1)).sum()) for values, of_server in cells)
     note(f"{path}: measurements of {count:,} server-steps are excluded from training and scores")
-    return grid.without(excluded)
+    return grid.without(excluded, arrays)
 
 
 def calendar_of(data: CheckedMetrics, timezone: str | None) -> BusinessCalendar:
@@ -115,14 +137,17 @@ def steps_of(hours: float, step_seconds: int, flag: str) -> int:
     return steps
 
 
-def drop_unmeasured_metrics(grid: FleetGrid, spec: WindowSpec, split: Split) -> tuple[FleetGrid, WindowSpec]:
+def drop_unmeasured_metrics(
+    grid: FleetGrid, spec: WindowSpec, split: Split, arrays: ArraysInMemory = IN_MEMORY
+) -> tuple[FleetGrid, WindowSpec]:
     """Grid and window lengths without the metrics that no training server measured in the training period."""
     measured = measured_metrics(grid, split)
     if measured.all():
         return grid, spec
     dropped = ", ".join(name for name, kept in zip(grid.metrics, measured, strict=True) if not kept)
     note(f"no training server has {dropped} before {step_time(grid, split.train_end)}: not forecast")
-    return select_metrics(grid, spec, measured)
+    grid = grid.with_metrics(measured, arrays)
+    return grid, replace(spec, metrics=grid.metrics)
 
 
 def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:

@@ -6,9 +6,11 @@ The model, its comparison without profiles, the final fit and the risk model.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ from fleet_forecast.training.final_fit import STEP_SHARE as FINAL_STEP_SHARE
 from fleet_forecast.training.final_fit import continued_model, final_data, final_settings
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.progress import TensorBoardLog
+from fleet_forecast.training.ranks.group import RankError, first_says, is_first, rank, rank_count
 from fleet_forecast.training.risk.choose import KnownFleet, risk_model_of
 from fleet_forecast.training.risk.fit import RiskSettings
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
@@ -63,6 +66,8 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
         "profiles": job.profiles,
         "sha256 of the data": fingerprint(job.grid),
     }
+    if rank_count() > 1:
+        refuse_other_data(identity)
     if arguments.resume:
         checkpoint = Checkpoint.resume(arguments.models_dir, identity)
         note(f"resuming the interrupted run in {checkpoint.path}")
@@ -74,6 +79,16 @@ def open_checkpoint(job: Job, arguments: argparse.Namespace) -> Checkpoint:
             "(--resume continues it instead)"
         )
     return checkpoint
+
+
+def refuse_other_data(identity: Mapping[str, Any]) -> None:
+    """Raises RankError if this process has other settings or data than the first one."""
+    first, own = first_says(identity), json.loads(json.dumps(identity))
+    if differing := [f"{name} (there {first[name]!r}, here {own[name]!r})" for name in own if first[name] != own[name]]:
+        raise RankError(
+            f"rank {rank()}: this process has other settings or data than the first one: {', '.join(differing)}; "
+            "give all processes the same flags and data"
+        )
 
 
 def train(job: Job, checkpoint: Checkpoint, arguments: argparse.Namespace) -> TrainerState:
@@ -123,7 +138,7 @@ def fit(
 ) -> TrainerState:
     """Train one of the run's models; its part of the checkpoint is also the name of its log."""
     threads = torch.get_num_threads() if device_of(model).type == "cpu" else 1
-    log = TensorBoardLog(log_dir / checkpointer.part) if log_dir else None
+    log = TensorBoardLog(log_dir / checkpointer.part) if log_dir and is_first() else None
     try:
         with contention_notes(threads, note):
             return Trainer(model, data, settings, checkpointer, log).fit()
@@ -192,6 +207,8 @@ def optional_fit(name: str, run: Callable[[], TrainerState]) -> TrainerState | N
     try:
         state = run()
     except Exception as error:
+        if rank_count() > 1:  # the others wait for this process
+            raise
         note(f"{name} failed ({error}); the model is published without it")
         return None
     if state.stopped_by == "ctrl-c":

@@ -15,6 +15,7 @@ import pandas as pd
 from fleet_forecast.contract.reading import Batch, CheckedMetrics
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.features.step_means import CellMeans
+from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 
 LARGE_GRID = 20_000_000  # cells of a server and step; a larger grid ...
 SMALLEST_FILL = 0.01  # ... filled by a smaller share of rows is refused: some row has a wrong time
@@ -125,20 +126,36 @@ class FleetGrid:
             self.values[rows],
         )
 
-    def without(self, cells: np.ndarray) -> FleetGrid:
+    def without(self, cells: np.ndarray, arrays: ArraysInMemory = IN_MEMORY) -> FleetGrid:
         """The grid with the values of some cells not measured. cells: boolean [server, step]."""
-        return replace(self, values=np.where(cells[..., None], np.float32(np.nan), self.values))
+
+        def fill(values: np.ndarray) -> None:
+            for own, excluded, kept in zip(self.values, cells, values, strict=True):
+                kept[:] = np.where(excluded[:, None], np.float32(np.nan), own)
+
+        return replace(self, values=arrays.new(self.values.shape, fill))
+
+    def with_metrics(self, kept: np.ndarray, arrays: ArraysInMemory = IN_MEMORY) -> FleetGrid:
+        """The grid of some metrics (boolean [metric])."""
+
+        def fill(values: np.ndarray) -> None:
+            for own, of_kept in zip(self.values, values, strict=True):
+                of_kept[:] = own[:, kept]
+
+        metrics = tuple(name for name, keep in zip(self.metrics, kept, strict=True) if keep)
+        shape = (*self.values.shape[:2], len(metrics))
+        return replace(self, metrics=metrics, values=arrays.new(shape, fill))
 
     @classmethod
-    def from_checked(cls, data: CheckedMetrics, step_seconds: int) -> FleetGrid:
-        """The grid of checked rows, read batch by batch.
+    def from_checked(cls, data: CheckedMetrics, step_seconds: int, arrays: ArraysInMemory = IN_MEMORY) -> FleetGrid:
+        """The grid of checked rows, read batch by batch. arrays: where the values are.
 
         Raises DataFileError if they have changed since the check, GridError if a row has a wrong time.
         """
         first, last = (int(time.astype("datetime64[s]").astype(np.int64)) for time in (data.first, data.last))
         cells = _Cells.between(len(data.servers), first, last, step_seconds)
         cells.check(data.rows, first, last)
-        values = _mean_values(data.batches, data.metrics, cells)
+        values = _mean_values(data.batches, data.metrics, cells, arrays)
         return cls(tuple(data.servers), tuple(data.profiles), tuple(data.metrics), cells.start, step_seconds, values)
 
     @classmethod
@@ -190,28 +207,35 @@ def median_distance(distances: Mapping[int, int]) -> int:
     return int(seconds[int(np.searchsorted(2 * cumulative, cumulative[-1]))])
 
 
-def _mean_values(batches: Batches, metrics: Sequence[str], cells: _Cells) -> np.ndarray:
+def _mean_values(
+    batches: Batches, metrics: Sequence[str], cells: _Cells, arrays: ArraysInMemory = IN_MEMORY
+) -> np.ndarray:
     """Mean of the samples of each cell: float32 [server, step, metric], NaN without samples."""
-    values = np.empty((cells.servers, cells.steps, len(metrics)), dtype=np.float32)
-    at_once = max(1, SUMS_AT_ONCE // len(cells))
-    for first in range(0, len(metrics), at_once):
-        means = _cell_means(batches, metrics[first : first + at_once], cells)
-        for index, of_metric in enumerate(means, start=first):
-            values[:, :, index] = of_metric.reshape(cells.servers, cells.steps)
-    return values
+
+    def fill(values: np.ndarray) -> None:
+        at_once = max(1, SUMS_AT_ONCE // len(cells))
+        for first in range(0, len(metrics), at_once):
+            means = _cell_means(batches, metrics[first : first + at_once], cells, arrays)
+            for index, of_metric in enumerate(means, start=first):
+                for server in range(cells.servers):
+                    own = slice(server * cells.steps, (server + 1) * cells.steps)
+                    values[server, :, index] = of_metric.means(own)
+
+    return arrays.new((cells.servers, cells.steps, len(metrics)), fill)
 
 
-def _cell_means(batches: Batches, metrics: Sequence[str], cells: _Cells) -> Iterable[np.ndarray]:
-    """For each metric the means of its samples by server and step: float32 [server * step]."""
-    means = [CellMeans(len(cells)) for _ in metrics]
+def _cell_means(
+    batches: Batches, metrics: Sequence[str], cells: _Cells, arrays: ArraysInMemory = IN_MEMORY
+) -> list[CellMeans]:
+    """For each metric the means of its samples by server and step, [server * step]."""
+    means = [CellMeans(len(cells), arrays) for _ in metrics]
     for batch in batches(metrics):
         seconds = batch.timestamps.astype("datetime64[s]").astype(np.int64)
         step_of_row = seconds // cells.step_seconds - cells.first_step
         cell_of_row = batch.servers.astype(np.int64) * cells.steps + step_of_row
         for name, of_metric in zip(metrics, means, strict=True):
             of_metric.add(cell_of_row, batch.metrics[name])
-    for of_metric in means:
-        yield of_metric.means()
+    return means
 
 
 def _servers(frame: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
+
 
 class CellMeans:
     """Means of samples by cell (a cell is a step of a server), fed batch by batch.
 
     Sums are in double precision: up to 2^29 samples of about one size, their mean does not depend on their order.
-    Memory is 12 bytes per cell.
+    They take 12 bytes per cell, in memory or where `arrays` puts them.
     """
 
-    def __init__(self, cells: int) -> None:
-        self._totals = np.zeros(cells, dtype=np.float64)
-        self._counts = np.zeros(cells, dtype=np.uint32)
+    def __init__(self, cells: int, arrays: ArraysInMemory = IN_MEMORY) -> None:
+        self._totals = arrays.zeros(cells, np.float64)
+        self._counts = arrays.zeros(cells, np.uint32)
 
     def add(self, cells: np.ndarray, values: np.ndarray) -> None:
         """Add samples. cells: int [sample]; values: float [sample], NaN = not measured."""
@@ -26,10 +28,11 @@ class CellMeans:
         np.add.at(self._totals, cells, values[measured].astype(np.float64))
         np.add.at(self._counts, cells, np.uint32(1))
 
-    def means(self) -> np.ndarray:
-        """float32 [cell], NaN where nothing was measured."""
-        means = np.full(len(self._totals), np.nan, dtype=np.float32)
-        return np.divide(self._totals, self._counts, out=means, where=self._counts > 0, casting="unsafe")
+    def means(self, cells: slice = slice(None)) -> np.ndarray:
+        """Of these cells (all): float32 [cell], NaN where nothing was measured."""
+        totals, counts = self._totals[cells], self._counts[cells]
+        means = np.full(len(totals), np.nan, dtype=np.float32)
+        return np.divide(totals, counts, out=means, where=counts > 0, casting="unsafe")
 
 
 def step_means(steps: np.ndarray, values: np.ndarray, step_count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -21,6 +22,7 @@ from fleet_forecast.scale.peers_of_parts import (
     servers_of,
     table_of,
 )
+from fleet_forecast.usage import UsageError
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -66,7 +68,7 @@ def forecast_fleet(pool: Pool, job: PartsJob, engine: Engine, parts: Sequence[Pa
     peers, unreadable = _peers(pool, job, engine, parts)
     readable = [part for part in parts if part not in unreadable]
     results = [PartResult(part.name, problem=problem) for part, problem in unreadable.items()]
-    results += _shown(pool.forecast(job, peers, readable), len(readable), "forecast")
+    results += shown(pool.forecast(job, peers, readable), len(readable), "forecast")
     results.sort(key=lambda each: each.part)
     manifest = {
         "model": job.model.model_id,
@@ -86,14 +88,28 @@ def _peers(
 ) -> tuple[FleetPeerTable | None, dict[Part, str]]:
     """The table of peers, and the problem of each part whose names cannot be read."""
     names = partial(servers_of, reading=job.reading)
-    fleet = list(_shown(pool.map(names, parts), len(parts), "names"))
+    fleet = list(shown(pool.map(names, parts), len(parts), "names"))
     members = choose_members(fleet)
     rows = partial(rows_of_members, reading=job.reading)
-    frames = _shown(pool.map(rows, members), len(members), "peers")
+    frames = shown(pool.map(rows, members), len(members), "peers")
     unreadable = {each.part: each.problem for each in fleet if each.problem is not None}
     return table_of(frames, engine.config, job.reading.rules), unreadable
 
 
-def _shown(results: Iterable[T], total: int, what: str) -> Iterator[T]:
+def pool_of(engine: str, address: str | None, workers: int | None, threads: int | None) -> AbstractContextManager[Pool]:
+    """The pool of an --engine that is parts or ray. Raises UsageError if there is no Ray or no such cluster."""
+    if engine == "parts":
+        return nullcontext(InThisProcess(threads))
+    try:
+        from fleet_forecast.scale.ray_pool import RayPool
+    except ImportError as problem:
+        raise UsageError(f"--engine ray: {problem}; python -m pip install -r requirements-scale.txt") from None
+    try:
+        return RayPool(address, workers)
+    except (ConnectionError, ValueError) as problem:
+        raise UsageError(f"--ray-address {address}: {problem}; give the address of a cluster") from None
+
+
+def shown(results: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The results, with progress on stderr."""
     yield from tqdm(results, total=total, desc=what, unit="part", file=sys.stderr, disable=None)

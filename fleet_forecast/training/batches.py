@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Generic, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from fleet_forecast.features.windows import (
     may_have_peers,
     servers_with_peers,
 )
+from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 from fleet_forecast.training.augmentation import (
     DEFAULT_AUGMENTATION,
     Augmentation,
@@ -42,6 +43,7 @@ from fleet_forecast.training.augmentation import (
 )
 
 HOUR_SECONDS = 3_600
+_SERVERS_AT_ONCE = 256  # bounds memory
 
 
 class TrainingBatch(NamedTuple, Generic[Array]):
@@ -78,6 +80,13 @@ class WindowSelection:
         """Number of windows."""
         return len(self.rows)
 
+    def windows(self, chosen: slice) -> WindowSelection:
+        """Some of the windows."""
+        fields: dict[str, Any] = {
+            name: value[chosen] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
+        return WindowSelection(**fields)
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -96,15 +105,32 @@ class BatchPlan:
         """Number of windows."""
         return len(self.selection)
 
+    def share(self, part: int, parts: int) -> BatchPlan:
+        """The part-th of about equal parts, from 0; without windows if there are fewer than parts."""
+        chosen = slice(part * len(self) // parts, (part + 1) * len(self) // parts)
+        return replace(
+            self,
+            selection=self.selection.windows(chosen),
+            position_noise=self.position_noise[chosen],
+            metric_order=self.metric_order[chosen],
+        )
+
 
 class WindowSource:
     """Builds batches of windows from a fleet in memory.
 
     fleet: the arrays that windows are built from. profile_rows: int64 [server]. first_step: of the grid, since the
-    epoch. peers: of the grid's servers (none).
+    epoch. peers: of the grid's servers (none). arrays: where the transformed values are.
     """
 
-    def __init__(self, grid: FleetGrid, spec: WindowSpec, scaling: FleetScaling, peers: Peers | None = None) -> None:
+    def __init__(
+        self,
+        grid: FleetGrid,
+        spec: WindowSpec,
+        scaling: FleetScaling,
+        peers: Peers | None = None,
+        arrays: ArraysInMemory = IN_MEMORY,
+    ) -> None:
         self.first_step = grid.first_step
         calendar = Calendar.over(
             self.first_step - spec.context_steps,
@@ -114,7 +140,7 @@ class WindowSource:
         )
         of_fleet = peers.of_fleet(grid.profiles, scaling.bounds) if peers is not None else None
         distances = row_distances(grid.values, spec.day_steps)
-        transformed = scaling.bounds.transform(grid.values)
+        transformed = arrays.new(grid.values.shape, partial(_transform, grid.values, scaling))
         self.fleet = FleetArrays(spec, scaling, calendar, transformed, of_fleet, distances)
         self.profile_rows = scaling.profile_rows(np.array(grid.profiles, dtype=object))
 
@@ -195,10 +221,23 @@ class WindowSource:
 
     def has_targets(self, rows: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """True for windows with at least one measured target: boolean [window]."""
-        measured = ~np.isnan(self.transformed).all(axis=2)
-        counts = np.zeros((len(measured), measured.shape[1] + 1), dtype=np.int32)
-        np.cumsum(measured, axis=1, out=counts[:, 1:])
-        return counts[rows, origins + 1 + self.spec.horizon_steps] > counts[rows, origins + 1]
+        found = np.zeros(len(rows), dtype=bool)
+        order = np.argsort(rows, kind="stable")
+        for first in range(0, len(self.transformed), _SERVERS_AT_ONCE):
+            measured = ~np.isnan(self.transformed[first : first + _SERVERS_AT_ONCE]).all(axis=2)
+            counts = np.zeros((len(measured), measured.shape[1] + 1), dtype=np.int32)
+            np.cumsum(measured, axis=1, out=counts[:, 1:])
+            here = order[slice(*np.searchsorted(rows, [first, first + len(measured)], sorter=order))]
+            row, origin = rows[here] - first, origins[here]
+            found[here] = counts[row, origin + 1 + self.spec.horizon_steps] > counts[row, origin + 1]
+        return found
+
+
+def _transform(values: np.ndarray, scaling: FleetScaling, transformed: np.ndarray) -> None:
+    """Fill `transformed`, some servers at a time."""
+    for first in range(0, len(values), _SERVERS_AT_ONCE):
+        part = slice(first, first + _SERVERS_AT_ONCE)
+        transformed[part] = scaling.bounds.transform(values[part])
 
 
 @dataclass(frozen=True)

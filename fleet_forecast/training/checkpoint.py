@@ -24,6 +24,7 @@ from safetensors.torch import save
 from fleet_forecast.atomic_write import replace_file
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
+from fleet_forecast.training.ranks.group import is_first
 from fleet_forecast.training.trainer_state import TrainerState, TrainerTensors
 
 CHECKPOINT_FILE = ".unfinished.safetensors"
@@ -114,14 +115,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpointer:
-    """Saves and restores one part of a run. Without a checkpoint it does nothing."""
+    """Saves and restores one part of a run. Without a checkpoint it does nothing.
+
+    Of several processes the first one writes, and all read.
+    """
 
     part: str
     checkpoint: Checkpoint | None = None
 
     def save(self, state: TrainerState, tensors: TrainerTensors) -> None:
         """Write the state to disk."""
-        if self.checkpoint:
+        if self.checkpoint and is_first():
             self.checkpoint.save(self.part, PartState(tensors.state_dict(), state.counters()))
 
     def restore(self, state: TrainerState, tensors: TrainerTensors) -> None:

@@ -7,6 +7,10 @@ A training step is some two thousand small operations, which a GPU executes fast
 operations of a batch of each encoder length, building its windows included, are captured once in a CUDA graph and
 replayed for every further batch. Nothing in a graph may wait for the GPU or change its shape; batches of another size,
 the last of an epoch, are computed without.
+
+Of several processes (ranks/), each computes its share of a batch, and the gradients are added up. The loss is
+normalised by the weights of the whole batch, so that the sum is the gradient of the whole batch. On GPUs the shares are
+computed without graphs.
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fleet_forecast.network.loss import pinball_loss, sample_weight
+from fleet_forecast.network.loss import WeightSums, pinball_loss, sample_weight
 from fleet_forecast.network.model import ForecastModel, WindowTensors, window_tensors
 from fleet_forecast.training.batches import Batch, BatchPlan, TrainingBatch, WindowSource
 from fleet_forecast.training.gpu_batches import GpuBatches, GpuPlan
+from fleet_forecast.training.ranks.group import add_up, add_up_gradients, rank, rank_count
 from fleet_forecast.training.trainer_state import device_of
 
 UNCAPTURED_BATCHES = 2  # of a length before its capture, in which libraries choose and set up their kernels
@@ -36,7 +41,10 @@ Prepared = Any  # a plan, or a batch that is being built
 
 
 class Gradients(NamedTuple):
-    """prepare: call it one plan ahead. compute: sets the gradient of every parameter and returns the loss."""
+    """prepare: call it one plan ahead. compute: sets the gradient of every parameter and returns the loss.
+
+    Both are of the whole batch, whatever the number of processes.
+    """
 
     prepare: Callable[[BatchPlan], Prepared]
     compute: Callable[[Prepared], Tensor]
@@ -64,13 +72,17 @@ def gradients_of(
     if device.type != "cuda" or source.fleet.row_distances is not None:  # GPU batches do not interpolate
         keep_freed_memory()
 
-        def compute(built: Future[Batch]) -> Tensor:
+        def prepare(plan: BatchPlan) -> Future[Batch] | None:
+            own = own_share(plan)
+            return thread.submit(source.augmented_batch, own) if len(own) else None
+
+        def compute(built: Future[Batch] | None) -> Tensor:
             for tensor in trained:
                 tensor.grad.zero_()  # type: ignore[union-attr]  # flattened parameters have one
-            return _backward(model, to_device(built.result(), device))
+            return _backward(model, trained, None if built is None else to_device(built.result(), device))
 
         with ThreadPoolExecutor(1, "windows") as thread:
-            yield Gradients(lambda plan: thread.submit(source.augmented_batch, plan), compute)
+            yield Gradients(prepare, compute)
         return
     stream, outer, precision = (
         torch.cuda.Stream(device),
@@ -82,10 +94,15 @@ def gradients_of(
     stream.wait_stream(outer)
     try:
         with torch.cuda.stream(stream):
-            yield Gradients(lambda plan: plan, _CapturedGradients(model, trained, batches, batch_size))
+            yield Gradients(own_share, _CapturedGradients(model, trained, batches, batch_size))
     finally:
         outer.wait_stream(stream)
         torch.set_float32_matmul_precision(precision)
+
+
+def own_share(plan: BatchPlan) -> BatchPlan:
+    """What this process computes of a batch: all of it, or its share among the processes of the training."""
+    return plan if rank_count() == 1 else plan.share(rank(), rank_count())
 
 
 def to_device(batch: Batch, device: torch.device) -> TrainingBatch[Tensor]:
@@ -99,10 +116,39 @@ def loss_of(model: ForecastModel, windows: WindowTensors, targets: Tensor, large
     return pinball_loss(quantiles, targets, sample_weight(windows.target_scale.scale))
 
 
-def _backward(model: ForecastModel, batch: TrainingBatch[Tensor], largest_input: int | None = None) -> Tensor:
+def _backward(
+    model: ForecastModel,
+    trained: Sequence[Tensor],
+    batch: TrainingBatch[Tensor] | None,
+    largest_input: int | None = None,
+) -> Tensor:
+    """Sets the gradients, and returns the loss, of the whole batch. batch: this process's share; None: no window."""
+    if rank_count() > 1:
+        return _backward_of_share(model, trained, batch, largest_input)
+    if batch is None:
+        raise ValueError("batch: without windows; a plan has at least one")
     loss = loss_of(model, *batch, largest_input)
     loss.backward()
     return loss.detach()
+
+
+def _backward_of_share(
+    model: ForecastModel, trained: Sequence[Tensor], batch: TrainingBatch[Tensor] | None, largest_input: int | None
+) -> Tensor:
+    """As _backward, of one of several processes. Raises RankError."""
+    metrics, loss = model.targets, torch.zeros((), device=device_of(model))
+    if batch is None:
+        add_up(loss.new_zeros(1 + 2 * metrics))
+    else:
+        scale = batch.windows.target_scale.scale
+        sums = add_up(torch.cat([*WeightSums.of(scale, batch.targets)]))
+        whole = WeightSums(*sums.split([1, metrics, metrics]))
+        quantiles = model.asinh_quantiles(batch.windows, largest_input)
+        share = pinball_loss(quantiles, batch.targets, sample_weight(scale, whole), whole.total_weight)
+        share.backward()
+        loss += share.detach()
+    add_up_gradients(trained)
+    return add_up(loss)
 
 
 @dataclass
@@ -129,8 +175,10 @@ class _CapturedGradients:
     def __call__(self, plan: BatchPlan) -> Tensor:
         """As Gradients.compute."""
         self._limit_queue()
+        if not len(plan):
+            return self._compute(None, 0)
         gpu_plan, length = self.batches.plan(plan), plan.selection.encoder_steps
-        if len(plan) != self.batch_size:
+        if len(plan) != self.batch_size or rank_count() > 1:
             return self._compute(gpu_plan, length)
         if length not in self.graphs:
             self.computed[length] += 1
@@ -144,10 +192,11 @@ class _CapturedGradients:
             parameter.grad = gradient
         return graph.loss
 
-    def _compute(self, plan: GpuPlan, length: int) -> Tensor:
+    def _compute(self, plan: GpuPlan | None, length: int) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None  # so that a graph sets it instead of adding to it
-        return _backward(self.model, self.batches.batch(plan, length), self.largest_input)
+        batch = None if plan is None else self.batches.batch(plan, length)
+        return _backward(self.model, self.parameters, batch, self.largest_input)
 
     def _capture(self, plan: GpuPlan, length: int) -> _Graph:
         graph = torch.cuda.CUDAGraph()

@@ -38,6 +38,7 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
+from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.training.batches import WindowSource
@@ -48,6 +49,8 @@ TEST_ORIGIN_INTERVAL_HOURS = 8
 MAX_TEST_WINDOWS = 8_192  # scores over more windows hardly differ, time and memory do
 MAX_COMPARED_WINDOWS = 2_048  # with the champion, of each group
 MAX_EXPLAINED_WINDOWS = 48  # of each profile: means over more windows hardly differ
+MAX_FITTED_CELLS = 25_000_000  # server-steps that scaling statistics are fitted on: 2,900 servers over 30 days
+MIN_FITTED_SERVERS = 100
 MIN_DEFAULT_STEP_SECONDS = 300  # a context of 24 h in finer steps is too long for the network
 
 
@@ -55,8 +58,8 @@ MIN_DEFAULT_STEP_SECONDS = 300  # a context of 24 h in finer steps is too long f
 class Job:
     """What is trained, on which data, and how.
 
-    profiles: those the network distinguishes; empty: no profile feature. profiled_job: the same job with the profile
-    feature, whose scaling statistics and windows this one shares.
+    profiles: those the network distinguishes; empty: no profile feature. arrays: where the windows' values are.
+    profiled_job: the same job with the profile feature, whose scaling statistics and windows this one shares.
     """
 
     grid: FleetGrid
@@ -66,6 +69,7 @@ class Job:
     hidden_size: int
     device: torch.device
     settings: TrainerSettings
+    arrays: ArraysInMemory = IN_MEMORY
     profiled_job: Job | None = None
 
     def without_profiles(self) -> Job:
@@ -76,11 +80,12 @@ class Job:
     def scaling(self) -> FleetScaling:
         """Scaling statistics of the training servers before the test period.
 
-        The validation period is included: scaling statistics cannot overfit as a network does.
+        The validation period is included: scaling statistics cannot overfit as a network does. Of very many servers a
+        sample is taken, which bounds the memory.
         """
         if self.profiled_job:
             return self.profiled_job.scaling.without_profiles()
-        grid, rows = self.grid, self.split.training_servers
+        grid, rows = self.grid, self._fitted_servers()
         scaling = fit_scaling(
             grid.values[:, : self.split.test_start],
             {name: METRIC_SPECS[name].kind for name in grid.metrics},
@@ -89,6 +94,14 @@ class Job:
             rows=rows,
         )
         return replace(scaling, peer_prior=self._peer_prior(scaling))
+
+    def _fitted_servers(self) -> np.ndarray:
+        """Rows of the training servers, or of a random sample of them if they have too many cells."""
+        rows = self.split.training_servers
+        most = max(MIN_FITTED_SERVERS, MAX_FITTED_CELLS // self.split.test_start)
+        if len(rows) <= most:
+            return rows
+        return np.sort(np.random.default_rng([self.settings.seed, 4]).choice(rows, most, replace=False))
 
     @cached_property
     def peers(self) -> Peers:
@@ -115,7 +128,8 @@ class Job:
         """The fleet's windows."""
         if self.profiled_job:
             return self.profiled_job.source.without_profiles()
-        return WindowSource(self.grid, self.spec, self.scaling, self.peers if self.scaling.peer_prior else None)
+        peers = self.peers if self.scaling.peer_prior else None
+        return WindowSource(self.grid, self.spec, self.scaling, peers, self.arrays)
 
     @property
     def training_data(self) -> TrainingData:

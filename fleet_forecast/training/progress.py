@@ -22,12 +22,12 @@ class LogError(RuntimeError):
 class ProgressDisplay:
     """Completed share, remaining time and a summary of a run: a bar on a terminal, otherwise single lines."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, shown: bool = True) -> None:
+        self._title, self._shown = title, shown
         self._terminal = sys.stderr.isatty()
         self._interval_seconds = REFRESH_SECONDS if self._terminal else LINE_SECONDS
         self._shown_at = float("-inf")
-        self._bar = tqdm(total=1.0, file=sys.stderr, disable=not self._terminal, dynamic_ncols=True)
+        self._bar = tqdm(total=1.0, file=sys.stderr, disable=not (self._terminal and shown), dynamic_ncols=True)
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -43,7 +43,7 @@ class ProgressDisplay:
         `summary` is called only when something is shown, as it may wait for the GPU.
         """
         now = monotonic()
-        if now - self._shown_at < self._interval_seconds and not last:
+        if not self._shown or (now - self._shown_at < self._interval_seconds and not last):
             return
         self._shown_at = now
         text = f"{summary()}, {'took' if last else 'ETA'} {_clock(seconds if last else _remaining(share, seconds))}"

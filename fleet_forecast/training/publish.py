@@ -129,7 +129,7 @@ def _write_tables(directory: Path, evaluation: Evaluation, weights: WeightTables
 
 def data_summary(grid: FleetGrid) -> pd.DataFrame:
     """The data by profile: servers, steps without a measurement in percent, longest such time in hours."""
-    silent = np.isnan(grid.values).all(axis=2)  # [server, step]
+    silent = np.stack([np.isnan(of_server).all(axis=1) for of_server in grid.values])  # [server, step]
     longest = np.array([_longest_run(of_server) for of_server in silent]) * grid.step_seconds / 3600
     frame = pd.DataFrame(
         {

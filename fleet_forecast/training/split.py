@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -99,22 +99,18 @@ def measured_metrics(grid: FleetGrid, split: Split) -> np.ndarray:
 
     Raises TrainingError if there is no such metric, or if nothing was measured in the test period.
     """
-    measured = ~np.isnan(grid.values[:, : split.train_end]).all(axis=1)[split.training_servers].all(axis=0)
+    measured = np.zeros(len(grid.metrics), dtype=bool)
+    for row in split.training_servers:  # one after the other: a mask of all would be a quarter of the fleet in memory
+        measured |= ~np.isnan(grid.values[row, : split.train_end]).all(axis=0)
     if not measured.any():
         train_end = step_time(grid, split.train_end)
         raise TrainingError(f"values: no training server has a measurement before {train_end}; provide more data")
-    if np.isnan(grid.values[:, split.test_start :]).all():
+    if all(np.isnan(of_server[split.test_start :]).all() for of_server in grid.values):
         raise TrainingError(
             f"values: nothing was measured in the test period, from {step_time(grid, split.test_start)} on; provide "
             "more data, or a smaller --train-fraction"
         )
     return measured
-
-
-def select_metrics(grid: FleetGrid, spec: WindowSpec, kept: np.ndarray) -> tuple[FleetGrid, WindowSpec]:
-    """The grid and the window lengths for a subset of the metrics (boolean [metric])."""
-    metrics = tuple(name for name, keep in zip(grid.metrics, kept, strict=True) if keep)
-    return replace(grid, metrics=metrics, values=grid.values[..., kept]), replace(spec, metrics=metrics)
 
 
 def step_time(grid: FleetGrid, step: int) -> str:

@@ -8,6 +8,10 @@ a run's improvement happens while the learning rate falls.
 A run is determined by its counters and tensors (trainer_state.py), which are saved at intervals (checkpoint.py). A
 resumed run gives bit-identical weights on the same machine and number of threads. Exceptions: with `max_seconds` the
 learning rate depends on the clock, and a GPU adds up gradients in any order.
+
+Several processes (ranks/) draw the same batches, validate a part of the validation set each, and take the same steps.
+Clock, Ctrl-C and limits are those of the first one. Only dropout differs: its masks are drawn for each step and
+process, so that the number of processes matters as another seed does.
 """
 
 from __future__ import annotations
@@ -30,6 +34,15 @@ from fleet_forecast.training.batches import BatchPlan, BatchSampler, TrainingBat
 from fleet_forecast.training.checkpoint import Checkpointer
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of, loss_of, to_device
 from fleet_forecast.training.progress import ProgressDisplay, TensorBoardLog
+from fleet_forecast.training.ranks.group import (
+    RankError,
+    add_up,
+    ends_at_exchange,
+    first_says,
+    is_first,
+    rank,
+    rank_count,
+)
 from fleet_forecast.training.split import Split, TrainingError
 from fleet_forecast.training.trainer_state import (
     TrainerState,
@@ -134,8 +147,9 @@ class Trainer:
         model = self.state.model
         if not self.state.stopped_by:
             with (
-                ProgressDisplay(self._checkpointer.part) as display,
+                ProgressDisplay(self._checkpointer.part, is_first()) as display,
                 _interruptible() as interrupted,
+                ends_at_exchange(),
                 gradients_of(model, self.tensors.parameters, self._data.source, self._settings.batch_size) as gradients,
             ):
                 self._run(gradients, display, interrupted)
@@ -148,13 +162,17 @@ class Trainer:
         if not state.steps:
             self._validate()
         for plan, ready in gradients.prefetch(self._plans()):
-            progress, stop_requested = self._progress(), interrupted()
-            if stop_requested:  # saved as unfinished: --resume continues if the model is not published
+            try:
+                progress, reason = first_says([self._progress(), self._stop_reason(interrupted())])
+                if reason == "ctrl-c":  # saved as unfinished: --resume continues if the model is not published
+                    self._checkpointer.save(state, self.tensors)
+                state.stopped_by = reason
+                if state.stopped_by:
+                    break
+                self._step(gradients, plan, ready, progress)
+            except RankError:  # before the step, or within it and before the weights changed
                 self._checkpointer.save(state, self.tensors)
-            state.stopped_by = self._stop_reason(stop_requested)
-            if state.stopped_by:
-                break
-            self._step(gradients, plan, ready, progress)
+                raise
             if state.steps % self._validation_interval == 0:
                 self._validate()
             state.seconds = self._seconds()
@@ -215,6 +233,8 @@ class Trainer:
         self._learning_rate = settings.learning_rate * settings.learning_rate_schedule(progress)
         if state.cool_down_start:
             self._learning_rate = min(self._learning_rate, state.cool_down_learning_rate * self._cool_down_factor())
+        if rank_count() > 1:  # so that a resumed run draws the same dropout without every process's random state
+            torch.manual_seed(int(np.random.default_rng([settings.seed, 3, state.steps, rank()]).integers(2**63)))
         tensors.loss_sum += optimisation_step(tensors, gradients, ready, self._learning_rate)
         if state.batch and not plan.number:
             state.epoch += 1
@@ -325,12 +345,18 @@ def _measured_windows(data: TrainingData, servers: np.ndarray, random: np.random
 
 
 def validate(model: ForecastModel, weights: Weights, batches: ValidationSet) -> float:
-    """Mean pinball loss of `weights` on the batches; the model's own weights are restored."""
+    """Mean pinball loss of `weights` on the batches; the model's own weights are restored.
+
+    Each process of the training computes some of the batches. Raises RankError.
+    """
     own = copy_weights(model)
     load_weights(model, weights)
     model.eval()
     with torch.inference_mode():
-        loss = float(torch.stack([loss_of(model, *batch) for batch in batches]).double().mean())
+        losses = torch.zeros(len(batches), device=device_of(model))
+        for number in range(rank(), len(batches), rank_count()):
+            losses[number] = loss_of(model, *batches[number])
+        loss = float(add_up(losses).double().mean())
     load_weights(model, own)
     return loss
 

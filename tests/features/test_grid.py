@@ -114,7 +114,7 @@ def test_means_are_the_same_to_the_bit_at_any_batch_borders(borders, random):
     cells = fleet_forecast.features.grid._Cells(len(names), first, expected.steps, STEP_SECONDS)
     means = fleet_forecast.features.grid._cell_means(batches, METRICS, cells)
     for index, of_metric in enumerate(means):
-        np.testing.assert_array_equal(of_metric.reshape(len(names), -1), expected.values[:, :, index])
+        np.testing.assert_array_equal(of_metric.means().reshape(len(names), -1), expected.values[:, :, index])
 
 
 def test_the_step_is_the_lower_median_distance():

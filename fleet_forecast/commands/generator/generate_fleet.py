@@ -26,6 +26,8 @@ def generate(arguments: argparse.Namespace) -> dict[str, object]:
     rows = scenario.steps * len(scenario.fleet)
     if arguments.workers is not None and arguments.workers < 1:
         raise wrong("--workers", arguments.workers, "give 1 or more")
+    if arguments.parts is not None and not 1 <= arguments.parts <= len(scenario.fleet):
+        raise wrong("--parts", arguments.parts, f"give 1 to {len(scenario.fleet)}, the number of servers")
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     workers = min(arguments.workers or cores, 1 + rows // ROWS_PER_WORKER)
     refuse_unwritable(arguments.out_dir)
@@ -34,7 +36,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, object]:
             scenario,
             arguments.out_dir,
             lambda world, tally: metadata_of(world, tally, hours),
-            WriteOptions(sparse=arguments.offline_mode == "sparse", workers=workers),
+            WriteOptions(sparse=arguments.offline_mode == "sparse", workers=workers, parts=arguments.parts),
             bar.update,
         )
     seconds = time.perf_counter() - began

@@ -1,8 +1,9 @@
 """Writes a simulated scenario to files, in parallel and in bounded memory.
 
 Servers are simulated in groups; one worker simulates a whole group. Up to ROWS_IN_ONE_FILE rows become one file sorted
-by server and time. More rows become a folder of part files, each with the rows of a group and some days. Groups and
-parts depend on the scenario alone, so the bytes do not depend on the number of workers.
+by server and time. More rows become a folder of part files, each with the rows of a group and some days, or a wished
+number of files, each with all rows of its servers, as fleets in parts are forecast. Groups and parts depend on the
+scenario and the options alone, so the bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ Progress = Callable[[int], object]  # rows since the last call
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """sparse: offline servers have no rows. workers: processes; the files do not depend on it."""
+    """sparse: offline servers have no rows. workers: processes; the files do not depend on it.
+
+    parts: number of files, each of whole servers (one file, or files of some days).
+    """
 
     sparse: bool = False
     workers: int = 1
     rows_in_one_file: int = ROWS_IN_ONE_FILE
+    parts: int | None = None
 
 
 def write_scenario(
@@ -73,8 +78,10 @@ def write_scenario(
     Raises OSError if the folder cannot be written.
     """
     world, rows = World.of(scenario), scenario.steps * len(scenario.fleet)
-    one_file = rows <= options.rows_in_one_file
-    groups = _groups(scenario)
+    one_file = rows <= options.rows_in_one_file and options.parts is None
+    work, groups = _write_group, _groups(np.arange(len(scenario.fleet)), scenario.steps)
+    if options.parts is not None:
+        work, groups = _write_part, np.array_split(np.arange(len(scenario.fleet)), options.parts)
     jobs = [_Job(group, options.sparse, None) for group in groups]
     with working_folder(folder) as temporary:
         target = temporary / (METRICS_FILE if one_file else METRICS_FOLDER)
@@ -89,7 +96,7 @@ def write_scenario(
         else:
             target.mkdir()
             jobs = [job._replace(target=target) for job in jobs]
-            tallies = _run(world, _write_group, jobs, options.workers)
+            tallies = _run(world, work, jobs, options.workers)
             for group, part_tally in zip(groups, tallies, strict=True):
                 tally.add(part_tally)
                 progress(group.size * scenario.steps)
@@ -116,9 +123,8 @@ class _Job(NamedTuple):
     target: Path | None  # folder of the part files
 
 
-def _groups(scenario: Scenario) -> list[npt.NDArray[np.int64]]:
-    size = int(np.clip(ROWS_IN_ONE_GROUP // scenario.steps, SERVERS_IN_ONE_GROUP, 512))
-    servers = np.arange(len(scenario.fleet))
+def _groups(servers: npt.NDArray[np.int64], steps: int) -> list[npt.NDArray[np.int64]]:
+    size = int(np.clip(ROWS_IN_ONE_GROUP // steps, SERVERS_IN_ONE_GROUP, 512))
     return [servers[first : first + size] for first in range(0, servers.size, size)]
 
 
@@ -178,15 +184,34 @@ def _write_group(world: World, job: _Job) -> Tally:
     """Part files named by the first time and the first server in them."""
     scenario, tally = world.scenario, Tally()
     names = [scenario.fleet.names[server] for server in job.servers]
-    day_steps = max(1, 86_400 // scenario.step_seconds)
-    days = max(1, ROWS_IN_ONE_PART // (day_steps * len(job.servers)))
-    for number, rows in enumerate(_parts(world, job, days * day_steps)):
-        begin = scenario.timestamps(number * days * day_steps, 1)[0].astype(datetime)
+    part_steps = _steps_of_whole_days(scenario, len(job.servers))
+    for number, rows in enumerate(_parts(world, job, part_steps)):
+        begin = scenario.timestamps(number * part_steps, 1)[0].astype(datetime)
         part = f"{begin:%Y%m%dT%H%M%SZ}-{job.servers[0]:06d}.parquet"
         tally.add(count_rows(scenario, job.servers, rows))
         with pq.ParquetWriter(f"{job.target}/{part}", arrow_schema(simulated().names), **_parquet()) as file:
             _write(file, scenario, _Group(job.servers, names, job.servers - job.servers[0]), rows)
     return tally
+
+
+def _write_part(world: World, job: _Job) -> Tally:
+    """One file with all rows of the servers, named by the first of them."""
+    scenario, tally = world.scenario, Tally()
+    names = [scenario.fleet.names[server] for server in job.servers]
+    file_name = f"{job.target}/servers-{job.servers[0]:07d}.parquet"
+    with pq.ParquetWriter(file_name, arrow_schema(simulated().names), **_parquet()) as file:
+        for servers in _groups(job.servers, scenario.steps):
+            group = _Group(servers, names, servers - job.servers[0])
+            for rows in _parts(world, job._replace(servers=servers), _steps_of_whole_days(scenario, len(servers))):
+                tally.add(count_rows(scenario, servers, rows))
+                _write(file, scenario, group, rows)
+    return tally
+
+
+def _steps_of_whole_days(scenario: Scenario, servers: int) -> int:
+    """Steps of as many days as have about ROWS_IN_ONE_PART rows, which bounds the memory."""
+    day_steps = max(1, 86_400 // scenario.step_seconds)
+    return day_steps * max(1, ROWS_IN_ONE_PART // (day_steps * servers))
 
 
 def _parts(world: World, job: _Job, part_steps: int) -> Iterator[Rows]:

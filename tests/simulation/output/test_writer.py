@@ -87,6 +87,19 @@ def test_a_folder_of_parts_holds_the_same_rows_as_one_file(tmp_path, monkeypatch
     assert len(pd.read_parquet(parts)) == 36 * 700, "any parquet reader takes the folder as one data set"
 
 
+def test_files_of_whole_servers_hold_the_same_rows_as_one_file(tmp_path, monkeypatch):
+    one, _ = write(tmp_path / "one")
+    monkeypatch.setattr(writer, "ROWS_IN_ONE_PART", 5_000)
+    monkeypatch.setattr(writer, "SERVERS_IN_ONE_GROUP", 4)
+    monkeypatch.setattr(writer, "ROWS_IN_ONE_GROUP", 3_000)
+    parts, tally = write(tmp_path / "parts", parts=5)
+    pd.testing.assert_frame_equal(read_metrics(one).frame, read_metrics(tmp_path / "parts").frame)
+    servers = [set(pd.read_parquet(file)["server_name"]) for file in sorted(parts.iterdir())]
+    assert sorted(len(of_file) for of_file in servers) == [7, 7, 7, 7, 8]
+    assert len(set.union(*servers)) == 36, "no server is in two files"
+    assert tally.rows.sum() == 36 * 700
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "ROWS_IN_ONE_GROUP", 9_000)
     for name, limit in (("file", 10**9), ("parts", 10_000)):
