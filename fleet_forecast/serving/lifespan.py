@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.forwarding import Forwarder
+from fleet_forecast.serving.shards.neighbours import Neighbour, neighbours_of
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.fleet_pull import Owners
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
@@ -92,7 +94,8 @@ def _open(config: DaemonConfig) -> Daemon:
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
     alerts = AlertBook(files.alert_rules)
-    ingest = IngestSink(settings, store, config.clock, files.profile_rules)
+    neighbours = _neighbours(config)
+    ingest = IngestSink(settings, store, config.clock, files.profile_rules, _forwarder(settings, neighbours))
     owners = Owners([server.name for server in files.prometheus])
     silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
     _warn_of_unknown_profiles(files, store)
@@ -120,7 +123,23 @@ def _open(config: DaemonConfig) -> Daemon:
         clock=config.clock,
         tokens=config.tokens,
         http=config.http,
+        neighbours=neighbours,
     )
+
+
+def _neighbours(config: DaemonConfig) -> dict[int, Neighbour]:
+    """The other shards; empty where none are known."""
+    own, addresses = config.settings.own_shard, config.settings.addresses_of_shards
+    if own is None:
+        return {}
+    others = {number: address for number, address in addresses.items() if number != own.number}
+    return neighbours_of(own, others, lambda: config.tokens.shard, config.files.shard_certificates)
+
+
+def _forwarder(settings: Settings, neighbours: Mapping[int, Neighbour]) -> Forwarder | None:
+    if not settings.forward or not neighbours:
+        return None
+    return Forwarder(neighbours, settings.max_waiting_records, settings.shard_seconds)
 
 
 def _warn_of_unknown_profiles(files: ReferencedFiles, store: HistoryStore) -> None:
@@ -211,6 +230,7 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
     if daemon.forecast_writer is not None:
         await daemon.forecast_writer.close()
+    await asyncio.gather(*(each.close() for each in daemon.neighbours.values()), return_exceptions=True)
     for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

@@ -1,0 +1,77 @@
+"""Shards of one fleet in one process: a daemon each, and a network between them that a test can break."""
+
+import asyncio
+import contextlib
+import time
+from typing import NamedTuple
+
+import httpx
+
+from fleet_forecast.serving.shards.neighbours import MAX_ANSWER_BYTES
+from fleet_forecast.shard import owner_of
+from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from tests.serving.daemon_client import daemon
+
+HOST = "http://testserver"
+LIMITS = AnswerLimits(MAX_ANSWER_BYTES, 10.0)
+
+
+class Between(httpx.AsyncBaseTransport):
+    """Requests of one shard to another.
+
+    down: they fail. hangs_seconds: they take so long. answer: what is answered instead. seen: paths and headers.
+    """
+
+    def __init__(self, target):
+        self.target, self.down, self.hangs_seconds, self.answer, self.seen = target, False, 0.0, None, []
+
+    async def handle_async_request(self, request):
+        body = await request.aread()
+        self.seen.append((request.url.path, dict(request.headers), body))
+        await asyncio.sleep(self.hangs_seconds)
+        if self.down:
+            raise httpx.ConnectError("connection refused")
+        if self.answer is not None:
+            return httpx.Response(200, content=self.answer)
+        headers = {key: value for key, value in request.headers.items() if key not in ("host", "content-length")}
+        sent = self.target.request, request.method, str(request.url).replace(HOST, "")
+        got = await asyncio.to_thread(*sent, content=body, headers=headers)
+        return httpx.Response(got.status_code, headers={"content-type": "application/json"}, content=got.content)
+
+
+class Fleet(NamedTuple):
+    """clients: of the daemons, by number of the shard. links: by numbers of the asking and the asked shard."""
+
+    clients: dict
+    links: dict
+
+    def daemon(self, number):
+        return self.clients[number].app.state.daemon
+
+    def owner(self, name):
+        return owner_of(name, len(self.clients))
+
+
+@contextlib.contextmanager
+def fleet(folder, count=2, clock=time.time, changes=None, **settings):
+    """Daemons of a fleet in shards. changes: further settings of one shard, by its number."""
+    with contextlib.ExitStack() as stack:
+        clients = {}
+        for number in range(1, count + 1):
+            place = folder / f"shard{number}"
+            place.mkdir()
+            own = {"shard": f"{number}/{count}", "shard_peers": (HOST,) * count, **settings}
+            own |= (changes or {}).get(number, {})
+            clients[number] = stack.enter_context(daemon(place, clock=clock, **own))
+        links = {}
+        for asking, client in clients.items():
+            for asked, neighbour in client.app.state.daemon.neighbours.items():
+                links[asking, asked] = Between(clients[asked])
+                neighbour._client = BoundedClient(LIMITS, transport=links[asking, asked])
+        yield Fleet(clients, links)
+
+
+def names_of(shard, count, many, prefix="ppdb"):
+    """The first names of a shard's servers."""
+    names = (f"{prefix}{number:03d}" for number in range(100_000))
+    return [next(name for name in names if owner_of(name, count) == shard) for _ in range(many)]
