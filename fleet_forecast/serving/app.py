@@ -39,6 +39,7 @@ from fleet_forecast.serving.routes import (
 from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
+from fleet_forecast.serving.routes.shards import peers as shard_peers
 from fleet_forecast.serving.routes.shards import samples as shard_samples
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
@@ -50,7 +51,7 @@ DESCRIPTION = (
 PROTOCOLS = (remote_write, otlp)
 VIEWS = (heat_map, risks, past_forecasts, peer_band, series, model_evaluation)
 PARTS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
-SHARDS = (shard_samples,)
+SHARDS = (shard_samples, shard_peers)
 TOPICS = (*PARTS, *PROTOCOLS, *VIEWS, *SHARDS)
 
 

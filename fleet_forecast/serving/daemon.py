@@ -27,6 +27,7 @@ from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import PeerExchange
 from fleet_forecast.serving.shards.neighbours import Neighbour
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
@@ -62,6 +63,8 @@ class Daemon:
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)
     neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # the other shards by number
+    exchange: PeerExchange | None = None  # with these
+    waiting_shards: int = 0  # requests of other shards for peers that wait or run
     started_monotonic: float = field(default_factory=time.monotonic)
     dropped_log_lines: Counter[str] = field(default_factory=lambda: DROPPED_LINES)  # by reason
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name

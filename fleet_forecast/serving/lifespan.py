@@ -42,6 +42,7 @@ from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import PeerExchange
 from fleet_forecast.serving.shards.forwarding import Forwarder
 from fleet_forecast.serving.shards.neighbours import Neighbour, neighbours_of
 from fleet_forecast.serving.storage.store import HistoryStore
@@ -92,9 +93,10 @@ def _open(config: DaemonConfig) -> Daemon:
     """Open the store and put the parts together. Takes as long as the check of the store's file."""
     settings, files = config.settings, config.files
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
-    alerts = AlertBook(files.alert_rules)
     neighbours = _neighbours(config)
+    exchange = PeerExchange(neighbours, settings.shard_seconds, settings.stale_steps) if neighbours else None
+    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock, exchange)
+    alerts = AlertBook(files.alert_rules)
     ingest = IngestSink(settings, store, config.clock, files.profile_rules, _forwarder(settings, neighbours))
     owners = Owners([server.name for server in files.prometheus])
     silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
@@ -124,6 +126,7 @@ def _open(config: DaemonConfig) -> Daemon:
         tokens=config.tokens,
         http=config.http,
         neighbours=neighbours,
+        exchange=exchange,
     )
 
 
