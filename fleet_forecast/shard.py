@@ -18,7 +18,7 @@ _CACHED_NAMES = 100_000
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a fleet: its number, from 1, and the number of all."""
+    """One shard of a fleet: its number, from 1, and the number of all. Number 0 has no server."""
 
     number: int
     count: int
@@ -26,9 +26,9 @@ class Shard:
     @classmethod
     def of_text(cls, text: str) -> Shard:
         """Shard 2 of 8 from 2/8. Raises ValueError."""
-        found = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
-        number, count = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= number <= count <= MOST_SHARDS:
+        found = re.fullmatch(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
+        number, count = map(int, found.groups()) if found else (1, 0)
+        if not number <= count <= MOST_SHARDS:
             raise ValueError(f"is no shard; write 2/8 for the second of eight, at most {MOST_SHARDS:,}")
         return cls(number, count)
 

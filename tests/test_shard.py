@@ -35,9 +35,12 @@ def test_every_server_has_exactly_one_shard():
 def test_a_shard_is_written_as_its_number_and_the_number_of_all():
     assert Shard.of_text("2/8") == Shard(2, 8)
     assert str(Shard(2, 8)) == "2/8"
+    assert not any(Shard.of_text("0/8").has(name) for name in NAMES[:100])
 
 
-@pytest.mark.parametrize("text", ["", "2", "0/8", "9/8", "2/0", "-1/2", "2/8/1", " 2/8", "2/8 ", "2/1001", "a/b"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "00/8", "9/8", "0/0", "2/0", "-1/2", "2/8/1", " 2/8", "2/8 ", "2/1001", "a/b"]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="write 2/8"):
         Shard.of_text(text)

@@ -28,6 +28,7 @@ from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.shards.exchange import PeerExchange
+from fleet_forecast.serving.shards.hand_over import HandOver
 from fleet_forecast.serving.shards.neighbours import Neighbour
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
@@ -60,6 +61,7 @@ class Daemon:
     pullers: list[Puller]
     forecast_writer: ForecastWriter | None
     clock: Callable[[], float]  # seconds since 1970
+    hand_over: HandOver
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)
     neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # the other shards by number

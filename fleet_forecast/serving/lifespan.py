@@ -44,6 +44,7 @@ from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.shards.exchange import PeerExchange
 from fleet_forecast.serving.shards.forwarding import Forwarder
+from fleet_forecast.serving.shards.hand_over import HandOver
 from fleet_forecast.serving.shards.neighbours import Neighbour, neighbours_of
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.fleet_pull import Owners
@@ -93,6 +94,8 @@ def _open(config: DaemonConfig) -> Daemon:
     """Open the store and put the parts together. Takes as long as the check of the store's file."""
     settings, files = config.settings, config.files
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
+    if (own := settings.own_shard) is not None:
+        store.set_apart(own.has)
     neighbours = _neighbours(config)
     exchange = PeerExchange(neighbours, settings.shard_seconds, settings.stale_steps) if neighbours else None
     forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock, exchange)
@@ -127,6 +130,7 @@ def _open(config: DaemonConfig) -> Daemon:
         http=config.http,
         neighbours=neighbours,
         exchange=exchange,
+        hand_over=HandOver(store, neighbours, settings.shard_seconds),
     )
 
 
@@ -194,6 +198,7 @@ def _background_work(daemon: Daemon) -> list[Work]:
     work: list[Work] = [("model", daemon.model.watch), ("forecasts", daemon.forecasts.run), ("alerts", alerts.run)]
     work.append(("archive", daemon.archive.run))
     work.append(("drift", DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock).run))
+    work.append(("hand over", daemon.hand_over.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     work += [("pull", puller.run) for puller in daemon.pullers]
     if daemon.forecast_writer is not None:

@@ -343,6 +343,11 @@ FAMILIES: tuple[Family, ...] = (
         "Records sent to the shards that have their servers, by result; failed ones are answered with 503.",
         _forwarded,
     ),
+    _gauge(
+        "fleet_leaving_servers",
+        "Servers of other shards in the history, until these have their samples.",
+        lambda d: None if d.settings.shard is None else _one(len(d.store.leaving)),
+    ),
     _gauge("fleet_history_size_bytes", "Size of the history on disk.", lambda d: _one(d.store.size_bytes())),
     _gauge("fleet_history_waiting_records", "Records not yet on disk.", lambda d: _one(d.store.waiting_records())),
     _gauge(

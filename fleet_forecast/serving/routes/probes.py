@@ -108,6 +108,8 @@ class ShardStatus(BaseModel):
     number: int
     count: int
     forward: Annotated[bool, Field(description="records of other shards are sent to these")]
+    leaving_servers: Annotated[int, Field(description="of other shards, in the history until these have their samples")]
+    leaving_problem: Annotated[str | None, Field(description="why they are not handed over; null if they are")]
     neighbours: Annotated[list[NeighbourStatus], Field(description="the other shards whose addresses are known")]
 
 
@@ -240,6 +242,8 @@ def _shard_status(daemon: Daemon) -> dict[str, Any] | None:
         "number": own.number,
         "count": own.count,
         "forward": daemon.ingest.forwarder is not None,
+        "leaving_servers": len(daemon.store.leaving),
+        "leaving_problem": daemon.hand_over.problem,
         "neighbours": neighbours,
     }
 

@@ -53,13 +53,13 @@ class Fleet(NamedTuple):
 
 
 @contextlib.contextmanager
-def fleet(folder, count=2, clock=time.time, changes=None, **settings):
-    """Daemons of a fleet in shards. changes: further settings of one shard, by its number."""
+def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings):
+    """Daemons of a fleet in shards. changes: settings of one daemon, by its number. further: numbers beyond `count`."""
     with contextlib.ExitStack() as stack:
         clients = {}
-        for number in range(1, count + 1):
+        for number in (*range(1, count + 1), *further):
             place = folder / f"shard{number}"
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             own = {"shard": f"{number}/{count}", "shard_peers": (HOST,) * count, **settings}
             own |= (changes or {}).get(number, {})
             clients[number] = stack.enter_context(daemon(place, clock=clock, **own))
@@ -68,7 +68,12 @@ def fleet(folder, count=2, clock=time.time, changes=None, **settings):
             for asked, neighbour in client.app.state.daemon.neighbours.items():
                 links[asking, asked] = Between(clients[asked])
                 neighbour._client = BoundedClient(LIMITS, transport=links[asking, asked])
-        yield Fleet(clients, links)
+                neighbour._failed_monotonic = None
+        try:
+            yield Fleet(clients, links)
+        finally:
+            for link in links.values():  # a daemon that has ended does not answer
+                link.down = True
 
 
 def names_of(shard, count, many, prefix="ppdb"):

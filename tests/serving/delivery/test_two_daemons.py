@@ -1,0 +1,52 @@
+"""High availability: two daemons with the same servers send the same alerts; the real Alertmanager has each once."""
+
+import shutil
+
+import pytest
+
+from tests.serving.daemon_client import complete_start, daemon, post, record, wait_for
+from tests.serving.delivery.test_alertmanager import RealAlertmanager
+from tests.serving.shards.scene import names_of
+
+OWN = names_of(1, 2, 2)
+
+
+@pytest.mark.skipif(shutil.which("prometheus-alertmanager") is None, reason="prometheus-alertmanager is not installed")
+def test_two_daemons_of_one_shard_are_one_alert_in_the_alertmanager_and_the_end_of_one_ends_none(tmp_path):
+    receiver = RealAlertmanager(tmp_path)
+    receiver.start()
+    now = [complete_start(4) + 1.0]
+    flags = {"shard": "1/2", "alertmanager": receiver.url, "alert_seconds": 0.5, "clock": lambda: now[0]}
+    try:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+        with daemon(tmp_path / "a", **flags) as first, daemon(tmp_path / "b", **flags) as second:
+            for ago in (4, 3, 2, 1):
+                now[0] = complete_start(ago) + 1.0
+                for client in (first, second):  # as one agent that sends to both
+                    post(client, *(record(name, complete_start(ago), cpu_pct=99.0, mem_pct=50.0) for name in OWN))
+                now[0] = complete_start(ago) + 301.0
+                for client in (first, second):
+                    wait_for(lambda: settled(client, complete_start(ago)), 30)  # noqa: B023
+            for client in (first, second):
+                wait_for(lambda: len(client.get("/api/v1/alerts").json()["alerts"]) == len(OWN), 30)  # noqa: B023
+            wait_for(lambda: sent(first) and sent(second), 30)
+            alerts = receiver.alerts()
+            assert sorted(each["labels"]["server"] for each in alerts) == sorted(OWN)
+            fingerprints = {each["fingerprint"] for each in alerts}
+            assert len(fingerprints) == len(OWN)
+            second.app.state.daemon.notifiers[0]._firing = list  # one daemon stops sending
+            wait_for(lambda: sent(first), 30)
+            active = [each for each in receiver.alerts() if each["status"]["state"] == "active"]
+            assert {each["fingerprint"] for each in active} == fingerprints
+    finally:
+        receiver.stop()
+
+
+def settled(client, start):
+    answer = client.get(f"/api/v1/servers/{OWN[0]}/forecast")
+    return answer.status_code == 200 and answer.json()["history_steps"] > 0
+
+
+def sent(client):
+    return client.app.state.daemon.notifiers[0].sent >= len(OWN)
