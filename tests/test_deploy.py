@@ -33,7 +33,8 @@ NAMES = re.compile(r"\bfleet_[a-z_]+\b")
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory):
     values = dict.fromkeys(("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms"), 50.0)
-    with daemon(tmp_path_factory.mktemp("daemon")) as client:
+    shards = {"shard": "2/2", "shard_peers": ("http://127.0.0.1:9",) * 2, "shard_seconds": 0.1}
+    with daemon(tmp_path_factory.mktemp("daemon"), **shards) as client:
         post(client, record(**values))
         forecast_of(client)
         wait_for(lambda: "fleet_breach_probability{" in client.get("/metrics").text)
@@ -58,7 +59,7 @@ def test_promtool_accepts_scrape_configuration_and_rules(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "8 rules found" in done.stdout
+    assert "10 rules found" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="the program promtool is not installed")

@@ -110,7 +110,7 @@ class Sender(threading.Thread):
         self.url, self.stored, self.end, self.refused = url, {}, threading.Event(), 0
 
     def run(self):
-        second, first = 0, complete_start(40)
+        second, first = 0, complete_start(2)
         with httpx.Client(timeout=20) as client:
             while not self.end.is_set():
                 instant, second = iso(first + second), second + 1
@@ -121,7 +121,7 @@ class Sender(threading.Thread):
                 while not self.end.is_set() and not self._sent(client, records):
                     self.refused += 1
                     time.sleep(0.1)
-                time.sleep(0.02)
+                time.sleep(0.1)
 
     def _sent(self, client, records):
         try:
@@ -141,7 +141,7 @@ class Sender(threading.Thread):
 
 def history(url, name):
     """The raw samples of a server: value by time."""
-    answer = httpx.get(f"{url}/api/v1/servers/{name}/history", params={"raw": "true", "hours": 48})
+    answer = httpx.get(f"{url}/api/v1/servers/{name}/history", params={"raw": "true", "hours": 1})
     assert answer.status_code == 200, answer.text
     document = answer.json()
     return dict(zip(document["timestamps"], document["metrics"]["cpu_pct"], strict=True)), answer.headers

@@ -10,7 +10,7 @@ import httpx
 from fleet_forecast.serving.shards.neighbours import MAX_ANSWER_BYTES
 from fleet_forecast.shard import owner_of
 from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
-from tests.serving.daemon_client import daemon
+from tests.serving.daemon_client import daemon, wait_for
 
 HOST = "http://testserver"
 LIMITS = AnswerLimits(MAX_ANSWER_BYTES, 10.0)
@@ -24,6 +24,7 @@ class Between(httpx.AsyncBaseTransport):
 
     def __init__(self, target):
         self.target, self.down, self.hangs_seconds, self.answer, self.seen = target, False, 0.0, None, []
+        self.open = 0  # requests that the other daemon answers now
 
     async def handle_async_request(self, request):
         body = await request.aread()
@@ -35,8 +36,15 @@ class Between(httpx.AsyncBaseTransport):
             return httpx.Response(200, content=self.answer)
         headers = {key: value for key, value in request.headers.items() if key not in ("host", "content-length")}
         sent = self.target.request, request.method, str(request.url).replace(HOST, "")
-        got = await asyncio.to_thread(*sent, content=body, headers=headers)
+        got = await asyncio.to_thread(self._counted, *sent, content=body, headers=headers)
         return httpx.Response(got.status_code, headers={"content-type": "application/json"}, content=got.content)
+
+    def _counted(self, send, *arguments, **fields):
+        self.open += 1
+        try:
+            return send(*arguments, **fields)
+        finally:
+            self.open -= 1
 
 
 class Fleet(NamedTuple):
@@ -60,7 +68,7 @@ def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings
         for number in (*range(1, count + 1), *further):
             place = folder / f"shard{number}"
             place.mkdir(exist_ok=True)
-            own = {"shard": f"{number}/{count}", "shard_peers": (HOST,) * count, **settings}
+            own = {"shard": f"{number}/{count}", "shard_peers": (HOST,) * count, "shard_seconds": 1.0, **settings}
             own |= (changes or {}).get(number, {})
             clients[number] = stack.enter_context(daemon(place, clock=clock, **own))
         links = {}
@@ -74,6 +82,7 @@ def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings
         finally:
             for link in links.values():  # a daemon that has ended does not answer
                 link.down = True
+            wait_for(lambda: not any(link.open for link in links.values()), 30)
 
 
 def names_of(shard, count, many, prefix="ppdb"):
