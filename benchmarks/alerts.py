@@ -7,8 +7,9 @@
 The model is one trained on a simulated fleet; each seed is another fleet. A fleet runs eight days to fill the history.
 Then the daemon's code forecasts every step and evaluates its default rules (fleet_forecast/serving/replay). An alarm is
 a period in which any alert of a severity fires on a server. It is a true alarm if it begins between the onset of an
-incident's precursor and the end of the incident on that server; several alarms of one incident count once. All other
-alarms are false. An incident is detected if it has an alarm, and detected ahead if the alarm begins before the harm.
+incident's precursor and half an hour after the end of the incident on that server; several alarms of one incident count
+once. All other alarms are false. An incident is detected if it has an alarm, and detected ahead if the alarm begins
+before the harm; incidents that are cut off by the beginning or the end of the evaluated time only explain alarms.
 Precision depends on the rate of incidents: it is given at the rate of the replay (--incident-rate, high enough for a
 week to have many) and at the simulator's usual rate of one incident per server and month, with the measured false
 alarms.
@@ -39,7 +40,7 @@ from data_contract import METRIC_SPECS, METRICS  # noqa: E402 - in the parent fo
 from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
-from fleet_forecast.risk.alarms import hysteresis  # noqa: E402
+from fleet_forecast.risk.alarms import AFTER_SECONDS, Matched, hysteresis, match  # noqa: E402
 from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
@@ -47,7 +48,6 @@ from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa
 from fleet_forecast.serving.alerting.rules import AlertRules  # noqa: E402
 from fleet_forecast.serving.alerting.severity import SEVERITIES  # noqa: E402
 from fleet_forecast.serving.forecasts.snapshot import ModelView  # noqa: E402
-from fleet_forecast.serving.replay import judgement  # noqa: E402
 from fleet_forecast.serving.replay.cycles import replay_cycles  # noqa: E402
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
@@ -72,8 +72,17 @@ CALM_MINUTES_AFTER = 120  # after an incident; only later scores of its server c
 
 
 @dataclass(frozen=True)
-class Incident(judgement.Incident):
-    """One labelled incident; alarms count from its onset to its end."""
+class Incident:
+    """One labelled incident; seconds since 1970.
+
+    server: row. onset: of the precursor. start, end: of the harm. is_whole: whether all of it is in the evaluated time.
+    """
+
+    server: int
+    onset: float
+    start: float
+    end: float
+    is_whole: bool = True
 
     @property
     def has_long_precursor(self) -> bool:
@@ -114,9 +123,16 @@ def simulate(engine: Engine, seed: int, servers: int, hours: float, rate: float)
     chosen = [simulated().positions[name] for name in engine.config.targets]
     began, events = float(START.astype(np.int64)), world.events
     incidents = tuple(
-        Incident(int(server), began + float(onset), began + float(start), began + float(end))
-        for server, onset, start, end in zip(events.server, events.onset, events.start, events.end, strict=True)
-        if first * step_seconds <= onset and end <= steps * step_seconds
+        Incident(int(server), began + float(onset), began + float(start), began + float(end), bool(whole))
+        for server, onset, start, end, whole in zip(
+            events.server,
+            events.onset,
+            events.start,
+            events.end,
+            (first * step_seconds <= events.onset) & (events.end <= steps * step_seconds),
+            strict=True,
+        )
+        if end > first * step_seconds
     )
     times = world.scenario.timestamps().astype(np.int64)
     profiles = tuple(str(fleet.profile(server)) for server in range(len(fleet)))
@@ -203,13 +219,14 @@ def evaluate(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float)
     ahead: dict[bool, list[bool]] = {True: [], False: []}
     for on, weeks in zip(firing, fleets, strict=True):
         complete = weeks.times[weeks.first :] + float(weeks.times[1] - weeks.times[0])  # a step is evaluated then
-        judged = judgement.judge(on, complete, weeks.incidents)
-        false += int(judged.false.sum())
-        for incident, alarm in zip(weeks.incidents, judged.alarms, strict=True):
-            found[incident.has_long_precursor].append(alarm is not None)
-            ahead[incident.has_long_precursor].append(alarm is not None and alarm < incident.start)
-            if alarm is not None and incident.has_long_precursor:
-                leads.append((incident.start - alarm) / 60)
+        matched = matched_alarms(on, complete, weeks)
+        false += int(matched.false.sum())
+        for incident, alarm in zip(weeks.incidents, matched.hits.tolist(), strict=True):
+            if incident.is_whole:
+                found[incident.has_long_precursor].append(not np.isnan(alarm))
+                ahead[incident.has_long_precursor].append(alarm < incident.start)
+                if not np.isnan(alarm) and incident.has_long_precursor:
+                    leads.append((incident.start - alarm) / 60)
     right = sum(found[True]) + sum(found[False])
     months = sum(weeks.server_weeks for weeks in fleets) / (30 / 7)
 
@@ -229,6 +246,12 @@ def evaluate(firing: Sequence[np.ndarray], fleets: Sequence[Weeks], rate: float)
         if leads
         else None,
     }
+
+
+def matched_alarms(on: np.ndarray, seconds: np.ndarray, weeks: Weeks) -> Matched:
+    """Alarms [server, step] that are on, by incident. seconds: [step], when each step was evaluated."""
+    windows = ((incident.server, incident.onset, incident.end + AFTER_SECONDS) for incident in weeks.incidents)
+    return match(on, seconds, windows)
 
 
 def compare(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, dict[str, Any]]:
@@ -258,8 +281,8 @@ def false_alarms(made: Sequence[PastAlerts], fleets: Sequence[Weeks], severity: 
     reasons: Counter[str] = Counter()
     after = 0
     for past, weeks in zip(made, fleets, strict=True):
-        judged = judgement.judge(past.firing[severity], past.seconds, weeks.incidents)
-        for row, step in np.argwhere(judged.false).tolist():
+        matched = matched_alarms(past.firing[severity], past.seconds, weeks)
+        for row, step in np.argwhere(matched.false).tolist():
             moment = past.seconds[step]
             firing = [
                 alert.reason
@@ -392,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, result in methods.items():
         if isinstance(result, dict):
             print(f"{name:>26}  " + "  ".join(f"{key} {value}" for key, value in result.items()), file=sys.stderr)
-    incidents = [incident for weeks in fleets for incident in weeks.incidents]
+    incidents = [incident for weeks in fleets for incident in weeks.incidents if incident.is_whole]
     summary = {
         "model": engine.model_id,
         "seeds": arguments.seeds,

@@ -6,8 +6,9 @@
 The model is one trained on a simulated fleet. The servers are unseen (another seed) and run without incidents or
 outages. At each origin the simulator is forked 200 times: the same present, independent futures. Their quantiles are
 the best possible forecast: they use the server's parameters and the state of its noise; the model uses 24 hours of
-measurements. The limit, the model and the baselines are scored at the same quantiles on the same points: one more
-future, drawn independently of the forks. Origins are 37 hours apart, so that all hours and kinds of day occur.
+measurements, and what its peers did in the last week. The limit, the model, the model without peers and the baselines
+are scored at the same quantiles on the same points: one more future, drawn independently of the forks. Origins are 37
+hours apart, so that all hours and kinds of day occur.
 
 Quantiles of a sample are a little worse than those of the distribution. The excess is inversely proportional to the
 size of the sample, so scoring half of the forks measures it: the excess is printed, and the ratio without it.
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from fleet_forecast.evaluation.backtest import MEAN, MODEL, Backtest, best_baseline  # noqa: E402
 from fleet_forecast.evaluation.baselines import Observed, baseline_forecasts  # noqa: E402
+from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
@@ -43,11 +45,12 @@ from server_profiles import ServerProfile  # noqa: E402
 # --- settings -------------------------------------------------------------------------------------------------------
 
 FORKS = 200
-HISTORY_HOURS = 24
+HISTORY_HOURS, PEER_HOURS = 24, 192
 ORIGIN_EVERY_HOURS = 37
 START = np.datetime64("2026-10-05T00:00:00", "s")  # a Monday; no market holiday in the weeks after it
 FLEET_SEED, FIRST_NUMBER = 20_261_005, 501  # numbers that no other simulated fleet uses
 LIMIT, HALF = "limit", ("half of the forks", "other half")
+ALONE = "model, no peers"
 TARGET_RATIO = 1.15
 
 
@@ -55,10 +58,12 @@ TARGET_RATIO = 1.15
 class Origin:
     """One forecast origin; the arrays have the model's order of metrics and no NaN.
 
-    history, future: float32 [server, step, metric]. forks: float32 [fork, server, step, metric].
+    past, history, future: float32 [server, step, metric]; history is the last day of the past. forks: float32 [fork,
+    server, step, metric].
     """
 
     time: np.datetime64
+    past: np.ndarray
     history: np.ndarray
     future: np.ndarray
     forks: np.ndarray
@@ -75,7 +80,8 @@ def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
     """Simulate the fleet from START on; fork the simulator at each origin."""
     config = engine.config
     hour = 3600 // config.step_seconds
-    known, horizon, every = HISTORY_HOURS * hour, config.horizon_steps, ORIGIN_EVERY_HOURS * hour
+    horizon, every, own = config.horizon_steps, ORIGIN_EVERY_HOURS * hour, HISTORY_HOURS * hour
+    known = PEER_HOURS * hour
     steps = known + (count - 1) * every + horizon
     scenario = Scenario(fleet, START, steps, config.step_seconds, config.calendar, incident_rate=0.0, outage_rate=0.0)
     metrics = [simulated().positions[name] for name in config.targets]
@@ -83,34 +89,42 @@ def origins_of(fleet: Fleet, engine: Engine, count: int) -> Iterator[Origin]:
     seen = simulator.advance(known).metrics  # [metric, server, step]
     for number in range(count):
         forks = simulator.forks(horizon, range(number * FORKS, (number + 1) * FORKS))[..., metrics]
-        history = seen[:, :, -known:]
-        seen = np.concatenate([history, simulator.advance(min(every, steps - simulator.step)).metrics], axis=2)
+        past = seen[:, :, -known:]
+        seen = np.concatenate([past, simulator.advance(min(every, steps - simulator.step)).metrics], axis=2)
         future = seen[:, :, known : known + horizon]
         time = scenario.timestamps(known + number * every - 1, 1)[0]
-        yield Origin(time, history[metrics].transpose(1, 2, 0), future[metrics].transpose(1, 2, 0), forks)
+        past, future = (values[metrics].transpose(1, 2, 0) for values in (past, future))
+        yield Origin(time, past, past[:, -own:], future, forks)
 
 
-def forecasts_at(origin: Origin, engine: Engine, profiles: Sequence[str]) -> dict[str, np.ndarray]:
+def forecasts_at(origin: Origin, engine: Engine, fleet: Fleet) -> dict[str, np.ndarray]:
     """Every method's quantiles at one origin: [server, horizon, metric, quantile]."""
     quantiles, horizon = engine.config.quantiles, engine.config.horizon_steps
+    profiles = [str(fleet.profile(server)) for server in range(len(fleet))]
+    step_seconds, steps = engine.config.step_seconds, origin.past.shape[1]
+    start = origin.time.astype("datetime64[s]") - np.timedelta64((steps - 1) * step_seconds, "s")
+    grid = FleetGrid(fleet.names, tuple(profiles), engine.config.targets, start, step_seconds, origin.past)
+    peers = grid.peers()._replace(values=origin.past)
     samples = (origin.forks, origin.forks[: FORKS // 2], origin.forks[FORKS // 2 :])
     drawn = {
         name: np.moveaxis(np.quantile(forks, quantiles, axis=0), 0, -1).astype(np.float32)
         for name, forks in zip((LIMIT, *HALF), samples, strict=True)
     }
-    model = engine.forecast(origin.history, profiles, origin.time)
+    model = {
+        MODEL: engine.forecast(origin.history, profiles, origin.time, peers),
+        ALONE: engine.forecast(origin.history, profiles, origin.time),
+    }
     observed = Observed(origin.history, horizon, engine.config.spec.day_steps, quantiles)
-    return {MODEL: model, **drawn} | baseline_forecasts(observed)
+    return model | drawn | baseline_forecasts(observed)
 
 
 def run(engine: Engine, servers: int, count: int) -> tuple[Backtest, list[np.datetime64]]:
     """Backtest of all methods, and the origins' times; rows are servers, origins are numbered."""
     fleet = unseen_fleet(servers)
-    profiles = [str(fleet.profile(server)) for server in range(len(fleet))]
     parts: dict[str, list[np.ndarray]] = {}
     actual, times, changes = [], [], []
     for origin in tqdm(origins_of(fleet, engine, count), total=count, unit="origin", file=sys.stderr):
-        for name, values in forecasts_at(origin, engine, profiles).items():
+        for name, values in forecasts_at(origin, engine, fleet).items():
             parts.setdefault(name, []).append(values)
         actual.append(origin.future)
         times.append(origin.time)
@@ -131,10 +145,10 @@ def run(engine: Engine, servers: int, count: int) -> tuple[Backtest, list[np.dat
 def table_of(scores: pd.DataFrame, best: str) -> pd.DataFrame:
     """One row per metric and the mean: WQL of limit, model and best baseline, ratios to the limit, coverage."""
     by_method = scores.set_index(["method", "metric"])
-    shown = {LIMIT: LIMIT, MODEL: MODEL, best: best}
+    shown = {LIMIT: LIMIT, MODEL: MODEL, ALONE: ALONE, best: best}
     table = pd.DataFrame({name: by_method.loc[name]["wql"] for name in shown})
-    table["model/limit"] = table[MODEL] / table[LIMIT]
-    table[f"{best}/limit"] = table[best] / table[LIMIT]
+    for name in (MODEL, ALONE, best):
+        table[f"{name}/limit"] = table[name] / table[LIMIT]
     for band in (80, 96):
         for name in shown:
             table[f"{name} covers {band} %"] = by_method.loc[name][f"coverage_{band}"]
@@ -161,7 +175,7 @@ def result_of(made: Backtest, times: Sequence[np.datetime64], engine: Engine) ->
     """Print the tables; returns the content of the JSON line."""
     scores = made.scores()
     means = _means(scores)
-    baselines = scores[~scores["method"].isin([LIMIT, *HALF])]
+    baselines = scores[~scores["method"].isin([LIMIT, ALONE, *HALF])]
     best = best_baseline(baselines)
     table, origins = table_of(scores, best), by_origin(made, times, engine.config.calendar.timezone)
     limit, model = means[LIMIT], means[MODEL]
@@ -184,6 +198,7 @@ def result_of(made: Backtest, times: Sequence[np.datetime64], engine: Engine) ->
         if len(ratios) > 1
         else None,
         "model_over_limit_without_excess": round(model / (limit - excess), 4),
+        "model_without_peers_over_limit": round(means[ALONE] / limit, 4),
         "target": TARGET_RATIO,
         "best_baseline": best,
         "best_baseline_over_limit": round(means[best] / limit, 4),

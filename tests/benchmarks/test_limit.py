@@ -20,14 +20,15 @@ def engine(tiny_model_dir):
 def test_past_and_future_of_an_origin_are_one_undisturbed_simulation(engine):
     fleet = limit.unseen_fleet(7)
     origins = list(limit.origins_of(fleet, engine, 2))
-    steps = (24 + limit.ORIGIN_EVERY_HOURS) * HOUR + engine.config.horizon_steps
+    steps = (limit.PEER_HOURS + limit.ORIGIN_EVERY_HOURS) * HOUR + engine.config.horizon_steps
     scenario = Scenario(fleet, limit.START, steps, 300, engine.config.calendar, incident_rate=0.0, outage_rate=0.0)
     metrics = [simulated().positions[name] for name in engine.config.targets]
     whole = simulate(scenario).metrics[:, :, metrics]
     for number, origin in enumerate(origins):
-        last = 24 * HOUR - 1 + number * limit.ORIGIN_EVERY_HOURS * HOUR
+        last = limit.PEER_HOURS * HOUR - 1 + number * limit.ORIGIN_EVERY_HOURS * HOUR
         assert origin.time == scenario.timestamps(last, 1)[0]
         np.testing.assert_array_equal(origin.history, whole[:, last - 24 * HOUR + 1 : last + 1])
+        np.testing.assert_array_equal(origin.past, whole[:, last - limit.PEER_HOURS * HOUR + 1 : last + 1])
         np.testing.assert_array_equal(origin.future, whole[:, last + 1 : last + 1 + engine.config.horizon_steps])
 
 

@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { empty, h, table } from "./dom.js";
 import { lifeSections } from "./model_life.js";
 import { drawCalibration, drawColdStart, drawHorizon, drawLoss, drawProfiles } from "./model_charts.js";
-import { date, duration, metricName, number, share, time } from "./text.js";
+import { date, duration, metricName, number, score, share, time } from "./text.js";
 
 const METHODS = {
   model: "model", naive: "last value", seasonal_naive: "value a day before", window_quantiles_6h: "quantiles of 6 h",
@@ -66,8 +66,8 @@ function liveSection({ live, evaluation }) {
     { title: "Values", number: true, cell: (row) => row.scored.toLocaleString() },
     { title: "In the 80 % band", number: true, cell: (row) => h("span", { class: Math.abs(row.coverage_80 - 80) > 15 ? "warn" : "", text: share(row.coverage_80) }) },
     { title: "In the test", number: true, cell: (row) => (trained(row) ? share(trained(row).coverage_80) : "–") },
-    { title: "WQL", number: true, cell: (row) => number(row.wql) },
-    { title: "In the test", number: true, cell: (row) => (trained(row) ? number(trained(row).wql) : "–") },
+    { title: "WQL", number: true, cell: (row) => score(row.wql) },
+    { title: "In the test", number: true, cell: (row) => (trained(row) ? score(trained(row).wql) : "–") },
   ];
   const none = empty("Not yet known", h("p", { text: "Forecasts of an hour ahead are compared with what is measured, from an hour after the start of the daemon on." }));
   return [h("section", { class: "panel" }, h("h2", { text: "How it does now" }),
@@ -81,8 +81,8 @@ function scoreSections(training) {
   if (!training?.scores) return [];
   const columns = [
     { title: "Method", cell: (row) => h(row.method === "model" ? "b" : "span", { text: METHODS[row.method] || row.method }) },
-    ...["wql", "mase", "wape"].map((score) => ({ title: score.toUpperCase(), number: true, cell: (row) => number(row[score]) })),
-    ...["coverage_80", "coverage_96"].map((score) => ({ title: `In ${score.slice(-2)} % band`, number: true, cell: (row) => share(row[score]) })),
+    ...["wql", "mase", "wape"].map((name) => ({ title: name.toUpperCase(), number: true, cell: (row) => score(row[name]) })),
+    ...["coverage_80", "coverage_96"].map((name) => ({ title: `In ${name.slice(-2)} % band`, number: true, cell: (row) => share(row[name]) })),
   ];
   return Object.entries(GROUPS).filter(([group]) => training.scores[group]).map(([group, title]) => h("section", { class: "panel" },
     h("h2", { text: title }),

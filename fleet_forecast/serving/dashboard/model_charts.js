@@ -4,10 +4,11 @@ import { axis, colour, darkQuery, draw, onPaper, plain } from "./plots.js";
 
 const HEIGHT_PX = 240;
 const LEGEND_ROW_PX = 20, LEGEND_KEY_PX = 50, LETTER_PX = 6.6, MOST_LEFT_PX = 180;
-// Lines that colour-blind people can tell apart: colours of viridis and their dashes.
+// Lines that colour-blind people can tell apart: colours of viridis and dashes, of which there is one less than colours, so
+// that a colour returns with another dash.
 const SERIES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b8860b", "#d95f02", "#7f7f7f"];
 const DARK_SERIES = ["#c9a0ff", "#8fb3ff", "#4cc9c0", "#8fe08a", "#fde725", "#ff9f50", "#b5b5b5"];
-const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "solid", "dash"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 
 // A chart with a legend below it, which has more rows on a narrow screen.
 function drawWithLegend(plot, traces, layout, left = 48) {

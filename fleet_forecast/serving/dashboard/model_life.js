@@ -1,7 +1,7 @@
 // Model view: whether to train again, the model before, and recent forecasts beside those of the test period.
 
 import { h, table } from "./dom.js";
-import { count, metricName, number, share, time } from "./text.js";
+import { count, metricName, number, score, share, time } from "./text.js";
 
 const HORIZON = "4h";
 
@@ -35,9 +35,9 @@ function recentSection(recent) {
     { title: "Values", number: true, cell: (row) => row.scored.toLocaleString() },
     { title: "In the 80 % band", number: true, cell: (row) => share(row.coverage_80) },
     { title: "In the test", number: true, cell: (row) => share(row.test_coverage_80) },
-    { title: "WQL", number: true, cell: (row) => number(row.wql) },
-    { title: "In the test", number: true, cell: (row) => (row.test_wql === null ? "–" : number(row.test_wql)) },
-    { title: "Quantiles of 24 h", number: true, cell: (row) => number(row.baseline_wql) },
+    { title: "WQL", number: true, cell: (row) => score(row.wql) },
+    { title: "In the test", number: true, cell: (row) => (row.test_wql === null ? "–" : score(row.test_wql)) },
+    { title: "Quantiles of 24 h", number: true, cell: (row) => score(row.baseline_wql) },
   ];
   return h("section", { class: "panel" }, h("h2", { text: "The last seven days by profile" }),
     h("p", { class: "hint", text: "Forecasts of four hours ahead, one an hour, beside those of the test period and the quantiles of the last 24 hours." }),

@@ -19,6 +19,9 @@ export function number(value, digits = 3) {
   return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString() : String(Number(value.toPrecision(digits)));
 }
 
+// A score in a column: the same number of decimals in all rows.
+export const score = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
+
 export function percent(share) {
   if (share === null || share === undefined) return "–";
   const value = 100 * share;

@@ -59,7 +59,7 @@ def test_a_sudden_alert_is_a_page_at_once():
 
 def test_a_measured_curve_replaces_the_probabilities():
     detector = GivenDetector(curve=CURVE)  # page at 0.7, watch at 0.3
-    book = AlertBook(AlertRules(), [detector])
+    book = AlertBook(AlertRules(page_false_alarms_per_server_month=0.3), [detector])
     assert run(book, detector, [0.69, 0.69]) == [(2, WATCH, False)]
     assert run(book, detector, [0.71, 0.71], 3) == [(4, PAGE, False)]
 
