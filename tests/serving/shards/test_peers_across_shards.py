@@ -10,6 +10,7 @@ import pytest
 
 from data_contract import METRICS
 from fleet_forecast.features.peers import MAX_MEMBERS
+from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.shards.exchange import PEERS_PATH, PeerExchange
 from fleet_forecast.serving.shards.foreign_peers import ForeignPeers
 from fleet_forecast.serving.shards.neighbours import Neighbour
@@ -51,12 +52,12 @@ class Network(httpx.AsyncBaseTransport):
 class Shards:
     """Scenes of all shards, and of one daemon that has all servers."""
 
-    def __init__(self, folder, count):
+    def __init__(self, folder, count, engine=None):
         self.count, self.network = count, Network()
-        self.whole = Scene(self._folder(folder, "whole"), FakeEngine(SMALL))
+        self.whole = Scene(self._folder(folder, "whole"), engine or FakeEngine(SMALL))
         self.parts = {}
         for number in range(1, count + 1):
-            scene = Scene(self._folder(folder, number), FakeEngine(SMALL))
+            scene = Scene(self._folder(folder, number), engine or FakeEngine(SMALL))
             others = [k for k in range(1, count + 1) if k != number]
             client = BoundedClient(AnswerLimits(10**7, 5.0), transport=self.network)
             neighbours = {k: Neighbour(Shard(k, count), f"http://shard{k}", client, lambda: None) for k in others}
@@ -136,8 +137,8 @@ class Shards:
 
 
 @contextlib.contextmanager
-def shards_of(folder, count):
-    made = Shards(folder, count)
+def shards_of(folder, count, engine=None):
+    made = Shards(folder, count, engine)
     try:
         yield made
     finally:
@@ -171,6 +172,26 @@ def test_the_table_of_each_shard_is_that_of_one_daemon_through_changes(three):
     three.assert_exact()
     three.cycle(step=1)
     three.assert_exact()
+
+
+def test_forecasts_are_those_of_one_daemon_but_for_the_rounding_of_other_batches(tmp_path, tiny_model_dir):
+    """Relative tolerance 1e-4: the engine sums in another order for other batches."""
+    names = [f"ppdb{n}" for n in range(7)] + [f"ppweb{n}" for n in range(5)]
+    with shards_of(tmp_path, 2, Engine.load(tiny_model_dir, device="cpu")) as two:
+        random = np.random.default_rng(0)
+        two.measure_all([(name, ago, float(random.uniform(20, 80))) for name in names[:-1] for ago in range(1, 40)])
+        two.measure_all([(names[-1], 1, 50.0)])  # a new server rests on its peers
+        two.cycle()
+        two.assert_exact()
+        whole = two.whole.forecasts.snapshot.forecasts
+        for scene in two.parts.values():
+            for name, forecast in scene.forecasts.snapshot.forecasts.items():
+                np.testing.assert_allclose(forecast.quantiles, whole[name].quantiles, rtol=1e-4, atol=1e-3)
+        owner = two.parts[owner_of(names[-1], 2)]
+        alone = owner.engine.forecast(
+            np.full((1, 48, 3), np.nan, np.float32), ["web_api"], np.array(["2027-01-15T08:00:00"], "datetime64[s]")
+        )
+        assert np.abs(alone[0].transpose(1, 2, 0) - whole[names[-1]].quantiles).max() > 0.5
 
 
 def test_of_more_servers_than_a_table_has_the_same_are_chosen(tmp_path):
