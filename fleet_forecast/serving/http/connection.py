@@ -7,10 +7,10 @@ import fcntl
 import logging
 import sys
 import termios
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fleet_forecast.serving.http.connection_table import ConnectionTable, State
 
@@ -35,6 +35,7 @@ class BoundedHttp(HttpToolsProtocol):
     table: ClassVar[ConnectionTable]
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None  # `cycle` is the newest request, which may wait for this one
     _awaiting_headers = False
     _receiving_body = False  # from the end of the headers to the end of the message, trailers included
     _non_body_bytes = 0  # received since the message began, or since the last bytes of its body
@@ -47,9 +48,17 @@ class BoundedHttp(HttpToolsProtocol):
             self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the running request as well: uvicorn tells the newest one only, and an event stream would never end."""
         self._stop_timers()
         self.table.remove(self.transport)
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse the data; close the connection if headers, trailers or chunk framing exceed MAX_HEADER_BYTES."""

@@ -155,6 +155,26 @@ def test_few_pipelined_requests_are_answered_and_many_close_the_connection(count
         assert len(started) <= MAX_PIPELINED + 1
 
 
+def test_a_request_with_another_one_behind_it_learns_that_its_client_is_gone():
+    ended = []
+
+    async def stream(_scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        received = {"type": ""}
+        while received["type"] != "http.disconnect":
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    received = await receive()
+        ended.append(True)
+
+    with serving(stream) as (connected, _):
+        client = connected((GET + b"\r\n") * 2)
+        assert b"first" in client.recv(65536)
+        client.close()
+        wait_for(lambda: ended, 5.0)
+
+
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 BAD_UPGRADES = {
