@@ -81,7 +81,8 @@ def measure(servers: int, count: int) -> dict[str, float]:
         for each in shards:
             each.put(step, values)
     last = FIRST + STEPS - 1
-    first, found = shards[0], {}
+    first = shards[0]
+    found: dict[str, float] = {}
     for cycle, label in enumerate(("lists", "start", "step")):
         changed = {last} if cycle == 2 else set()
         for each in shards:
