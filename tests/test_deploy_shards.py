@@ -17,7 +17,7 @@ from fleet_forecast.serving.settings import load_settings
 
 DEPLOY = Path(tft_inference.__file__).parent / "deploy"
 CHART = DEPLOY / "kubernetes"
-KUBERNETES = ("1.25", "1.31")
+OLDEST, USUAL = "1.25", "1.31"  # versions of Kubernetes
 
 
 def rendered(**values):
@@ -39,15 +39,14 @@ def test_helm_lints_the_chart_without_warnings():
     assert [each for each in found["messages"] if each["severity"] > 1] == []  # 1: an icon is recommended
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize(
-    "values",
+    ("values", "version"),
     [
-        {},
-        {"shards": 1},
-        {"shards": 3, "training": {"enabled": False}, "router": {"enabled": False}},
-        {"networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}},
-        {"existingSecret": "own", "models": {"existingClaim": "own"}, "history": {"storageClass": "fast"}},
+        ({}, OLDEST),
+        ({}, USUAL),
+        ({"shards": 1, "training": {"enabled": False}, "router": {"enabled": False}}, USUAL),
+        ({"networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}}, USUAL),
+        ({"existingSecret": "own", "models": {"existingClaim": "own"}, "history": {"storageClass": "fast"}}, USUAL),
     ],
 )
 def test_each_object_keeps_the_schema_of_kubernetes(values, version):

@@ -14,7 +14,7 @@ import numpy as np
 from tenacity import AsyncRetrying, RetryCallState
 
 from fleet_forecast.retry import back_off
-from fleet_forecast.serving.shards.forwarding import RECORDS_PER_REQUEST, SAMPLES_PATH, answer_of, record_of
+from fleet_forecast.serving.shards.forwarding import SAMPLES_PATH, answer_of, record_of, records_per_request
 from fleet_forecast.serving.shards.neighbours import Neighbour, ShardError
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.samples import KnownServer, Sample
@@ -72,12 +72,12 @@ class HandOver:
     async def _send(self, neighbour: Neighbour, server: KnownServer) -> None:
         """Send all samples of a server. Raises ShardError if the shard does not have all of them then."""
         waiting: list[Sample] = []
-        step_seconds = self._store.step_seconds
+        step_seconds, most = self._store.step_seconds, records_per_request()
         async for samples in self._samples_of(server):
             waiting += samples
-            while len(waiting) >= RECORDS_PER_REQUEST:
-                await self._post(neighbour, waiting[:RECORDS_PER_REQUEST])
-                waiting = waiting[RECORDS_PER_REQUEST:]
+            while len(waiting) >= most:
+                await self._post(neighbour, waiting[:most])
+                waiting = waiting[most:]
         if waiting:
             await self._post(neighbour, waiting)
         if self._store.step_seconds != step_seconds:  # with other steps some samples may not have been read
@@ -88,7 +88,7 @@ class HandOver:
         answer = answer_of(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, QUERY))
         refused = next((why for why in answer.rejected.values() if why[0] in _LEFT), None)
         if refused is not None:
-            raise neighbour.failed(f"it rejects history of {samples[0].server_name}: {refused[2]}")
+            raise ShardError(f"shard {neighbour.shard} rejects history of {samples[0].server_name}: {refused[2]}")
 
     async def _samples_of(self, server: KnownServer) -> AsyncIterator[list[Sample]]:
         """The samples of a server in the order of time; of steps whose samples were deleted, their means."""

@@ -12,6 +12,7 @@ from tests.serving.shards.scene import names_of
 OWN = names_of(1, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus-alertmanager") is None, reason="prometheus-alertmanager is not installed")
 def test_two_daemons_of_one_shard_are_one_alert_in_the_alertmanager_and_the_end_of_one_ends_none(tmp_path):
     receiver = RealAlertmanager(tmp_path)

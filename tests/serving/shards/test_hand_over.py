@@ -20,7 +20,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("fleet_forecast.serving.shards.neighbours.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("fleet_forecast.serving.shards.hand_over.FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr("fleet_forecast.serving.shards.hand_over.LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr("fleet_forecast.serving.shards.hand_over.RECORDS_PER_REQUEST", 25)
+    monkeypatch.setattr("fleet_forecast.serving.shards.forwarding.CELLS_PER_REQUEST", 150)
 
 
 def fill(shards):
@@ -103,17 +103,19 @@ def test_while_the_new_shard_is_away_nothing_is_deleted_and_the_old_one_does_not
         assert contents(two) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_history_that_the_new_shard_has_no_room_for_stays(tmp_path):
     with fleet(tmp_path, 2) as two:
         fill(two)
         before = contents(two)
     with fleet(tmp_path, 3, changes={3: {"max_servers": 2}}) as three:
-        wait_for(lambda: "it rejects history" in (three.daemon(1).hand_over.problem or ""), 30)
-        wait_for(lambda: "it rejects history" in (three.daemon(2).hand_over.problem or ""), 30)
+        wait_for(lambda: "rejects history" in (three.daemon(1).hand_over.problem or ""), 30)
+        wait_for(lambda: "rejects history" in (three.daemon(2).hand_over.problem or ""), 30)
         assert without_shard(contents(three)) == without_shard(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_shard_that_is_taken_away_gives_its_servers_to_the_others(tmp_path):
     with fleet(tmp_path, 3) as three:
