@@ -26,7 +26,8 @@ def test_peers_of_both_shards_are_those_of_each_server(shards):
         wait_for(lambda: forecast_of(shards.clients[number], names[0])["peers"]["count"] == 4)  # noqa: B023
     status = shards.clients[1].get("/status").json()["shard"]
     (neighbour,) = status.pop("neighbours")
-    assert status == {"number": 1, "count": 2, "forward": False}
+    nothing = {"forward": False, "leaving_servers": 0, "leaving_problem": None}
+    assert status == {"number": 1, "count": 2, **nothing}
     assert neighbour == {"number": 2, "address": "http://testserver", "missing": False, "peers": 2, "problem": None}
     page = shards.clients[1].get("/metrics").text
     assert 'fleet_shard_info{shard="1",shards="2"} 1' in page
