@@ -204,7 +204,7 @@ class ForecastLoop:
             listener(self.snapshot)
         self.statistics.count(len(fresh), time.perf_counter() - started, whole_fleet)
         if whole_fleet:
-            await self._expire(engine, complete_step)
+            await _expire(self._store, self._settings, engine, complete_step)
         return True
 
     async def on_request(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -325,16 +325,17 @@ class ForecastLoop:
             model=ModelView.of(engine),
         )
 
-    async def _expire(self, engine: Engine, complete_step: int) -> None:
-        """Delete data older than the retention before the newest data: a clock far ahead deletes nothing."""
-        known = list(self._store.servers.values())  # a copy: other threads add servers meanwhile
-        newest = max((self._store.last_step(server.server_id) or 0 for server in known), default=complete_step)
-        now = min(complete_step, newest)
-        kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
-        means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)
-        new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
-        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept, now - new_kept)):
-            await asyncio.sleep(0)
+
+async def _expire(store: HistoryStore, settings: Settings, engine: Engine, complete_step: int) -> None:
+    """Delete data older than the retention before the newest data: a clock far ahead deletes nothing."""
+    known = list(store.servers.values())  # a copy: other threads add servers meanwhile
+    newest = max((store.last_step(server.server_id) or 0 for server in known), default=complete_step)
+    now = min(complete_step, newest)
+    kept = math.ceil(settings.retention_hours * 3600 / engine.config.step_seconds) + 1
+    means_kept = max(kept, engine.config.history_steps + settings.drop_steps)
+    new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
+    while await asyncio.wrap_future(store.expire(now - kept, now - means_kept, now - new_kept)):
+        await asyncio.sleep(0)
 
 
 def _lower_priority() -> None:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import time
 from typing import NamedTuple
+from unittest.mock import patch
 
 import httpx
 
-from fleet_forecast.serving.shards.neighbours import MAX_ANSWER_BYTES
+from fleet_forecast.serving.shards.neighbours import MAX_ANSWER_BYTES, neighbours_of
 from fleet_forecast.shard import owner_of
 from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
 from tests.serving.daemon_client import daemon, wait_for
@@ -22,7 +23,8 @@ class Between(httpx.AsyncBaseTransport):
     down: they fail. hangs_seconds: they take so long. answer: what is answered instead. seen: paths and headers.
     """
 
-    def __init__(self, target):
+    def __init__(self, target=None):
+        """target: the client of the other daemon; None: it has not started yet."""
         self.target, self.down, self.hangs_seconds, self.answer, self.seen = target, False, 0.0, None, []
         self.open = 0  # requests that the other daemon answers now
 
@@ -30,7 +32,7 @@ class Between(httpx.AsyncBaseTransport):
         body = await request.aread()
         self.seen.append((request.url.path, dict(request.headers), body))
         await asyncio.sleep(self.hangs_seconds)
-        if self.down:
+        if self.down or self.target is None:
             raise httpx.ConnectError("connection refused")
         if self.answer is not None:
             return httpx.Response(200, content=self.answer)
@@ -63,7 +65,17 @@ class Fleet(NamedTuple):
 @contextlib.contextmanager
 def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings):
     """Daemons of a fleet in shards. changes: settings of one daemon, by its number. further: numbers beyond `count`."""
+    links = {}
+
+    def linked(own, addresses, token, certificates=None):
+        made = neighbours_of(own, addresses, token, certificates)
+        for asked, neighbour in made.items():
+            link = links[own.number or further[0], asked] = Between()
+            neighbour._client = BoundedClient(LIMITS, transport=link)
+        return made
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(patch("fleet_forecast.serving.lifespan.neighbours_of", linked))
         clients = {}
         for number in (*range(1, count + 1), *further):
             place = folder / f"shard{number}"
@@ -71,11 +83,10 @@ def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings
             own = {"shard": f"{number}/{count}", "shard_peers": (HOST,) * count, "shard_seconds": 1.0, **settings}
             own |= (changes or {}).get(number, {})
             clients[number] = stack.enter_context(daemon(place, clock=clock, **own))
-        links = {}
-        for asking, client in clients.items():
-            for asked, neighbour in client.app.state.daemon.neighbours.items():
-                links[asking, asked] = Between(clients[asked])
-                neighbour._client = BoundedClient(LIMITS, transport=links[asking, asked])
+        for (_, asked), link in links.items():
+            link.target = clients[asked]
+        for client in clients.values():
+            for neighbour in client.app.state.daemon.neighbours.values():
                 neighbour._failed_monotonic = None
         try:
             yield Fleet(clients, links)

@@ -1,6 +1,6 @@
 """The exchange of peers between shards: bytes and processor time of a step and of a start, and the error of the tables.
 
-    OMP_NUM_THREADS=1 python benchmarks/shards.py --servers 10000 --shards 2 8 32
+    OMP_NUM_THREADS=1 python benchmarks/serving/shards.py --servers 10000 --shards 2 8 32
 
 Every shard offers its servers, reads what the others offer, and makes the table of peers. The oracle is the table of
 one daemon with all servers. Values are random; six metrics, seven profiles of the same size, a week of 5 minutes.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.peers import ProfileMembers, member_order, order_statistics
