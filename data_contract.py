@@ -178,11 +178,13 @@ def _show_fleet(fleet: FleetDefinition, checked: bool) -> int:
     from fleet_forecast.serving.alerting.rules import alert_rules_of  # imports the daemon's libraries
     from fleet_forecast.serving.monitoring.exposition import check_exposed_names
     from fleet_forecast.sources.prometheus import query_set_of
+    from fleet_forecast.sources.promql import check_queries
 
     alert_rules_of(fleet)
     check_exposed_names(fleet.metrics)
     queries = query_set_of(fleet).queries
     if checked:
+        check_queries(fleet)
         added = [
             len(names) - len(built_in)
             for names, built_in in ((METRICS, BUILT_IN_METRICS), (PROFILES, BUILT_IN_FLEET.profiles))

@@ -119,6 +119,17 @@ class ProfileSpec:
         return f"{prefix}{number:0{len(self.first_name) - len(prefix)}d}"
 
 
+# Incidents that any server can have, with the metric that shows them most: those of a profile of the fleet file which
+# names none.
+GENERAL_INCIDENTS: Mapping[str, str] = {
+    "oom": "mem_pct",
+    "resource_starvation": "cpu_pct",
+    "disk_io_saturation": "disk_io_mb_s",
+    "network_congestion": "net_in_mb_s",
+    "connection_timeouts": "latency_ms",
+}
+
+
 def _baselines(**mean_and_spread: tuple[float, float]) -> Mapping[str, Baseline]:
     return {metric: Baseline(*values) for metric, values in mean_and_spread.items()}  # a proxy cannot be pickled
 

@@ -48,6 +48,7 @@ from fleet_forecast.flags import add_flag, add_version, fraction, int_number, po
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer
 from fleet_forecast.intervals.incidents_file import IncidentRecord
+from fleet_forecast.risk.lightgbm_library import load_lightgbm
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import cold_start_difference
 from fleet_forecast.training.checkpoint import CheckpointError
@@ -114,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_job(arguments: argparse.Namespace) -> tuple[Job, list[IncidentRecord]]:
     """The job that data and flags define, and the incidents that the user knows of."""
+    if not arguments.no_risk_model:
+        load_lightgbm()  # fails before hours of training
     with training_path(arguments) as path:
         data = read(arguments, path)
         job = prepare(data, arguments)

@@ -19,7 +19,7 @@ from server_profiles import ProfileRules
 
 
 def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool) -> bool:
-    """Read the files that the settings name and print the settings as JSON; whether all queries succeeded.
+    """Read the files that the settings name and print the settings as JSON; whether all queries gave something.
 
     With a database for forecasts the number of its series goes to stderr.
     ask_prometheus: run each query once; what they give goes to stderr as text, and as the last line to stdout as JSON.

@@ -95,7 +95,9 @@ def put_in_use(model_dir: Path, comparison: Comparison | None, arguments: argpar
         )
     elif not arguments.no_promote:
         promote(arguments.models_dir, model_dir.name)
-        print(f"published {model_dir}", file=sys.stderr)
+        print(
+            f"published {model_dir}; it is in use now: {arguments.models_dir / 'current'} points to it", file=sys.stderr
+        )
     else:
         print(f"published {model_dir}; --no-promote leaves models/current as it is", file=sys.stderr)
     if arguments.keep is not None and (removed := remove_old(arguments.models_dir, arguments.keep)):

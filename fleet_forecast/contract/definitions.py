@@ -36,8 +36,8 @@ class MetricSpec:
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). label: name in messages; empty: the name.
     query: PromQL of the fleet file, empty: none; None: the built-in one, if there is one. otlp: name of the
-    OpenTelemetry metric that is this one. above, below: thresholds of
-    alerts, for all profiles; None: those of the profiles.
+    OpenTelemetry metric that is this one, or whose increase per second it is. above, below: thresholds of alerts, for
+    all profiles; None: those of the profiles.
     """
 
     name: str

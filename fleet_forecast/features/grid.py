@@ -93,6 +93,17 @@ class FleetGrid:
         members = ProfileMembers.of(self.servers, profiles)
         return Peers(PeerTable.build(self.values, members, self.first_step), members.mask(len(self.servers)))
 
+    def measured_by_profile(self) -> dict[str, tuple[str, ...]]:
+        """The metrics that any server of each profile measured, in order; servers of unknown profile do not count."""
+        found: dict[str, np.ndarray] = {}
+        for profile, values in zip(self.profiles, self.values, strict=True):
+            if profile is not None:
+                found[profile] = found.get(profile, False) | ~np.isnan(values).all(axis=0)
+        return {
+            profile: tuple(metric for metric, measured in zip(self.metrics, found[profile], strict=True) if measured)
+            for profile in sorted(found)
+        }
+
     def timestamps(self) -> np.ndarray:
         """datetime64[s] [step]."""
         return self.start + np.arange(self.steps) * np.timedelta64(self.step_seconds, "s")

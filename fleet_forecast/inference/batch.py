@@ -20,8 +20,8 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.history import past_values
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.inference.fleet_match import served_metrics
-from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table
+from fleet_forecast.inference.fleet_match import measured_metrics, served_metrics
+from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table, of_metrics
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
@@ -124,11 +124,24 @@ def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterato
     """What the model does not have of the input, and what the input does not have of the model; grid: of the frame."""
     if missing := missing_metrics(frame, engine.config):
         yield f"the data has no {', '.join(missing)}: forecast as not measured"
+    yield from _left_out(engine.config, grid)
     if engine.config.profiles:
         for profile in engine.unknown_profiles(grid.profiles):
             yield (
                 f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
                 "forecast as of unknown profile; train on servers of it"
+            )
+
+
+def _left_out(config: ModelConfig, grid: FleetGrid) -> Iterator[str]:
+    """The metrics that are not forecast for a profile; what measured_metrics leaves out, for people."""
+    here, served = grid.measured_by_profile(), served_metrics(config)
+    for profile, trained in config.measured_by_profile.items():
+        lacking = [metric for metric in served if metric not in {*trained, *here.get(profile, trained)}]
+        if profile in here and lacking:
+            yield (
+                f"{', '.join(lacking)} of profile {profile!r} is not forecast: no server of it measured that, here or "
+                "in the training data"
             )
 
 
@@ -169,20 +182,23 @@ def write_tables(file: Path, config: ModelConfig, tables: Iterable[pa.Table]) ->
 
 
 def _forecast(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequence[Origin]) -> pa.Table:
-    """Forecasts of some origins, one row per origin, step and metric that the fleet has."""
+    """Forecasts of some origins, one row per origin, step and metric that makes sense for the server."""
     config = engine.config
     # Matrix products of other sizes are rounded otherwise. All batches have one size, so that the numbers do not depend
     # on how a fleet is divided.
     batch = [*origins, *[origins[-1]] * (CHUNK_SERVERS - len(origins))]
     inputs = engine_inputs(engine, grid, peers, batch)
     quantiles = engine.forecast(*inputs)[: len(origins)]  # [origin, horizon, metric, quantile]
+    measured = measured_metrics(config, *inputs[:2], inputs.peers)[: len(origins)]
     support = PeerSupport(*(field[: len(origins)] for field in engine.peer_support(*inputs)))
     servers, metrics = [grid.servers[origin.server] for origin in origins], served_metrics(config)
     if metrics != config.targets:
         served = [config.targets.index(metric) for metric in metrics]
         quantiles, support = quantiles[:, :, served], support._replace(weights=support.weights[:, served])
+        measured = measured[:, served]
     axes = ForecastAxes(range(1, config.horizon_steps + 1), config.step_seconds, metrics, config.quantiles)
-    return forecast_table(servers, inputs.origins[: len(origins)], axes, quantiles, support)
+    table = forecast_table(servers, inputs.origins[: len(origins)], axes, quantiles, support)
+    return of_metrics(table, config.horizon_steps, measured)
 
 
 def _measured(grid: FleetGrid) -> np.ndarray:

@@ -1,17 +1,52 @@
-"""What a model and the fleet in use say differently of metrics and calendar.
+"""Which metrics of a model are served, and what the model and the fleet in use say differently.
 
-A metric is served if both define it with the same unit and kind. A model is served with its own calendar.
+A metric is served if both define it with the same unit and kind, and to a server if it makes sense for it: see
+`measured_metrics`. A model is served with its own calendar.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, METRIC_SPECS, METRICS, fleet_in_use
+from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
 
 
 def served_metrics(config: ModelConfig) -> tuple[str, ...]:
     """The model's metrics that the fleet defines as the model does, in the model's order."""
     return tuple(metric for metric in config.targets if _difference(config, metric) is None)
+
+
+def measured_metrics(
+    config: ModelConfig, history: np.ndarray, profiles: Sequence[str | None], peers: Peers | None
+) -> np.ndarray:
+    """Which metrics are forecast for each server: boolean [server, metric of the model].
+
+    Those that the server itself measured, that servers of its profile had in the training data, or that its profile
+    measures now. A server without any measurement whose profile is unknown has all of them. A model of an earlier
+    version, which has not recorded what its profiles measured, forecasts all of them for every server.
+    history: float32 [server, step, metric], NaN = not measured. profiles, peers: as for Engine.forecast.
+    """
+    shape = len(history), len(config.targets)
+    if not config.measured_by_profile:
+        return np.ones(shape, dtype=bool)
+    measured: np.ndarray = np.logical_not(np.isnan(history).all(axis=1))  # no step: none
+    without_any = ~measured.any(axis=1)
+    for profile in set(profiles):
+        rows = np.array([each == profile for each in profiles])
+        trained = config.measured_by_profile.get(profile) if profile is not None else None
+        if trained is None:
+            measured[rows & without_any] = True
+        else:
+            measured[rows] |= np.isin(config.targets, list(trained))
+    if peers is not None and peers.table.profiles:
+        counts = peers.table.statistics.counts.max(axis=1, initial=0)  # [profile, metric]
+        rows = peers.table.rows_of(profiles)
+        measured |= (counts[rows] > 0) & (rows >= 0)[:, None]
+    return measured
 
 
 def check_served(config: ModelConfig, where: object) -> None:

@@ -61,3 +61,10 @@ def forecast_table(
     flat = quantiles.reshape(-1, len(axes.levels))
     table |= {f"q{level:g}": np.ascontiguousarray(flat[:, index]) for index, level in enumerate(axes.levels)}
     return pa.table(table, schema=forecast_schema(axes.levels))
+
+
+def of_metrics(table: pa.Table, steps: int, chosen: np.ndarray) -> pa.Table:
+    """A forecast_table of so many steps with some metrics of each forecast; chosen: boolean [forecast, metric]."""
+    if chosen.all():
+        return table
+    return table.filter(pa.array(np.repeat(chosen[:, None], steps, axis=1).reshape(-1)))

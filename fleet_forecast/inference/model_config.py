@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ class ModelError(RuntimeError):
 class ModelConfig:
     """Architecture, features and scaling of a model.
 
-    profiles: those the network was trained on; empty: it has no profile feature. definitions: of its metrics; models of
-    earlier versions have none. Raises ModelError if the contract has another major version than this software's, or the
+    profiles: those the network was trained on; empty: it has no profile feature. definitions: of its metrics.
+    measured_by_profile: the metrics that servers of each profile had in the training data. Models of earlier versions
+    have neither. Raises ModelError if the contract has another major version than this software's, or the
     windows a version that it does not read.
     """
 
@@ -43,6 +44,7 @@ class ModelConfig:
     spec: WindowSpec
     scaling: FleetScaling
     definitions: tuple[MetricSpec, ...] = ()
+    measured_by_profile: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_versions(self.contract_version, self.windows_version)

@@ -26,6 +26,7 @@ from fleet_forecast.inference.model_directory import CANARY_FILE, read_regular
 from fleet_forecast.risk.alarms import CurvePoint
 from fleet_forecast.risk.calibration import Calibration
 from fleet_forecast.risk.features import FEATURES_VERSION, RiskInput, RiskSpec, feature_names, risk_features
+from fleet_forecast.risk.lightgbm_library import LightgbmMissingError, load_lightgbm
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -238,16 +239,13 @@ def _read_description(path: Path) -> tuple[RiskDescription, np.ndarray]:
 
 def _read_trees(path: Path, spec: RiskSpec) -> Booster:
     try:
-        from lightgbm import Booster
-        from lightgbm.basic import LightGBMError
-    except (ImportError, OSError) as error:
-        raise ModelError(
-            f"{path}: needs the package lightgbm and the library libgomp1; install them ({error})"
-        ) from error
+        lightgbm = load_lightgbm()
+    except LightgbmMissingError as error:
+        raise ModelError(f"{path}: {error}") from error
     try:
-        booster = Booster(model_str=read_regular(path, MAX_BYTES).decode())
+        booster: Booster = lightgbm.Booster(model_str=read_regular(path, MAX_BYTES).decode())
         features = booster.num_feature()
-    except (OSError, ValueError, LightGBMError) as error:
+    except (OSError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise ModelError(f"{path}: not trees of LightGBM ({str(error)[:200]}); {COPY}") from error
     expected = len(feature_names(spec.metrics))
     if features != expected:

@@ -22,6 +22,7 @@ from fleet_forecast.flags import add_flag
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.risk_model import TREES_FILE
+from fleet_forecast.risk.lightgbm_library import LightgbmMissingError, load_lightgbm
 
 NICENESS = 5  # the service that waits for this process goes on meanwhile
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     os.nice(NICENESS)
     if (arguments.model_dir / TREES_FILE).exists():  # importing it takes longer than all the rest
-        with contextlib.suppress(ImportError, OSError):  # before the limit is set; loading the trees gives the reason
-            import lightgbm  # noqa: F401
+        with contextlib.suppress(LightgbmMissingError):  # before the limit is set; loading the trees gives the reason
+            load_lightgbm()
     limit_resources(arguments.mib, arguments.seconds)
     try:
         engine = Engine.load(arguments.model_dir, device="cpu", threads=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,13 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
+from fleet_forecast.contract.checks import ContractError
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, FleetDefinition, use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.reading import check_frame
 from fleet_forecast.contract.times import check_zone
 from fleet_forecast.inference.batch import (
+    OriginError,
     forecast_tables,
     grid_for,
     history_notes,
@@ -24,6 +27,15 @@ from fleet_forecast.inference.batch import (
 )
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import contradictions, served_metrics
+from fleet_forecast.inference.model_config import ModelError
+
+_WORDS = (  # of messages for the scripts: flag -> argument
+    ("--input-timezone", "input_timezone"),
+    (", or --from", ""),
+    ("choose another --from", "choose another distance"),
+    ("--origins", "every_seconds"),
+    ("--device ", "device "),
+)
 
 
 class Forecasts(NamedTuple):
@@ -61,7 +73,7 @@ class LoadedModel:
         """
         if input_timezone is not None:
             check_zone(input_timezone)
-        with use_fleet(self.fleet):
+        with use_fleet(self.fleet), _naming_arguments():
             return self._forecast(frame, every_seconds, input_timezone)
 
     def _forecast(self, frame: pd.DataFrame, every_seconds: int | None, input_timezone: str | None) -> Forecasts:
@@ -77,6 +89,19 @@ class LoadedModel:
         return Forecasts(table.to_pandas(), tuple(notices))
 
 
+@contextmanager
+def _naming_arguments() -> Iterator[None]:
+    """Errors within the block name the arguments of this module instead of the scripts' flags."""
+    try:
+        yield
+    except (ContractError, ModelError, OriginError) as problem:
+        text = str(problem)
+        for flag, argument in _WORDS:
+            text = text.replace(flag, argument)
+        problem.args = (text,)
+        raise
+
+
 def load_model(
     path: str | Path, fleet: str | Path | None = None, device: str = "cpu", threads: int | None = None
 ) -> LoadedModel:
@@ -86,5 +111,5 @@ def load_model(
     None: one per core. Raises ModelError, TomlFileError.
     """
     definition = BUILT_IN_FLEET if fleet is None else read_fleet(Path(fleet))
-    with use_fleet(definition):
+    with use_fleet(definition), _naming_arguments():
         return LoadedModel(Engine.load(Path(path), device=device, threads=threads), definition)

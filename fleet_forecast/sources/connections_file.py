@@ -27,7 +27,13 @@ from fleet_forecast.name_patterns import compile_whole_name
 from fleet_forecast.sources.address import parse_header
 from fleet_forecast.sources.connection import Connection, CredentialError, read_access
 from fleet_forecast.sources.label_matchers import check_matchers
-from fleet_forecast.sources.prometheus import MIN_WINDOW_SECONDS, PrometheusClient, PrometheusServer, QuerySet
+from fleet_forecast.sources.prometheus import (
+    MIN_WINDOW_SECONDS,
+    PrometheusClient,
+    PrometheusServer,
+    QuerySet,
+    known_metric,
+)
 
 ONLY_SERVER = "prometheus"  # name of a server that a flag gives
 
@@ -77,7 +83,7 @@ class ForecastsTable(Connection):
     quantiles: Annotated[tuple[float, ...], Field(min_length=1)] = Field(
         default=SCORED_LEVELS, description="levels of the model"
     )
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(known_metric)], ...], Field(min_length=1)] | None = Field(
         default=None, description="names of metrics (default: all)"
     )
     servers: Annotated[str, AfterValidator(_pattern)] = Field(

@@ -37,8 +37,13 @@ class Probe:
 
     @property
     def failed(self) -> bool:
-        """Whether a query failed."""
-        return any(query.problem is not None for query in self.queries)
+        """Whether a query failed, or all queries of a Prometheus gave nothing."""
+        return any(query.problem is not None for query in self.queries) or bool(self.silent)
+
+    @property
+    def silent(self) -> list[str]:
+        """The Prometheus servers from which no query gave a series."""
+        return [name for name in self.addresses if not any(q.series for q in self.queries if q.prometheus == name)]
 
     def missing(self) -> dict[str, list[str]]:
         """Metric -> servers that are taken and lack it."""
@@ -96,6 +101,11 @@ def _lines(found: Probe) -> Iterator[str]:
             if query.prometheus == name:
                 count = f"{query.series} series, {len(query.servers)} servers"
                 yield f"  {query.metric}: {count if query.problem is None else f'failed: {query.problem}'}"
+        if name in found.silent:
+            yield (
+                f"  no query gives a series of the last {PROBED_SECONDS // 60} minutes; check that this Prometheus has "
+                "the exporters' series, and correct the queries"
+            )
     for profile in sorted({profile for profile, _ in found.profiles.values()}):
         yield f"profile {profile}: {_names(n for n, (own, _) in found.profiles.items() if own == profile)}"
     if unmatched := [name for name, (_, rule) in found.profiles.items() if rule is None]:

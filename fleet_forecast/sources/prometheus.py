@@ -56,13 +56,14 @@ class PrometheusAnswerTooLargeError(PrometheusError):
     """The answer to one query is larger than MAX_ANSWER_BYTES."""
 
 
-def _known_metric(name: str) -> str:
+def known_metric(name: str) -> str:
+    """A name of a metric of the fleet in use. Raises ValueError with the known ones."""
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; use {', '.join(METRICS)}")
     return name
 
 
-_Metric = Annotated[str, AfterValidator(_known_metric)]
+_Metric = Annotated[str, AfterValidator(known_metric)]
 _Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 

@@ -139,6 +139,7 @@ class Job:
             scaling=self.scaling,
             windows_version=WINDOWS_VERSION,
             definitions=tuple(METRIC_SPECS[name] for name in self.spec.metrics),
+            measured_by_profile=self.grid.measured_by_profile(),
         )
 
     def test_origins(self) -> np.ndarray:

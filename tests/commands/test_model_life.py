@@ -118,8 +118,10 @@ def test_a_worse_model_is_kept_and_not_put_in_use_unless_forced(
     assert put_in_use(challenger, Comparison(champion, problems=problems), arguments) == in_use
     assert (tmp_path / "current").resolve().name == (challenger.name if in_use else champion)
     assert challenger.is_dir()
-    if not in_use:
-        message = capsys.readouterr().err
+    message = capsys.readouterr().err
+    if in_use:
+        assert f"published {challenger}; it is in use now: {tmp_path / 'current'} points to it" in message
+    else:
         assert f"not in use: its error is higher. {champion} stays in use; --force replaces it" in message
 
 

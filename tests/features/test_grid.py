@@ -178,3 +178,11 @@ def test_measurements_of_excluded_cells_are_not_measured_and_the_grid_stays_as_i
     without = grid.without(np.array([[True, False, False, False], [False, False, False, True]]))
     np.testing.assert_array_equal(without.values[..., 0], [[np.nan, np.nan, 2, np.nan], [np.nan, 1, np.nan, np.nan]])
     assert grid.values[0, 0, 0] == 0
+
+
+def test_what_the_servers_of_each_profile_measured():
+    values = np.full((4, 2, 3), np.nan, np.float32)
+    values[0, 0, 0] = values[1, 1, 2] = values[2, 0, 1] = values[3, 0, 1] = 0
+    profiles = ("web_api", "web_api", "database", None)
+    grid = FleetGrid(("a", "b", "c", "d"), profiles, ("x", "y", "z"), np.datetime64("2026-01-01", "s"), 300, values)
+    assert grid.measured_by_profile() == {"database": ("y",), "web_api": ("x", "z")}

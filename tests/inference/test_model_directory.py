@@ -23,6 +23,7 @@ from fleet_forecast.inference.model_directory import (
     verify,
     write_manifest,
 )
+from tests.conftest import TINY_METRICS
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_config_survives_a_round_trip(tiny_model_dir: Path) -> None:
     assert again.spec == config.spec
     assert again.profiles == ("database", "web_api")
     assert again.to_json() == config.to_json()
+    assert again.measured_by_profile == {name: list(TINY_METRICS) for name in again.profiles}
     np.testing.assert_array_equal(again.scaling.loc, config.scaling.loc)
 
 

@@ -7,6 +7,7 @@ import pytest
 import tft_inference
 from data_contract import ContractError
 from fleet_forecast.inference.batch import OriginError
+from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.notebooks import load_model
 from tests.conftest import TINY_METRICS, tiny_fleet
 
@@ -65,6 +66,19 @@ def test_a_frame_that_breaks_the_contract_is_refused(model, frame, change, messa
 def test_an_unknown_time_zone_is_named(model, frame):
     with pytest.raises(ValueError, match="Tokyo"):
         model.forecast(frame, input_timezone="Tokyo")
+
+
+def test_errors_name_arguments_and_no_flags(model, frame, tiny_model_dir):
+    naive = frame.assign(timestamp=frame["timestamp"].dt.tz_localize(None))
+    for message, wrong in (
+        ("state the zone with input_timezone", lambda: model.forecast(naive)),
+        ("every_seconds: 7 s is no multiple", lambda: model.forecast(frame, every_seconds=7)),
+        ("every_seconds: 864000 s is longer than", lambda: model.forecast(frame, every_seconds=864_000)),
+        ("device cuda: torch finds no GPU .* use device cpu", lambda: load_model(tiny_model_dir, device="cuda")),
+    ):
+        with pytest.raises((ContractError, OriginError, ModelError), match=message) as raised:
+            wrong()
+        assert "--" not in str(raised.value)
 
 
 def test_a_frame_is_not_changed(model, frame):

@@ -26,6 +26,8 @@ class FakeConfig:
     profiles: tuple[str, ...] = ("ml_compute", "database", "generic")
     calendar: BusinessCalendar = DEFAULT_CALENDAR
 
+    measured_by_profile: dict = field(default_factory=dict)
+
     def definition_of(self, metric):
         return METRIC_SPECS.get(metric)
 

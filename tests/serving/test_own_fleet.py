@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from fleet_forecast.contract.definitions import BUILT_IN_METRICS, METRIC_SPECS, METRICS, use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
-from fleet_forecast.inference.batch import forecast_tables, grid_for, last_origins
+from fleet_forecast.inference.batch import forecast_tables, grid_for, input_notes, last_origins
 from fleet_forecast.inference.fleet_match import contradictions
 from fleet_forecast.serving.alerting.rules import alert_rules_of
 from tests.serving.daemon_client import complete_start, daemon, forecast_of, post, record, wait_for
@@ -104,6 +105,64 @@ def test_values_of_own_metrics_keep_their_range(fleet, tmp_path):
     with served(fleet, tmp_path) as client:
         sent = post(client, record("redis1", complete_start(), fs_used_pct=120, queue_depth=-2, celsius=-300)).json()
     assert [(cell["field"], cell["value"]) for cell in sent["left_out"]] == [("fs_used_pct", 120), ("queue_depth", -2)]
+
+
+def test_a_server_gets_only_the_metrics_that_it_or_its_profile_measures(fleet, tmp_path):
+    """In each answer, on each page: a metric of other servers is left out, and named in the forecast."""
+    trained = {"cache": ("cpu_pct", "queue_depth"), "database": ("cpu_pct", "fs_used_pct")}
+    config = FakeConfig(
+        targets=("cpu_pct", "fs_used_pct", "queue_depth"), profiles=tuple(trained), measured_by_profile=trained
+    )
+    with served(fleet, tmp_path, config) as client:
+        for back in range(3):
+            cache = record("redis1", complete_start(back), cpu_pct=40.0, queue_depth=2000.0)
+            post(client, cache, record("ppdb001", complete_start(back), cpu_pct=30.0, fs_used_pct=95.0))
+        forecast, other = forecast_of(client, "redis1"), forecast_of(client, "ppdb001")
+        assert (list(forecast["metrics"]), forecast["not_measured"]) == (["cpu_pct", "queue_depth"], ["fs_used_pct"])
+        assert (list(other["metrics"]), other["not_measured"]) == (["cpu_pct", "fs_used_pct"], ["queue_depth"])
+        alerts = wait_for(lambda: client.get("/api/v1/alerts").json()["alerts"])
+        assert {(alert["server_name"], alert["metric"]) for alert in alerts} == {
+            ("redis1", "queue_depth"),
+            ("ppdb001", "fs_used_pct"),
+        }
+        lines = [line for line in client.get("/metrics").text.splitlines() if 'server="redis1"' in line]
+        assert not [line for line in lines if "fs_used" in line]
+        assert [line for line in lines if line.startswith("fleet_breach_probability") and "queue_depth" in line]
+
+        def get(path, **query):
+            return client.get(path, params=query)
+
+        assert set(get("/api/v1/servers/redis1/risks").json()["metrics"]) == {"cpu_pct", "queue_depth"}
+        assert set(get("/api/v1/servers/redis1/peers").json()["metrics"]) == {"cpu_pct", "queue_depth"}
+        refused = get("/api/v1/servers/redis1/series", metric="fs_used_pct")
+        assert (refused.status_code, "is not forecast for 'redis1'" in refused.text) == (422, True)
+        asked = get("/api/v1/servers/redis1/forecast", metric="fs_used_pct").json()
+        assert (asked["metrics"], asked["not_measured"]) == ({}, ["fs_used_pct"])
+        stream = pa.ipc.open_stream(
+            client.get("/api/v1/forecasts", headers={"accept": "application/vnd.apache.arrow.stream"}).content
+        ).read_all()
+        rows = set(zip(stream["server_name"].to_pylist(), stream["metric"].to_pylist(), strict=True))
+        assert rows == {(n, m) for n, of in (("redis1", forecast), ("ppdb001", other)) for m in of["metrics"]}
+        heat = get("/api/v1/heat-map", value="quantile", metric="fs_used_pct").json()["servers"]
+        assert [set(row["values"]) == {None} for row in heat] == [False, True]
+        heat = get("/api/v1/heat-map").json()["servers"]
+        assert [row["metric"] for row in heat] == ["fs_used_pct", "queue_depth"]
+
+
+def test_a_file_is_forecast_in_the_metrics_that_make_sense_for_each_server(fleet):
+    config = FakeConfig(
+        targets=("cpu_pct", "queue_depth"), profiles=("cache", "database"), measured_by_profile={"cache": ("cpu_pct",)}
+    )
+    rows = pd.DataFrame({"server_name": ["redis1", "ppdb001"], "cpu_pct": np.float32(40), "profile": None})
+    rows["queue_depth"] = np.float32([np.nan, 5])
+    rows.insert(0, "timestamp", pd.Timestamp("2026-11-23", tz="UTC"))
+    engine = FakeEngine(config)
+    grid = grid_for(rows, config, fleet.rules)
+    (table,) = forecast_tables(engine, grid, grid.peers(), last_origins(grid))
+    found = set(zip(table["server_name"].to_pylist(), table["metric"].to_pylist(), strict=True))
+    assert found == {("redis1", "cpu_pct"), ("ppdb001", "cpu_pct"), ("ppdb001", "queue_depth")}
+    (text,) = [text for text in input_notes(engine, rows, grid) if "queue_depth" in text]
+    assert text.startswith("queue_depth of profile 'cache' is not forecast")
 
 
 @dataclass(frozen=True)

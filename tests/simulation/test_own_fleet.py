@@ -6,11 +6,14 @@ import pytest
 from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.reading import read_metrics
+from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.simulation.fleet import Fleet
+from fleet_forecast.simulation.incident_kinds import KINDS, LABELS
 from fleet_forecast.simulation.metric_model import simulated
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
 from metrics_generator import main
+from server_profiles import GENERAL_INCIDENTS
 
 FLEET = r"""
 timezone = "Europe/Berlin"
@@ -45,6 +48,34 @@ START = np.datetime64("2026-09-14T00:00:00", "s")
 def file(tmp_path):
     (tmp_path / "own.toml").write_text(FLEET)
     return tmp_path / "own.toml"
+
+
+def test_own_profiles_have_incidents_that_show_in_their_metrics(file):
+    with use_fleet(read_fleet(file)) as definition:
+        assert definition.profiles["cache"].incidents == ("resource_starvation",)
+        assert definition.profiles["empty"].incidents == ()
+        fleet = Fleet.of({"cache": 20}, seed=3)
+        scenario = Scenario(fleet, START, 4032, 300, definition.calendar, incident_rate=4.0, outage_rate=0.0)
+        found = simulate(scenario)
+        kinds = {LABELS[code] for code in np.unique(found.incidents[found.incidents >= 0])}
+        cpu = found.metrics[..., simulated().positions["cpu_pct"]]
+    assert kinds == {"resource_starvation"}
+    assert cpu[found.incidents >= 0].mean() > 1.3 * cpu[found.incidents < 0].mean()
+
+
+def test_a_profile_names_its_incidents_and_an_unknown_one_is_refused(tmp_path):
+    named = tmp_path / "fleet.toml"
+    named.write_text("[profiles.cache]\nincidents = ['oom', 'ddos']\n[profiles.web_api]\nincidents = []\n")
+    fleet = read_fleet(named)
+    assert (fleet.profiles["cache"].incidents, fleet.profiles["web_api"].incidents) == (("oom", "ddos"), ())
+    named.write_text("[profiles.cache]\nincidents = ['fire']\n")
+    with pytest.raises(TomlFileError, match=r"line 2: .*unknown incident 'fire'; use oom, cuda_oom"):
+        read_fleet(named)
+
+
+def test_the_general_incidents_show_in_the_metric_that_is_named_for_them():
+    for kind, metric in GENERAL_INCIDENTS.items():
+        assert metric in KINDS[kind].before
 
 
 def test_own_profiles_have_their_baselines_and_rhythm_and_no_other_metric(file):

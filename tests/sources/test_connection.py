@@ -71,6 +71,11 @@ def test_a_table_without_a_name_of_its_own_is_refused(tmp_path):
         loaded(tmp_path, '[prometheus]\nurl = "http://p"\n')
 
 
+def test_an_unknown_metric_of_the_forecasts_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(TomlFileError, match=r"line 3: .*unknown metric 'cpu'; use cpu_pct, mem_pct"):
+        loaded(tmp_path, '[forecasts]\nurl = "http://p"\nmetrics = ["mem_pct", "cpu"]\n')
+
+
 def test_a_name_that_is_none_is_refused(tmp_path):
     with pytest.raises(TomlFileError, match=r"prometheus\.a b is no name; use 1 to 50 letters"):
         loaded(tmp_path, '[prometheus."a b"]\nurl = "http://p"\n')

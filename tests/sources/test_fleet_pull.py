@@ -89,6 +89,16 @@ def test_a_probe_names_servers_profiles_missing_metrics_and_what_is_left_out(pro
     assert probed.failed
 
 
+def test_a_prometheus_without_a_series_fails_the_probe_and_is_named():
+    found = probe([server("eu", "1", "a:9100"), server("us", "1")], BUILT_IN_RULES, RANGE.end.timestamp(), STEP)
+    assert (found.failed, found.silent) == (True, ["us"])
+    lines = probe_text(found).splitlines()
+    assert lines[lines.index("prometheus us (http://us:9090): 0 servers are taken from it") + 3].startswith(
+        "  no query gives a series of the last 60 minutes; check"
+    )
+    assert not probe([server("eu", "1", "a:9100")], BUILT_IN_RULES, RANGE.end.timestamp(), STEP).failed
+
+
 def test_the_text_of_a_probe_has_a_line_for_each(probed):
     lines = probe_text(probed).splitlines()
     assert lines[:2] == [

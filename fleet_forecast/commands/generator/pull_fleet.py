@@ -30,7 +30,7 @@ def pull(arguments: argparse.Namespace) -> dict[str, object]:
         found = probe(servers, request.rules, time.time(), request.step_seconds)
         print(probe_text(found), file=sys.stderr)
         if found.failed:
-            raise PrometheusError("a query failed; the lines above have the reason")
+            raise PrometheusError("a query failed or gave nothing; the lines above have the reason")
         return probe_document(found)
     refuse_unwritable(arguments.out_dir)
     with tqdm(unit="query", desc="pulling", disable=None, leave=False) as bar:

@@ -16,7 +16,7 @@ from fleet_forecast.contract.fleet.names import check_variables
 from fleet_forecast.contract.fleet.tables import CALENDAR_KEYS, FleetTables, MetricTable, ProfileTable
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.name_patterns import compile_pattern
-from server_profiles import Baseline, ProfileRules, ProfileSpec, Rhythm
+from server_profiles import GENERAL_INCIDENTS, Baseline, ProfileRules, ProfileSpec, Rhythm
 
 WHAT = "fleet file"  # in messages
 _DIGITS = re.compile(r"\d*$")
@@ -78,8 +78,9 @@ def _profiles(tables: FleetTables) -> dict[str, ProfileSpec]:
 
 def _profile(name: str, table: ProfileTable, before: ProfileSpec | None) -> ProfileSpec:
     """A profile of the file; before: the built-in one of this name."""
-    own = before or ProfileSpec(name, (), f"{_DIGITS.sub('', name)}001", 0, {}, Rhythm("flat"), ())
     baselines = {metric: Baseline(each.mean, each.spread) for metric, each in table.baselines.items()}
+    incidents = tuple(kind for kind, metric in GENERAL_INCIDENTS.items() if metric in baselines)
+    own = before or ProfileSpec(name, (), f"{_DIGITS.sub('', name)}001", 0, {}, Rhythm("flat"), incidents)
     given: dict[str, Any] = {
         "description": table.description,
         "first_name": table.first_name,
@@ -87,6 +88,7 @@ def _profile(name: str, table: ProfileTable, before: ProfileSpec | None) -> Prof
         "shared_demand": table.shared_demand,
         "rhythm": table.rhythm and table.rhythm.rhythm(),
         "name_patterns": table.fallback_patterns,
+        "incidents": table.incidents,
     }
     return replace(
         own,
@@ -188,6 +190,7 @@ def _profile_document(spec: ProfileSpec) -> dict[str, Any]:
         "first_name": spec.first_name,
         "servers": spec.default_servers,
         "shared_demand": spec.shared_demand,
+        "incidents": list(spec.incidents),
         "baselines": {metric: list(map(float, baseline)) for metric, baseline in spec.baselines.items()},
         "rhythm": {
             "description": rhythm.description,

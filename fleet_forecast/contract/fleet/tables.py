@@ -67,6 +67,13 @@ def _threshold(value: Any) -> Any:
     return value if isinstance(value, dict) else {"above": value}
 
 
+def _incident(name: str) -> str:
+    known = [each for spec in BUILT_IN_FLEET.profiles.values() for each in spec.incidents]
+    if name not in known:
+        raise ValueError(f"incidents: unknown incident {name!r}; use {', '.join(known)}")
+    return name
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
 Clock = Annotated[str, BeforeValidator(_clock)]
@@ -136,7 +143,8 @@ class ProfileTable(BaseModel):
     """[profiles.NAME]: a profile of your own, or additions to a built-in one.
 
     patterns: regular expressions for the beginning of a server's name, case ignored; those of the file precede the
-    built-in ones, which are fallback_patterns. The other keys are for simulated servers.
+    built-in ones, which are fallback_patterns. The other keys are for simulated servers. incidents: names of those that
+    they have; by default the ones of GENERAL_INCIDENTS whose metric has a baseline.
     """
 
     model_config = _TABLE
@@ -149,6 +157,7 @@ class ProfileTable(BaseModel):
     first_name: Annotated[str, AfterValidator(_first_name)] | None = None
     servers: Annotated[int, Field(ge=0, strict=True)] | None = None
     shared_demand: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    incidents: tuple[Annotated[str, AfterValidator(_incident)], ...] | None = None
 
 
 class ThresholdTable(BaseModel):
@@ -170,8 +179,9 @@ class MetricTable(BaseModel):
     """[metrics.NAME]: a metric of your own, or query, threshold and words of a built-in one.
 
     kind: percent (0 to 100), rate (from 0 up) or value (any number). query: PromQL with one series per server;
-    `$window` is replaced by the step; empty: the metric is not pulled. otlp: name of an
-    OpenTelemetry gauge, or of a sum that can fall, with one data point per server, in this unit.
+    `$window` is replaced by the step; empty: the metric is not pulled. otlp: name of an OpenTelemetry gauge, or of a
+    sum that can fall, with one data point per server, in this unit; or, of a rate, of a counter, whose increase per
+    second is summed over its data points.
     """
 
     model_config = _TABLE

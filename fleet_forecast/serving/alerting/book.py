@@ -189,7 +189,7 @@ class AlertBook:
         server = self._servers.setdefault(forecast.server_name, _Server())
         server.origin_seconds = forecast.origin_seconds
         changed = []
-        for metric in forecast.model.metrics:
+        for metric in forecast.metrics:
             key = forecast.server_name, metric
             of_metric = [(reason, by_key[key]) for reason, by_key in cycle.found if key in by_key]
             if key not in self.firing and all(p.probability < cycle.lowest[reason] for reason, p in of_metric):

@@ -33,7 +33,7 @@ class ThresholdDetector:
         self.rules = rules
 
     def detect(self, forecasts: Sequence[ServerForecast], _firing: Mapping[AlertKey, Alert], /) -> Iterator[Detection]:
-        """One result for each server and metric; 0 for a metric without threshold or present value."""
+        """One result for each server and metric of it; 0 for one without threshold or present value."""
         model = forecasts[0].model
         horizons = report_horizons(forecasts[0].horizon_steps * model.step_seconds).values()
         columns = [max(seconds // model.step_seconds, 1) - 1 for seconds in horizons]
@@ -47,7 +47,8 @@ class ThresholdDetector:
             self.probabilities.update(zip((forecast.server_name for forecast in part), by_horizon, strict=True))
             for forecast, probabilities in zip(part, highest[..., last].tolist(), strict=True):
                 for metric, probability in zip(model.metrics, probabilities, strict=True):
-                    yield Detection(forecast.server_name, metric, probability, self._evidence)
+                    if metric not in forecast.not_measured:
+                        yield Detection(forecast.server_name, metric, probability, self._evidence)
 
     def keep_only(self, server_names: Iterable[str]) -> None:
         """Discard the probabilities of all other servers."""

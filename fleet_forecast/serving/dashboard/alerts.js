@@ -41,9 +41,10 @@ function section(title, alerts, columns, none = null) {
 // What an alert says without the server's name, with its times in the reader's zone.
 export const sentenceOf = (alert) => withTimes(wordsOf(alert));
 
-function wordsOf({ sentence: text, server_name: name, profile }) {
+// A sentence that begins with the name of a metric has no capital: queue_depth is no word.
+function wordsOf({ sentence: text, server_name: name, profile, metric: named }) {
   const start = `${name} (${profile}): `, rest = text.startsWith(start) ? text.slice(start.length) : text;
-  return rest.charAt(0).toUpperCase() + rest.slice(1);
+  return rest.startsWith(`${named} `) ? rest : rest.charAt(0).toUpperCase() + rest.slice(1);
 }
 
 function withTimes(text) {
@@ -68,7 +69,7 @@ const sentence = { title: "What", cell: shortened };
 const since = { title: "Since", cell: (alert) => (alert.started_at ? h("span", { class: "nowrap" }, time(alert.started_at), h("small", { text: ` ${duration(Date.now() - Date.parse(alert.started_at))}` })) : "–") };
 const due = { title: "Expected", cell: (alert) => (alert.crossed_at ? h("span", { class: "bad" }, "crossed ", time(alert.crossed_at)) : alert.expected_at ? time(alert.expected_at) : "–") };
 const likely = { title: "Probability", number: true, cell: (alert) => percent(alert.probability) };
-const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)}` };
+const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)} ${alert.unit}` };
 const ended = { title: "Ended", cell: (alert) => (alert.ended_at ? time(alert.ended_at) : "–") };
 const lasted = { title: "Lasted", cell: (alert) => (alert.ended_at && alert.started_at ? duration(Date.parse(alert.ended_at) - Date.parse(alert.started_at)) : "–") };
 const outcome = {

@@ -35,10 +35,10 @@ function line(x, y, properties, unit, label) {
   return { type: "scatter", mode: "lines", x, y, connectgaps: false, hovertemplate: `${label} %{y:.4~g} ${unit}<br>%{x|%a %H:%M}<extra></extra>`, ...properties };
 }
 
-// shown: {forecast, history, peers, past, threshold, states, marked}, of which only forecast and history are always
+// shown: {forecast, history, peers, past, limits, states, marked}, of which only forecast and history are always
 // there; marked: a time to mark, such as that of an alert.
 export function drawFan(element, metric, shown) {
-  const { forecast, history, peers, past, threshold, states, marked } = shown;
+  const { forecast, history, peers, past, limits, states, marked } = shown;
   const quantiles = forecast.metrics[metric], unit = quantiles.unit;
   const ahead = [forecast.origin, ...forecast.timestamps].map(wall);
   const from = (values) => [quantiles.current ?? values[0], ...values];
@@ -54,13 +54,13 @@ export function drawFan(element, metric, shown) {
     ...(states || []).map(({ start, end, bad }) => ({ type: "rect", xref: "x", yref: "paper", x0: wall(start), x1: wall(end), y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour(bad ? "incident" : "maintenance"), layer: "below" })),
     { type: "line", xref: "x", yref: "paper", x0: now, x1: now, y0: 0, y1: 1, line: { color: colour("ink"), width: 1.2 } },
     ...(marked ? [{ type: "line", xref: "x", yref: "paper", x0: wall(marked), x1: wall(marked), y0: 0, y1: 1, line: { color: colour("bad"), width: 1.5, dash: "dot" } }] : []),
-    ...(threshold === null || threshold === undefined ? [] : [{ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: threshold, y1: threshold, line: { color: colour("bad"), width: 1.2, dash: "dash" } }]),
+    ...limits.map((limit) => ({ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: limit, y1: limit, line: { color: colour("bad"), width: 1.2, dash: "dash" } })),
   ];
-  const range = valueRange(traces, threshold, unit);
-  const limit = threshold !== null && threshold >= range[0] && threshold <= range[1] ? [{ xref: "paper", yref: "y", x: 0, y: threshold, xanchor: "left", yanchor: "bottom", text: `limit ${number(threshold)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }] : [];
+  const range = valueRange(traces, limits, unit);
+  const named = limits.filter((limit) => limit >= range[0] && limit <= range[1]).map((limit) => ({ xref: "paper", yref: "y", x: 0, y: limit, xanchor: "left", yanchor: "bottom", text: `limit ${number(limit)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }));
   return draw(element, traces, {
     height: HEIGHT_PX, hovermode: "closest", shapes, margin: { l: 46, r: 8, t: 16, b: 24 },
-    annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...limit],
+    annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...named],
     xaxis: axis({ type: "date", tickformat: "%H:%M\n%a %e", nticks: 7, automargin: false, range: [wall(Math.min(...history.timestamps.map(Date.parse), Date.parse(forecast.origin))), ahead[ahead.length - 1]] }),
     yaxis: axis({ range, nticks: 5, automargin: false }),
   });
@@ -86,13 +86,15 @@ function withGaps(history, metric, stepMs) {
   return { x, y };
 }
 
-// Range of the vertical axis: the drawn values, and the limit where it is near them.
-function valueRange(traces, threshold, unit) {
+// Range of the vertical axis: the drawn values, and the limits that are near them.
+function valueRange(traces, limits, unit) {
   const values = traces.flatMap((trace) => trace.y).filter((value) => value !== null && Number.isFinite(value));
   let low = Math.min(...values), high = Math.max(...values);
   if (!values.length) return [0, 1];
   const size = Math.max(high - low, unit === "%" ? 4 : 0.05 * Math.abs(high), 1e-3);
-  if (threshold !== null && threshold !== undefined && threshold > high && threshold - high < size) high = threshold;
+  const near = limits.filter((limit) => limit > low - size && limit < high + size);
+  low = Math.min(low, ...near);
+  high = Math.max(high, ...near);
   const range = [low - 0.08 * size, high + 0.12 * size];
   return [Math.max(range[0], low >= 0 ? -0.02 * size : range[0]), unit === "%" ? Math.min(range[1], 103) : range[1]];
 }

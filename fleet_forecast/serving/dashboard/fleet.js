@@ -2,7 +2,7 @@
 
 import { ask, askAll } from "./api.js";
 import { choice, empty, h, table } from "./dom.js";
-import { drawHeatMap, edgesOf, leftOf, scaleLegend } from "./heat.js";
+import { drawHeatMap, edgesOf, highestOf, leftOf, rangeOf, scaleLegend } from "./heat.js";
 import { count, duration, horizonName, metricName, number, percent, time, zone } from "./text.js";
 
 const MOST_OPEN = 200; // servers; with more, profiles are rows that open into their servers
@@ -91,8 +91,8 @@ function riskTable({ risks }) {
   const columns = [
     { title: "Server", cell: link },
     { title: "Metric", cell: (risk) => h("span", { class: "nowrap", text: metricName(risk.metric) }) },
-    { title: "Now", number: true, cell: (risk) => number(risk.current) },
-    { title: "Limit", number: true, cell: (risk) => number(risk.threshold) },
+    { title: "Now", number: true, cell: (risk) => `${number(risk.current)} ${risk.unit}` },
+    { title: "Limit", number: true, cell: (risk) => `${[risk.threshold, risk.below].filter((limit) => limit !== null).map((limit) => number(limit)).join(" and ")} ${risk.unit}` },
     ...horizons.map((label) => ({ title: horizonName(label), number: true, cell: (risk) => h("span", { class: riskClass(risk.by_horizon[label]), text: percent(risk.by_horizon[label]) }) })),
   ];
   return [
@@ -124,12 +124,13 @@ function controlsOf({ metrics, hasRisk, heat }, changed) {
   ];
 }
 
+// Servers to show. A server without values does not have the chosen metric; a risk that is not known yet is shown.
 function filtered(servers) {
   const search = chosen.search.toLowerCase();
-  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search));
+  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search) && (chosen.value === "risk" || highestOf(row.values) !== null));
 }
 
-const worst = (row) => Math.max(...row.values);
+const worst = (row) => highestOf(row.values) ?? 0;
 
 // Profiles with their rows, the most troubled first.
 function grouped(rows) {
@@ -150,13 +151,13 @@ async function drawMaps(root, heat, rows) {
     return root.replaceChildren(empty(text));
   }
   const groups = grouped(rows), asRows = rows.length > MOST_OPEN && groups.length > 1;
-  const top = heat.unit ? (heat.unit === "%" ? 100 : Math.max(...rows.map(worst))) : 1;
-  const scale = { edges: edgesOf(heat), top, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewLabel) : rows.map((row) => heatRow(row).label)) };
+  const range = rangeOf(rows, heat.unit);
+  const scale = { edges: edgesOf(heat), range, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewLabel) : rows.map((row) => heatRow(row).label)) };
   const wanted = ["scale", ...(asRows ? ["all profiles"] : []), ...groups.map((group) => group.profile)];
   const parts = new Map([...root.children].map((part) => [part.dataset.part, part]));
   root.replaceChildren(...wanted.map((part) => (parts.get(part)?.dataset.part ? parts.get(part) : newPart(part))));
   const [legend, ...rest] = root.children;
-  describe(legend, heat, top);
+  describe(legend, heat, range);
   if (asRows) await drawOverview(rest.shift(), groups, scale, root);
   await Promise.all(groups.map((group, index) => drawGroup(rest[index], group, scale, asRows)));
 }
@@ -167,10 +168,10 @@ function newPart(part) {
   return h("details", { "data-part": part }, h("summary"), h("div", { class: "heat-map" }), h("button", { text: "Show all", hidden: true }));
 }
 
-function describe(legend, heat, top) {
+function describe(legend, heat, range) {
   const what = heat.unit ? `Forecast of ${metricName(chosen.metric || heat.servers[0].metric)} in ${heat.unit} by half hour`
     : chosen.value === "risk" ? "Probability that an incident begins within 1, 4 or 8 hours, or is under way" : "Probability of crossing a limit by half hour";
-  legend.replaceChildren(`${what}. Times in ${zone}. A click on a row opens it.`, scaleLegend(top, heat.unit));
+  legend.replaceChildren(`${what}. Times in ${zone}. A click on a row opens it.`, scaleLegend(range, heat.unit));
 }
 
 const overviewLabel = ({ profile, rows }) => `${profile} (${rows.length.toLocaleString()})`;
@@ -179,7 +180,7 @@ function drawOverview(element, groups, scale, root) {
   const rows = groups.map(({ profile, rows }) => ({
     label: overviewLabel({ profile, rows }),
     key: profile,
-    values: scale.edges.slice(1).map((_, bin) => Math.max(...rows.map((row) => row.values[bin] ?? 0))),
+    values: scale.edges.slice(1).map((_, bin) => highestOf(rows.map((row) => row.values[bin] ?? null))),
   }));
   const open = (profile) => {
     const part = [...root.children].find((child) => child.dataset.part === profile);

@@ -24,14 +24,29 @@ export function leftOf(labels) {
 
 const stopsOf = (unit) => (unit ? EVEN_STOPS : PROBABILITY_STOPS);
 
-export function scaleLegend(top, unit) {
-  const shown = (stop) => (unit ? `${number(stop * top)} ${unit}` : percent(stop));
+// The highest of the values that are known; null without any.
+export function highestOf(values) {
+  const known = values.filter((value) => value !== null);
+  return known.length ? Math.max(...known) : null;
+}
+
+// What the colours span: the percentages, probabilities, or from 0 or the lowest value below it to the highest value.
+export function rangeOf(rows, unit) {
+  if (!unit) return [0, 1];
+  const known = rows.flatMap((row) => row.values).filter((value) => value !== null), low = Math.min(0, ...known);
+  if (unit === "%" && low === 0) return [0, 100];
+  const high = low < 0 ? Math.max(...known) : Math.max(0, ...known);
+  return [low, high > low ? high : low + 1];
+}
+
+export function scaleLegend([low, high], unit) {
+  const shown = (stop) => (unit ? `${number(low + stop * (high - low))} ${unit}` : percent(stop));
   return h("span", { class: "scale" }, stopsOf(unit).map((stop, index) => h("span", {}, h("span", { class: `swatch heat-${index}` }), shown(stop))));
 }
 
 // rows: {key, label, metric, values}, the first on top. open: {href(key)} for rows that are links, or {choose(key)} for
 // rows that do something on this page. Their names are a list beside the chart: one Tab, then the arrow keys.
-export function drawHeatMap(element, rows, { edges, top, unit, left }, open) {
+export function drawHeatMap(element, rows, { edges, range, unit, left }, open) {
   if (!element.children.length) element.append(h("ul", { class: "row-names", onkeydown: moveAlongNames }), h("div", { class: "plot cells" }));
   const [names, plot] = element.children;
   element.style.setProperty("--names-width", `${left}px`);
@@ -41,7 +56,7 @@ export function drawHeatMap(element, rows, { edges, top, unit, left }, open) {
   const hours = plot.clientWidth / LETTER_PX / 6 > edges.length / 2 ? 1 : 2; // between two labels
   return draw(plot, [{
     type: "heatmap", x: edges.map(wall), y: rows.map((_, index) => index), z: rows.map((row) => row.values),
-    zmin: 0, zmax: top, colorscale: stopsOf(unit).map((stop, index) => [stop, colour(`heat-${index}`)]), showscale: false, xgap: 1, ygap: 2, hoverinfo: "text", hovertext: hover,
+    zmin: range[0], zmax: range[1], colorscale: stopsOf(unit).map((stop, index) => [stop, colour(`heat-${index}`)]), showscale: false, xgap: 1, ygap: 2, hoverinfo: "text", hovertext: hover,
   }], {
     height: TOP_PX + BOTTOM_PX + ROW_PX * rows.length, margin: { l: 0, r: RIGHT_PX, t: TOP_PX, b: BOTTOM_PX },
     xaxis: axis({ type: "date", side: "top", tickformat: "%H:%M", dtick: hours * 3600e3, tickangle: 0, showgrid: false, ticks: "", automargin: false }),
@@ -50,7 +65,7 @@ export function drawHeatMap(element, rows, { edges, top, unit, left }, open) {
 }
 
 const valueText = (value, unit) => (value === null ? "not known" : unit ? `${number(value)} ${unit}` : percent(value));
-const highestText = (values, unit) => valueText(values.every((value) => value === null) ? null : Math.max(...values), unit);
+const highestText = (values, unit) => valueText(highestOf(values), unit);
 
 // The names of the rows; the one that has the focus keeps it.
 function showNames(names, rows, open, unit) {

@@ -47,7 +47,10 @@ export function serverView(page, name, query) {
     const past = chosen.past || at ? nearestPast(data.past, at ? Date.parse(at) : Date.parse(data.forecast.origin) - Number(chosen.past) * HOUR_MS) : null;
     note.replaceChildren(...noteOf(past, at));
     const metrics = Object.keys(data.forecast.metrics);
-    if (charts.children.length !== metrics.length) charts.replaceChildren(...metrics.map((metric) => figure(metric, name)));
+    if (charts.dataset.metrics !== String(metrics)) {
+      charts.dataset.metrics = String(metrics);
+      charts.replaceChildren(...metrics.map((metric) => figure(metric, name)));
+    }
     legend.replaceChildren(...legendOf(data, past));
     await Promise.all(metrics.map((metric, index) => drawFigure(charts.children[index], metric, { ...data, past, at })));
     await why.update(data.forecast);
@@ -92,6 +95,7 @@ function headOf(name, { forecast, risks, alerts }) {
     h("p", { class: "outlook" }, outlook(forecast, risks)),
     ...alerts.map((alert) => h("p", { class: `banner ${alert.severity === "watch" ? "warn" : "bad"}` }, h("b", { text: alert.silenced ? "Silenced alert " : "Alert " }), sentenceOf(alert))),
     ...forecast.warnings.map((warning) => h("p", { class: "hint", text: warning })),
+    ...(forecast.not_measured.length ? [h("p", { class: "hint", text: `Not forecast, as neither it nor its profile measures it: ${forecast.not_measured.map(metricName).join(", ")}` })] : []),
     h("dl", { class: "facts" }, facts.map(([title, value]) => h("div", {}, h("dt", { text: title }), h("dd", {}, value)))),
   ];
 }
@@ -126,7 +130,7 @@ async function drawFigure(element, metric, data) {
     reached && threshold !== null ? h("span", { class: reached[1] >= 0.5 ? "bad" : reached[1] >= 0.25 ? "warn" : "", text: ` · limit ${number(threshold)}: ${percent(reached[1])} within ${horizonName(reached[0])}` }) : null,
     covered ? h("small", { class: covered.inside / covered.steps < 0.5 ? "warn" : "", title: "Of the values measured since that forecast", text: `${percent(covered.inside / covered.steps)} of ${covered.steps} values since were inside its ${covered.share} % band` }) : null,
   ].filter(Boolean));
-  await drawFan(plot, metric, { forecast, history, past, threshold, states, peers: chosen.peers ? data.peers : null, marked: data.at });
+  await drawFan(plot, metric, { forecast, history, past, limits: risk?.limits || [], states, peers: chosen.peers ? data.peers : null, marked: data.at });
 }
 
 function legendOf({ forecast, peers, states }, past) {

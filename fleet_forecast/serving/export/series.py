@@ -84,22 +84,26 @@ def cardinality_text(table: ForecastsTable, model: ModelView, horizon_steps: int
     return f"forecasts of servers {table.servers!r}: {parts}, at most {most}{lacking}"
 
 
-def write_request(forecasts: Sequence[ServerForecast], cells: Sequence[Cell]) -> bytes:
-    """The body of a remote-write request 1.0 with one sample for each forecast and cell, not compressed.
+def write_request(forecasts: Sequence[ServerForecast], cells: Sequence[Cell]) -> tuple[bytes, int]:
+    """The body of a remote-write request 1.0 with one sample for each forecast and cell, not compressed; how many.
 
-    The forecasts have one model. Values are the numbers of the API: the shortest that identify each float32.
+    The forecasts have one model. Metrics that are not forecast for a server are left out. Values are the numbers of the
+    API: the shortest that identify each float32.
     """
     where = tuple(np.array([cell[axis] for cell in cells]) for axis in range(3))
-    request = WriteRequest()
+    request, samples = WriteRequest(), 0
     for forecast in forecasts:
-        values = orjson.loads(to_json(forecast.quantiles[where[0], where[1], where[2] - 1]))
+        values = orjson.loads(to_json(forecast.quantiles[where[0], where[1], where[2] - 1]))  # null: not measured
         server = _label(SERVER_LABEL, forecast.server_name)
         for cell, value in zip(cells, values, strict=True):
+            if value is None:
+                continue
             series = request.timeseries.add()
             series.labels.extend((*cell.labels, server))
             seconds = forecast.origin_seconds + cell.step * forecast.model.step_seconds
             series.samples.add(value=value, timestamp=seconds * 1000)
-    return bytes(request.SerializeToString())
+            samples += 1
+    return bytes(request.SerializeToString()), samples
 
 
 def _label(name: str, value: str) -> bytes:

@@ -83,8 +83,9 @@ class ForecastWriter:
             await self._new_cycle.wait()
             self._new_cycle.clear()
             for part in self._parts(self._snapshot):
-                body = await asyncio.to_thread(self._body, part)
-                self._enqueue(_Request(body, len(part) * len(self._cells)))
+                request = await asyncio.to_thread(self._request, part)
+                if request.samples:
+                    self._enqueue(request)
                 self._last_origins.update({each.server_name: each.origin_seconds for each in part})
 
     async def send_queue(self) -> None:
@@ -132,8 +133,9 @@ class ForecastWriter:
         fields = {"to": self.address, "series_per_server": len(self._cells), "not_forecast": missing}
         LOG.log(logging.ERROR if missing else logging.INFO, "forecasts are written", extra=fields)
 
-    def _body(self, forecasts: Sequence[ServerForecast]) -> bytes:
-        return bytes(cramjam.snappy.compress_raw(write_request(forecasts, self._cells)))
+    def _request(self, forecasts: Sequence[ServerForecast]) -> _Request:
+        body, samples = write_request(forecasts, self._cells)
+        return _Request(bytes(cramjam.snappy.compress_raw(body)), samples)
 
     def _enqueue(self, request: _Request) -> None:
         """Add a request; a full queue drops the oldest ones."""

@@ -70,6 +70,15 @@ def check_reach(forecast: ServerForecast, selection: Selection) -> None:
             raise SelectionError(f"horizon: {seconds // 60}m is asked for; the forecast reaches {reach}")
 
 
+def check_measured(forecast: ServerForecast, metric: str) -> None:
+    """Raise SelectionError if the metric is not forecast for this server, because it is not measured."""
+    if metric in forecast.not_measured:
+        raise SelectionError(
+            f"metric: {metric} is not forecast for {forecast.server_name!r}: neither it nor its profile "
+            f"{forecast.profile} measures it; use {', '.join(forecast.metrics)}"
+        )
+
+
 def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
     """Selected horizon steps, in order; step 1 follows the origin. Horizons are rounded up to whole steps."""
     if selection.horizon_seconds is None:

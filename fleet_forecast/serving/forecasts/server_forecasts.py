@@ -12,6 +12,7 @@ import numpy as np
 
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
+from fleet_forecast.inference.fleet_match import measured_metrics
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.risk.features import RiskInput
 from fleet_forecast.serving.forecasts.snapshot import ModelView, PeerSummary, ServerForecast, ServerRisk
@@ -48,6 +49,8 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
         quantiles = quantiles[:, :, served]
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
     finite = np.isfinite(arranged).all(axis=(1, 2, 3))
+    makes_sense = measured_metrics(engine.config, history, chosen, servers.peers)[:, served]
+    arranged[~makes_sense] = np.nan
     measured_steps = reduce(np.logical_or, np.moveaxis(~np.isnan(history), 2, 0)).sum(axis=1)
     untrained = set(engine.unknown_profiles(chosen))
     risks = _risks(engine, servers, (measured_steps > 0) & ~provisional)
@@ -74,6 +77,7 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
                 peers=summaries[row],
                 provisional=bool(provisional[row]),
                 risk=risks[row],
+                not_measured=tuple(m for m, kept in zip(model.metrics, makes_sense[row], strict=True) if not kept),
             )
         )
     return forecasts

@@ -70,8 +70,9 @@ class ServerForecast:
 
     origin_seconds: UTC time of the last step used; quantiles: float32 [metric, quantile, horizon step].
     history_steps: measured steps in the model's input; rule: the source of the profile, None if nothing matched.
-    provisional: the step of the origin was not complete. risk: None without a risk model, before the first complete
-    step, and for a provisional forecast.
+    not_measured: metrics of the model that are not forecast, because neither the server nor its profile measures them;
+    their quantiles are NaN. provisional: the step of the origin was not complete. risk: None without a risk model,
+    before the first complete step, and for a provisional forecast.
     """
 
     server_name: str
@@ -87,6 +88,12 @@ class ServerForecast:
     peers: PeerSummary = NO_PEERS
     provisional: bool = False
     risk: ServerRisk | None = None
+    not_measured: tuple[str, ...] = ()
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that are forecast for this server."""
+        return tuple(metric for metric in self.model.metrics if metric not in self.not_measured)
 
     @property
     def horizon_steps(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_table
+from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_table, of_metrics
 from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
@@ -17,7 +17,10 @@ PARQUET = "application/vnd.apache.parquet"
 
 
 def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa.Table:
-    """Forecasts of one model as a table. Raises IndexError if there are none."""
+    """Forecasts of one model as a table, without the metrics that are not forecast for a server.
+
+    Raises IndexError if there are none.
+    """
     model = forecasts[0].model
     steps = selected_steps(forecasts[0], selection)
     metrics = [m for m in model.metrics if selection.metrics is None or m in selection.metrics]
@@ -28,7 +31,8 @@ def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa
     origins = np.array([forecast.origin_seconds for forecast in forecasts]).astype("datetime64[s]")
     names = [forecast.server_name for forecast in forecasts]
     axes = ForecastAxes(steps, model.step_seconds, metrics, levels)
-    return forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2))
+    chosen = np.array([[metric in forecast.metrics for metric in metrics] for forecast in forecasts])
+    return of_metrics(forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2)), len(steps), chosen)
 
 
 def encoded(table: pa.Table, media_type: str) -> bytes:

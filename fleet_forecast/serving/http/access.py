@@ -26,6 +26,7 @@ SERVER_PATHS = "/api/v1/servers/"  # and the name
 # Another shard's server is a 421. A proxy that sends this header is told by the next where to send the request.
 ROUTED = (b"x-fleet-route", b"nginx")
 NGINX_REDIRECT = b"x-accel-redirect"
+DELETE_PATHS = (SERVER_PATHS, "/api/v1/silences/")  # before the name of what is deleted
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
@@ -138,7 +139,9 @@ def _is_link(scope: Scope, headers: Headers) -> bool:
 def needed_right(scope: Scope) -> Right:
     """What a request needs. POST /api/v1/forecast changes nothing and needs the right to read."""
     path, method = scope["path"], scope.get("method", "GET")
-    if path in ADMIN_PATHS or method == "DELETE" or (method == "POST" and path in ADMIN_POST_PATHS):
+    if path in ADMIN_PATHS or (method == "POST" and path in ADMIN_POST_PATHS):
+        return Right.ADMIN
+    if method == "DELETE" and path.startswith(DELETE_PATHS):
         return Right.ADMIN
     if path.startswith(SHARD_PATHS):
         return Right.SHARD

@@ -50,7 +50,6 @@ _BODY_KINDS = {
     "/api/v1/write": _BodyKind((PROTOBUF,), (SNAPPY,), f"send Content-Encoding: {SNAPPY}"),
     "/v1/metrics": _BodyKind((PROTOBUF, MEDIA_TYPES[0]), *_PACKED_OR_NOT),
 }
-_METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -114,7 +113,7 @@ class RequestGuard:
 
     def _check(self, scope: Scope) -> None:
         headers = self._access.check(scope)
-        if scope["type"] == "http" and scope["method"] not in _METHODS_WITHOUT_BODY:
+        if scope["type"] == "http" and _may_have_body(scope):
             _check_content(scope, headers)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._max_body_bytes:
@@ -152,6 +151,11 @@ def _client(scope: Scope) -> str:
     """The address that the request came from."""
     client = scope.get("client")
     return client[0] if client else ""
+
+
+def _may_have_body(scope: Scope) -> bool:
+    """Whether a route could read the body: the other methods have no route, and are answered with 405."""
+    return scope["method"] == "POST" or needed_right(scope) is Right.ADMIN
 
 
 def _check_content(scope: Scope, headers: Headers) -> None:

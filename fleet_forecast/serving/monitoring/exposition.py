@@ -102,7 +102,7 @@ def forecast_lines(forecasts: Iterable[ServerForecast], profiles: Container[str]
     forecasts = list(forecasts)
     models = dict.fromkeys(forecast.model for forecast in forecasts)
     for metric in dict.fromkeys([*METRICS, *(metric for model in models for metric in model.metrics)]):
-        of_metric = [forecast for forecast in forecasts if metric in forecast.model.metrics]
+        of_metric = [forecast for forecast in forecasts if metric in forecast.metrics]
         unit = exposed_as(metric)
         if of_metric:
             yield from header(
@@ -125,6 +125,8 @@ def exceedance_lines(daemon: Daemon) -> Iterator[str]:
             continue  # of another model than the forecast
         labels = f'server="{label_value(server)}",profile="{profile_label(forecast.profile, profiles)}"'
         for metric, row in zip(forecast.model.metrics, probabilities.tolist(), strict=True):
+            if metric in forecast.not_measured:
+                continue
             for horizon, value in zip(horizons, row, strict=True):
                 yield f'{name}{{{labels},metric="{metric}",horizon="{horizon}"}} {value:.4g}'
 

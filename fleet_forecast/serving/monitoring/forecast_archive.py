@@ -100,7 +100,7 @@ def _archived(snapshot: FleetSnapshot, model: ModelView, origin: int) -> tuple[A
 
 
 def _document(cycle: ArchivedCycle, quantiles: np.ndarray) -> dict[str, Any]:
-    """quantiles: float32 [metric, level, kept step]."""
+    """quantiles: float32 [metric, level, kept step], NaN for a metric that was not forecast."""
     return {
         "model": cycle.model.model_id,
         "origin": iso(cycle.origin_seconds),
@@ -108,5 +108,6 @@ def _document(cycle: ArchivedCycle, quantiles: np.ndarray) -> dict[str, Any]:
         "metrics": {
             metric: {f"q{level:g}": quantiles[row, column].copy() for column, level in enumerate(cycle.levels)}
             for row, metric in enumerate(cycle.model.metrics)
+            if not np.isnan(quantiles[row]).any()
         },
     }

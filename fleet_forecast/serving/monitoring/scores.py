@@ -86,7 +86,7 @@ class ForecastScores:
         levels = past.model.quantiles
         for index, metric in enumerate(past.model.metrics):
             actual, quantiles = measured[now, index], past.quantiles[then, index].astype(np.float64)
-            known = ~np.isnan(actual)
+            known = ~np.isnan(actual) & ~np.isnan(quantiles).any(axis=1)  # a metric can be new to a server
             actual, quantiles = actual[known], quantiles[known]
             tally = self.tallies[metric, horizon]
             tally.scored += len(actual)

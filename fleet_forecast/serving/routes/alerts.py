@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.forecast_spec import report_horizons
+from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.serving.alerting.alert import Alert, as_document
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.selection import SelectionError
@@ -41,6 +42,7 @@ class AlertInfo(BaseModel):
     server_name: str
     profile: str
     metric: str
+    unit: Annotated[str, Field(description="of the metric; empty for one that the fleet no longer has")]
     threshold: float | None
     below: Annotated[bool, Field(description="the threshold is a lower bound")]
     probability: float
@@ -82,6 +84,7 @@ class Risk(BaseModel):
     server_name: str
     profile: str
     metric: str
+    unit: str
     probability: float
     current: float | None
     threshold: Annotated[float | None, Field(description="upper bound; null if the metric has none")]
@@ -124,8 +127,15 @@ def _alerts_page(known: list[Alert], query: AlertsQuery, is_silenced: Callable[[
     )
     page = [alert for alert in selected if after is None or _position(alert) > after][: query.limit + 1]
     following = _position_text(page[query.limit - 1]) if len(page) > query.limit else None
-    documents = [as_document(alert, is_silenced(alert)) for alert in page[: query.limit]]
+    documents = [
+        {**as_document(alert, is_silenced(alert)), "unit": _unit_of(alert.metric)} for alert in page[: query.limit]
+    ]
     return json_response({"alerts": documents, "next": following})
+
+
+def _unit_of(metric: str) -> str:
+    spec = METRIC_SPECS.get(metric)
+    return "" if spec is None else spec.unit
 
 
 def _rank(alert: Alert) -> float:
@@ -221,6 +231,7 @@ def _risks(daemon: Daemon, limit: int) -> list[dict[str, Any]]:
             "server_name": name,
             "profile": forecast.profile,
             "metric": forecast.model.metrics[index],
+            "unit": _unit_of(forecast.model.metrics[index]),
             "probability": round(value, 4),
             "current": forecast.current[index],
             **_bounds(daemon, forecast, forecast.model.metrics[index]),

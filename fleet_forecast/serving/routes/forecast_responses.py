@@ -37,6 +37,7 @@ _EXAMPLE: dict[str, Any] = {
     "steps": [12],
     "timestamps": ["2026-11-23T11:00:00Z"],
     "warnings": [],
+    "not_measured": [],
     "metrics": {"cpu_pct": {"unit": "%", "current": 78.0, "q0.1": [70.1], "q0.5": [77.9], "q0.9": [85.3]}},
 }
 
@@ -96,6 +97,9 @@ class ForecastResponse(ForecastOrigin):
     incident_risk: Annotated[
         IncidentRisk | None, Field(description="null without a risk model or before the first complete step")
     ]
+    not_measured: Annotated[
+        list[str], Field(description="metrics of the model that neither the server nor its profile measures; left out")
+    ]
     metrics: dict[str, MetricForecast]
 
 
@@ -123,6 +127,7 @@ def forecast_document(
         "warnings": forecast.warnings,
         "peers": forecast.peers.as_document(),
         "incident_risk": risk_document(forecast.risk),
+        "not_measured": forecast.not_measured,
         "metrics": _metrics(forecast, steps, selection),
     }
 
@@ -132,7 +137,7 @@ def _metrics(forecast: ServerForecast, steps: Sequence[int], selection: Selectio
     levels = [q for q in model.quantiles if selection.quantiles is None or q in selection.quantiles]
     metrics = {}
     for index, metric in enumerate(model.metrics):
-        if selection.metrics is None or metric in selection.metrics:
+        if metric in forecast.metrics and (selection.metrics is None or metric in selection.metrics):
             rows = forecast.quantiles[index]  # (quantile, step)
             metrics[metric] = {
                 "unit": METRIC_SPECS[metric].unit,

@@ -64,7 +64,8 @@ class HeatMapRow(BaseModel):
     origin: UtcTime
     metric: Annotated[str | None, Field(description="metric of the highest number; null for a risk")]
     values: Annotated[
-        list[float | None], Field(description="by half hour after the origin; null for a risk that is not known")
+        list[float | None],
+        Field(description="by half hour after the origin; null for a risk or a metric that is not known"),
     ]
 
 
@@ -153,10 +154,14 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
         by_step = quantiles[:, :, nearest_level(model.quantiles, query.level)]
     digits = 3 if query.value == "breach" else 2
     by_bin = np.round(_highest_by_bin(by_step, model.step_seconds).astype(np.float64), digits)  # (server, metric, bin)
-    highest = by_bin.max(axis=2).argmax(axis=1)
+    for row, forecast in enumerate(forecasts):
+        by_bin[row, [model.metrics[metric] in forecast.not_measured for metric in metrics]] = np.nan
+    known = np.where(np.isnan(by_bin), -np.inf, by_bin)
+    highest = known.max(axis=2).argmax(axis=1)
+    values = np.where(np.isinf(of_bins := known.max(axis=1)), np.nan, of_bins)
     return [
-        {**_described(daemon, forecast), "metric": model.metrics[metrics[column]], "values": values}
-        for forecast, column, values in zip(forecasts, highest, by_bin.max(axis=1).tolist(), strict=True)
+        {**_described(daemon, forecast), "metric": model.metrics[metrics[column]], "values": row}
+        for forecast, column, row in zip(forecasts, highest, list(values), strict=True)
     ]
 
 

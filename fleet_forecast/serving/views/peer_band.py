@@ -88,6 +88,7 @@ def _peer_band(context: PeerContext, forecast: ServerForecast, hours: float) -> 
         "metrics": {
             metric: {name: np.ascontiguousarray(band[:, column]) for name, band in bands.items()}
             for column, metric in enumerate(model.metrics)
+            if metric in forecast.metrics
         },
     }
 

@@ -31,6 +31,7 @@ class MetricRisk(BaseModel):
 
     threshold: Annotated[float | None, Field(description="the bound that is more likely crossed; null for none")]
     below: Annotated[bool, Field(description="the threshold is a lower bound")]
+    limits: Annotated[list[float], Field(description="all bounds: the upper one, then the lower one")]
     by_horizon: Annotated[dict[str, float], Field(description="probability of a breach by horizon, such as 15m")]
     expected_at: Annotated[UtcTime | None, Field(description="the median crosses; null if it does not")]
     earliest_at: UtcTime | None
@@ -69,6 +70,7 @@ def _server_risks(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:
                 **_crossing(daemon, forecast, metric),
             }
             for row, metric in enumerate(forecast.model.metrics)
+            if metric in forecast.metrics
         },
     }
 
@@ -85,10 +87,12 @@ def _by_horizon(daemon: Daemon, forecast: ServerForecast, row: int) -> dict[str,
 def _crossing(daemon: Daemon, forecast: ServerForecast, metric: str) -> dict[str, Any]:
     bounds = daemon.alerts.rules.bounds_of(forecast.server_name, forecast.profile, metric)
     if not bounds.limits:
-        return {**dict.fromkeys(("threshold", "expected_at", "earliest_at", "latest_at")), "below": False}
+        nothing = dict.fromkeys(("threshold", "expected_at", "earliest_at", "latest_at"))
+        return {**nothing, "below": False, "limits": []}
     limit = likelier_limit(forecast, metric, bounds)
     times = crossing_times(forecast, metric, limit)._asdict()
-    return {"threshold": limit.value, "below": limit.is_lower} | {
+    limits = [each.value for each in bounds.limits]
+    return {"threshold": limit.value, "below": limit.is_lower, "limits": limits} | {
         name.replace("_seconds", "_at"): None if seconds is None else iso(forecast.origin_seconds + seconds)
         for name, seconds in times.items()
     }

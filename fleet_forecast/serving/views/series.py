@@ -17,7 +17,7 @@ from fleet_forecast.contract.forecast_spec import BAND_80, BAND_96, MEDIAN_LEVEL
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.forecasts.selection import parse_selection
+from fleet_forecast.serving.forecasts.selection import check_measured, parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.monitoring.forecast_archive import ORIGIN_SECONDS, ArchivedCycle
 from fleet_forecast.serving.routes.history import MAX_HISTORY_HOURS, step_means
@@ -99,6 +99,7 @@ async def series(daemon: RunningDaemon, name: str, query: Annotated[SeriesQuery,
     forecast, server = daemon.forecasts.snapshot.forecasts.get(name), daemon.store.servers.get(name)
     if forecast is None or server is None or query.metric not in forecast.model.metrics:
         return no_forecast(daemon, name)
+    check_measured(forecast, query.metric)
     now, step_seconds = daemon.clock(), daemon.store.step_seconds
     since = now - DEFAULT_HOURS * 3600 if query.since is None else query.since.timestamp()
     first_step = math.ceil(max(since, now - MAX_HISTORY_HOURS * 3600) / step_seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from fleet_forecast.contract.specs import METRICS
@@ -45,6 +45,13 @@ class HostMetric(NamedTuple):
     data: Any
 
 
+class OwnMetric(NamedTuple):
+    """A metric that the fleet file maps to a name: its position in METRICS, and whether its kind is rate."""
+
+    place: int
+    is_rate: bool
+
+
 class _Flow(NamedTuple):
     """A counter of bytes by device and direction."""
 
@@ -70,10 +77,17 @@ def add_host_metric(metric: HostMetric, found: ReceivedSamples, rates: CounterRa
         HOST_METRICS[metric.name](metric, found, rates)
 
 
-def add_own_metric(metric: HostMetric, index: int, found: ReceivedSamples) -> None:
-    """Add the values of a gauge, or of a sum that can fall, to the rows as those of the metric at a position."""
+def add_own_metric(metric: HostMetric, own: OwnMetric, found: ReceivedSamples, rates: CounterRates) -> None:
+    """Add the values of a metric of the fleet file to the rows.
+
+    Those of a gauge and of a sum that can fall are the metric's; a counter gives its increase per second to a metric of
+    the kind rate, summed over its data points of a time, and nothing to another one.
+    """
     if getattr(metric.data, "is_monotonic", False):
-        found.left_out[metric.name] += len(metric.data.data_points)  # a counter: its rate is not computed
+        if own.is_rate:
+            _add_counter(metric, own.place, found, rates)
+        else:
+            found.left_out[metric.name] += len(metric.data.data_points)
         return
     if getattr(metric.data, "aggregation_temporality", None) == DELTA:
         found.notices["change_of_level"] += len(metric.data.data_points)
@@ -81,7 +95,19 @@ def add_own_metric(metric: HostMetric, index: int, found: ReceivedSamples) -> No
     for point in metric.data.data_points:
         value = _value(point, found)
         if value is not None:
-            _put(found, (metric.server, point.time_unix_nano), index, value, 1)
+            _put(found, (metric.server, point.time_unix_nano), own.place, value, 1)
+
+
+def _add_counter(metric: HostMetric, index: int, found: ReceivedSamples, rates: CounterRates) -> None:
+    sums: dict[int, list[float]] = defaultdict(list)  # time -> rate of each data point, NaN: unknown
+    for point in metric.data.data_points:
+        attributes = sorted((each.key, each.value.SerializeToString()) for each in point.attributes)
+        rate = _rate(metric, (metric.name, *attributes), point, found, rates)
+        if rate is not None:
+            sums[point.time_unix_nano].append(rate)
+    for time_ns, parts in sums.items():
+        if not math.isnan(total := sum(parts)):
+            _put(found, (metric.server, time_ns), index, total, len(parts))
 
 
 def _add_flow(metric: HostMetric, found: ReceivedSamples, rates: CounterRates) -> None:
@@ -199,7 +225,7 @@ def _value(point: Any, found: ReceivedSamples) -> float | None:
 
 
 def _rate(
-    metric: HostMetric, key: tuple[str, ...], point: Any, found: ReceivedSamples, rates: CounterRates
+    metric: HostMetric, key: tuple[Hashable, ...], point: Any, found: ReceivedSamples, rates: CounterRates
 ) -> float | None:
     """The increase per second that a point of a sum shows; None, counted, where it shows none; NaN at a reset.
 

@@ -22,6 +22,7 @@ from fleet_forecast.sources.protocols.host_metrics import (
     HOST_METRICS,
     INSTEAD_OF,
     HostMetric,
+    OwnMetric,
     add_host_metric,
     add_own_metric,
 )
@@ -43,7 +44,11 @@ class OtlpDecoder:
 
     def __init__(self, memory: CounterMemory, max_points: int) -> None:
         self.memory, self._max_points = memory, max_points
-        self._own = {spec.otlp: index for index, spec in enumerate(METRIC_SPECS.values()) if spec.otlp is not None}
+        self._own = {
+            spec.otlp: OwnMetric(index, spec.kind == "rate")
+            for index, spec in enumerate(METRIC_SPECS.values())
+            if spec.otlp is not None
+        }
 
     def decode(self, body: bytes, is_json: bool) -> ReceivedSamples:
         """The samples of an unpacked request. Raises MalformedBodyError if it cannot be read or is too large."""
@@ -67,7 +72,7 @@ class OtlpDecoder:
             elif INSTEAD_OF.get(name) in names:
                 found.notices["other_metric_used"] += points
             elif server and name in self._own:
-                add_own_metric(HostMetric(server, name, data), self._own[name], found)
+                add_own_metric(HostMetric(server, name, data), self._own[name], found, rates)
             elif server:
                 add_host_metric(HostMetric(server, name, data), found, rates)
             else:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm
 import numpy as np
 
 from fleet_forecast.contract.calendar import BusinessCalendar
@@ -15,8 +14,12 @@ from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, SI
 from fleet_forecast.risk.alarms import CURVE_LEVELS, USUAL_RATE, begins_within, curve, near_incident
 from fleet_forecast.risk.calibration import Calibration, Outcomes, fit_calibration, reliability
 from fleet_forecast.risk.features import RiskSpec, feature_names, risk_features
+from fleet_forecast.risk.lightgbm_library import load_lightgbm
 from fleet_forecast.training.risk.fleets import EVEN_FLEETS, LabelledFleet, SimulatedFleets
 from fleet_forecast.training.risk.samples import fit_statistics, sample
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
 
 TREES = {
     "objective": "binary",
@@ -108,9 +111,7 @@ def train(
     return RiskModel(booster, described, grid.metrics)
 
 
-def fit_trees(
-    training: Sequence[LabelledFleet], spec: RiskSpec, settings: RiskSettings
-) -> tuple[lightgbm.Booster, int]:
+def fit_trees(training: Sequence[LabelledFleet], spec: RiskSpec, settings: RiskSettings) -> tuple[Booster, int]:
     """The trees, and the number of incidents that they were trained on."""
     random = np.random.default_rng(settings.seed)
     parts = []
@@ -119,6 +120,7 @@ def fit_trees(
         parts.append(sample(fleet, spec, random))
     features, target, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
     names = [str(name) for name in feature_names(spec.metrics)]
+    lightgbm = load_lightgbm()
     data = lightgbm.Dataset(features, target.astype(np.int8), weight=weight, feature_name=names)
     print(f"risk model: {settings.rounds} trees on {len(features):,} samples", file=sys.stderr)
     parameters = {**TREES, "num_threads": settings.threads, "seed": settings.seed}

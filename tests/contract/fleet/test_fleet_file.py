@@ -50,7 +50,7 @@ threshold = {above = 1000, below = 1}
 unit = "°C"
 kind = "value"
 [metrics.cpu_pct]
-query = 'cpu{mode!="idle", job=~"\w+"}'
+query = 'cpu{mode!="idle", job=~"[a-z]+"}'
 [alerts]
 fire_probability = 0.6
 [[alerts.silences]]
@@ -70,7 +70,7 @@ def test_a_file_adds_profiles_metrics_and_a_calendar(tmp_path: Path) -> None:
     assert fleet.names == (*(spec.name for spec in BUILT_IN_METRICS), "queue_depth", "celsius")
     assert (fleet.specs["queue_depth"].above, fleet.specs["queue_depth"].below) == (1000, 1)
     assert (fleet.specs["celsius"].lower, fleet.specs["celsius"].upper) == (-1e9, 1e9)
-    assert fleet.queries == {"cpu_pct": 'cpu{mode!="idle", job=~"\\w+"}'}
+    assert fleet.queries == {"cpu_pct": 'cpu{mode!="idle", job=~"[a-z]+"}'}
     assert {*BUILT_IN_FLEET.profiles, "cache"} == set(fleet.profiles)
     assert fleet.calendar == BusinessCalendar(
         "Europe/Berlin", ("DE", "2026-12-24"), (4,), 480, 1080, (("2026-12-31", 840),)
@@ -216,3 +216,12 @@ def test_a_run_uses_the_calendar_that_the_file_names_before_that_of_the_data(tmp
     with use_fleet(read_fleet(written(tmp_path, "holidays = 'DE'"))) as fleet:
         assert business_calendar(None, recorded) == BusinessCalendar(holidays=("DE",))
     assert f"note: the calendar of {fleet.source} is used; the data's metadata record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [("sum by (instance) (a{b='c'}", 2), ("rate(a[$window])", 0), ("", 0), ("max_over(a[5m])", 2)]
+)
+def test_the_check_parses_each_query(tmp_path, capsys, query, status) -> None:
+    file = written(tmp_path, f'[metrics.cpu_pct]\nquery = "{query}"\n')
+    assert data_contract.main(["--check-fleet", str(file)]) == status
+    assert ("metrics.cpu_pct.query is not PromQL" in capsys.readouterr().err) == bool(status)

@@ -127,20 +127,26 @@ SHOWN_WITHOUT_LIMIT = """async () => {
   const forecast = { origin: times[0], timestamps: times, step_seconds: 300, metrics };
   const risk = { threshold: 70, below: false, by_horizon: {}, expected_at: null, earliest_at: times[1] };
   const words = outlook(forecast, { metrics: { disk_io_mb_s: risk } }).map((part) => part.textContent ?? part).join("");
-  const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
-  const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } };
-  await drawFan(plot, "disk_io_mb_s", { forecast, history, threshold: null });
-  return [words, plot.textContent];
+  const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } }, charts = [];
+  for (const limits of [[], [90, -10], [900, -900]]) {
+    const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
+    await drawFan(plot, "disk_io_mb_s", { forecast, history, limits });
+    charts.push(plot.textContent);
+  }
+  return [words, ...charts];
 }"""
 
 
 def test_what_is_not_known_is_not_shown_as_zero(scene, open_page):
     page = open_page(f"{scene.url}/")
     drawn(page)
-    words, chart = page.evaluate(SHOWN_WITHOUT_LIMIT)
+    words, chart, both, far = page.evaluate(SHOWN_WITHOUT_LIMIT)
     assert words.startswith("Disk could exceed 70 MB/s from ")
     assert "probability" not in words, "a provisional forecast has none"
     assert "limit" not in chart, "the metric has none"
+    assert "limit 90" in both
+    assert "limit -10" in both, "the metric has an upper and a lower one"
+    assert "limit" not in far, "the values would be a line beside limits so far away"
 
 
 def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
@@ -359,3 +365,21 @@ def busy_seconds(devtools):
     """Processor time of the page's main thread: what an interaction takes on an idle machine at least."""
     metrics = devtools.send("Performance.getMetrics")["metrics"]
     return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
+RANGES = """async () => {
+  const { highestOf, rangeOf, scaleLegend } = await import(new URL("dashboard/heat.js", document.baseURI));
+  const range = (unit, ...values) => rangeOf([{ values: [null, ...values] }], unit);
+  const texts = [...scaleLegend(range("°C", -20, -4), "°C").children].map((each) => each.textContent);
+  const below = [range("°C", -20, 12), range("°C", -20, -4), range("°C", -3, -3)];
+  const others = [range("%", 5, 60), range("jobs", 5, 60), range("jobs", 0, 0), range(null, 0.2)];
+  return [below, others, highestOf([null, -5, -7]), highestOf([null]), texts];
+}"""
+
+
+def test_the_colours_of_a_metric_span_its_values_also_those_below_zero(scene, open_page):
+    below, others, highest, nothing, texts = open_page(f"{scene.url}/").evaluate(RANGES)
+    assert below == [[-20, 12], [-20, -4], [-3, -2]]
+    assert others == [[0, 100], [0, 60], [0, 1], [0, 1]]
+    assert (highest, nothing) == (-5, None)
+    assert texts == ["-20 °C", "-16 °C", "-12 °C", "-8 °C", "-4 °C"]

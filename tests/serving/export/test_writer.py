@@ -84,6 +84,23 @@ def written(database, *snapshots, **fields):
     return asyncio.run(run())
 
 
+def test_a_metric_that_a_server_does_not_have_is_neither_written_nor_counted():
+    quantiles = A.quantiles.copy()
+    quantiles[METRICS.index("mem_pct")] = np.nan
+    without, database = replace(A, quantiles=quantiles, not_measured=("mem_pct",)), Database()
+    chosen = {"horizons": ("1h",), "quantiles": (0.5,)}
+    writer = written(database, snapshot_of(without, B), metrics=("cpu_pct", "mem_pct"), **chosen)
+    assert (writer.written, writer.problem) == (3, None)
+    assert [(labels["server"], labels["__name__"].partition(":")[2]) for labels, _, _ in database.samples] == [
+        ("ppdb001", "cpu_pct"),
+        ("ppml0001", "cpu_pct"),
+        ("ppml0001", "mem_pct"),
+    ]
+    none = Database()
+    writer = written(none, snapshot_of(without), metrics=("mem_pct",), **chosen)
+    assert (writer.written, none.requests) == (0, [])
+
+
 A, B = fixed_forecast("ppdb001", "database", "pin", 20.0), fixed_forecast("ppml0001", "ml_compute", "ppml", 40.0)
 
 
@@ -133,10 +150,12 @@ def test_an_origin_is_written_once_and_a_later_one_again():
 
 
 def test_what_the_model_does_not_forecast_is_named_and_the_rest_is_written():
-    database = Database()
-    chosen = {"horizons": ("1h", "24h"), "quantiles": (0.5, 0.6), "metrics": ("cpu_pct", "gpu_pct")}
-    writer = written(database, snapshot_of(A), **chosen)
-    assert writer.problem == "tft_model_fixed does not forecast horizon 24h, quantile 0.6, metric gpu_pct"
+    database, view = Database(), replace(VIEW, metrics=METRICS[:2])
+    narrow = fixed_forecast("ppdb001", "database", "pin", 20.0, view=view)
+    snapshot = FleetSnapshot({"ppdb001": narrow}, ORIGIN, ORIGIN + 301.0, view)
+    chosen = {"horizons": ("1h", "24h"), "quantiles": (0.5, 0.6), "metrics": ("cpu_pct", "latency_ms")}
+    writer = written(database, snapshot, **chosen)
+    assert writer.problem == "tft_model_fixed does not forecast horizon 24h, quantile 0.6, metric latency_ms"
     assert writer.written == len(database.samples) == 1
 
 

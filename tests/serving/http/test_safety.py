@@ -64,6 +64,15 @@ def test_every_route_requires_its_token_and_no_other(guarded):
         assert status < 500, (method, path, sent, status)
 
 
+METHODS_WITHOUT_ROUTE = [("PUT", "/api/v1/metrics"), ("DELETE", "/api/v1/metrics"), ("PATCH", "/")]
+
+
+@pytest.mark.parametrize(("method", "path"), METHODS_WITHOUT_ROUTE)
+def test_a_method_that_a_path_does_not_have_is_named_as_such(guarded, method, path):
+    answer = guarded.request(method, path, headers=TOKEN_HEADER)
+    assert (answer.status_code, "GET" in answer.headers["allow"] or "POST" in answer.headers["allow"]) == (405, True)
+
+
 def refused_socket(client, headers):
     """The close code of a refused WebSocket."""
     with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/ws/predictions", headers=headers):

@@ -75,9 +75,45 @@ def test_a_metric_of_the_fleet_file_comes_by_the_name_that_it_gives():
         decoder = OtlpDecoder(CounterMemory(100), max_points=1_000)
         made = request("a", metric("app.queue", [({}, T, 7.0)]), gauge("system.memory.utilization", used=0.5))
         assert rows_of(decoder, made) == {("a", T): {"mem_pct": 50.0, "queue_depth": 7.0}}
-        counter = metric("app.queue", [({}, T, 7.0)], CUMULATIVE)
-        counter.sum.is_monotonic = True
-        assert decoder.decode(request("a", counter).SerializeToString(), is_json=False).left_out == {"app.queue": 1}
+
+
+class OwnCounters:
+    """Requests of a counter that is a metric of the fleet file, by status of the answers."""
+
+    def __init__(self, kind):
+        spec = MetricSpec("answers", "1/s", kind, "answers", otlp="app.answers")
+        self.fleet = replace(BUILT_IN_FLEET, metrics=(*BUILT_IN_FLEET.metrics, spec))
+        with use_fleet(self.fleet):
+            self.decoder = OtlpDecoder(CounterMemory(100), max_points=1_000)
+        self.place = len(METRICS)
+
+    def received(self, seconds, ok, failed, temporality=CUMULATIVE, **options):
+        points = [({"status": "200", "verb": 1}, seconds, ok), ({"status": "500", "verb": 1}, seconds, failed)]
+        made = request("a", metric("app.answers", points, temporality, **options))
+        with use_fleet(
+            replace(BUILT_IN_FLEET, metrics=(*BUILT_IN_FLEET.metrics, MetricSpec("answers", "", "rate", "")))
+        ):
+            received = self.decoder.decode(made.SerializeToString(), is_json=False)
+        received.on_stored(())
+        return received
+
+    def rate(self, *values, **options):
+        row = self.received(*values, **options).rows.get(("a", values[0] * 1000))
+        return None if row is None else row[self.place]
+
+
+def test_a_counter_of_the_fleet_file_gives_the_increase_per_second_of_all_its_points():
+    counters = OwnCounters("rate")
+    found = [
+        counters.rate(T + at, ok, failed) for at, ok, failed in ((0, 100, 7), (10, 150, 8), (20, 30, 8), (30, 60, 8))
+    ]
+    assert found == [None, pytest.approx(5.1), None, pytest.approx(3.0)], "the interval of a reset is not measured"
+    assert counters.rate(T + 40, 90.0, 10.0, DELTA, start_seconds=T + 30) == pytest.approx(10.0)
+    assert counters.received(T + 50, 90.0, 10.0, DELTA).notices == {"no_interval": 2}
+
+
+def test_a_counter_is_no_value_of_a_metric_of_another_kind():
+    assert OwnCounters("value").received(T, 1.0, 2.0).left_out == {"app.answers": 2}
 
 
 def test_time_and_utilization_go_before_the_figures_that_are_less_exact(decoder):
