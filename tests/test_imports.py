@@ -49,6 +49,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.dashboard": 0,
     f"{PACKAGE}.serving.storage": 0,
     f"{PACKAGE}.serving.storage.offline": 1,
+    f"{PACKAGE}.serving.shards": 0.5,
     f"{PACKAGE}.serving.forecasts": 1,
     f"{PACKAGE}.serving.ingest": 1,
     f"{PACKAGE}.serving.monitoring": 2,
@@ -60,6 +61,7 @@ SERVING_FLOORS = {
     f"{PACKAGE}.serving.http": 5,
     f"{PACKAGE}.serving.views": 6,
     f"{PACKAGE}.serving.routes.protocols": 6,
+    f"{PACKAGE}.serving.routes.shards": 6,
 }
 OUTERMOST = 11  # benchmarks may use anything
 MOST_MODULES = 14  # in a package: more are two packages

@@ -333,7 +333,12 @@ def last_steps(values: np.ndarray, steps: int) -> np.ndarray:
     return np.pad(values[:, -steps:], ((0, 0), (lacking, 0), (0, 0)), constant_values=np.nan)
 
 
+def member_order(name: str) -> tuple[int, str]:
+    """The order in which the servers of a profile are taken into its table: by a hash of the name."""
+    return zlib.crc32(name.encode()), name
+
+
 def _at_most(rows: list[int], names: Sequence[str]) -> np.ndarray:
     if len(rows) > MAX_MEMBERS:
-        rows = sorted(rows, key=lambda row: (zlib.crc32(names[row].encode()), names[row]))[:MAX_MEMBERS]
+        rows = sorted(rows, key=lambda row: member_order(names[row]))[:MAX_MEMBERS]
     return np.array(sorted(rows), dtype=np.int64)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.serving.clients import ADMINISTRATOR, SHARED, Client, Right, digest_of, load_clients
+from fleet_forecast.serving.clients import ADMINISTRATOR, NEIGHBOUR, SHARED, Client, Right, digest_of, load_clients
 from fleet_forecast.serving.settings import (
     Settings,
     SettingsError,
@@ -21,12 +21,16 @@ LOG = logging.getLogger(__name__)
 
 
 class AccessTokens:
-    """The clients' token, the administrator's and those of the tokens file; None or empty where there is none."""
+    """The clients' token, the administrator's, the shards' and those of the tokens file; None or empty: none."""
 
     def __init__(
-        self, client: bytes | None = None, admin: bytes | None = None, clients: Mapping[str, Client] | None = None
+        self,
+        client: bytes | None = None,
+        admin: bytes | None = None,
+        clients: Mapping[str, Client] | None = None,
+        shard: bytes | None = None,
     ) -> None:
-        self.client, self.admin = client, admin
+        self.client, self.admin, self.shard = client, admin, shard
         self._clients = dict(clients or {})
 
     @property
@@ -39,9 +43,15 @@ class AccessTokens:
         """Whether there is a token that allows administration."""
         return self.admin is not None or any(Right.ADMIN in client.rights for client in self._clients.values())
 
+    @property
+    def may_be_shard(self) -> bool:
+        """Whether there is a token that allows what shards ask of each other."""
+        return self.shard is not None or any(Right.SHARD in client.rights for client in self._clients.values())
+
     def owner(self, token: bytes, right: Right) -> Client | None:
-        """Who has this token; None if nobody has. The administrator's token is for administration only."""
-        single, found = (self.admin, ADMINISTRATOR) if right is Right.ADMIN else (self.client, SHARED)
+        """Who has this token; None if nobody has. The administrator's and the shards' tokens are for these only."""
+        special = {Right.ADMIN: (self.admin, ADMINISTRATOR), Right.SHARD: (self.shard, NEIGHBOUR)}
+        single, found = special.get(right, (self.client, SHARED))
         if single is not None and secrets.compare_digest(token, single):
             return found
         return self._clients.get(digest_of(token))
@@ -51,11 +61,12 @@ class AccessTokens:
         try:
             client = read_token(settings.token_file) or token_from(os.environ)
             admin = read_token(settings.admin_token_file)
+            shard = read_token(settings.shard_token_file)
             clients = load_clients(settings.tokens) if settings.tokens else {}
             require_token_beyond_loopback(settings, client, bool(clients))
         except (SettingsError, TomlFileError) as problem:
             LOG.error("tokens refused", extra={"reason": str(problem)})
             return
-        changed = (client, admin, clients) != (self.client, self.admin, self._clients)
-        self.client, self.admin, self._clients = client, admin, clients
+        changed = (client, admin, shard, clients) != (self.client, self.admin, self.shard, self._clients)
+        self.client, self.admin, self.shard, self._clients = client, admin, shard, clients
         LOG.info("tokens read", extra={"changed": changed})

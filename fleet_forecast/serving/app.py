@@ -39,6 +39,8 @@ from fleet_forecast.serving.routes import (
 from fleet_forecast.serving.routes.protocols import otlp, remote_write
 from fleet_forecast.serving.routes.record_bodies import RECORDS, body_schema
 from fleet_forecast.serving.routes.responses import json_response
+from fleet_forecast.serving.routes.shards import peers as shard_peers
+from fleet_forecast.serving.routes.shards import samples as shard_samples
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
 
@@ -49,7 +51,8 @@ DESCRIPTION = (
 PROTOCOLS = (remote_write, otlp)
 VIEWS = (heat_map, risks, past_forecasts, peer_band, series, model_evaluation)
 PARTS = (probes, samples, forecasts, explain, servers, history, model, alerts, silences, events, dashboard)
-TOPICS = (*PARTS, *PROTOCOLS, *VIEWS)
+SHARDS = (shard_samples, shard_peers)
+TOPICS = (*PARTS, *PROTOCOLS, *VIEWS, *SHARDS)
 
 
 def create_app(
@@ -64,7 +67,8 @@ def create_app(
     None: that of the settings.
     """
     files = files or ReferencedFiles()
-    tokens, counters = AccessTokens(files.token, files.admin_token, files.clients), HttpCounters()
+    tokens = AccessTokens(files.token, files.admin_token, files.clients, files.shard_token)
+    counters = HttpCounters()
     certificate = TlsCertificate(settings)
     loading = loading or model_loading(settings, ModelTrial.of(settings))
     config = DaemonConfig(settings, files, loading, clock, tokens, counters, certificate)

@@ -31,6 +31,7 @@ class Right(StrEnum):
     WRITE = "write"  # samples of what is not measured yet
     CORRECT = "correct"  # samples that replace stored values
     PROFILE = "profile"  # to change the profile of a known server with its samples
+    SHARD = "shard"  # what shards of a fleet ask of each other
     ADMIN = "admin"  # to reload the model, to delete servers, to add and delete silences
 
 
@@ -51,6 +52,7 @@ CLIENT = "fleet_client"  # key of an ASGI scope: the Client that sends the reque
 ANYONE = Client("", frozenset({Right.READ, Right.WRITE, Right.CORRECT, Right.PROFILE}))  # where no token is needed
 # Whoever has the one token, which agents share: it adds samples and changes nothing that is known.
 SHARED = Client("", frozenset({Right.READ, Right.WRITE}))
+NEIGHBOUR = Client("another shard", frozenset({Right.SHARD, Right.WRITE}))
 ADMINISTRATOR = Client("administrator", frozenset({Right.ADMIN}))
 
 

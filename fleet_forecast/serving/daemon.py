@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -27,6 +27,9 @@ from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.log import DROPPED_LINES
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import PeerExchange
+from fleet_forecast.serving.shards.hand_over import HandOver
+from fleet_forecast.serving.shards.neighbours import Neighbour
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.protocols.otlp import OtlpDecoder
 from fleet_forecast.sources.protocols.remote_write import WriteDecoder
@@ -58,8 +61,12 @@ class Daemon:
     pullers: list[Puller]
     forecast_writer: ForecastWriter | None
     clock: Callable[[], float]  # seconds since 1970
+    hand_over: HandOver
     tokens: AccessTokens = field(default_factory=AccessTokens)
     http: HttpCounters = field(default_factory=HttpCounters)
+    neighbours: Mapping[int, Neighbour] = field(default_factory=dict)  # the other shards by number
+    exchange: PeerExchange | None = None  # with these
+    waiting_shards: int = 0  # requests of other shards for peers that wait or run
     started_monotonic: float = field(default_factory=time.monotonic)
     dropped_log_lines: Counter[str] = field(default_factory=lambda: DROPPED_LINES)  # by reason
     background_failures: Counter[str] = field(default_factory=Counter)  # restarts of background work, by its name

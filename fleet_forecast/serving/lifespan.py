@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import ForecastScores
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import PeerExchange
+from fleet_forecast.serving.shards.forwarding import Forwarder
+from fleet_forecast.serving.shards.hand_over import HandOver
+from fleet_forecast.serving.shards.neighbours import Neighbour, neighbours_of
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.fleet_pull import Owners
 from fleet_forecast.sources.protocols.counter_rates import CounterMemory
@@ -94,9 +98,13 @@ def _open(config: DaemonConfig) -> Daemon:
     """Open the store and put the parts together. Takes as long as the check of the store's file."""
     settings, files = config.settings, config.files
     store = HistoryStore(settings.history, DEFAULT_STEP_SECONDS, settings.max_waiting_records, settings.max_servers)
-    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock)
+    if (own := settings.own_shard) is not None:
+        store.set_apart(own.has)
+    neighbours = _neighbours(config)
+    exchange = PeerExchange(neighbours, settings.shard_seconds, settings.stale_steps) if neighbours else None
+    forecasts = ForecastLoop(settings, store, files.profile_rules, config.clock, exchange)
     alerts = AlertBook(files.alert_rules)
-    ingest = IngestSink(settings, store, config.clock, files.profile_rules)
+    ingest = IngestSink(settings, store, config.clock, files.profile_rules, _forwarder(settings, neighbours))
     owners = Owners([server.name for server in files.prometheus])
     silences = SilenceBook(files.alert_rules.silences, settings.beside_history(".silences.json"), config.clock)
     _warn_of_unknown_profiles(files, store)
@@ -124,7 +132,25 @@ def _open(config: DaemonConfig) -> Daemon:
         clock=config.clock,
         tokens=config.tokens,
         http=config.http,
+        neighbours=neighbours,
+        exchange=exchange,
+        hand_over=HandOver(store, neighbours, settings.shard_seconds),
     )
+
+
+def _neighbours(config: DaemonConfig) -> dict[int, Neighbour]:
+    """The other shards; empty where none are known."""
+    own, addresses = config.settings.own_shard, config.settings.addresses_of_shards
+    if own is None:
+        return {}
+    others = {number: address for number, address in addresses.items() if number != own.number}
+    return neighbours_of(own, others, lambda: config.tokens.shard, config.files.shard_certificates)
+
+
+def _forwarder(settings: Settings, neighbours: Mapping[int, Neighbour]) -> Forwarder | None:
+    if not settings.forward or not neighbours:
+        return None
+    return Forwarder(neighbours, settings.max_waiting_records, settings.shard_seconds)
 
 
 def _warn_of_unknown_profiles(files: ReferencedFiles, store: HistoryStore) -> None:
@@ -182,6 +208,7 @@ def _background_work(daemon: Daemon, drift_alerts: DriftAlerts) -> list[Work]:
     drift = DriftLoop(daemon.drift, daemon.forecasts, daemon.events, daemon.clock)
     drift.listeners.append(drift_alerts.on_advice)
     work.append(("drift", drift.run))
+    work.append(("hand over", daemon.hand_over.run))
     work += [("delivery", notifier.run) for notifier in daemon.notifiers]
     work += [("pull", puller.run) for puller in daemon.pullers]
     if daemon.forecast_writer is not None:
@@ -221,6 +248,7 @@ async def _close(daemon: Daemon, tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*(notifier.close() for notifier in daemon.notifiers), return_exceptions=True)
     if daemon.forecast_writer is not None:
         await daemon.forecast_writer.close()
+    await asyncio.gather(*(each.close() for each in daemon.neighbours.values()), return_exceptions=True)
     for worker in (daemon.ingest.worker, daemon.forecasts.worker):
         await asyncio.to_thread(worker.shutdown, True, cancel_futures=True)
     await asyncio.to_thread(daemon.store.close)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from fleet_forecast.contract.definitions import fleet_in_use
@@ -18,7 +20,7 @@ from fleet_forecast.serving.settings import (
     require_token_beyond_loopback,
     token_from,
 )
-from fleet_forecast.sources.connection import Access, CredentialError, read_access
+from fleet_forecast.sources.connection import Access, Connection, CredentialError, read_access
 from fleet_forecast.sources.connections_file import (
     ConnectionsFile,
     ForecastsTable,
@@ -45,9 +47,11 @@ class ReferencedFiles:
     alert_rules: AlertRules = field(default_factory=AlertRules)
     token: bytes | None = None
     admin_token: bytes | None = None
+    shard_token: bytes | None = None
     clients: Mapping[str, Client] = field(default_factory=dict)  # by the digest of their token
     prometheus: tuple[PrometheusServer, ...] = ()  # to pull the fleet from
     forecasts: ForecastTarget | None = None  # where forecasts are written
+    shard_certificates: ssl.SSLContext | None = None  # to trust in other shards, None: the usual ones
 
 
 def read_referenced_files(settings: Settings, environment: Mapping[str, str]) -> ReferencedFiles:
@@ -63,9 +67,11 @@ def read_referenced_files(settings: Settings, environment: Mapping[str, str]) ->
         alert_rules=alert_rules_of(fleet),
         token=read_token(settings.token_file) or token_from(environment),
         admin_token=read_token(settings.admin_token_file),
+        shard_token=read_token(settings.shard_token_file),
         clients=load_clients(settings.tokens) if settings.tokens else {},
         prometheus=_prometheus(settings, connections, environment),
         forecasts=_forecast_target(connections, environment),
+        shard_certificates=_shard_certificates(settings.shard_ca_file),
     )
     require_token_beyond_loopback(settings, files.token, bool(files.clients))
     check_certificate(settings)
@@ -97,3 +103,12 @@ def _forecast_target(connections: ConnectionsFile, environment: Mapping[str, str
         return ForecastTarget(table, read_access(table, environment))
     except CredentialError as problem:
         raise SettingsError(f"forecasts: {problem}") from None
+
+
+def _shard_certificates(path: Path | None) -> ssl.SSLContext | None:
+    if path is None:
+        return None
+    try:
+        return read_access(Connection(url="https://shard", ca_file=path), {}).certificates
+    except CredentialError as problem:
+        raise SettingsError(f"shard_{problem}") from None

@@ -36,6 +36,7 @@ from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.contract.times import check_zone
 from fleet_forecast.contract.toml_file import TomlFileError, first_problem, read_toml
 from fleet_forecast.flags import add_flag
+from fleet_forecast.shard import Shard
 from fleet_forecast.sources.address import HIDDEN, is_address, origin_of, parse_header, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
@@ -47,6 +48,7 @@ ADDRESSES = (
     "webhook",
     "public_url",
 )  # may contain a password or secret path
+SHARD_PLACE = "{shard}"  # in a template of the shards' addresses
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -70,6 +72,15 @@ def _address(value: str) -> str:
     return value
 
 
+def _shard(value: str) -> str:
+    Shard.of_text(value)
+    return value
+
+
+def _peer_address(value: str) -> str:
+    return _address(value.replace(SHARD_PLACE, "1")) and value
+
+
 def _label_name(value: str) -> str:
     if not value:
         raise ValueError("is no name of a label; give one, such as instance")
@@ -85,6 +96,8 @@ Zone = Annotated[str, AfterValidator(check_zone)]
 FilePath = Annotated[Path, BeforeValidator(_not_empty)]
 Address = Annotated[str, AfterValidator(_address)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
+ShardText = Annotated[str, AfterValidator(_shard)]
+PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 
 class Settings(BaseModel):
@@ -165,6 +178,28 @@ class Settings(BaseModel):
     )
     insecure: Switch = Field(default=False, description="allow an address beyond this machine without a token")
 
+    shard: ShardText | None = Field(
+        default=None,
+        description="which part of the fleet this daemon has, 2/8 for the second of eight (none: all of it)",
+    )
+    shard_peers: tuple[PeerAddress, ...] = Field(
+        default=(),
+        description="addresses of all shards in the order of their numbers, or one with {shard} in the place of the "
+        "number; without them a server's peers are those of its own shard",
+    )
+    shard_token_file: FilePath | None = Field(
+        default=None, description="file with the token that shards send each other"
+    )
+    shard_ca_file: FilePath | None = Field(
+        default=None, description="certificates (PEM) to trust in addresses of shards instead of the usual ones"
+    )
+    shard_seconds: Number = Field(
+        default=5.0, ge=0.1, description="time that a cycle, or a forwarded request, waits for other shards"
+    )
+    forward: Switch = Field(
+        default=False, description="send records of other shards to these (default: they are rejected)"
+    )
+
     retention_hours: Number = Field(
         default=192.0, ge=1.0, description="received samples are kept this long; older ones are rejected"
     )
@@ -233,6 +268,22 @@ class Settings(BaseModel):
         return self.history.with_name(self.history.name + ending)
 
     @property
+    def own_shard(self) -> Shard | None:
+        """The part of the fleet that the daemon has; None: all of it."""
+        return None if self.shard is None else Shard.of_text(self.shard)
+
+    @property
+    def addresses_of_shards(self) -> dict[int, str]:
+        """Addresses of all shards by number, this one too; empty where there are none."""
+        own, given = self.own_shard, self.shard_peers
+        if own is None or not given:
+            return {}
+        numbers = range(1, own.count + 1)
+        if SHARD_PLACE in given[0]:
+            return {number: given[0].replace(SHARD_PLACE, str(number)) for number in numbers}
+        return dict(zip(numbers, given, strict=True))
+
+    @property
     def max_samples(self) -> int:
         """Samples in one request of remote write, data points in one of OTLP: as many as max_records can hold."""
         return self.max_records * len(METRICS)
@@ -256,7 +307,7 @@ class Settings(BaseModel):
             return handler(value)
         except ValidationError as problem:
             name = str(info.field_name)
-            shown = repr(_shown_address(name, value)) if name in ADDRESSES else repr(value)
+            shown = repr(_shown_address(name, value)) if name in (*ADDRESSES, "shard_peers") else repr(value)
             raise ValueError(f"{name}: {shown} {_reason(problem, cls.model_fields[name])}") from None
 
     @field_serializer(*ADDRESSES, when_used="json")
@@ -264,12 +315,18 @@ class Settings(BaseModel):
         """Settings are printed without the passwords of their addresses."""
         return None if value is None else _shown_address(info.field_name, value)
 
+    @field_serializer("shard_peers", when_used="json")
+    def _peers_without_secrets(self, addresses: tuple[str, ...]) -> list[str]:
+        return [without_secrets(address) for address in addresses]
+
     @field_serializer("prometheus_headers", when_used="json")
     def _names_only(self, headers: tuple[str, ...]) -> list[str]:
         return [f"{parse_header(header)[0]}: {HIDDEN}" for header in headers]
 
 
 def _shown_address(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_shown_address(name, each) for each in value]
     if not isinstance(value, str):
         return value
     return origin_of(value) if name == "webhook" else without_secrets(value)
@@ -316,7 +373,7 @@ def _argument(name: str, default: Any) -> dict[str, Any]:
     if isinstance(default, bool):
         return {"action": "store_true"}
     if isinstance(default, tuple):
-        return {"nargs": "*", "metavar": "HEADER" if name.endswith("headers") else "NAME"}
+        return {"nargs": "*", "metavar": {"prometheus_headers": "HEADER", "shard_peers": "URL"}.get(name, "NAME")}
     kind = type(default) if isinstance(default, int | float) else str
     return {"type": kind, "metavar": _metavar(name)}
 
@@ -328,6 +385,8 @@ def _metavar(name: str) -> str:
         return "N"
     if name == "model":
         return "DIR"
+    if name == "shard":
+        return "K/N"
     files = ("history", "tokens", "fleet", "connections", "tls_certificate", "tls_key")
     return "FILE" if name in files else name.rpartition("_")[2].upper()
 
@@ -348,7 +407,26 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     if settings.drop_steps < settings.stale_steps:
         reason = f"{settings.drop_steps} is less than stale_steps ({settings.stale_steps})"
         raise SettingsError(f"drop_steps: {reason}; give at least as many")
+    _check_shards(settings)
     return settings
+
+
+def _check_shards(settings: Settings) -> None:
+    """Raise SettingsError if the settings of shards contradict each other."""
+    own, given = settings.own_shard, settings.shard_peers
+    if own is None:
+        for name in ("shard_peers", "shard_token_file", "shard_ca_file", "forward"):
+            if getattr(settings, name):
+                raise SettingsError(f"{name}: is of a fleet in shards; add shard, such as 2/8")
+        return
+    if settings.forward and not given:
+        raise SettingsError("forward: the addresses of the other shards are missing; add shard_peers")
+    is_template = len(given) == 1 and SHARD_PLACE in given[0]
+    if given and not is_template and (len(given) != own.count or any(SHARD_PLACE in each for each in given)):
+        raise SettingsError(
+            f"shard_peers: {len(given)} addresses for {own.count} shards; give all in the order of their numbers, "
+            f"or one with {SHARD_PLACE} in the place of the number"
+        )
 
 
 def check_history_file(settings: Settings) -> None:

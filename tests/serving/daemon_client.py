@@ -19,7 +19,7 @@ from tests.serving.fake_engine import FakeEngine
 STEP = 300
 
 
-TOKEN, ADMIN = b"0123456789abcdef-client", b"0123456789abcdef-admin"
+TOKEN, ADMIN, SHARD = b"0123456789abcdef-client", b"0123456789abcdef-admin", b"0123456789abcdef-shards"
 
 
 def complete_start(steps_back=0):
@@ -41,6 +41,7 @@ def daemon(
     engine=None,
     token=None,
     admin_token=None,
+    shard_token=None,
     load=None,
     clock=time.time,
     rules=None,
@@ -63,6 +64,7 @@ def daemon(
     files = ReferencedFiles(
         token=token,
         admin_token=admin_token,
+        shard_token=shard_token,
         clients=clients or {},
         alert_rules=rules or AlertRules(),
         profile_rules=profile_rules,

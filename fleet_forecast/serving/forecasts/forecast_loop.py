@@ -32,6 +32,7 @@ from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, 
 from fleet_forecast.serving.forecasts.turns import WorkerTurns
 from fleet_forecast.serving.histogram import Histogram
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import PeerExchange
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.ring_buffer import NEVER
 from fleet_forecast.serving.storage.samples import KnownServer, StepMeans
@@ -81,8 +82,14 @@ class ForecastLoop:
     """Forecasts the fleet step by step and holds the last snapshot."""
 
     def __init__(
-        self, settings: Settings, store: HistoryStore, rules: ProfileRules, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        store: HistoryStore,
+        rules: ProfileRules,
+        clock: Callable[[], float] = time.time,
+        exchange: PeerExchange | None = None,
     ) -> None:
+        """exchange: with the other shards of the fleet, None: there are none."""
         self.snapshot = FleetSnapshot()
         self.statistics = CycleStatistics()
         self.engine: Engine | None = None
@@ -94,7 +101,8 @@ class ForecastLoop:
         self._cycle_engine: Engine | None = None  # of the last cycle that was completed
         self._complete_step = NEVER  # the last complete step at that cycle
         self._next_recheck = 0.0
-        self.peers = PeerContext(store, rules)
+        self._exchange = exchange
+        self.peers = PeerContext(store, rules, exchange.peers if exchange else None)
         self.provisional = ProvisionalSteps(store)
 
     @property
@@ -178,6 +186,9 @@ class ForecastLoop:
         window = self.window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
         if whole_fleet:
+            await self._on_worker(self.peers.observe, window, complete_step)
+            if self._exchange is not None:
+                await self._exchange.run(complete_step, engine.config.step_seconds)
             await self._on_worker(self.peers.update, window, complete_step)
             self.provisional.complete()
         provisional = [] if whole_fleet else await self._provisional(engine, complete_step)
@@ -193,7 +204,7 @@ class ForecastLoop:
             listener(self.snapshot)
         self.statistics.count(len(fresh), time.perf_counter() - started, whole_fleet)
         if whole_fleet:
-            await self._expire(engine, complete_step)
+            await _expire(self._store, self._settings, engine, complete_step)
         return True
 
     async def on_request(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -297,6 +308,7 @@ class ForecastLoop:
             steps * engine.config.step_seconds,
             self.peers.of_servers(engine, ids, [profile for profile, _ in profiles]),
             provisional,
+            self._exchange.notes if self._exchange else (),
         )
         return forecast_servers(engine, to_forecast)
 
@@ -313,16 +325,17 @@ class ForecastLoop:
             model=ModelView.of(engine),
         )
 
-    async def _expire(self, engine: Engine, complete_step: int) -> None:
-        """Delete data older than the retention before the newest data: a clock far ahead deletes nothing."""
-        known = list(self._store.servers.values())  # a copy: other threads add servers meanwhile
-        newest = max((self._store.last_step(server.server_id) or 0 for server in known), default=complete_step)
-        now = min(complete_step, newest)
-        kept = math.ceil(self._settings.retention_hours * 3600 / engine.config.step_seconds) + 1
-        means_kept = max(kept, engine.config.history_steps + self._settings.drop_steps)
-        new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
-        while await asyncio.wrap_future(self._store.expire(now - kept, now - means_kept, now - new_kept)):
-            await asyncio.sleep(0)
+
+async def _expire(store: HistoryStore, settings: Settings, engine: Engine, complete_step: int) -> None:
+    """Delete data older than the retention before the newest data: a clock far ahead deletes nothing."""
+    known = list(store.servers.values())  # a copy: other threads add servers meanwhile
+    newest = max((store.last_step(server.server_id) or 0 for server in known), default=complete_step)
+    now = min(complete_step, newest)
+    kept = math.ceil(settings.retention_hours * 3600 / engine.config.step_seconds) + 1
+    means_kept = max(kept, engine.config.history_steps + settings.drop_steps)
+    new_kept = NEW_SERVER_HOURS * 3600 // engine.config.step_seconds
+    while await asyncio.wrap_future(store.expire(now - kept, now - means_kept, now - new_kept)):
+        await asyncio.sleep(0)
 
 
 def _lower_priority() -> None:

@@ -47,13 +47,13 @@ class HistoryWindow:
 
     def history(self, server_ids: Sequence[int], last_steps: np.ndarray) -> np.ndarray:
         """Input of the model: float32 [server, step, metric of the model], up to each server's last step."""
-        return self._of_model(self.buffer.history(server_ids, last_steps, self.engine.config.history_steps))
+        return self.of_model(self.buffer.history(server_ids, last_steps, self.engine.config.history_steps))
 
     def steps(self, server_ids: Sequence[int], last_step: int, length: int) -> np.ndarray:
         """float32 [server, length, metric of the model]: the `length` steps up to the last step."""
-        return self._of_model(self.buffer.history(server_ids, np.full(len(server_ids), last_step), length))
+        return self.of_model(self.buffer.history(server_ids, np.full(len(server_ids), last_step), length))
 
-    def _of_model(self, values: np.ndarray) -> np.ndarray:
+    def of_model(self, values: np.ndarray) -> np.ndarray:
         """[server, step, metric of the store] -> [server, step, metric of the model]."""
         chosen = values[:, :, self.columns]
         if self.unserved:

@@ -2,6 +2,9 @@
 
 The table covers the steps in memory. A cycle of the whole fleet computes the steps that are new or have changed, and
 the profiles whose servers have changed. Between two cycles the table stays: an explanation repeats its forecast.
+
+In a fleet in shards the table has servers of all shards. A cycle observes its own ones first, which other shards then
+ask for; asks the other shards for theirs; and computes the table.
 """
 
 from __future__ import annotations
@@ -11,10 +14,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleet_forecast.features.peers import OrderStatistics, Peers, PeerTable, ProfileMembers, order_statistics
+from fleet_forecast.features.peers import (
+    OrderStatistics,
+    Peers,
+    PeerTable,
+    ProfileMembers,
+    member_order,
+    order_statistics,
+)
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.shards.foreign_peers import ForeignPeers
+from fleet_forecast.serving.shards.peer_offer import Candidates, PeerOffer
+from fleet_forecast.serving.shards.peer_page import PeerPage, Position
 from fleet_forecast.serving.storage.samples import KnownServer
 from fleet_forecast.serving.storage.store import HistoryStore
 from server_profiles import ProfileRules, profile_of
@@ -36,9 +49,14 @@ class _Layout(NamedTuple):
 class PeerContext:
     """The peer table of the fleet. Used on the forecast worker; `counts` may be read by any thread."""
 
-    def __init__(self, store: HistoryStore, rules: ProfileRules) -> None:
+    def __init__(self, store: HistoryStore, rules: ProfileRules, foreign: ForeignPeers | None = None) -> None:
+        """foreign: servers of other shards."""
         self.counts: Mapping[str, int] = {}  # observed servers in the table, by profile
+        self.offer = PeerOffer()
         self._store, self._rules = store, rules
+        self._foreign = foreign or ForeignPeers()
+        self._candidates: dict[str, Candidates] = {}  # of the store, by profile
+        self._others: dict[str, tuple[str, ...]] = {}  # profile -> servers of other shards
         self._window: HistoryWindow | None = None  # of the last update
         self._layout: _Layout | None = None
         self._table: PeerTable | None = None
@@ -51,25 +69,54 @@ class PeerContext:
         """Record that the means of a step changed."""
         self._changed.add(step)
 
-    def update(self, window: HistoryWindow, last_step: int) -> None:
-        """Bring the table to the servers of the store and to the steps in memory up to `last_step`."""
+    def observe(self, window: HistoryWindow, last_step: int) -> None:
+        """Note the servers of the store and the steps in memory up to `last_step`, and offer them to other shards."""
         config, steps = window.engine.config, window.buffer.steps
         layout = _Layout(tuple(sorted(config.profiles)), tuple(config.targets), config.step_seconds, steps)
         first_step = last_step + 1 - steps
         before = self._table if layout == self._layout else None
         if before is None or not 0 <= first_step - before.first_step < steps:
-            before, self._members = _empty_table(layout, first_step), {}
+            before, self._members, self._others = _empty_table(layout, first_step), {}, {}
+            self.offer.reset(window.metrics, config.step_seconds)
+            self._foreign.reset(steps, window.metrics)
+        self._window, self._layout, self._table = window, layout, before
+        self._changed |= set(range(before.first_step + steps, last_step + 1))
+        self._candidates = self._observed(layout.profiles, last_step - config.context_steps)
+        names = {profile: each.names for profile, each in self._candidates.items()}
+        self._foreign.advance(last_step, names)
+        self.offer.update(
+            self._candidates, self._foreign.counts(names), self._changed, range(first_step, last_step + 1)
+        )
+
+    def offered_page(self, after: Position | None, last_step: int) -> PeerPage | None:
+        """What other shards are told of the servers of the store; None before the first cycle."""
+        window = self._window
+        return None if window is None else self.offer.page(window.buffer, after, last_step)
+
+    def update(self, window: HistoryWindow, last_step: int) -> None:
+        """Bring the table to what was observed, and to what other shards sent."""
+        before, layout = self._table, self._layout
+        if before is None or layout is None:
+            raise RuntimeError("observe the servers before the table is computed")
+        first_step = last_step + 1 - layout.steps
         table = _moved(before, first_step)
-        changed = self._changed | set(range(before.first_step + steps, last_step + 1))
-        members = self._observed(layout.profiles, last_step - config.context_steps)
+        changed = self._changed | self._foreign.take_changed()
+        members, others = {}, {}
         for row, profile in enumerate(layout.profiles):
+            chosen = self._foreign.choose(profile)
+            members[profile] = list(self._candidates[profile].ids[: chosen.own])
+            others[profile] = chosen.others
             joined = self._joined(window, profile, members[profile], last_step)
+            if chosen.others != self._others.get(profile, ()):
+                joined = None
             computed = None if joined is None else sorted(step for step in changed | joined if step >= first_step)
-            _compute(table, row, _Source(window, members[profile], last_step), computed)
-        self._window, self._layout, self._table, self._members = window, layout, table, members
+            source = _Source(window, members[profile], chosen.others, self._foreign)
+            _compute(table, row, source, last_step, computed)
+        self._table, self._members, self._others = table, members, others
         self._changed.clear()
         self._profile_of_member = {server_id: profile for profile, ids in members.items() for server_id in ids}
-        self.counts = {profile: len(ids) for profile, ids in members.items() if ids}
+        counts = {profile: len(ids) + len(others[profile]) for profile, ids in members.items()}
+        self.counts = {profile: count for profile, count in counts.items() if count}
 
     def forget(self) -> None:
         """The history is read again: compute all steps in the next cycle."""
@@ -112,10 +159,11 @@ class PeerContext:
             return np.zeros((0, length, len(forecast.model.metrics)), dtype=np.float32)
         own = NOT_STORED if server is None else server.server_id
         ids = [server_id for server_id in self._members.get(forecast.profile, ()) if server_id != own]
-        return window.steps(ids, last_step, length)[:, :, [targets.index(metric) for metric in forecast.model.metrics]]
+        source = _Source(window, ids, self._others.get(forecast.profile, ()), self._foreign)
+        return source.values(last_step, length)[:, :, [targets.index(metric) for metric in forecast.model.metrics]]
 
-    def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, list[int]]:
-        """Ids of the servers that are peers, by profile: those with a sample after `silent_since`."""
+    def _observed(self, profiles: Collection[str], silent_since: int) -> dict[str, Candidates]:
+        """The servers that may be peers, by profile: those with a sample after `silent_since`, in the table's order."""
         names: list[str] = []
         ids: list[int] = []
         of_server: list[str | None] = []
@@ -129,8 +177,16 @@ class PeerContext:
                 of_server.append(profile if profile in profiles else None)
         self._profiles = found
         chosen = ProfileMembers.of(names, of_server)
-        by_profile = {profile: [ids[row] for row in rows] for profile, rows in zip(*chosen, strict=True)}
-        return {profile: by_profile.get(profile, []) for profile in profiles}
+        by_profile = dict(zip(*chosen, strict=True))
+        found_rows = {profile: by_profile.get(profile, ()) for profile in profiles}
+        ordered = {
+            profile: sorted(map(int, rows), key=lambda row: member_order(names[row]))
+            for profile, rows in found_rows.items()
+        }
+        return {
+            profile: Candidates(tuple(names[row] for row in rows), tuple(ids[row] for row in rows))
+            for profile, rows in ordered.items()
+        }
 
     def _profile(self, server: KnownServer) -> str:
         known = self._profiles.get(server.server_id)
@@ -149,25 +205,32 @@ class PeerContext:
 
 
 class _Source(NamedTuple):
-    """Where the values of a profile come from."""
+    """The servers of a profile's table: of the store, and names of other shards'."""
 
     window: HistoryWindow
     server_ids: list[int]
-    last_step: int
+    others: tuple[str, ...]
+    foreign: ForeignPeers
+
+    def values(self, last_step: int, length: int) -> np.ndarray:
+        """float32 [server, length, metric of the model]: the `length` steps up to the last step."""
+        own = self.window.steps(self.server_ids, last_step, length)
+        if not self.others:
+            return own
+        return np.concatenate([own, self.window.of_model(self.foreign.values(self.others, last_step, length))])
 
 
-def _compute(table: PeerTable, row: int, source: _Source, steps: Sequence[int] | None) -> None:
+def _compute(table: PeerTable, row: int, source: _Source, last_step: int, steps: Sequence[int] | None) -> None:
     """Compute some steps of a profile, or all of them (None), in place."""
-    window, ids, last_step = source
     columns: np.ndarray | slice = slice(None)
-    if not ids:
+    if not source.server_ids and not source.others:
         for field in table.statistics:
             field[row] = 0 if field.dtype == np.int16 else np.nan
         return
     if steps is None or len(steps) > MOST_STEPS:
-        values = window.steps(ids, last_step, table.steps)
+        values = source.values(last_step, table.steps)
     elif steps:
-        values = np.concatenate([window.steps(ids, step, 1) for step in steps], axis=1)
+        values = np.concatenate([source.values(step, 1) for step in steps], axis=1)
         columns = np.array(steps) - table.first_step
     else:
         return

@@ -23,7 +23,7 @@ class ServersToForecast(NamedTuple):
 
     profiles: (profile, rule) per server. history: float32 [server, step, metric of the model], NaN = not measured, the
     last step is the origin. origin_seconds: int64 [server]. peers: None without any. provisional: boolean [server],
-    whether the step of the origin was not complete; None: all were.
+    whether the step of the origin was not complete; None: all were. notes: warnings of all forecasts.
     """
 
     names: Sequence[str]
@@ -32,6 +32,7 @@ class ServersToForecast(NamedTuple):
     origin_seconds: np.ndarray
     peers: Peers | None = None
     provisional: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerForecast | None]:
@@ -71,7 +72,7 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
                 rule=rule,
                 history_steps=measured,
                 quantiles=arranged[row],
-                warnings=_warnings(name, matched, profile in untrained, summaries[row], measured),
+                warnings=servers.notes + _warnings(name, matched, profile in untrained, summaries[row], measured),
                 current=tuple(_shortest(value) for value in last),
                 peers=summaries[row],
                 provisional=bool(provisional[row]),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from fleet_forecast.serving.access_tokens import AccessTokens
 from fleet_forecast.serving.clients import ANYONE, CLIENT, Client, Right
 from fleet_forecast.serving.dashboard import FILES
 from fleet_forecast.serving.settings import LOOPBACK_HOSTS, Settings
+from fleet_forecast.shard import owner_of
 
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
@@ -19,16 +21,21 @@ PROBES = frozenset({"/healthz", "/readyz", "/-/healthy", "/-/ready"})
 OPEN_PATHS = frozenset({*PROBES, *FILES})
 ADMIN_PATHS = frozenset({"/api/v1/reload", "/-/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
-DELETE_PATHS = ("/api/v1/servers/", "/api/v1/silences/")  # before the name of what is deleted
+SHARD_PATHS = "/api/v1/shard/"
+SERVER_PATHS = "/api/v1/servers/"  # and the name
+# Another shard's server is a 421. A proxy that sends this header is told by the next where to send the request.
+ROUTED = (b"x-fleet-route", b"nginx")
+NGINX_REDIRECT = b"x-accel-redirect"
+DELETE_PATHS = (SERVER_PATHS, "/api/v1/silences/")  # before the name of what is deleted
 WRITE_PATHS = frozenset({"/api/v1/metrics", "/feed/data", "/api/v1/write", "/v1/metrics"})
 _ONCE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-length"})
 
 
 class RefusedError(Exception):
-    """A request is refused with a status and a reason."""
+    """A request is refused with a status and a reason; headers: further ones of the response."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        self.status, self.detail = status, detail
+    def __init__(self, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.status, self.detail, self.headers = status, detail, headers
 
 
 class WrongTokenError(RefusedError):
@@ -43,6 +50,9 @@ class AccessRules:
         self._any_host = "*" in settings.allowed_hosts
         self._named_hosts = {host.lower().strip("[]") for host in settings.allowed_hosts}
         self._hosts = {*LOOPBACK_HOSTS, settings.host.lower(), *self._named_hosts}
+        self._shard = settings.own_shard
+        if self._shard is not None and (address := settings.addresses_of_shards.get(self._shard.number)):
+            self._hosts.add(urlsplit(address).hostname or "")
 
     def check(self, scope: Scope) -> Headers:
         """The headers by name, of a request that passes."""
@@ -57,7 +67,18 @@ class AccessRules:
         self._check_origin(scope, headers)
         if scope["path"] not in OPEN_PATHS:
             scope[CLIENT] = self._client(scope, headers)
+            self._check_shard(scope["path"], headers)
         return headers
+
+    def _check_shard(self, path: str, headers: Headers) -> None:
+        """Refuse requests for one server of another shard: each server is answered by exactly one."""
+        name = path.removeprefix(SERVER_PATHS).partition("/")[0]
+        if self._shard is None or not path.startswith(SERVER_PATHS) or not name or self._shard.has(name):
+            return
+        owner = owner_of(name, self._shard.count)
+        location = NGINX_REDIRECT, f"@shard{owner}".encode()
+        detail = f"a server of shard {owner}/{self._shard.count}, this is shard {self._shard}; ask that one"
+        raise RefusedError(421, detail, [location] if headers.get(ROUTED[0]) == ROUTED[1] else ())
 
     def _client(self, scope: Scope, headers: Headers) -> Client:
         """Who sends the request."""
@@ -65,9 +86,11 @@ class AccessRules:
         if right is Right.ADMIN and not tokens.may_administer:
             remedy = "start with --admin-token-file" + (", or send SIGHUP" if scope["path"] in ADMIN_PATHS else "")
             raise RefusedError(403, f"this needs an admin token and none is set; {remedy}")
-        if right is not Right.ADMIN and not tokens.needed:
+        if right is Right.SHARD and tokens.needed and not tokens.may_be_shard:
+            raise RefusedError(403, "this needs the token of shards and none is set; start with --shard-token-file")
+        if right is not Right.ADMIN and not tokens.needed and not (right is Right.SHARD and tokens.may_be_shard):
             return ANYONE
-        name = "admin token" if right is Right.ADMIN else "token"
+        name = {Right.ADMIN: "admin token", Right.SHARD: "token of shards"}.get(right, "token")
         authorization = headers.get(b"authorization")
         scheme, _, sent = (authorization or b"").partition(b" ")
         client = tokens.owner(sent.strip(), right) if scheme.lower() == b"bearer" else None
@@ -120,6 +143,8 @@ def needed_right(scope: Scope) -> Right:
         return Right.ADMIN
     if method == "DELETE" and path.startswith(DELETE_PATHS):
         return Right.ADMIN
+    if path.startswith(SHARD_PATHS):
+        return Right.SHARD
     return Right.WRITE if path in WRITE_PATHS and method == "POST" else Right.READ
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -22,7 +22,9 @@ from fleet_forecast.serving.ingest.bodies import ENCODINGS, MEDIA_TYPES, SNAPPY
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.settings import MIB, Settings
+from fleet_forecast.serving.shards.neighbours import SHARD_HEADER
 
+Pairs = Sequence[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger(__name__)
@@ -65,12 +67,14 @@ class RequestGuard:
         self._seconds = settings.body_seconds
         self._waiting = WaitingBodies(int(settings.max_waiting_mib * MIB))
         self._unsent = UnsentResponses(int(settings.max_unsent_mib * MIB))
+        shard = () if settings.shard is None else ((SHARD_HEADER.encode(), settings.shard.encode()),)
+        self._headers = (*_SECURITY_HEADERS, *shard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        response = _TimedSend(send, self._seconds, self._unsent)
+        response = _TimedSend(send, self._seconds, self._unsent, self._headers)
         try:
             self._check(scope)
             await self._answer(scope, receive, response)
@@ -124,10 +128,10 @@ class RequestGuard:
 
 
 class _TimedSend:
-    """An ASGI `send` that adds the security headers and raises TimeoutError when the client does not read."""
+    """An ASGI `send` that adds headers and raises TimeoutError when the client does not read."""
 
-    def __init__(self, send: Send, seconds: float, unsent: UnsentResponses) -> None:
-        self._send, self._seconds, self._unsent = send, seconds, unsent
+    def __init__(self, send: Send, seconds: float, unsent: UnsentResponses, headers: Pairs) -> None:
+        self._send, self._seconds, self._unsent, self._headers = send, seconds, unsent, headers
         self.started = False
 
     async def __call__(self, message: Message) -> None:
@@ -135,7 +139,7 @@ class _TimedSend:
         if message["type"] == "http.response.start":
             own = list(message.get("headers", ()))
             names = {name.lower() for name, _ in own}  # the dashboard's library is cached
-            message["headers"] = own + [header for header in _SECURITY_HEADERS if header[0] not in names]
+            message["headers"] = own + [header for header in self._headers if header[0] not in names]
         elif len(message.get("body", b"")) > PIECE_BYTES:
             await self._unsent.send(self._send, message, self._seconds)
             return
@@ -180,6 +184,7 @@ async def _refuse(scope: Scope, send: Send, refused: RefusedError) -> None:
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),  # the rest of the body is not read
         *_SECURITY_HEADERS,
+        *refused.headers,
     ]
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -24,6 +24,7 @@ from fleet_forecast.serving.ingest.sink import IngestSink
 from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.shard import Shard
 from fleet_forecast.sources.connections_file import ONLY_SERVER
 from fleet_forecast.sources.fleet_pull import LeftOut, Owners, own_part
 from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, TimeRange, pull_range
@@ -74,7 +75,7 @@ class Puller:
         begin, end = (datetime.fromtimestamp(step * step_seconds, UTC) for step in (first, after))
         time_range, name = TimeRange(begin, end), self.server.name
         frame, refused = await on_daemon_thread(pull_range, self.server, time_range, step_seconds)
-        frame, elsewhere = own_part(self.owners, name, frame)
+        frame, elsewhere = own_part(self.owners, name, of_shard(frame, settings.own_shard))
         for left_out in (*(LeftOut(name, *each) for each in refused.items()), *elsewhere):
             self._sink.tally.note_refused(Protocol.PROMETHEUS, left_out.server, f"{name}: {left_out.reason}")
         stored = 0
@@ -110,6 +111,14 @@ class Puller:
             await asyncio.wrap_future(self._sink.store.set_pulled_until(self._position, seconds))
         except HistoryUnavailableError as problem:  # the samples are stored; a restart pulls them again
             LOG.error("position of the pull not stored", extra={"reason": str(problem)})
+
+
+def of_shard(frame: pd.DataFrame, shard: Shard | None) -> pd.DataFrame:
+    """The rows of a shard's servers; None: all."""
+    if shard is None:
+        return frame
+    own = {name for name in frame["server_name"].unique() if shard.has(name)}
+    return frame[frame["server_name"].isin(own)]
 
 
 def newest_stored_step(store: HistoryStore, oldest: int) -> int:

@@ -6,7 +6,7 @@ A value that is no measurement costs this value; a server or time that is not ac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet_forecast.contract.labels import is_server_name
@@ -14,12 +14,15 @@ from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, Metri
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.validation import (
     CheckedBatch,
+    RefusalOf,
+    RefusedServer,
     Rejection,
     TimeLimits,
+    Unaccepted,
     rounded_limit,
     rounding_notice,
 )
-from fleet_forecast.serving.storage.samples import Correction, Sample
+from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.sources.protocols.received import ReceivedSamples
 
 _Range = tuple[MetricSpec, float, float]  # of a metric, with its limits
@@ -30,13 +33,15 @@ class CheckedRows(CheckedBatch):
     """A checked batch of rows.
 
     received: what was checked. refused_servers: by name, with the reason. stored_samples, rejected_samples: samples
-    behind the accepted values and the others. rounded: values that count as the limit, by metric.
+    behind the accepted values and the others. forwarded_samples: that another shard stored. rounded: values that count
+    as the limit, by metric.
     """
 
     received: ReceivedSamples = field(default_factory=ReceivedSamples)
     refused_servers: dict[str, str] = field(default_factory=dict)
     stored_samples: int = 0
     rejected_samples: Counter[str] = field(default_factory=Counter)  # by the field at fault
+    forwarded_samples: int = 0
     rounded: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -44,14 +49,18 @@ class CheckedRows(CheckedBatch):
         """Number of rows."""
         return len(self.received.rows)
 
-    def refuse(self, corrections: Sequence[Correction], right: str) -> None:
-        """Count rows as rejected, with the samples behind their values."""
-        for each in corrections:
-            sample = self.samples[each.place]
-            count = _count_behind(self, (sample.server_name, sample.timestamp_ms), sample.values)
-            self.stored_samples -= count
-            self.rejected_samples[each.field] += count
-        super().refuse(corrections, right)
+    def settle(self, unaccepted: Mapping[int, Unaccepted], forwarded: Collection[int] = ()) -> None:
+        """Take out rows, with the samples behind their values."""
+        counts = {place: self._behind(place) for place in (*unaccepted, *forwarded)}
+        for place, why in unaccepted.items():
+            self.rejected_samples[why.field] += counts[place]
+        self.forwarded_samples += sum(counts[place] for place in forwarded)
+        self.stored_samples -= sum(counts.values())
+        super().settle(unaccepted, forwarded)
+
+    def _behind(self, place: int) -> int:
+        sample = self.samples[place]
+        return _count_behind(self, (sample.server_name, sample.timestamp_ms), sample.values)
 
     @property
     def refusals(self) -> list[Rejection]:
@@ -59,18 +68,19 @@ class CheckedRows(CheckedBatch):
         return sorted([*self.rejected, *self.left_out], key=lambda each: each[0])
 
 
-def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: Callable[[str], str | None]) -> CheckedRows:
+def check_rows(received: ReceivedSamples, limits: TimeLimits, refusal_of: RefusalOf) -> CheckedRows:
     """Check each row; the arguments are those of check_records."""
     batch = CheckedRows(received=received)
-    servers: dict[str, str | None] = {}  # name -> why it is refused
+    servers: dict[str, RefusedServer | None] = {}
     ranges = [(spec, spec.lower, spec.upper) for spec in METRIC_SPECS.values()]
     for number, (key, values) in enumerate(received.rows.items()):
         name, instant = key
         if name not in servers:
-            servers[name] = refusal_of(name) if is_server_name(name) else f"a name is {SERVER_NAME_WORDS}"
-        if (reason := servers[name]) is not None:
-            batch.refused_servers[name] = reason
-            _reject(batch, Rejection(number, "server_name", name, reason), key, values)
+            is_name = is_server_name(name)
+            servers[name] = refusal_of(name) if is_name else RefusedServer(f"a name is {SERVER_NAME_WORDS}")
+        if (refusal := servers[name]) is not None:
+            batch.refused_servers[name] = refusal.reason
+            _reject(batch, Rejection(number, refusal.field, name, refusal.reason), key, values)
         elif not limits.earliest_ms <= instant <= limits.latest_ms:
             _reject(batch, Rejection(number, "timestamp", instant, _time_reason(limits)), key, values)
         else:

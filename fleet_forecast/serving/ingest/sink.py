@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -16,8 +16,10 @@ from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, parse_
 from fleet_forecast.serving.ingest.rows import CheckedRows, check_rows
 from fleet_forecast.serving.ingest.senders import SenderChecks
 from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
-from fleet_forecast.serving.ingest.validation import CheckedBatch, TimeLimits, check_records
+from fleet_forecast.serving.ingest.validation import CheckedBatch, RefusalOf, TimeLimits, Unaccepted, check_records
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.forwarding import Forwarded, Forwarder
+from fleet_forecast.serving.storage.samples import Correction
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples
@@ -27,6 +29,8 @@ LOG = logging.getLogger(__name__)
 MS_PER_HOUR, MS_PER_MINUTE = 3_600_000, 60_000
 LOGGED_REJECTIONS = 3  # of each batch that has no client to answer
 Batch = TypeVar("Batch", bound=CheckedBatch)
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 class Encoded(NamedTuple):
@@ -48,14 +52,17 @@ class IngestSink:
         store: HistoryStore,
         clock: Callable[[], float],
         rules: ProfileRules = BUILT_IN_RULES,
+        forwarder: Forwarder | None = None,
     ) -> None:
+        """forwarder: takes the samples of other shards; None: they are rejected."""
         self.accepted = 0
         self.rejected: Counter[str] = Counter()  # by the field at fault
         self.left_out_cells: Counter[str] = Counter()  # of accepted records, by metric
         self.tally = IngestTally()
         self.pulls: Counter[tuple[str, str]] = Counter()  # by Prometheus, "success" and "failure"
         self.settings, self.store, self.clock = settings, store, clock
-        self.senders = SenderChecks(store, rules)
+        self.forwarder = forwarder
+        self.senders = SenderChecks(store, rules, settings.own_shard, forwarder is not None)
         # One worker thread: the interpreter runs one thread at a time, and each further runnable thread delays
         # the event loop.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
@@ -68,6 +75,16 @@ class IngestSink:
         """
         batch = await self._store(partial(self._checked_body, body, client), client)
         self._count_records(Protocol.JSON, batch)
+        return batch
+
+    async def take_of_shard(self, body: ReceivedBody, client: Client, any_age: bool) -> CheckedBatch:
+        """Store the records that another shard sends; those of a third one are rejected and not sent on.
+
+        any_age: whether they may be older than the retention. Raises as take_body.
+        """
+        limits = TimeLimits(0, self._limits().latest_ms) if any_age else self._limits()
+        batch = await self._store(partial(self._checked_of_shard, body, client, limits), client)
+        self._count_records(Protocol.SHARD, batch)
         return batch
 
     async def take_pulled(self, records: list[Any], prometheus: str) -> CheckedBatch:
@@ -102,7 +119,7 @@ class IngestSink:
 
     def _checked_body(self, body: ReceivedBody, client: Client, names: NewNames) -> CheckedBatch:
         records = parse_records(unpacked(body), self.settings.max_records)
-        batch = check_records(records, self._limits(), partial(self.senders.refusal_of, client, names))
+        batch = check_records(records, self._limits(), self._refusal_of(client, names))
         self.senders.check_profiles(batch, client)
         self.senders.note_source(batch, client.name)
         return batch
@@ -112,31 +129,70 @@ class IngestSink:
             samples = encoded.decode(unpacked(encoded.body))
         except MalformedBodyError as problem:
             raise BodyError(str(problem)) from None
-        batch = check_rows(samples, self._limits(), partial(self.senders.refusal_of, client, names))
+        batch = check_rows(samples, self._limits(), self._refusal_of(client, names))
         self.senders.note_source(batch, client.name)
         return batch
 
     def _checked_pull(self, records: list[Any], prometheus: str, names: NewNames) -> CheckedBatch:
         limits = TimeLimits(0, int(self.clock() * 1000))
-        batch = check_records(records, limits, partial(self.senders.refusal_of, ANYONE, names))
+        batch = check_records(records, limits, self._refusal_of(ANYONE, names))
         self.senders.note_source(batch, prometheus)
         return batch
+
+    def _checked_of_shard(
+        self, body: ReceivedBody, client: Client, limits: TimeLimits, names: NewNames
+    ) -> CheckedBatch:
+        records = parse_records(unpacked(body), self.settings.max_records)
+        batch = check_records(records, limits, self._refusal_of(client, names, may_forward=False))
+        self.senders.check_profiles(batch, client)
+        return batch
+
+    def _refusal_of(self, client: Client, names: NewNames, may_forward: bool = True) -> RefusalOf:
+        return partial(self.senders.refusal_of, client, names, may_forward)
 
     async def _store(self, check: Callable[[NewNames], Batch], client: Client) -> Batch:
         names, loop = self.store.new_names(), asyncio.get_running_loop()
         try:
             batch = await loop.run_in_executor(self.worker, check, names)
             if batch.samples:
-                written = self.store.append(batch.samples, Right.CORRECT in client.rights)
-                if corrections := await asyncio.wrap_future(written):
+                own, others = self._places(batch)
+                stored, forwarded = await both(self._append(batch, own, client), self._forward(batch, others, client))
+                unaccepted = {}
+                if stored:
                     note = self.senders.note_corrections
-                    await loop.run_in_executor(self.worker, note, batch, corrections, client)
+                    unaccepted = await loop.run_in_executor(self.worker, note, batch, stored, client)
+                unaccepted |= {others[place]: Unaccepted(*why) for place, why in forwarded.rejected.items()}
+                batch.notices += forwarded.notices
+                if unaccepted or others:
+                    batch.settle(unaccepted, [place for place in others if place not in unaccepted])
         finally:
             names.release()
         self.accepted += len(batch.samples)
         self.rejected.update(rejection.field for rejection in batch.rejected)
         self.left_out_cells.update(cell.field for cell in batch.left_out)
         return batch
+
+    def _places(self, batch: CheckedBatch) -> tuple[Sequence[int], Sequence[int]]:
+        """Places of the samples to store here, and of those to forward."""
+        shard = self.settings.own_shard
+        if shard is None or self.forwarder is None:
+            return range(len(batch.samples)), ()
+        own = [shard.has(sample.server_name) for sample in batch.samples]
+        return [place for place, is_own in enumerate(own) if is_own], [
+            place for place, is_own in enumerate(own) if not is_own
+        ]
+
+    async def _append(self, batch: CheckedBatch, places: Sequence[int], client: Client) -> list[Correction]:
+        """Store the samples at these places; returns those that differ from stored ones, with their places."""
+        if not places:
+            return []
+        written = self.store.append([batch.samples[place] for place in places], Right.CORRECT in client.rights)
+        return [each._replace(place=places[each.place]) for each in await asyncio.wrap_future(written)]
+
+    async def _forward(self, batch: CheckedBatch, places: Sequence[int], client: Client) -> Forwarded:
+        if not places or self.forwarder is None:
+            return Forwarded({}, [])
+        return await self.forwarder.send([batch.samples[place] for place in places], client.rights)
 
     def _count_records(self, protocol: Protocol, batch: CheckedBatch) -> None:
         """Count the values of accepted records; values left out and rejected records by the field at fault."""
@@ -159,3 +215,10 @@ class IngestSink:
         for rejection in batch.rejected:
             if rejection.field == "server_name":
                 self.tally.note_refused(protocol, str(rejection.value), rejection.reason)
+
+
+async def both(first: Coroutine[Any, Any, First], second: Coroutine[Any, Any, Second]) -> tuple[First, Second]:
+    """The results of both, after both have ended; raises the error of the first that failed."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    await asyncio.wait(tasks)
+    return tasks[0].result(), tasks[1].result()

@@ -18,6 +18,7 @@ class Protocol(StrEnum):
     PROMETHEUS = "prometheus"  # pulled
     REMOTE_WRITE = "remote_write"
     OTLP = "otlp"
+    SHARD = "shard"  # forwarded or handed over by another shard of the fleet
 
 
 _Names = dict[Protocol, dict[str, str]]  # name -> reason

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATE
 from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
-from fleet_forecast.serving.storage.samples import Correction, Sample
+from fleet_forecast.serving.storage.samples import Sample
 
 _USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
@@ -44,6 +44,24 @@ class Rejection(NamedTuple):
     reason: str
 
 
+class RefusedServer(NamedTuple):
+    """Why samples of a server are not accepted; field: what they are counted as."""
+
+    reason: str
+    field: str = "server_name"
+
+
+class Unaccepted(NamedTuple):
+    """Why a sample that passed the checks was not accepted after all."""
+
+    field: str
+    value: Any
+    reason: str
+
+
+RefusalOf = Callable[[str], RefusedServer | None]  # of a server's name; None: its samples are accepted
+
+
 @dataclass
 class CheckedBatch:
     """The result of checking a batch of records.
@@ -58,6 +76,12 @@ class CheckedBatch:
     left_out: list[Rejection] = field(default_factory=list)
     ignored_fields: set[str] = field(default_factory=set)
     notices: list[str] = field(default_factory=list)
+    forwarded: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Number of records that are on disk, here or in another shard."""
+        return len(self.samples) + self.forwarded
 
     @property
     def record_count(self) -> int:
@@ -69,14 +93,13 @@ class CheckedBatch:
         rejected = {rejection.index for rejection in self.rejected}
         return [index for index in range(self.record_count) if index not in rejected]
 
-    def refuse(self, corrections: Sequence[Correction], right: str) -> None:
-        """Count samples as rejected because they differ from stored ones. right: why they may not."""
+    def settle(self, unaccepted: Mapping[int, Unaccepted], forwarded: Collection[int] = ()) -> None:
+        """Take out samples, by their place: those that were not accepted after all, and those of other shards."""
         indices = self.accepted_indices()
-        for place, name, stored, sent in corrections:
-            reason = f"{stored} is stored for this server and time; {right}"
-            self.rejected.append(Rejection(indices[place], name, sent, reason))
-        places = {each.place for each in corrections}
-        self.samples = [sample for place, sample in enumerate(self.samples) if place not in places]
+        self.rejected += [Rejection(indices[place], *why) for place, why in unaccepted.items()]
+        gone = {*unaccepted, *forwarded}
+        self.samples = [sample for place, sample in enumerate(self.samples) if place not in gone]
+        self.forwarded += len(forwarded)
 
 
 class _Rejected(Exception):  # noqa: N818 - control flow within this module, not an error of the program
@@ -103,7 +126,7 @@ def check_history(body: ReceivedBody, max_records: int, timezone: str | None = N
 def check_records(
     records: list[Any],
     limits: TimeLimits,
-    refusal_of: Callable[[str], str | None] = lambda _name: None,
+    refusal_of: RefusalOf = lambda _name: None,
     specs: Mapping[str, MetricSpec] = METRIC_SPECS,
 ) -> CheckedBatch:
     """Check each record against the data contract.
@@ -118,9 +141,9 @@ def check_records(
     for index, record in enumerate(records):
         try:
             sample = check.sample(record)
-            reason = refusal_of(sample.server_name)
-            if reason is not None:
-                raise _Rejected("server_name", sample.server_name, reason)
+            refusal = refusal_of(sample.server_name)
+            if refusal is not None:
+                raise _Rejected(refusal.field, sample.server_name, refusal.reason)
         except _Rejected as rejected:
             bad_cells.clear()
             batch.rejected.append(rejected.rejection(index))

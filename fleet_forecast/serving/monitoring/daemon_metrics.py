@@ -15,6 +15,7 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.monitoring.kept_forecasts import DAY_SECONDS
 from fleet_forecast.serving.monitoring.text_format import header, label_value
+from fleet_forecast.serving.shards.exchange import Exchanged
 
 OTHER_PROFILE = "other"
 
@@ -151,6 +152,32 @@ def _exported(field: str) -> Samples:
         return None if writer is None else _one(getattr(writer, field))
 
     return samples
+
+
+def _shard(daemon: Daemon) -> list[Sample] | None:
+    own = daemon.settings.own_shard
+    return None if own is None else [Sample(f'{{shard="{own.number}",shards="{own.count}"}}', 1)]
+
+
+def _of_shards(value: Callable[[Exchanged], float]) -> Samples:
+    """A value by the number of the other shard, where there are others."""
+
+    def samples(daemon: Daemon) -> list[Sample] | None:
+        exchange = daemon.exchange
+        if exchange is None:
+            return None
+        return _by("shard", {str(number): value(each) for number, each in exchange.exchanged.items()})
+
+    return samples
+
+
+def _forwarded(daemon: Daemon) -> list[Sample] | None:
+    forwarder = daemon.ingest.forwarder
+    if forwarder is None:
+        return None
+    counts = {(number, result): 0 for number in daemon.neighbours for result in ("accepted", "rejected", "failed")}
+    counts |= forwarder.records
+    return [Sample(f'{{shard="{number}",result="{result}"}}', count) for (number, result), count in counts.items()]
 
 
 CYCLE_DURATION = Family(
@@ -305,6 +332,27 @@ FAMILIES: tuple[Family, ...] = (
         "fleet_drift_observed_seconds",
         "Whole days of the daemon's own forecasts that the evidence rests on.",
         lambda d: _one(d.drift.advice.days * DAY_SECONDS),
+    ),
+    _gauge("fleet_shard_info", "The part of the fleet that this daemon has.", _shard),
+    _gauge(
+        "fleet_shard_up",
+        "Whether the servers of another shard are among the peers.",
+        _of_shards(lambda each: float(not each.missing)),
+    ),
+    _counter(
+        "fleet_shard_received_bytes",
+        "Means of peers that other shards sent.",
+        _of_shards(lambda each: each.bytes_received),
+    ),
+    _counter(
+        "fleet_forwarded_records",
+        "Records sent to the shards that have their servers, by result; failed ones are answered with 503.",
+        _forwarded,
+    ),
+    _gauge(
+        "fleet_leaving_servers",
+        "Servers of other shards in the history, until these have their samples.",
+        lambda d: None if d.settings.shard is None else _one(len(d.store.leaving)),
     ),
     _gauge("fleet_history_size_bytes", "Size of the history on disk.", lambda d: _one(d.store.size_bytes())),
     _gauge("fleet_history_waiting_records", "Records not yet on disk.", lambda d: _one(d.store.waiting_records())),

@@ -93,6 +93,27 @@ class HistoryStatus(BaseModel):
     damaged_file_set_aside: str | None
 
 
+class NeighbourStatus(BaseModel):
+    """Another shard of the fleet."""
+
+    number: int
+    address: str
+    missing: Annotated[bool, Field(description="its servers are not among the peers")]
+    peers: Annotated[int, Field(description="its servers in the tables of peers")]
+    problem: Annotated[str | None, Field(description="why the last request failed; null if it did not")]
+
+
+class ShardStatus(BaseModel):
+    """The part of the fleet that the daemon has."""
+
+    number: int
+    count: int
+    forward: Annotated[bool, Field(description="records of other shards are sent to these")]
+    leaving_servers: Annotated[int, Field(description="of other shards, in the history until these have their samples")]
+    leaving_problem: Annotated[str | None, Field(description="why they are not handed over; null if they are")]
+    neighbours: Annotated[list[NeighbourStatus], Field(description="the other shards whose addresses are known")]
+
+
 class StatusResponse(BaseModel):
     """The state of the daemon."""
 
@@ -109,6 +130,7 @@ class StatusResponse(BaseModel):
     ]
     prometheus: list[PrometheusStatus]
     forecast_export: ExportStatus | None
+    shard: ShardStatus | None
     history: HistoryStatus
 
 
@@ -194,6 +216,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         "left_out": daemon.ingest.tally.left_out(),
         "prometheus": [_prometheus_status(puller) for puller in daemon.pullers],
         "forecast_export": _export_status(daemon.forecast_writer),
+        "shard": _shard_status(daemon),
         "history": {
             "file": str(store.path),
             "bytes": store.size_bytes(),
@@ -201,6 +224,30 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "problem": store.failure,
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
+    }
+
+
+def _shard_status(daemon: Daemon) -> dict[str, Any] | None:
+    own, exchange = daemon.settings.own_shard, daemon.exchange
+    if own is None:
+        return None
+    neighbours = [
+        {
+            "number": number,
+            "address": neighbour.address,
+            "missing": exchange is None or exchange.exchanged[number].missing,
+            "peers": 0 if exchange is None else exchange.peers.count_of(number),
+            "problem": neighbour.problem,
+        }
+        for number, neighbour in daemon.neighbours.items()
+    ]
+    return {
+        "number": own.number,
+        "count": own.count,
+        "forward": daemon.ingest.forwarder is not None,
+        "leaving_servers": len(daemon.store.leaving),
+        "leaving_problem": daemon.hand_over.problem,
+        "neighbours": neighbours,
     }
 
 

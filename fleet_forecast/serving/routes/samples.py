@@ -26,4 +26,4 @@ async def ingest(request: Request, daemon: RunningDaemon) -> Response:
         batch = await daemon.ingest.take_body(await read_body(request, daemon.settings), request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
         return retry_later(f"not stored: {problem}")
-    return json_response({"accepted": len(batch.samples), **batch_notes(batch)})
+    return json_response({"accepted": batch.accepted, **batch_notes(batch)})

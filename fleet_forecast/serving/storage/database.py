@@ -140,7 +140,7 @@ class HistoryDatabase:
 
     def delete_server(self, name: str) -> bool:
         """Delete a server and its samples; returns whether it was known. Its means expire without a name."""
-        server = self.servers.by_name.get(name)
+        server = self.servers.by_name.get(name) or self.servers.leaving.get(name)
         if server is None:
             return False
         steps = self.connection.execute("SELECT DISTINCT step FROM samples").fetchall()

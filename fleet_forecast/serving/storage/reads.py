@@ -23,6 +23,15 @@ def read_step_means(
     return [stored_means(row, metric_count) for row in rows]
 
 
+def read_step_range(database: sqlite3.Connection) -> tuple[int, int]:
+    """First and last step with samples or means; (0, -1) if there is none."""
+    ends = database.execute(
+        "SELECT min(step), max(step) FROM steps UNION ALL SELECT min(step), max(step) FROM samples"
+    ).fetchall()
+    found = [each for each in ends if each[0] is not None]
+    return (min(first for first, _ in found), max(last for _, last in found)) if found else (0, -1)
+
+
 def read_server_means(
     database: sqlite3.Connection, metric_count: int, server_id: int, first_step: int, last_step: int
 ) -> dict[int, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet_forecast.serving.storage.samples import KnownServer
@@ -21,6 +21,7 @@ class ServerRegistry:
 
     def __init__(self, max_servers: int, servers: Iterable[KnownServer], next_id: int) -> None:
         self.by_name = {server.name: server for server in servers}
+        self.leaving: dict[str, KnownServer] = {}  # of other shards: in the file until these have their samples
         self.last_steps: dict[int, int] = {}  # server id -> newest step it sent a measurement for
         self.measured_steps: dict[int, int] = {}  # server id -> number of steps it sent a measurement for, about
         self._replaced: set[int] = set()  # ids of servers that gave their place, to be deleted from the file
@@ -31,6 +32,13 @@ class ServerRegistry:
         self._replaceable: list[int] = []  # candidates of _replace_one, the next one last
         self._newest_step = self._searched_step = 0
         self._lock = threading.Lock()
+
+    def set_apart(self, is_own: Callable[[str], bool]) -> None:
+        """Take the servers of other shards out of `by_name` into `leaving`."""
+        with self._lock:
+            self.leaving = {name: server for name, server in self.by_name.items() if not is_own(name)}
+            for name in self.leaving:
+                del self.by_name[name]
 
     def reserve(self, name: str) -> bool:
         """Reserve a new name for one batch; False if the limit allows no further server.
@@ -145,7 +153,8 @@ class ServerRegistry:
         for table in (self.last_steps, self.measured_steps, self._unsaved):
             table.pop(server_id, None)
         if server := self._by_id.pop(server_id, None):
-            del self.by_name[server.name]
+            self.by_name.pop(server.name, None)
+            self.leaving.pop(server.name, None)
 
 
 class ServerDraft:

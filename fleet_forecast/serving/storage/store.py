@@ -27,6 +27,7 @@ from fleet_forecast.serving.storage.reads import (
     read_sample_means,
     read_server_means,
     read_step_means,
+    read_step_range,
 )
 from fleet_forecast.serving.storage.samples import (
     Batch,
@@ -80,6 +81,15 @@ class HistoryStore:
     def servers(self) -> dict[str, KnownServer]:
         """Servers by name; the store's thread adds some at any time."""
         return self._database.servers.by_name
+
+    @property
+    def leaving(self) -> dict[str, KnownServer]:
+        """Servers of other shards by name, whose samples are in the file until they are handed over."""
+        return self._database.servers.leaving
+
+    def set_apart(self, is_own: Callable[[str], bool]) -> None:
+        """Take the servers of other shards out of `servers` into `leaving`; to be called before the first sample."""
+        self._database.servers.set_apart(is_own)
 
     @property
     def set_aside(self) -> Path | None:
@@ -139,6 +149,11 @@ class HistoryStore:
         database = self._database
         select = database.sql.server_means
         return self._ask(lambda: read_sample_means(database.connection, select, server_id, first_step, last_step))
+
+    def step_range(self) -> Future[tuple[int, int]]:
+        """First and last step of the file; the last is before the first if there is none."""
+        database = self._database
+        return self._ask(lambda: read_step_range(database.connection))
 
     def samples_of(
         self, server_ids: Sequence[int], first_step: int, last_step: int

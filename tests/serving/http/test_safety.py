@@ -11,8 +11,8 @@ from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.app import TOPICS
 from fleet_forecast.serving.dashboard import FILES
-from fleet_forecast.serving.http.access import ADMIN_PATHS, ADMIN_POST_PATHS
-from tests.serving.daemon_client import ADMIN, TOKEN, complete_start, daemon, post, record, wait_for
+from fleet_forecast.serving.http.access import ADMIN_PATHS, ADMIN_POST_PATHS, SHARD_PATHS
+from tests.serving.daemon_client import ADMIN, SHARD, TOKEN, complete_start, daemon, post, record, wait_for
 
 PROBES = {"/healthz", "/readyz", "/-/healthy", "/-/ready"}
 SENT = {
@@ -22,12 +22,13 @@ SENT = {
     "another scheme": b"Basic " + TOKEN,
     "the token": b"Bearer " + TOKEN,
     "the admin token": b"Bearer " + ADMIN,
+    "the token of shards": b"Bearer " + SHARD,
 }
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    with daemon(tmp_path_factory.mktemp("guarded"), token=TOKEN, admin_token=ADMIN) as client:
+    with daemon(tmp_path_factory.mktemp("guarded"), token=TOKEN, admin_token=ADMIN, shard_token=SHARD) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         yield client
 
@@ -45,6 +46,8 @@ def routes(client):
 def required_token(method, path):
     if path in PROBES | set(FILES):
         return None
+    if path.startswith(SHARD_PATHS):
+        return "the token of shards"
     administers = path in ADMIN_PATHS or method == "DELETE" or (method == "POST" and path in ADMIN_POST_PATHS)
     return "the admin token" if administers else "the token"
 

@@ -8,7 +8,7 @@ from data_contract import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.ingest.rows import check_rows
 from fleet_forecast.serving.ingest.tally import MAX_NAMES, IngestTally, Protocol
-from fleet_forecast.serving.ingest.validation import TimeLimits, check_records
+from fleet_forecast.serving.ingest.validation import RefusedServer, TimeLimits, check_records
 from fleet_forecast.sources.protocols.received import ReceivedSamples, RefusedSamples
 
 NOW = 1_800_000_000
@@ -51,7 +51,7 @@ def test_a_row_is_accepted_where_the_record_is(name, seconds, metric, value):
 def test_a_bad_value_costs_the_value_and_a_refused_server_the_row():
     found = received(a={"cpu_pct": 180.0, "mem_pct": 5.0}, b={"cpu_pct": 1.0, "mem_pct": 2.0}, c={"cpu_pct": -1.0})
     found.refused.append(RefusedSamples("server_name", "up", "no label", 3))
-    batch = checked(found, lambda name: "not yours" if name == "b" else None)
+    batch = checked(found, lambda name: RefusedServer("not yours") if name == "b" else None)
     assert [(sample.server_name, sample.values[:2]) for sample in batch.samples] == [("a", (None, 5.0))]
     assert [(each.index, each.field) for each in batch.left_out] == [(0, "cpu_pct")]
     assert [(each.index, each.field) for each in batch.rejected] == [

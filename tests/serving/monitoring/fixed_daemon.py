@@ -13,6 +13,8 @@ from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
 from fleet_forecast.serving.monitoring.drift_monitor import Advice
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
 from fleet_forecast.serving.monitoring.scores import Tally
+from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.shards.exchange import Exchanged
 from fleet_forecast.sources.fleet_pull import Owners
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -72,6 +74,7 @@ def running_daemon():
             waiting_records=lambda: 7,
             failure=None,
             set_aside=["h.damaged"],
+            leaving={"moved": None},
         ),
         model=SimpleNamespace(
             last_load=SimpleNamespace(problem=None, at_seconds=ORIGIN + 0.12345), loads={True: 2, False: 1}
@@ -86,12 +89,16 @@ def running_daemon():
         notifiers=[SimpleNamespace(sent=3, failures=1), SimpleNamespace(sent=4, failures=0)],
         events=SimpleNamespace(listeners=2, dropped=1),
         clock=lambda: ORIGIN + 420.25,
+        settings=Settings(shard="1/3", shard_peers=("http://shard{shard}",)),
+        neighbours=dict.fromkeys((2, 3)),
+        exchange=SimpleNamespace(exchanged={2: Exchanged(7, 4096, False), 3: Exchanged()}),
         ingest=SimpleNamespace(
             senders=SimpleNamespace(
                 profile_changes=Counter(accepted=2),
                 corrections=Counter(refused=6),
                 sources={"a": ("x", "y"), "b": ("x",)},
             ),
+            forwarder=SimpleNamespace(records=Counter({(2, "accepted"): 70, (3, "failed"): 5})),
             accepted=1234,
             rejected=Counter(cpu_pct=2, timestamp=1),
             left_out_cells=Counter(mem_pct=4),
@@ -130,6 +137,7 @@ def starting_daemon():
     daemon.forecasts.peers = SimpleNamespace(counts={})
     daemon.forecasts.provisional = SimpleNamespace(forecasts=0)
     daemon.forecasts.stale_servers = lambda: 0
+    daemon.settings, daemon.exchange, daemon.ingest.forwarder = Settings(), None, None
     daemon.store = SimpleNamespace(
         step_seconds=300, size_bytes=lambda: 0, waiting_records=lambda: 0, failure="disk full", set_aside=[]
     )

@@ -1,0 +1,4 @@
+"""Routes that shards of one fleet call.
+
+Imports routes; imported by the application.
+"""
