@@ -123,7 +123,8 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
 def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
     """What the model does not have of the input, and what the input does not have of the model; grid: of the frame."""
     if missing := missing_metrics(frame, engine.config):
-        yield f"the data has no {', '.join(missing)}: forecast as not measured"
+        whose = " for servers whose profile had it in the training data" if engine.config.measured_by_profile else ""
+        yield f"the data has no {', '.join(missing)}: forecast as not measured{whose}"
     yield from _left_out(engine.config, grid)
     if engine.config.profiles:
         for profile in engine.unknown_profiles(grid.profiles):

@@ -43,7 +43,7 @@ def test_notices_name_what_is_not_used(model, frame):
     for text in (
         "column rack is not in the contract: left out; a metric needs [metrics.rack] in the fleet file",
         "profile of 8 of 8 servers inferred from the name",
-        "the data has no mem_pct: forecast as not measured",
+        "the data has no mem_pct: forecast as not measured for servers whose profile had it in the training data",
     ):
         assert text in notices
     assert any(text.startswith("cpu_pct: 1 row: outside the range") for text in notices), notices
