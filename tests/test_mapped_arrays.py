@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,31 +21,25 @@ SERVERS, STEPS, METRICS = 200, 10_000, ("cpu_pct", "mem_pct")
 CELLS_MB = SERVERS * STEPS * 4 / 1e6  # of one metric
 
 
-def anonymous_mb() -> float:
-    """Memory of this process that is not of files."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1e3
-
-
 def grid_and_growth(arrays: ArraysInMemory) -> tuple[np.ndarray, float]:
-    """The grid of generated rows, and the largest growth of memory while it was filled, in MB."""
-    before, peak = anonymous_mb(), 0.0
+    """The grid of generated rows, and the most memory that was allocated while it was filled, in MB."""
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
-        nonlocal peak
         for server in range(SERVERS):
             random = np.random.default_rng(server)
             measured = np.sort(random.choice(STEPS, 9 * STEPS // 10))
             values = {name: random.uniform(0, 100, len(measured)).astype(np.float32) for name in wanted}
             owner = np.full(len(measured), server, dtype=np.int32)
             yield Batch(owner, (300 * measured).astype("datetime64[s]").astype("datetime64[ns]"), values)
-            peak = max(peak, anonymous_mb() - before)
 
-    values = grid_module._mean_values(batches, METRICS, grid_module._Cells(SERVERS, 0, STEPS, 300), arrays)
-    return values, max(peak, anonymous_mb() - before)
+    tracemalloc.start()
+    try:
+        values = grid_module._mean_values(batches, METRICS, grid_module._Cells(SERVERS, 0, STEPS, 300), arrays)
+        return values, tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_a_mapped_grid_equals_one_in_memory_to_the_bit_and_takes_a_tenth_of_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 def model_2_0_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
     with tarfile.open(GOLDEN / "model_2_0_0.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python 3.11.2
+        archive.extractall(folder)
     return folder / "model_2_0_0"
 
 
