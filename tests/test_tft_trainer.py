@@ -120,6 +120,7 @@ def test_with_a_single_profile_the_profile_feature_is_off(tmp_path: Path, capsys
     assert not (tmp_path / "models" / "current").exists()
 
 
+@pytest.mark.slow
 def test_weights_depend_on_the_seed_only(tiny_training_dir: Path, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
