@@ -20,7 +20,8 @@ import tft_inference
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
-from fleet_forecast.serving.settings import SettingsError, read_token
+from fleet_forecast.serving.access_tokens import read_token
+from fleet_forecast.serving.settings import SettingsError
 from tests.conftest import TINY_METRICS, tiny_fleet
 
 QUANTILE_COLUMNS = ["q0.02", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.98"]

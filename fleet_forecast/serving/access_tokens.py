@@ -6,16 +6,21 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
 
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.serving.clients import ADMINISTRATOR, NEIGHBOUR, SHARED, Client, Right, digest_of, load_clients
-from fleet_forecast.serving.settings import (
-    Settings,
-    SettingsError,
-    read_token,
-    require_token_beyond_loopback,
-    token_from,
+from fleet_forecast.serving.clients import (
+    ADMINISTRATOR,
+    NEIGHBOUR,
+    SHARED,
+    SHORTEST_TOKEN,
+    Client,
+    Right,
+    digest_of,
+    load_clients,
 )
+from fleet_forecast.serving.settings import TOKEN_VARIABLE, Settings, SettingsError
 
 LOG = logging.getLogger(__name__)
 
@@ -70,3 +75,52 @@ class AccessTokens:
         changed = (client, admin, shard, clients) != (self.client, self.admin, self.shard, self._clients)
         self.client, self.admin, self.shard, self._clients = client, admin, shard, clients
         LOG.info("tokens read", extra={"changed": changed})
+
+
+def read_token(path: Path | None) -> bytes | None:
+    """The token in a file, without surrounding white space; None where there is no file.
+
+    Raises SettingsError if the file cannot be read or holds no usable token.
+    """
+    if path is None:
+        return None
+    try:
+        token = path.read_bytes()
+    except PermissionError:
+        reader = f"user {os.geteuid()}"
+        raise SettingsError(f"token file {path}: may not be read by {reader}; let that user read it") from None
+    except OSError as problem:
+        raise SettingsError(f"token file {path}: {problem.strerror}; correct the path or its permissions") from None
+    return _usable(token, f"token file {path}")
+
+
+def token_from(environment: Mapping[str, str]) -> bytes | None:
+    """The token clients must send, from the variable; None where it is not set or empty. Raises SettingsError."""
+    token = environment.get(TOKEN_VARIABLE, "")
+    return _usable(token.encode(), f"variable {TOKEN_VARIABLE}") if token.strip() else None
+
+
+def _usable(token: bytes, where: str) -> bytes:
+    token = token.strip()
+    if len(token) < SHORTEST_TOKEN:
+        raise SettingsError(f"{where}: the token has {len(token)} bytes; use at least {SHORTEST_TOKEN} random ones")
+    return token
+
+
+def require_token_beyond_loopback(settings: Settings, token: bytes | None, has_tokens_file: bool = False) -> None:
+    """Raise SettingsError where the daemon would be open to other machines without a token."""
+    if token is not None or has_tokens_file or settings.insecure or _is_loopback(settings.host):
+        return
+    raise SettingsError(
+        f"host: {settings.host} can be reached from other machines and there is no token; give --token-file FILE "
+        f"(or the variable {TOKEN_VARIABLE}), or --insecure if you accept that anyone may read and write"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

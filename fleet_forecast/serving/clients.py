@@ -5,7 +5,7 @@ A tokens file has one table for each token:
     [clients.agents-berlin]
     sha256 = "9f86d081884c7d65..."      # of the token, or: token = "..."
     servers = ['ber-.*']                # patterns of whole names it may write; left out: all
-    rights = ["write"]                  # read, write, correct, profile, admin
+    rights = ["write"]                  # read, write, correct, profile, shard, admin
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from fleet_forecast.contract.toml_file import read_toml
 from fleet_forecast.name_patterns import compile_whole_name
-from fleet_forecast.serving.settings import SHORTEST_TOKEN
 from server_profiles import NamePattern
+
+SHORTEST_TOKEN = 16  # bytes
 
 
 class Right(StrEnum):

@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fleet_forecast.contract.definitions import fleet_in_use
+from fleet_forecast.serving.access_tokens import read_token, require_token_beyond_loopback, token_from
 from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
 from fleet_forecast.serving.clients import Client, load_clients
-from fleet_forecast.serving.settings import (
-    Settings,
-    SettingsError,
-    check_certificate,
-    check_history_file,
-    read_token,
-    require_token_beyond_loopback,
-    token_from,
-)
+from fleet_forecast.serving.settings import Settings, SettingsError, check_certificate, check_history_file
 from fleet_forecast.sources.connection import Access, Connection, CredentialError, read_access
 from fleet_forecast.sources.connections_file import (
     ConnectionsFile,

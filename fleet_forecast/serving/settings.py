@@ -7,10 +7,8 @@ and its effect in its description.
 from __future__ import annotations
 
 import argparse
-import os
 import ssl
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +38,6 @@ from fleet_forecast.shard import Shard
 from fleet_forecast.sources.address import HIDDEN, is_address, origin_of, parse_header, without_secrets
 
 TOKEN_VARIABLE = "FLEET_FORECAST_TOKEN"  # noqa: S105 - the name of the variable, not its value
-SHORTEST_TOKEN = 16  # bytes
 MIB = 1024 * 1024
 ADDRESSES = (
     "prometheus",
@@ -459,52 +456,3 @@ def check_certificate(settings: Settings) -> None:
         raise SettingsError(
             f"tls_certificate: {certificate} and {key} are no usable pair ({reason}); {remedy}"
         ) from None
-
-
-def read_token(path: Path | None) -> bytes | None:
-    """The token in a file, without surrounding white space; None where there is no file.
-
-    Raises SettingsError if the file cannot be read or holds no usable token.
-    """
-    if path is None:
-        return None
-    try:
-        token = path.read_bytes()
-    except PermissionError:
-        reader = f"user {os.geteuid()}"
-        raise SettingsError(f"token file {path}: may not be read by {reader}; let that user read it") from None
-    except OSError as problem:
-        raise SettingsError(f"token file {path}: {problem.strerror}; correct the path or its permissions") from None
-    return _usable(token, f"token file {path}")
-
-
-def token_from(environment: Mapping[str, str]) -> bytes | None:
-    """The token clients must send, from the variable; None where it is not set or empty. Raises SettingsError."""
-    token = environment.get(TOKEN_VARIABLE, "")
-    return _usable(token.encode(), f"variable {TOKEN_VARIABLE}") if token.strip() else None
-
-
-def _usable(token: bytes, where: str) -> bytes:
-    token = token.strip()
-    if len(token) < SHORTEST_TOKEN:
-        raise SettingsError(f"{where}: the token has {len(token)} bytes; use at least {SHORTEST_TOKEN} random ones")
-    return token
-
-
-def require_token_beyond_loopback(settings: Settings, token: bytes | None, has_tokens_file: bool = False) -> None:
-    """Raise SettingsError where the daemon would be open to other machines without a token."""
-    if token is not None or has_tokens_file or settings.insecure or _is_loopback(settings.host):
-        return
-    raise SettingsError(
-        f"host: {settings.host} can be reached from other machines and there is no token; give --token-file FILE "
-        f"(or the variable {TOKEN_VARIABLE}), or --insecure if you accept that anyone may read and write"
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

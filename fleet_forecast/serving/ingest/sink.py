@@ -19,7 +19,7 @@ from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
 from fleet_forecast.serving.ingest.validation import CheckedBatch, RefusalOf, TimeLimits, Unaccepted, check_records
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.shards.forwarding import Forwarded, Forwarder
-from fleet_forecast.serving.storage.samples import Correction
+from fleet_forecast.serving.storage.samples import Correction, Sample
 from fleet_forecast.serving.storage.servers import NewNames
 from fleet_forecast.serving.storage.store import HistoryStore
 from fleet_forecast.sources.protocols.received import MalformedBodyError, ReceivedSamples
@@ -156,7 +156,7 @@ class IngestSink:
             batch = await loop.run_in_executor(self.worker, check, names)
             if batch.samples:
                 own, others = self._places(batch)
-                stored, forwarded = await both(self._append(batch, own, client), self._forward(batch, others, client))
+                stored, forwarded = await self._accept(batch, own, others, client)
                 unaccepted = {}
                 if stored:
                     note = self.senders.note_corrections
@@ -182,17 +182,20 @@ class IngestSink:
             place for place, is_own in enumerate(own) if not is_own
         ]
 
-    async def _append(self, batch: CheckedBatch, places: Sequence[int], client: Client) -> list[Correction]:
-        """Store the samples at these places; returns those that differ from stored ones, with their places."""
-        if not places:
-            return []
-        written = self.store.append([batch.samples[place] for place in places], Right.CORRECT in client.rights)
-        return [each._replace(place=places[each.place]) for each in await asyncio.wrap_future(written)]
+    async def _accept(
+        self, batch: CheckedBatch, own: Sequence[int], others: Sequence[int], client: Client
+    ) -> tuple[Sequence[Correction], Forwarded]:
+        """Store and forward the samples at these places; returns those that differ from stored ones by their place."""
+        if self.forwarder is None or not others:
+            return await self._append(batch.samples, client), Forwarded({}, [])
+        forward = self.forwarder.send([batch.samples[place] for place in others], client.rights)
+        found, forwarded = await both(self._append([batch.samples[place] for place in own], client), forward)
+        return [each._replace(place=own[each.place]) for each in found], forwarded
 
-    async def _forward(self, batch: CheckedBatch, places: Sequence[int], client: Client) -> Forwarded:
-        if not places or self.forwarder is None:
-            return Forwarded({}, [])
-        return await self.forwarder.send([batch.samples[place] for place in places], client.rights)
+    async def _append(self, samples: Sequence[Sample], client: Client) -> Sequence[Correction]:
+        if not samples:
+            return ()
+        return await asyncio.wrap_future(self.store.append(samples, Right.CORRECT in client.rights))
 
     def _count_records(self, protocol: Protocol, batch: CheckedBatch) -> None:
         """Count the values of accepted records; values left out and rejected records by the field at fault."""

@@ -154,6 +154,7 @@ def _name(known: dict[str, Offered], profile: str, member: int) -> str | None:
 
 def _first(own: Sequence[str], others: Iterable[str]) -> Chosen:
     """The first MAX_MEMBERS by member_order of the own names, which are in this order, and others."""
+    own = own[:MAX_MEMBERS]
     merged = sorted([*((member_order(name), True) for name in own), *((member_order(name), False) for name in others)])
     members = merged[:MAX_MEMBERS]
     return Chosen(sum(is_own for _, is_own in members), tuple(name for (_, name), is_own in members if not is_own))
