@@ -26,14 +26,14 @@ def _in(folder_only: Callable[[Path], Finding]) -> Experiment:
 
 PROMISES = (
     Promise(
-        "What was acknowledged survives kill -9",
+        "Acknowledged samples survive kill -9",
         {
             "200 kills": _in(durability.kills),
             "failing writes": _in(durability.failing_system_calls),
             "clock steps": _in(strain.clock_steps),
         },
     ),
-    Promise("Acknowledge follows fsync", {"strace": _in(durability.acknowledged_after_sync)}),
+    Promise("Samples are acknowledged after fsync", {"strace": _in(durability.acknowledged_after_sync)}),
     Promise("A damaged history never blocks the start", {"damaged files": _in(durability.damaged_history)}),
     Promise("A history is set aside only if it is damaged", {"read errors": _in(upstream.passing_read_errors)}),
     Promise("Disk full degrades and recovers", {"small tmpfs": _in(durability.full_disk)}),
@@ -59,7 +59,7 @@ PROMISES = (
             "soak": _in(strain.soak),
         },
     ),
-    Promise("Answers of other services are bounded", {"gzip bomb": _in(upstream.compressed_bomb)}),
+    Promise("Responses of other services are bounded", {"gzip bomb": _in(upstream.compressed_bomb)}),
     Promise("Slow clients don't starve others", {"slow clients": _in(hostile.slow_clients)}),
     Promise("Every connection has a deadline in every state", {"failed upgrades": _in(connections.failed_upgrades)}),
     Promise(
@@ -77,8 +77,8 @@ PROMISES = (
         {"situations": _in(ending.endings), "start": _in(ending.endings_while_starting)},
     ),
     Promise("A model file can't run code", {"import ban": lambda _folder, _model: models.no_code_from_files()}),
-    Promise("Answers are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
-    Promise("A token that only writes cannot change what is stored", {"forged samples": _in(hostile.forged_samples)}),
+    Promise("Responses are bounded", {"raw history": _in(costly.raw_history), "date span": costly.date_span}),
+    Promise("A token that only writes cannot change stored values", {"forged samples": _in(hostile.forged_samples)}),
     Promise("Names cannot fill the memory", {"20,000 names": _in(costly.many_names)}),
     Promise("A name pattern cannot freeze the daemon", {"careless pattern": _in(costly.careless_pattern)}),
     Promise("No forecast request can starve ingest", {"10,000 servers": strain.large_cycle}),
