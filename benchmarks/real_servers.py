@@ -117,7 +117,7 @@ def ratios(records: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
 
     ratio: WQL / WQL of the best baseline, mean over the folds; spread: its standard deviation.
     pooled: the same ratio for the WQL over the windows of all folds, which does not depend on the assignment of servers
-    to folds. models: the methods that are no baselines. records: rows of evaluation.Backtest.scores with the columns
+    to folds. models: the methods that are not baselines. records: rows of evaluation.Backtest.scores with the columns
     `fold` and `servers`.
     """
     scores = records[records["metric"] == "mean"].drop(columns="metric")

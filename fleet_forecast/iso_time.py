@@ -55,7 +55,7 @@ def utc_seconds(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError("is no time; write 2026-11-20T00:00:00Z") from None
+        raise ValueError("is not a time; write 2026-11-20T00:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError("has no time zone; write UTC with a final Z")
     try:

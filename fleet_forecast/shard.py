@@ -29,7 +29,7 @@ class Shard:
         found = re.fullmatch(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
         number, count = map(int, found.groups()) if found else (1, 0)
         if not number <= count <= MOST_SHARDS:
-            raise ValueError(f"is no shard; write 2/8 for the second of eight, at most {MOST_SHARDS:,}")
+            raise ValueError(f"is not a shard; write 2/8 for the second of eight, at most {MOST_SHARDS:,}")
         return cls(number, count)
 
     def __str__(self) -> str:

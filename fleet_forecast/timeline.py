@@ -11,7 +11,7 @@ NEVER = np.iinfo(np.int64).min
 NANOSECONDS = 1_000_000_000
 _DAY = 86_400 * NANOSECONDS
 FAR_DAYS = 7  # without any row, before a row is far from the others
-STRAY_SHARE = 0.01  # of all rows: more are no accident
+STRAY_SHARE = 0.01  # of all rows: more are not an accident
 
 
 class Timeline:

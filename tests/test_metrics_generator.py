@@ -187,8 +187,8 @@ def test_wrong_usage_is_refused_with_flag_value_and_remedy_and_no_file_is_writte
 
 
 FAILURES = [
-    (["--stream", "nonsense"], "'nonsense' is no address"),
-    (["--stream", "ftp://127.0.0.1"], "'ftp://127.0.0.1' is no address"),
+    (["--stream", "nonsense"], "'nonsense' is not an address"),
+    (["--stream", "ftp://127.0.0.1"], "'ftp://127.0.0.1' is not an address"),
 ]
 
 

@@ -94,7 +94,7 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
     ("flags", "code", "message"),
     [
         (["--from", "2026-04-03T08:00:00Z"], 1, "--from, --to: no step to replay; the data reach from 2026-03-02T"),
-        (["--to", "soon"], 2, "--to 'soon' is no time"),
+        (["--to", "soon"], 2, "--to 'soon' is not a time"),
         (["--incidents", "{fleet}/none.csv"], 1, "none.csv: no such file; give the path of a CSV or parquet file"),
         (["--incidents", "a.csv", "--label", "b.csv"], 2, "--label: its answers are the incidents; omit --incidents"),
         (["--prometheus", "http://p:9090"], 2, "--from is missing; a replay from Prometheus needs --from and --to"),

@@ -241,7 +241,7 @@ def test_an_empty_training_folder_is_named(tmp_path: Path, capsys: pytest.Captur
 
 def test_an_unreadable_parquet_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "server_metrics.parquet").write_bytes(b"PAR1 this is no parquet file")
+    (tmp_path / "data" / "server_metrics.parquet").write_bytes(b"PAR1 this is not a parquet file")
     assert "server_metrics.parquet" in refused(tmp_path / "data", tmp_path, capsys)
 
 

@@ -68,7 +68,7 @@ def compare(
 ) -> Comparison | None:
     """The new model beside the one in use; None if there is none, or if it is not to be replaced.
 
-    The starter model is no champion: beside it the first own model is shown, and replaces it in any case. If the
+    The starter model is not a champion: beside it the first own model is shown, and replaces it in any case. If the
     comparison fails, the model is published all the same, and the one in use stays.
     """
     champion = current_model(arguments.models_dir)

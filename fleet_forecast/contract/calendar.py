@@ -82,10 +82,10 @@ def minute_of(clock: str) -> int:
     """Minute of the day of "HH:MM", up to 24:00. Raises ValueError with the remedy."""
     hour, colon, minute = clock.strip().partition(":")
     if not (colon and hour.isdecimal() and minute.isdecimal() and len(minute) == 2):
-        raise ValueError(f"{clock!r} is no time of the day; write it as 08:00")
+        raise ValueError(f"{clock!r} is not a time of the day; write it as 08:00")
     found = int(hour) * 60 + int(minute)
     if int(minute) > 59 or found > 24 * 60:
-        raise ValueError(f"{clock!r} is no time of the day; write it as 08:00, at most 24:00")
+        raise ValueError(f"{clock!r} is not a time of the day; write it as 08:00, at most 24:00")
     return found
 
 
@@ -163,7 +163,7 @@ def holidays_of(entry: str, first_year: int, last_year: int, half_days: bool = F
         try:
             return [] if half_days else [date.fromisoformat(entry)]
         except ValueError:
-            raise ValueError(f"{entry!r} is no date; write it as 2026-12-24") from None
+            raise ValueError(f"{entry!r} is not a date; write it as 2026-12-24") from None
     country, _, part = entry.partition("-")
     known = holidays.country_holidays if country in holidays.list_supported_countries() else holidays.financial_holidays
     try:

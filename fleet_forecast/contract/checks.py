@@ -31,7 +31,7 @@ from fleet_forecast.contract.times import parse_times
 from fleet_forecast.iso_time import iso_exact
 
 MOSTLY = 0.5  # share of unusable cells beyond which a column is refused
-ENOUGH_CELLS = 100  # from here on, a twentieth of the cells above the range is no accident ...
+ENOUGH_CELLS = 100  # from here on, a twentieth of the cells above the range is not an accident ...
 ABOVE_SHARE = 0.05
 FRACTIONS_FROM = 0.2  # ... and percentages that never exceed 1, and reach this, are fractions
 

@@ -31,7 +31,7 @@ _UTC_SUFFIX = re.compile(r"\s*(?:UTC|GMT|Z)$")
 _OFFSET = re.compile(r"\s*([+-]\d\d(?::?\d\d)?)$")
 _NUMBER = re.compile(r"\d{9,19}(\.\d*)?")  # fewer digits are a date in ISO 8601
 
-# A number is a time of 1973 to 2286 in exactly one of these units; a number between two of them is no time.
+# A number is a time of 1973 to 2286 in exactly one of these units; a number between two of them is not a time.
 SMALLEST_SECONDS, LARGEST_SECONDS = 10**8, 10**10
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _NANOSECONDS = tuple(10 ** (9 - 3 * place) for place in range(len(UNITS)))
@@ -87,7 +87,7 @@ def check_zone(name: str) -> str:
     try:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no time zone; write a name such as Europe/Berlin or UTC") from None
+        raise ValueError(f"{name!r} is not a time zone; write a name such as Europe/Berlin or UTC") from None
     return name
 
 
@@ -179,7 +179,7 @@ def _of_numbers(column: pd.Series[Any]) -> ParsedTimes:
     other = np.isnat(instants) & ~np.isnan(numbers)
     found.faults = _elsewhere(found.faults, other)
     if other.any():
-        message = "a number that is no time since 1970 in seconds, milliseconds, microseconds or nanoseconds"
+        message = "a number that is not a time since 1970 in seconds, milliseconds, microseconds or nanoseconds"
         found.faults.append((other, message, GIVE_ZONE))
     found.units = units
     return found

@@ -62,7 +62,7 @@ class Stream(NamedTuple):
 class Day(NamedTuple):
     """One day.
 
-    number: days since 1970, UTC. losses: log(model loss / baseline loss) by stream. off: whether it is no business day.
+    number: days since 1970, UTC. losses: log(model loss / baseline loss) by stream. off: whether it is a day off.
     """
 
     number: int

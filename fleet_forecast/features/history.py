@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LARGEST_SHARE_OF_DAY = 1 / 8  # of the distance between rows: beyond, a line between two of them is no estimate
+LARGEST_SHARE_OF_DAY = 1 / 8  # of the distance between rows: beyond, a line between two of them is not an estimate
 FEWEST_ROWS = 4  # that show a distance
 _SERVERS_AT_ONCE = 256  # bounds memory
 

@@ -303,7 +303,7 @@ def _covered(
 
 
 def _value_in_table(peers: FleetPeers, server: int, own: np.ndarray) -> np.ndarray | None:
-    """A server's values in the medians [step, metric], up to its origin; None if it is no member."""
+    """A server's values in the medians [step, metric], up to its origin; None if it is not a member."""
     if not peers.members[server]:
         return None
     return own if peers.values is None else last_steps(peers.values[server : server + 1], len(own))[0]

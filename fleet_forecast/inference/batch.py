@@ -93,7 +93,7 @@ def regular_origins(grid: FleetGrid, every_seconds: int, first_origin: np.dateti
     distance = every_seconds // grid.step_seconds
     if distance == 0 or every_seconds % grid.step_seconds:
         raise OriginError(
-            f"--origins: {every_seconds} s is no multiple of the model's step of {grid.step_seconds} s; give a multiple"
+            f"--origins: {every_seconds} s is not a multiple of the model's step of {grid.step_seconds} s"
         )
     first = distance if first_origin is None else grid.step_at(first_origin)
     if not 0 <= first < grid.steps:

@@ -56,7 +56,7 @@ def _seconds(value: Any) -> Any:
             return utc_seconds(value)
         except ValueError as problem:
             raise ValueError(f"the time {value[:50]!r} {problem}") from None
-    raise ValueError(f"the time {str(value)[:50]} is no time; write 2026-12-01T22:00:00Z")
+    raise ValueError(f"the time {str(value)[:50]} is not a time; write 2026-12-01T22:00:00Z")
 
 
 def _pattern(value: str) -> str:

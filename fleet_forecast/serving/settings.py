@@ -65,7 +65,7 @@ def _not_empty(value: Any) -> Any:
 
 def _address(value: str) -> str:
     if not is_address(value):
-        raise ValueError("is no address; write http://host:port")
+        raise ValueError("is not an address; write http://host:port")
     return value
 
 
@@ -80,7 +80,7 @@ def _peer_address(value: str) -> str:
 
 def _label_name(value: str) -> str:
     if not value:
-        raise ValueError("is no name of a label; give one, such as instance")
+        raise ValueError("is not a name of a label; give one, such as instance")
     return value
 
 
@@ -454,5 +454,5 @@ def check_certificate(settings: Settings) -> None:
         reason = getattr(problem, "reason", None) or problem
         remedy = "give a certificate chain and its private key in PEM, the key without a password"
         raise SettingsError(
-            f"tls_certificate: {certificate} and {key} are no usable pair ({reason}); {remedy}"
+            f"tls_certificate: {certificate} and {key} are not a usable pair ({reason}); {remedy}"
         ) from None

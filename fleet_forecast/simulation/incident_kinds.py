@@ -51,7 +51,7 @@ def _effects(**by_metric: float) -> Effects:
     effects = {_SHORT_NAMES.get(metric, metric): effect for metric, effect in by_metric.items()}
     if unknown := sorted(effects.keys() - set(BUILT_IN_FLEET.names)):
         known = ", ".join(BUILT_IN_FLEET.names)
-        raise ValueError(f"{__name__}: effect on {unknown[0]}, which is no built-in metric; use one of {known}")
+        raise ValueError(f"{__name__}: effect on {unknown[0]}, which is not a built-in metric; use one of {known}")
     return effects
 
 

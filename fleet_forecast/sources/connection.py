@@ -116,7 +116,7 @@ def _secret(path: Path, name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise CredentialError(f"{name}: {path} is no UTF-8 text; write the value alone into it") from None
+        raise CredentialError(f"{name}: {path} is not UTF-8 text; write the value alone into it") from None
     except OSError as problem:
         reason = f"{name}: {path} cannot be read ({problem.strerror})"
         raise CredentialError(f"{reason}; correct the path or its permissions") from None

@@ -40,7 +40,7 @@ ONLY_SERVER = "prometheus"  # name of a server that a flag gives
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,50}", text):
-        raise ValueError(f"prometheus.{text} is no name; use 1 to 50 letters, digits, '.', '_' and '-'")
+        raise ValueError(f"prometheus.{text} is not a name; use 1 to 50 letters, digits, '.', '_' and '-'")
     return text
 
 
@@ -53,7 +53,7 @@ def _table(value: object) -> object:
 
 def _horizon(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
-        raise ValueError(f"horizons: {text!r} is no duration; write 15m, 1h or 8h")
+        raise ValueError(f"horizons: {text!r} is not a duration; write 15m, 1h or 8h")
     return text
 
 

@@ -32,7 +32,7 @@ def check_matchers(text: str) -> str:
     try:
         (only,) = _selectors(f"x{{{text}}}")
     except ValueError as problem:
-        raise LabelMatcherError(f'{text!r} is no list of label matchers ({problem}); write cluster="eu"') from None
+        raise LabelMatcherError(f'{text!r} is not a list of label matchers ({problem}); write cluster="eu"') from None
     if not only[1]:
         raise LabelMatcherError(f'{text!r} has no label matcher; write cluster="eu"')
     return text.strip().rstrip(",").rstrip()
@@ -58,7 +58,7 @@ def _refusal(query: str, matchers: str, reason: str) -> str:
 
 
 def _selectors(query: str) -> list[_Selector]:
-    """The selectors of a query in order. Raises ValueError if it is no PromQL, or uses `or` within braces."""
+    """The selectors of a query in order. Raises ValueError if it is not PromQL, or uses `or` within braces."""
     found: list[_Selector] = []
 
     def keep(node: Any) -> None:
@@ -79,7 +79,7 @@ def _shown(matcher: Matcher) -> str:
 def _inserted(query: str, matchers: str, names: set[str]) -> str:
     """The text of the query with the matchers at the end of each brace and behind each name without braces."""
     parts: list[str] = []
-    before = ""  # the last token that is no space
+    before = ""  # the last token that is not a space
     tokens = list(_tokens(query))
     in_braces = in_labels = False
     for index, (kind, text) in enumerate(tokens):

@@ -184,7 +184,7 @@ def test_a_time_beyond_those_of_the_contract_is_distinguished_from_text_that_is_
 
 
 def test_small_numbers_as_timestamps_are_refused():
-    assert only_violation(fleet(timestamp=range(8))).message.startswith("a number that is no time since 1970")
+    assert only_violation(fleet(timestamp=range(8))).message.startswith("a number that is not a time since 1970")
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -158,7 +158,7 @@ def unreadable(tmp_path, case):
     if case == "missing":
         return path, "no such file"
     if case == "not parquet":
-        path.write_bytes(b"PAR1 this is no parquet")
+        path.write_bytes(b"PAR1 this is not parquet")
         return path, "not readable as parquet"
     if case == "truncated":
         fleet().to_parquet(path)

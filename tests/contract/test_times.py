@@ -86,5 +86,5 @@ def test_no_text_breaks_the_parser(text):
 
 
 def test_an_unknown_zone_is_refused_with_its_name():
-    with pytest.raises(ValueError, match="'Berlin' is no time zone"):
+    with pytest.raises(ValueError, match="'Berlin' is not a time zone"):
         check_zone("Berlin")

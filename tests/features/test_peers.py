@@ -120,7 +120,7 @@ def test_the_transformed_table_is_the_table_of_transformed_values(fleet: np.ndar
 
 
 def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
-    """Also before and after the table, for servers without a profile, and for a server that is no member."""
+    """Also before and after the table, for servers without a profile, and for a server that is not a member."""
     members = ProfileMembers.of(NAMES[:8], PROFILES[:8])
     table = PeerTable.build(fleet[:8], members, 1000)
     profiles = [*PROFILES[:8], "web"]

@@ -54,8 +54,8 @@ def test_regular_origins_are_the_measured_steps_at_the_distance() -> None:
 @pytest.mark.parametrize(
     ("every_seconds", "first_origin", "message"),
     [
-        (5000, None, "5000 s is no multiple of the model's step of 3600 s"),
-        (1800, None, "1800 s is no multiple"),
+        (5000, None, "5000 s is not a multiple of the model's step of 3600 s"),
+        (1800, None, "1800 s is not a multiple"),
         (90_000, None, "90000 s is longer than the data, which reaches from 2026-03-02T00:00:00Z"),
         (3600, START - np.timedelta64(1, "D"), "--from 2026-03-01T00:00:00Z: outside the data"),
         (3600, START + np.timedelta64(2, "h"), "no server has a row at any origin; choose another --from"),

@@ -56,7 +56,7 @@ def test_rows_of_other_servers_and_other_columns_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("db1,,yesterday,2026-11-20T11:00:00Z", "row 1: start 'yesterday' is no time; write 2026-11-20T00:00:00Z"),
+        ("db1,,yesterday,2026-11-20T11:00:00Z", "row 1: start 'yesterday' is not a time; write 2026-11-20T00:00:00Z"),
         ("db1,,2026-11-20T10:00:00Z,2026-11-20T11:00:00", "row 1: end '2026-11-20T11:00:00' has no time zone"),
         ("db1,,2026-11-20T10:00:00Z,", "row 1: end is empty; write a time"),
         ("db1,,2026-11-20T11:00:00Z,2026-11-20T10:00:00Z", "row 1: end '2026-11-20T10:00:00Z' is not after start"),

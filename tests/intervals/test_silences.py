@@ -68,7 +68,7 @@ def test_a_file_of_silences_and_the_measurements_it_excludes(tmp_path):
         ("server = 'a'\nprofile = 'b'", "a silence has server and profile; give one"),
         ("server = 'a'", "silence of server 'a': from or until is missing; give both, or weekly"),
         ("server = 'a'\nfrom = 2026-01-01T00:00:00\nuntil = 2026-01-02T00:00:00Z", "has no time zone"),
-        ("server = 'a'\nfrom = 'noon'\nuntil = 2026-01-02T00:00:00Z", "the time 'noon' is no time"),
+        ("server = 'a'\nfrom = 'noon'\nuntil = 2026-01-02T00:00:00Z", "the time 'noon' is not a time"),
         ("server = 'a'\nfrom = 2026-01-03T00:00:00Z\nuntil = 2026-01-02T00:00:00Z", "until is not after from"),
         ("pattern = 'a('", "is not a regular expression"),
         ("server = 'a'\nweekly = {days = ['sun'], start = '2:00', end = '03:00', timezone = 'UTC'}", "start is '2:00'"),
@@ -92,4 +92,4 @@ def test_a_silence_in_json_is_read_again():
     assert Silence.model_validate_json(text) == silence
     with pytest.raises(ValidationError) as problem:
         Silence.model_validate_json('{"server": "a", "from": 5}')
-    assert "the time 5 is no time" in first_problem(problem.value, Silence)
+    assert "the time 5 is not a time" in first_problem(problem.value, Silence)

@@ -72,7 +72,7 @@ def test_errors_name_arguments_and_no_flags(model, frame, tiny_model_dir):
     naive = frame.assign(timestamp=frame["timestamp"].dt.tz_localize(None))
     for message, wrong in (
         ("state the zone with input_timezone", lambda: model.forecast(naive)),
-        ("every_seconds: 7 s is no multiple", lambda: model.forecast(frame, every_seconds=7)),
+        ("every_seconds: 7 s is not a multiple", lambda: model.forecast(frame, every_seconds=7)),
         ("every_seconds: 864000 s is longer than", lambda: model.forecast(frame, every_seconds=864_000)),
         ("device cuda: torch finds no GPU .* use device cpu", lambda: load_model(tiny_model_dir, device="cuda")),
     ):
@@ -95,5 +95,5 @@ def test_a_server_without_a_measurement_is_forecast_and_named(model, frame):
 
 
 def test_a_distance_that_no_step_has_is_refused(model, frame):
-    with pytest.raises(OriginError, match="450 s is no multiple"):
+    with pytest.raises(OriginError, match="450 s is not a multiple"):
         model.forecast(frame, every_seconds=450)

@@ -29,12 +29,12 @@ ADDRESSES = (
 @pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_an_address_that_cannot_be_reached_by_http_is_refused(setting, address):
-    with pytest.raises(SettingsError, match=f"{setting}: .* is no address; write http://host:port"):
+    with pytest.raises(SettingsError, match=f"{setting}: .* is not an address; write http://host:port"):
         load_settings(None, {setting: address})
 
 
 def test_an_empty_label_is_refused():
-    with pytest.raises(SettingsError, match="server_label: '' is no name of a label; give one, such as instance"):
+    with pytest.raises(SettingsError, match="server_label: '' is not a name of a label; give one, such as instance"):
         load_settings(None, {"server_label": ""})
 
 
@@ -113,7 +113,7 @@ def test_printed_settings_hide_the_passwords_of_addresses(setting):
 
 @pytest.mark.parametrize("setting", ["prometheus", "alertmanager", "webhook"])
 def test_the_error_of_a_wrong_address_hides_its_password(setting):
-    with pytest.raises(SettingsError, match="is no address") as refused:
+    with pytest.raises(SettingsError, match="is not an address") as refused:
         load_settings(None, {setting: "http://me:hunter2@host:99999"})
     assert "hunter2" not in str(refused.value)
 

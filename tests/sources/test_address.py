@@ -1,4 +1,4 @@
-"""Addresses in messages contain no secrets; a port is no part of a server's name."""
+"""Addresses in messages contain no secrets; a port is not part of a server's name."""
 
 import pytest
 

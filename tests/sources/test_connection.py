@@ -55,7 +55,7 @@ def test_secrets_come_from_files_and_variables_and_are_in_no_repr(tmp_path, secr
         ('url = "http://a:b@p"\ntoken_file = "x"', "a user in url and token_file are given; a request has one"),
         ('url = "http://p"\ncertificate_file = "x"', "key_file is missing; certificate_file is given"),
         ('url = "http://p"\nheaders = {"a b" = "c"}', "'a b' begins no header"),
-        ('url = "http://p"\nmatchers = "eu"', "'eu' is no list of label matchers"),
+        ('url = "http://p"\nmatchers = "eu"', "'eu' is not a list of label matchers"),
         ('url = "http://p"\nwindow_seconds = 0', "window_seconds is 0"),
         ('url = "http://p"\npassword = "x"', "unknown key 'password'; use url, user, password_file"),
         ('user = "me"', "url is missing"),
@@ -77,7 +77,7 @@ def test_an_unknown_metric_of_the_forecasts_is_refused_with_the_known_ones(tmp_p
 
 
 def test_a_name_that_is_none_is_refused(tmp_path):
-    with pytest.raises(TomlFileError, match=r"prometheus\.a b is no name; use 1 to 50 letters"):
+    with pytest.raises(TomlFileError, match=r"prometheus\.a b is not a name; use 1 to 50 letters"):
         loaded(tmp_path, '[prometheus."a b"]\nurl = "http://p"\n')
 
 

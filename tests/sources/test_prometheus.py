@@ -308,7 +308,7 @@ def test_the_real_prometheus_returns_the_fleet_over_a_reset_and_a_gap(real_prome
     for metric, value in dict(zip(METRICS, (25, 60, 3, 2, 1, 4), strict=True)).items():
         np.testing.assert_allclose(whole[metric], value, rtol=0.02, err_msg=metric)
     boot = frame[[step == BOOT_AT for step in steps]]
-    assert 0 < boot["net_in_mb_s"].item() < 2.2  # a reset is no negative rate and no spike
+    assert 0 < boot["net_in_mb_s"].item() < 2.2  # a reset is not a negative rate and no spike
 
 
 def test_the_real_prometheus_names_a_bad_query(real_prometheus):

@@ -26,7 +26,7 @@ def check_profile_name(name: str) -> str:
 
 
 def check_metric_name(name: str) -> str:
-    """The name. Raises ValueError for one that is no name of a column or series, or that means something else."""
+    """The name. Raises ValueError for one that is not the name of a column or series, or that means something else."""
     if not _METRIC.fullmatch(name):
         raise ValueError(
             f"metrics.{name}: a name has 1 to 64 of the characters a-z 0-9 _ and begins with a letter; give another one"

@@ -232,7 +232,7 @@ class FleetTables(BaseModel):
             try:
                 dt.date.fromisoformat(day)
             except ValueError:
-                raise ValueError(f"early_closes: {day!r} is no date; write it as 2026-12-24") from None
+                raise ValueError(f"early_closes: {day!r} is not a date; write it as 2026-12-24") from None
         return self
 
     def calendar(self) -> BusinessCalendar:

@@ -2,8 +2,8 @@
 
 1. Each measured value is scored among the quantiles forecast for it an hour before (0: the median, 2: about the
    quantile 0.98). The scores of the last quarter of an hour are averaged.
-2. A deviation that most servers of a profile share (a maintenance window, a holiday, market news) is no trouble of one
-   server: the median of the profile is subtracted if it is large.
+2. A deviation that most servers of a profile share (a maintenance window, a holiday, market news) is not a problem of
+   one server: the median of the profile is subtracted if it is large.
 """
 
 from __future__ import annotations

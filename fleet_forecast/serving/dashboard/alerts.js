@@ -41,7 +41,7 @@ function section(title, alerts, columns, none = null) {
 // What an alert says without the server's name, with its times in the reader's zone.
 export const sentenceOf = (alert) => withTimes(wordsOf(alert));
 
-// A sentence that begins with the name of a metric has no capital: queue_depth is no word.
+// A sentence that begins with the name of a metric is not capitalised: queue_depth is not a word.
 function wordsOf({ sentence: text, server_name: name, profile, metric: named }) {
   const start = `${name} (${profile}): `, rest = text.startsWith(start) ? text.slice(start.length) : text;
   return rest.startsWith(`${named} `) ? rest : rest.charAt(0).toUpperCase() + rest.slice(1);

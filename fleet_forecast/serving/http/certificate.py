@@ -23,14 +23,14 @@ class TlsCertificate:
         return self._settings.tls_certificate is not None
 
     def load(self) -> ssl.SSLContext:
-        """The context of new connections. Raises OSError if the files, which were checked, are no pair any more."""
+        """The context of new connections. Raises OSError if the files, which were checked, are no longer a pair."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(str(self._settings.tls_certificate), self._settings.tls_key)
         self._context = context
         return context
 
     def reload(self) -> None:
-        """Read the files again, for new connections. The certificate in use stays where they are no usable pair."""
+        """Read the files again, for new connections. The certificate in use stays where they are not a usable pair."""
         certificate, key = self._settings.tls_certificate, self._settings.tls_key
         if self._context is None or certificate is None:
             return

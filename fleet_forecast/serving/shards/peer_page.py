@@ -137,7 +137,7 @@ def _offered(entry: Mapping[str, Any], sender: Shard) -> Offered:
         raise ValueError("names that are not in order")
     for name in names:
         if not is_server_name(name) or not sender.has(name):
-            raise ValueError(f"{name[:100]!r} is no server of shard {sender}")
+            raise ValueError(f"{name[:100]!r} is not a server of shard {sender}")
     return Offered(names, with_cells)
 
 

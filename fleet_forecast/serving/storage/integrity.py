@@ -120,7 +120,7 @@ def check_integrity(database: sqlite3.Connection) -> None:
 
 
 def _problem_of(findings: str) -> sqlite3.DatabaseError:
-    """The error for what the check found: a page that could not be read, for lack of memory say, is no damage."""
+    """The error for what the check found: a page that could not be read, for lack of memory say, is not damage."""
     code = re.search(r"error code[= ](\d+)", findings)
     if code is None or int(code[1]) & 0xFF not in _SURROUNDINGS:
         return DamagedError(findings)

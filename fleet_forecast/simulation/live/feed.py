@@ -88,7 +88,7 @@ class Feed:
         try:
             response = self._client.post(address, json={"records": records})
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as problem:
-            raise FeedError(f"{self.url!r} is no address ({problem}); write http://host:port") from None
+            raise FeedError(f"{self.url!r} is not an address ({problem}); write http://host:port") from None
         except httpx.TransportError as problem:
             raise TransientError(f"{type(problem).__name__}: {problem}") from None
         status = response.status_code

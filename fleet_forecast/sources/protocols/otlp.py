@@ -103,7 +103,7 @@ def _from_protobuf(body: bytes, max_points: int) -> Any:
     try:
         return ExportMetricsServiceRequest.FromString(body)
     except DecodeError as problem:
-        raise MalformedBodyError(f"the body is no ExportMetricsServiceRequest: {problem}") from None
+        raise MalformedBodyError(f"the body is not an ExportMetricsServiceRequest: {problem}") from None
 
 
 def _from_json(body: bytes) -> Any:
@@ -112,10 +112,10 @@ def _from_json(body: bytes) -> Any:
     try:
         document = orjson.loads(body)
         if not isinstance(document, dict):
-            raise MalformedBodyError("the body is no ExportMetricsServiceRequest in JSON: it is no object")
+            raise MalformedBodyError("the body is not an ExportMetricsServiceRequest in JSON: it is not an object")
         return json_format.ParseDict(document, ExportMetricsServiceRequest(), ignore_unknown_fields=True)
     except (orjson.JSONDecodeError, json_format.ParseError) as problem:
-        raise MalformedBodyError(f"the body is no ExportMetricsServiceRequest in JSON: {problem}") from None
+        raise MalformedBodyError(f"the body is not an ExportMetricsServiceRequest in JSON: {problem}") from None
 
 
 def _host_name(resource: Any) -> str:

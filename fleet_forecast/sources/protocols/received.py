@@ -15,7 +15,7 @@ class MalformedBodyError(ValueError):
 
 
 class RefusedSamples(NamedTuple):
-    """Samples of a used metric that are no measurement of one server, metric and time."""
+    """Samples of a used metric that are not a measurement of one server, metric and time."""
 
     field: str
     value: str | float

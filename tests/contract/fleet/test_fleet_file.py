@@ -110,7 +110,7 @@ def test_documents_are_written_as_toml(document: dict[str, object]) -> None:
         ("timezone = 'Mars'", "timezone: unknown time zone 'Mars'; use an IANA name"),
         ("business_hours = '18:00-8:00'", "business_hours is '18:00-8:00'; write the opening and the closing time"),
         ("weekend = ['sun']", "weekend.0 is 'sun'; it should be 'monday', "),
-        ("early_closes = {\"2026-13-01\" = '13:00'}", "early_closes: '2026-13-01' is no date"),
+        ("early_closes = {\"2026-13-01\" = '13:00'}", "early_closes: '2026-13-01' is not a date"),
         ("[metrics.x]\nunit = 'x'", "metrics.x.kind is missing; add kind = ... (percent, rate or value)"),
         ("[metrics.x]\nkind = 'rate'", "metrics.x.unit is missing"),
         ("[metrics.x]\nkind = 'count'\nunit = 'x'", "line 2: metrics.x.kind is 'count'; it should be 'percent', "),

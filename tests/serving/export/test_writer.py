@@ -249,7 +249,7 @@ def test_the_real_victoria_metrics_returns_what_the_api_answers(tmp_path):
 
 @pytest.mark.parametrize("horizon", ["0m", "1y", "soon"])
 def test_a_horizon_that_is_none_is_refused(horizon):
-    with pytest.raises(ValueError, match="is no duration; write 15m, 1h or 8h"):
+    with pytest.raises(ValueError, match="is not a duration; write 15m, 1h or 8h"):
         ForecastsTable(url="http://db", horizons=(horizon,))
 
 

@@ -125,8 +125,8 @@ def test_a_renewed_certificate_is_served_after_sighup_and_one_without_its_key_is
         (("certificate", None), "tls_key: is missing; tls_certificate is given"),
         ((None, "key"), "tls_certificate: is missing; tls_key is given"),
         (("missing", "key"), "tls_certificate: .*missing cannot be read"),
-        (("key", "certificate"), "are no usable pair"),
-        (("text", "key"), "are no usable pair"),
+        (("key", "certificate"), "are not a usable pair"),
+        (("text", "key"), "are not a usable pair"),
     ],
 )
 def test_files_that_are_no_certificate_with_its_key_are_refused(files, tmp_path, chosen, message):

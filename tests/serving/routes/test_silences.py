@@ -69,7 +69,7 @@ def test_silences_are_read_with_the_token_and_changed_with_the_admin_token(guard
     [
         ({}, "a silence has no servers"),
         ({"server": "a"}, "from or until is missing"),
-        ({"server": "a", "from": "today", "until": "2026-01-01T00:00:00Z"}, "the time 'today' is no time"),
+        ({"server": "a", "from": "today", "until": "2026-01-01T00:00:00Z"}, "the time 'today' is not a time"),
         (until_tomorrow() | {"pattern": "a("}, "not a regular expression"),
         ({"server": "a", "rack": 7}, "Extra inputs are not permitted"),
     ],

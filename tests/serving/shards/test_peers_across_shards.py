@@ -322,7 +322,7 @@ def test_a_page_with_what_a_shard_cannot_have_is_refused(page, change, message):
 
 
 def test_servers_of_another_shard_are_not_taken_from_a_page(page):
-    with pytest.raises(ValueError, match="is no server of shard 2/3"):
+    with pytest.raises(ValueError, match="is not a server of shard 2/3"):
         read_page(page_bytes(page), Shard(2, 3))
 
 

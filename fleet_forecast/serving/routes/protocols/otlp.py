@@ -37,7 +37,7 @@ router = APIRouter(tags=["samples"])
             "description": "stored; partial_success has the number of rejected data points and the reasons",
             "content": {PROTOBUF: _BINARY},
         },
-        400: refusal("the body is no ExportMetricsServiceRequest; the answer is a google.rpc.Status"),
+        400: refusal("the body is not an ExportMetricsServiceRequest; the answer is a google.rpc.Status"),
         503: BUSY,
     },
     openapi_extra={"requestBody": {"required": True, "content": {PROTOBUF: _BINARY, JSON: _OBJECT}}},

@@ -95,7 +95,7 @@ def test_a_refused_body_is_answered_with_a_status_message(client, kind):
     answer = client.post("/v1/metrics", content=b"\xff\xff", headers={"content-type": kind})
     assert (answer.status_code, answer.headers["content-type"]) == (400, kind)
     message = Status.FromString(answer.content).message if kind == PROTOBUF else answer.json()["message"]
-    assert "the body is no ExportMetricsServiceRequest" in message
+    assert "the body is not an ExportMetricsServiceRequest" in message
 
 
 def test_a_busy_store_is_503_and_the_same_request_later_gives_the_rates(client, monkeypatch):
