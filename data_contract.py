@@ -10,7 +10,7 @@ Check a file or a folder (parquet or CSV). Every violation is listed with its re
     python data_contract.py --recording-rules   # rules of a Prometheus for remote write, own metrics included
     python data_contract.py --document          # the tables of DATA_CONTRACT.md
 
-Exits with 0 if the data keeps the contract, 1 if not, 2 for wrong usage. In Python:
+Exits with 0 if the data meets the contract, 1 if not, 2 for wrong usage. In Python:
 
     from data_contract import read_metrics
     data = read_metrics(Path("training"))       # raises ContractError or DataFileError
@@ -110,7 +110,7 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
-    print(f"{summary['path']} keeps the data contract {CONTRACT_VERSION}")
+    print(f"{summary['path']} meets the data contract {CONTRACT_VERSION}")
     first, last = (iso_exact(datetime.fromisoformat(summary[name])) for name in ("first", "last"))
     print(f"  {summary['rows']:,} rows of {summary['servers']:,} servers, {first} to {last}")
     print(f"  metrics: {', '.join(summary['metrics'])}")
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Check one path; returns 0 if it keeps the contract, 1 if not, 2 for wrong usage."""
+    """Check one path; returns 0 if it meets the contract, 1 if not, 2 for wrong usage."""
     parser = _parser()
     try:
         arguments = parser.parse_args(None if argv is None else list(argv))

@@ -257,11 +257,11 @@ def _wait_until_ready(url: str, daemon: subprocess.Popen[bytes], folder: Path) -
     """Wait for /readyz. Raises DemoError if the daemon ends, cannot use the model or takes too long."""
     for _ in _ticks("waiting for the daemon", DAEMON_START_SECONDS):
         _require_running({"daemon": daemon}, folder)
-        answer = _get(f"{url}/readyz")
-        if answer is not None and answer.status_code == httpx.codes.OK:
+        response = _get(f"{url}/readyz")
+        if response is not None and response.status_code == httpx.codes.OK:
             return
-        if answer is not None and "still loading" not in answer.text:
-            raise DemoError(f"the daemon is {answer.text.strip()}")
+        if response is not None and "still loading" not in response.text:
+            raise DemoError(f"the daemon is {response.text.strip()}")
     raise DemoError(f"the daemon was not ready within {DAEMON_START_SECONDS} s; see {_relative(folder / 'daemon.log')}")
 
 
@@ -271,9 +271,9 @@ def _first_forecast(
     """The first forecast, by the starter or by the trained model, of the server that is not in the training data."""
     for _ in _ticks("waiting for the first forecast", FORECAST_SECONDS):
         _require_running(children, folder)
-        answer = _get(f"{url}/api/v1/servers/{NEW_SERVER}/forecast")
-        if answer is not None and answer.status_code == httpx.codes.OK:
-            forecast: dict[str, Any] = answer.json()
+        response = _get(f"{url}/api/v1/servers/{NEW_SERVER}/forecast")
+        if response is not None and response.status_code == httpx.codes.OK:
+            forecast: dict[str, Any] = response.json()
             if forecast["starter"] == of_starter:
                 return forecast
     raise DemoError(f"no forecast within {FORECAST_SECONDS} s; see {_relative(folder / 'daemon.log')} and feed.log")

@@ -176,7 +176,7 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
         "--label",
         type=Path,
         metavar="FILE",
-        help="alerts.csv of a replay, answered with yes or no: written as incidents.csv to --output, and used",
+        help="alerts.csv of a replay, labelled yes or no: written as incidents.csv to --output, and used",
     )
 
 
@@ -199,10 +199,10 @@ def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
                 name = {"first_origin": "from"}.get(flag, flag)
                 raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
     if arguments.probe and not arguments.check_config:
-        raise UsageError("--probe: is of the check; add --check-config")
+        raise UsageError("--probe: applies to the check only; add --check-config")
     for flag in ("to", "incidents", "label"):
         if getattr(arguments, flag) is not None and not arguments.replay:
-            raise UsageError(f"--{flag}: is of a replay; add --replay")
+            raise UsageError(f"--{flag}: applies to a replay only; add --replay")
     for mode, others in (("replay", ("daemon", "audit", "explain", "backup")), ("backup", ("daemon", "check_config"))):
         for flag in others:
             if getattr(arguments, mode) and getattr(arguments, flag):

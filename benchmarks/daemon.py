@@ -121,7 +121,7 @@ def batches(names: Sequence[str], first_second: int, ticks: int, tick_seconds: i
 
 async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, connections: int = 4) -> dict[str, Any]:
     """Post the bodies (repeatedly for `seconds`, if given): records per second and response times."""
-    answered: list[float] = []
+    response_seconds: list[float] = []
     accepted = 0
     queue = iter(range(len(bodies) if seconds is None else 10**12))
     started = time.perf_counter()
@@ -133,11 +133,11 @@ async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, conne
                 return
             sent = time.perf_counter()
             headers = {"content-type": "application/json"}
-            answer = await client.post("/api/v1/metrics", content=bodies[index % len(bodies)], headers=headers)
-            answered.append(time.perf_counter() - sent)
-            if answer.status_code != 200 or answer.json()["rejected"]:
-                raise RuntimeError(f"not accepted: {answer.status_code} {answer.text[:500]}")
-            accepted += answer.json()["accepted"]
+            response = await client.post("/api/v1/metrics", content=bodies[index % len(bodies)], headers=headers)
+            response_seconds.append(time.perf_counter() - sent)
+            if response.status_code != 200 or response.json()["rejected"]:
+                raise RuntimeError(f"not accepted: {response.status_code} {response.text[:500]}")
+            accepted += response.json()["accepted"]
 
     async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
         await asyncio.gather(*(post(client) for _ in range(connections)))
@@ -145,7 +145,7 @@ async def ingest(url: str, bodies: Sequence[bytes], seconds: float | None, conne
     return {
         "records": accepted,
         "records_per_second": round(accepted / took),
-        "batch_p99_ms": _quantile_ms(answered, 0.99),
+        "batch_p99_ms": _quantile_ms(response_seconds, 0.99),
     }
 
 

@@ -56,7 +56,7 @@ TARGET_MEMORY_MB = 2_000
 Forecast = Callable[[], np.ndarray]  # -> physical quantiles [server, horizon, metric, quantile]
 
 
-class WrongAnswerError(RuntimeError):
+class WrongResultError(RuntimeError):
     """The two sides do not give the same forecast, so their times cannot be compared."""
 
 
@@ -203,11 +203,11 @@ def compare(model_dir: Path, rounds: int, threads: int) -> dict[str, Any]:
     ours = our_side(engine, frame_of(history, profiles, config))
     frame = stock_frame(windows, profiles, config)
     stock = {f"stock_{size}": stock_side(model_dir.resolve(), config, frame, size) for size in STOCK_BATCH_SIZES}
-    answer = ours()
+    result = ours()
     for predict in stock.values():  # also warms up
-        difference = np.abs(in_physical_units(predict(), windows, config) - answer)
-        if (difference > TOLERANCE * (1 + np.abs(answer))).any():
-            raise WrongAnswerError(f"stock and ours differ by up to {difference.max():.3g}: nothing to compare")
+        difference = np.abs(in_physical_units(predict(), windows, config) - result)
+        if (difference > TOLERANCE * (1 + np.abs(result))).any():
+            raise WrongResultError(f"stock and ours differ by up to {difference.max():.3g}: nothing to compare")
     seconds: dict[str, list[float]] = {name: [] for name in ("fleet", *stock)}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in ("fleet", *stock)}
     for number in range(rounds):
@@ -246,7 +246,7 @@ def forecast_fleet(model_dir: Path, servers: int, threads: int) -> dict[str, Any
     quantiles = engine.forecast(history, profiles_of(engine.config, servers), ORIGIN)
     seconds = time.perf_counter() - started
     if not np.isfinite(quantiles).all() or (np.diff(quantiles, axis=-1) < 0).any():
-        raise WrongAnswerError("quantiles of the large fleet are not finite or not in order")
+        raise WrongResultError("quantiles of the large fleet are not finite or not in order")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"servers": servers, "seconds": round(seconds, 2), "peak_memory_mb": round(peak / 1e6)}
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # First, while this process is small: the peak memory of a child starts at that of its parent.
             fleet = forecast_fleet_in_new_process(arguments.model, arguments.fleet, arguments.threads)
             result = compare(arguments.model, arguments.rounds, arguments.threads) | {"fleet": fleet}
-    except (ModelError, WrongAnswerError, subprocess.CalledProcessError) as problem:
+    except (ModelError, WrongResultError, subprocess.CalledProcessError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(result))

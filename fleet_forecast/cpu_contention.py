@@ -37,7 +37,7 @@ def contention_advice(threads: int, free: float) -> str | None:
     if advised == threads:
         return None
     return (
-        f"other work leaves {free:.1f} processors free, and {threads} threads wait for it after each operation: "
+        f"other processes leave {free:.1f} processors free, and {threads} threads wait for them after each operation: "
         f"training is faster with OMP_NUM_THREADS={advised}"
     )
 

@@ -45,7 +45,7 @@ def refuse_engine_flags(arguments: argparse.Namespace) -> None:
     """Raises UsageError for flags of Ray without it."""
     for flag in ("ray_address", "workers"):
         if getattr(arguments, flag) is not None and arguments.engine != "ray":
-            raise UsageError(f"--{flag.replace('_', '-')}: is of Ray; add --engine ray")
+            raise UsageError(f"--{flag.replace('_', '-')}: applies to Ray only; add --engine ray")
 
 
 def positive_int(text: str) -> int:

@@ -88,7 +88,7 @@ def test_advice_comes_each_time_that_other_processes_begin_to_use_the_cpus(
         write()
         advised.append(watch.advice())
     assert [advice is not None for advice in advised] == [False, False, True, False, False, True]
-    assert advised[5].startswith("other work leaves 2.0 processors free, and 3 threads wait")
+    assert advised[5].startswith("other processes leave 2.0 processors free, and 3 threads wait")
 
 
 def test_notes_are_written_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:

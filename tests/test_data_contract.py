@@ -83,7 +83,7 @@ def test_the_command_exits_0_with_a_line_of_json_for_valid_data(tmp_path, capsys
     fleet().to_csv(tmp_path / "m.csv", index=False)
     assert data_contract.main([str(tmp_path)]) == 0
     output = capsys.readouterr().out.splitlines()
-    assert "keeps the data contract" in output[0]
+    assert "meets the data contract" in output[0]
     summary = json.loads(output[-1])
     assert (summary["rows"], summary["servers"], summary["violations"]) == (8, 2, [])
 

@@ -219,9 +219,9 @@ def impostor():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((200, "hello"), "the answer is not JSON; is this a Prometheus?"),
-        ((200, '{"status": "success"}'), "not an answer of Prometheus"),
-        ((200, "[]"), "not an answer of Prometheus"),
+        ((200, "hello"), "the response is not JSON; is this a Prometheus?"),
+        ((200, '{"status": "success"}'), "not a response of Prometheus"),
+        ((200, "[]"), "not a response of Prometheus"),
         ((401, "who are you"), "refused"),
         ((404, "nothing here"), "refused"),
     ],
@@ -245,5 +245,5 @@ def test_a_prometheus_that_is_not_there_is_named(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("fleet_forecast.sources.prometheus.ATTEMPTS", 1)
     code, _, err = pull(capsys, "http://127.0.0.1:9", tmp_path)
     assert code == 1
-    assert "http://127.0.0.1:9/api/v1/query_range does not answer after 1 attempts: ConnectError" in err
+    assert "http://127.0.0.1:9/api/v1/query_range does not respond after 1 attempts: ConnectError" in err
     assert list(tmp_path.iterdir()) == []

@@ -326,7 +326,7 @@ def test_a_stream_with_a_position_file_continues_after_the_last_tick(capsys, tmp
 
 @pytest.mark.parametrize(
     ("status", "text", "message"),
-    [(403, "no", "refuses the samples with status 403: no"), (200, "hello", "does not answer like this project's")],
+    [(403, "no", "refuses the samples with status 403: no"), (200, "hello", "does not respond like this project's")],
 )
 def test_a_daemon_that_refuses_or_has_an_unknown_response_ends_the_stream(capsys, daemon, status, text, message):
     daemon.answer = lambda path, body: (status, text)
@@ -339,7 +339,7 @@ def test_a_daemon_that_is_not_there_is_named_with_the_remedy(capsys, monkeypatch
     monkeypatch.setattr(stream_fleet, "Feed", _impatient)
     code, _, err = run(capsys, "--stream", "http://127.0.0.1:9", *FEW)
     assert code == 1
-    assert "http://127.0.0.1:9 does not take samples: ConnectError" in err
+    assert "http://127.0.0.1:9 does not accept samples: ConnectError" in err
     assert "start the daemon, or correct the address" in err
 
 

@@ -96,7 +96,11 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
         (["--from", "2026-04-03T08:00:00Z"], 1, "--from, --to: no step to replay; the data reach from 2026-03-02T"),
         (["--to", "soon"], 2, "--to 'soon' is not a time"),
         (["--incidents", "{fleet}/none.csv"], 1, "none.csv: no such file; give the path of a CSV or parquet file"),
-        (["--incidents", "a.csv", "--label", "b.csv"], 2, "--label: its answers are the incidents; omit --incidents"),
+        (
+            ["--incidents", "a.csv", "--label", "b.csv"],
+            2,
+            "--label: the alerts labelled yes are the incidents; omit --incidents",
+        ),
         (["--prometheus", "http://p:9090"], 2, "--from is missing; a replay from Prometheus needs --from and --to"),
         (["--fleet", "none.toml"], 2, "fleet file none.toml: no such file"),
         (["--explain", "ppdb001"], 2, "--explain: --replay does something else"),
@@ -113,4 +117,4 @@ def test_a_wrong_replay_is_refused_with_its_remedy(flags, code, message, tiny_mo
 @pytest.mark.parametrize("flag", ["--to", "--incidents", "--label"])
 def test_flags_of_a_replay_are_refused_without_it(flag, capsys):
     assert tft_inference.main([flag, "x"]) == 2
-    assert f"{flag}: is of a replay; add --replay" in capsys.readouterr().err
+    assert f"{flag}: applies to a replay only; add --replay" in capsys.readouterr().err

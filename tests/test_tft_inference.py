@@ -221,7 +221,7 @@ def test_both_spellings_of_a_flag(capsys):
             "before the year 1",
         ),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:90d"], 2, "is longer than the data"),
-        (["--input", "{input}", "--output", "forecasts.csv"], 2, "the file is parquet; call it forecasts.parquet"),
+        (["--input", "{input}", "--output", "forecasts.csv"], 2, "the output is parquet; name it forecasts.parquet"),
         (["--daemon", "--input", "{input}"], 2, "--input: --daemon forecasts no file"),
         (["--check-config", "--from", "2026-03-02T04:00:00Z"], 2, "--from: --check-config forecasts no file"),
         (["--explain", "ppdb003"], 2, "--input is missing"),

@@ -441,4 +441,4 @@ def test_contention_is_noted_when_there_is_more_than_one_thread(
     training_run.note_cpu_contention(threads=1)
     assert capsys.readouterr().err == ""
     training_run.note_cpu_contention(threads=2)
-    assert capsys.readouterr().err.startswith("note: other work leaves 0.9 processors free, and 2 threads wait")
+    assert capsys.readouterr().err.startswith("note: other processes leave 0.9 processors free, and 2 threads wait")

@@ -185,10 +185,10 @@ def take_turn(daemon: OneCore, load: Load, seconds: Iterator[int], bodies: int) 
         connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
         for body in waiting[number::CONNECTIONS]:
             connection.request("POST", load.path, body, load.headers)
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status not in (200, 204) or b'"index"' in text:
-                problems.append(f"{answer.status} {text[:300]!r}")
+            response = connection.getresponse()
+            text = response.read()
+            if response.status not in (200, 204) or b'"index"' in text:
+                problems.append(f"{response.status} {text[:300]!r}")
         connection.close()
 
     senders = [threading.Thread(target=send, args=(number,)) for number in range(CONNECTIONS)]

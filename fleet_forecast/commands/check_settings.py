@@ -31,7 +31,7 @@ def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool
     if not ask_prometheus:
         return True
     if not files.prometheus:
-        raise UsageError("--probe: there is no Prometheus to ask; give --prometheus URL or --connections FILE")
+        raise UsageError("--probe: there is no Prometheus to query; give --prometheus URL or --connections FILE")
     found = probe(files.prometheus, rules, time.time(), DEFAULT_STEP_SECONDS)
     print(probe_text(found), file=sys.stderr)
     print(json.dumps(probe_document(found)))

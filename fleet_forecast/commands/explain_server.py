@@ -20,7 +20,7 @@ def explain_server(arguments: argparse.Namespace, settings: Settings, rules: Pro
     origins = [origin for origin in last_origins(grid) if grid.servers[origin.server] == arguments.explain]
     if not origins:
         raise UsageError(
-            f"--explain {arguments.explain}: the data has no measurement of a server of this name; use another"
+            f"--explain {arguments.explain}: the data has no measurement of a server with this name; give another name"
         )
     inputs = engine_inputs(engine, grid, grid.peers(), origins)
     found = engine.explain(inputs.history, inputs.profiles, inputs.origins, peers=inputs.peers)

@@ -64,7 +64,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
     if not output.absolute().parent.is_dir():
         raise UsageError(f"--output {output}: its folder does not exist; create it")
     if output.suffix not in ("", ".parquet", ".pq"):
-        raise UsageError(f"--output {output}: the file is parquet; call it {output.stem}.parquet")
+        raise UsageError(f"--output {output}: the output is parquet; name it {output.stem}.parquet")
 
 
 def distance_of_origins(text: str) -> int | None:
@@ -73,7 +73,7 @@ def distance_of_origins(text: str) -> int | None:
         return None
     match = re.fullmatch(r"every:(\d{1,6})([mhd])", text)
     if match is None or int(match[1]) == 0:
-        raise UsageError(f"--origins {text!r} is unknown; use last, or every:8h (m, h and d are known)")
+        raise UsageError(f"--origins {text!r} is unknown; use last, or every:8h (units: m, h, d)")
     return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 

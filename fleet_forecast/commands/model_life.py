@@ -97,7 +97,7 @@ def put_in_use(model_dir: Path, comparison: Comparison | None, arguments: argpar
     if comparison is not None and worse:
         print(
             f"kept {model_dir}, not in use: {'; '.join(comparison.problems)}. {comparison.champion} stays in use; "
-            "--force replaces it all the same",
+            "--force replaces it nevertheless",
             file=sys.stderr,
         )
     elif not arguments.no_promote:

@@ -66,7 +66,7 @@ def _check_replay_flags(arguments: argparse.Namespace, settings: Settings) -> No
     if arguments.input is None and not _has_prometheus(settings) and arguments.label is None:
         raise UsageError("--input is missing; a replay needs --input PATH, or --prometheus URL with --from and --to")
     if arguments.incidents is not None and arguments.label is not None:
-        raise UsageError("--label: its answers are the incidents; omit --incidents")
+        raise UsageError("--label: the alerts labelled yes are the incidents; omit --incidents")
     if arguments.input is None and _has_prometheus(settings):
         for flag, given in (("from", arguments.first_origin), ("to", arguments.to)):
             if given is None:

@@ -46,7 +46,7 @@ def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> boo
 
     check_exposed_names(fleet_in_use().metrics)
     log_as_json()
-    # The interpreter switches threads at this interval, so that the event loop answers within milliseconds.
+    # The interpreter switches threads at this interval, so that the event loop responds within milliseconds.
     sys.setswitchinterval(0.0001)
     scheme = "http" if settings.tls_certificate is None else "https"
     logging.getLogger(__name__).info(

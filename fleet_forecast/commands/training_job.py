@@ -162,7 +162,7 @@ def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled
     print("[TRANSFER] New servers will predict based on their profile patterns", flush=True)
     if untrained := sorted(set(profiles_of(grid, split.unseen_servers)) - set(profiles)):
         note(
-            f"no training server has profile {', '.join(untrained)}: held-out servers of it are forecast as of "
+            f"no training server has profile {', '.join(untrained)}: held-out servers with it are forecast with an "
             "unknown profile"
         )
     return profiles

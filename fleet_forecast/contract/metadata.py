@@ -89,7 +89,7 @@ def _field_problem(error: ValidationError, document: dict[str, Any]) -> str:
         return f"{name} is {value!r}, must be above 0; generate the data again"
     kind = Metadata.model_fields[name].annotation
     words = getattr(kind, "__name__", str(kind)).replace(" | ", " or ").replace("None", "null")
-    return f"{name} is {value!r}, which is no {words}; generate the data again"
+    return f"{name} is {value!r}, which is not {words}; generate the data again"
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> Path:

@@ -130,7 +130,7 @@ def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterato
         for profile in engine.unknown_profiles(grid.profiles):
             yield (
                 f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
-                "forecast as of unknown profile; train on servers of it"
+                "forecast with an unknown profile; train on servers with it"
             )
 
 

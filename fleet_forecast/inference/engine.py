@@ -131,7 +131,7 @@ class Engine:
         return engine
 
     def unknown_profiles(self, profiles: Sequence[str | None]) -> tuple[str, ...]:
-        """Names in `profiles` that the model was not trained on; their servers are forecast as of unknown profile."""
+        """Names in `profiles` that the model was not trained on; their servers are forecast with an unknown profile."""
         return tuple(sorted({name for name in profiles if name is not None} - set(self.config.profiles)))
 
     def forecast(

@@ -88,9 +88,7 @@ def _difference(config: ModelConfig, metric: str) -> str | None:
     """Why a metric of the model is not served; None if it is."""
     own, trained = METRIC_SPECS.get(metric), config.definition_of(metric)
     if own is None:
-        return (
-            f"metric {metric} of the model is not served: the fleet has none; add [metrics.{metric}] to the fleet file"
-        )
+        return f"metric {metric} of the model is not served: it is not in the fleet file; add [metrics.{metric}] there"
     if trained is None or (own.unit, own.kind) == (trained.unit, trained.kind):
         return None
     return (

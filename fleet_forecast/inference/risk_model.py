@@ -136,7 +136,9 @@ class RiskModel:
         description, canary = _read_description(model_dir / RISK_FILE)
         lacking = [metric for metric in description.spec.metrics if metric not in model_metrics]
         if lacking:
-            raise ModelError(f"{model_dir / RISK_FILE}: it uses {', '.join(lacking)}, which the model has not; {COPY}")
+            raise ModelError(
+                f"{model_dir / RISK_FILE}: it uses {', '.join(lacking)}, which the model does not have; {COPY}"
+            )
         model = cls(_read_trees(model_dir / TREES_FILE, description.spec), description, model_metrics)
         model._check_canary(model_dir, canary)
         model.threads = threads

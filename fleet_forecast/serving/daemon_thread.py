@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 async def on_daemon_thread(work: Callable[..., Result], *arguments: Any) -> Result:
-    """asyncio.to_thread on a daemon thread: a disk or a service that does not answer does not delay the end."""
+    """asyncio.to_thread on a daemon thread: a disk or a service that does not respond does not delay the end."""
     done: Future[Result] = Future()
     done.set_running_or_notify_cancel()  # not cancellable: only the thread sets its result
 

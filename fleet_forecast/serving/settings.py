@@ -203,7 +203,9 @@ class Settings(BaseModel):
     future_minutes: Number = Field(default=10.0, ge=0.0, description="samples further ahead than this are rejected")
     max_servers: Whole = Field(default=20_000, ge=1, description="servers beyond this number are rejected")
     max_records: Whole = Field(default=10_000, ge=1, description="records in one request")
-    max_body_mib: Number = Field(default=8.0, ge=0.001, description="size of one request's body, packed and unpacked")
+    max_body_mib: Number = Field(
+        default=8.0, ge=0.001, description="size of one request's body, before and after decompression"
+    )
     max_counters: Whole = Field(
         default=400_000,
         ge=1,
@@ -211,10 +213,10 @@ class Settings(BaseModel):
         "silent server are forgotten, and its next interval is not measured",
     )
     max_waiting_records: Whole = Field(
-        default=50_000, ge=1, description="records accepted but not yet on disk; beyond this the answer is 503"
+        default=50_000, ge=1, description="records accepted but not yet on disk; beyond this requests get 503"
     )
     max_waiting_mib: Number = Field(
-        default=32.0, ge=0.001, description="bodies received but not yet validated; beyond this the answer is 503"
+        default=32.0, ge=0.001, description="bodies received but not yet validated; beyond this requests get 503"
     )
     max_unsent_mib: Number = Field(
         default=64.0, ge=0.001, description="large responses that clients have not read; beyond this the oldest is cut"
@@ -228,7 +230,7 @@ class Settings(BaseModel):
     max_connections_per_address: Whole = Field(default=500, ge=1, description="open connections of one client address")
     header_seconds: Number = Field(default=10.0, ge=0.1, description="deadline for the headers of a request")
     body_seconds: Number = Field(
-        default=30.0, ge=0.1, description="deadline for the body of a request, and for the client to read the answer"
+        default=30.0, ge=0.1, description="deadline for the body of a request, and for the client to read the response"
     )
     shutdown_seconds: Number = Field(default=8.0, ge=0.1, description="time for open requests to end after SIGTERM")
 
@@ -414,7 +416,7 @@ def _check_shards(settings: Settings) -> None:
     if own is None:
         for name in ("shard_peers", "shard_token_file", "shard_ca_file", "forward"):
             if getattr(settings, name):
-                raise SettingsError(f"{name}: is of a fleet in shards; add shard, such as 2/8")
+                raise SettingsError(f"{name}: applies to a fleet in shards only; add shard, such as 2/8")
         return
     if settings.forward and not given:
         raise SettingsError("forward: the addresses of the other shards are missing; add shard_peers")

@@ -1,7 +1,7 @@
-"""Long answers in bounded pieces.
+"""Long responses in bounded pieces.
 
 A piece is made in a worker thread when the client has taken the one before: what is unsent is at most a piece and
-the connection's write buffer, whatever the size of the answer.
+the connection's write buffer, whatever the size of the response.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def parse_header(text: str) -> tuple[str, str]:
     """Name and value of "X-Scope-OrgID: tenant". Raises ValueError."""
     name, colon, value = text.partition(":")
     if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.strip().isprintable():
-        raise ValueError(f"{name[:40]!r} begins no header; write NAME: VALUE, such as 'X-Scope-OrgID: tenant'")
+        raise ValueError(f"{name[:40]!r} is not a header; write NAME: VALUE, such as 'X-Scope-OrgID: tenant'")
     return name, value.strip()
 
 

@@ -1,6 +1,6 @@
-"""An HTTP client for other services that bounds the size and the total time of each answer.
+"""An HTTP client for other services that bounds the size and the total time of each response.
 
-Answers are requested uncompressed, and a compressed one is not unpacked: its size in memory could not be bounded.
+Responses are requested uncompressed, and a compressed one is not unpacked: its size in memory could not be bounded.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import httpx
 UNCOMPRESSED = "identity"
 
 
-class AnswerError(httpx.HTTPError):
-    """The answer is too large, takes too long, or is compressed; the message gives the limit."""
+class ResponseError(httpx.HTTPError):
+    """The response is too large, takes too long, or is compressed; the message gives the limit."""
 
 
-class AnswerTooLargeError(AnswerError):
-    """The answer is larger than the limit."""
+class ResponseTooLargeError(ResponseError):
+    """The response is larger than the limit."""
 
 
 @dataclass(frozen=True)
-class AnswerLimits:
-    """Limits of one answer.
+class ResponseLimits:
+    """Limits of one response.
 
-    seconds: from the request to the last byte. needs_content: whether an answer whose content cannot be used raises
-    AnswerError; otherwise its status counts and the content is cut.
+    seconds: from the request to the last byte. needs_content: whether a response whose content cannot be used raises
+    ResponseError; otherwise its status counts and the content is cut.
     """
 
     max_bytes: int
@@ -42,7 +42,7 @@ class BoundedClient:
 
     def __init__(
         self,
-        limits: AnswerLimits,
+        limits: ResponseLimits,
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         certificates: ssl.SSLContext | None = None,
@@ -58,16 +58,16 @@ class BoundedClient:
         )
 
     async def post(self, url: str, **content: Any) -> httpx.Response:
-        """The complete answer to a POST; content: `json` or `data`, as for httpx.
+        """The complete response to a POST; content: `json` or `data`, as for httpx.
 
-        Raises httpx.HTTPError (AnswerError is one) and what httpx passes on from the system: OSError, ValueError.
+        Raises httpx.HTTPError (ResponseError is one) and what httpx passes on from the system: OSError, ValueError.
         """
         try:
             async with asyncio.timeout(self._limits.seconds):
                 async with self._client.stream("POST", url, **content) as response:
                     body = await self._body(response)
         except TimeoutError:
-            raise AnswerError(f"no complete answer within {self._limits.seconds:g} s") from None
+            raise ResponseError(f"no complete response within {self._limits.seconds:g} s") from None
         return httpx.Response(response.status_code, headers=_plain(response.headers), content=body)
 
     async def close(self) -> None:
@@ -77,17 +77,17 @@ class BoundedClient:
     async def _body(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", UNCOMPRESSED).strip().lower()
         if encoding not in ("", UNCOMPRESSED):
-            problem = AnswerError(f"the answer is compressed ({encoding[:50]}), which was not asked for")
+            problem = ResponseError(f"the response is compressed ({encoding[:50]}), which was not asked for")
             return self._unusable(b"", problem)
         body = bytearray()
         async for chunk in response.aiter_bytes():
             body += chunk[: self._limits.max_bytes + 1 - len(body)]
             if len(body) > self._limits.max_bytes:
-                too_large = AnswerTooLargeError(f"the answer is larger than {self._limits.max_bytes:,} bytes")
+                too_large = ResponseTooLargeError(f"the response is larger than {self._limits.max_bytes:,} bytes")
                 return self._unusable(bytes(body[: self._limits.max_bytes]), too_large)
         return bytes(body)
 
-    def _unusable(self, body: bytes, problem: AnswerError) -> bytes:
+    def _unusable(self, body: bytes, problem: ResponseError) -> bytes:
         if self._limits.needs_content:
             raise problem
         return body

@@ -25,7 +25,7 @@ class CredentialError(ValueError):
 
 def _address(text: str) -> str:
     if not is_address(text):
-        raise ValueError(f"url is {without_secrets(text)!r}, no address; write http://host:port")
+        raise ValueError(f"url is {without_secrets(text)!r}, not an address; write http://host:port")
     return text
 
 

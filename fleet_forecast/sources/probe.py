@@ -27,7 +27,7 @@ class ProbedQuery(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """The answers of all queries. owners: server -> Prometheus. profiles: server -> profile, rule (None: no match)."""
+    """The results of all queries. owners: server -> Prometheus. profiles: server -> profile, rule (None: no match)."""
 
     addresses: Mapping[str, str]
     queries: Sequence[ProbedQuery]

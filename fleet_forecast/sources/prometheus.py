@@ -30,13 +30,13 @@ from fleet_forecast.contract.specs import METRICS, SERVER_NAME_WORDS
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.retry import TransientError, back_off
 from fleet_forecast.sources.address import without_port
-from fleet_forecast.sources.bounded_http import AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits, ResponseTooLargeError
 from fleet_forecast.sources.connection import Access
 from fleet_forecast.sources.devices import OTHER_DISKS, OTHER_LINKS
 from fleet_forecast.sources.label_matchers import with_matchers
 
 STEPS_PER_QUERY = 1_000  # Prometheus refuses more than 11,000 points a series; fewer limit the size of a response
-MAX_ANSWER_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024  # parsing takes about 15 times as much memory
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
 WINDOW = "$window"
@@ -52,8 +52,8 @@ class PrometheusError(RuntimeError):
     """Prometheus cannot be reached or refused a query; the message names the address or query and the reason."""
 
 
-class PrometheusAnswerTooLargeError(PrometheusError):
-    """The answer to one query is larger than MAX_ANSWER_BYTES."""
+class PrometheusResponseTooLargeError(PrometheusError):
+    """The response to one query is larger than MAX_RESPONSE_BYTES."""
 
 
 def known_metric(name: str) -> str:
@@ -142,7 +142,7 @@ class Series:
 class PrometheusClient:
     """Range queries to one Prometheus, with retries and back-off, and a connection for each.
 
-    timeout_seconds: for one complete answer. transport: replaces the network in tests.
+    timeout_seconds: for one complete response. transport: replaces the network in tests.
     """
 
     access: Access
@@ -162,15 +162,15 @@ class PrometheusClient:
     def query_range(self, query: str, start_seconds: int, end_seconds: int, step_seconds: int) -> list[Series]:
         """The series of a query at start, start + step, ... up to the end.
 
-        Raises PrometheusAnswerTooLargeError if fewer steps may help, else PrometheusError.
+        Raises PrometheusResponseTooLargeError if fewer steps may help, else PrometheusError.
         """
         form = {"query": query, "start": start_seconds, "end": end_seconds, "step": step_seconds}
-        answer = self._post("/api/v1/query_range", {key: str(value) for key, value in form.items()})
+        document = self._post("/api/v1/query_range", {key: str(value) for key, value in form.items()})
         try:
-            return [_series(entry) for entry in answer["data"]["result"]]
+            return [_series(entry) for entry in document["data"]["result"]]
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise PrometheusError(
-                f"{self.address}: not an answer of Prometheus ({problem!r}); correct the address"
+                f"{self.address}: not a response of Prometheus ({problem!r}); correct the address"
             ) from None
 
     def _post(self, path: str, form: dict[str, str]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class PrometheusClient:
             response = Retrying(**policy)(self._post_once, path, form)
         except TransientError as problem:
             raise PrometheusError(
-                f"{shown} does not answer after {ATTEMPTS} attempts: {problem}; "
+                f"{shown} does not respond after {ATTEMPTS} attempts: {problem}; "
                 "check the address and that Prometheus runs"
             ) from None
         return _document(response, shown)
@@ -189,10 +189,10 @@ class PrometheusClient:
         """The response with status 200. Raises TransientError, or PrometheusError if a retry cannot help."""
         shown = self.address + path
         try:
-            response = asyncio.run(self._answer(path, form))
-        except AnswerTooLargeError as problem:
+            response = asyncio.run(self._send(path, form))
+        except ResponseTooLargeError as problem:
             reason = f"{problem}; ask for fewer servers or labels in the query"
-            raise PrometheusAnswerTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}") from None
+            raise PrometheusResponseTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}") from None
         except (httpx.HTTPError, OSError) as problem:
             raise TransientError(f"{type(problem).__name__}: {problem}") from None
         if response.status_code == httpx.codes.OK:
@@ -201,7 +201,7 @@ class PrometheusClient:
         if response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY) and _TOO_LARGE.search(
             reason
         ):
-            raise PrometheusAnswerTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}; raise its limits")
+            raise PrometheusResponseTooLargeError(f"{shown}, query {form['query'][:300]!r}: {reason}; raise its limits")
         if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
                 raise PrometheusError(
@@ -212,8 +212,8 @@ class PrometheusClient:
             )
         raise TransientError(reason)
 
-    async def _answer(self, path: str, form: dict[str, str]) -> httpx.Response:
-        limits = AnswerLimits(MAX_ANSWER_BYTES, self.timeout_seconds)
+    async def _send(self, path: str, form: dict[str, str]) -> httpx.Response:
+        limits = ResponseLimits(MAX_RESPONSE_BYTES, self.timeout_seconds)
         client = BoundedClient(limits, self.access.headers, self.transport, self._certificates)
         try:
             return await client.post(self.access.url.rstrip("/") + path, data=form)
@@ -278,7 +278,7 @@ def pull_range(
     left_out: dict[str, str] = {}
     for done, (metric, (begin, finish)) in enumerate(((m, c) for m in metrics for c in chunks), 1):
         query = server.query(metric, step_seconds)
-        for found in _answers(server.client, query, (begin, finish), step_seconds):
+        for found in _responses(server.client, query, (begin, finish), step_seconds):
             for name, series in series_by_server(found, queries, metric, left_out).items():
                 table = tables.setdefault(name, np.full((last - first + 1, len(metrics)), np.nan, dtype=np.float32))
                 steps = np.round(series.seconds / step_seconds).astype(np.int64) - 1 - first
@@ -293,17 +293,19 @@ def pull_range(
     return Pulled(_frame(tables, metrics, first, step_seconds), left_out)
 
 
-def _answers(client: PrometheusClient, query: str, steps: tuple[int, int], step_seconds: int) -> Iterator[list[Series]]:
-    """The answers for the steps from the first to the last; a range whose answer is too large is halved."""
+def _responses(
+    client: PrometheusClient, query: str, steps: tuple[int, int], step_seconds: int
+) -> Iterator[list[Series]]:
+    """The responses for the steps from the first to the last; a range whose response is too large is halved."""
     first, last = steps
     try:
         yield client.query_range(query, (first + 1) * step_seconds, (last + 1) * step_seconds, step_seconds)
-    except PrometheusAnswerTooLargeError:
+    except PrometheusResponseTooLargeError:
         if first == last:
             raise
         middle = (first + last) // 2
-        yield from _answers(client, query, (first, middle), step_seconds)
-        yield from _answers(client, query, (middle + 1, last), step_seconds)
+        yield from _responses(client, query, (first, middle), step_seconds)
+        yield from _responses(client, query, (middle + 1, last), step_seconds)
 
 
 def series_by_server(
@@ -367,7 +369,7 @@ def _document(response: httpx.Response, url: str) -> dict[str, Any]:
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
-        raise PrometheusError(f"{url}: the answer is not JSON; is this a Prometheus?") from None
+        raise PrometheusError(f"{url}: the response is not JSON; is this a Prometheus?") from None
     return document if isinstance(document, dict) else {}
 
 

@@ -19,5 +19,5 @@ def check_queries(fleet: FleetDefinition) -> None:
             reason = " ".join(str(problem).split())
             raise TomlFileError(
                 f"{fleet.source}: metrics.{metric}.query is not PromQL ({reason}); correct it. A dialect such as "
-                "MetricsQL is pulled all the same: try it with --probe"
+                "MetricsQL is used nevertheless: try it with --probe"
             ) from None

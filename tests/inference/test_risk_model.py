@@ -124,5 +124,5 @@ def test_half_a_risk_model_is_refused(risk_model_dir, tmp_path, name):
 
 
 def test_a_risk_model_of_other_metrics_is_refused(risk_model_dir):
-    with pytest.raises(ModelError, match="it uses net_in_mb_s, which the model has not"):
+    with pytest.raises(ModelError, match="it uses net_in_mb_s, which the model does not have"):
         RiskModel.load(risk_model_dir, ("cpu_pct", "mem_pct"))

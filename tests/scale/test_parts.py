@@ -149,7 +149,7 @@ def test_a_server_in_two_parts_is_refused_by_name(tiny_model_dir: Path, tmp_path
         (("--engine", "parts", "--input", "IN"), "--output is missing; --engine parts"),
         (("--engine", "parts", "--input", "IN", "--output", "OUT", "--origins", "every:2h"), "--from is missing"),
         (("--input", "s3://bucket/fleet", "--output", "OUT"), "--input s3://bucket/fleet: is an address; add --engine"),
-        (("--input", "IN", "--output", "OUT", "--workers", "2"), "--workers: is of Ray; add --engine ray"),
+        (("--input", "IN", "--output", "OUT", "--workers", "2"), "--workers: applies to Ray only; add --engine ray"),
         (("--engine", "parts", "--audit", "--input", "IN"), "--audit does not use it"),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_model_that_contradicts_the_fleet_file_serves_what_both_know(fleet, tm
         assert model["metrics"] == ["cpu_pct"]
         texts = [
             "metric queue_depth of the model is not served: it is a rate in kilojobs, in the fleet file a rate in jobs",
-            "metric gpu_pct of the model is not served: the fleet has none; add [metrics.gpu_pct] to the fleet file",
+            "metric gpu_pct of the model is not served: it is not in the fleet file; add [metrics.gpu_pct] there",
             "metric fs_used_pct of the fleet file is not forecast: the model was not trained on it; train on data with",
             "metric celsius of the fleet file is not forecast: the model was not trained on it; train on data with",
             f"the calendar of {fleet.source} is not that of the model, which is used",

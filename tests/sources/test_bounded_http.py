@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fleet_forecast.sources.bounded_http import AnswerError, AnswerLimits, AnswerTooLargeError, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseError, ResponseLimits, ResponseTooLargeError
 
-LIMITS = AnswerLimits(max_bytes=1_000, seconds=0.5)
-CUT = AnswerLimits(max_bytes=1_000, seconds=0.5, needs_content=False)
+LIMITS = ResponseLimits(max_bytes=1_000, seconds=0.5)
+CUT = ResponseLimits(max_bytes=1_000, seconds=0.5, needs_content=False)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,12 +90,12 @@ def test_an_answer_within_the_limits_is_returned_and_no_compression_is_asked_for
     ("name", "reason"), [("large", "larger than 1,000 bytes"), ("compressed", r"compressed \(gzip")]
 )
 def test_an_answer_that_is_too_large_or_compressed_is_refused(url, name, reason):
-    with pytest.raises(AnswerError, match=reason):
+    with pytest.raises(ResponseError, match=reason):
         post(f"{url}/{name}")
 
 
 def test_the_error_of_an_answer_that_is_too_large_can_be_told_from_the_others(url):
-    with pytest.raises(AnswerTooLargeError):
+    with pytest.raises(ResponseTooLargeError):
         post(f"{url}/large")
 
 
@@ -103,7 +103,7 @@ def test_the_error_of_an_answer_that_is_too_large_can_be_told_from_the_others(ur
 @pytest.mark.parametrize("limits", [LIMITS, CUT])
 def test_an_answer_that_drips_is_given_up_after_the_total_time(url, name, limits):
     started = time.monotonic()
-    with pytest.raises(AnswerError, match=r"within 0\.5 s"):
+    with pytest.raises(ResponseError, match=r"within 0\.5 s"):
         post(f"{url}/{name}", limits)
     assert time.monotonic() - started < 3
 

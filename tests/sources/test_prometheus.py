@@ -107,7 +107,7 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
 
 
 def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
-    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 4_000)
+    monkeypatch.setattr(prometheus, "MAX_RESPONSE_BYTES", 4_000)
     asked = []
 
     def answer(form):
@@ -122,9 +122,9 @@ def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
 
 
 def test_one_step_whose_answer_is_too_large_names_the_query_and_the_remedy(monkeypatch):
-    monkeypatch.setattr(prometheus, "MAX_ANSWER_BYTES", 10)
+    monkeypatch.setattr(prometheus, "MAX_RESPONSE_BYTES", 10)
     client = scripted(lambda _form: httpx.Response(200, json={"data": [1] * 100}))
-    with pytest.raises(PrometheusError, match=r"cpu\[300s\]': the answer is larger than 10 bytes; ask for fewer"):
+    with pytest.raises(PrometheusError, match=r"cpu\[300s\]': the response is larger than 10 bytes; ask for fewer"):
         pulled(client, CPU, TimeRange(at(0), at(8)), STEP)
 
 
@@ -158,12 +158,12 @@ def test_transient_failures_are_tried_again():
     ("answer", "message"),
     [
         (httpx.Response(400, json={"error": "parse error: unexpected end"}), "parse error"),
-        (httpx.Response(503, text="starting"), "does not answer after 4 attempts: status 503"),
+        (httpx.Response(503, text="starting"), "does not respond after 4 attempts: status 503"),
         (httpx.Response(302, headers={"location": "http://elsewhere"}), "status 302"),
         (httpx.Response(200, text="<html>"), "not JSON"),
-        (httpx.Response(200, json=[1]), "not an answer of Prometheus"),
+        (httpx.Response(200, json=[1]), "not a response of Prometheus"),
         ([{"metric": {"job": "x"}, "values": [[START.timestamp() + STEP, "1"]]}], "without the label 'instance'"),
-        ([{"metric": "a", "values": []}], "not an answer of Prometheus"),
+        ([{"metric": "a", "values": []}], "not a response of Prometheus"),
         ([series("a", ["1"], first=2)], "values of server 'a' outside the requested range"),
         ([series("a", ["1"], first=0)], "values of server 'a' outside the requested range"),
     ],
@@ -243,7 +243,7 @@ def test_a_compressed_answer_is_retried_and_reported():
         return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"not gzip"))
 
     with pytest.raises(
-        PrometheusError, match="does not answer after 4 attempts: AnswerError: the answer is compressed"
+        PrometheusError, match="does not respond after 4 attempts: ResponseError: the response is compressed"
     ):
         pulled(scripted(answer), CPU, TimeRange(at(0), at(1)), STEP)
     assert len(asked) == 4

@@ -54,7 +54,7 @@ def stream_plan(arguments: argparse.Namespace) -> StreamPlan:
     hours = LONGEST_STREAM_HOURS if arguments.hours is None else arguments.hours
     check_length(hours, tick)
     if arguments.speed is not None and not 0 < arguments.speed < float("inf"):
-        raise wrong("--speed", arguments.speed, "give how many times faster than real, above 0")
+        raise wrong("--speed", arguments.speed, "give a multiple of real time, above 0")
     if not 0 <= arguments.backfill_hours < float("inf"):
         raise wrong("--backfill_hours", arguments.backfill_hours, "give 0 or more")
     start = arguments.start

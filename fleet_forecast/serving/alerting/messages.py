@@ -75,7 +75,7 @@ def forecast_basis(forecast: ServerForecast, metric: str, limit: Limit) -> str:
     hours = forecast.history_steps * model.step_seconds / 3_600
     kind = "lowest" if limit.is_lower else "highest"
     return (
-        f"The forecast's median is {kind} at {at}, {with_unit(float(median[step]), metric)}; it rests on "
+        f"The forecast's median is {kind} at {at}, {with_unit(float(median[step]), metric)}; it is based on "
         f"{hours:.0f} h of own history and {forecast.peers.count} peers."
     )
 

@@ -81,8 +81,8 @@ const lead = { title: "Lead", cell: (alert) => (alert.lead_minutes === null || a
 const firingColumns = [severity, openServer, metric, now, likely, since, due, sentence];
 const recentColumns = [highest, openServer, metric, { title: "Began", cell: (alert) => (alert.started_at ? time(alert.started_at) : "–") }, ended, lasted, outcome, lead, sentence];
 
-function silenceSection(answer) {
-  if (!answer?.silences.length) return [];
+function silenceSection(response) {
+  if (!response?.silences.length) return [];
   const columns = [
     { title: "State", cell: (silence) => badge(silence.active ? "active" : "not now", silence.active ? "warn" : "") },
     { title: "Servers", cell: serversOf },
@@ -91,7 +91,7 @@ function silenceSection(answer) {
     { title: "Comment", cell: (silence) => silence.comment || "–" },
     { title: "Given in", cell: (silence) => (silence.source === "file" ? "fleet file" : "API") },
   ];
-  return [h("section", { class: "panel" }, h("h2", { text: count(answer.silences.length, "silence") }), table("Silences", columns, answer.silences))];
+  return [h("section", { class: "panel" }, h("h2", { text: count(response.silences.length, "silence") }), table("Silences", columns, response.silences))];
 }
 
 function serversOf(silence) {

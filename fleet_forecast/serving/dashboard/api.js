@@ -18,24 +18,24 @@ export const server = (name) => `api/v1/servers/${encodeURIComponent(name)}`;
 export async function request(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
-  if (answer.status === 401) unauthorised();
-  return answer;
+  const response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+  if (response.status === 401) unauthorised();
+  return response;
 }
 
-// The JSON of an answer. Throws ApiError with the daemon's reason; other errors mean that it cannot be reached.
+// The JSON of a response. Throws ApiError with the daemon's reason; other errors mean that it cannot be reached.
 export async function ask(path, options) {
-  const answer = await request(path, options);
-  if (answer.ok) return answer.json();
-  let detail = `${path.split("?")[0]}: status ${answer.status}`;
+  const response = await request(path, options);
+  if (response.ok) return response.json();
+  let detail = `${path.split("?")[0]}: status ${response.status}`;
   try {
-    const reason = (await answer.json()).detail;
+    const reason = (await response.json()).detail;
     detail = typeof reason === "string" ? reason : reason.map((part) => `${part.field}: ${part.reason}`).join("; ");
   } catch { /* the body is not from the daemon */ }
-  throw new ApiError(answer.status, detail);
+  throw new ApiError(response.status, detail);
 }
 
-// The answer, or null if the daemon refuses: for what a view can do without.
+// The response, or null if the daemon refuses: for what a view can do without.
 export async function askOptional(path, options) {
   try {
     return await ask(path, options);
@@ -45,7 +45,7 @@ export async function askOptional(path, options) {
   }
 }
 
-// All pages of a list. Each answer has `next` and the list under `name`; the other fields are those of the first page.
+// All pages of a list. Each response has `next` and the list under `name`; the other fields are those of the first page.
 export async function askAll(path, name, options) {
   const first = await ask(path, options);
   for (let next = first.next; next; ) {

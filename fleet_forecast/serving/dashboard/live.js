@@ -23,10 +23,10 @@ export async function listen(onEvent, onState) {
 
 async function readStream(onEvent, opened) {
   const abort = new AbortController();
-  const answer = await request("api/v1/events", { signal: abort.signal });
-  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  const response = await request("api/v1/events", { signal: abort.signal });
+  if (!response.ok) throw new Error(`status ${response.status}`);
   opened();
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const timer = setTimeout(() => abort.abort(), SILENCE_MS);

@@ -14,18 +14,18 @@ from tenacity import AsyncRetrying, RetryCallState
 from fleet_forecast.retry import back_off
 from fleet_forecast.serving.alerting.alert import Alert, as_document
 from fleet_forecast.sources.address import origin_of
-from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits
 
 LOG = logging.getLogger(__name__)
 QUEUE_ALERTS = 10_000
 ALERTS_PER_REQUEST = 500
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-LIMITS = AnswerLimits(max_bytes=64 * 1024, seconds=10.0, needs_content=False)  # the status counts
+LIMITS = ResponseLimits(max_bytes=64 * 1024, seconds=10.0, needs_content=False)  # the status counts
 
 
 class DeliveryError(Exception):
-    """The receiver did not accept the alerts; the message gives the status and the start of its answer."""
+    """The receiver did not accept the alerts; the message gives the status and the start of its response."""
 
 
 DELIVERY_ERRORS = (DeliveryError, httpx.HTTPError, OSError, ValueError)

@@ -27,7 +27,7 @@ class SilencesError(Exception):
 
 @dataclass(frozen=True)
 class KnownSilence:
-    """A silence with its id. of_file: it stands in the rules file and cannot be deleted by the API."""
+    """A silence with its id. of_file: it is in the rules file and cannot be deleted by the API."""
 
     silence_id: str
     silence: Silence
@@ -68,7 +68,7 @@ class SilenceBook:
         """Delete a silence; False if there is none of this id. Raises SilencesError for one of the rules file."""
         with self._changes:
             if any(known.silence_id == silence_id for known in self._of_file):
-                raise SilencesError(f"{silence_id} stands in the rules file; remove it there and send SIGHUP")
+                raise SilencesError(f"{silence_id} is in the rules file; remove it there and send SIGHUP")
             if silence_id not in self._added:
                 return False
             self._write({key: silence for key, silence in self._added.items() if key != silence_id})
@@ -107,7 +107,9 @@ class SilenceBook:
         try:
             replace_file(self._path, json.dumps(documents).encode())
         except OSError as problem:
-            raise SilencesError(f"not stored: {problem.strerror}; make room or permit writing, and repeat") from None
+            raise SilencesError(
+                f"not stored: {problem.strerror}; free disk space or allow writing, and repeat"
+            ) from None
         self._added = silences
 
 
@@ -116,7 +118,7 @@ def profile_note(silence: Silence, known: Collection[str]) -> str | None:
     if silence.profile is None or silence.profile in known:
         return None
     name = silence.profile[:100]
-    return f"no server has the profile {name!r}; correct it if none is to come: {', '.join(sorted(known))}"
+    return f"no server has the profile {name!r}; correct it unless such servers will come: {', '.join(sorted(known))}"
 
 
 def as_fields(silence: Silence) -> dict[str, Any]:

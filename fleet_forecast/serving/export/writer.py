@@ -22,13 +22,13 @@ from fleet_forecast.retry import TransientError, back_off, retry_after_seconds
 from fleet_forecast.serving.export.series import Cell, chosen_cells, write_request
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot, ModelView, ServerForecast
 from fleet_forecast.serving.referenced_files import ForecastTarget
-from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits
 
 LOG = logging.getLogger(__name__)
 SAMPLES_PER_REQUEST = 5_000
 MAX_QUEUED_BYTES = 64 * 1024 * 1024  # of compressed requests
 LONGEST_PAUSE_SECONDS = 30.0
-LIMITS = AnswerLimits(max_bytes=64 * 1024, seconds=30.0, needs_content=False)  # the status counts
+LIMITS = ResponseLimits(max_bytes=64 * 1024, seconds=30.0, needs_content=False)  # the status counts
 HEADERS = {
     "content-type": "application/x-protobuf",
     "content-encoding": "snappy",

@@ -123,7 +123,9 @@ def _warnings(
             "send a profile with the samples, or add a pattern or pin to the fleet file"
         )
     if untrained:
-        warnings.append(f"the model was not trained on profile {profile!r}: forecast as a server of unknown profile")
+        warnings.append(
+            f"the model was not trained on profile {profile!r}: forecast as a server with an unknown profile"
+        )
     if history_steps == 0:
         source = f"the profile and {peers.count} peers" if peers.count else "the profile alone"
         warnings.append(f"no complete step was measured yet: forecast from {source}")

@@ -77,7 +77,9 @@ class AccessRules:
             return
         owner = owner_of(name, self._shard.count)
         location = NGINX_REDIRECT, f"@shard{owner}".encode()
-        detail = f"a server of shard {owner}/{self._shard.count}, this is shard {self._shard}; ask that one"
+        detail = (
+            f"a server of shard {owner}/{self._shard.count}, this is shard {self._shard}; send the request to that one"
+        )
         raise RefusedError(421, detail, [location] if headers.get(ROUTED[0]) == ROUTED[1] else ())
 
     def _client(self, scope: Scope, headers: Headers) -> Client:

@@ -81,7 +81,7 @@ class BoundedBody:
             if not self._dropped:
                 raise _incomplete(408, f"the body did not arrive within {self._seconds:g} s") from None
         if self._dropped:
-            detail = "complete bodies need the room of this incomplete one; send it again, faster"
+            detail = "complete bodies need the memory of this incomplete one; send it again, faster"
             raise _incomplete(503, detail, {"Retry-After": "1"})
         self._received_bytes += len(message.get("body", b""))
         if self._received_bytes > self._max_bytes:

@@ -190,7 +190,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._start_write_timer()
         else:
             self.table.counters.closed["unread"] += 1
-            LOG.warning("answer not taken", extra={"seconds": self.body_seconds})
+            LOG.warning("response not read", extra={"seconds": self.body_seconds})
             self.transport.abort()
 
     def _unread_bytes(self) -> int:

@@ -77,7 +77,7 @@ class RequestGuard:
         response = _TimedSend(send, self._seconds, self._unsent, self._headers)
         try:
             self._check(scope)
-            await self._answer(scope, receive, response)
+            await self._respond(scope, receive, response)
         except RefusedError as refused:
             self._count(scope, refused)
             await _refuse(scope, send, refused)
@@ -89,9 +89,9 @@ class RequestGuard:
             pass
         except TimeoutError:
             self._counters.closed["unread"] += 1
-            LOG.warning("answer not taken", extra={"path": scope["path"][:LOGGED_PATH], "seconds": self._seconds})
+            LOG.warning("response not read", extra={"path": scope["path"][:LOGGED_PATH], "seconds": self._seconds})
 
-    async def _answer(self, scope: Scope, receive: Receive, response: _TimedSend) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, response: _TimedSend) -> None:
         if scope["type"] == "websocket":
             await self._app(scope, receive, response)
             return

@@ -30,18 +30,18 @@ class BodyError(ValueError):
 
 
 class BodyTooLargeError(BodyError):
-    """An unpacked body is larger than a body may be."""
+    """A decompressed body is larger than a body may be."""
 
 
 class ReceivedBody(NamedTuple):
-    """A request's body as it was sent; encoding: "", SNAPPY or one of ENCODINGS. max_bytes: of the unpacked body."""
+    """A request's body as sent; encoding: "", SNAPPY or one of ENCODINGS. max_bytes: of the decompressed body."""
 
     content: bytes
     encoding: str = ""
     max_bytes: int = 8 * 1024 * 1024
 
 
-def unpacked(body: ReceivedBody) -> bytes:
+def decompressed(body: ReceivedBody) -> bytes:
     """The content of a body. Raises BodyError if it is damaged, BodyTooLargeError; memory is bounded by max_bytes."""
     unpack = _UNPACK.get(body.encoding)
     if unpack is None:
@@ -49,14 +49,16 @@ def unpacked(body: ReceivedBody) -> bytes:
     try:
         content = unpack(body)
     except (zlib.error, zstandard.ZstdError, cramjam.DecompressionError, EOFError) as problem:
-        raise BodyError(f"the body is not {body.encoding}: {problem}; send it as Content-Encoding says") from None
+        raise BodyError(
+            f"the body is not {body.encoding}: {problem}; send it in the format that Content-Encoding names"
+        ) from None
     _check_size(len(content), body)
     return content
 
 
 def _check_size(size: int, body: ReceivedBody) -> None:
     if size > body.max_bytes:
-        raise BodyTooLargeError(f"the unpacked body is larger than {body.max_bytes} bytes; send smaller batches")
+        raise BodyTooLargeError(f"the decompressed body is larger than {body.max_bytes} bytes; send smaller batches")
 
 
 def _gunzip(body: ReceivedBody) -> bytes:
@@ -107,7 +109,9 @@ def _unpack_parts(body: ReceivedBody, unpack: Callable[[memoryview, int], _Part]
         if not part.is_whole and len(found) <= body.max_bytes:
             raise EOFError("it ends too early")
         rest = rest[part.packed_bytes :]
-    raise BodyError(f"the body has more than {MAX_PARTS:,} parts that are packed each on its own; pack it as a whole")
+    raise BodyError(
+        f"the body has more than {MAX_PARTS:,} parts that are each compressed separately; compress it as a whole"
+    )
 
 
 def _unsnappy(body: ReceivedBody) -> bytes:
@@ -125,7 +129,7 @@ _UNPACK: dict[str, Callable[[ReceivedBody], bytes]] = {"gzip": _gunzip, "zstd": 
 
 
 def parse_records(body: bytes, max_records: int) -> list[Any]:
-    """The records of an unpacked body. Raises BodyError if there are none, or too many.
+    """The records of a decompressed body. Raises BodyError if there are none, or too many.
 
     NaN, Infinity, numbers beyond a double and lone surrogates are not JSON and are refused by the parser.
     """

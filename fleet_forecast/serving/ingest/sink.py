@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from fleet_forecast.serving.clients import ANYONE, Client, Right
-from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, parse_records, unpacked
+from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, decompressed, parse_records
 from fleet_forecast.serving.ingest.rows import CheckedRows, check_rows
 from fleet_forecast.serving.ingest.senders import SenderChecks
 from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
@@ -27,7 +27,7 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 
 LOG = logging.getLogger(__name__)
 MS_PER_HOUR, MS_PER_MINUTE = 3_600_000, 60_000
-LOGGED_REJECTIONS = 3  # of each batch that has no client to answer
+LOGGED_REJECTIONS = 3  # of each batch that has no client to respond to
 Batch = TypeVar("Batch", bound=CheckedBatch)
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -118,7 +118,7 @@ class IngestSink:
         return TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
 
     def _checked_body(self, body: ReceivedBody, client: Client, names: NewNames) -> CheckedBatch:
-        records = parse_records(unpacked(body), self.settings.max_records)
+        records = parse_records(decompressed(body), self.settings.max_records)
         batch = check_records(records, self._limits(), self._refusal_of(client, names))
         self.senders.check_profiles(batch, client)
         self.senders.note_source(batch, client.name)
@@ -126,7 +126,7 @@ class IngestSink:
 
     def _checked_rows(self, encoded: Encoded, client: Client, names: NewNames) -> CheckedRows:
         try:
-            samples = encoded.decode(unpacked(encoded.body))
+            samples = encoded.decode(decompressed(encoded.body))
         except MalformedBodyError as problem:
             raise BodyError(str(problem)) from None
         batch = check_rows(samples, self._limits(), self._refusal_of(client, names))
@@ -142,7 +142,7 @@ class IngestSink:
     def _checked_of_shard(
         self, body: ReceivedBody, client: Client, limits: TimeLimits, names: NewNames
     ) -> CheckedBatch:
-        records = parse_records(unpacked(body), self.settings.max_records)
+        records = parse_records(decompressed(body), self.settings.max_records)
         batch = check_records(records, limits, self._refusal_of(client, names, may_forward=False))
         self.senders.check_profiles(batch, client)
         return batch

@@ -23,7 +23,7 @@ from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
 from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
-from fleet_forecast.serving.ingest.bodies import ReceivedBody, parse_records, unpacked
+from fleet_forecast.serving.ingest.bodies import ReceivedBody, decompressed, parse_records
 from fleet_forecast.serving.storage.samples import Sample
 
 _USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
@@ -120,7 +120,7 @@ class TimeLimits(NamedTuple):
 
 def check_history(body: ReceivedBody, max_records: int, timezone: str | None = None) -> CheckedBatch:
     """Check the records of a history that is forecast and not stored; their times may be any. Raises BodyError."""
-    return check_records(parse_records(unpacked(body), max_records), TimeLimits(timezone=timezone))
+    return check_records(parse_records(decompressed(body), max_records), TimeLimits(timezone=timezone))
 
 
 def check_records(
@@ -309,7 +309,7 @@ def _profile(record: dict[str, Any]) -> str | None:
     raise _Rejected(
         "profile",
         value,
-        f"profile is one of {', '.join(map(str, PROFILES))}, another of A-Z a-z 0-9 . _ -, or left out",
+        f"profile is one of {', '.join(map(str, PROFILES))}, another name of A-Z a-z 0-9 . _ -, or left out",
     )
 
 
@@ -321,7 +321,7 @@ def _state(record: dict[str, Any]) -> str | None:
 
 
 def _shortened(value: Any) -> Any:
-    """A rejected value as the answer shows it: short, and never a structure."""
+    """A rejected value as the response shows it: short, and never a structure."""
     if isinstance(value, str):
         return value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "…"
     return value if value is None or isinstance(value, int | float | bool) else f"({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Yes or no to each alert of a replay: the CSV that a person fills in, and the incidents file made of it."""
+"""Labels of the alerts of a replay, yes or no: the CSV that a person fills in, and the incidents file made of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert
 
-ANSWER = "is_incident"
-COLUMNS = ("server_name", "metric", "reason", "severity", "started_at", "ended_at", ANSWER, "sentence")
+LABEL = "is_incident"
+COLUMNS = ("server_name", "metric", "reason", "severity", "started_at", "ended_at", LABEL, "sentence")
 YES, NO = "yes", "no"
 LABELLED = "labelled"  # type of the incidents
 
 
 def write_alerts(path: Path, alerts: Iterable[Alert], end_seconds: float) -> None:
-    """Write one row for each alert, with an empty answer. end_seconds: of the replay, for alerts that still fired."""
+    """Write one row for each alert, with an empty label. end_seconds: of the replay, for alerts that still fired."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -32,23 +32,23 @@ def write_alerts(path: Path, alerts: Iterable[Alert], end_seconds: float) -> Non
     replace_file(path, text.getvalue().encode())
 
 
-def write_incidents(answers: Path, incidents: Path, notice: Callable[[str], object]) -> int:
-    """Write the alerts that were answered with yes as an incidents file; returns their number.
+def write_incidents(labels: Path, incidents: Path, notice: Callable[[str], object]) -> int:
+    """Write the alerts that are labelled yes as an incidents file; returns their number.
 
-    notice: called with a line on alerts without an answer. Raises DataFileError naming row, field, value and remedy.
+    notice: called with a line on alerts without a label. Raises DataFileError naming row, field, value and remedy.
     """
-    yes, unanswered = [], 0
-    for number, row in enumerate(_rows(answers), start=1):
-        answer = (row[ANSWER] or "").strip().lower()
-        if answer not in (YES, NO, ""):
-            raise DataFileError(f"{answers}: row {number}: {ANSWER} is {row[ANSWER]!r}; write {YES} or {NO}")
-        unanswered += answer == ""
-        if answer == YES:
+    yes, unlabelled = [], 0
+    for number, row in enumerate(_rows(labels), start=1):
+        label = (row[LABEL] or "").strip().lower()
+        if label not in (YES, NO, ""):
+            raise DataFileError(f"{labels}: row {number}: {LABEL} is {row[LABEL]!r}; write {YES} or {NO}")
+        unlabelled += label == ""
+        if label == YES:
             yes.append((row["server_name"], row["started_at"], row["ended_at"], LABELLED))
     if not yes:
-        raise DataFileError(f"{answers}: no row is answered with {YES}; fill the column {ANSWER}")
-    if unanswered:
-        notice(f"{answers}: {unanswered:,} alerts have no answer: not counted as incidents")
+        raise DataFileError(f"{labels}: no row is labelled {YES}; fill the column {LABEL}")
+    if unlabelled:
+        notice(f"{labels}: {unlabelled:,} alerts have no label: not counted as incidents")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("server_name", "start", "end", "type"))
@@ -58,7 +58,7 @@ def write_incidents(answers: Path, incidents: Path, notice: Callable[[str], obje
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    needed = ("server_name", "started_at", "ended_at", ANSWER)
+    needed = ("server_name", "started_at", "ended_at", LABEL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))

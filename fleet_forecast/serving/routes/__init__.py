@@ -1,4 +1,4 @@
-"""HTTP routes by topic: parse, call, answer.
+"""HTTP routes by topic: parse, call, respond.
 
 Imported by fleet_forecast.serving.app alone.
 """

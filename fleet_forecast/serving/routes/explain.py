@@ -138,7 +138,7 @@ async def explain(
         return no_forecast(daemon, name)
     check_reach(forecast, selection)
     if daemon.waiting_explanations >= MAX_WAITING_EXPLANATIONS:
-        return retry_later("other explanations wait already")
+        return retry_later("other explanations are already waiting")
     daemon.waiting_explanations += 1
     try:
         work = daemon.forecasts, forecast, selected_steps(forecast, selection)

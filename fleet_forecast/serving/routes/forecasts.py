@@ -156,7 +156,7 @@ async def forecast_of_history(request: Request, daemon: RunningDaemon) -> Respon
     if engine is None:
         return retry_later("no model is loaded; see /readyz")
     if daemon.waiting_forecasts >= MAX_WAITING_FORECASTS:
-        return retry_later("other forecasts wait already")
+        return retry_later("other forecasts are already waiting")
     daemon.waiting_forecasts += 1
     try:
         return await _forecast_body(daemon, engine, await read_body(request, daemon.settings))

@@ -137,7 +137,7 @@ class StatusResponse(BaseModel):
 @router.head("/healthz", include_in_schema=False)
 @router.get("/-/healthy", include_in_schema=False)  # the paths of Prometheus and Alertmanager
 @router.head("/-/healthy", include_in_schema=False)
-@router.get("/healthz", summary="The process answers")
+@router.get("/healthz", summary="The process is alive")
 async def healthz() -> Response:
     return Response(b"ok\n", media_type="text/plain")
 

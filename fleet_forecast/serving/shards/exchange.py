@@ -1,7 +1,7 @@
 """Asks the other shards for their servers' means before a cycle, all at once and within a bounded time.
 
-A shard that does not answer delays the cycle by that time once, and by a second in later cycles. Its servers stay among
-the peers for `stale_steps` steps, without values of the missing steps; then they are left out until it answers.
+A shard that does not respond delays the cycle by that time once, and by a second in later cycles. Its servers remain
+peers for `stale_steps` steps, without values of the missing steps; then they are left out until it responds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fleet_forecast.serving.storage.ring_buffer import NEVER
 
 LOG = logging.getLogger(__name__)
 PEERS_PATH = "/api/v1/shard/peers"
-SECONDS_OF_MISSING = 1.0  # for a shard that did not answer in the cycle before
+SECONDS_OF_MISSING = 1.0  # for a shard that did not respond in the cycle before
 MAX_PAGES = 64  # in one cycle; the rest follows in the next one
 
 
 @dataclass
 class Exchanged:
-    """What came from one shard. last_step: of the last cycle in which it answered; bytes_received: since the start."""
+    """What came from one shard. last_step: of the last cycle in which it responded; bytes_received: since the start."""
 
     last_step: int = NEVER
     bytes_received: int = 0
@@ -36,7 +36,7 @@ class PeerExchange:
     """The exchange with all other shards. Used on the event loop."""
 
     def __init__(self, neighbours: Mapping[int, Neighbour], seconds: float, stale_steps: int) -> None:
-        """seconds: that a cycle waits. stale_steps: for so long a shard that does not answer has peers."""
+        """seconds: that a cycle waits. stale_steps: for so long a shard that does not respond has peers."""
         self.peers = ForeignPeers()
         self.exchanged = {number: Exchanged() for number in neighbours}
         self._neighbours, self._seconds, self._stale_steps = neighbours, seconds, stale_steps
@@ -50,12 +50,12 @@ class PeerExchange:
     def notes(self) -> tuple[str, ...]:
         """What is said with forecasts that lack the peers of a shard."""
         return tuple(
-            f"shard {self._neighbours[number].shard} does not answer: its servers are not among the peers"
+            f"shard {self._neighbours[number].shard} does not respond: its servers are not among the peers"
             for number in self.missing
         )
 
     async def run(self, last_step: int, step_seconds: int) -> None:
-        """Bring the other shards' peers to a step, as far as these answer. Raises nothing."""
+        """Bring the other shards' peers to a step, as far as they respond. Raises nothing."""
         await asyncio.gather(*(self._ask(number, last_step, step_seconds) for number in self._neighbours))
         for number, each in self.exchanged.items():
             was_missing = each.missing
@@ -83,7 +83,7 @@ class PeerExchange:
         """Ask for one page; whether there are more. Raises ShardError."""
         neighbour, position = self._neighbours[number], self.peers.positions.get(number)
         after = None if position is None else position._asdict()
-        # The other waits for its own step a little less long, so that its answer comes in time.
+        # The other waits for its own step a little less long, so that its response comes in time.
         document = {"after": after, "last_step": last_step, "wait_seconds": 0.8 * seconds}
         body = await neighbour.post(PEERS_PATH, document, seconds)
         self.exchanged[number].bytes_received += len(body)

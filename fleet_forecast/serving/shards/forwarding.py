@@ -58,15 +58,15 @@ class Forwarder:
         self.waiting += len(samples)
         try:
             sent = [self._send_part(owner, places, samples, rights) for owner, places in parts.items()]
-            answers = await asyncio.gather(*sent, return_exceptions=True)
+            responses = await asyncio.gather(*sent, return_exceptions=True)
         finally:
             self.waiting -= len(samples)
         found = Forwarded({}, [])
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            found.rejected.update(answer.rejected)
-            found.notices.extend(answer.notices)
+        for response in responses:
+            if isinstance(response, BaseException):
+                raise response
+            found.rejected.update(response.rejected)
+            found.notices.extend(response.notices)
         return found
 
     async def _send_part(
@@ -79,15 +79,15 @@ class Forwarder:
             part = places[first : first + most]
             document = {"records": [record_of(samples[place]) for place in part]}
             try:
-                answer = answer_of(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, query))
+                response = parse_response(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, query))
             except ShardError as problem:
                 self.records[owner, "failed"] += len(places) - first
                 raise HistoryUnavailableError(str(problem)) from None
-            rejected = {part[index]: why for index, why in answer.rejected.items() if index < len(part)}
+            rejected = {part[index]: why for index, why in response.rejected.items() if index < len(part)}
             self.records[owner, "rejected"] += len(rejected)
             self.records[owner, "accepted"] += len(part) - len(rejected)
             found.rejected.update(rejected)
-            found.notices.extend(answer.notices)
+            found.notices.extend(response.notices)
         return found
 
 
@@ -107,8 +107,8 @@ def record_of(sample: Sample) -> dict[str, Any]:
     }
 
 
-def answer_of(neighbour: Neighbour, body: bytes) -> Forwarded:
-    """The rejections by index, and the notices, of an answer. Raises ShardError if it is none."""
+def parse_response(neighbour: Neighbour, body: bytes) -> Forwarded:
+    """The rejections by index, and the notices, of a response. Raises ShardError if it is not one."""
     try:
         document = orjson.loads(body)
         rejected = {
@@ -117,4 +117,4 @@ def answer_of(neighbour: Neighbour, body: bytes) -> Forwarded:
         }
         return Forwarded(rejected, [str(notice) for notice in document.get("notices", ())])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise neighbour.failed(f"not an answer of a shard ({problem!r})") from None
+        raise neighbour.failed(f"not a response of a shard ({problem!r})") from None

@@ -14,7 +14,7 @@ import numpy as np
 from tenacity import AsyncRetrying, RetryCallState
 
 from fleet_forecast.retry import back_off
-from fleet_forecast.serving.shards.forwarding import SAMPLES_PATH, answer_of, record_of, records_per_request
+from fleet_forecast.serving.shards.forwarding import SAMPLES_PATH, parse_response, record_of, records_per_request
 from fleet_forecast.serving.shards.neighbours import Neighbour, ShardError
 from fleet_forecast.serving.storage.errors import HistoryUnavailableError
 from fleet_forecast.serving.storage.samples import KnownServer, Sample
@@ -85,8 +85,8 @@ class HandOver:
 
     async def _post(self, neighbour: Neighbour, samples: list[Sample]) -> None:
         document = {"records": [record_of(sample) for sample in samples]}
-        answer = answer_of(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, QUERY))
-        refused = next((why for why in answer.rejected.values() if why[0] in _LEFT), None)
+        response = parse_response(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, QUERY))
+        refused = next((why for why in response.rejected.values() if why[0] in _LEFT), None)
         if refused is not None:
             raise ShardError(f"shard {neighbour.shard} rejects history of {samples[0].server_name}: {refused[2]}")
 

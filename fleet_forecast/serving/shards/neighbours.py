@@ -1,4 +1,4 @@
-"""The other shards of the fleet: one bounded request at a time is an answer within a time, or the reason why not."""
+"""The other shards of the fleet: one request at a time, with a bounded response and time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import httpx
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.shard import Shard
 from fleet_forecast.sources.address import without_secrets
-from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits
 
-SHARD_HEADER = "x-fleet-shard"  # of requests: which shard is meant; of responses: which shard answers
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
+SHARD_HEADER = "x-fleet-shard"  # of requests: which shard is meant; of responses: which shard responds
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 PAUSE_SECONDS = 1.0  # after a failure: requests in between fail at once, and nothing piles up
 LONGEST_SECONDS = 120.0
-SHOWN_CHARACTERS = 200  # of an answer
+SHOWN_CHARACTERS = 200  # of a response
 
 
 class ShardError(RuntimeError):
-    """Another shard did not answer as it should; the message names it and the reason."""
+    """Another shard did not respond as it should; the message names it and the reason."""
 
 
 class Neighbour:
@@ -38,7 +38,7 @@ class Neighbour:
         self._failed_monotonic: float | None = None
 
     async def post(self, path: str, document: Any, seconds: float, query: Mapping[str, str] | None = None) -> bytes:
-        """The body of a 200 answer to a JSON document. Raises ShardError."""
+        """The body of a 200 response to a JSON document. Raises ShardError."""
         failed = self._failed_monotonic
         if failed is not None and time.monotonic() < failed + PAUSE_SECONDS:
             raise ShardError(self._worded(self.problem or "it failed a moment ago"))
@@ -49,7 +49,7 @@ class Neighbour:
                     self._url + path, content=to_json(document), headers=self._headers(), params=dict(query or {})
                 )
         except TimeoutError:
-            raise self.failed(f"no complete answer within {seconds:g} s") from None
+            raise self.failed(f"no complete response within {seconds:g} s") from None
         except (httpx.HTTPError, OSError, ValueError) as problem:
             raise self.failed(f"{type(problem).__name__}: {problem}") from None
         if response.status_code != httpx.codes.OK:
@@ -58,7 +58,7 @@ class Neighbour:
         return response.content
 
     def failed(self, reason: str) -> ShardError:
-        """Record why an answer cannot be used; returns the error to raise."""
+        """Record why a response cannot be used; returns the error to raise."""
         self.failures += 1
         self.problem, self._failed_monotonic = reason, time.monotonic()
         return ShardError(self._worded(reason))
@@ -68,7 +68,7 @@ class Neighbour:
         await self._client.close()
 
     def _worded(self, reason: str) -> str:
-        return f"shard {self.shard} ({self.address}) does not answer: {reason}"
+        return f"shard {self.shard} ({self.address}) does not respond: {reason}"
 
     def _headers(self) -> dict[str, str]:
         headers = {"content-type": "application/json", SHARD_HEADER: str(self.shard)}
@@ -83,7 +83,7 @@ def neighbours_of(
     certificates: ssl.SSLContext | None = None,
 ) -> dict[int, Neighbour]:
     """The other shards by number. certificates: to trust in their addresses, None: the usual ones."""
-    limits = AnswerLimits(MAX_ANSWER_BYTES, LONGEST_SECONDS)
+    limits = ResponseLimits(MAX_RESPONSE_BYTES, LONGEST_SECONDS)
     return {
         number: Neighbour(Shard(number, own.count), url, BoundedClient(limits, certificates=certificates), token)
         for number, url in addresses.items()

@@ -55,7 +55,7 @@ class Cells(NamedTuple):
 
 
 class PeerPage(NamedTuple):
-    """One answer.
+    """One response.
 
     position: after this page. more: whether there are further pages now. last_step: that the shard has completed.
     profiles: names, to which cells refer. offered: of the profiles whose servers changed since the page before.

@@ -1,4 +1,4 @@
-"""The thread that owns the history file: answers questions in their order and writes waiting samples in groups.
+"""The thread that owns the history file: runs calls in their order and writes waiting samples in groups.
 
 All samples that wait when the thread is free are written in one commit: under load, many requests share one fsync;
 without load, each request is written at once.
@@ -31,16 +31,16 @@ class HistoryThread:
         self.waiting_records = 0  # accepted and not yet on disk
         self._database, self._max_waiting_records = database, max_waiting_records
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[_Question | _Write | None] = queue.SimpleQueue()  # None: the end
-        self._next_question: _Question | None = None  # taken from the queue behind a group of writes
+        self._queue: queue.SimpleQueue[_Call | _Write | None] = queue.SimpleQueue()  # None: the end
+        self._next_call: _Call | None = None  # taken from the queue behind a group of writes
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
         self._thread.start()
 
     def ask(self, work: Callable[[], Result]) -> Future[Result]:
         """Run `work` on the thread. The future raises HistoryUnavailableError for an error of SQLite."""
-        question = _Question(work)
-        self._queue.put(question)
-        return question.future
+        call = _Call(work)
+        self._queue.put(call)
+        return call.future
 
     def append(self, batch: Batch) -> Future[list[Correction]]:
         """Write samples; the future is done when they are on disk, and raises HistoryUnavailableError.
@@ -62,17 +62,17 @@ class HistoryThread:
             self._thread.join()
 
     def _run(self) -> None:
-        while (task := self._next_question or self._queue.get()) is not None:
-            self._next_question = None
+        while (task := self._next_call or self._queue.get()) is not None:
+            self._next_call = None
             self._database.replace_if_damaged()
-            if isinstance(task, _Question):
-                self._answer(task)
+            if isinstance(task, _Call):
+                self._run_call(task)
             else:
                 self._commit(self._group(task))
         self._database.close()
 
     def _group(self, first: _Write) -> list[_Write]:
-        """The writes that wait up to the next question, in their order, of about ROWS_PER_COMMIT rows."""
+        """The writes that wait up to the next call, in their order, of about ROWS_PER_COMMIT rows."""
         group, rows = [first], len(first.batch.samples)
         while rows < ROWS_PER_COMMIT:
             try:
@@ -82,24 +82,24 @@ class HistoryThread:
             if task is None:
                 self._queue.put(None)
                 break
-            if isinstance(task, _Question):
-                self._next_question = task
+            if isinstance(task, _Call):
+                self._next_call = task
                 break
             group.append(task)
             rows += len(task.batch.samples)
         return group
 
-    def _answer(self, question: _Question) -> None:
-        if not question.future.set_running_or_notify_cancel():
+    def _run_call(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
             return
         try:
-            question.future.set_result(question.work())
+            call.future.set_result(call.work())
         except (sqlite3.Error, MemoryError) as problem:
             LOG.error("history cannot be read", extra={"reason": str(problem)})
             self._database.note_problem(problem)
-            question.future.set_exception(HistoryUnavailableError(str(problem) or "not enough memory"))
+            call.future.set_exception(HistoryUnavailableError(str(problem) or "not enough memory"))
         except Exception as problem:
-            question.future.set_exception(problem)
+            call.future.set_exception(problem)
 
     def _commit(self, group: list[_Write]) -> None:
         failure: HistoryUnavailableError | None = None
@@ -123,7 +123,7 @@ class HistoryThread:
                 write.future.set_exception(failure) if failure else write.future.set_result(found)
 
 
-class _Question:
+class _Call:
     """Work on the database and the future of its result."""
 
     __slots__ = ("future", "work")

@@ -67,7 +67,7 @@ class Feed:
             if self.stopped.is_set():
                 return False
             raise FeedError(
-                f"{self.url} does not take samples: {problem}; start the daemon, or correct the address"
+                f"{self.url} does not accept samples: {problem}; start the daemon, or correct the address"
             ) from None
         return True
 
@@ -102,10 +102,10 @@ class Feed:
 
     def _count(self, address: str, response: httpx.Response) -> None:
         try:
-            answer = response.json()
-            accepted, rejected = int(answer["accepted"]), list(answer["rejected"])
+            document = response.json()
+            accepted, rejected = int(document["accepted"]), list(document["rejected"])
         except (ValueError, KeyError, TypeError):
-            msg = f"{address} does not answer like this project's daemon: {response.text[:100]!r}; correct the address"
+            msg = f"{address} does not respond like this project's daemon: {response.text[:100]!r}; correct the address"
             raise FeedError(msg) from None
         self.accepted += accepted
         self.rejected += len(rejected)

@@ -1,7 +1,7 @@
 """Rates of cumulative counters: the last value of each counter is remembered, for a bounded number of them.
 
 A new value is remembered when what was computed from it is stored: a request that is sent again, because it was not
-stored or its answer was lost, gives the same rates.
+stored or its response was lost, gives the same rates.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def _put(found: ReceivedSamples, place: tuple[str, int], index: int, value: floa
     instant = _milliseconds(time_ns)
     row = found.row(server, instant)
     if row[index] is not None and row[index] != value:
-        reason = f"a second value, beside {row[index]}, of {server} at one time; give each resource its own host.name"
+        reason = f"a second value besides {row[index]}, of {server} at one time; give each resource its own host.name"
         found.refused.append(RefusedSamples(METRICS[index], value, reason, points))
         return
     row[index] = value

@@ -51,7 +51,7 @@ class OtlpDecoder:
         }
 
     def decode(self, body: bytes, is_json: bool) -> ReceivedSamples:
-        """The samples of an unpacked request. Raises MalformedBodyError if it cannot be read or is too large."""
+        """The samples of a decompressed request. Raises MalformedBodyError if it cannot be read or is too large."""
         request = _from_json(body) if is_json else _from_protobuf(body, self._max_points)
         _check_count(request, self._max_points)
         rates = CounterRates(self.memory)
@@ -134,7 +134,7 @@ def _data(metrics: Iterable[Any]) -> Iterator[tuple[str, Any, bool]]:
 
 
 def response_body(rejected_points: int, message: str, is_json: bool) -> bytes:
-    """The answer to a request that was stored: empty, or with the number of rejected points and the reasons."""
+    """The response to a request that was stored: empty, or with the number of rejected points and the reasons."""
     response = ExportMetricsServiceResponse()
     if rejected_points or message:
         response.partial_success.rejected_data_points = rejected_points
@@ -143,7 +143,7 @@ def response_body(rejected_points: int, message: str, is_json: bool) -> bytes:
 
 
 def error_body(message: str, is_json: bool) -> bytes:
-    """The answer to a request that was refused."""
+    """The response to a request that was refused."""
     return _body(Status(message=message), is_json)
 
 

@@ -41,7 +41,7 @@ class WriteDecoder:
         self._metric_index = {series_name(metric): index for index, metric in enumerate(METRICS)}
 
     def decode(self, content: bytes, message: str) -> ReceivedSamples:
-        """The samples of an unpacked request; `message` is V1 or V2.
+        """The samples of a decompressed request; `message` is V1 or V2.
 
         Raises MalformedBodyError if it cannot be parsed or has too many samples.
         """
@@ -51,7 +51,7 @@ class WriteDecoder:
                 return self._samples(self._series_v2(WriteRequestV2.FromString(content)))
             return self._samples(self._series_v1(EncodedWriteRequest.FromString(content)))
         except DecodeError as problem:
-            raise MalformedBodyError(f"the body is no {message}: {problem}") from None
+            raise MalformedBodyError(f"the body is not a {message}: {problem}") from None
 
     def _series_v1(self, request: Any) -> Iterator[Series]:
         """The series of a request. One that ends with its only sample, and whose labels are known, is not parsed."""
@@ -139,5 +139,5 @@ def _add(found: ReceivedSamples, server: str, index: int, samples: Sequence[Samp
         if before is None or before == value:
             row[index] = value
         else:
-            reason = f"a second value, beside {before}, of {server} at one time; aggregate the series in the rule"
+            reason = f"a second value besides {before}, of {server} at one time; aggregate the series in the rule"
             found.refused.append(RefusedSamples(METRICS[index], value, reason, 1))

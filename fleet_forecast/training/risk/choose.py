@@ -57,7 +57,7 @@ def risk_model_of(
     notice(f"the risk model is trained on {reason}")
     lacking = [metric for metric in grid.metrics if metric not in metrics]
     if lacking:
-        notice(f"the risk model does not use {', '.join(lacking)}, which the simulator has not")
+        notice(f"the risk model does not use {', '.join(lacking)}, which the simulator does not have")
     settings = replace(settings, held_out_counts=held_out_counts(grid.profiles))
     return train_on_simulator(metrics, grid.step_seconds, fleet.calendar, settings)[0], reason
 

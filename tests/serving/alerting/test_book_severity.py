@@ -122,7 +122,7 @@ def test_the_sentence_says_since_when_why_and_which_peers_do_not_show_it():
         other_profile = forecast(20, origin, "ppdb001", profile="database")
         book.update([forecast(97, origin), *others, other_profile, forecast(97, origin, "ppweb200")], origin * STEP)
     sentence = book.firing["ppweb001", "cpu_pct"].sentence
-    assert "it rests on 24 h of own history and 0 peers. Alert since 1970-01-01T00:10:00Z." in sentence
+    assert "it is based on 24 h of own history and 0 peers. Alert since 1970-01-01T00:10:00Z." in sentence
     assert sentence.endswith(
         "3 of 4 other web_api servers do not show it (ppweb100, ppweb101, ...); the profile's median is 22 %."
     )

@@ -142,7 +142,7 @@ def test_silences_of_the_api_are_bounded_and_those_that_ended_long_ago_make_room
     with pytest.raises(SilencesError, match="there are 2 silences; delete one first"):
         book.add(NIGHT)
     assert MAX_SILENCES > 2
-    with pytest.raises(SilencesError, match="file-1 stands in the rules file"):
+    with pytest.raises(SilencesError, match="file-1 is in the rules file"):
         book.delete("file-1")
     assert (book.delete(first.silence_id), book.delete(first.silence_id)) == (True, False)
     now = 30 * 86_400.0

@@ -76,7 +76,7 @@ def serving(app, keep_alive=30.0, body_seconds=30.0, most=100):
         yield connected, server.server_state.connections
 
 
-def answer_of(client):
+def parse_response(client):
     """Status line, headers and the short body of a response."""
     got = b""
     while not got.partition(b"\r\n\r\n")[2]:
@@ -102,7 +102,7 @@ def test_endless_trailers_are_cut_off(app, piece):
     with serving(app) as (connected, _):
         client = connected(CHUNKED)
         if app is answer_at_once:
-            answer_of(client)
+            parse_response(client)
         client.sendall(b"0\r\nX-B: ")
         assert bytes_taken(client, piece) < 32 << 20
 
@@ -112,14 +112,14 @@ def test_a_trailer_is_not_a_header_and_the_connection_is_kept():
         client = connected(CHUNKED)
         for _ in range(2):
             client.sendall(b"2\r\nab\r\n0\r\nX-Trailer: 1\r\n\r\n")
-            assert answer_of(client).endswith(b"\r\n\r\n2 host,transfer-encoding")
+            assert parse_response(client).endswith(b"\r\n\r\n2 host,transfer-encoding")
             client.sendall(CHUNKED)
 
 
 def test_a_body_in_tiny_chunks_is_received_completely():
     with serving(count_body) as (connected, _):
         client = connected(CHUNKED + b"1\r\n \r\n" * 10_000 + b"0\r\n\r\n")
-        assert b"\r\n\r\n10000 " in answer_of(client)
+        assert b"\r\n\r\n10000 " in parse_response(client)
 
 
 def test_a_body_in_too_many_tiny_chunks_is_refused():
@@ -132,7 +132,7 @@ def test_a_body_in_too_many_tiny_chunks_is_refused():
 def test_a_body_after_its_response_is_not_read_on():
     with serving(answer_at_once) as (connected, connections):
         client = connected(GET + b"Content-Length: 100000000\r\n\r\n")
-        answer_of(client)
+        parse_response(client)
         assert bytes_taken(client, b"x" * 8000) < 16 << 20  # what the kernel holds
         wait_for(lambda: not connections, 5.0)
 
@@ -215,15 +215,15 @@ def test_a_websocket_whose_client_never_takes_the_close_is_aborted():
 def test_at_the_limit_the_oldest_incomplete_connection_is_closed_for_a_new_one():
     with serving(answer_at_once, most=3) as (connected, _):
         answered = connected(GET + b"\r\n")
-        answer_of(answered)
+        parse_response(answered)
         incomplete = [connected(GET) for _ in range(2)]
         time.sleep(0.2)
         new = connected(GET + b"\r\n")
-        assert answer_of(new).startswith(b"HTTP/1.1 200")
+        assert parse_response(new).startswith(b"HTTP/1.1 200")
         assert closed_within(incomplete[0], 2.0)
         assert not closed_within(incomplete[1], 0.3)
         answered.sendall(GET + b"\r\n")
-        assert answer_of(answered).startswith(b"HTTP/1.1 200")
+        assert parse_response(answered).startswith(b"HTTP/1.1 200")
 
 
 class FakeTransport:
@@ -267,7 +267,7 @@ def test_addresses_of_one_ipv6_network_are_one_client():
 def test_what_follows_an_answer_does_not_keep_a_connection(limit, request_text, later):
     with serving(answer_at_once, **limit) as (connected, connections):
         client = connected(request_text)
-        answer_of(client)
+        parse_response(client)
         client.sendall(later)
         wait_for(lambda: not connections, 5.0)
 
@@ -275,11 +275,11 @@ def test_what_follows_an_answer_does_not_keep_a_connection(limit, request_text, 
 def test_a_connection_is_kept_when_a_body_ends_after_its_response():
     with serving(answer_at_once, body_seconds=0.4) as (connected, _):
         client = connected(GET + b"Content-Length: 1\r\n\r\n")
-        answer_of(client)
+        parse_response(client)
         client.sendall(b"x")
         time.sleep(0.8)
         client.sendall(GET + b"\r\n")
-        assert answer_of(client).startswith(b"HTTP/1.1 200 ")
+        assert parse_response(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_websocket_on_a_kept_connection_is_not_closed_by_the_timers_of_requests():
@@ -294,7 +294,7 @@ def test_a_websocket_on_a_kept_connection_is_not_closed_by_the_timers_of_request
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     with serving(app, keep_alive=0.3, body_seconds=0.3) as (connected, _):
         client = connected(GET + b"\r\n")
-        answer_of(client)
+        parse_response(client)
         client.sendall(GET + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
         assert not closed_within(client, 1.0)

@@ -18,8 +18,8 @@ from fleet_forecast.serving.ingest.bodies import (
     BodyError,
     BodyTooLargeError,
     ReceivedBody,
+    decompressed,
     parse_records,
-    unpacked,
 )
 
 PACK = {
@@ -68,22 +68,22 @@ def test_another_body_is_refused_with_the_reason(body, message):
 def test_packed_bodies_of_one_or_several_members_are_unpacked(encoding, parts):
     content = LINES.encode() * 500
     packed = PACK[encoding](content) * parts
-    assert unpacked(ReceivedBody(packed, encoding, len(content) * parts)) == content * parts
+    assert decompressed(ReceivedBody(packed, encoding, len(content) * parts)) == content * parts
     with pytest.raises(BodyTooLargeError, match="send smaller batches"):
-        unpacked(ReceivedBody(packed, encoding, len(content) * parts - 1))
+        decompressed(ReceivedBody(packed, encoding, len(content) * parts - 1))
 
 
 @pytest.mark.parametrize("encoding", PACK)
 def test_a_content_up_to_the_bound_is_unpacked(encoding):
     for content in (b"", b"a", b"abc" * 100):
-        assert unpacked(ReceivedBody(PACK[encoding](content), encoding, 300)) == content
+        assert decompressed(ReceivedBody(PACK[encoding](content), encoding, 300)) == content
     with pytest.raises(BodyTooLargeError, match="larger than 300 bytes"):
-        unpacked(ReceivedBody(PACK[encoding](b"a" * 301), encoding, 300))
+        decompressed(ReceivedBody(PACK[encoding](b"a" * 301), encoding, 300))
 
 
 def test_the_length_in_a_snappy_header_is_checked_before_memory_is_taken():
     with pytest.raises(BodyTooLargeError):
-        unpacked(ReceivedBody(b"\xff\xff\xff\xff\x0f" + b"\x00" * 10, SNAPPY, 300))
+        decompressed(ReceivedBody(b"\xff\xff\xff\xff\x0f" + b"\x00" * 10, SNAPPY, 300))
 
 
 @pytest.mark.parametrize("encoding", PACK)
@@ -92,7 +92,7 @@ def test_a_bomb_is_refused_in_bounded_memory(encoding):
     bomb = PACK[encoding](bytes(256 << 20))
     tracemalloc.start()
     with pytest.raises(BodyTooLargeError):
-        unpacked(ReceivedBody(bomb, encoding, bound))
+        decompressed(ReceivedBody(bomb, encoding, bound))
     assert tracemalloc.get_traced_memory()[1] < 16 * bound
     tracemalloc.stop()
 
@@ -102,7 +102,7 @@ def test_a_body_of_the_smallest_parts_is_refused_at_once(encoding):
     """Work that grows with the square of their number would take a minute here."""
     part, started = PACK[encoding](b""), time.thread_time()
     with pytest.raises(BodyError, match="more than 10,000 parts"):
-        unpacked(ReceivedBody(part * ((8 << 20) // len(part)), encoding))
+        decompressed(ReceivedBody(part * ((8 << 20) // len(part)), encoding))
     assert time.thread_time() - started < 5
 
 
@@ -120,14 +120,14 @@ def test_a_zstd_frame_that_asks_for_a_large_window_is_refused():
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     frame = packer.compress(b"x" * 100) + packer.flush()
     with pytest.raises(BodyError, match="not zstd"):
-        unpacked(ReceivedBody(frame, "zstd"))
+        decompressed(ReceivedBody(frame, "zstd"))
 
 
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("damage", [lambda packed: packed[:-3], lambda packed: packed + b"xyz", lambda _packed: b"{}"])
 def test_damaged_bodies_are_refused(encoding, damage):
     with pytest.raises(BodyError, match=f"the body is not {encoding}"):
-        unpacked(ReceivedBody(damage(PACK[encoding](LINES.encode())), encoding))
+        decompressed(ReceivedBody(damage(PACK[encoding](LINES.encode())), encoding))
 
 
 @settings(max_examples=200, deadline=None)
@@ -136,4 +136,4 @@ def test_mutated_bodies_are_unpacked_or_refused(encoding, noise, at):
     packed = PACK[encoding](LINES.encode())
     mutated = packed[:at] + noise + packed[at + len(noise) :]
     with contextlib.suppress(BodyError):
-        unpacked(ReceivedBody(mutated, encoding, 10_000))
+        decompressed(ReceivedBody(mutated, encoding, 10_000))

@@ -62,14 +62,14 @@ def test_answers_become_incidents(tmp_path):
     assert write_incidents(answers, tmp_path / "incidents.csv", notices.append) == 1
     (incident,) = read_incidents(tmp_path / "incidents.csv", ["ppweb001", "ppweb002"])
     assert (incident.server_name, incident.type, incident.end_seconds) == ("ppweb001", "labelled", 2e9)
-    assert "1 alerts have no answer" in notices[0]
+    assert "1 alerts have no label" in notices[0]
     rows[1]["is_incident"] = "maybe"
     save()
     with pytest.raises(DataFileError, match="row 2: is_incident is 'maybe'; write yes or no"):
         write_incidents(answers, tmp_path / "incidents.csv", notices.append)
     rows[0]["is_incident"] = rows[1]["is_incident"] = ""
     save()
-    with pytest.raises(DataFileError, match="no row is answered with yes"):
+    with pytest.raises(DataFileError, match="no row is labelled yes"):
         write_incidents(answers, tmp_path / "incidents.csv", notices.append)
     answers.write_text(json.dumps({}))
     with pytest.raises(DataFileError, match="of a replay"):

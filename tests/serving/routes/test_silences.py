@@ -104,7 +104,7 @@ def test_an_alert_that_ended_is_recent(tmp_path):
 def test_a_profile_that_no_server_has_is_noted_and_the_silence_is_kept(guarded):
     added = guarded.post("/api/v1/silences", json=until_tomorrow(profile="databse"), headers=AS_ADMIN).json()
     assert added["note"].startswith(
-        "no server has the profile 'databse'; correct it if none is to come: conductor_mgmt,"
+        "no server has the profile 'databse'; correct it unless such servers will come: conductor_mgmt,"
     )
     for known in ({"profile": "database"}, {"server": "databse"}):
         assert guarded.post("/api/v1/silences", json=until_tomorrow(**known), headers=AS_ADMIN).json()["note"] is None

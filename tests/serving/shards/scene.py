@@ -8,13 +8,13 @@ from unittest.mock import patch
 
 import httpx
 
-from fleet_forecast.serving.shards.neighbours import MAX_ANSWER_BYTES, neighbours_of
+from fleet_forecast.serving.shards.neighbours import MAX_RESPONSE_BYTES, neighbours_of
 from fleet_forecast.shard import owner_of
-from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits
 from tests.serving.daemon_client import daemon, wait_for
 
 HOST = "http://testserver"
-LIMITS = AnswerLimits(MAX_ANSWER_BYTES, 10.0)
+LIMITS = ResponseLimits(MAX_RESPONSE_BYTES, 10.0)
 
 
 class Between(httpx.AsyncBaseTransport):

@@ -17,7 +17,7 @@ from fleet_forecast.serving.shards.neighbours import Neighbour
 from fleet_forecast.serving.shards.peer_page import Position, page_bytes, read_page
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.shard import Shard, owner_of
-from fleet_forecast.sources.bounded_http import AnswerLimits, BoundedClient
+from fleet_forecast.sources.bounded_http import BoundedClient, ResponseLimits
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 from tests.serving.forecasts.scene import CPU, STEP, Scene
 from tests.serving.shards.scene import names_of
@@ -59,7 +59,7 @@ class Shards:
         for number in range(1, count + 1):
             scene = Scene(self._folder(folder, number), engine or FakeEngine(SMALL))
             others = [k for k in range(1, count + 1) if k != number]
-            client = BoundedClient(AnswerLimits(10**7, 5.0), transport=self.network)
+            client = BoundedClient(ResponseLimits(10**7, 5.0), transport=self.network)
             neighbours = {k: Neighbour(Shard(k, count), f"http://shard{k}", client, lambda: None) for k in others}
             exchange = PeerExchange(neighbours, 1.0, stale_steps=3)
             forecasts = scene.forecasts

@@ -136,7 +136,7 @@ def test_a_daemon_that_never_responded_ends_the_stream_soon_with_address_and_rem
     times = iter(range(0, 10_000, 4))
     monkeypatch.setattr("tenacity.time.monotonic", lambda: float(next(times)))
     daemon = Daemon(*[httpx.ConnectError("[Errno 111] Connection refused")] * 100)
-    with pytest.raises(FeedError, match=r"http://daemon:8000 does not take samples: ConnectError.*start the daemon"):
+    with pytest.raises(FeedError, match=r"http://daemon:8000 does not accept samples: ConnectError.*start the daemon"):
         play(daemon)
     assert daemon.requests < 10
 
@@ -147,9 +147,9 @@ def test_a_daemon_that_never_responded_ends_the_stream_soon_with_address_and_rem
         (httpx.Response(401, text="token needed"), "refuses the samples with status 401: token needed"),
         (httpx.Response(404, text="nothing here"), "status 404"),
         (httpx.Response(302), "status 302"),
-        (httpx.Response(200, text="<html>"), "does not answer like this project's daemon: '<html>'"),
-        (httpx.Response(200, json={"ok": True}), "does not answer like this project's daemon"),
-        (httpx.Response(200, json=[]), "does not answer like this project's daemon"),
+        (httpx.Response(200, text="<html>"), "does not respond like this project's daemon: '<html>'"),
+        (httpx.Response(200, json={"ok": True}), "does not respond like this project's daemon"),
+        (httpx.Response(200, json=[]), "does not respond like this project's daemon"),
     ],
 )
 def test_refusals_and_unknown_responses_end_the_stream_with_the_reason(answer, message):

@@ -105,7 +105,7 @@ def test_few_labels_are_not_mixed_with_simulated_fleets(monkeypatch):
     assert source == "simulated fleets: the data label 12 incidents, fewer than 200"
     assert notes == [
         f"the risk model is trained on {source}",
-        "the risk model does not use gpu_pct, which the simulator has not",
+        "the risk model does not use gpu_pct, which the simulator does not have",
     ]
 
 

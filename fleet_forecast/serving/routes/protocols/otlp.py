@@ -1,6 +1,6 @@
 """POST /v1/metrics: stores host metrics that are sent by OTLP/HTTP.
 
-Answers: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response, in the format of the request.
+Responses: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response, in the format of the request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ router = APIRouter(tags=["samples"])
             "description": "stored; partial_success has the number of rejected data points and the reasons",
             "content": {PROTOBUF: _BINARY},
         },
-        400: refusal("the body is not an ExportMetricsServiceRequest; the answer is a google.rpc.Status"),
+        400: refusal("the body is not an ExportMetricsServiceRequest; the response is a google.rpc.Status"),
         503: BUSY,
     },
     openapi_extra={"requestBody": {"required": True, "content": {PROTOBUF: _BINARY, JSON: _OBJECT}}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fleet_forecast.serving.ingest.rows import CheckedRows
 
-SHOWN_REJECTIONS = 3  # a Prometheus logs the first 256 bytes of the answer
+SHOWN_REJECTIONS = 3  # Prometheus logs the first 256 bytes of the response
 SHOWN_CHARACTERS = 100  # of a value
 
 

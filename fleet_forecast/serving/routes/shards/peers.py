@@ -67,12 +67,12 @@ async def shard_peers(request: Request, daemon: RunningDaemon, asked: PeersReque
         return retry_later("too many requests of other shards wait")
     daemon.waiting_shards += 1
     try:
-        return await _answer(daemon, asked)
+        return await _page_after(daemon, asked)
     finally:
         daemon.waiting_shards -= 1
 
 
-async def _answer(daemon: RunningDaemon, asked: PeersRequest) -> Response:
+async def _page_after(daemon: RunningDaemon, asked: PeersRequest) -> Response:
     peers = daemon.forecasts.peers
     end = time.monotonic() + min(asked.wait_seconds, LONGEST_WAIT_SECONDS)
     while peers.offer.last_step < asked.last_step and time.monotonic() < end:

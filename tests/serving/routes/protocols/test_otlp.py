@@ -125,7 +125,7 @@ def test_a_gzip_bomb_is_refused_when_it_exceeds_the_limit(client):
     assert len(bomb) < 100_000
     answer = client.post("/v1/metrics", content=bomb, headers={"content-type": PROTOBUF, "content-encoding": "gzip"})
     assert answer.status_code == 413
-    assert "the unpacked body is larger than" in Status.FromString(answer.content).message
+    assert "the decompressed body is larger than" in Status.FromString(answer.content).message
 
 
 @pytest.mark.parametrize("cut", [slice(0, -3), slice(0, 5), slice(3, None)])
