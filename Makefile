@@ -1,4 +1,4 @@
-# `make` alone lists the targets. Every target does its own set-up.
+# `make` alone lists the targets. Every target installs what it needs.
 
 BASE_PYTHON ?= python3
 PORT        ?= 8000
@@ -17,7 +17,7 @@ install: $(VENV)/.run-packages ## create .venv and install what the three script
 demo: $(VENV)/.run-packages ## simulate a fleet, train, serve live forecasts on 127.0.0.1:8000
 	@$(PYTHON) demo.py --port $(PORT)
 
-# Two files of tests at a time; the slow ones, of which some need the machine to themselves, one after the other.
+# Two files of tests at a time; the slow ones, of which some need the machine to themselves, one at a time.
 test: $(VENV)/.dev-packages ## run the tests
 	@$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
@@ -37,7 +37,7 @@ bench: $(VENV)/.dev-packages ## measure speed and accuracy, with stock and Light
 real: $(VENV)/.dev-packages ## train on the real fleets in ../shared/data and print the tables of docs/results.md
 	@$(PYTHON) benchmarks/real_servers.py
 
-starter: $(VENV)/.dev-packages ## make models/starter anew from the simulator and the real fleets in ../shared/data
+starter: $(VENV)/.dev-packages ## build models/starter again from the simulator and the real fleets in ../shared/data
 	@$(PYTHON) benchmarks/life/make_starter.py
 
 screenshots: $(VENV)/.dev-packages ## take pictures of the dashboard and the report from the demo's model into docs/images

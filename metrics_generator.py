@@ -166,7 +166,7 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
         help=f"first time, UTC ({START}), or now-72h; a stream continues the fleet that started then",
     )
     add_flag(group, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
-    add_flag(group, "--timezone", help=f"business time zone (that of the fleet file, else {DEFAULT_CALENDAR.timezone})")
+    add_flag(group, "--timezone", help=f"business time zone (that of the fleet file, or {DEFAULT_CALENDAR.timezone})")
     add_flag(group, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
     add_flag(
         group,
@@ -180,14 +180,14 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
         "--parts",
         type=int,
         metavar="N",
-        help="write N files, each with all rows of its servers, as fleets in parts are forecast; the rows do not "
-        "depend on it (one file, or files of some days)",
+        help="write N files, each with all rows of its servers, for forecasts of fleets in parts; the rows do not "
+        "depend on N (one file, or files of some days)",
     )
     add_flag(
         group,
         "--workers",
         type=int,
-        help="processes (one per core, at most 4, fewer for few rows); the files do not depend on it",
+        help="processes (one per core, at most 4, fewer for few rows); the files do not depend on their number",
     )
 
 
@@ -198,13 +198,13 @@ def _add_incidents(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=INCIDENT_RATE,
         metavar="RATE",
-        help="incidents per server and month, more on the incident-prone tenth (%(default)s)",
+        help="incidents per server and month, more on a tenth of the servers (%(default)s)",
     )
     add_flag(
         group,
         "--fork_at",
         metavar="TIME",
-        help="keep every value before this time, draw all random numbers after it anew",
+        help="keep every value before this time, draw new random numbers after it",
     )
     add_flag(group, "--fork_seed", type=int, default=1, help="seed of the values after --fork_at (%(default)s)")
 
@@ -253,7 +253,7 @@ def _add_real_fleet(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="the same from the Prometheus servers of this TOML file, with their credentials, certificates and queries",
     )
-    add_flag(group, "--probe", action="store_true", help="run each query once, print what it gives, write nothing")
+    add_flag(group, "--probe", action="store_true", help="run each query once, print the results, write nothing")
     add_flag(
         group,
         "--prometheus_header",

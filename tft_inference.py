@@ -117,7 +117,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--origins",
         default="last",
         metavar="WHEN",
-        help="last: each server's last measurement; every:8h: at this distance (default last)",
+        help="last: each server's last measurement; every:8h: at this interval (default last)",
     )
     add_flag(batch, "--from", dest="first_origin", metavar="TIME", help="first origin, such as 2026-11-20T00:00:00Z")
     add_flag(
@@ -159,17 +159,17 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "replay: the daemon's alerts over the past, from --input or --prometheus; settings: --model, --fleet"
     )
-    add_flag(group, "--replay", action="store_true", help="report the alerts of a past time in the folder --output")
+    add_flag(group, "--replay", action="store_true", help="report the alerts of a past period in the folder --output")
     add_flag(
-        group, "--to", metavar="TIME", help="end of the replay; its beginning is --from (all but a day of history)"
+        group, "--to", metavar="TIME", help="end of the replay; its start is --from (all but a day of history)"
     )
     add_flag(
         group,
         "--incidents",
         type=Path,
         metavar="FILE",
-        help="CSV or parquet of incidents (server_name or pattern, start, end, type) that judge the alerts; without it "
-        "the column incident of the data does, if there is one",
+        help="CSV or parquet of incidents (server_name or pattern, start, end, type) to evaluate the alerts with (the "
+        "column incident of the data, if there is one)",
     )
     add_flag(
         group,
@@ -181,7 +181,7 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
-    """Only forecasts of a fleet in parts take an engine, and only they take addresses."""
+    """Raises UsageError for an engine or an address where no fleet in parts is forecast."""
     refuse_engine_flags(arguments)
     for mode in ("daemon", "check_config", "audit", "replay", "explain"):
         if arguments.engine != "memory" and getattr(arguments, mode):
@@ -192,7 +192,7 @@ def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
-    """Neither the daemon nor --check-config reads or writes a file of metrics; some flags are of a replay only."""
+    """Raises UsageError for flags of a batch or a replay without one."""
     for mode in ("daemon", "check_config", "backup"):
         for flag in ("input", "output", "first_origin", "explain", "audit"):
             if getattr(arguments, mode) and getattr(arguments, flag):

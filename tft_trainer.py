@@ -214,7 +214,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--exclusions",
         type=Path,
         metavar="FILE",
-        help="TOML file of silences; measurements of those of the kind exclude are not used, nor scored",
+        help="TOML file of silences; measurements in those of the kind exclude are neither used nor scored",
     )
 
 
@@ -242,7 +242,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--grid-folder",
         type=Path,
         metavar="DIR",
-        help="keep the data in files of this folder instead of in memory, for data that do not fit into it; the "
+        help="keep the data in files in this folder instead of in memory, for data that do not fit into memory; the "
         "processes of a torchrun share them (with several processes: --models-dir)",
     )
     add("--resume", action="store_true", help="resume the interrupted run in --models-dir with the same data and flags")
@@ -250,7 +250,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--warm-start",
         type=Path,
         metavar="DIR",
-        help="start from this model's weights, with `starter` from the project's own model's; no comparison is trained",
+        help="start from the weights of this model, or of the starter model (`starter`); no comparison is trained",
     )
     add("--tensorboard", type=Path, metavar="DIR", help="write a TensorBoard log of the training to this folder")
     add("--report-pictures", action="store_true", help="draw PNGs of the report's main sections; needs Chromium")
@@ -267,7 +267,7 @@ def _add_publishing_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="afterwards, remove all models of the folder but the newest N; the one in use and the one before stay",
     )
-    add("--rollback", action="store_true", help="put the model before the present one in use, and end")
+    add("--rollback", action="store_true", help="put the previous model in use again, and end")
 
 
 def _kept_models(text: str) -> int:

@@ -28,16 +28,16 @@ def path_or_address(text: str) -> Path | str:
 
 
 def add_engine_flags(group: argparse._ActionsContainer) -> None:
-    """Flags of commands that take a fleet in parts."""
+    """Flags of commands that work on a fleet in parts."""
     add_flag(
         group,
         "--engine",
         choices=("memory", "parts", "ray"),
         default="memory",
-        help="memory: the whole fleet at once; parts: one parquet file after the other, each of whole servers; ray: "
-        "the same on a Ray cluster (%(default)s)",
+        help="memory: the whole fleet at once; parts: one parquet file at a time, each with all rows of its servers; "
+        "ray: the same on a Ray cluster (%(default)s)",
     )
-    add_flag(group, "--ray-address", metavar="ADDRESS", help="of a cluster (default: this machine's cores)")
+    add_flag(group, "--ray-address", metavar="ADDRESS", help="address of a cluster (this machine's cores)")
     add_flag(group, "--workers", type=positive_int, metavar="N", help="processes of --engine ray (one per core)")
 
 

@@ -98,7 +98,7 @@ def add_timezone_flag(group: argparse._ActionsContainer) -> None:
         ZONE_FLAG,
         type=_zone_argument,
         metavar="ZONE",
-        help="time zone of the data's times that have none, such as Europe/Berlin (none: they are refused)",
+        help="time zone of times without one, such as Europe/Berlin (none: they are refused)",
     )
 
 

@@ -105,19 +105,17 @@ class Settings(BaseModel):
     model: FilePath = Field(
         default=Path("models/current"), description="model directory; a changed link is loaded without a restart"
     )
-    model_seconds: Number = Field(
-        default=60.0, ge=1.0, description="time for the check of a model, and for its loading"
-    )
+    model_seconds: Number = Field(default=60.0, ge=1.0, description="time for checking a model, and for loading it")
     model_mib: Number = Field(
-        default=1024.0, ge=1.0, description="memory that a model may take in its check, beyond that of the libraries"
+        default=1024.0, ge=1.0, description="memory that the check of a model may take, beyond that of the libraries"
     )
     history: FilePath = Field(
-        default=Path("history/fleet.sqlite"), description="file of the durable history of received samples"
+        default=Path("history/fleet.sqlite"), description="file in which received samples are stored"
     )
     fleet: FilePath | None = Field(default=None, description=FLEET_HELP)
 
     input_timezone: Zone | None = Field(
-        default=None, description="time zone of the data's times that have none (none: they are refused)"
+        default=None, description="time zone of times without one (none: they are refused)"
     )
 
     prometheus: Address | None = Field(
@@ -153,7 +151,7 @@ class Settings(BaseModel):
     )
 
     host: HostName = Field(
-        default="127.0.0.1", description="address to listen on; one beyond this machine needs a token, or --insecure"
+        default="127.0.0.1", description="address to listen on; needs a token, or --insecure, if others can reach it"
     )
     port: Whole = Field(default=8000, ge=0, le=65_535, description="port to listen on")
     tls_certificate: FilePath | None = Field(
@@ -173,7 +171,9 @@ class Settings(BaseModel):
     tokens: FilePath | None = Field(
         default=None, description="TOML file with further tokens, their rights and the servers they may write"
     )
-    insecure: Switch = Field(default=False, description="allow an address beyond this machine without a token")
+    insecure: Switch = Field(
+        default=False, description="allow an address that other machines can reach without a token"
+    )
 
     shard: ShardText | None = Field(
         default=None,
@@ -181,20 +181,20 @@ class Settings(BaseModel):
     )
     shard_peers: tuple[PeerAddress, ...] = Field(
         default=(),
-        description="addresses of all shards in the order of their numbers, or one with {shard} in the place of the "
+        description="addresses of all shards in the order of their numbers, or one with {shard} in place of the "
         "number; without them a server's peers are those of its own shard",
     )
     shard_token_file: FilePath | None = Field(
         default=None, description="file with the token that shards send each other"
     )
     shard_ca_file: FilePath | None = Field(
-        default=None, description="certificates (PEM) to trust in addresses of shards instead of the usual ones"
+        default=None, description="certificates (PEM) to trust for other shards instead of the system's"
     )
     shard_seconds: Number = Field(
         default=5.0, ge=0.1, description="time that a cycle, or a forwarded request, waits for other shards"
     )
     forward: Switch = Field(
-        default=False, description="send records of other shards to these (default: they are rejected)"
+        default=False, description="forward records of other shards to them (default: they are rejected)"
     )
 
     retention_hours: Number = Field(
@@ -209,8 +209,8 @@ class Settings(BaseModel):
     max_counters: Whole = Field(
         default=400_000,
         ge=1,
-        description="cumulative counters of OTLP whose last value is remembered; beyond this those of the longest "
-        "silent server are forgotten, and its next interval is not measured",
+        description="cumulative counters of OTLP whose last value is kept; beyond this those of the server that has "
+        "been silent longest are dropped, and its next interval is not measured",
     )
     max_waiting_records: Whole = Field(
         default=50_000, ge=1, description="records accepted but not yet on disk; beyond this requests get 503"
@@ -243,7 +243,7 @@ class Settings(BaseModel):
         default=3, ge=1, description="a server without a sample for this many steps is marked stale and not forecast"
     )
     drop_steps: Whole = Field(
-        default=12, ge=1, description="a server without a sample for this many steps is removed from the fleet's view"
+        default=12, ge=1, description="a server without a sample for this many steps is no longer listed or forecast"
     )
     chunk_servers: Whole = Field(
         default=180, ge=1, description="servers forecast at once; other work runs between two chunks"
@@ -424,7 +424,7 @@ def _check_shards(settings: Settings) -> None:
     if given and not is_template and (len(given) != own.count or any(SHARD_PLACE in each for each in given)):
         raise SettingsError(
             f"shard_peers: {len(given)} addresses for {own.count} shards; give all in the order of their numbers, "
-            f"or one with {SHARD_PLACE} in the place of the number"
+            f"or one with {SHARD_PLACE} in place of the number"
         )
 
 

@@ -15,7 +15,7 @@ from fleet_forecast.contract.fleet.toml_text import toml_text
 from fleet_forecast.flags import add_flag
 
 DEFAULT_FILE = Path("fleet.toml")
-FLEET_HELP = f"TOML file of profiles, metrics, calendar and rules of alerts ({DEFAULT_FILE}, if there is one)"
+FLEET_HELP = f"TOML file of profiles, metrics, calendar and alert rules ({DEFAULT_FILE}, if there is one)"
 # Files that the fleet file replaces, by the name of their flag or setting.
 MOVED = ("profiles", "queries", "prometheus_queries", "alert_rules")
 
