@@ -160,9 +160,7 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
         "replay: the daemon's alerts over the past, from --input or --prometheus; settings: --model, --fleet"
     )
     add_flag(group, "--replay", action="store_true", help="report the alerts of a past period in the folder --output")
-    add_flag(
-        group, "--to", metavar="TIME", help="end of the replay; its start is --from (all but a day of history)"
-    )
+    add_flag(group, "--to", metavar="TIME", help="end of the replay; its start is --from (all but a day of history)")
     add_flag(
         group,
         "--incidents",

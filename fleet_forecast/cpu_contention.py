@@ -1,4 +1,4 @@
-"""Contention: how many CPUs other processes leave free.
+"""CPU contention: how many CPUs other processes leave free.
 
 torch's threads wait for each other after each of some thousand operations of a training step. If another process uses
 one of their CPUs, all threads wait for the end of its time slice. With one busy process on two CPUs a step took 990

@@ -1,4 +1,4 @@
-"""What the scripts do once their flags are read.
+"""The commands of the scripts, called with parsed flags.
 
-Imports everything below; imported by the scripts alone.
+Imports all lower packages; imported by the scripts alone.
 """

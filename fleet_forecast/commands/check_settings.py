@@ -19,10 +19,10 @@ from server_profiles import ProfileRules
 
 
 def check_settings(settings: Settings, rules: ProfileRules, ask_prometheus: bool) -> bool:
-    """Read the files that the settings name and print the settings as JSON; whether all queries gave something.
+    """Read the files that the settings name, print the settings as JSON; returns whether all queries returned series.
 
-    With a database for forecasts the number of its series goes to stderr.
-    ask_prometheus: run each query once; what they give goes to stderr as text, and as the last line to stdout as JSON.
+    With a database for forecasts the number of its series is printed to stderr.
+    ask_prometheus: run each query once and print the results, to stderr as text and to stdout as JSON in the last line.
     """
     files = read_referenced_files(settings, os.environ)
     print(settings.model_dump_json(indent=2))

@@ -1,4 +1,4 @@
-"""What the model looked at for one server's forecast: tft_inference.py --input PATH --explain NAME."""
+"""Variable and attention weights of one server's forecast: tft_inference.py --input PATH --explain NAME."""
 
 from __future__ import annotations
 

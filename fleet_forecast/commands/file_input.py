@@ -43,7 +43,7 @@ def read_rows(path: Path, settings: Settings, rules: ProfileRules) -> pd.DataFra
 
 
 def on_model_grid(frame: pd.DataFrame, engine: Engine, rules: ProfileRules) -> FleetGrid:
-    """Rows on the model's grid; prints notes about what it does not know."""
+    """Rows on the model's grid; prints notes on metrics and profiles that the model does not have."""
     for text in contradictions(engine.config):
         note(text)
     grid = grid_for(frame, engine.config, rules)

@@ -66,10 +66,10 @@ def _calendar(models_dir: Path) -> BusinessCalendar:
 def compare(
     job: Job, training: TrainerState, risk_model: RiskModel | None, arguments: argparse.Namespace
 ) -> Comparison | None:
-    """The new model beside the one in use; None if there is none, or if it is not to be replaced.
+    """Compare the new model with the one in use; None if there is none, or if it is not to be replaced.
 
-    The starter model is not a champion: beside it the first own model is shown, and replaces it in any case. If the
-    comparison fails, the model is published all the same, and the one in use stays.
+    The starter model is not a champion: the comparison with it is only printed, and the first own model always replaces
+    it. If the comparison fails, the model is published, but the one in use stays in use.
     """
     champion = current_model(arguments.models_dir)
     if champion is None or arguments.no_promote:

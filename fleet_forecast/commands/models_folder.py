@@ -1,7 +1,7 @@
-"""The models of a folder: the one before the present one, and the removal of old ones.
+"""The models of a folder: the previous one, and the removal of old ones.
 
-A model records in its training_info.json which model it was compared with and replaced; there is no further file that
-could contradict `current`.
+A model records in its training_info.json which model it was compared with and replaced. No other file could contradict
+`current`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def model_before(models_dir: Path) -> Path | None:
 
 
 def roll_back(models_dir: Path) -> tuple[str, str]:
-    """Point `current` at the model before; returns the names of the present and of that one.
+    """Point `current` at the previous model; returns the names of the current and of the previous one.
 
     Raises ModelError if there is no current model, none before, or if that one is not complete.
     """

@@ -29,7 +29,7 @@ from fleet_forecast.usage import note
 
 
 def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetrics:
-    """The training data, checked against the contract. path: where they are, instead of --training-dir."""
+    """The training data, checked against the contract. path: of the data, instead of --training-dir."""
     data = check_metrics(path or arguments.training_dir, input_timezone=arguments.input_timezone)
     for notice in data.notices:
         note(notice)
@@ -65,7 +65,7 @@ def prepare(data: CheckedMetrics, arguments: argparse.Namespace) -> Job:
 
 
 def arrays_of(arguments: argparse.Namespace) -> ArraysInMemory:
-    """Where the data are: in memory, or in files of --grid-folder, which several processes share."""
+    """Arrays for the data: in memory, or in files of --grid-folder, which several processes share."""
     if arguments.grid_folder is None and rank_count() == 1:
         return IN_MEMORY
     folder = arguments.grid_folder or arguments.models_dir
@@ -110,7 +110,7 @@ def daemon_silences(path: Path) -> list[Silence]:
 def without_exclusions(
     grid: FleetGrid, silences: Sequence[Silence], path: Path, arrays: ArraysInMemory = IN_MEMORY
 ) -> FleetGrid:
-    """The grid without the measurements that silences of a file exclude: they are as if they were not measured."""
+    """The grid without the measurements that silences of a file exclude: these count as not measured."""
     if not any(silence.kind == EXCLUDE for silence in silences):
         return grid
     seconds = grid.timestamps().astype(np.int64)

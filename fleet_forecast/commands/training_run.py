@@ -156,7 +156,7 @@ def trains_ablation(job: Job, arguments: argparse.Namespace) -> bool:
 def train_ablation(
     job: Job, training: TrainerState, checkpoint: Checkpoint, arguments: argparse.Namespace
 ) -> TrainerState | None:
-    """Train the model without profiles (training/ablation.py); None if it is not wanted or fails."""
+    """Train the model without profiles (training/ablation.py); None if it is not requested or fails."""
     if not trains_ablation(job, arguments):
         return None
     if training.stopped_by == "ctrl-c":
@@ -179,7 +179,7 @@ def train_ablation(
 def fit_finally(
     job: Job, trained: Sequence[TrainerState | None], checkpoint: Checkpoint, arguments: argparse.Namespace
 ) -> TrainerState | None:
-    """Train the model further on all servers and all days (training/final_fit.py); None if not wanted or if it fails.
+    """Train the model further on all servers and days (training/final_fit.py); None if not requested or if it fails.
 
     trained: the model, and its ablation if there is one.
     """
@@ -203,7 +203,7 @@ def fit_finally(
 
 
 def optional_fit(name: str, run: Callable[[], TrainerState]) -> TrainerState | None:
-    """A training whose failure does not affect the model, which is trained already; None if it fails."""
+    """Run a training whose failure does not affect the model, which is already trained; None if it fails."""
     try:
         state = run()
     except Exception as error:
@@ -219,9 +219,9 @@ def optional_fit(name: str, run: Callable[[], TrainerState]) -> TrainerState | N
 def train_risk_model(
     job: Job, incidents: Sequence[IncidentRecord], arguments: argparse.Namespace
 ) -> tuple[RiskModel | None, str]:
-    """Train the risk model (training/risk); None, and the reason, if it is not wanted or fails.
+    """Train the risk model (training/risk); None, and the reason, if it is not requested or fails.
 
-    Its failure does not affect the model, which is trained already.
+    Its failure does not affect the model, which is already trained.
     """
     if arguments.no_risk_model:
         return None, "--no-risk-model"

@@ -1,4 +1,4 @@
-"""Checks that need all rows, batch by batch: servers, their profiles, repeated rows, the step, rows far off in time.
+"""Checks that need all rows, batch by batch: servers, profiles, repeated rows, the step, rows far from all others.
 
 Memory does not grow with the number of rows if the rows of each server are in order of time. Otherwise the times of all
 rows are read a second time and kept, 12 bytes per row, to find repeated rows.
@@ -167,7 +167,7 @@ class Audit:
 
 
 class Unwanted:
-    """Rows that are left out after all rows were seen: exact repeats, and single rows far off in time.
+    """Rows that are left out after all rows were read: exact repeats, and single rows far from all others in time.
 
     rows: their numbers, ascending. servers: names of the rows that stay; None: all names of the audit.
     """

@@ -58,13 +58,13 @@ class BusinessCalendar:
     def of_record(cls, record: Mapping[str, Any]) -> BusinessCalendar:
         """The calendar that metadata or a model recorded; earlier versions recorded the time zone alone.
 
-        Raises ValueError, KeyError or TypeError if it is none.
+        Raises ValueError, KeyError or TypeError if it is not one.
         """
         return cls.from_document(record["calendar"]) if record.get("calendar") else cls(record["timezone"])
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> BusinessCalendar:
-        """The calendar of `as_document`. Raises ValueError, KeyError or TypeError if it is none."""
+        """The calendar of `as_document`. Raises ValueError, KeyError or TypeError if it is not one."""
         opens, _, closes = document["business_hours"].partition("-")
         half = document.get("half_days_close")
         return cls(

@@ -38,7 +38,7 @@ FRACTIONS_FROM = 0.2  # ... and percentages that never exceed 1, and reach this,
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that is wrong with data: the number of rows, an example and the remedy."""
+    """One violation: the number of rows, an example and the remedy."""
 
     column: str
     rows: int
@@ -57,7 +57,7 @@ class Violation:
         return f"{self.column}: {rows}{self.message}{example}"
 
     def and_later(self, other: Violation) -> Violation:
-        """This violation with the rows of a later one added; the example is still the first one."""
+        """This violation with the rows of a later one added; the example stays the first one."""
         return replace(self, rows=self.rows + other.rows)
 
 
@@ -105,7 +105,7 @@ def judge(spec: MetricSpec, cells: CellCounts) -> str | None:
 
 
 def doubt(spec: MetricSpec, cells: CellCounts) -> str | None:
-    """What is unlikely about a metric that is used all the same; None without doubt."""
+    """What is unlikely about a metric that is nevertheless used; None if nothing is."""
     if _looks_like_fractions(spec, cells):
         return f"no value is outside 0 to 1 {spec.unit}; if these are fractions, multiply by 100"
     return None

@@ -1,4 +1,4 @@
-"""CSV files of any usual dialect, read in batches: separators, decimal comma, encodings, compression.
+"""CSV files of any common dialect, read in batches: separators, decimal comma, encodings, compression.
 
 The dialect is found from the beginning of the file: a byte order mark gives the encoding, the header the separator
 (comma, semicolon, tab or bar; Excel's `sep=;` line is followed), and the numbers below it the decimal sign. Files
@@ -40,7 +40,7 @@ _DECIMAL_COMMA, _DECIMAL_POINT = re.compile(r"\s*[+-]?\d+,\d+\s*"), re.compile(r
 
 
 class Dialect(NamedTuple):
-    """How a CSV file is written; first_line: lines before the header."""
+    """The dialect of a CSV file; first_line: lines before the header."""
 
     compression: str | None
     encoding: str
@@ -92,7 +92,7 @@ def first_line(problem: Exception) -> str:
 
 
 def dialect_of(path: Path) -> Dialect:
-    """How a file is written. Raises OSError, pa.ArrowException or UnicodeError if its beginning cannot be read."""
+    """The dialect of a file. Raises OSError, pa.ArrowException or UnicodeError if its beginning cannot be read."""
     with path.open("rb") as file:
         magic = file.read(4)
     compression = next((name for start, name in _COMPRESSIONS if magic.startswith(start)), None)

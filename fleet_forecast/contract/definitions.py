@@ -1,9 +1,9 @@
-"""What a fleet is: its metrics, profiles and calendar; the built-in fleet, and the one that this process works for.
+"""The definition of a fleet (metrics, profiles, calendar), the built-in fleet, and the fleet in use by this process.
 
-A process works for one fleet. The scripts bring that of `fleet.toml` into use at their start, by `use_fleet`, before
-anything else reads it, and hand it to their child processes. METRIC_SPECS, METRICS, COLUMNS and PROFILES are read-only
-views of the fleet in use; without a file it is BUILT_IN_FLEET. A constant that depends on the fleet is a function
-decorated with `per_fleet`.
+A process uses one fleet. At their start the scripts set that of `fleet.toml` with `use_fleet`, before anything else
+reads it, and pass it to their child processes. METRIC_SPECS, METRICS, COLUMNS and PROFILES are read-only views of the
+fleet in use; without a file it is BUILT_IN_FLEET. A constant that depends on the fleet is a function decorated with
+`per_fleet`.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class MetricSpec:
 
     @property
     def rounding(self) -> float:
-        """How far beyond a limit a value may lie by rounding; it then counts as the limit."""
+        """How far beyond a limit rounding may take a value; it then counts as the limit."""
         return 0.5 if self.is_percent else 1e-6
 
     @property
     def is_percent(self) -> bool:
-        """Whether the upper limit can be reached, as opposed to the limit of a rate."""
+        """Whether values can reach the upper limit, unlike that of a rate."""
         return self.kind == "percent"
 
 
@@ -132,12 +132,12 @@ _caches: list[Callable[[], None]] = []
 
 
 def fleet_in_use() -> FleetDefinition:
-    """The fleet that this process works for."""
+    """The fleet in use by this process."""
     return _in_use[0]
 
 
 def start_with(fleet: FleetDefinition) -> None:
-    """Bring a fleet into use for the rest of a child process."""
+    """Use a fleet for the rest of a child process."""
     _in_use[0] = fleet
     for clear in _caches:
         clear()
@@ -145,7 +145,7 @@ def start_with(fleet: FleetDefinition) -> None:
 
 @contextmanager
 def use_fleet(fleet: FleetDefinition) -> Iterator[FleetDefinition]:
-    """Bring a fleet into use within the block; the earlier one is restored after it."""
+    """Use a fleet within the block; the previous one is restored after it."""
     before = fleet_in_use()
     start_with(fleet)
     try:
@@ -155,7 +155,7 @@ def use_fleet(fleet: FleetDefinition) -> Iterator[FleetDefinition]:
 
 
 def per_fleet(function: Callable[..., Result]) -> Callable[..., Result]:
-    """functools.cache for what depends on the fleet in use; it is emptied when another comes into use."""
+    """functools.cache for what depends on the fleet in use; cleared when another fleet is set."""
     cached = functools.cache(function)
     _caches.append(cached.cache_clear)
     return cached

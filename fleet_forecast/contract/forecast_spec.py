@@ -1,4 +1,4 @@
-"""What a forecast consists of: its quantile levels, and the distances at which it is reported."""
+"""The quantile levels of a forecast, and the horizons at which it is reported."""
 
 from __future__ import annotations
 

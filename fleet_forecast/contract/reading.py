@@ -118,7 +118,7 @@ class CheckedMetrics:
                     yield LabelledRow(str(names.values[name]), float(second), str(labels.values[label]))
 
     def drop_unwanted(self, examined: Examined) -> None:
-        """Leave out the rows of a batch that are repeats, or far off in time."""
+        """Leave out the rows of a batch that are repeats, or far from all others in time."""
         self._unwanted.drop_from(examined)
 
     def _refuse_if_changed(self) -> None:
@@ -181,7 +181,7 @@ _AnyRows = Rows | _FrameRows
 
 
 class _Request(NamedTuple):
-    """What is read and how."""
+    """What to read and how."""
 
     path: Path
     rules: ProfileRules

@@ -1,6 +1,6 @@
-"""Times as files and requests have them, as UTC instants.
+"""Reads the times of files and requests as UTC instants.
 
-Accepted are times with a zone, all forms of RFC 3339 (lower case, any fraction of a second, a space for the T), the
+Accepts times with a zone, all forms of RFC 3339 (lower case, any fraction of a second, a space for the T), the
 usual suffixes ` UTC` and ` GMT`, and numbers since 1970 in seconds, milliseconds, microseconds or nanoseconds, which
 are distinguished by their size. Times without a zone need one that the user states.
 """
@@ -75,7 +75,7 @@ def iso_text(text: str) -> str:
 
 
 def number_unit(number: float) -> int | None:
-    """Position in UNITS of the unit in which a number is a time since 1970, None if it is none."""
+    """Position in UNITS of the unit in which a number is a time since 1970, None if it is not one."""
     for place in range(len(UNITS)):
         if SMALLEST_SECONDS * 1000**place <= number < LARGEST_SECONDS * 1000**place:
             return place
@@ -121,7 +121,7 @@ def _within_range(instants: npt.NDArray[np.datetime64]) -> ParsedTimes:
 
 
 def _elsewhere(faults: list[Fault], explained: npt.NDArray[np.bool_]) -> list[Fault]:
-    """The faults of rows that have no other explanation."""
+    """The faults of rows without a more specific one."""
     return [(rows & ~explained, *words) for rows, *words in faults if (rows & ~explained).any()]  # type: ignore[misc]
 
 

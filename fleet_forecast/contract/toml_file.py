@@ -87,7 +87,7 @@ def _error(where: str, text: str, problem: ValidationError, model: type[BaseMode
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation in words: "field is value; remedy"."""
+    """The message of the first error of a validation: "field is value; remedy"."""
     first = _first(error)
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])

@@ -1,4 +1,4 @@
-"""Whether a model's forecasts have become worse: a sequential test on daily losses, and its result in words.
+"""Whether a model's forecasts have become worse: a sequential test on daily losses, and its result as text.
 
-The test knows numbers by day only, not where they come from.
+The test receives numbers by day and does not depend on their source.
 """

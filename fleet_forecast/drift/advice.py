@@ -1,4 +1,4 @@
-"""In words, what has changed since when, and by how much."""
+"""Text on what has changed, since when, and by how much."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fleet_forecast.iso_time import iso
 
 SHOWN = 3  # profiles that are named
 FEWEST_NEW_SERVERS = 3  # of a profile: of three, training holds out one
-NAMED_SHARE = 0.5  # of the largest change, in standard deviations: smaller ones are not named
+NAMED_SHARE = 0.5  # of a change, in standard deviations: smaller ones are not named
 DAY_SECONDS = 86_400
 
 

@@ -2,16 +2,17 @@
 
 Input is one number for each day and stream (profile and metric): the logarithm of the model's loss divided by that of a
 simple baseline. Days are the unit because the losses within a day are not independent; dividing by the baseline's loss
-takes out days that are hard for every method.
+removes the effect of days that are hard for every method.
 
-Three kinds of series are watched: the mean of the standardised streams (fleet), their means by profile, and the streams
-themselves. Two kinds of evidence are gathered for each day that a change may have begun on:
+Three kinds of series are tested: the mean of the standardised streams (fleet), their means by profile, and the streams
+themselves. For each day on which a change may have begun there are two kinds of evidence:
 
-- ranks: whether the days since are among the highest so far. It assumes that days without a change are exchangeable,
-  whatever the distribution of the losses; it cannot be fast, as a day among n has no rank more surprising than 1/n.
+- ranks: whether the days since then are among the highest so far. It assumes that days without a change are
+  exchangeable, whatever the distribution of the losses. It is slow, because no rank among n days is less likely than
+  1/n.
 - sizes (drift/shift.py): how much higher than all days before they are, in standard deviations. It assumes normal
-  losses with some dependence from day to day, and is bounded so that one odd day proves nothing. Two days far outside
-  of the days before do.
+  losses with some dependence from day to day. It is bounded, so that one unusual day is not enough; two days far
+  outside the range of the days before are.
 
 Ranks: the rank of a new day among all days so far is uniform and independent of the ranks before under the null
 hypothesis (conformal p-values: Vovk, Gammerman & Shafer 2005). Each beginning makes bets: on the k-th day since, that
@@ -22,8 +23,8 @@ the profiles and the largest of the streams are ranked, beside the fleet.
 Either evidence of a beginning has mean 1 at most as long as nothing changes. So has their weighted mean, and the sum
 over the beginnings after t days (Shiryaev-Roberts; e-detector of Shin, Ramdas & Rinaldo 2022) has mean t at most. By
 Doob's inequality it reaches THRESHOLD within a quarter with probability QUARTER_DAYS / THRESHOLD at most. This is
-FALSE_ALARMS_PER_QUARTER; the other numbers have an effect on the delay only. benchmarks/life/drift.py measures what
-becomes of it where the assumptions do not hold.
+FALSE_ALARMS_PER_QUARTER; the other constants affect only the delay. benchmarks/life/drift.py measures it also
+where the assumptions do not hold.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ RISES_WEIGHT = 0.75  # of the evidence from sizes; the ranks are for changes tha
 KIND_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])  # of fleet, profiles and streams: most changes are of a profile
 LONGEST_DAYS = 366  # older days are forgotten
 EARLIER = 12  # models before whose days are kept
-FEWEST_DAYS = 3  # of a stream that is looked at
+FEWEST_DAYS = 3  # of a stream that is tested
 ROUNDING = 1e-9
 
 

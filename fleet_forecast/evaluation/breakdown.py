@@ -1,4 +1,4 @@
-"""Where a model errs: scores of a backtest by horizon, hour of the day, profile and metric, and calibration.
+"""Errors of a backtest by horizon, hour of the day, profile and metric, and calibration.
 
 Errors are WQL at SCORED_LEVELS as in scores.weighted_quantile_loss, mean over the metrics, of the model and of the best
 baseline. They go into evaluation.json as lists and numbers.

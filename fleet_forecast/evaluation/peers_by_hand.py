@@ -1,7 +1,7 @@
-"""The baseline peers_by_hand: what the server's peers did at this time yesterday, without a network.
+"""The baseline peers_by_hand: a forecast from the peers' values at the same time yesterday, without a network.
 
-The median of the peers at the same time on the previous day, times how their last hour compares with the same hour of
-that day (decaying over DECAY_HOURS), times the server's own offset to them in the last hour if it was measured. The
+The median of the peers at the same time on the previous day, times the ratio of their last hour to the same hour of
+that day (decaying over DECAY_HOURS), times the server's own ratio to them in the last hour if it was measured. The
 spread around it is that of the profile's training servers: quantiles of log ratios of actual to forecast.
 """
 

@@ -1,4 +1,4 @@
-"""report.html: one page, readable offline: how good a model is, where it errs, and what it was trained on."""
+"""report.html: one page, readable offline, with the scores and errors of a model and the data it was trained on."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ SCORES_EXPLAINED = (
 )
 CHAMPION_EXPLAINED = (
     "Both models before their final fit, on the same forecasts of the newest days. ratio: WQL of this model (the "
-    "challenger) divided by that of the champion; ratio_upper_95: the upper end of its interval, servers drawn anew."
+    "challenger) divided by that of the champion; ratio_upper_95: upper end of its interval (bootstrap over servers)."
 )
-CALIBRATION_EXPLAINED = "Share of the measurements below each quantile; on the dotted line the probabilities are right."
+CALIBRATION_EXPLAINED = "Share of the measurements below each quantile; the dotted line is perfect calibration."
 WEIGHTS_EXPLAINED = (
     "Mean weights of the network on windows of the test period, in percent. The weights of all variables of a group "
-    "add up to 100 for each profile; the largest are shown. They are what the network attends to. They do not predict "
-    "how a forecast changes if a value changes."
+    "add up to 100 for each profile; the largest are shown. They show what the network attends to, not how a forecast "
+    "would change with a value."
 )
 FANS_EXPLAINED = (
     "Test windows of each profile by their error: the smallest, the middle and the largest one. Blue: the median with "
-    "the 80 % and the 96 % band. Black: what was measured. The model received the values up to the dotted line."
+    "the 80 % and the 96 % band. Black: the measured values. The model received those up to the dotted line."
 )
 FANS_IN_A_ROW = 3
 # Heights on a wide page, for pictures of it: two lines under a heading, a fan chart and a chart with their captions.
@@ -136,7 +136,7 @@ def report_pictures(report: ModelReport) -> dict[str, Picture]:
 
 
 def _summary(report: ModelReport) -> str:
-    """What it is and how good, in three sentences."""
+    """The model and its error in three sentences."""
     info, scores = report.info, report.evaluation.scores
     times = f"trained on {info['first_timestamp']} to {info['train_end']} and tested from {info['test_start']} on"
     sentences = [f"A forecast model of {len(report.data)} profiles and {info['servers']} servers, {times}."]
@@ -178,7 +178,7 @@ def _champion(champion: Mapping[str, Any] | None) -> list[str]:
     columns = [each for each in champion["groups"][0] if each != "group"] if champion["groups"] else []
     rows = [{"servers of": group["group"], **{name: group[name] for name in columns}} for group in champion["groups"]]
     return [
-        "<h2>Beside the model that was in use</h2>",
+        "<h2>Comparison with the previous model</h2>",
         f'<p class="hint">{CHAMPION_EXPLAINED}</p>',
         f"<p>{html.escape(f'The champion was {name}. {verdict}{remark}')}</p>",
         *([_table(pd.DataFrame(rows).astype({"ratio_upper_95": float}))] if rows else []),
@@ -190,7 +190,7 @@ def _cold_start(table: pd.DataFrame) -> list[str]:
         return []
     return [
         "<h2>New servers, by length of history</h2>",
-        '<p class="hint">Unseen servers of which only the last steps are given.</p>',
+        '<p class="hint">Unseen servers; the model receives only their last steps.</p>',
         charts.as_html(charts.cold_start_chart(table)),
         f"<details><summary>as a table</summary>{_table(table)}</details>",
     ]
@@ -275,11 +275,11 @@ def _risk(risk: Mapping[str, Any]) -> list[str]:
     source, horizon = html.escape(str(risk["source"])), html.escape(str(risk["alert_horizon"]))
     return [
         "<h2>Risk of incidents</h2>",
-        f'<p class="hint">Found incidents against false alarms, by level of the risk within {horizon}.</p>',
+        f'<p class="hint">Recall and false alarms by level of the risk within {horizon}.</p>',
         f"<p>Trained on {source}.</p>",
         charts.as_html(charts.risk_chart(risk["curve"])),
         f"<details><summary>as a table</summary>{_table(pd.DataFrame(risk['curve']))}</details>",
-        f'<p class="hint">Probability of an incident within {horizon}, and how often one came:</p>',
+        f'<p class="hint">Predicted probability of an incident within {horizon}, and observed frequency:</p>',
         _table(pd.DataFrame(risk["reliability"][risk["alert_horizon"]])),
     ]
 

@@ -127,7 +127,7 @@ def risk_chart(curve: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def fan_chart(example: Example) -> go.Figure:
-    """History, forecast with its bands, and what was measured."""
+    """History, forecast with its bands, and measured values."""
     step = np.timedelta64(example.step_seconds, "s")
     origin = example.origin.astype("datetime64[s]")
     before = origin - step * np.arange(len(example.history) - 1, -1, -1)

@@ -1,4 +1,4 @@
-"""PNG pictures of the report's main sections, for documents: drawn by a Chromium of this machine, if there is one."""
+"""PNG pictures of the report's main sections, for documents: drawn by Chromium, if it is installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def browser() -> str | None:
 
 
 def write_pictures(directory: Path, pictures: Mapping[str, Picture]) -> str | None:
-    """Write NAME.png of each picture into a directory. Returns why one is not drawn; those after it are not either."""
+    """Write NAME.png of each picture into a directory. Stops at the first failure and returns the reason."""
     program = browser()
     if program is None:
         return MISSING

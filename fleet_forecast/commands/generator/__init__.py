@@ -1,4 +1,4 @@
-"""What metrics_generator.py does once its flags are read.
+"""The commands of metrics_generator.py, called with parsed flags.
 
 Imports the simulation and sources; imported by the script alone.
 """

@@ -1,1 +1,1 @@
-"""fleet.toml: its tables, how it is found, read and shown, and where the content of earlier files moves."""
+"""fleet.toml: its tables, finding, reading and printing it, and the move of the content of earlier files."""

@@ -12,8 +12,8 @@ from fleet_forecast.usage import note
 def business_calendar(timezone: str | None, recorded: BusinessCalendar | None = None) -> BusinessCalendar:
     """The calendar that a fleet file names, else that of the data's metadata, else the default.
 
-    timezone: of the flag --timezone, which replaces the calendar's. recorded: of the metadata. Says where fleet file
-    and metadata differ. Raises ValueError naming an unknown time zone.
+    timezone: of the flag --timezone, which replaces the calendar's. recorded: of the metadata. Prints a note if fleet
+    file and metadata differ. Raises ValueError naming an unknown time zone.
     """
     fleet = fleet_in_use()
     calendar = recorded if recorded is not None and not fleet.names_calendar else fleet.calendar

@@ -82,7 +82,7 @@ def fleet_path(arguments: Sequence[str]) -> Path | None:
 
 
 def load_fleet(path: Path | None) -> FleetDefinition:
-    """find_fleet; says on stderr which file is used."""
+    """find_fleet; prints on stderr which file is used."""
     fleet = find_fleet(path)
     if fleet.source is not None:
         print(f"fleet: {fleet.source}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""A new model beside the one in use: whether it is worse on the newest days."""
+"""Comparison of a new model with the one in use: whether it is worse on the newest days."""

@@ -1,8 +1,8 @@
-"""The champion, the model in use, beside a challenger on the newest days of the challenger's data.
+"""Compares the champion, the model in use, with a challenger on the newest days of the challenger's data.
 
-Both are judged before their final fit, which trains on all days: the champion by the weights that its directory keeps
-for this. A directory without them is judged by its published weights. Only forecasts after the champion's training and
-validation time count; where there are none, all of them do, and the comparison says that it favours the champion.
+Both are evaluated with the weights before their final fit, which trains on all days; the champion's directory contains
+them for this. A directory without them is evaluated with its published weights. Only forecasts after the champion's
+training and validation time count. If there are none, all count, and a remark states that this favours the champion.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WITHOUT_A_RISK_MODEL = "it has no risk model, the champion has one"
 class Champion:
     """A model directory to compare with.
 
-    seen_until_seconds: its training and validation time ends there. final_fit: judged by weights that have seen more.
+    seen_until_seconds: end of its training and validation time. final_fit: its weights were also trained on later data.
     """
 
     config: ModelConfig
@@ -63,7 +63,7 @@ class Champion:
         try:
             info = json.loads((resolved / TRAINING_INFO_FILE).read_text(encoding="utf-8"))
             whole = bool(info.get("final_fit")) and not (resolved / EVALUATED_WEIGHTS_FILE).exists()
-            # The starter model has seen nothing of a user's fleet; the dates of its own data mean nothing.
+            # The starter model was not trained on the user's fleet; the dates of its own data have no meaning here.
             seen_until = (
                 0 if is_starter(resolved.name) else utc_seconds(info["last_timestamp" if whole else "test_start"])
             )
@@ -138,7 +138,7 @@ def compare_with_champion(
 
 
 def _lacks(champion: Champion, challenger: Challenger) -> list[str]:
-    """What the champion does and the challenger does not."""
+    """Abilities of the champion that the challenger lacks."""
     before, after = champion.config, challenger.config
     found = []
     if lost := [metric for metric in before.targets if metric not in after.targets]:

@@ -1,15 +1,15 @@
 """Whether a newly trained model (the challenger) is worse than the one in use (the champion).
 
-Both forecast the same past windows. For each group of servers the ratio of their WQL is estimated, and how far chance
-can have moved it: servers are drawn with replacement, as a server's windows are not independent (cluster bootstrap,
-Efron & Tibshirani 1993, percentile interval). The challenger is worse if one of these holds in a group:
+Both forecast the same past windows. For each group of servers the ratio of their WQL is estimated with an interval:
+servers are drawn with replacement, because a server's windows are not independent (cluster bootstrap, Efron &
+Tibshirani 1993, percentile interval). The challenger is worse if one of these holds in a group:
 
 - its WQL is more than MARGIN_PCT higher,
-- chance aside, it may be more than TOLERATED_PCT higher: the upper end of the one-sided 95 % interval of the ratio is,
+- the upper end of the one-sided 95 % interval of the ratio is more than TOLERATED_PCT above 1,
 - the coverage of its 80 % band is farther from 80 % by more than COVERAGE_MARGIN_POINTS,
 
-or if its risk model finds fewer incidents (`risk_is_worse`), or lacks what the champion has.
-The margins are what a user would not notice. They are stated here and nowhere else.
+or if its risk model finds fewer incidents (`risk_is_worse`), or if it lacks something that the champion has.
+The margins are differences that a user would not notice. They are defined here only.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def found_ahead_pct(curve: Sequence[CurvePoint]) -> float | None:
 
 
 def risk_is_worse(champion: Sequence[CurvePoint], challenger: Sequence[CurvePoint]) -> str | None:
-    """Why the challenger's risk model is worse, by the curves that were measured on held-out servers; None if not."""
+    """Why the challenger's risk model is worse, by the curves measured on held-out servers; None if it is not."""
     before, after = found_ahead_pct(champion), found_ahead_pct(challenger)
     if before is None or after is None or before - after <= RISK_MARGIN_POINTS:
         return None
