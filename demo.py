@@ -4,7 +4,7 @@
     python demo.py --port 8001 --minutes 5      # another port, longer training
     python demo.py --once                       # end after the first forecast of the trained model
 
-The daemon serves with the starter model at once, while the fleet's own model is trained beside it, and changes to that
+The daemon serves forecasts of the starter model at once, while the fleet's own model is trained, and changes to that
 one when it is published. Files are in demo_files/, which each run empties. The live feed continues the same fleet with
 one additional server that is not in the training data. Progress goes to stderr; the last line on stdout is JSON with
 seconds by part.

@@ -8,8 +8,8 @@
     python metrics_generator.py --plot fleet.png                    # one week of one server per profile
     python metrics_generator.py --fleet fleet.toml                  # own profiles and metrics, by their baselines
 
-The same seed and start give the same files to the byte. Progress and a summary go to stderr, one JSON line is last on
-stdout. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The format of the data is in DATA_CONTRACT.md.
+The same seed and start give the same files, byte for byte. Progress and a summary go to stderr; the last line on stdout
+is JSON. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. The format of the data is in DATA_CONTRACT.md.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], dict[str, object]]:
-    """What the flags ask for. Imported here, so that each command starts without the others' packages."""
+    """The command that the flags select. Imported here, so that each command starts without the others' packages."""
     if arguments.from_prometheus is not None or arguments.connections is not None:
         from fleet_forecast.commands.generator.pull_fleet import pull
 

@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules)
 
 
 def _command_on_a_file(arguments: argparse.Namespace) -> Callable[[argparse.Namespace, Settings, ProfileRules], None]:
-    """What the flags ask for. Imported here, so that each command, and the daemon, starts without the others."""
+    """The command that the flags select. Imported here, so that each command starts without the others' packages."""
     if arguments.backup is not None:
         from fleet_forecast.commands.back_up_history import back_up_history
 

@@ -12,7 +12,7 @@ Reads the output of metrics_generator.py, or any file in the format of DATA_CONT
 is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
 published. Progress goes to stderr; tables and, as the last line, one JSON object go to stdout. Ctrl-C ends the training
 and publishes the best model so far; during the final fit it publishes the evaluated model. A second Ctrl-C aborts.
-Where a model is in use already, both are compared on the newest days; a worse one is not put in use.
+If a model is already in use, both are compared on the newest days; a worse one is not put in use.
 Exit code 0: published, 1: failed, 2: wrong usage, 3: published, but not put in use.
 """
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_job(arguments: argparse.Namespace) -> tuple[Job, list[IncidentRecord]]:
-    """The job that data and flags define, and the incidents that the user knows of."""
+    """The job that data and flags define, and the known incidents."""
     if not arguments.no_risk_model:
         load_lightgbm()  # fails before hours of training
     with training_path(arguments) as path:

@@ -1,8 +1,8 @@
 """Large arrays of a run: in memory, or in mapped files.
 
-A mapped file is not limited by the memory, as the system writes parts of it to disk and reads them again, and the
-processes of a machine share it. It has no name once all processes have opened it, so that nothing is left behind when
-they end, however they end.
+A mapped file may be larger than the memory, because the system writes parts of it to disk and reads them again. The
+processes of a machine share it. It is unlinked once all processes have opened it, so nothing is left when they end or
+are killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Retries with back-off towards other services, on tenacity."""
+"""Retries with back-off for requests to other services, with tenacity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a script: its exit code, also where the reader of its output is gone."""
+"""Runs a script's main and exits with its code, also if the reader of its output is gone."""
 
 from __future__ import annotations
 

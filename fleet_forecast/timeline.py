@@ -1,4 +1,4 @@
-"""When rows were measured: order and distances of each server's rows, and rows far from all others."""
+"""Order and intervals of each server's rows, and rows far from all others in time."""
 
 from __future__ import annotations
 

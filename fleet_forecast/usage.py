@@ -12,7 +12,7 @@ class UsageError(ValueError):
 
 
 def note(text: str) -> None:
-    """A line on stderr for the user, who need not act on it."""
+    """Print a note to the user on stderr; it requires no action."""
     print(f"note: {text}", file=sys.stderr)
 
 

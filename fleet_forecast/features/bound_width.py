@@ -3,8 +3,8 @@
 The family runs from a nearly linear transform to a logarithmic one. As for the power of Box & Cox (1964), the choice
 maximises the profile likelihood of the measurements: each window has a location and a scale of its own, at their
 maximum-likelihood values, and the logarithm of the transform's derivative is added. Residuals have a Laplace
-distribution: its likelihood is the absolute error, which is what the quantile loss measures, and bursts do not dominate
-it as they do the Gaussian one.
+distribution, whose log-likelihood is the absolute error. The quantile loss measures the same, and bursts dominate it
+less than a Gaussian one.
 
 The default is kept unless the likelihood is clearly better, as narrow bounds forecast better where the difference is
 small. On 46 real servers (30 days of training, 15 of test) a width of 0.5 for both rates, whose likelihood was 0.01

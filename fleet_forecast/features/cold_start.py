@@ -5,17 +5,17 @@ cross-validation, Stone 1974) and n of its own steps. For some n, three things a
 
 - loc_weight: the weight of the mean of the n steps in a regression, through the others' mean, on the mean of what
   follows. Least absolute deviations, so that a few strongly varying servers do not dominate.
-- scale_weight: likewise for the deviation, on a log scale, against the deviation of what follows from the expected loc.
+- scale_weight: the same for the deviation, on a log scale, against the deviation of what follows from the expected loc.
 - quantiles: of what follows, standardised with the expected loc and scale.
 
-An untrained network thereby forecasts the distribution of the profile at every length of history. A weight n / (n + k)
+An untrained network thus forecasts the distribution of the profile at every length of history. A weight n / (n + k)
 would assume independent steps, but the first step is nearly as informative about a server's level as its first hour.
 Nothing is estimated for a whole context, as a day covers the daily pattern: the default prior is used.
 
-A profile with few servers gives unreliable estimates: four servers that happen to be steady promise that every server
-of the profile is. The estimates of a profile with n servers are therefore drawn toward those of the whole fleet, with
-the weight k / (n + k) (parametric empirical Bayes, Morris 1983). k is the variance of an estimate from one server in
-units of the variance between profiles. Estimates from either half of a profile's servers show the former.
+A profile with few servers gives unreliable estimates: if four servers happen to be steady, the estimate is that all
+servers of the profile are. The estimates of a profile with n servers are therefore shrunk toward those of the fleet,
+with the weight k / (n + k) (parametric empirical Bayes, Morris 1983). k is the variance of an estimate from one server
+in units of the variance between profiles. Estimates from either half of a profile's servers show the former.
 """
 
 from __future__ import annotations

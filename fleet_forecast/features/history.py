@@ -1,7 +1,7 @@
 """Values before and after forecast origins, cut from an array of a whole fleet; coarsely measured servers.
 
 The rows of some servers are farther apart than the model's step: 10, 15 or 60 minutes on a grid of 5 minutes. On the
-grid most of their cells are empty, and an empty cell of yesterday would say nothing about the same time today. Within a
+grid most of their cells are empty, so the same time yesterday would mostly be unknown. Within a
 window, the steps between two consecutive rows are therefore interpolated linearly. Only rows up to the window's origin
 are used, a longer gap stays empty, and targets are never interpolated. A server that is measured at most steps is left
 as it is.

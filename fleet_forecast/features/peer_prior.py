@@ -1,8 +1,8 @@
 """Peer prior: loc, scale and quantiles of a window from its peers, by number of own measured steps.
 
 The seasonally adjusted level of the peers over the context is the base. A server's level relative to its peers, the
-relative level, is shrunk by a learned weight. The scale is the usual error, by how much the peers' level and the
-server's own values deviate in this context: both with learned weights. The weights, the usual error and the quantiles
+relative level, is shrunk by a learned weight. The scale is the usual error, adjusted with learned weights for how much
+the peers' level and the server's own values deviate in this context. The weights, the usual error and the quantiles
 of what follows are fitted on windows of the training servers in which only n own steps are known and the server is not
 among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile the weight of
 the relative level is small; between servers that share no load it is near 1. How alike servers are changes over weeks,
@@ -34,7 +34,7 @@ from fleet_forecast.features.quantile_map import KNOT_LEVELS
 from fleet_forecast.features.seasonality import LagSteps, seasonal_component, seasonal_lags
 
 MAX_WINDOWS = 600  # sampled for each profile; more hardly change the weights
-FEWEST_WINDOWS = 20  # with a relative level and a following; with fewer there is no prior
+FEWEST_WINDOWS = 20  # with a relative level and values after it; with fewer there is no prior
 ORIGINS_PER_CONTEXT = 8
 SEED = 0
 

@@ -6,9 +6,9 @@ same probability (normal-score transform). An untrained network forecasts the di
 learns the deviations from it. Beyond the outermost quantiles a score grows as sinh, the inverse of the asinh of the
 inputs.
 
-With few measured steps the window quantiles are drawn toward the prior of cold_start.py, estimated for the server's
-profile at that length of history. For a whole context the prior is the normal distribution: differences between
-servers are little evidence about the variation of one of them.
+With few measured steps the window quantiles are shrunk toward the prior of cold_start.py, estimated for the server's
+profile at that length of history. For a whole context the prior is the normal distribution, because differences between
+servers say little about the variation of a single one.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Scaling of windows: transformed values -> standardised values, and back.
 
 1. bounded_transform.py maps each metric's physical range onto the real line.
-2. *Profile statistics*, loc and scale of the profile's training servers, give a server without history a sensible
-   scale.
+2. *Profile statistics*, loc and scale of the profile's training servers, are the scale of a server without history.
 3. A *window's own* loc and scale are shrunk toward the profile's (Efron & Morris 1975): without history the profile's
    are used, with a day of history the window's own. In between the window's mean has the learned shrinkage weight of
    cold_start.py, and the profile's scale narrows, as loc becomes known, from the deviation over all its servers to the
-   typical deviation inside a window. The window's deviation has a weight of its own, on a log scale, so that a very
-   quiet server keeps its small scale: a few minutes show a server's level, but seldom its range.
-4. A window with peers takes both from what its peers do now (peer_prior.py) instead of from the profile statistics.
+   typical deviation inside a window. The window's deviation has its own weight, on a log scale, so that a very quiet
+   server keeps its small scale: a few minutes show a server's level, but seldom its range.
+4. For a window with peers, both come from the current values of its peers (peer_prior.py) instead of the profile
+   statistics.
 """
 
 from __future__ import annotations

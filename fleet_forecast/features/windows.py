@@ -1,4 +1,4 @@
-"""Windows: what the network reads of one server at one forecast origin.
+"""Windows: the input of the network for one server at one forecast origin.
 
 Everything in a window is known at the origin: the standardised values of the context, each with a mask; the calendar of
 context and horizon; and for each step of the horizon the values of earlier days at that time. Context and targets are

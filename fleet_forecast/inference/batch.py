@@ -121,7 +121,7 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
 
 
 def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
-    """What the model does not have of the input, and what the input does not have of the model; grid: of the frame."""
+    """Profiles of the input that the model lacks, and metrics of the model that the input lacks; grid: of the frame."""
     if missing := missing_metrics(frame, engine.config):
         whose = " for servers whose profile had it in the training data" if engine.config.measured_by_profile else ""
         yield f"the data has no {', '.join(missing)}: forecast as not measured{whose}"

@@ -1,7 +1,7 @@
 """The canary: a synthetic history stored with its forecast at training time.
 
-A loaded model must reproduce the forecast. It does not if the network or the features are computed in another way than
-at training time.
+A loaded model must reproduce the forecast. It does not if the network or the features are computed differently than at
+training time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine: history arrays in, quantile arrays out. It has no names of servers, no HTTP and no files of metrics.
+"""The engine: history arrays in, quantile arrays out. It does not depend on server names, HTTP or files of metrics.
 
 On a CPU the network runs in ONNX Runtime and torch is not imported; on a GPU it runs in torch, on the same windows.
 Each CPU core runs its own chunks of servers with one thread: many operators of the network are too small to be split.
@@ -193,7 +193,7 @@ class Engine:
     def peer_support(
         self, history: np.ndarray, profiles: Sequence[str | None], origins: np.ndarray | np.datetime64, peers: Peers
     ) -> PeerSupport:
-        """On how many peers forecasts rest, and with which weight; arguments as for `forecast`, cheap beside it."""
+        """Number and weight of the peers that forecasts use; arguments as for `forecast`, but much faster."""
         servers = len(history)
         fleet = self._fleet(_ForecastInput(history, profiles, origins, peers)) if servers else None
         return self._support(fleet, servers)

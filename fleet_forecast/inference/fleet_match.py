@@ -1,8 +1,8 @@
-"""Which metrics of a model are served, and what the model and the fleet in use say differently.
+"""Which metrics of a model are served, and the differences between the model and the fleet in use.
 
-A metric is served if both define it with the same unit and kind, and to a server if it makes sense for it: see
-`measured_metrics`. A model is served with its own calendar, but the starter model with that of the fleet in use: the
-hours it was trained on are those of a business day.
+A metric is served if both define it with the same unit and kind, for the servers of `measured_metrics`. A model is
+served with its own calendar, except the starter model, which has the calendar of the fleet in use: the hours that it
+was trained on are those of a business day.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class ForecastAxes(NamedTuple):
 def forecast_schema(levels: Sequence[float]) -> pa.Schema:
     """server_name, origin, step, timestamp, metric, peers, peer_weight, then one column per quantile: q0.02 and so on.
 
-    peers: number of peers the forecast rests on. peer_weight: of their level against the server's own, 0 to 1.
+    peers: number of peers that the forecast uses. peer_weight: of their level against the server's own, 0 to 1.
     """
     instant = pa.timestamp("ns", tz="UTC")
     columns = [("server_name", pa.string()), ("origin", instant), ("step", pa.int16())]

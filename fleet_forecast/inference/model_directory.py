@@ -13,7 +13,7 @@ models/tft_model_<UTC time>/
     report.html, *.parquet a page for people, and its tables (scores, cold start, mean weights by profile)
     manifest.json          written last: format version, and size and sha256 of every other file
 models/current             relative symbolic link to the model in use, switched by rename
-models/starter/            the project's own model, for forecasts before there is one; its README.md describes it
+models/starter/            the project's own model, used until there is another one; its README.md describes it
 
 No file is a pickle, and loading runs no code from the directory. safetensors and ONNX files have no checksum of their
 own; the manifest's sha256 detects damage.
@@ -115,7 +115,7 @@ def promote(models_dir: Path, model_id: str) -> None:
 
 
 def present_model(path: Path, chosen: bool) -> Path:
-    """The directory to load now: `path`, or the starter model where the user chose no path and there is nothing."""
+    """The directory to load: `path`, or the starter model if the user chose no path and the default does not exist."""
     return path if chosen or path.exists() or path.is_symlink() else STARTER_DIR
 
 
@@ -204,7 +204,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
-    """The content of a regular file. Raises ModelError if it is none or is larger; OSError."""
+    """The content of a regular file. Raises ModelError if it is not one or is larger; OSError."""
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -213,7 +213,7 @@ def read_regular(path: Path, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
 
 
 def read_document(model_dir: Path | None, name: str) -> dict[str, Any] | None:
-    """A JSON object of a model directory that nothing depends on; None if there is none, or none that can be read."""
+    """An optional JSON object of a model directory; None if there is none, or if it cannot be read."""
     if model_dir is None:
         return None
     try:

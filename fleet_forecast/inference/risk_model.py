@@ -41,7 +41,7 @@ COPY = "copy the model directory again or train again"
 
 
 class Driver(NamedTuple):
-    """What a part of the risk comes from: a metric and a time scale; None for what is no metric's, or has no scale."""
+    """A metric and a time scale that contribute to the risk; None for features without a metric or without a scale."""
 
     metric: str | None
     seconds: int | None
@@ -80,7 +80,7 @@ class RiskDescription:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> RiskDescription:
-        """The content of a file. Raises KeyError, TypeError, ValueError if it is another one."""
+        """The content of a file. Raises KeyError, TypeError or ValueError for other content."""
         spec = dict(fields["spec"])
         for name in ("metrics", "percent", "profiles"):
             spec[name] = tuple(spec[name])
@@ -155,7 +155,7 @@ class RiskModel:
         return self.description.trained_on
 
     def summary(self) -> dict[str, Any]:
-        """What it is, for people and programs: training data, horizons, metrics and curve."""
+        """Description of the model: training data, horizons, metrics and curve."""
         return {
             "trained_on": self.trained_on,
             "horizons": list(RISK_HORIZONS),

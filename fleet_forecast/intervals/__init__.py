@@ -1,4 +1,4 @@
-"""Times that users know about: incidents they had, silences and exclusions.
+"""Times given by users: incidents, silences and exclusions.
 
 Imports contract; imported by training, serving and the scripts.
 """

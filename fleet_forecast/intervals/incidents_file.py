@@ -1,4 +1,4 @@
-"""Reads incidents that users know of: a CSV or parquet file with the time of each, its servers and its type.
+"""Reads the users' incidents: a CSV or parquet file with the time of each, its servers and its type.
 
     server_name,pattern,start,end,type
     ppdb003,,2026-11-20T08:10:00Z,2026-11-20T09:00:00Z,disk_full

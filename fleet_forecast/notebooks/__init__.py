@@ -1,4 +1,4 @@
-"""Forecasts in Python, beside the scripts: a DataFrame in, a DataFrame of quantiles out.
+"""Forecasts in Python, without the scripts: a DataFrame in, a DataFrame of quantiles out.
 
 Imports inference and contract; imported by notebooks.
 """

@@ -1,4 +1,4 @@
-"""The audit of a fleet: what the names say about the servers' profiles, against what the servers did in one day."""
+"""The audit of a fleet: compares the profiles that the names give with the behaviour of the servers in one day."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Behaviour of a server over one day: the numbers by which the servers of two profiles differ.
 
-For each metric: the level, the width of its distribution, its skewness, how much it changes from step to step, and its
-course over the day. All are differences of logarithms (log odds for percentages), so they have no unit.
+For each metric: the level, the width of its distribution, its skewness, its change from step to step, and its course
+over the day. All are differences of logarithms (log odds for percentages), so they have no unit.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """How likely each profile is for a server, given its behaviour.
 
-Each profile is a multivariate Student t distribution (its long tails bear servers of a wrong name) around the median
-behaviour of its servers, the server itself excluded. All profiles have one covariance up to a factor, estimated from
-the servers' differences to the median of their profile: a fleet has fewer servers of a profile than a covariance has
-entries (linear discriminant analysis with a shrunk covariance, Friedman 1989, doi:10.2307/2289860). The logarithms are
-divided by a temperature at which the names of the fleet are most likely (Guo et al. 2017, arXiv:1706.04599): features
-are not as independent as the distribution assumes.
+Each profile is a multivariate Student t distribution (its long tails allow for servers with wrong names) around the
+median behaviour of its servers, the server itself excluded. All profiles have one covariance up to a factor, estimated
+from the servers' differences to the median of their profile: a fleet has fewer servers of a profile than a covariance
+has entries (linear discriminant analysis with a shrunk covariance, Friedman 1989, doi:10.2307/2289860). The logarithms
+are divided by a temperature at which the names of the fleet are most likely (Guo et al. 2017, arXiv:1706.04599):
+features are not as independent as the distribution assumes.
 """
 
 from __future__ import annotations

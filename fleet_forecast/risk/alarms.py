@@ -18,7 +18,7 @@ FIRE_FORECASTS, RESOLVE_FORECASTS, RESOLVE_SHARE = 2, 3, 0.5  # the defaults of 
 AFTER_SECONDS = 1_800  # an alarm so long after the end of an incident is still a hit
 LONG_PRECURSOR_SECONDS = 3_600
 MONTH_SECONDS = 30 * 86_400
-MOST_FALSE_ALARMS = 10.0  # per server and month; nobody looks at more
+MOST_FALSE_ALARMS = 10.0  # per server and month; more are of no use
 USUAL_RATE = 1.0  # incidents per server and month
 CURVE_LEVELS = tuple(float(f"{1 / (1 + np.exp(-x)):.3g}") for x in np.linspace(-5, 4.6, 50))  # even in log odds
 

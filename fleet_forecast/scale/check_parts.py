@@ -1,4 +1,4 @@
-"""The data contract of a fleet in parts: each file is judged by itself, as it is when it is forecast."""
+"""The data contract of a fleet in parts: each file is checked by itself, as for a forecast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fleet_forecast.scale.run import Pool, shown
 
 
 class PartCheck(NamedTuple):
-    """What a file holds, or `violations`: how it breaks the contract; times: the first and the last one."""
+    """The content of a file, or `violations` of the contract; times: the first and the last one."""
 
     part: str
     violations: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Forecasts of one part after the other: what a worker does, here or on a cluster."""
+"""Forecasts parts one at a time: the work of a worker, in this process or on a cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fleet_forecast.scale.peers_of_parts import FleetPeerTable, Reading
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model directory as it is sent to workers, which need not reach the folder. files: content by name."""
+    """A model directory as sent to workers, which may have no access to the folder. files: content by name."""
 
     model_id: str
     files: Mapping[str, bytes]
@@ -54,7 +54,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class PartsJob:
-    """What is done with each part.
+    """The work on each part.
 
     every_seconds, first_origin: distance and first of regular origins; None: each server's last measurement. output:
     address of the folder of forecasts.
@@ -69,7 +69,7 @@ class PartsJob:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What came of a part. problem: why it has no forecasts, None if it has."""
+    """The result for a part. problem: why it has no forecasts, None if it has."""
 
     part: str
     rows: int = 0

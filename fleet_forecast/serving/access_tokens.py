@@ -50,11 +50,11 @@ class AccessTokens:
 
     @property
     def may_be_shard(self) -> bool:
-        """Whether there is a token that allows what shards ask of each other."""
+        """Whether there is a token for requests between shards."""
         return self.shard is not None or any(Right.SHARD in client.rights for client in self._clients.values())
 
     def owner(self, token: bytes, right: Right) -> Client | None:
-        """Who has this token; None if nobody has. The administrator's and the shards' tokens are for these only."""
+        """The client with this token, or None. The tokens of administrator and shards have their rights only."""
         special = {Right.ADMIN: (self.admin, ADMINISTRATOR), Right.SHARD: (self.shard, NEIGHBOUR)}
         single, found = special.get(right, (self.client, SHARED))
         if single is not None and secrets.compare_digest(token, single):
@@ -62,7 +62,7 @@ class AccessTokens:
         return self._clients.get(digest_of(token))
 
     def reload(self, settings: Settings) -> None:
-        """Read the files again. The tokens in use stay where a file cannot be used; the reason is logged."""
+        """Read the files again. If a file cannot be used, its old tokens stay in use and the reason is logged."""
         try:
             client = read_token(settings.token_file) or token_from(os.environ)
             admin = read_token(settings.admin_token_file)

@@ -13,7 +13,7 @@ RESTART_SECONDS = 5.0
 
 
 async def keep_running(name: str, work: Callable[[], Coroutine[Any, Any, None]], failures: Counter[str]) -> None:
-    """Run endless work until cancelled; a failure is logged, counted under its name, and the work restarts.
+    """Run endless work until cancelled; after a failure, which is logged and counted by name, the work restarts.
 
     It restarts after RESTART_SECONDS.
     """

@@ -1,4 +1,4 @@
-"""Who sends a request, by its token: the rights, and the servers it may write.
+"""Clients by their tokens: the rights, and the servers that they may write.
 
 A tokens file has one table for each token:
 
@@ -32,7 +32,7 @@ class Right(StrEnum):
     WRITE = "write"  # samples of what is not measured yet
     CORRECT = "correct"  # samples that replace stored values
     PROFILE = "profile"  # to change the profile of a known server with its samples
-    SHARD = "shard"  # what shards of a fleet ask of each other
+    SHARD = "shard"  # requests between shards of a fleet
     ADMIN = "admin"  # to reload the model, to delete servers, to add and delete silences
 
 
@@ -51,7 +51,7 @@ class Client:
 
 CLIENT = "fleet_client"  # key of an ASGI scope: the Client that sends the request
 ANYONE = Client("", frozenset({Right.READ, Right.WRITE, Right.CORRECT, Right.PROFILE}))  # where no token is needed
-# Whoever has the one token, which agents share: it adds samples and changes nothing that is known.
+# The holder of the shared token: adds samples, and changes nothing that is stored.
 SHARED = Client("", frozenset({Right.READ, Right.WRITE}))
 NEIGHBOUR = Client("another shard", frozenset({Right.SHARD, Right.WRITE}))
 ADMINISTRATOR = Client("administrator", frozenset({Right.ADMIN}))

@@ -14,7 +14,7 @@ def to_json(document: Any) -> bytes:
 
 
 def list_parts(head: dict[str, Any], name: str, items: Iterable[bytes]) -> Iterator[bytes]:
-    """Parts of a JSON object with the keys of `head` and, under `name`, a list of items that are JSON already."""
+    """Parts of a JSON object with the keys of `head` and, under `name`, a list of items that are already JSON."""
     yield to_json(head)[:-1] + (b"," if head else b"") + to_json(name) + b":["
     for number, item in enumerate(items):
         yield b"," + item if number else item

@@ -1,4 +1,4 @@
-"""Start and end of the daemon: opens the store, runs the background work, closes both."""
+"""Start and end of the daemon: opens the store, runs the background tasks, closes both."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _open(config: DaemonConfig) -> Daemon:
 
 
 def _neighbours(config: DaemonConfig) -> dict[int, Neighbour]:
-    """The other shards; empty where none are known."""
+    """The other shards; empty if there are none."""
     own, addresses = config.settings.own_shard, config.settings.addresses_of_shards
     if own is None:
         return {}
@@ -218,7 +218,7 @@ def _background_work(daemon: Daemon, drift_alerts: DriftAlerts) -> list[Work]:
 
 
 def _reload_on_hangup(daemon: Daemon, certificate: TlsCertificate) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Work that reads tokens, certificate and rules of alerts and loads the model again on SIGHUP.
+    """A task that on SIGHUP reads tokens, certificate and alert rules again, and loads the model again.
 
     Signals during a load cause one more load. Only where the event loop runs in the main thread.
     """

@@ -1,4 +1,4 @@
-"""The content of the files that the settings name, and what the daemon needs of the fleet file."""
+"""The content of the files that the settings name, and the parts of the fleet file that the daemon needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server_profiles import BUILT_IN_RULES, ProfileRules
 
 
 class ForecastTarget(NamedTuple):
-    """What is written, and how the database is reached."""
+    """The forecasts to write, and the connection to the database."""
 
     table: ForecastsTable
     access: Access
@@ -88,7 +88,7 @@ def _prometheus(
 
 
 def _forecast_target(connections: ConnectionsFile, environment: Mapping[str, str]) -> ForecastTarget | None:
-    """Where forecasts are written; None if the connections file does not say."""
+    """Where forecasts are written; None without [forecasts] in the connections file."""
     table = connections.forecasts
     if table is None:
         return None

@@ -259,7 +259,7 @@ class Settings(BaseModel):
 
     @property
     def model_is_chosen(self) -> bool:
-        """Whether a flag or the file names the model; then the starter model does not stand in for a missing one."""
+        """Whether a flag or the file names the model; then the starter model does not replace a missing one."""
         return "model" in self.model_fields_set
 
     def beside_history(self, ending: str) -> Path:

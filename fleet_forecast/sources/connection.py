@@ -1,6 +1,6 @@
-"""How another service is reached: address, credentials and certificates, as fields of a TOML table.
+"""The connection to another service: address, credentials and certificates, as fields of a TOML table.
 
-Secrets are in files or in variables of the environment. They are read once, and are in no message and no `repr`.
+Secrets are in files or in variables of the environment. They are read once, and never occur in a message or a `repr`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from fleet_forecast.sources.prometheus import Progress, PrometheusServer, TimeRa
 
 
 class Owners:
-    """Which Prometheus each server of the fleet is taken from: of those that have it the first one in `names`.
+    """Which Prometheus each server of the fleet is taken from: the first one in `names` that has it.
 
-    A Prometheus that no longer has a server, or that fails, loses it to the next one that has it.
+    If a Prometheus no longer has a server, or fails, the server is taken from the next one that has it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ _Selector = tuple[str | None, tuple[str, ...], str]  # name, matchers, time modi
 
 
 class LabelMatcherError(ValueError):
-    """Matchers are none, or cannot be added to a query; the message names the text and the remedy."""
+    """Matchers are invalid, or cannot be added to a query; the message names the text and the remedy."""
 
 
 def check_matchers(text: str) -> str:

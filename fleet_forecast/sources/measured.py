@@ -36,7 +36,7 @@ class PullRequest:
 
 
 class Written(NamedTuple):
-    """What a pull wrote; path: of the metrics. left_out: servers that were not written, and why."""
+    """The result of a pull; path: of the metrics. left_out: servers that were not written, and why."""
 
     rows: int
     servers: int

@@ -1,4 +1,4 @@
-"""Runs each query of each Prometheus once, over the last hour: what it gives, and what would be left out."""
+"""Runs each query of each Prometheus once, over the last hour: the results, and what would be left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_NAMES = 20  # of one line of the text; the document has all
 
 
 class ProbedQuery(NamedTuple):
-    """What one query gave; problem: why it failed."""
+    """The result of one query; problem: why it failed."""
 
     prometheus: str
     metric: str
@@ -37,12 +37,12 @@ class Probe:
 
     @property
     def failed(self) -> bool:
-        """Whether a query failed, or all queries of a Prometheus gave nothing."""
+        """Whether a query failed, or all queries of a Prometheus returned no series."""
         return any(query.problem is not None for query in self.queries) or bool(self.silent)
 
     @property
     def silent(self) -> list[str]:
-        """The Prometheus servers from which no query gave a series."""
+        """The Prometheus servers for which no query returned a series."""
         return [name for name in self.addresses if not any(q.series for q in self.queries if q.prometheus == name)]
 
     def missing(self) -> dict[str, list[str]]:

@@ -264,7 +264,7 @@ def pull_range(
     """Rows of the contract (timestamp, server_name, the queried metrics) for the steps in the range.
 
     Steps are multiples of `step_seconds` since 1970; the range's ends are rounded down to them. A step in which none of
-    a server's metrics is measured has no row. A server is left out if its name is none of the contract, or if a query
+    a server's metrics is measured has no row. A server is left out if its name is not valid, or if a query
     has two series for it. Raises PrometheusError; ValueError if the range holds no step.
     """
     (start, end), queries = time_range, server.queries

@@ -10,10 +10,10 @@
 - Level shift: the level of windows with little history and no peers is shifted at random by the predictive level
   uncertainty.
 
-Predictive level uncertainty: a network trained on nine servers of a profile forecasts that a tenth lies among them,
-which is overconfident, as neither their mean nor their deviation is the profile's. With normal levels, the next of n
-servers follows a Student distribution of n - 1 degrees of freedom (Geisser 1993, Predictive Inference), whose variance
-exceeds the sample variance by a factor of 4 (n - 1) / (n (n - 3)) of it.
+Predictive level uncertainty: a network trained on nine servers of a profile forecasts that a tenth lies among them.
+That is overconfident, because neither their mean nor their deviation is the profile's. With normal levels, the next of
+n servers follows a Student distribution of n - 1 degrees of freedom (Geisser 1993, Predictive Inference), whose
+variance exceeds the sample variance by a factor of 4 (n - 1) / (n (n - 3)) of it.
 """
 
 from __future__ import annotations

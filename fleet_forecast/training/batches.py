@@ -1,4 +1,4 @@
-"""Training batches: which windows an epoch visits, and their inputs and targets.
+"""Training batches: the windows of an epoch, and their inputs and targets.
 
 An epoch visits every server-hour of the training period once as a forecast origin, at a random minute of the hour, and
 plans for each batch which windows it has and how they are augmented (augmentation.py). Plans are turned into batches

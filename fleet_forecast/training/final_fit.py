@@ -1,10 +1,10 @@
 """The final fit: the evaluated model, trained further on all servers and all days, which is then published.
 
-The evaluated model has seen neither the unseen and validation servers nor the validation and test periods. The final
-fit continues from its weights with half of its steps at a fraction of its learning rate. Nothing is left to validate
-on, so the number of steps is fixed. Scores are those of the model before the final fit.
+The evaluated model was trained neither on the unseen and validation servers nor on the validation and test periods. The
+final fit continues from its weights with half of its steps at a fraction of its learning rate. No data are left for
+validation, so the number of steps is fixed. Scores are those of the model before the final fit.
 
-The scaling statistics remain those of the evaluated model, which its weights fit.
+The scaling statistics remain those of the evaluated model, to which its weights are adapted.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def _steps_of_a_day() -> list[int]:
 
 
 def choose_profiles(data: CheckedMetrics, grid: FleetGrid, split: Split) -> tuple[tuple[str, ...], str]:
-    """The profiles of the training servers, and why they are no feature if they are not.
+    """The profiles of the training servers, or the reason why they are not a feature.
 
     One of the two is empty.
     """

@@ -11,7 +11,7 @@ learning rate depends on the clock, and a GPU adds up gradients in any order.
 
 Several processes (ranks/) draw the same batches, validate a part of the validation set each, and take the same steps.
 Clock, Ctrl-C and limits are those of the first one. Only dropout differs: its masks are drawn for each step and
-process, so that the number of processes matters as another seed does.
+process, so another number of processes has the effect of another seed.
 """
 
 from __future__ import annotations

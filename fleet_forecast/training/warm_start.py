@@ -2,10 +2,10 @@
 
 The embedding of each known profile is kept. A new profile starts with the embedding of the unknown profile. Scaling is
 always fitted on the new data. The new data may lack metrics or profiles of the earlier model: the network then has
-fewer variables, and only the layers that weigh its variables, whose size depends on their number, start anew.
+fewer variables, and only the variable selection, whose size depends on their number, starts from new weights.
 
-The weights are those before the earlier model's final fit. The published ones were also fitted to days that can lie in
-the new test period, and to its unseen servers: scores after a start from them would be too good.
+The weights are those before the earlier model's final fit. The published ones were also trained on days that can lie in
+the new test period, and on its unseen servers: scores after a start from them would be too good.
 """
 
 from __future__ import annotations

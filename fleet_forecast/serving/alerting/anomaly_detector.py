@@ -48,7 +48,7 @@ INTERCEPT, SLOPE = -15.35, 3.31
 class Anomaly(NamedTuple):
     """One server's deviation from its past forecast.
 
-    probability: that the server is in trouble. contributions: float [metric], parts of T², NaN where unknown; their sum
+    probability: that the server has a problem. contributions: float [metric], parts of T², NaN where unknown; their sum
     is T². low, high: float [metric], quantiles 0.1 and 0.9 of the past forecast of the present values, NaN if none.
     """
 

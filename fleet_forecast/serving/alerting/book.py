@@ -98,7 +98,7 @@ class AlertBook:
         self._updating = threading.Lock()
 
     def use_rules(self, rules: AlertRules) -> None:
-        """Use other rules from the next update on; the detectors keep what they know of the servers."""
+        """Use other rules from the next update on; the detectors keep their state of the servers."""
         with self._updating:
             known = {type(detector): detector for detector in self._detectors}
             self._detectors = [known.get(type(detector), detector) for detector in detectors_of(rules)]
@@ -251,7 +251,7 @@ class AlertBook:
                 streak.on = stays or streak.above >= self.rules.fire_forecasts
 
     def _describing(self, found: Sequence[_Result], firing: Alert | None, severity: str, cycle: _Cycle) -> _Result:
-        """The detection that describes an alert: of the same reason as before, while that one goes on."""
+        """The detection that describes an alert: that of the same reason as before, as long as it continues."""
         if firing is not None and firing.severity == severity:
             for reason, detection in found:
                 if reason == firing.reason and detection.probability >= cycle.levels[reason][severity].resolve:
@@ -274,7 +274,7 @@ class AlertBook:
 
 
 def _continued(alert: Alert, firing: Alert | None, cycle: _Cycle) -> Alert:
-    """The alert with what an earlier forecast has recorded of it: its start, its first crossing, its severity."""
+    """The alert with the values recorded by an earlier forecast: its start, its first crossing, its severity."""
     limit = None if alert.threshold is None else Limit(alert.threshold, alert.below)
     crosses = limit is not None and alert.current is not None and limit.is_crossed_by(alert.current)
     crossed = cycle.now_seconds if crosses else None

@@ -1,4 +1,4 @@
-"""What a detector is: it returns a probability for each server and metric, and the message of an alert on it.
+"""The interface of detectors: a probability for each server and metric, and the message of an alert on it.
 
 A new detector is a class with the attributes and methods of `Detector`, and an entry in DETECTORS of book.py.
 """
@@ -33,7 +33,7 @@ class Detection(NamedTuple):
 
 
 class Detector(Protocol):
-    """Detects one kind of trouble.
+    """Detects one kind of problem.
 
     reason: value of Alert.reason. resolved_text: text of the message after "SERVER (PROFILE): METRIC", when it ends.
     curve: measured false alarms by level, from which the levels of the severities are chosen; empty: the rules'

@@ -1,4 +1,4 @@
-"""What the servers of an alert's profile show at the same time."""
+"""The servers of an alert's profile at the same time."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class RiskDetector:
 
 
 def _evidence(forecast: ServerForecast, detection: Detection) -> str:
-    """Text of the message: the risk, what it rests on, and what the model was trained on."""
+    """Text of the message: the risk, its drivers, and what the model was trained on."""
     risk = forecast.risk
     if risk is None:
         raise ValueError(f"{forecast.server_name} has no risk: no alert can fire on it")

@@ -1,8 +1,8 @@
 """Severities of alerts, and the levels at which they fire: of a measured curve for a budget of false alarms.
 
-`page` wakes somebody up; `watch` is looked at in working hours. A detector without a measured curve (false alarms by
-level) fires at the probabilities of the rules. One with a curve fires at the lowest level that keeps what these leave
-of the user's budget.
+`page` wakes somebody up; `watch` is for working hours. A detector without a measured curve (false alarms by level)
+fires at the probabilities of the rules. One with a curve fires at the lowest level that fits the rest of the user's
+budget.
 """
 
 from __future__ import annotations

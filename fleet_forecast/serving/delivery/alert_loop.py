@@ -1,4 +1,4 @@
-"""The alert loop: after each forecast cycle it updates scores, alert book and record, and sends what is to be sent."""
+"""The alert loop: after each forecast cycle it updates scores, alert book and record, and sends alerts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AlertSinks:
-    """Where alerts that began, changed or ended go."""
+    """Receivers of alerts that began, changed or ended."""
 
     events: EventHub
     notifiers: Sequence[Notifier]

@@ -1,4 +1,4 @@
-"""The record of alerts: those that ended lately, and how many began in this week and the last."""
+"""The record of alerts: those that ended recently, and the numbers that began in this week and the last."""
 
 from __future__ import annotations
 

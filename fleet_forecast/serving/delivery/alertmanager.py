@@ -1,8 +1,8 @@
 """Sends alerts to an Alertmanager (API v2).
 
-Firing alerts are sent again and again, each time with an end four intervals ahead. So the Alertmanager has them after
-its own restart, ends them if this daemon stops, and does not end any before. Labels identify an alert there: when the
-severity of an alert changes, the one with the old label is ended.
+Firing alerts are sent at each interval, with an end four intervals ahead. So the Alertmanager has them after its own
+restart, and ends them only if this daemon stops. Labels identify an alert there: when the severity of an alert changes,
+the one with the old label is ended.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ ENDED = "no longer a reason to train again: another model is in use, or the serv
 class DriftAlerts:
     """Begins an alert with the first reason of a profile, and ends it with the last one.
 
-    Nothing is sent in shadow mode, nor while a silence covers the profile. A restarted daemon sends those that go on to
-    a webhook once more.
+    Nothing is sent in shadow mode, nor while a silence covers the profile. After a restart the alerts that continue are
+    sent to a webhook once more.
     """
 
     def __init__(self, outbox: Outbox, notifiers: Sequence[Notifier], clock: Callable[[], float]) -> None:
@@ -55,7 +55,7 @@ class DriftAlerts:
 
 
 def drift_alert(profile: str, text: str, started_seconds: float) -> Alert:
-    """An alert without a server and a metric; its probability is 1, as it states what was found."""
+    """An alert without a server and a metric; its probability is 1, because it is a finding, not a forecast."""
     return Alert(
         server_name="",
         profile=profile,

@@ -1,4 +1,4 @@
-"""The rules of alerts, read again from the fleet file on SIGHUP."""
+"""The alert rules, read again from the fleet file on SIGHUP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RulesReload:
-    """What uses the rules.
+    """The users of the rules.
 
     fleet: the file of the settings. shadow: alerts are never delivered, whatever the file says.
     """
@@ -31,9 +31,9 @@ class RulesReload:
     shadow: bool
 
     def reload(self) -> None:
-        """Use the table [alerts] as it is now. The rules in use stay where the file cannot be used.
+        """Use the current table [alerts]. If the file cannot be used, the old rules stay.
 
-        Profiles, metrics and calendar are those of the start: the store and the model depend on them.
+        Profiles, metrics and calendar stay those of the start: the store and the model depend on them.
         """
         try:
             found = find_fleet(self.fleet)

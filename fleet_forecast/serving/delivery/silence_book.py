@@ -114,7 +114,7 @@ class SilenceBook:
 
 
 def profile_note(silence: Silence, known: Collection[str]) -> str | None:
-    """What is said of a silence whose profile is not among the known ones; it may be that of a later server."""
+    """The note on a silence whose profile is not among the known ones; it may be that of a later server."""
     if silence.profile is None or silence.profile in known:
         return None
     name = silence.profile[:100]

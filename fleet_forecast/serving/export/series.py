@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 class ForecastCells(NamedTuple):
-    """The chosen values of a model's forecasts; missing: what is chosen and not forecast by it, for people."""
+    """The chosen values of a model's forecasts; missing: what is chosen but not forecast by it, as text."""
 
     cells: tuple[Cell, ...]
     missing: tuple[str, ...]
@@ -75,7 +75,7 @@ def chosen_cells(table: ForecastsTable, model: ModelView, horizon_steps: int) ->
 
 
 def cardinality_text(table: ForecastsTable, model: ModelView, horizon_steps: int, max_servers: int) -> str:
-    """How many series would be written, for people; beforehand, because each takes memory of the database."""
+    """Text on the number of series that would be written: each takes memory of the database."""
     cells, missing = chosen_cells(table, model, horizon_steps)
     count = [len({cell.labels[place] for cell in cells}) for place in range(3)]
     parts = f"{count[0]} metrics, {count[1]} horizons and {count[2]} quantiles are {len(cells)} series a server"

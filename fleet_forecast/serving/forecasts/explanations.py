@@ -1,4 +1,4 @@
-"""Explanation of a served forecast: the network runs again on the same history and returns its weights as well.
+"""Explanation of a current forecast: the network runs again on the same history and also returns its weights.
 
 The history comes from the window in memory. The new forecast must equal the served one: an explanation of another
 forecast is refused.

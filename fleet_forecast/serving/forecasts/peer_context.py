@@ -1,4 +1,4 @@
-"""Peers of the daemon's servers: one table of what the store holds, kept up to date from cycle to cycle.
+"""Peers of the daemon's servers: one table of the stored values, updated in each cycle.
 
 The table covers the steps in memory. A cycle of the whole fleet computes the steps that are new or have changed, and
 the profiles whose servers have changed. Between two cycles the table stays: an explanation repeats its forecast. A

@@ -1,4 +1,4 @@
-"""Provisional steps: what a new server has sent in the steps that are not complete yet.
+"""Provisional steps: samples of new servers in the steps that are not complete yet.
 
 A new server has less than NEW_SERVER_SECONDS of history. Its running step enters its forecast with the mean of the
 samples so far and is replaced when the step is complete. A check reads at most a chunk of servers, those that were read

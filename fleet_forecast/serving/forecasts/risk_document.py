@@ -1,4 +1,4 @@
-"""The risk of a server as a document: probabilities by horizon, and what raises or lowers it."""
+"""The risk of a server as a document: probabilities by horizon, and the drivers that raise or lower it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def largest_drivers(risk: ServerRisk, count: int) -> list[Driver]:
 
 
 def driver_text(driver: Driver, label_of: Callable[[str], str]) -> str:
-    """A driver that has a metric, in words."""
+    """A driver that has a metric, as text."""
     label = label_of(driver.metric or "")
     if not driver.seconds:
         return f"{label} now"

@@ -1,4 +1,4 @@
-"""The part of a forecast that a client asks for: metrics, quantile levels, horizons."""
+"""The part of a forecast that a client requests: metrics, quantile levels, horizons."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from fleet_forecast.inference.risk_model import RiskModel
 
 @dataclass(frozen=True)
 class ModelView:
-    """What the numbers of a forecast mean: the model's name, metrics, quantile levels and step."""
+    """The axes of a forecast: the model's name, metrics, quantile levels and step."""
 
     model_id: str
     metrics: tuple[str, ...]
@@ -45,7 +45,7 @@ class ModelView:
 
 @dataclass(frozen=True)
 class PeerSummary:
-    """On how many peers a forecast rests, and the mean weight of their level against the server's own, 0 to 1."""
+    """Number of peers that a forecast uses, and the mean weight of their level against the server's own, 0 to 1."""
 
     count: int
     weight: float

@@ -1,7 +1,7 @@
-"""Who uses the forecast worker: the cycle first, then requests one at a time.
+"""Access to the forecast worker: the cycle first, then requests one at a time.
 
-The interpreter runs one thread at a time and the engine uses every core. Requests that ran beside a cycle would make
-it last for minutes.
+The interpreter runs one thread at a time and the engine uses every core. With requests running at the same time, a
+cycle would take minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may send a request: the host it is for, the page it comes from, the token it has."""
+"""Checks whether a request is allowed: its Host header, the page that sent it, its token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADMIN_PATHS = frozenset({"/api/v1/reload", "/-/reload"})
 ADMIN_POST_PATHS = frozenset({"/api/v1/silences"})  # reading them needs the right to read
 SHARD_PATHS = "/api/v1/shard/"
 SERVER_PATHS = "/api/v1/servers/"  # and the name
-# Another shard's server is a 421. A proxy that sends this header is told by the next where to send the request.
+# A server of another shard gives 421. To a proxy that sends this header, the next one names the right shard.
 ROUTED = (b"x-fleet-route", b"nginx")
 NGINX_REDIRECT = b"x-accel-redirect"
 DELETE_PATHS = (SERVER_PATHS, "/api/v1/silences/")  # before the name of what is deleted

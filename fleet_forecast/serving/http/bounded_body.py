@@ -1,4 +1,4 @@
-"""Reads request bodies within a deadline, a size for each and a size for all that wait."""
+"""Reads request bodies within a deadline, a size limit for each and one for all that wait."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 class WaitingBodies:
     """Bytes of all bodies that were received, in part or completely, and whose requests are not answered yet.
 
-    Complete bodies come first: where there is no room, incomplete ones are dropped, the oldest of the client address
-    that has the most bytes of them.
+    Complete bodies come first: if there is no memory left, incomplete ones are dropped, the oldest one of the client
+    address with the most bytes.
     """
 
     max_bytes: int
@@ -92,7 +92,7 @@ class BoundedBody:
         return message
 
     def drop(self) -> None:
-        """Give the room to another body: the request is refused with 503."""
+        """Drop this body in favour of another one: the request is refused with 503."""
         self._dropped = True
         self.release()
         if self._timeout is not None:

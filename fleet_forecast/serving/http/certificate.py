@@ -30,7 +30,7 @@ class TlsCertificate:
         return context
 
     def reload(self) -> None:
-        """Read the files again, for new connections. The certificate in use stays where they are not a usable pair."""
+        """Read the files again, for new connections. If they are not a usable pair, the old certificate stays."""
         certificate, key = self._settings.tls_certificate, self._settings.tls_key
         if self._context is None or certificate is None:
             return

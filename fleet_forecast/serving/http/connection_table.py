@@ -1,4 +1,4 @@
-"""The open connections, and which of them makes room when there are too many."""
+"""The open connections, and which of them is closed when there are too many."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IPV6_CLIENT_BYTES = 8  # a client owns at least a /64
 
 
 class State(IntEnum):
-    """Of a connection, in the order in which connections are closed to make room."""
+    """State of a connection, in the order in which connections are closed for new ones."""
 
     AWAITING_HEADERS = 0
     IDLE = 1  # all requests are answered
     RECEIVING_BODY = 2
-    BUSY = 3  # a complete request is being answered; never closed to make room
+    BUSY = 3  # a complete request is being answered; never closed for a new connection
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ConnectionTable:
     )
 
     def add(self, transport: asyncio.Transport, host: str) -> bool:
-        """Add a connection that awaits its headers; False if it was closed, because no other one can make room."""
+        """Add a connection that awaits its headers; False if it was closed, because no other one can be."""
         address = client_address(host)
         too_many = self._by_address[address] >= self.max_per_address
         limit = "address" if too_many else "total"

@@ -1,7 +1,7 @@
 """HTTPS connections: the TLS handshake is counted and has a deadline, like everything after it.
 
-uvicorn and asyncio make a connection known to its protocol after the handshake. Clients that do not begin it would be
-outside of all limits and use up the open files.
+uvicorn and asyncio pass a connection to its protocol after the handshake. Clients that never begin it would be outside
+all limits and use up the open files.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class _Response:
 class UnsentResponses:
     """Bytes of all large bodies that are not sent yet.
 
-    Beyond `max_bytes`, the body of which nothing was read for the longest time is given up.
+    Beyond `max_bytes`, the body of which nothing was read for the longest time is dropped.
     """
 
     max_bytes: int
@@ -33,7 +33,7 @@ class UnsentResponses:
     _responses: dict[_Response, None] = field(default_factory=dict)  # by the time of their last progress
 
     async def send(self, send: Send, message: Message, seconds: float) -> None:
-        """Send an http.response.body; raises TimeoutError if a piece is not sent in time, or the body is given up."""
+        """Send an http.response.body; raises TimeoutError if a piece is not sent in time, or the body is dropped."""
         body, more_body = memoryview(message["body"]), message.get("more_body", False)
         self._make_room(len(body))
         response = _Response(len(body))

@@ -1,4 +1,4 @@
-"""Samples on their way into the store: validation, the sink that every route and puller calls, the Prometheus puller.
+"""Ingest of samples: validation, the sink that every route and puller calls, the Prometheus puller.
 
 Imports storage; imported by routes.
 """

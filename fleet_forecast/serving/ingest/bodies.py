@@ -1,4 +1,4 @@
-"""Bodies of requests with samples: unpacking within a bound, and the forms in which agents send JSON.
+"""Bodies of requests with samples: bounded decompression, and the forms in which agents send JSON.
 
 Forms of JSON are {"records": [...]}, a bare array, a single record, and a record per line (NDJSON).
 """

@@ -1,6 +1,6 @@
 """Validation of rows that a protocol's decoder made: the same limits as for JSON records, value by value.
 
-A value that is not a measurement is left out; a server or time that is not accepted costs the row.
+A value that is not a measurement is left out; a row whose server or time is not accepted is rejected.
 """
 
 from __future__ import annotations

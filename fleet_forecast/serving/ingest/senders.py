@@ -1,7 +1,4 @@
-"""What a sender may do with the records of a batch.
-
-The servers it may write; changes of their profile and of stored samples.
-"""
+"""Rights of a sender for the records of a batch: servers, changes of their profile and of stored samples."""
 
 from __future__ import annotations
 

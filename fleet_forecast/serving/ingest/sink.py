@@ -1,4 +1,4 @@
-"""The one way into the store: records are checked, the accepted ones are stored, both are counted."""
+"""The only entry to the store: checks records, stores the accepted ones, counts accepted and rejected ones."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class IngestSink:
         self._note_names(protocol, batch, batch.ignored_fields)
 
     def _count_rows(self, protocol: Protocol, batch: CheckedRows) -> None:
-        """Count the samples of a request by what became of them."""
+        """Count the samples of a request by result."""
         received, counts = batch.received, self.tally.not_stored
         self.tally.stored[protocol] += batch.stored_samples
         reasons = batch.rejected_samples + received.notices

@@ -1,4 +1,4 @@
-"""Counts of what each protocol brought, and the names that were left out."""
+"""Counts of samples by protocol, and the names that were left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_USED = "not a metric of the data contract"
 
 
 class Protocol(StrEnum):
-    """How samples come in."""
+    """The ways in which samples are received."""
 
     JSON = "json"
     PROMETHEUS = "prometheus"  # pulled

@@ -1,7 +1,7 @@
 """Validation of received records: each one is accepted, or rejected with its index, field, value and reason.
 
-A value of a metric that cannot be used costs this cell, not the record, as in files (contract/checks.py): it counts as
-not measured and is listed. A record without any usable value is rejected.
+If a value of a metric cannot be used, only this cell is left out, not the record, as in files (contract/checks.py): it
+counts as not measured and is listed. A record without any usable value is rejected.
 
 `check_records` is the only place where samples from outside are checked; later code trusts its result. It is a plain
 loop over parsed JSON: records are checked one by one, and 20,000 of them a second must leave most of a core free.
@@ -199,7 +199,7 @@ def rounded_limit(spec: MetricSpec, value: float) -> float | None:
 
 
 def rounding_notice(metric: str, values: list[float]) -> str:
-    """What is said of values that count as the limit."""
+    """The notice on values that count as the limit."""
     count = f"{len(values)} value{'' if len(values) == 1 else 's'}"
     return f"{metric}: {count} just beyond the range, by rounding, such as {values[0]}; counted as the limit"
 

@@ -1,4 +1,4 @@
-"""What the daemon exposes about itself: /metrics, online scores of the forecasts, event streams, logs.
+"""The daemon's own data: /metrics, online scores of the forecasts, event streams, logs.
 
 Imports forecasts; imported by alerting, routes and serving's root modules.
 """

@@ -320,7 +320,7 @@ FAMILIES: tuple[Family, ...] = (
     _counter("fleet_model_reloads", "Attempts to load a model.", _reloads),
     _gauge(
         "fleet_retrain_recommended",
-        "Whether GET /api/v1/model recommends to train again, with the reason.",
+        "Whether GET /api/v1/model recommends training again; it has the reason.",
         lambda d: _one(float(d.drift.advice.retrain_recommended)),
     ),
     _gauge(
@@ -330,7 +330,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _gauge(
         "fleet_drift_observed_seconds",
-        "Whole days of the daemon's own forecasts that the evidence rests on.",
+        "Length of the daemon's own forecasts that the evidence uses, in whole days.",
         lambda d: _one(d.drift.advice.days * DAY_SECONDS),
     ),
     _gauge("fleet_shard_info", "The part of the fleet that this daemon has.", _shard),

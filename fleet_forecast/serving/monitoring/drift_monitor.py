@@ -1,8 +1,8 @@
-"""Whether the model in use should be trained again: losses of its own forecasts, day by day, and what to say of them.
+"""Whether the model in use should be trained again: losses of its own forecasts by day, and the advice.
 
 Once an hour the forecasts of a cycle are kept; when their longest horizon has passed, their losses and those of a
-simple baseline are added to the day of their origin. Complete days go into drift.detector. The state is in a file, so
-that a restart costs the forecasts of the last hours only.
+simple baseline are added to the day of their origin. Complete days are passed to drift.detector. The state is in a
+file, so a restart loses only the forecasts of the last hours.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNMATCHED_REMARK = 0.05  # share of servers without a rule from which on it is m
 
 @dataclass(frozen=True)
 class Advice:
-    """The present state.
+    """The current advice.
 
     reasons: why the model may be too old, since since_seconds. retrain_recommended: whether to train now; a new profile
     is a reason from its first day on, but no training helps before it has a history. remarks: what else is unusual.

@@ -1,7 +1,7 @@
-"""Past forecasts of the last hours in memory, to compare what was forecast with what happened.
+"""Past forecasts of the last hours in memory, to compare them with the measured values.
 
 One cycle an hour is kept, at the levels of SCORED_LEVELS and every quarter of an hour of the horizon: with six metrics
-and eight hours 21 KB a server, 100 MB at MAX_SERVERS. Restarts empty it.
+and eight hours 21 KB a server, 100 MB at MAX_SERVERS. A restart loses them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counts of what the HTTP server refused and closed, for /metrics."""
+"""Counts of refused requests and closed connections, for /metrics."""
 
 from __future__ import annotations
 

@@ -62,14 +62,14 @@ def server_months(past: PastAlerts) -> float:
 
 
 def recommended_rules(curve: Sequence[LevelPoint], rules: AlertRules) -> str | None:
-    """The table [alerts] with the levels that keep the budgets on this past; None if no level keeps that of pages."""
+    """The table [alerts] with the levels that keep the budgets in this period; None if no level keeps that of pages."""
     page = level_for_budget(curve, rules.page_false_alarms_per_server_month)
     watch = level_for_budget(curve, rules.watch_false_alarms_per_server_month)
     if page is None or watch is None:
         return None
     ratio = rules.resolve_probability / rules.fire_probability
     return (
-        "# Levels that keep the budgets of false alarms on the replayed past: a part of fleet.toml.\n[alerts]\n"
+        "# Levels that keep the budgets of false alarms in the replayed period: a part of fleet.toml.\n[alerts]\n"
         f"page_false_alarms_per_server_month = {rules.page_false_alarms_per_server_month:g}\n"
         f"watch_false_alarms_per_server_month = {rules.watch_false_alarms_per_server_month:g}\n"
         f"fire_probability = {page:g}\n"

@@ -1,4 +1,4 @@
-"""The daemon's forecast cycles over a past, with many origins in one call of the engine."""
+"""The daemon's forecast cycles over a past period, with many origins in one call of the engine."""
 
 from __future__ import annotations
 

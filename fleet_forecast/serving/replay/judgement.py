@@ -1,4 +1,4 @@
-"""Judges alarms by incidents: true and false ones, found incidents, lead times.
+"""Evaluates alarms against incidents: true and false ones, found incidents, lead times.
 
 An alarm is a period in which any alert fires on a server. It is true if it begins within the window of an incident on
 that server; several alarms of one incident count once. All other alarms are false. An incident is found if it has an
@@ -46,7 +46,7 @@ class Judgement(NamedTuple):
 
 
 def judge(firing: np.ndarray, seconds: np.ndarray, incidents: Sequence[Incident]) -> Judgement:
-    """Judge alarms. firing: boolean [server, step]; seconds: [step], when each step was evaluated."""
+    """Evaluate alarms. firing: boolean [server, step]; seconds: [step], when each step was evaluated."""
     matched = match(firing, seconds, ((incident.server, incident.onset, incident.end) for incident in incidents))
     alarms = [None if np.isnan(hit) else hit for hit in matched.hits.tolist()]
     return Judgement(matched.begins, matched.false, alarms)

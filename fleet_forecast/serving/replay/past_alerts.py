@@ -22,7 +22,7 @@ DROP_STEPS = 12  # without a sample: the default of the daemon's setting drop_st
 
 @dataclass(frozen=True)
 class PastAlerts:
-    """What the alert book did.
+    """The results of the alert book.
 
     seconds: [step] when each step was complete and its alerts were evaluated. alerts: in the order of their start,
     with the message they began with; ended_seconds None: it still fired at the end. firing: by severity, boolean
@@ -49,7 +49,7 @@ class _Recorded:
 
     @property
     def curve(self) -> Sequence[CurvePoint]:
-        """That of the detector."""
+        """The reason of the detector."""
         return self._detector.curve
 
     def detect(self, forecasts: Sequence[ServerForecast], firing: Mapping[AlertKey, Alert], /) -> Iterator[Detection]:
@@ -60,7 +60,7 @@ class _Recorded:
             yield detection
 
     def keep_only(self, server_names: Iterable[str]) -> None:
-        """Passed on."""
+        """Call the detector's."""
         self._detector.keep_only(server_names)
 
 

@@ -23,7 +23,7 @@ ALERT_COLOUR, INCIDENT_COLOUR = "#e69f00", "#d55e00"
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows: a metric of a server around some time; periods in seconds since 1970.
+    """The content of one picture: a metric of a server around some time; periods in seconds since 1970.
 
     forecast: made before, None without one. bounds: of the metric.
     """

@@ -1,4 +1,4 @@
-"""One replay: alerts of a past, judged by incidents, with pictures of the worst cases and recommended rules."""
+"""One replay: alerts of a past period, evaluated with incidents, pictures of the worst cases, recommended rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORST = 5  # false alarms and misses with a picture
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    """What is replayed. steps: of the grid. incidents: None if none are known."""
+    """The input of a replay. steps: of the grid. incidents: None if none are known."""
 
     grid: FleetGrid
     steps: range
@@ -72,7 +72,7 @@ def labelled_incidents(frame: pd.DataFrame, step_seconds: int) -> list[IncidentR
 
 
 def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[str, Any]]:
-    """Replay, judge and draw. Returns the report and the speed of the replay."""
+    """Replay, evaluate and draw. Returns the report and the speed of the replay."""
     began = time.perf_counter()
     grid, steps, rules = request.grid, request.steps, request.rules
     past = past_alerts(engine, grid, steps, rules)

@@ -1,4 +1,4 @@
-"""The report of a replay in HTML and JSON: alerts, their judgement by incidents, the curve, the worst cases."""
+"""The report of a replay in HTML and JSON: alerts, their evaluation with incidents, the curve, the worst cases."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fleet_forecast.serving.replay.curve import LevelPoint
 from fleet_forecast.serving.replay.labels import write_alerts
 
 PICTURES_EXPLAINED = (
-    "<p>In the pictures: black the measurements, blue the forecast at the beginning of the alert or incident with its "
-    "80 % band, dashed the thresholds, yellow the alerts on the metric, red the incidents.</p>"
+    "<p>Pictures: measurements in black, the forecast at the beginning of the alert or incident with its 80 % band in "
+    "blue, thresholds dashed, alerts on the metric in yellow, incidents in red.</p>"
 )
 SHOWN_ALERTS = 300  # in the page; all are in alerts.csv and report.json
 REPORT_FILE, DATA_FILE, ALERTS_FILE, RULES_FILE = "report.html", "report.json", "alerts.csv", "alerts.toml"
@@ -46,7 +46,7 @@ class ReplayReport:
 
     @property
     def has_incidents(self) -> bool:
-        """Whether alerts were judged."""
+        """Whether alerts were evaluated with incidents."""
         return bool(self.facts["incidents"])
 
 

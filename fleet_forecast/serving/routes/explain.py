@@ -1,4 +1,4 @@
-"""GET /api/v1/servers/{name}/explain: the network's weights behind a server's forecast."""
+"""GET /api/v1/servers/{name}/explain: the network's weights for a server's forecast."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ExplainedPeers(Peers):
 
 
 class RiskDriver(BaseModel):
-    """What a part of the risk comes from."""
+    """A contribution to the risk."""
 
     metric: Annotated[str | None, Field(description="null for profile, time, number of peers and length of history")]
     scale_seconds: Annotated[int | None, Field(description="time scale of the features; 0: the last step alone")]
@@ -117,7 +117,7 @@ class ExplanationResponse(ForecastOrigin):
 
 @router.get(
     "/api/v1/servers/{name:path}/explain",
-    summary="Variable weights and attention by lag behind the server's forecast",
+    summary="Variable weights and attention by lag of the server's forecast",
     response_model=ExplanationResponse,
     response_description="mean weights over the selected steps of the horizon",
     responses={

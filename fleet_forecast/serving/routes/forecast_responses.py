@@ -54,7 +54,7 @@ class MetricForecast(BaseModel):
 
 
 class Peers(BaseModel):
-    """The other servers of the profile that a forecast rests on."""
+    """The other servers of the profile that a forecast uses."""
 
     count: Annotated[int, Field(description="largest number of peers measured at a step of the last day")]
     weight: Annotated[float, Field(description="of their level against the server's own, 0 to 1, mean of the metrics")]

@@ -63,7 +63,7 @@ class ChampionComparison(BaseModel):
     first_origin: str | None
     last_origin: str | None
     groups: list[ComparedGroup]
-    worse: Annotated[list[str], Field(description="why this one is worse; it is in use all the same if it was forced")]
+    worse: Annotated[list[str], Field(description="why this one is worse; nevertheless in use if it was forced")]
     remark: str
 
 
@@ -72,7 +72,7 @@ class AdviceDocument(BaseModel):
 
     retrain_recommended: bool
     since: str | None
-    reasons: Annotated[list[str], Field(description="to train again, in words")]
+    reasons: Annotated[list[str], Field(description="reasons to train again")]
     remarks: Annotated[list[str], Field(description="what else is unusual")]
     days: Annotated[int, Field(description="days of the daemon's own forecasts that count")]
     reference_days: Annotated[int, Field(description="days of the model's test period that they are compared with")]
@@ -93,7 +93,9 @@ class ModelResponse(BaseModel):
     horizon_steps: int | None = None
     history_steps: int | None = None
     profiles: list[str] = []
-    contradictions: Annotated[list[str], Field(description="what the fleet file says differently; not served")] = []
+    contradictions: Annotated[
+        list[str], Field(description="metrics that the fleet file defines differently; not served")
+    ] = []
     risk_model: RiskModelSummary | None = None
     champion: ChampionComparison | None = None
     advice: AdviceDocument | None = None

@@ -43,10 +43,10 @@ _Time = Annotated[datetime | int | float, BeforeValidator(_no_other_number)]
 class _Labels(BaseModel):
     """One sample of one server. Null and a missing metric both mean: not measured.
 
-    A value beyond its range costs this value; a record without another one is rejected.
+    A value outside its range is left out; a record without another value is rejected.
     """
 
-    timestamp: Annotated[_Time, Field(description="with its zone, or a number since 1970 in a unit told by its size")]
+    timestamp: Annotated[_Time, Field(description="with its zone, or a number since 1970, whose size gives its unit")]
     server_name: Annotated[
         str, Field(max_length=LONGEST_SERVER_NAME, description=SERVER_NAME_WORDS), AfterValidator(_server_name)
     ]
@@ -82,7 +82,7 @@ class Rejection(BaseModel):
 
 
 class BatchNotes(BaseModel):
-    """What was not used of the records in a request."""
+    """Parts of the records in a request that were not used."""
 
     rejected: list[Rejection]
     left_out: Annotated[list[Rejection], Field(description="cells of accepted records, counted as not measured")] = []

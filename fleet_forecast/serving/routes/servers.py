@@ -119,7 +119,7 @@ class TwoInOneInfo(BaseModel):
 
 
 class AuditResponse(BaseModel):
-    """What the names say about the servers' profiles, against what the servers did in the last day."""
+    """The servers' profiles by their names, compared with their behaviour in the last day."""
 
     origin: UtcTime
     servers: int

@@ -1,4 +1,4 @@
-"""A fleet in shards: the other shards' addresses, what is sent to them and what comes from them.
+"""A fleet in shards: the addresses of the other shards, and the exchange of samples and peers with them.
 
 Imports storage; imported by forecasts and ingest.
 """

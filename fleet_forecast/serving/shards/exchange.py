@@ -25,7 +25,7 @@ MAX_PAGES = 64  # in one cycle; the rest follows in the next one
 
 @dataclass
 class Exchanged:
-    """What came from one shard. last_step: of the last cycle in which it responded; bytes_received: since the start."""
+    """Data from one shard. last_step: of the last cycle in which it responded; bytes_received: since the start."""
 
     last_step: int = NEVER
     bytes_received: int = 0
@@ -48,7 +48,7 @@ class PeerExchange:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is said with forecasts that lack the peers of a shard."""
+        """Warnings of forecasts that lack the peers of a shard."""
         return tuple(
             f"shard {self._neighbours[number].shard} does not respond: its servers are not among the peers"
             for number in self.missing

@@ -1,7 +1,7 @@
 """Sends samples of other shards' servers to these, and waits until they are on disk there.
 
-A forwarded sample is never forwarded again: the route that takes it rejects what is not of its shard. So a wrong list
-of addresses gives an error and no loop.
+A forwarded sample is never forwarded again: the receiving route rejects samples of other shards. So a wrong list of
+addresses gives an error, not a loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Why = tuple[str, Any, str]  # of a rejection: field, value, reason
 
 
 class Forwarded(NamedTuple):
-    """What became of forwarded samples: why some were rejected, by their place; and notices."""
+    """The result for forwarded samples: reasons of rejections, by position; and notices."""
 
     rejected: dict[int, Why]
     notices: list[str]

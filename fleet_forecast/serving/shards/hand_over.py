@@ -1,7 +1,7 @@
 """Hands the history of servers over to the shards that have them now, after the number of shards changed.
 
 Such servers stay in the file, without forecasts, until their shard has all their samples on disk. Samples that are sent
-again are the same ones, so a restart in between loses nothing and doubles nothing.
+again are the same, so a restart in between neither loses nor duplicates any.
 """
 
 from __future__ import annotations

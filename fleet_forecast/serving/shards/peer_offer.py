@@ -1,7 +1,7 @@
-"""What this shard offers the others: its servers that may be in the fleet's table of peers, and changes of their means.
+"""Data for other shards: this shard's servers that may be in the fleet's table of peers, and changes of their means.
 
-Every change has a number. A shard that asks gives the number up to which it has seen them and gets the later ones, page
-by page. Used on the forecast worker.
+Every change has a number. A shard sends the number of the last change that it has, and gets the later ones, page by
+page. Used on the forecast worker.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PeerOffer:
         self.reset((), 0)
 
     def reset(self, metrics: Sequence[str], step_seconds: int) -> None:
-        """Begin to count anew, with these metrics: whoever asks gets everything again."""
+        """Restart the numbering, with these metrics: every shard gets everything again."""
         self._metrics, self._step_seconds = tuple(metrics), step_seconds
         self._boot, self._sequence = secrets.token_hex(8), 0
         self._steps: dict[int, int] = {}  # step -> number of its last change
@@ -55,7 +55,7 @@ class PeerOffer:
     def update(
         self, candidates: Mapping[str, Candidates], counts: Mapping[str, int], changed: Iterable[int], steps: range
     ) -> None:
-        """Take over what is offered now.
+        """Set the current offer.
 
         counts: by profile, how many candidates have cells. changed: steps whose means changed. steps: those in memory.
         """

@@ -1,4 +1,4 @@
-"""What one shard tells another of its profiles' servers: names, and their means of some steps, as bytes.
+"""Data of one shard's servers for another shard: names, and their means of some steps, as bytes.
 
 A table of peers has at most 128 servers of a profile, chosen by a hash of the name. So the values of all shards'
 servers in it are a few kilobytes a step, and the order statistics over all shards are exact.
@@ -29,7 +29,7 @@ MAX_PROFILES = 1_000
 
 
 class Position(NamedTuple):
-    """Up to where a shard knows what another one offers. boot: changes when the other begins to count anew."""
+    """The last change that a shard has of another one. boot: changes when the other restarts its numbering."""
 
     boot: str
     sequence: int
@@ -84,7 +84,7 @@ def page_bytes(page: PeerPage) -> bytes:
 
 
 def read_page(body: bytes, sender: Shard) -> PeerPage:
-    """The page that another shard sent. Raises ValueError if it is none, or has what the shard cannot have."""
+    """The page that another shard sent. Raises ValueError if it is not one, or has data that the shard cannot have."""
     line, newline, rest = body.partition(b"\n")
     if not newline:
         raise ValueError("no line of JSON")

@@ -38,7 +38,7 @@ END_SECONDS = 253_402_300_800  # since 1970: the year 10000, later than any date
 
 @dataclass(frozen=True)
 class OpenHistory:
-    """An open history file and what it holds of servers and steps."""
+    """An open history file and its servers and steps."""
 
     database: sqlite3.Connection
     layout: Layout

@@ -1,4 +1,4 @@
-"""What the store takes and returns."""
+"""Input and output of the store."""
 
 from __future__ import annotations
 

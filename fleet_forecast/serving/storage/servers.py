@@ -10,7 +10,7 @@ from typing import Any
 from fleet_forecast.serving.storage.samples import KnownServer
 
 FEW_STEPS = 12  # a server measured in fewer steps expires early
-NEW_STEPS = 2  # at the limit, a server measured in at most so many steps gives its place to a new one
+NEW_STEPS = 2  # at the limit, a server measured in at most so many steps is replaced by a new one
 
 
 class ServerRegistry:
@@ -24,7 +24,7 @@ class ServerRegistry:
         self.leaving: dict[str, KnownServer] = {}  # of other shards: in the file until these have their samples
         self.last_steps: dict[int, int] = {}  # server id -> newest step it sent a measurement for
         self.measured_steps: dict[int, int] = {}  # server id -> number of steps it sent a measurement for, about
-        self._replaced: set[int] = set()  # ids of servers that gave their place, to be deleted from the file
+        self._replaced: set[int] = set()  # ids of replaced servers, to be deleted from the file
         self._by_id = {server.server_id: server for server in self.by_name.values()}
         self._unsaved: dict[int, KnownServer] = {}  # servers that a new file does not contain yet
         self._reserved: Counter[str] = Counter()  # new name -> number of batches that wait with it
@@ -43,7 +43,7 @@ class ServerRegistry:
     def reserve(self, name: str) -> bool:
         """Reserve a new name for one batch; False if the limit allows no further server.
 
-        At the limit, a server with at most NEW_STEPS measured steps gives its place if others sent a step since.
+        At the limit, a server with at most NEW_STEPS measured steps is replaced if others sent a step since.
         """
         with self._lock:
             further = name not in self.by_name and name not in self._reserved
@@ -94,7 +94,7 @@ class ServerRegistry:
         return False
 
     def replaced(self) -> set[int]:
-        """Ids of servers that gave their place and are not deleted from the file yet."""
+        """Ids of replaced servers that are not yet deleted from the file."""
         with self._lock:
             return set(self._replaced)
 

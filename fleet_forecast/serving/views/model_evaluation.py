@@ -1,4 +1,4 @@
-"""GET /api/v1/model/evaluation: how good the model in use was when it was trained, and how good it is now."""
+"""GET /api/v1/model/evaluation: scores of the model in use, when it was trained and since then."""
 
 from __future__ import annotations
 

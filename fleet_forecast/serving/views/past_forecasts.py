@@ -1,4 +1,4 @@
-"""GET /api/v1/servers/{name}/past-forecasts: what was forecast in the last hours, beside what happened since."""
+"""GET /api/v1/servers/{name}/past-forecasts: the forecasts of the last hours, to compare with the measured values."""
 
 from __future__ import annotations
 

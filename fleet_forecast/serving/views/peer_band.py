@@ -1,4 +1,4 @@
-"""GET /api/v1/servers/{name}/peers: what the middle half of the other servers of its profile measured."""
+"""GET /api/v1/servers/{name}/peers: quartiles of the values that the other servers of its profile measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ router = APIRouter(tags=["forecasts"])
 
 
 class PeerBand(BaseModel):
-    """The middle half of the peers of one metric; null where nobody measured."""
+    """The middle half of the peers of one metric; null where no peer measured."""
 
     low: list[float | None]
     high: list[float | None]

@@ -1,6 +1,6 @@
 """GET /api/v1/servers/{name}/series: one metric by time as rows, for tools that draw tables such as Grafana.
 
-A row has what was measured, what is forecast, and what an earlier forecast said about its time.
+A row has the measured value, the forecast, and an earlier forecast for its time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Position of a stream in a file: a stream that was stopped continues after its last acknowledged tick."""
+"""Position of a stream in a file, from which a stopped stream continues after its last acknowledged tick."""
 
 from __future__ import annotations
 

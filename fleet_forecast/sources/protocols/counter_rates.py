@@ -1,6 +1,6 @@
-"""Rates of cumulative counters: the last value of each counter is remembered, for a bounded number of them.
+"""Rates of cumulative counters: the last value of each counter is kept, for a bounded number of them.
 
-A new value is remembered when what was computed from it is stored: a request that is sent again, because it was not
+A new value is kept only when the rate computed from it is stored: a request that is sent again, because it was not
 stored or its response was lost, gives the same rates.
 """
 
@@ -24,7 +24,7 @@ class CounterValue(NamedTuple):
 
 
 class CounterMemory:
-    """The last value of each counter, by server. Beyond the limit the server that sent nothing for longest goes.
+    """The last value of each counter, by server. Beyond the limit the server silent longest is dropped.
 
     Values are read by one thread and replaced by another.
     """

@@ -40,7 +40,7 @@ _NUMBERS = frozenset({"gauge", "sum"})
 
 
 class OtlpDecoder:
-    """Decodes requests; remembers the cumulative counters of the servers between them."""
+    """Decodes requests; keeps the cumulative counters of the servers between them."""
 
     def __init__(self, memory: CounterMemory, max_points: int) -> None:
         self.memory, self._max_points = memory, max_points

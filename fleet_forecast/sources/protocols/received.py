@@ -1,4 +1,4 @@
-"""What a decoder makes of one received request: rows of the contract, and counts of what is in none of them."""
+"""The result of decoding one request: rows of the contract, and counts of samples that are in no row."""
 
 from __future__ import annotations
 

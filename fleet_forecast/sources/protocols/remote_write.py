@@ -32,7 +32,7 @@ Series = tuple[str, str, Sequence[Sample]]  # name, server, samples
 
 
 class WriteDecoder:
-    """Decodes requests; remembers what the labels of a series say, since a Prometheus sends them with each sample."""
+    """Decodes requests; caches the parsed labels of each series, because Prometheus sends them with each sample."""
 
     def __init__(self, server_label: str, max_samples: int) -> None:
         self._server_label, self._max_samples = server_label, max_samples

@@ -1,4 +1,4 @@
-"""The processes of one training: the first one decides and writes, all add up their gradients.
+"""The processes of one training: the first one decides and writes, the gradients of all are summed.
 
 DistributedDataParallel is not used: it averages the gradients of losses that each process normalises by itself, and the
 loss here is normalised by the sum of weights over the whole batch. On a CPU all gradients are one tensor already
@@ -71,7 +71,7 @@ def rank_count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process reads, judges, writes and shows progress."""
+    """Whether this process reads, evaluates, writes and shows progress."""
     return rank() == 0
 
 

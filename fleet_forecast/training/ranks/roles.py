@@ -1,4 +1,4 @@
-"""Who does what among the processes of a training: the first one locks the models folder and talks to the user."""
+"""Roles of the processes of a training: the first one locks the models folder and writes to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the risk model: trees on sampled features, calibration and curve on fleets that the trees have not seen."""
+"""Trains the risk model: trees on sampled features, calibration and curve on held-out fleets."""
 
 from __future__ import annotations
 

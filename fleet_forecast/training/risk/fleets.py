@@ -113,7 +113,7 @@ def simulated_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 def labelled_fleet(
     grid: FleetGrid, peers: Peers, records: Sequence[IncidentRecord], calendar: BusinessCalendar
 ) -> LabelledFleet:
-    """The user's fleet with the incidents that he knows of; the onset of a precursor is not known."""
+    """The user's fleet with its known incidents; the onset of a precursor is not known."""
     row_of = {name: row for row, name in enumerate(grid.servers)}
     fields = [(row_of[record.server_name], record.start_seconds, record.end_seconds) for record in records]
     server, start, end = (np.array(column) for column in zip(*fields, strict=True))

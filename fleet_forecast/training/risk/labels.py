@@ -1,4 +1,4 @@
-"""Incidents that the user knows of: from the column `incident` of the training data and from his file."""
+"""Known incidents: from the column `incident` of the training data and from the user's file."""
 
 from __future__ import annotations
 

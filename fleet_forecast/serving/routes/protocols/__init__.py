@@ -1,4 +1,4 @@
-"""Routes of protocols that fleets speak already: Prometheus remote write and OTLP.
+"""Routes of standard protocols: Prometheus remote write and OTLP.
 
 Imports routes; imported by the application.
 """

@@ -1,7 +1,7 @@
 """POST /api/v1/write: stores the samples that a Prometheus writes.
 
-Statuses and headers: https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/. A sender repeats what got 5xx, and
-nothing that got 4xx.
+Statuses and headers: https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/. A sender repeats requests after
+5xx, but not after 4xx.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ router = APIRouter(tags=["shards"])
 
 
 class After(BaseModel):
-    """Up to where the asking shard knows what this one offers."""
+    """Position up to which the requesting shard has received the changes of this one."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ class After(BaseModel):
 
 
 class PeersRequest(BaseModel):
-    """Which changes are asked for."""
+    """The requested changes."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What reads a history file beside the daemon that writes to it.
+"""Reads a history file while the daemon writes to it.
 
 Imports storage; imported by commands.
 """
