@@ -30,7 +30,7 @@ export function alertsView(page) {
 
 function shadowBanner(summary) {
   if (!summary?.shadow) return [];
-  return [h("p", { class: "banner warn", text: "Shadow mode: alerts are recorded here and delivered to nobody." })];
+  return [h("p", { class: "banner warn", text: "Shadow mode: alerts are recorded and not delivered." })];
 }
 
 function section(title, alerts, columns, none = null) {

@@ -118,7 +118,7 @@ function showState() {
     banners.push(h("p", { class: "banner bad" }, `Samples cannot be stored: ${status.history.problem}`));
   }
   if (status && status.ready && status.last_load_problem) {
-    banners.push(h("p", { class: "banner warn" }, `The newest model was refused, the one before stays in use: ${status.last_load_problem}`));
+    banners.push(h("p", { class: "banner warn" }, `The newest model was refused, the previous one stays in use: ${status.last_load_problem}`));
   }
   if (failed) banners.push(h("p", { class: "banner warn" }, `Not up to date: ${failed}`));
   byId("banners").replaceChildren(...banners);

@@ -1,4 +1,4 @@
-// What the model looked at: the heaviest variables of each group, and attention by lag. Asked for when it is opened.
+// What the model looked at: the variables of each group with the largest weights, and attention by lag. Loaded when opened.
 
 import { ApiError, ask, server as serverPath } from "./api.js";
 import { h } from "./dom.js";
@@ -12,7 +12,7 @@ export function explanation(name) {
   const body = h("div", { class: "charts" });
   const element = h("details", { class: "panel" },
     h("summary", {}, h("b", { text: "What the model looked at" })),
-    h("p", { class: "hint", text: "Weights of the network, in percent of each group. They are not effects: another value need not change the forecast in proportion." }), body);
+    h("p", { class: "hint", text: "Weights of the network, in percent of each group. They do not show how the forecast would change with another value." }), body);
   let forecast = null, shown = "";
 
   async function show() {

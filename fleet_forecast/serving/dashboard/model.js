@@ -69,7 +69,7 @@ function liveSection({ live, evaluation }) {
     { title: "WQL", number: true, cell: (row) => score(row.wql) },
     { title: "In the test", number: true, cell: (row) => (trained(row) ? score(trained(row).wql) : "–") },
   ];
-  const none = empty("Not yet known", h("p", { text: "Forecasts of an hour ahead are compared with what is measured, from an hour after the start of the daemon on." }));
+  const none = empty("Not yet known", h("p", { text: "Forecasts of an hour ahead are compared with the measured values, from an hour after the start of the daemon on." }));
   return [h("section", { class: "panel" }, h("h2", { text: "How it does now" }),
     h("p", { class: "hint", text: "Forecasts of one hour ahead since the daemon started, beside those of the test period. WQL: weighted quantile loss, smaller is better." }),
     rows.length ? table("Live scores", columns, rows) : none)];

@@ -1,5 +1,5 @@
-// Profiles view: servers whose behaviour contradicts their profile, profiles that are two, and the lines that accept
-// what the audit suggests.
+// Profiles view: servers whose behaviour contradicts their profile, profiles that should be two, and the lines that
+// accept the suggestions.
 
 import { ApiError, ask } from "./api.js";
 import { badge, empty, h, table } from "./dom.js";
@@ -33,7 +33,7 @@ function auditSections(audit) {
       h("strong", { class: kind, text: audit.verdicts[verdict].toLocaleString() }), h("span", { text })))),
     panel("Servers that behave like another profile",
       h("p", { class: "hint" }, `What ${count(audit.servers, "server")} did in the day before `, time(audit.origin), ", against the profile that a rule gave them. Renewed every hour."),
-      suggestions.length ? table("Suggestions", suggestionColumns, suggestions) : empty("None", h("p", { text: "No server behaves clearly like another profile than its own." }))),
+      suggestions.length ? table("Suggestions", suggestionColumns, suggestions) : empty("None", h("p", { text: "No server clearly behaves like a profile other than its own." }))),
     ...twins.map(twinPanel),
     ...(unclear.length ? [panel("Unclear", h("p", { class: "hint", text: "These servers behave like none of the profiles, or like several." }), names(unclear))] : []),
     ...(toml ? [linesPanel(toml)] : []),
@@ -52,13 +52,13 @@ const suggestionColumns = [
 const profileColumns = [
   { title: "Profile", cell: (one) => h("span", { class: "name", text: one.profile }) },
   { title: "Servers", number: true, cell: (one) => one.servers.toLocaleString() },
-  { title: "Model", cell: (one) => (one.trained ? badge("trained", "good") : badge("not trained", "warn", "The model has seen no server of this profile")) },
+  { title: "Model", cell: (one) => (one.trained ? badge("trained", "good") : badge("not trained", "warn", "The model was not trained on this profile")) },
   { title: "Names", cell: (one) => h("span", { class: "name", text: one.name_patterns.join("  ") || "–" }) },
 ];
 
 function twinPanel({ profile, groups, apart }) {
   return panel(`${profile} consists of two`,
-    h("p", { class: "hint", text: `Its servers form two groups, ${apart.toFixed(1)} times as far apart as servers of one kind are at most.` }),
+    h("p", { class: "hint", text: `Its servers form two groups. Their distance is ${apart.toFixed(1)} times the largest between servers of one kind.` }),
     h("div", { class: "pair" }, groups.map((group) => h("div", {}, h("h3", { text: count(group.length, "server") }), names(group)))));
 }
 

@@ -69,7 +69,7 @@ function historyHours(at) {
 }
 
 function chooser(page) {
-  page.append(empty("Choose a server", h("p", { text: "Write its name into the field above, or choose a row of the fleet." }), h("p", {}, h("a", { href: "#/fleet", text: "Fleet" }))));
+  page.append(empty("Choose a server", h("p", { text: "Enter its name in the field above, or choose a row of the fleet." }), h("p", {}, h("a", { href: "#/fleet", text: "Fleet" }))));
   return { update: async () => {} };
 }
 
@@ -91,11 +91,11 @@ function headOf(name, { forecast, risks, alerts }) {
     h("h2", {}, h("span", { class: "name", text: name }), " ", badge(forecast.profile),
       forecast.cold_start && badge("cold start", "warn", "Nothing was measured yet: forecast from profile and peers"),
       forecast.provisional && badge("provisional", "warn", "The running step is not complete"),
-      forecast.stale && badge("stale", "bad", "The server sends nothing: this is an old forecast")),
+      forecast.stale && badge("stale", "bad", "The server has stopped sending: this is an old forecast")),
     h("p", { class: "outlook" }, outlook(forecast, risks)),
     ...alerts.map((alert) => h("p", { class: `banner ${alert.severity === "watch" ? "warn" : "bad"}` }, h("b", { text: alert.silenced ? "Silenced alert " : "Alert " }), sentenceOf(alert))),
     ...forecast.warnings.map((warning) => h("p", { class: "hint", text: warning })),
-    ...(forecast.not_measured.length ? [h("p", { class: "hint", text: `Not forecast, as neither it nor its profile measures it: ${forecast.not_measured.map(metricName).join(", ")}` })] : []),
+    ...(forecast.not_measured.length ? [h("p", { class: "hint", text: `Not forecast, because neither the server nor its profile measures it: ${forecast.not_measured.map(metricName).join(", ")}` })] : []),
     h("dl", { class: "facts" }, facts.map(([title, value]) => h("div", {}, h("dt", { text: title }), h("dd", {}, value)))),
   ];
 }
@@ -109,9 +109,9 @@ function controlsOf(changed) {
 }
 
 function noteOf(past, at) {
-  const moment = at ? ["The dotted red line is ", time(at), ", the moment that was asked for. "] : [];
+  const moment = at ? ["The dotted red line is ", time(at), ", the requested time. "] : [];
   if (past) return [...moment, "Compared with the forecast made after ", time(past.origin), "."];
-  if (chosen.past || at) return [...moment, "No forecast of that time is kept: one an hour is kept in memory, for 8 hours and since the daemon started."];
+  if (chosen.past || at) return [...moment, "There is no forecast of that time: the daemon keeps one an hour in memory, for 8 hours and since its start."];
   return moment;
 }
 

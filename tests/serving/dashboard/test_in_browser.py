@@ -162,7 +162,7 @@ def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_pa
     page.locator("td a", has_text="ppdb001").click()
     expect(page.locator(".server .banner")).to_contain_text("Alert")
     assert "at=" in page.url
-    expect(page.locator(".server .hint").first).to_contain_text("the moment that was asked for")
+    expect(page.locator(".server .hint").first).to_contain_text("the requested time")
 
 
 def test_the_arrow_keys_move_along_the_rows_and_enter_opens_one(scene, open_page):
