@@ -120,7 +120,7 @@ def test_wrong_usage_exits_2(arguments, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--port", "abc"], ["--minutes", "abc"], ["--minutes", "nan"]])
-def test_a_flag_that_is_no_number_is_named_with_its_range(arguments, capsys):
+def test_a_flag_that_is_not_a_number_is_named_with_its_range(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         demo.main(arguments)
     assert f"{arguments[0]}: {arguments[1]}: must be a " in capsys.readouterr().err

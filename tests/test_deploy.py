@@ -116,7 +116,7 @@ def lost(written, read, place=""):
     return [] if written == read else [place]
 
 
-def test_the_daemon_answers_what_the_dashboard_asks_it(tmp_path):
+def test_the_daemon_has_the_routes_that_the_dashboard_queries(tmp_path):
     variables = {"server": "ppdb001", "past": "4", "__from": iso(complete_start(3))}
     queries = [target for target in TARGETS if "url" in target]
     queries += [each["target"] for each in GRAFANA["annotations"]["list"]]
@@ -191,7 +191,7 @@ def test_units_and_images_start_the_daemon_with_known_flags(name):
     assert {flag[2:].replace("-", "_") for flag in flags} <= set(known)
 
 
-def test_training_starts_with_flags_of_the_trainer_and_a_worse_model_is_no_failure():
+def test_training_starts_with_flags_of_the_trainer_and_a_worse_model_is_not_a_failure():
     text = (DEPLOY / "fleet-forecast-train.service").read_text()
     (line,) = [line for line in text.splitlines() if "tft_trainer.py --from-history" in line]
     words = line.partition("tft_trainer.py ")[2].partition(' "$@"')[0].split()

@@ -68,7 +68,7 @@ TRACE = """\
 """
 
 
-def test_an_answer_before_its_own_fdatasync_is_detected(tmp_path):
+def test_a_response_before_its_own_fdatasync_is_detected(tmp_path):
     (tmp_path / "trace").write_text(TRACE)  # the second batch arrived after the fdatasync had started
     assert durability._answers_after_sync(tmp_path / "trace") == (2, 1)
 

@@ -37,7 +37,7 @@ def run(capsys, model, fleet, output, *flags):
     return code, json.loads(captured.out.splitlines()[-1]) if code == 0 else None, captured.err
 
 
-def test_a_replay_without_incidents_lists_alerts_to_answer_and_the_answers_judge_the_next(
+def test_a_replay_without_incidents_lists_alerts_to_label_and_the_labels_are_used_by_the_next(
     tiny_model_dir, fleet, tmp_path, capsys
 ):
     code, found, _ = run(capsys, tiny_model_dir, fleet, tmp_path / "a", *PERIOD)

@@ -53,6 +53,6 @@ def test_the_documented_shares_of_demand_are_those_of_the_simulation() -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_shared_demand_that_is_no_share_is_refused(share: float) -> None:
+def test_a_shared_demand_outside_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"shared_demand of web_api is .*; give 0 to 1"):
         replace(PROFILES[ServerProfile.WEB_API], shared_demand=share)

@@ -256,7 +256,7 @@ def read_with_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[C
     return data, capsys.readouterr().err
 
 
-def test_text_in_a_cell_costs_the_cell_and_is_named_with_an_example(
+def test_text_in_a_cell_is_left_out_and_named_with_an_example(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = tiny_fleet()

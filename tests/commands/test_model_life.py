@@ -140,7 +140,7 @@ def test_a_comparison_that_fails_leaves_the_model_in_use(tmp_path: Path) -> None
     assert (tmp_path / "current").resolve().name == champion
 
 
-def test_the_starter_model_is_no_champion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_starter_model_is_not_a_champion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "starter").mkdir()
     promote(tmp_path, "starter")
     found = Comparison(

@@ -94,7 +94,7 @@ def test_a_cell_outside_the_range_is_not_measured_and_the_edges_are_taken(metric
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300])
-def test_what_is_no_finite_float32_is_not_measured(value):
+def test_a_value_that_is_not_a_finite_float32_counts_as_not_measured(value):
     fault = only_fault(fleet(latency_ms=[value, *[1.0] * 7]))
     assert (fault.rows, fault.message) == (1, "not a finite number")
 
@@ -125,7 +125,7 @@ def test_a_column_of_which_most_cells_cannot_be_used_is_refused_with_the_likely_
         (CellCounts(10, 6, 6, 3e9), "share in use"),
     ],
 )
-def test_a_unit_is_judged_by_the_share_and_the_size_of_the_values(cells, word):
+def test_a_unit_is_recognised_by_the_share_and_the_size_of_the_values(cells, word):
     reason = judge(METRIC_SPECS["mem_pct"], cells)
     assert reason is None if word is None else word in reason
 
@@ -142,7 +142,7 @@ def test_rows_of_one_server_and_time_that_differ_are_counted_and_the_server_and_
     assert violation.example == "ppml0001 at 2026-11-23T10:10:00Z (row 9)"
 
 
-def test_exact_repeats_are_no_violation():
+def test_exact_repeats_are_not_a_violation():
     frame = fleet(state="idle", mem_pct=math.nan)
     assert validate(pd.concat([frame, frame.iloc[[2, 2, 5]]], ignore_index=True)) == []
 
@@ -165,20 +165,20 @@ def test_timestamps_without_zone_are_refused_in_every_form():
 
 
 @pytest.mark.parametrize("text", ["2026-11-23", "2026-11-23T10:00", "2026-11-23 10:00:00.5"])
-def test_one_text_without_zone_among_zoned_ones_costs_its_row(text):
+def test_the_row_of_one_text_without_zone_among_zoned_ones_is_left_out(text):
     times = ["2026-11-23T10:05:00Z", "2026-11-23 10:10:00+00:00", text]
     assert only_fault(fleet(["a"], 3, timestamp=times)).rows == 1
     assert examine(fleet(["a"], 3, timestamp=times)).rows.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01T00:00:00Z", "23.11.2026 10:00Z", ""])
-def test_text_that_is_no_time_costs_its_row(text):
+def test_the_row_of_text_that_is_not_a_time_is_left_out(text):
     fault = only_fault(fleet(["a"], 2, timestamp=["2026-11-23T10:00:00Z", text]))
     assert (fault.rows, fault.message) == (1, "not a time in ISO 8601")
 
 
 @pytest.mark.parametrize("year", ["1500", "1969", "2300", "9999"])
-def test_a_time_beyond_those_of_the_contract_is_distinguished_from_text_that_is_no_time(year):
+def test_a_time_beyond_those_of_the_contract_is_distinguished_from_text_that_is_not_a_time(year):
     times = fleet()["timestamp"].map(lambda time: time.isoformat().replace("2026", year))
     assert only_violation(fleet(timestamp=times)).message == "the time is not within 1970 to 2199"
 

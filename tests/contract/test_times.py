@@ -46,7 +46,7 @@ def test_the_unit_of_a_number_is_told_by_its_size(seconds, place, kind):
 
 
 @pytest.mark.parametrize("number", [0, 12, 99_999_999, 2 * 10**10, 20261123, 20261123100000, -5])
-def test_a_number_between_two_units_is_no_time(number):
+def test_a_number_between_two_units_is_not_a_time(number):
     assert number_unit(number) is None
     found = parsed([number, 1_795_428_000])
     assert np.isnat(found.instants).tolist() == [True, False]

@@ -107,7 +107,7 @@ def test_a_change_after_days_that_are_all_equal_is_found():
     assert 30 < watched(days_of(values), 9)[1] < 36
 
 
-def test_a_stream_that_begins_later_and_days_without_losses_are_no_change():
+def test_a_stream_that_begins_later_and_days_without_losses_are_not_a_change():
     values = stationary(np.random.default_rng(5), 60)
     days = days_of(values)
     for number, day in enumerate(days):

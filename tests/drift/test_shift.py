@@ -88,7 +88,7 @@ def test_level_scale_and_the_days_off_do_not_matter():
     )
 
 
-def test_a_fall_is_no_evidence_and_one_day_gives_a_bounded_one():
+def test_a_fall_gives_no_evidence_and_one_day_a_bounded_one():
     values = np.random.default_rng(4).normal(0, 1, (DAYS, 2))
     values[-1] += [50, -50]
     up, down = rise(values, LEVEL, np.array([DAYS - 1]))[0]
@@ -97,5 +97,5 @@ def test_a_fall_is_no_evidence_and_one_day_gives_a_bounded_one():
     assert rise(values, LEVEL, np.array([DAYS - 2]))[0, 0] > 10 * LARGEST_OF_A_DAY
 
 
-def test_equal_days_are_no_evidence():
+def test_equal_days_give_no_evidence():
     assert (rise(np.full((DAYS, 1), 0.3), LEVEL, np.arange(KNOWN, DAYS)) <= 1).all()

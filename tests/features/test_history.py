@@ -48,7 +48,7 @@ def test_the_distance_of_rows_is_found_though_some_are_early_late_or_missing(dis
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
-def test_steps_that_are_missing_at_random_are_no_distance(share: float) -> None:
+def test_randomly_missing_steps_do_not_change_the_distance(share: float) -> None:
     values = np.random.default_rng(3).random((20, 288, 3)).astype(np.float32)
     values[np.random.default_rng(4).random(values.shape) < share] = np.nan
     assert row_distances(values, DAY_STEPS) is None

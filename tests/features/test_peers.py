@@ -50,7 +50,7 @@ def test_the_level_is_the_median_of_the_others(values: np.ndarray) -> None:
 
 
 @given(FLEETS)
-def test_the_level_of_a_server_that_is_no_member_is_the_median_of_all(values: np.ndarray) -> None:
+def test_the_level_of_a_server_that_is_not_a_member_is_the_median_of_all(values: np.ndarray) -> None:
     found = leave_one_out(medians_without_one(order_statistics(values)), np.full_like(values[0], np.nan))
     np.testing.assert_allclose(found, median(values))
 
@@ -144,7 +144,7 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
         assert counts[window] == max((~np.isnan(of_step)).sum(axis=0).max(initial=0) for of_step in values)
 
 
-def test_values_in_the_table_that_differ_from_the_history_are_taken_out_all_the_same(fleet: np.ndarray) -> None:
+def test_values_in_the_table_that_differ_from_the_history_are_also_taken_out(fleet: np.ndarray) -> None:
     """A history that is shorter than what the table has of the server."""
     table = PeerTable.build(fleet[:8], ProfileMembers.of(NAMES[:8], PROFILES[:8]), 1000)
     medians, rows = medians_without_one(table.statistics), table.rows_of(PROFILES[:8])

@@ -169,7 +169,7 @@ def test_scaling_does_not_depend_on_the_unit_of_a_rate(fleet: np.ndarray, scalin
     np.testing.assert_allclose(found.scale_within[:, 1], unit * scaling.scale_within[:, 1], rtol=1e-3)
 
 
-def test_a_metric_that_may_be_any_number_is_not_transformed_beside_those_with_bounds(fleet: np.ndarray) -> None:
+def test_a_metric_that_may_be_any_number_is_not_transformed_unlike_those_with_bounds(fleet: np.ndarray) -> None:
     celsius = np.random.default_rng(4).normal(-5, 3, (8, 2000, 1)).astype(np.float32)
     values, profiles = np.concatenate([fleet, celsius], axis=2), ("busy",) * 4 + ("idle",) * 4
     with_value = fit_scaling(values, {**KINDS, "celsius": "value"}, profiles, 288)

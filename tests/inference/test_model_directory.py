@@ -244,7 +244,7 @@ def test_a_document_that_is_nested_too_deeply_is_named(copy: Path, name: str) ->
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
-def test_what_is_no_regular_file_is_refused_at_once(copy: Path, name: str, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_at_once(copy: Path, name: str, kind: str) -> None:
     path = copy / name
     target = path.rename(copy.parent / f"elsewhere-{name}")
     if kind == "pipe":

@@ -104,7 +104,7 @@ def test_another_calendar_keeps_canary_and_explanations(starter: Engine) -> None
     assert starter.config.calendar == BusinessCalendar("UTC")
 
 
-def test_the_card_says_what_the_files_are(starter: Engine, card: str, info: dict) -> None:
+def test_the_card_agrees_with_the_files(starter: Engine, card: str, info: dict) -> None:
     spec = starter.config.spec
     for fact in (
         f"windows of version {starter.config.windows_version}",

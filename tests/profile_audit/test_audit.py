@@ -74,7 +74,7 @@ def test_a_server_unlike_all_others_gets_no_suggestion(fleet):
     assert (found.verdict, found.suggested) == ("unclear", None)
 
 
-def test_a_server_with_an_hour_of_history_is_not_judged(fleet):
+def test_a_server_with_an_hour_of_history_has_no_verdict(fleet):
     day = fleet.day.copy()
     day[5, :-12] = np.nan
     found = audited(fleet, day=day).servers[5]

@@ -84,7 +84,7 @@ def test_a_ray_cluster_gives_the_same(fleet: Path, tiny_model_dir: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_costs_no_part(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_lost_machine_loses_no_part(tiny_model_dir: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="Ray (requirements-scale.txt) is not installed")
     from ray.cluster_utils import Cluster
 
@@ -168,7 +168,7 @@ def test_an_output_with_files_of_something_else_is_refused(fleet: Path, tiny_mod
     assert "has old.parquet, which this run does not write; give an empty folder" in capsys.readouterr().err
 
 
-def test_an_address_that_nothing_knows_is_refused() -> None:
+def test_an_address_without_a_file_system_is_refused() -> None:
     with pytest.raises(DataFileError, match="nowhere://fleet: cannot be reached"):
         Folder("nowhere://fleet")
     with pytest.raises(DataFileError, match="holds no parquet files"):

@@ -145,7 +145,7 @@ def test_without_an_admin_token_the_remedy_fits_the_request(client):
     assert client.post("/api/v1/reload").json()["detail"].endswith("start with --admin-token-file, or send SIGHUP")
 
 
-def test_the_single_tokens_go_on_working_beside_the_tokens_file(tmp_path, clients):
+def test_the_single_tokens_continue_to_work_with_a_tokens_file(tmp_path, clients):
     with daemon(tmp_path, token=TOKEN, admin_token=ADMIN, clients=clients) as client:
         assert post(as_client(client, TOKEN.decode()), record("any")).json()["accepted"] == 1
         assert client.post("/api/v1/reload", json={}).status_code == 401

@@ -42,7 +42,7 @@ def test_a_header_is_a_name_and_a_value(text):
 
 
 @pytest.mark.parametrize("text", ["tenant", ": x", "a b: c", "a: b\nc: d", "ä: b"])
-def test_what_is_no_header_is_refused_without_its_value(text):
+def test_text_that_is_not_a_header_is_refused_without_its_value(text):
     with pytest.raises(ValueError, match="write NAME: VALUE"):
         parse_header(text)
 

@@ -81,7 +81,7 @@ def post(url, limits=LIMITS):
     return asyncio.run(posted())
 
 
-def test_an_answer_within_the_limits_is_returned_and_no_compression_is_asked_for(url):
+def test_a_response_within_the_limits_is_returned_and_no_compression_is_requested(url):
     response = post(f"{url}/short")
     assert (response.status_code, response.text) == (200, "identity")
 
@@ -89,19 +89,19 @@ def test_an_answer_within_the_limits_is_returned_and_no_compression_is_asked_for
 @pytest.mark.parametrize(
     ("name", "reason"), [("large", "larger than 1,000 bytes"), ("compressed", r"compressed \(gzip")]
 )
-def test_an_answer_that_is_too_large_or_compressed_is_refused(url, name, reason):
+def test_a_response_that_is_too_large_or_compressed_is_refused(url, name, reason):
     with pytest.raises(ResponseError, match=reason):
         post(f"{url}/{name}")
 
 
-def test_the_error_of_an_answer_that_is_too_large_can_be_told_from_the_others(url):
+def test_the_error_of_a_response_that_is_too_large_has_its_own_type(url):
     with pytest.raises(ResponseTooLargeError):
         post(f"{url}/large")
 
 
 @pytest.mark.parametrize("name", ["dripping", "dripping_headers"])
 @pytest.mark.parametrize("limits", [LIMITS, CUT])
-def test_an_answer_that_drips_is_given_up_after_the_total_time(url, name, limits):
+def test_a_slow_response_is_dropped_after_the_total_time(url, name, limits):
     started = time.monotonic()
     with pytest.raises(ResponseError, match=r"within 0\.5 s"):
         post(f"{url}/{name}", limits)

@@ -54,13 +54,13 @@ def test_the_built_in_queries_take_matchers(metric):
         ("count(x) keep_metric_names", "invalid promql query"),
     ],
 )
-def test_what_is_no_promql_is_refused_with_the_remedy(query, reason):
+def test_a_query_that_is_not_promql_is_refused_with_the_remedy(query, reason):
     with pytest.raises(LabelMatcherError, match=f"cannot be added to .*{reason}; write them into the query"):
         with_matchers(query, M)
 
 
 @pytest.mark.parametrize("text", ["", "eu", 'c="eu"} or up{', "c=eu", '{c="eu"}'])
-def test_texts_that_are_no_matchers_are_refused(text):
+def test_texts_that_are_not_matchers_are_refused(text):
     with pytest.raises(LabelMatcherError, match=r'write cluster="eu"'):
         check_matchers(text)
 

@@ -106,7 +106,7 @@ def test_long_ranges_are_cut_into_queries_and_progress_is_reported(monkeypatch):
     assert frame["cpu_pct"].tolist() == [int(at(n + 1).timestamp()) % 97 for n in range(10)]
 
 
-def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
+def test_a_range_whose_response_is_too_large_is_queried_in_parts(monkeypatch):
     monkeypatch.setattr(prometheus, "MAX_RESPONSE_BYTES", 4_000)
     asked = []
 
@@ -121,7 +121,7 @@ def test_a_range_whose_answer_is_too_large_is_asked_for_in_parts(monkeypatch):
     assert asked == [500, 250, 125, 125, 250, 125, 125]
 
 
-def test_one_step_whose_answer_is_too_large_names_the_query_and_the_remedy(monkeypatch):
+def test_one_step_whose_response_is_too_large_names_the_query_and_the_remedy(monkeypatch):
     monkeypatch.setattr(prometheus, "MAX_RESPONSE_BYTES", 10)
     client = scripted(lambda _form: httpx.Response(200, json={"data": [1] * 100}))
     with pytest.raises(PrometheusError, match=r"cpu\[300s\]': the response is larger than 10 bytes; ask for fewer"):
@@ -183,7 +183,7 @@ def test_a_server_with_two_series_or_no_usable_name_is_left_out_by_name_and_the_
 
 
 @pytest.mark.parametrize(("instance", "name"), [("web1:9100", "web1"), ("[2001:db8::10]:9100", "2001:db8::10")])
-def test_a_port_is_no_part_of_the_name(instance, name):
+def test_a_port_is_not_part_of_the_name(instance, name):
     frame, _ = pulled(scripted(lambda _form: [series(instance, ["1"])]), CPU, TimeRange(at(0), at(1)), STEP)
     assert frame["server_name"].tolist() == [name]
 
@@ -235,7 +235,7 @@ def test_refused_credentials_are_told_from_a_wrong_query(status):
     assert str(refused.value).endswith(f"refused the credentials: {reason}")
 
 
-def test_a_compressed_answer_is_retried_and_reported():
+def test_a_compressed_response_is_retried_and_reported():
     asked = []
 
     def answer(_form):

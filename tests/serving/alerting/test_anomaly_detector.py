@@ -93,7 +93,7 @@ def test_there_is_no_anomaly_in_the_first_hour_nor_after_a_gap():
     assert run(model, np.zeros((4, 6)), first=2 * LEAD + 20) is not None
 
 
-def test_slow_answers_at_low_traffic_are_an_anomaly_and_high_load_is_none():
+def test_high_latency_at_low_traffic_is_an_anomaly_and_high_load_is_not():
     usual = np.zeros((LEAD + 8, 6))
     slow, fast, busy = usual.copy(), usual.copy(), usual.copy()
     slow[-3:] = (-2, 0, 0, -2, -3, 6)  # high latency, low traffic
@@ -107,7 +107,7 @@ def test_slow_answers_at_low_traffic_are_an_anomaly_and_high_load_is_none():
     assert found["busy"].probability < 0.05
 
 
-def test_a_deviation_that_a_profile_shares_is_no_anomaly():
+def test_a_deviation_that_a_profile_shares_is_not_an_anomaly():
     model, names = AnomalyModel(VIEW), [f"ppdb{number:03d}" for number in range(6)]
     for origin in range(LEAD + 6):
         shift = np.array([-3, 0, 3, -4, -4, 3.0]) if origin > LEAD else np.zeros(6)
@@ -220,6 +220,6 @@ def test_a_metric_without_a_covariance_is_left_out():
     np.testing.assert_array_equal(found.contributions[1:], expected.contributions)
 
 
-def test_there_is_no_anomaly_without_any_metric_that_has_a_covariance():
+def test_without_a_metric_that_has_a_covariance_there_is_no_anomaly():
     view = replace(VIEW, metrics=("gpu_load",))
     assert AnomalyModel(view).update([replace(forecast(20), model=view)]) == [None]

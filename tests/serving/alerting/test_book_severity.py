@@ -115,7 +115,7 @@ def test_a_rule_of_one_bound_leaves_the_other():
         BoundsRule(above=1, below=2)
 
 
-def test_the_sentence_says_since_when_why_and_which_peers_do_not_show_it():
+def test_the_sentence_has_the_start_the_reason_and_the_peers_that_do_not_show_it():
     book = AlertBook(AlertRules())
     for origin in (1, 2):
         others = [forecast(20 + n, origin, f"ppweb10{n}") for n in range(3)]

@@ -215,7 +215,7 @@ def test_the_profiles_audit_shows_suggestions_groups_and_lines_to_copy(scene, op
     assert violations(page, "light") == []
 
 
-def test_the_model_has_its_scores_and_says_what_is_missing(scene, open_page):
+def test_the_model_has_its_scores_and_names_what_is_missing(scene, open_page):
     page = open_page(f"{scene.url}/#/model")
     expect(page.locator(".model h2").first).to_contain_text("tft_model_fake")
     expect(page.locator(".model")).to_contain_text("without evaluation.json")

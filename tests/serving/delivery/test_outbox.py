@@ -75,7 +75,7 @@ def test_the_end_of_a_delivered_alert_is_delivered_in_a_silence_too(tmp_path):
     assert scene.sent == [("page", "firing"), ("page", "resolved")]
 
 
-def test_nothing_is_delivered_in_shadow_mode_and_the_week_says_what_would_have_been(tmp_path, caplog):
+def test_nothing_is_delivered_in_shadow_mode_and_the_week_counts_what_would_have_been(tmp_path, caplog):
     scene = Scene(tmp_path, shadow=True)
     caplog.set_level("INFO")
     for origin in range(4):

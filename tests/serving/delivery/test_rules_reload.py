@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_logged(scene, text, c
     assert "fleet.toml" in caplog.records[0].reason
 
 
-def test_other_tables_are_not_read_again_and_the_log_says_so(scene, caplog):
+def test_other_tables_are_not_read_again_and_this_is_logged(scene, caplog):
     path, reload = scene
     path.write_text("[profiles.cache]\npatterns = ['redis']\n" + STRICT)
     reload.reload()

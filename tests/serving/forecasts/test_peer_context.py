@@ -60,7 +60,7 @@ def test_the_table_follows_new_steps_late_samples_and_servers_that_join_leave_or
     assert scene.forecasts.peers.counts["ml_compute"] == 14
 
 
-def test_a_server_silent_for_the_models_context_is_no_peer(scene):
+def test_a_server_silent_for_the_models_context_is_not_a_peer(scene):
     scene.measure("ppdb1", 1)
     scene.measure("ppdb2", 1)
     scene.cycle()

@@ -264,7 +264,7 @@ def test_addresses_of_one_ipv6_network_are_one_client():
     ],
     ids=["bytes that begin no request", "a body that never ends"],
 )
-def test_what_follows_an_answer_does_not_keep_a_connection(limit, request_text, later):
+def test_data_after_a_response_does_not_keep_a_connection(limit, request_text, later):
     with serving(answer_at_once, **limit) as (connected, connections):
         client = connected(request_text)
         parse_response(client)

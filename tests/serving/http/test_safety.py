@@ -160,7 +160,7 @@ def test_wrong_tokens_are_counted_and_logged_with_the_address_and_without_the_to
     assert "secret-of-someone" not in caplog.text
 
 
-def test_probes_pages_and_metrics_answer_head(guarded):
+def test_probes_pages_and_metrics_support_head(guarded):
     for path in (*PROBES, *FILES):
         assert guarded.head(path).status_code == 200
     for path in ("/metrics", "/status"):

@@ -129,7 +129,7 @@ def test_a_renewed_certificate_is_served_after_sighup_and_one_without_its_key_is
         (("text", "key"), "are not a usable pair"),
     ],
 )
-def test_files_that_are_no_certificate_with_its_key_are_refused(files, tmp_path, chosen, message):
+def test_files_that_are_not_a_certificate_with_its_key_are_refused(files, tmp_path, chosen, message):
     (tmp_path / "text").write_text("no certificate")
     paths = {"certificate": files[0], "key": files[1], "missing": tmp_path / "missing", "text": tmp_path / "text"}
     certificate, key = (paths.get(name) for name in chosen)

@@ -48,7 +48,7 @@ def test_a_row_is_accepted_where_the_record_is(name, seconds, metric, value):
     assert [notice for notice in records.notices if "by rounding" in notice] == rows.notices
 
 
-def test_a_bad_value_costs_the_value_and_a_refused_server_the_row():
+def test_a_bad_value_is_left_out_and_rows_of_a_refused_server_are_rejected():
     found = received(a={"cpu_pct": 180.0, "mem_pct": 5.0}, b={"cpu_pct": 1.0, "mem_pct": 2.0}, c={"cpu_pct": -1.0})
     found.refused.append(RefusedSamples("server_name", "up", "no label", 3))
     batch = checked(found, lambda name: RefusedServer("not yours") if name == "b" else None)

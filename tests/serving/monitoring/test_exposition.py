@@ -160,7 +160,7 @@ def test_a_histogram_counts_cumulatively():
     ]
 
 
-def test_profiles_that_nobody_knows_share_one_label():
+def test_unknown_profiles_share_one_label():
     daemon = running_daemon()
     forecasts = {f"s{n}": fixed_forecast(f"s{n}", f"sent-{n}", None, 20.0) for n in range(5)}
     daemon.forecasts.snapshot = FleetSnapshot(forecasts, ORIGIN, ORIGIN + 301.0, VIEW)

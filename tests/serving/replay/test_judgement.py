@@ -43,7 +43,7 @@ def test_recommended_rules_keep_the_budgets_and_are_a_fleet_file(tmp_path):
     assert recommended_rules(curve[:3], AlertRules()) is None
 
 
-def test_answers_become_incidents(tmp_path):
+def test_labels_become_incidents(tmp_path):
     answers = tmp_path / "alerts.csv"
     write_alerts(answers, [alert(ended=2e9), alert(name="ppweb002"), alert(name="ppweb003")], end_seconds=2e9)
     rows = list(csv.DictReader(answers.read_text().splitlines()))

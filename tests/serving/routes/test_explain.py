@@ -126,7 +126,7 @@ def test_unknown_servers_and_horizons_are_named(tmp_path):
         assert beyond.json()["detail"] == "horizon: 540m is asked for; the forecast reaches from its first step to 480m"
 
 
-def test_without_a_model_the_answer_is_503_with_retry_after(tmp_path):
+def test_without_a_model_the_response_is_503_with_retry_after(tmp_path):
     def load(_path):
         raise OSError("no model")
 

@@ -132,7 +132,7 @@ def test_the_status_shows_the_last_cycle_that_had_something_to_forecast(client):
     assert client.get("/status").json()["cycle"]["servers"] == 2
 
 
-def test_the_starter_model_serves_until_there_is_another_and_every_answer_says_so(
+def test_the_starter_model_serves_until_there_is_another_and_every_response_says_so(
     tmp_path, tiny_model_dir, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -32,7 +32,7 @@ def test_fields_outside_the_contract_are_listed(client):
     assert post(client, record() | {"cpu": 5}).json()["ignored_fields"] == ["cpu"]
 
 
-def test_the_aliases_answer_as_the_versioned_paths(client):
+def test_the_aliases_respond_as_the_versioned_paths(client):
     assert client.post("/feed/data", json={"records": [record()]}).json()["accepted"] == 1
     forecast_of(client)
     assert client.get("/predictions/current").json()["forecasts"][0]["server_name"] == "ppml0001"

@@ -51,6 +51,6 @@ def test_a_malformed_request_is_refused(shards, asked):
     assert answer.status_code == 422
 
 
-def test_a_daemon_answers_no_request_that_is_meant_for_another(shards):
+def test_a_daemon_refuses_requests_meant_for_another_shard(shards):
     asked = {"last_step": 1}
     assert shards.clients[1].post("/api/v1/shard/peers", json=asked).status_code == 409

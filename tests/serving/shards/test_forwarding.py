@@ -97,7 +97,7 @@ def test_a_shard_that_is_down_gives_503_and_the_parts_of_the_others_are_stored(s
     assert again.json() == {"accepted": 3, "rejected": []}
 
 
-def test_a_shard_that_hangs_costs_a_bounded_time_once(shards):
+def test_a_shard_that_hangs_delays_once_and_for_a_bounded_time(shards):
     shards.links[1, 2].hangs_seconds = 5.0
     started = time.monotonic()
     assert post(shards.clients[1], record(SECOND[0])).status_code == 503
@@ -111,7 +111,7 @@ def test_a_shard_that_hangs_costs_a_bounded_time_once(shards):
 @pytest.mark.parametrize(
     "answer", [b"", b"[]", b"{}", b'{"rejected": 1}', b'{"rejected": [{"index": "x"}]}', b"\x00" * 100, b"[" * 10_000]
 )
-def test_a_hostile_answer_is_not_taken_for_stored(shards, answer):
+def test_a_hostile_response_does_not_count_as_stored(shards, answer):
     shards.links[1, 2].answer = answer
     assert post(shards.clients[1], record(SECOND[0])).status_code == 503
 

@@ -225,7 +225,7 @@ def test_a_restarted_shard_has_the_whole_table_after_one_cycle(three):
     three.assert_exact()
 
 
-def test_a_missing_shard_costs_its_peers_and_is_said(three):
+def test_a_missing_shard_loses_its_peers_and_is_reported(three):
     names = {number: names_of(number, 3, 2) for number in (1, 2, 3)}
     fill(three, [name for each in names.values() for name in each])
     three.cycle()
@@ -269,7 +269,7 @@ HOSTILE = [
 ]
 
 
-def test_an_answer_that_is_no_page_counts_as_none(three):
+def test_a_response_that_is_not_a_page_counts_as_missing(three):
     names = names_of(1, 3, 2)
     for answer in HOSTILE:
         fill(three, names, 3)

@@ -35,7 +35,7 @@ def test_a_mixed_batch_keeps_its_own_records_and_names_the_owner_of_the_others(c
     assert OTHER[0] not in client.app.state.daemon.store.servers
 
 
-def test_lines_of_json_are_judged_alike(client):
+def test_lines_of_json_are_checked_alike(client):
     lines = "\n".join(to_json(record(name)).decode() for name in (OTHER[0], OWN[0]))
     answer = client.post("/api/v1/metrics", content=lines, headers={"content-type": "application/x-ndjson"}).json()
     assert (answer["accepted"], [each["index"] for each in answer["rejected"]]) == (1, [0])

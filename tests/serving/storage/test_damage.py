@@ -232,7 +232,7 @@ def test_a_page_that_the_check_cannot_read_is_damage_only_if_its_content_is(text
     assert is_damage(caught.value) == damage
 
 
-def test_too_little_memory_for_a_read_is_an_answer_and_no_damage(store):
+def test_too_little_memory_for_a_read_gives_a_response_and_is_not_damage(store):
     def too_large():
         raise MemoryError
 

@@ -112,7 +112,7 @@ def test_a_counter_of_the_fleet_file_gives_the_increase_per_second_of_all_its_po
     assert counters.received(T + 50, 90.0, 10.0, DELTA).notices == {"no_interval": 2}
 
 
-def test_a_counter_is_no_value_of_a_metric_of_another_kind():
+def test_a_counter_is_not_a_value_of_a_metric_of_another_kind():
     assert OwnCounters("value").received(T, 1.0, 2.0).left_out == {"app.answers": 2}
 
 
@@ -187,7 +187,7 @@ def test_the_interval_of_a_reset_is_not_measured(decoder):
     assert rows == {("a", T + 10): {"disk_io_mb_s": 1.0}, ("a", T + 30): {"disk_io_mb_s": 1.0}}
 
 
-def test_a_start_time_alone_is_no_reset(decoder):
+def test_a_start_time_alone_is_not_a_reset(decoder):
     """The SDK counts from the start of its process and sends the kernel's counters since boot."""
     first, second = (disk_io(at, value, 0, start_seconds=at - 1) for at, value in ((T, 50 * MB), (T + 10, 60 * MB)))
     assert rows_of(decoder, request("a", first), request("a", second)) == {("a", T + 10): {"disk_io_mb_s": 1.0}}
@@ -268,7 +268,7 @@ def test_the_json_of_the_specification_is_read(decoder):
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x05\x0a", b"{}x"])
-def test_a_body_that_is_no_request_is_malformed(decoder, body):
+def test_a_body_that_is_not_a_request_is_malformed(decoder, body):
     with pytest.raises(MalformedBodyError, match="ExportMetricsServiceRequest"):
         decoder.decode(body, is_json=False)
 

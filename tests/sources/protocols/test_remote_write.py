@@ -147,7 +147,7 @@ def outcome(decode, content):
     return str(found.rows), found.not_measured, found.left_out, refused
 
 
-def test_a_decoder_that_knows_the_series_reads_all_bodies_as_one_that_parses_them():
+def test_a_decoder_with_cached_series_reads_all_bodies_as_one_that_parses_them():
     dice, values = random.Random(5), (0.0, -0.0, 1.5, 1e300, math.nan, STALE)
     series = [
         fleet_series(
