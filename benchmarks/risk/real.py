@@ -1,10 +1,10 @@
-"""Alarms on real incidents: 148 operator labels of 46 servers, beside methods without a risk model.
+"""Alarms on real incidents: 148 operator labels of 46 servers, compared with methods without a risk model.
 
     python benchmarks/risk/real.py --data ../shared/data/fleets_public.parquet      # JSON is the last line
 
 Servers are held out in turn, a quarter of each profile. The first 20 days have no labels. Every method's level is the
-one with the best F1 on the days 21 to 30 of the held-out servers of all folds; days 31 to 45 are judged. Labels of one
-profile whose onsets are within an hour are one event; an alarm on any of its servers from the onset to half an hour
+one with the best F1 on the days 21 to 30 of the held-out servers of all folds; days 31 to 45 are evaluated. Labels of
+one profile whose onsets are within an hour are one event; an alarm on any of its servers from the onset to half an hour
 after the end is a hit, and one hit counts. Other alarms are false. Onsets are weak and half of the labels last longer
 than 9 hours, so the delay is from the first onset of the event. The interval is that of a bootstrap over events.
 
@@ -47,7 +47,7 @@ from fleet_forecast.training.risk.fleets import LabelledFleet, labelled_fleet  #
 DATA = ROOT / "../shared/data/fleets_public.parquet"
 FOLDS = 4
 DAY_STEPS = 288
-TUNE, JUDGE = range(20 * DAY_STEPS, 30 * DAY_STEPS), range(30 * DAY_STEPS, 45 * DAY_STEPS)
+TUNE, EVALUATE = range(20 * DAY_STEPS, 30 * DAY_STEPS), range(30 * DAY_STEPS, 45 * DAY_STEPS)
 EVENT_SECONDS = 3_600
 LEVELS = 50  # quantiles of the scores that are tried
 LINE_STEPS = 12
@@ -92,7 +92,7 @@ def events_of(fleet: LabelledFleet) -> list[Event]:
     return events
 
 
-def judge(score: np.ndarray, level: float, fleet: LabelledFleet, steps: range) -> Result:
+def evaluate_alarms(score: np.ndarray, level: float, fleet: LabelledFleet, steps: range) -> Result:
     """Alarms of a score [server, step of the grid] at one level within some steps."""
     on = persistent(score[:, steps.start : steps.stop], level)
     begins = on & ~np.concatenate([np.zeros((len(on), 1), dtype=bool), on[:, :-1]], axis=1)
@@ -120,13 +120,13 @@ def tuned_level(score: np.ndarray, fleet: LabelledFleet) -> float:
     """The level with the best F1 on the days to tune on."""
     known = score[:, TUNE.start : TUNE.stop]
     levels = np.unique(np.nanquantile(known, 1 - np.geomspace(1e-5, 0.3, LEVELS)))
-    return float(max(levels, key=lambda level: f1(judge(score, level, fleet, TUNE))))
+    return float(max(levels, key=lambda level: f1(evaluate_alarms(score, level, fleet, TUNE))))
 
 
 def summary(score: np.ndarray, fleet: LabelledFleet) -> dict[str, Any]:
     """One line of the table."""
     level = tuned_level(score, fleet)
-    result = judge(score, level, fleet, JUDGE)
+    result = evaluate_alarms(score, level, fleet, EVALUATE)
     found = ~np.isnan(result.delays)
     random = np.random.default_rng(0)
     recalls, precisions = [], []
@@ -134,7 +134,7 @@ def summary(score: np.ndarray, fleet: LabelledFleet) -> dict[str, Any]:
         drawn = found[random.integers(len(found), size=len(found))].sum()
         recalls.append(drawn / len(found))
         precisions.append(drawn / max(drawn + result.false_alarms, 1))
-    weeks = len(fleet.grid.servers) * len(JUDGE) * fleet.grid.step_seconds / WEEK_SECONDS
+    weeks = len(fleet.grid.servers) * len(EVALUATE) * fleet.grid.step_seconds / WEEK_SECONDS
     hits = int(found.sum())
     return {
         "level": round(level, 4),
@@ -196,16 +196,16 @@ def risk_scores(fleet: LabelledFleet) -> dict[str, np.ndarray]:
         tuning = part(fleet, rest, TUNE)
         print(f"fold {fold + 1}: {len(tuning.incidents.server)} labels of {len(rest)} servers", file=sys.stderr)
         model = train([tuning], [tuning], OF_LABELS, LABELS)
-        scores = risks(part(fleet, held_out, range(TUNE.start, JUDGE.stop)), model.description.spec, model.scores)
-        by_labels[held_out, JUDGE.stop - scores.shape[1] :] = scores
+        scores = risks(part(fleet, held_out, range(TUNE.start, EVALUATE.stop)), model.description.spec, model.scores)
+        by_labels[held_out, EVALUATE.stop - scores.shape[1] :] = scores
     simulated, _ = train_on_simulator(grid.metrics, grid.step_seconds, fleet.calendar, SIMULATED)
     by_simulator = np.full_like(by_labels, np.nan)
     scores = risks(
-        part(fleet, np.arange(len(grid.servers)), range(TUNE.start, JUDGE.stop)),
+        part(fleet, np.arange(len(grid.servers)), range(TUNE.start, EVALUATE.stop)),
         simulated.description.spec,
         simulated.scores,
     )
-    by_simulator[:, JUDGE.stop - scores.shape[1] :] = scores
+    by_simulator[:, EVALUATE.stop - scores.shape[1] :] = scores
     return {"labels": as_shares(by_labels), "simulator": as_shares(by_simulator)}
 
 

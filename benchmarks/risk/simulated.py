@@ -6,7 +6,7 @@
 
 The levels are those that the model's own curve, measured on its held-out fleets, gives for the budgets of false alarms.
 The fleets here are the generator's default fleet of 90 servers, with seeds that nothing was chosen on. Alarms have the
-persistence of the daemon's rules and are judged at every step (fleet_forecast/risk/alarms.py); alarms at the first
+persistence of the daemon's rules and are evaluated at every step (fleet_forecast/risk/alarms.py); alarms at the first
 forecast above the level are shown beside them. --leave-out trains a small risk model for each group of incident kinds
 without them, one kind of each profile at a time, and shows the recall of these kinds beside that of a small model that
 was trained on all.
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402 - in the parent folder
 from fleet_forecast.inference.model_directory import read_config, verify  # noqa: E402
 from fleet_forecast.inference.risk_model import ALERT_HORIZON, RISK_HORIZONS, RiskModel  # noqa: E402
-from fleet_forecast.risk.alarms import Judged, Scene, judge, persistent, summary  # noqa: E402
+from fleet_forecast.risk.alarms import AlarmResults, Scene, evaluate_alarms, persistent, summary  # noqa: E402
 from fleet_forecast.risk.calibration import reliability  # noqa: E402
 from fleet_forecast.serving.alerting.severity import level_for_budget  # noqa: E402
 from fleet_forecast.training.risk.fit import RiskSettings, outcomes_of, risks, train_on_simulator  # noqa: E402
@@ -50,23 +50,23 @@ ALERT_COLUMN = list(RISK_HORIZONS).index(ALERT_HORIZON)
 SMALL = RiskSettings(training_fleets=4, held_out_servers=80, days=7.0, rounds=100)  # for --leave-out
 
 
-def row(judged: Sequence[Judged], scenes: Sequence[Scene], level: float) -> dict[str, Any]:
+def row(results: Sequence[AlarmResults], scenes: Sequence[Scene], level: float) -> dict[str, Any]:
     """One line of the table."""
-    kinds, leads = (np.concatenate([getattr(each, name) for each in judged]) for name in ("kinds", "lead_seconds"))
+    kinds, leads = (np.concatenate([getattr(each, name) for each in results]) for name in ("kinds", "lead_seconds"))
     leak = np.array([kind in LEAK_LIKE or kind.startswith(LEAK_PREFIX) for kind in kinds])
     found = ~np.isnan(leads)
     return {
         "level": level,
-        **{key: None if value is None else round(value, 3) for key, value in summary(judged, scenes).items()},
+        **{key: None if value is None else round(value, 3) for key, value in summary(results, scenes).items()},
         "leak_like": int(leak.sum()),
         "ahead_leak_like": round(float((leads[leak] > 0).mean()), 3),
         "median_lead_minutes_leak_like": round(float(np.median(leads[leak & found]) / 60), 1),
     }
 
 
-def by_kind(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def by_kind(results: Sequence[AlarmResults]) -> dict[str, dict[str, Any]]:
     """Found, ahead and median lead by kind of incident."""
-    kinds, leads = (np.concatenate([getattr(each, name) for each in judged]) for name in ("kinds", "lead_seconds"))
+    kinds, leads = (np.concatenate([getattr(each, name) for each in results]) for name in ("kinds", "lead_seconds"))
     table = {}
     for kind in sorted(set(kinds)):
         own = leads[kinds == kind]
@@ -96,9 +96,11 @@ def evaluate(model: RiskModel, fleets: Sequence[LabelledFleet]) -> dict[str, Any
         if level is None:
             results[name] = None
             continue
-        judged = [judge(persistent(risk, level), scene) for risk, scene in zip(alert, scenes, strict=True)]
-        results[name] = row(judged, scenes, level) | {"kinds": by_kind(judged)}
-        at_once = [judge(persistent(risk, level, 1), scene) for risk, scene in zip(alert, scenes, strict=True)]
+        alarms = [evaluate_alarms(persistent(risk, level), scene) for risk, scene in zip(alert, scenes, strict=True)]
+        results[name] = row(alarms, scenes, level) | {"kinds": by_kind(alarms)}
+        at_once = [
+            evaluate_alarms(persistent(risk, level, 1), scene) for risk, scene in zip(alert, scenes, strict=True)
+        ]
         results[f"{name}, after one forecast"] = row(at_once, scenes, level)
     outcomes = outcomes_of(fleets, scored)
     results["reliability"] = reliability(calibration.probabilities(outcomes.scores), outcomes, ALERT_COLUMN)
@@ -113,11 +115,11 @@ def leave_out(fleets: SimulatedFleets, seeds: Sequence[int]) -> dict[str, Any]:
         tuple(incidents[position] for incidents in of_profiles if position < len(incidents))
         for position in range(max(map(len, of_profiles)))
     ]
-    judged_on = list(fleets.fleets(seeds))
-    known = small_model(fleets, (), judged_on)
+    held_out = list(fleets.fleets(seeds))
+    known = small_model(fleets, (), held_out)
     table: dict[str, Any] = {}
     for kinds in groups:
-        unknown = small_model(fleets, kinds, judged_on)
+        unknown = small_model(fleets, kinds, held_out)
         for kind in kinds:
             table[kind] = {
                 name: {"left out": unknown[name].get(kind), "known": known[name].get(kind)} for name in BUDGETS
@@ -126,14 +128,14 @@ def leave_out(fleets: SimulatedFleets, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def small_model(
-    fleets: SimulatedFleets, without: tuple[str, ...], judged_on: Sequence[LabelledFleet]
+    fleets: SimulatedFleets, without: tuple[str, ...], held_out: Sequence[LabelledFleet]
 ) -> dict[str, dict[str, Any]]:
     """Results by budget and kind of a small risk model that was trained without some; none where a level is missing."""
     print(f"without {', '.join(without) or 'none left out'}", file=sys.stderr)
     settings = replace(SMALL, without=without)
     model, _ = train_on_simulator(fleets.metrics, fleets.step_seconds, fleets.calendar, settings)
-    judged = evaluate(model, judged_on)
-    return {name: judged[name]["kinds"] if judged[name] else {} for name in BUDGETS}
+    results = evaluate(model, held_out)
+    return {name: results[name]["kinds"] if results[name] else {} for name in BUDGETS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

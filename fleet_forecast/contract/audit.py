@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from fleet_forecast.contract.checks import MOSTLY, CellCounts, Examined, Violation, doubt, examine, judge, violation
+from fleet_forecast.contract.checks import (
+    MOSTLY,
+    CellCounts,
+    Examined,
+    Violation,
+    doubt,
+    examine,
+    refusal_of_column,
+    violation,
+)
 from fleet_forecast.contract.labels import Labels
 from fleet_forecast.contract.specs import METRIC_SPECS, METRICS, REQUIRED, TEXT_COLUMNS
 from fleet_forecast.iso_time import iso
@@ -155,7 +164,7 @@ class Audit:
             name: None for name, rows in faulty.items() if name not in METRICS and rows > MOSTLY * self._present[name]
         }
         for name, counts in self._counts.items():
-            if reason := judge(METRIC_SPECS[name], counts):
+            if reason := refusal_of_column(METRIC_SPECS[name], counts):
                 message, _, remedy = reason.partition("; ")
                 refused[name] = Violation(name, 0, f"{counts.highest:,.6g}" if counts.above else "", message, remedy)
         return refused

@@ -1,8 +1,8 @@
 """Checks of rows and cells, for files and for requests: times, names, states, numbers within their range.
 
 A cell that cannot be used counts as not measured, and a row without time or name is left out; both are counted, with an
-example. A column of which that is true for most cells, or whose values look like another unit, is refused (`judge`).
-audit.py checks what needs all rows: repeated rows, servers with two profiles.
+example. `refusal_of_column`: a column is refused if most of its cells cannot be used, or if its values look like
+another unit. audit.py has the checks that need all rows: repeated rows, servers with two profiles.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class CellCounts:
         self.highest = max(self.highest, other.highest)
 
 
-def judge(spec: MetricSpec, cells: CellCounts) -> str | None:
+def refusal_of_column(spec: MetricSpec, cells: CellCounts) -> str | None:
     """Why a metric's column is refused as a whole, with the likely factor; None if its usable cells are used."""
     if _looks_like_fractions(spec, cells) and cells.measured >= ENOUGH_CELLS:
         return f"fractions instead of {spec.unit}: no value is outside 0 to 1; multiply by 100"

@@ -90,31 +90,6 @@ class PeerTable:
         """Number of steps."""
         return int(self.statistics.counts.shape[1])
 
-    def with_steps(
-        self, values: np.ndarray, members: ProfileMembers, first_step: int, most_steps: int | None = None
-    ) -> PeerTable:
-        """The table with new values from `first_step` (since the epoch) to the end; only these steps are computed.
-
-        values: float32 [server, step, metric], at least one step. members: of the same servers as the table's; if the
-        membership has changed, build the table anew. most_steps: the oldest steps beyond this number are removed.
-        Steps between the table's last and `first_step` have no peers. Raises ValueError if the profiles differ.
-        """
-        if members.profiles != self.profiles:
-            raise ValueError(f"profiles {members.profiles}: the table has {self.profiles}; build a new table")
-        end = first_step + values.shape[1]
-        first = min(self.first_step, first_step) if most_steps is None else max(self.first_step, end - most_steps)
-        first = min(first, first_step)
-        new = PeerTable.build(values, members, first_step)
-        kept = slice(max(first - self.first_step, 0), max(first_step - self.first_step, 0))
-        fields = []
-        for own, latest in zip(self.statistics, new.statistics, strict=True):
-            before = own[:, kept]
-            gap = first_step - first - before.shape[1]
-            missing = 0 if own.dtype == np.int16 else np.nan
-            between = np.full((own.shape[0], gap, own.shape[2]), missing, dtype=own.dtype)
-            fields.append(np.concatenate([before, between, latest], axis=1))
-        return PeerTable(self.profiles, first, OrderStatistics(*fields))
-
     def transformed(self, bounds: BoundedTransform) -> PeerTable:
         """The table of the transformed values, from one in physical units."""
         low, middle, high, counts = self.statistics

@@ -110,7 +110,7 @@ def audit_profiles(fleet: AuditedFleet) -> ProfileAudit:
     servers = []
     for row, (name, profile, matched) in enumerate(zip(fleet.names, fleet.profiles, fleet.matched, strict=True)):
         of_server = dict(zip(known, zip(found.probabilities[row], found.plausible[row], strict=True), strict=True))
-        servers.append(_judge(name, profile, matched, of_server))
+        servers.append(_verdict(name, profile, matched, of_server))
     return ProfileAudit(tuple(servers), _two_in_one(fleet.names, known, behaviours, _agreeing(labels, servers)))
 
 
@@ -130,7 +130,7 @@ def _two_in_one(
     return tuple(found)
 
 
-def _judge(name: str, profile: str, matched: bool, of_server: dict[str, tuple[float, bool]]) -> AuditedServer:
+def _verdict(name: str, profile: str, matched: bool, of_server: dict[str, tuple[float, bool]]) -> AuditedServer:
     """of_server: probability of each profile, and whether the behaviour is plausible for it."""
     best = max(of_server, key=lambda each: np.nan_to_num(of_server[each][0], nan=-1.0))
     probability, plausible = of_server[best]

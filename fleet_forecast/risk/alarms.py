@@ -58,7 +58,7 @@ class Scene(NamedTuple):
         return self.servers * len(self.seconds) * float(self.seconds[1] - self.seconds[0]) / MONTH_SECONDS
 
 
-class Judged(NamedTuple):
+class AlarmResults(NamedTuple):
     """Alarms of a fleet: false ones, and by incident its kind, whether its precursor is long, and the lead.
 
     lead_seconds: from the first hit to the start of the harm, negative after it, NaN if the incident was not found.
@@ -135,7 +135,7 @@ def match(firing: np.ndarray, seconds: np.ndarray, windows: Iterable[tuple[int, 
     return Matched(begins, begins & ~explained, np.array(hits, dtype=np.float64))
 
 
-def judge(firing: np.ndarray, scene: Scene) -> Judged:
+def evaluate_alarms(firing: np.ndarray, scene: Scene) -> AlarmResults:
     """Hits and false alarms of bool [server, step]; incidents that are not whole in the scene are left out."""
     incidents = scene.incidents
     windows = zip(incidents.server, incidents.onset, incidents.end + AFTER_SECONDS, strict=True)
@@ -144,18 +144,18 @@ def judge(firing: np.ndarray, scene: Scene) -> Judged:
     whole = (incidents.onset >= scene.seconds[0] - step_seconds) & (incidents.end <= scene.seconds[-1])
     long = incidents.start - incidents.onset >= LONG_PRECURSOR_SECONDS
     leads = incidents.start - matched.hits
-    return Judged(int(matched.false.sum()), incidents.kind[whole], long[whole], leads[whole])
+    return AlarmResults(int(matched.false.sum()), incidents.kind[whole], long[whole], leads[whole])
 
 
-def summary(judged: Sequence[Judged], scenes: Sequence[Scene]) -> dict[str, Any]:
+def summary(results: Sequence[AlarmResults], scenes: Sequence[Scene]) -> dict[str, Any]:
     """The fields of a CurvePoint besides its level, over all fleets."""
-    false = sum(each.false_alarms for each in judged)
-    long = np.concatenate([each.has_long_precursor for each in judged])
-    leads = np.concatenate([each.lead_seconds for each in judged])
+    false = sum(each.false_alarms for each in results)
+    long = np.concatenate([each.has_long_precursor for each in results])
+    leads = np.concatenate([each.lead_seconds for each in results])
     found = ~np.isnan(leads)
     usual = sum(
         float((~np.isnan(each.lead_seconds)).sum()) * USUAL_RATE / scene.rate
-        for each, scene in zip(judged, scenes, strict=True)
+        for each, scene in zip(results, scenes, strict=True)
     )
     return {
         "false_alarms_per_server_month": false / sum(scene.server_months for scene in scenes),
@@ -171,7 +171,8 @@ def curve(risks: Sequence[np.ndarray], scenes: Sequence[Scene], levels: Sequence
     """Alarms by level, from risks [server, step] of each fleet; without levels of more than MOST_FALSE_ALARMS."""
     points = [
         CurvePoint(
-            level, **summary([judge(persistent(r, level), s) for r, s in zip(risks, scenes, strict=True)], scenes)
+            level,
+            **summary([evaluate_alarms(persistent(r, level), s) for r, s in zip(risks, scenes, strict=True)], scenes),
         )
         for level in sorted(levels)
     ]

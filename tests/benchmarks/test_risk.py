@@ -7,7 +7,7 @@ from benchmarks.risk import real, simulated
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.intervals.incidents_file import IncidentRecord
-from fleet_forecast.risk.alarms import Judged
+from fleet_forecast.risk.alarms import AlarmResults
 from fleet_forecast.training.risk.fleets import labelled_fleet
 
 HOUR = 3_600.0
@@ -17,8 +17,8 @@ ZERO = float(START.astype(np.int64))
 
 def test_kinds_have_their_share_found_and_ahead():
     kinds = np.array(["oom", "oom", "ddos"], dtype=object)
-    judged = Judged(0, kinds, np.array([True, True, False]), np.array([1_800.0, np.nan, -600.0]))
-    found = simulated.by_kind([judged])
+    results = AlarmResults(0, kinds, np.array([True, True, False]), np.array([1_800.0, np.nan, -600.0]))
+    found = simulated.by_kind([results])
     assert found["oom"] == {"incidents": 2, "found": 0.5, "ahead": 0.5, "median_lead_minutes": 30.0}
     assert found["ddos"] == {"incidents": 1, "found": 1.0, "ahead": 0.0, "median_lead_minutes": -10.0}
 
@@ -43,7 +43,7 @@ def test_one_hit_of_an_event_counts_and_other_alarms_are_false():
     score = np.zeros((3, 45 * 288))
     score[0, 802 * 12 : 803 * 12] = score[1, 804 * 12 : 805 * 12] = 1.0  # two alarms of the event
     score[2, 802 * 12 : 803 * 12] = 1.0
-    result = real.judge(score, 0.5, fleet, real.JUDGE)
+    result = real.evaluate_alarms(score, 0.5, fleet, real.EVALUATE)
     assert result.false_alarms == 1
     np.testing.assert_allclose(result.delays, [2 * HOUR + 600])
     assert real.f1(result) == pytest.approx(2 / 3)

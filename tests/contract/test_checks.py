@@ -15,7 +15,7 @@ from data_contract import (
     STATES,
     validate,
 )
-from fleet_forecast.contract.checks import CellCounts, examine, judge
+from fleet_forecast.contract.checks import CellCounts, examine, refusal_of_column
 from fleet_forecast.contract.labels import is_server_name
 from tests.contract.frames import fleet
 
@@ -126,7 +126,7 @@ def test_a_column_of_which_most_cells_cannot_be_used_is_refused_with_the_likely_
     ],
 )
 def test_a_unit_is_recognised_by_the_share_and_the_size_of_the_values(cells, word):
-    reason = judge(METRIC_SPECS["mem_pct"], cells)
+    reason = refusal_of_column(METRIC_SPECS["mem_pct"], cells)
     assert reason is None if word is None else word in reason
 
 

@@ -85,32 +85,6 @@ def test_a_large_profile_has_a_table_of_some_members_that_do_not_depend_on_the_o
     assert {names[row] for row in rows} == {names[::-1][row] for row in reversed_rows}
 
 
-@pytest.mark.parametrize("first_step", [1030, 1035, 1039, 1040, 1043])
-@pytest.mark.parametrize("most_steps", [None, 40, 7])
-def test_a_table_with_new_steps_equals_one_built_anew(
-    fleet: np.ndarray, first_step: int, most_steps: int | None
-) -> None:
-    members = ProfileMembers.of(NAMES, PROFILES)
-    table = PeerTable.build(fleet, members, 1000)
-    recent = np.random.default_rng(1).uniform(0, 90, (9, 6, 2)).astype(np.float32)
-    end = first_step + 6
-    whole = np.full((9, end - 1000, 2), np.nan, dtype=np.float32)
-    whole[:, :40] = fleet[:, : end - 1000]
-    whole[:, first_step - 1000 :] = recent
-    first = 1000 if most_steps is None else max(1000, end - most_steps)
-    expected = PeerTable.build(whole[:, first - 1000 :], members, first)
-    found = table.with_steps(recent, members, first_step, most_steps)
-    assert (found.first_step, found.steps) == (expected.first_step, expected.steps)
-    for ours, theirs in zip(found.statistics, expected.statistics, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_new_steps_of_other_profiles_are_refused(fleet: np.ndarray) -> None:
-    table = PeerTable.build(fleet, ProfileMembers.of(NAMES, PROFILES), 1000)
-    with pytest.raises(ValueError, match="build a new table"):
-        table.with_steps(fleet[:, -1:], ProfileMembers.of(NAMES, ["web"] * 9), 1040)
-
-
 def test_the_transformed_table_is_the_table_of_transformed_values(fleet: np.ndarray) -> None:
     members = ProfileMembers.of(NAMES, PROFILES)
     found = PeerTable.build(fleet, members, 0).transformed(BOUNDS)

@@ -8,7 +8,7 @@ from fleet_forecast.risk.alarms import (
     Scene,
     begins_within,
     curve,
-    judge,
+    evaluate_alarms,
     persistent,
     signs_begun,
 )
@@ -45,7 +45,7 @@ def test_an_alarm_begins_after_two_high_risks_and_ends_after_three_low_ones():
 )
 def test_an_alarm_from_the_onset_to_half_an_hour_after_the_end_is_a_hit(first, false_alarms, lead):
     scene = scene_of(LONG)
-    found = judge(firing_at(scene, (0, first, first + 2)), scene)
+    found = evaluate_alarms(firing_at(scene, (0, first, first + 2)), scene)
     assert found.false_alarms == false_alarms
     np.testing.assert_array_equal(found.lead_seconds, [lead])
     assert found.has_long_precursor.tolist() == [True]
@@ -53,14 +53,14 @@ def test_an_alarm_from_the_onset_to_half_an_hour_after_the_end_is_a_hit(first, f
 
 def test_alarms_of_another_server_are_false_and_several_of_one_incident_count_once():
     scene = scene_of(LONG)
-    found = judge(firing_at(scene, (0, 12, 14), (0, 20, 22), (1, 12, 14)), scene)
+    found = evaluate_alarms(firing_at(scene, (0, 12, 14), (0, 20, 22), (1, 12, 14)), scene)
     assert found.false_alarms == 1
     np.testing.assert_array_equal(found.lead_seconds, [17 * STEP])
 
 
 def test_incidents_that_are_cut_off_are_not_counted_and_explain_their_alarms():
     scene = scene_of((0, -STEP, 5 * STEP, 9 * STEP, "oom"), (1, 95 * STEP, 98 * STEP, 120 * STEP, "oom"))
-    found = judge(firing_at(scene, (0, 3, 5), (1, 96, 99)), scene)
+    found = evaluate_alarms(firing_at(scene, (0, 3, 5), (1, 96, 99)), scene)
     assert (found.false_alarms, len(found.kinds)) == (0, 0)
 
 

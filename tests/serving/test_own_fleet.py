@@ -1,4 +1,4 @@
-"""A daemon with the profiles and metrics of a fleet file: received, forecast, judged, alerted on and exposed."""
+"""A daemon with the profiles and metrics of a fleet file: received, forecast, scored, alerted on and exposed."""
 
 from __future__ import annotations
 

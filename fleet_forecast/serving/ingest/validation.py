@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from fleet_forecast.contract.checks import CellCounts, doubt, judge
+from fleet_forecast.contract.checks import CellCounts, doubt, refusal_of_column
 from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.labels import is_server_name
 from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
@@ -154,12 +154,12 @@ def check_records(
                 bad_cells.clear()
             if not record.keys() <= known_fields:
                 batch.ignored_fields.update(key[:SHOWN_CHARACTERS] for key in record.keys() - known_fields)
-    _judge_columns(batch, specs)
+    _refuse_columns(batch, specs)
     batch.notices += check.notices()
     return batch
 
 
-def _judge_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None:
+def _refuse_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None:
     """Leaves all cells of a metric out if most cells of the batch cannot be used; doubts are notices."""
     for place, (name, spec) in enumerate(specs.items()):
         bad = [cell for cell in (*batch.left_out, *batch.rejected) if cell.field == name]
@@ -170,7 +170,7 @@ def _judge_columns(batch: CheckedBatch, specs: Mapping[str, MetricSpec]) -> None
         sizes = [cell.value for cell in bad if type(cell.value) in (int, float)]
         above = sum(size > spec.upper for size in sizes)
         counts = CellCounts(len(usable) + len(bad), len(bad), above, max([*usable, *sizes], default=-math.inf))
-        reason = judge(spec, counts) if bad else None
+        reason = refusal_of_column(spec, counts) if bad else None
         if reason is None:
             if likely := doubt(spec, counts):
                 batch.notices.append(f"{name}: {likely}")

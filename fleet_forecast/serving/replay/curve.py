@@ -10,7 +10,7 @@ import numpy as np
 from fleet_forecast.risk.alarms import hysteresis
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import level_for_budget
-from fleet_forecast.serving.replay.judgement import Incident, judge, scores
+from fleet_forecast.serving.replay.alarm_evaluation import Incident, evaluate_alarms, scores
 from fleet_forecast.serving.replay.past_alerts import PastAlerts
 
 SHARED = "breach and departure"
@@ -50,7 +50,7 @@ def _point(
     below = ~np.any(probabilities >= resolve, axis=0) & ~np.all(np.isnan(probabilities), axis=0)
     by_metric = hysteresis(np.asarray(above), np.asarray(below), rules.fire_forecasts, rules.resolve_forecasts)
     on = np.asarray(by_metric.any(axis=2))
-    found = scores(judge(on, past.seconds, incidents), incidents, server_months(past))
+    found = scores(evaluate_alarms(on, past.seconds, incidents), incidents, server_months(past))
     return LevelPoint(level, found["false_alarms_per_server_month"], found)
 
 

@@ -18,9 +18,9 @@ from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert
 from fleet_forecast.serving.alerting.rules import AlertRules
 from fleet_forecast.serving.alerting.severity import PAGE, SEVERITIES, WATCH
+from fleet_forecast.serving.replay.alarm_evaluation import AlarmEvaluation, Incident, evaluate_alarms, scores
 from fleet_forecast.serving.replay.curve import SHARED, measured_curves, recommended_rules, server_months
 from fleet_forecast.serving.replay.cycles import forecasts_of
-from fleet_forecast.serving.replay.judgement import Incident, Judgement, judge, scores
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts
 from fleet_forecast.serving.replay.pictures import Scene, picture
 from fleet_forecast.serving.replay.report import ReplayReport
@@ -79,9 +79,11 @@ def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[s
     seconds = time.perf_counter() - began
     server_steps = int((~np.isnan(grid.values[:, steps.start : steps.stop]).all(axis=2)).sum())
     incidents = None if request.incidents is None else _within(request.incidents, grid, past, rules)
-    judged = {severity: judge(past.firing[severity], past.seconds, incidents or ()) for severity in SEVERITIES}
+    evaluated = {
+        severity: evaluate_alarms(past.firing[severity], past.seconds, incidents or ()) for severity in SEVERITIES
+    }
     curves = measured_curves(past, incidents, rules)
-    pictures = {} if incidents is None else dict(_pictures(engine, request, past, judged[WATCH], incidents))
+    pictures = {} if incidents is None else dict(_pictures(engine, request, past, evaluated[WATCH], incidents))
     facts = {
         "model": engine.model_id,
         "from": iso(past.seconds[0] - grid.step_seconds),
@@ -92,7 +94,7 @@ def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[s
         "pages": sum(alert.highest_severity == PAGE for alert in past.alerts),
         "watches": sum(alert.highest_severity == WATCH for alert in past.alerts),
     }
-    grouped = {severity: _grouped(judged[severity], incidents or (), grid, past) for severity in SEVERITIES}
+    grouped = {severity: _grouped(evaluated[severity], incidents or (), grid, past) for severity in SEVERITIES}
     recommended = recommended_rules(curves.get(SHARED, ()), rules)
     report = ReplayReport(facts, grouped, curves, past.alerts, pictures, recommended, float(past.seconds[-1]))
     speed = {"server_steps": server_steps, "replay_seconds": round(seconds, 1)}
@@ -117,38 +119,38 @@ def _within(records: Sequence[IncidentRecord], grid: FleetGrid, past: PastAlerts
 
 
 def _grouped(
-    judged: Judgement, incidents: Sequence[Incident], grid: FleetGrid, past: PastAlerts
+    evaluated: AlarmEvaluation, incidents: Sequence[Incident], grid: FleetGrid, past: PastAlerts
 ) -> dict[str, dict[str, Any]]:
     """Scores of all servers, of each profile and of each type of incident."""
     months = server_months(past)
-    found = {"all": scores(judged, incidents, months)}
+    found = {"all": scores(evaluated, incidents, months)}
     profiles = np.array([str(profile) for profile in grid.profiles])
     for profile in sorted(set(profiles)):
         rows = profiles == profile
         own = [place for place, incident in enumerate(incidents) if rows[incident.server]]
-        found[f"profile {profile}"] = _part(judged, incidents, own, rows, months)
+        found[f"profile {profile}"] = _part(evaluated, incidents, own, rows, months)
     for kind in sorted({incident.type for incident in incidents}):
         own = [place for place, incident in enumerate(incidents) if incident.type == kind]
-        part = _part(judged, incidents, own, np.ones(len(profiles), dtype=bool), months)
+        part = _part(evaluated, incidents, own, np.ones(len(profiles), dtype=bool), months)
         of_all = ("false_alarms", "false_alarms_per_server_month", "alarms_per_server_month", "precision")
         found[f"type {kind}"] = {**part, **dict.fromkeys(of_all)}
     return found
 
 
 def _part(
-    judged: Judgement, incidents: Sequence[Incident], places: Sequence[int], rows: np.ndarray, months: float
+    evaluated: AlarmEvaluation, incidents: Sequence[Incident], places: Sequence[int], rows: np.ndarray, months: float
 ) -> dict[str, Any]:
-    part = Judgement(judged.begins[rows], judged.false[rows], [judged.alarms[place] for place in places])
+    part = AlarmEvaluation(evaluated.begins[rows], evaluated.false[rows], [evaluated.alarms[place] for place in places])
     return scores(part, [incidents[place] for place in places], months * rows.sum() / len(rows))
 
 
 def _pictures(
-    engine: Engine, request: ReplayRequest, past: PastAlerts, judged: Judgement, incidents: Sequence[Incident]
+    engine: Engine, request: ReplayRequest, past: PastAlerts, evaluated: AlarmEvaluation, incidents: Sequence[Incident]
 ) -> Iterator[tuple[str, list[str]]]:
     """The worst false alarms (pages first, then the longest) and misses (the longest)."""
     grid, end = request.grid, float(past.seconds[-1])
     rows = {name: row for row, name in enumerate(grid.servers)}
-    at = {(row, past.seconds[step]) for row, step in np.argwhere(judged.false)}
+    at = {(row, past.seconds[step]) for row, step in np.argwhere(evaluated.false)}
     false = [alert for alert in past.alerts if (rows[alert.server_name], alert.started_seconds) in at]
     false.sort(key=lambda alert: (SEVERITIES.index(alert.highest_severity), alert.started_seconds - _end(alert, end)))
     draw = _Drawing(engine, request, past, incidents)
@@ -159,7 +161,7 @@ def _pictures(
             for alert in false[:WORST]
         ],
     )
-    missed = [incident for incident, alarm in zip(incidents, judged.alarms, strict=True) if alarm is None]
+    missed = [incident for incident, alarm in zip(incidents, evaluated.alarms, strict=True) if alarm is None]
     missed.sort(key=lambda incident: incident.start - incident.end)
     yield (
         "Worst misses",

@@ -93,12 +93,12 @@ def _table(frame: pd.DataFrame) -> str:
     return text
 
 
-def _scores_table(scores: Mapping[str, Mapping[str, Any]], judged: bool) -> str:
+def _scores_table(scores: Mapping[str, Mapping[str, Any]], evaluated: bool) -> str:
     rows = []
     for group, found in scores.items():
         leads = {f"lead {name}, min": value for name, value in found["lead_minutes"].items()}
         numbers = {key.replace("_", " "): value for key, value in found.items() if key != "lead_minutes"}
-        kept = {**numbers, **leads} if judged else {"alarms a server and month": numbers["alarms per server month"]}
+        kept = {**numbers, **leads} if evaluated else {"alarms a server and month": numbers["alarms per server month"]}
         rows.append({"group": group, **kept})
     return _table(pd.DataFrame(rows))
 

@@ -1,4 +1,4 @@
-"""Records of requests are judged as rows of files are: a bad cell costs the cell."""
+"""Records of requests are checked like rows of files: only a bad cell is left out."""
 
 import numpy as np
 import pandas as pd

@@ -33,7 +33,7 @@ class Incident:
     type: str = ""
 
 
-class Judgement(NamedTuple):
+class AlarmEvaluation(NamedTuple):
     """Alarms, false alarms and found incidents.
 
     begins, false: boolean [server, step], beginnings of all and of false alarms. alarms: by incident, when its first
@@ -45,21 +45,21 @@ class Judgement(NamedTuple):
     alarms: list[float | None]
 
 
-def judge(firing: np.ndarray, seconds: np.ndarray, incidents: Sequence[Incident]) -> Judgement:
+def evaluate_alarms(firing: np.ndarray, seconds: np.ndarray, incidents: Sequence[Incident]) -> AlarmEvaluation:
     """Evaluate alarms. firing: boolean [server, step]; seconds: [step], when each step was evaluated."""
     matched = match(firing, seconds, ((incident.server, incident.onset, incident.end) for incident in incidents))
     alarms = [None if np.isnan(hit) else hit for hit in matched.hits.tolist()]
-    return Judgement(matched.begins, matched.false, alarms)
+    return AlarmEvaluation(matched.begins, matched.false, alarms)
 
 
-def scores(judged: Judgement, incidents: Sequence[Incident], server_months: float) -> dict[str, Any]:
-    """Numbers of a judgement; a share without cases is None.
+def scores(evaluated: AlarmEvaluation, incidents: Sequence[Incident], server_months: float) -> dict[str, Any]:
+    """Numbers of an evaluation; a share without cases is None.
 
     lead_minutes: percentiles of the time from the alarm to the start of the incident, negative after it.
     """
-    pairs = list(zip(judged.alarms, incidents, strict=True))
+    pairs = list(zip(evaluated.alarms, incidents, strict=True))
     leads = [(incident.start - alarm) / 60 for alarm, incident in pairs if alarm is not None]
-    false = int(judged.false.sum())
+    false = int(evaluated.false.sum())
     found, ahead = len(leads), sum(lead > 0 for lead in leads)
 
     def share(part: int, whole: int) -> float | None:
@@ -67,7 +67,7 @@ def scores(judged: Judgement, incidents: Sequence[Incident], server_months: floa
 
     percentiles = np.percentile(leads, LEAD_SHARES).tolist() if leads else []
     return {
-        "alarms_per_server_month": round(int(judged.begins.sum()) / server_months, 3),
+        "alarms_per_server_month": round(int(evaluated.begins.sum()) / server_months, 3),
         "incidents": len(incidents),
         "found": found,
         "false_alarms": false,

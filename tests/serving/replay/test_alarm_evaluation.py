@@ -10,8 +10,8 @@ from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import AlertRules, alert_rules_of
+from fleet_forecast.serving.replay.alarm_evaluation import Incident, evaluate_alarms, scores
 from fleet_forecast.serving.replay.curve import LevelPoint, recommended_rules
-from fleet_forecast.serving.replay.judgement import Incident, judge, scores
 from fleet_forecast.serving.replay.labels import write_alerts, write_incidents
 from fleet_forecast.serving.replay.replay import labelled_incidents
 from tests.conftest import tiny_fleet
@@ -26,12 +26,12 @@ def test_alarms_and_incidents_are_counted_once_with_their_lead():
     for server, begin, end in ((0, 10, 12), (0, 20, 22), (0, 60, 90), (1, 40, 41)):
         firing[server, begin:end] = True
     incidents = [Incident(0, 8 * STEP, 15 * STEP, 30 * STEP, "a"), Incident(1, 70 * STEP, 75 * STEP, 80 * STEP, "b")]
-    found = scores(judge(firing, seconds, incidents), incidents, server_months=2.0)
+    found = scores(evaluate_alarms(firing, seconds, incidents), incidents, server_months=2.0)
     assert (found["found"], found["false_alarms"], found["false_alarms_per_server_month"]) == (1, 2, 1.0)
     assert (found["precision"], found["recall"], found["recall_ahead"]) == (round(1 / 3, 3), 0.5, 0.5)
     assert found["alarms_per_server_month"] == 2.0
     assert found["lead_minutes"] == dict.fromkeys(("p5", "p25", "p50", "p75", "p95"), 20.0)
-    nothing = scores(judge(np.zeros((2, 100), dtype=bool), seconds, []), [], 2.0)
+    nothing = scores(evaluate_alarms(np.zeros((2, 100), dtype=bool), seconds, []), [], 2.0)
     assert (nothing["precision"], nothing["recall"], nothing["lead_minutes"]) == (None, None, {})
 
 
