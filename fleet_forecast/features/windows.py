@@ -265,7 +265,7 @@ def build_windows(fleet: FleetArrays, request: WindowRequest) -> Windows:
 def may_have_peers(fleet: FleetArrays, rows: np.ndarray, profile_rows: np.ndarray) -> np.ndarray:
     """Whether windows of these servers, with these profiles (0 = unknown or masked), have peers: boolean [window].
 
-    Windows at origins before which no peer was measured have none all the same.
+    Windows at origins before which no peer was measured have none either way.
     """
     if fleet.peers is None or fleet.scaling.peer_prior is None:
         return np.zeros(len(rows), dtype=bool)

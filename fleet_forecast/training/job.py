@@ -196,7 +196,7 @@ class Job:
         return cold_start_table(plan, forecaster, by_profile, bool(self.profiles), by_hand)
 
     def compare_with(self, model_dir: Path, model: ForecastModel, risk_model: RiskModel | None) -> Comparison:
-        """The evaluated model beside that of a directory, on the test period."""
+        """Compare the evaluated model with that of a directory, on the test period."""
         split = self.split
         groups = {"training": split.training_servers, "unseen": split.unseen_servers}
         plans = {

@@ -109,7 +109,7 @@ class HistoryDatabase:
     def take_means(self, last_step: int, most: int) -> list[StepMeans]:
         """Compute and store the means of up to `most` pending steps up to `last_step`; empty at the end of a round.
 
-        Means that cannot be stored (disk full) are returned all the same, once a round.
+        Means that cannot be stored (disk full) are nevertheless returned, once a round.
         """
         steps = sorted(step for step in self._pending - self._not_stored if step <= last_step)[:most]
         if not steps:

@@ -129,7 +129,7 @@ class HistoryStore:
     def changed_step_means(self, last_step: int, most: int = 12) -> Future[list[StepMeans]]:
         """Compute and store the means of up to `most` steps up to `last_step` whose samples changed.
 
-        Call again until the list is empty. Means that could not be stored (disk full) are returned all the same, and
+        Call again until the list is empty. Means that could not be stored (disk full) are nevertheless returned, and
         again in the next round, until they are stored.
         """
         return self._ask(lambda: self._database.take_means(last_step, most))
