@@ -1,7 +1,7 @@
 """Precision and recall of the profile audit: fleets whose names are wrong for 5 % of the servers and unknown for 10 %.
 
     python benchmarks/profile_audit.py                                  # simulated and real fleets, 20 draws each
-    python benchmarks/profile_audit.py --model models/current           # and what accepting is worth: needs a model
+    python benchmarks/profile_audit.py --model models/current           # and the benefit of accepting: needs a model
     python benchmarks/profile_audit.py --data ../shared/data/fleets_public.parquet --draws 5
 
 In each draw other servers get a wrong profile, or none, and another day is audited. A suggestion is right if it is the

@@ -1,4 +1,4 @@
-"""Unseen servers of real fleets by length of history: what the profile and its live peers are worth.
+"""Unseen servers of real fleets by length of history: the benefit of the profile and its live peers.
 
     python benchmarks/real_roles.py                              # both data sets, 4 folds, 15 minutes of training each
     python benchmarks/real_roles.py --folds 1 --minutes 5        # a quick look

@@ -1,6 +1,6 @@
-"""Lives of a model on a fleet: day by day it forecasts, is scored, is advised about, and is trained again by a policy.
+"""Lives of a model on a fleet: each day it forecasts and is scored; the policy decides when it is trained again.
 
-A life is stored at the end of each week of it, so that a killed run goes on there.
+A life is stored at the end of each of its weeks, where a killed run continues.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Life:
             self.advised.append({"day": day, "what": what, "model": self.engine.model_id, "words": list(words)})
 
     def _may_train(self, day: int) -> bool:
-        """A training that brought no better model is repeated after a week."""
+        """A training without a better model is repeated after a week."""
         last = self.trainings[-1]
         return bool(last["in_use"]) or day - last["day"] >= WEEK_DAYS
 

@@ -6,10 +6,10 @@
 
 For each source two models are trained with the same number of steps: the starter model's recipe on the four other
 sources, and one on the source itself, with a quarter of its servers (of slices_public: of the hosts) held out. Both
-forecast these servers every 8 hours of the last 30 % of the time, which neither has seen, beside the baselines. Metrics
-that no other source has (the simulator's latency) are left out. The source's model has its servers' profiles and peers;
-the starter model has what it knows of them: nothing about roles that are not one of the seven profiles. A Markdown
-table goes to stdout; the last line is JSON: WQL, and WQL divided by that of the best baseline.
+forecast these servers every 8 hours of the last 30 % of the time, which neither was trained on, and so do the
+baselines. Metrics that no other source has (the simulator's latency) are left out. The source's model has its servers'
+profiles and peers; the starter model has them only for roles that are one of the seven profiles. A Markdown table goes
+to stdout; the last line is JSON: WQL, and WQL divided by that of the best baseline.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The five sources of the starter model, each as rows of the data contract on one shared clock.
 
-The roles of real servers are none of the seven profiles. For the starter model's training they are left out, so that
-the profile comes from the names, which no rule matches: `generic`, as for every such name in this project. Dates are
-moved by whole weeks to the year of the simulation, so that the days of the week and the hours of a day remain; hours
-are those of the source's business day, written as UTC.
+The roles of real servers are not among the seven profiles. For the starter model's training they are left out, so the
+profile comes from the names, which no rule matches: `generic`, as for every such name in this project. Dates are
+shifted by whole weeks to the year of the simulation, so days of the week and hours of the day stay the same; hours are
+those of the source's business day, written as UTC.
 """
 
 from __future__ import annotations

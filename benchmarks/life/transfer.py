@@ -6,18 +6,18 @@
 
 simulated: 12 weeks after three weeks of training data, steps of 15 minutes. 38 servers of six profiles; each week three
 new ones of these profiles appear and two are removed; in week 8 five servers of a seventh profile appear, in week 10
-the daily rhythm of web servers moves by five hours. Three models, alike but for how they identify a server:
+the daily rhythm of web servers moves by five hours. Three models that differ in how they identify a server:
 
 - live profiles: the product,
 - no profiles: trained and served without profiles and peers,
-- server id: each server is a profile of its own, an unknown one has the embedding of the unknown. The usual tutorial
-  identifies servers so; this model has in addition the product's scaling, which makes it stronger.
+- server id: each server is its own profile, an unknown one has the embedding of the unknown profile. The usual tutorial
+  identifies servers in this way; this model also has the product's scaling, which makes it stronger.
 
 Policies: on advice (the daemon's, fleet_forecast/drift: the same test for all, and a new type from three servers on);
 for server id also when there is a server with a day of history that no training had, as its users must.
 
 fleets: 46 real servers, 45 days, trained on 20; a quarter of each profile appears on day 30. slices: a part of the
-PlanetLab machines, trained on six days, lived through four later ones. Never trained again, on advice, and regularly:
+PlanetLab machines, trained on six days, evaluated on four later ones. Never trained again, on advice, and regularly:
 each week, or before each day. Trainings are those of tft_trainer.py on the newest days, from the weights of the model
 in use, with a fixed number of steps; a model that is worse than the one in use is not put in use. Lives are stored in
 models/transfer/. Markdown goes to stdout; the last line is JSON.

@@ -1,4 +1,4 @@
-"""Fleets to live through: which servers are measured on which day, and what changes when.
+"""Fleets for the lives: which servers are measured on which day, and what changes when.
 
 A simulated fleet that grows and shrinks over 12 weeks, and two real ones. Days are counted from the first one of the
 data. Whatever a world hides of a server (the time before it appears, the time after it is removed) is not measured.

@@ -1,4 +1,4 @@
-"""Processor time of the risk model beside that of the forecasts, for a fleet of 10,000 servers.
+"""Processor time of the risk model compared with that of the forecasts, for a fleet of 10,000 servers.
 
 python benchmarks/risk/cost.py --model models/current       # JSON is the last line
 """
