@@ -95,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluation = evaluate(job, training, completed(ablation))
             risk = train_risk_model(job, incidents, arguments)
             champion = compare(job, training, risk[0], arguments)
-            result = RunResult(training, completed(ablation), evaluation, completed(final_fit), *risk, champion)
+            departures = job.departures(training.model, incidents)
+            result = RunResult(
+                training, completed(ablation), evaluation, completed(final_fit), *risk, champion, departures
+            )
             model_dir = publish(job, result, arguments.models_dir, vars(arguments))
             in_use = put_in_use(model_dir, champion, arguments)
             checkpoint.remove()

@@ -27,7 +27,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from fleet_forecast.features.grid import FleetGrid  # noqa: E402
 from fleet_forecast.inference.engine import Engine  # noqa: E402
 from fleet_forecast.inference.model_config import ModelError  # noqa: E402
 from fleet_forecast.risk.alarms import AFTER_SECONDS, Matched, hysteresis, match  # noqa: E402
-from fleet_forecast.serving.alerting.anomaly_detector import t2_contributions, t_statistic  # noqa: E402
+from fleet_forecast.risk.departures import t2_contributions, t_statistic  # noqa: E402
 from fleet_forecast.serving.alerting.bounds import NO_BOUNDS  # noqa: E402
 from fleet_forecast.serving.alerting.exceedance import exceedance_probability  # noqa: E402
 from fleet_forecast.serving.alerting.past_forecasts import PastForecasts  # noqa: E402
@@ -54,6 +54,7 @@ from fleet_forecast.simulation.fleet import Fleet  # noqa: E402
 from fleet_forecast.simulation.metric_model import simulated  # noqa: E402
 from fleet_forecast.simulation.scenario import Scenario, World  # noqa: E402
 from fleet_forecast.simulation.simulator import Simulator, portions  # noqa: E402
+from fleet_forecast.training.risk.departures import statistics_of  # noqa: E402
 from server_profiles import DEFAULT_SERVERS, PROFILES, ServerProfile  # noqa: E402
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -67,7 +68,6 @@ TARGET_PRECISION = 0.8
 STRICTNESS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 32)  # standard deviations above the mean, tried for the baselines
 CURRENT_VALUE_SPREADS = 18  # result of --choose
 FIRE_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-INFLATION = 0.4  # added share of the variances: the errors of a single server may differ from the fleet's
 CALM_MINUTES_AFTER = 120  # after an incident; only later scores of its server count as normal operation
 
 
@@ -301,21 +301,23 @@ def false_alarms(made: Sequence[PastAlerts], fleets: Sequence[Weeks], severity: 
 
 
 def choose(engine: Engine, fleets: Sequence[Weeks], rate: float) -> dict[str, Any]:
-    """Constants of anomaly_detector.py, the level of AlertRules, and the best thresholds of the baselines."""
+    """Constants of risk/departures.py, the level of AlertRules, and the best thresholds of the baselines."""
     rules, metrics = AlertRules(), engine.config.targets
     parts = [_scored(engine, weeks, rules) for weeks in fleets]
     averages = np.concatenate([scored.reshape(-1, len(metrics)) for scored, _ in parts])
     harm = np.concatenate([_harm(weeks).ravel() for weeks in fleets])
     known = ~np.isnan(averages).any(axis=1)
-    covariance = np.cov(averages[known & (harm == 0)].T)
-    covariance += INFLATION * np.diag(np.diag(covariance))
+    healthy = statistics_of(metrics, averages[known & (harm == 0)])
+    if healthy is None:
+        raise ValueError("too few healthy servers to estimate a covariance; give more --servers or --hours")
+    covariance = np.array(healthy.covariance)
     t = [t_statistic(t2_contributions(scored.reshape(-1, len(metrics)), covariance)) for scored, _ in parts]
     service = averages[:, metrics.index("latency_ms")] > 0
     use = known & service & (harm >= 0)
     weight = np.where(harm == 1, USUAL_RATE / rate, 1.0)
     intercept, slope = _logistic(np.concatenate(t)[use], harm[use] == 1, weight[use])
-    print(f"COVARIANCE = np.array({np.round(covariance, 3).tolist()})\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
-    results: dict[str, Any] = {"covariance": np.round(covariance, 3).tolist(), "intercept": intercept, "slope": slope}
+    print(f"SIMULATED = {healthy}\nINTERCEPT, SLOPE = {intercept:.2f}, {slope:.2f}")
+    results: dict[str, Any] = {**asdict(healthy), "intercept": intercept, "slope": slope}
     for level in FIRE_PROBABILITIES:
         firing = []
         for (scored, breaches), distances in zip(parts, t, strict=True):

@@ -33,11 +33,21 @@ from fleet_forecast.inference.explanations import (
     variables_of,
 )
 from fleet_forecast.inference.model_config import ModelConfig, ModelError
-from fleet_forecast.inference.model_directory import CANARY_FILE, EXPLAIN_FILE, ONNX_FILE, read_config, verify
+from fleet_forecast.inference.model_directory import (
+    CANARY_FILE,
+    DEPARTURES_FILE,
+    EXPLAIN_FILE,
+    MAX_DOCUMENT_BYTES,
+    ONNX_FILE,
+    read_config,
+    read_regular,
+    verify,
+)
 from fleet_forecast.inference.onnx_backend import onnx_explain, onnx_run
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.network.outputs import NetworkWeights
+from fleet_forecast.risk.departures import SIMULATED, DepartureStatistics
 
 CHUNK_WINDOWS = 45  # run at once by a thread: larger chunks are faster and need more memory
 Run = Callable[[Windows], np.ndarray]  # windows -> quantiles [window, H, metric, quantile], physical units
@@ -80,7 +90,7 @@ class Engine:
     """Forecasts with one model. Thread-safe: no call changes its state.
 
     run: the network. load_explain loads the network with weights as outputs, at the first call of `explain`.
-    risk_model: None in directories without one.
+    risk_model: None in directories without one. departures: the simulator's for directories without their own.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class Engine:
         self.threads = threads
         self.model_dir = model_dir
         self.risk_model: RiskModel | None = None
+        self.departures = SIMULATED
         self._run = run
         self._load_explain = load_explain
         self._as_trained = self  # its canary has the calendar of the training
@@ -113,14 +124,13 @@ class Engine:
         """
         resolved = verify(Path(model_dir))
         config = read_config(resolved)
-        explain_file = resolved / EXPLAIN_FILE
-        load_explain = partial(onnx_explain, explain_file) if explain_file.exists() else None
         if _wants_gpu(device):
             run, threads = _torch_run(resolved, config), 1
         else:
             run, threads = onnx_run(resolved / ONNX_FILE), threads or _cores()
-        engine = cls(config, run, resolved, load_explain, threads)
+        engine = cls(config, run, resolved, _explain_loader(resolved), threads)
         engine._check_canary(run)
+        engine.departures = _departures(resolved)
         engine.risk_model = RiskModel.load(resolved, config.targets, _cores() if threads is None else threads)
         return engine
 
@@ -339,6 +349,22 @@ def _wants_gpu(device: str) -> bool:
     if device == "cuda" and not available:
         raise ModelError("--device cuda: torch finds no GPU on this machine; use --device cpu")
     return available
+
+
+def _explain_loader(model_dir: Path) -> Callable[[], Explain] | None:
+    path = model_dir / EXPLAIN_FILE
+    return partial(onnx_explain, path) if path.exists() else None
+
+
+def _departures(model_dir: Path) -> DepartureStatistics:
+    """Those of the directory, or of the simulator. Raises ModelError if the file is not usable."""
+    path = model_dir / DEPARTURES_FILE
+    if not path.exists():
+        return SIMULATED
+    try:
+        return DepartureStatistics.from_json(read_regular(path, MAX_DOCUMENT_BYTES).decode())
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}; train again") from error
 
 
 def _cores() -> int:

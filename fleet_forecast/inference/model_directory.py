@@ -9,6 +9,7 @@ models/tft_model_<UTC time>/
     canary.json            a synthetic history and the forecast of it at training time
     training_info.json     how the model was trained, and its scores
     risk_model.txt, .json  trees of the risk model, and its features, calibration and curve; not in every model
+    departures.json        how far healthy servers deviate from their forecasts; not in every model
     evaluation.json        errors by horizon, hour, profile and metric, calibration, cold start
     report.html, *.parquet a page for people, and its tables (scores, cold start, mean weights by profile)
     manifest.json          written last: format version, and size and sha256 of every other file
@@ -44,6 +45,7 @@ EXPLAIN_FILE = "explain.onnx"
 CANARY_FILE = "canary.json"
 TRAINING_INFO_FILE = "training_info.json"
 EVALUATION_FILE = "evaluation.json"
+DEPARTURES_FILE = "departures.json"
 MANIFEST_FILE = "manifest.json"
 CURRENT_LINK = "current"
 MAX_MANIFEST_BYTES = 1024 * 1024

@@ -6,6 +6,8 @@ The functions at the end choose what a job consists of from the data: the step, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +40,13 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.inference.torch_backend import torch_explain, torch_run
+from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.risk.departures import DepartureStatistics
 from fleet_forecast.training.batches import WindowSource
+from fleet_forecast.training.risk.departures import TestPeriod, fit_departures
 from fleet_forecast.training.split import Split, TrainingError
 from fleet_forecast.training.trainer import TrainerSettings, TrainingData
 
@@ -207,6 +212,11 @@ class Job:
         config = self.config("challenger")
         challenger = Challenger(config, Engine(config, torch_run(model)).forecast, risk_model)
         return compare_with_champion(model_dir, challenger, plans, split.observed_servers)
+
+    def departures(self, model: ForecastModel, incidents: Sequence[IncidentRecord]) -> DepartureStatistics | None:
+        """How far healthy servers deviate from the evaluated model's forecasts, in the test period."""
+        period = TestPeriod(self.grid, self.peers, range(self.split.test_start, self.grid.steps), incidents)
+        return fit_departures(Engine(self.config("departures"), torch_run(model)), period)
 
     def _backtest_plan(self, rows: np.ndarray) -> BacktestPlan:
         """The test period of some servers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.model_config import CONFIG_FILE, ModelConfig
 from fleet_forecast.inference.model_directory import (
     CANARY_FILE,
+    DEPARTURES_FILE,
     EVALUATED_WEIGHTS_FILE,
     EVALUATION_FILE,
     EXPLAIN_FILE,
@@ -36,6 +38,7 @@ from fleet_forecast.inference.risk_model import RiskModel, write_risk_model
 from fleet_forecast.inference.torch_backend import torch_run
 from fleet_forecast.network.export import export_explanation, export_onnx
 from fleet_forecast.network.model import ForecastModel
+from fleet_forecast.risk.departures import DepartureStatistics
 from fleet_forecast.training.ablation import cost
 from fleet_forecast.training.batches import WindowSelection
 from fleet_forecast.training.final_fit import final_fit_cost
@@ -47,9 +50,9 @@ from fleet_forecast.training.trainer_state import TrainerState
 class RunResult(NamedTuple):
     """The outcome of a run.
 
-    training, evaluation: the evaluated model and its scores. ablation, final_fit, risk_model: None if there is none.
-    risk_source: what the risk model was trained on, or why there is none. champion: the comparison with the model in
-    use; None if there is none.
+    training, evaluation: the evaluated model and its scores. ablation, final_fit, risk_model, departures: None if there
+    is none. risk_source: what the risk model was trained on, or why there is none. champion: the comparison with the
+    model in use; None if there is none.
     """
 
     training: TrainerState
@@ -59,6 +62,7 @@ class RunResult(NamedTuple):
     risk_model: RiskModel | None = None
     risk_source: str = "no risk model"
     champion: Comparison | None = None
+    departures: DepartureStatistics | None = None
 
     @property
     def published(self) -> TrainerState:
@@ -82,6 +86,8 @@ def publish(job: Job, result: RunResult, models_dir: Path, flags: Mapping[str, A
             (directory / EVALUATED_WEIGHTS_FILE).write_bytes(_weights(result.training.model))
         if result.risk_model is not None:
             write_risk_model(directory, result.risk_model)
+        if result.departures is not None:
+            (directory / DEPARTURES_FILE).write_text(result.departures.to_json(), encoding="utf-8")
         (directory / TRAINING_INFO_FILE).write_text(json.dumps(info, indent=2), encoding="utf-8")
         weights = job.mean_weights(model)
         _write_tables(directory, result.evaluation, weights)
@@ -170,11 +176,12 @@ def training_info(job: Job, result: RunResult, flags: Mapping[str, Any]) -> dict
 def run_summary(result: RunResult) -> dict[str, Any]:
     """Cost, losses and scores of the run.
 
-    "risk_model": what it was trained on. "comparison", "final_fit": cost of the ablation and of the final fit, null if
+    "risk_model": what it was trained on. "departures": how far healthy servers deviate, null if too few were measured.
+    "comparison", "final_fit": cost of the ablation and of the final fit, null if
     there was none. "scored_model": which model cost, losses and scores are of: the published one, or that before the
     final fit. "champion": the comparison with the model that was in use, null if there was none.
     """
-    training, ablation, evaluation, final_fit, risk_model, risk_source, champion = result
+    training, ablation, evaluation, final_fit, risk_model, risk_source, champion, departures = result
     return {
         **cost(training),
         "epochs": round(training.epochs, 3),
@@ -186,5 +193,6 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "scored_model": "before the final fit" if final_fit else "published",
         "scores": scores_as_json(evaluation.scores),
         "risk_model": {"trained_on": risk_model.trained_on if risk_model else None, "source": risk_source},
+        "departures": asdict(departures) if departures else None,
         "champion": champion.as_document() if champion else None,
     }

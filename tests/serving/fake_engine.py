@@ -13,6 +13,7 @@ from fleet_forecast.contract.calendar import DEFAULT_CALENDAR, BusinessCalendar
 from fleet_forecast.inference.engine import NoExplanationError
 from fleet_forecast.inference.explanations import Interpretation, Variables
 from fleet_forecast.inference.peer_support import PeerSupport
+from fleet_forecast.risk.departures import SIMULATED, DepartureStatistics
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class FakeEngine:
     bad_output: bool = False
     explains: bool = True
     risk_model: object = None
+    departures: DepartureStatistics = SIMULATED
     calls: list[dict] = field(default_factory=list)
     variables = Variables(("profile", "cpu_pct_loc"), ("cpu_pct_scaled",), ("half_hour", "cpu_pct_seasonal_mean"))
 

@@ -1,13 +1,8 @@
 """Detects servers that deviate from what was forecast for them an hour before, in all metrics together.
 
-A failing server has unusual combinations of metrics before a single metric is extreme: latency rises as traffic falls.
-
-1. `past_forecasts` scores the measurements against the past forecasts.
-2. The average scores s are compared with their covariance C over healthy servers: T² = s' C⁻¹ s (Hotelling 1947).
-   C is estimated in normal operation, without incidents.
-3. Latency must be above its past forecast, where it is measured. A logistic curve turns T into a probability.
-
-The alert is on one metric: the one with the largest contribution to T² when the anomaly begins, until it ends.
+`past_forecasts` scores the measurements; risk/departures.py describes the statistics. Latency must be above its past
+forecast, where it is measured. The alert is on one metric: the one with the largest contribution to T² when the anomaly
+begins, until it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleet_forecast.risk.departures import t2_contributions, t_statistic
 from fleet_forecast.serving.alerting.alert import DEPARTURE, Alert, AlertKey
 from fleet_forecast.serving.alerting.detection import Detection
 from fleet_forecast.serving.alerting.exceedance import LOWER, UPPER, nearest_level
@@ -29,20 +25,6 @@ from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
 SERVICE_METRIC = "latency_ms"
 NAMED_CONTRIBUTION = 0.15  # of T²: a metric with less is not named in the message
-
-# Covariance of the average scores of healthy servers; variances are 40 % larger than measured, because a forecast may
-# have an error of its own for each server. COVARIANCE, INTERCEPT and SLOPE were estimated on simulated fleets of the
-# seeds 101 and 201; `benchmarks/alerts.py --choose --seeds 101,201` prints them for any model.
-COVARIANCE_METRICS = ("cpu_pct", "mem_pct", "disk_io_mb_s", "net_in_mb_s", "net_out_mb_s", "latency_ms")
-COVARIANCE = (
-    (1.025, 0.319, 0.316, 0.351, 0.356, 0.276),
-    (0.319, 1.131, 0.237, 0.261, 0.265, 0.212),
-    (0.316, 0.237, 0.912, 0.276, 0.282, 0.221),
-    (0.351, 0.261, 0.276, 0.936, 0.519, 0.248),
-    (0.356, 0.265, 0.282, 0.519, 0.942, 0.245),
-    (0.276, 0.212, 0.221, 0.248, 0.245, 0.896),
-)
-INTERCEPT, SLOPE = -15.35, 3.31
 
 
 class Anomaly(NamedTuple):
@@ -58,38 +40,13 @@ class Anomaly(NamedTuple):
     high: np.ndarray
 
 
-def t2_contributions(averages: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Parts of T² by metric: s_i (C⁻¹ s)_i, [server, metric]; NaN where a metric is unknown.
-
-    averages: s, [server, metric], NaN where unknown, which leaves the metric out of s and C; covariance: C, [metric,
-    metric].
-    """
-    contributions = np.full(averages.shape, np.nan)
-    known = ~np.isnan(averages)
-    for pattern in np.unique(known, axis=0):
-        if pattern.any():
-            servers = np.flatnonzero((known == pattern).all(axis=1))
-            part = averages[np.ix_(servers, pattern)]
-            weighted = np.linalg.solve(covariance[np.ix_(pattern, pattern)], part.T).T
-            contributions[np.ix_(servers, pattern)] = part * weighted
-    return contributions
-
-
-def t_statistic(contributions: np.ndarray) -> np.ndarray:
-    """T from its parts, [server]. An unknown metric has the expected contribution of a healthy server, 1."""
-    t: np.ndarray = np.sqrt(np.where(np.isnan(contributions), 1.0, contributions).sum(axis=-1))
-    return t
-
-
 class AnomalyModel:
     """Anomalies of all servers of one model. A metric without a covariance is left out."""
 
     def __init__(self, model: ModelView) -> None:
         self.past = PastForecasts(model)
         self._model = model
-        self._columns = [column for column, metric in enumerate(model.metrics) if metric in COVARIANCE_METRICS]
-        chosen = [COVARIANCE_METRICS.index(model.metrics[column]) for column in self._columns]
-        self._covariance = np.array(COVARIANCE)[np.ix_(chosen, chosen)]
+        self._columns, self._covariance = model.departures.of_metrics(model.metrics)
 
     def update(self, forecasts: Sequence[ServerForecast]) -> list[Anomaly | None]:
         """Anomalies at a cycle's origins, each server's origins in order; None without a past forecast."""
@@ -97,7 +54,7 @@ class AnomalyModel:
             return [None] * len(forecasts)
         averages, past = self.past.update(forecasts)
         with_covariance = t2_contributions(averages[:, self._columns], self._covariance)
-        probability = 1 / (1 + np.exp(-(INTERCEPT + SLOPE * t_statistic(with_covariance))))
+        probability = self._model.departures.probability(t_statistic(with_covariance))
         if SERVICE_METRIC in self._model.metrics:
             service = averages[:, self._model.metrics.index(SERVICE_METRIC)]
             probability[service <= 0] = 0.0  # NaN, where it is not measured, is not changed

@@ -1,47 +1,20 @@
 """Scores measurements against the forecasts made an hour before, for all servers of one model.
 
-1. Each measured value is scored among the quantiles forecast for it an hour before (0: the median, 2: about the
-   quantile 0.98). The scores of the last quarter of an hour are averaged.
-2. A deviation that most servers of a profile share (a maintenance window, a holiday, market news) is not a problem of
-   one server: the median of the profile is subtracted if it is large.
+The average scores, less the part that each profile shares, as risk/departures.py defines them.
 """
 
 from __future__ import annotations
 
-import statistics
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fleet_forecast.risk.departures import LEAD_SECONDS, WINDOW_SECONDS, average_scores, normal_scores, shared_score
 from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
-LEAD_SECONDS = 3_600
-WINDOW_SECONDS = 900
 MAX_GAP_SECONDS = 900  # after a longer gap a server starts again: its past forecast did not have the recent values
-MIN_QUANTILE_GAP = 0.005  # as a share of the median: bounds the scores of a metric that was constant
-MIN_PEERS = 5  # servers of a profile for a median of the profile
-LARGE_MEDIAN_SCORE = 1.0
 MAX_PROFILES = 64  # clients choose the names; further profiles count as one
 NO_STEP = -1
-
-
-def normal_scores(values: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Standard normal scores of values among forecast quantiles.
-
-    values: [...], NaN where not measured; quantiles: [..., quantile], not decreasing. Returns [...]. Linear between the
-    quantiles, logarithmic beyond the outermost, because metrics of servers have long tails.
-    """
-    normal = np.array([statistics.NormalDist().inv_cdf(level) for level in levels])
-    narrowest = MIN_QUANTILE_GAP * np.abs(quantiles[..., len(levels) // 2, None]) + 1e-3
-    gaps = np.maximum(np.diff(quantiles, axis=-1), narrowest)  # [..., quantile - 1]
-    below = np.sum(quantiles <= values[..., None], axis=-1)  # quantiles not above the value: 0 .. Q
-    anchor = np.maximum(below - 1, 0)[..., None]
-    gap = np.minimum(anchor, len(levels) - 2)
-    share = (values - np.take_along_axis(quantiles, anchor, -1)[..., 0]) / np.take_along_axis(gaps, gap, -1)[..., 0]
-    outside = (below == 0) | (below == len(levels))
-    share = np.where(outside, np.sign(share) * np.log1p(np.abs(share)), share)
-    return normal[anchor[..., 0]] + share * np.diff(normal)[gap[..., 0]]
 
 
 class PastForecasts:
@@ -123,14 +96,12 @@ class PastForecasts:
         self._free = list(range(rows + more - 1, rows - 1, -1))
 
     def _average(self, rows: np.ndarray, steps: np.ndarray, scores: np.ndarray) -> None:
-        """Averages over the window; NaN where less than half of it is known."""
+        """Averages over the window."""
         self._scores[rows, steps % self._window] = scores
         self._scored_steps[rows, steps % self._window] = steps
         within = self._scored_steps[rows] > steps[:, None] - self._window  # (server, position)
         recent = np.where(within[..., None], self._scores[rows], np.nan)  # (server, position, metric)
-        count = np.sum(~np.isnan(recent), axis=1)
-        enough = 2 * count >= self._window
-        self._averages[rows] = np.where(enough, np.nansum(recent, axis=1) / np.maximum(count, 1), np.nan)
+        self._averages[rows] = average_scores(recent)
 
     def _store(self, rows: np.ndarray, steps: np.ndarray, forecasts: Sequence[ServerForecast]) -> None:
         """The forecast for one lead ahead replaces the one for the step just scored."""
@@ -140,15 +111,10 @@ class PastForecasts:
         self._target_steps[rows, steps % self._lead] = np.where(long_enough, steps + self._lead, NO_STEP)
 
     def _profile_medians(self, rows: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """The median score of each server's profile at its step where that is large, else 0: [server, metric]."""
+        """What each server's profile shares at its step: [server, metric]."""
         medians = np.zeros((len(rows), len(self.model.metrics)), np.float32)
         groups = np.stack([self._profile[rows], steps], axis=1)
         for profile, step in np.unique(groups, axis=0):
-            peers = self._averages[(self._profile == profile) & (self._newest == step)]
-            enough = np.sum(~np.isnan(peers), axis=0) >= MIN_PEERS
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a metric that no peer measures
-                median = np.nanmedian(peers, axis=0)
-            large = enough & (np.abs(median) > LARGE_MEDIAN_SCORE)
-            medians[(groups == (profile, step)).all(axis=1)] = np.where(large, median, 0.0)
+            of_profile = (self._profile == profile) & (self._newest == step)
+            medians[(groups == (profile, step)).all(axis=1)] = shared_score(self._averages[of_profile])
         return medians

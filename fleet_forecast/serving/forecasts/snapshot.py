@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,16 +16,21 @@ from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.model_directory import is_starter
 from fleet_forecast.inference.risk_model import RiskModel
+from fleet_forecast.risk.departures import SIMULATED, DepartureStatistics
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """The axes of a forecast: the model's name, metrics, quantile levels and step."""
+    """The axes of a forecast: the model's name, metrics, quantile levels and step.
+
+    departures: how far healthy servers deviate from its forecasts.
+    """
 
     model_id: str
     metrics: tuple[str, ...]
     quantiles: tuple[float, ...]
     step_seconds: int
+    departures: DepartureStatistics = SIMULATED
 
     @property
     def starter(self) -> bool:
@@ -35,7 +40,7 @@ class ModelView:
     @classmethod
     def of(cls, engine: Engine) -> ModelView:
         """The view of a loaded model."""
-        return cls.of_config(engine.model_id, engine.config)
+        return replace(cls.of_config(engine.model_id, engine.config), departures=engine.departures)
 
     @classmethod
     def of_config(cls, model_id: str, config: ModelConfig) -> ModelView:

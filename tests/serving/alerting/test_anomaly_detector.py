@@ -7,11 +7,10 @@ import pytest
 from scipy import stats
 
 from data_contract import METRICS
-from fleet_forecast.serving.alerting import anomaly_detector
 from fleet_forecast.serving.alerting.alert import DEPARTURE
-from fleet_forecast.serving.alerting.anomaly_detector import AnomalyModel, t2_contributions, t_statistic
+from fleet_forecast.serving.alerting.anomaly_detector import AnomalyModel
 from fleet_forecast.serving.alerting.book import AlertBook
-from fleet_forecast.serving.alerting.past_forecasts import PastForecasts, normal_scores
+from fleet_forecast.serving.alerting.past_forecasts import PastForecasts
 from fleet_forecast.serving.alerting.rules import AlertRules
 from tests.serving.alerting.examples import LEVELS, STEP, VIEW, forecast
 
@@ -32,40 +31,6 @@ def run(model, rows, first=0, **fields):
     for origin, values in enumerate(rows, start=first):
         (found,) = model.update([normal_forecast(origin, values, **fields)])
     return found
-
-
-def test_a_score_within_the_quantiles_is_the_standard_normal_one():
-    values = np.array([80.0, 93.3, 100.0, 110.0, 120.5])
-    quantiles = np.broadcast_to(100 + 10 * NORMAL, (5, 7))
-    np.testing.assert_allclose(normal_scores(values, quantiles, LEVELS), (values - 100) / 10, atol=1e-6)
-
-
-def test_scores_rise_with_the_value_without_jumps_and_stay_small_in_long_tails():
-    values = np.linspace(-300, 1000, 20_001)
-    quantiles = np.broadcast_to(np.array([10, 20, 40, 50, 55, 90, 100.0]), (len(values), 7))
-    found = normal_scores(values, quantiles, LEVELS)
-    assert np.diff(found).min() >= 0
-    assert np.diff(found).max() < 0.02
-    assert NORMAL[-1] < found[-1] < 6
-    assert np.isnan(normal_scores(np.array([np.nan]), quantiles[:1], LEVELS)).all()
-
-
-def test_a_rounding_error_of_a_constant_metric_has_a_small_score():
-    assert abs(normal_scores(np.array([50.01]), np.full((1, 7), 50.0), LEVELS)[0]) < NORMAL[-1] + 0.1
-
-
-def test_t_is_the_mahalanobis_distance_over_the_known_metrics():
-    random = np.random.default_rng(0)
-    root = random.normal(size=(6, 6))
-    covariance, averages = root @ root.T + np.eye(6), random.normal(size=(40, 6))
-    averages[random.random(averages.shape) < 0.3] = np.nan
-    contributions = t2_contributions(averages, covariance)
-    for row, parts in zip(averages, contributions, strict=True):
-        known = ~np.isnan(row)
-        slow = row[known] @ np.linalg.inv(covariance[np.ix_(known, known)]) @ row[known]
-        assert np.nansum(parts) == pytest.approx(slow)
-        assert (np.isnan(parts) == ~known).all()
-        assert t_statistic(parts[None])[0] == pytest.approx(np.sqrt(slow + (~known).sum()))
 
 
 def test_scores_are_those_of_the_forecast_made_an_hour_before_averaged_over_a_quarter():
@@ -196,13 +161,6 @@ def test_anomalies_can_be_switched_off_or_their_metric_muted():
     assert [alert.metric for alert in book_with_anomaly(6, muted)[0].firing.values()] == ["net_out_mb_s"]
     silent = AlertRules(servers={"ppdb001": dict.fromkeys(METRICS)})
     assert book_with_anomaly(6, silent)[0].firing == {}
-
-
-def test_the_covariance_is_symmetric_and_positive_definite():
-    covariance = np.array(anomaly_detector.COVARIANCE)
-    np.testing.assert_array_equal(covariance, covariance.T)
-    assert np.linalg.eigvalsh(covariance).min() > 0
-    assert covariance.shape == (len(METRICS), len(METRICS))
 
 
 def test_a_metric_without_a_covariance_is_left_out():
