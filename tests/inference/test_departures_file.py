@@ -33,7 +33,9 @@ def test_a_directory_without_them_has_the_simulators(tiny_model_dir):
     assert Engine.load(tiny_model_dir).departures == SIMULATED
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"metrics": [], "covariance": [], "high_t": 1, "tail": 1})])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", json.dumps({"metrics": [], "covariance": [], "high_t": 1, "tail": 1})]
+)
 def test_a_damaged_file_is_refused_by_name(text, tiny_model_dir, tmp_path):
     with pytest.raises(ModelError, match=rf"{DEPARTURES_FILE}: .*; train again"):
         Engine.load(model_with(text, tiny_model_dir, tmp_path))

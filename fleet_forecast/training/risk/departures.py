@@ -18,9 +18,9 @@ from fleet_forecast.inference.batch import Origin, engine_inputs
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.departures import (
+    HIGH_LEVEL,
     INFLATION,
     LEAD_SECONDS,
-    HIGH_LEVEL,
     WINDOW_SECONDS,
     DepartureStatistics,
     average_scores,

@@ -46,10 +46,10 @@ def slow_averages(grid, step, ill=()):
     for row in range(len(grid.servers)):
         scores = [(values[row, s] - values[row, s - LEAD]) / WIDTH for s in range(step - WINDOW + 1, step + 1)]
         found[row] = np.mean(scores, axis=0)
-    for row in found:
+    for row, own in found.items():
         mates = [found[other] for other in found if grid.profiles[other] == grid.profiles[row]]
         shared = np.median(mates, axis=0)
-        yield row, (found[row] - np.where(abs(shared) > 1, shared, 0)), grid.servers[row] not in ill
+        yield row, (own - np.where(abs(shared) > 1, shared, 0)), grid.servers[row] not in ill
 
 
 def period(grid, incidents=(), first=300):
