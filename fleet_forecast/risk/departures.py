@@ -37,8 +37,8 @@ HIGH_LEVEL = 0.98  # quantile of T over healthy servers beyond which its tail be
 class DepartureStatistics:
     """Average scores of healthy servers.
 
-    covariance: [metric][metric]. high_t: the T that 2 % of them exceed. tail: mean excess of T above it. A metric that is
-    missing has no covariance.
+    covariance: [metric][metric]. high_t: the T that 2 % of them exceed. tail: mean excess of T above it. A missing
+    metric has no covariance.
     """
 
     metrics: tuple[str, ...]
