@@ -125,7 +125,7 @@ def query_set_of(fleet: FleetDefinition) -> QuerySet:
     queries = {metric: query for metric, query in given.items() if query}
     if not queries:
         raise TomlFileError(
-            f"fleet file {fleet.source}: no metric has a query; write [metrics.cpu_pct] query = '...', or omit prometheus."
+            f"fleet file {fleet.source}: no metric has a query; write [metrics.cpu_pct] query = '...', or omit "
             f"server_label = {fleet.server_label!r}: the built-in queries have {NODE_EXPORTER.server_label!r}"
         )
     return QuerySet(queries=queries, server_label=fleet.server_label, strip_port=fleet.strip_port)
