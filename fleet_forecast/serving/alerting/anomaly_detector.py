@@ -151,11 +151,10 @@ class AnomalyDetector:
         name = forecast.server_name
         metric = self._metric_of.get(name)
         if anomaly.probability >= levels_of(self.curve, self.rules)[WATCH].resolve:
-            thresholds = self.rules.thresholds_of(name, forecast.profile)
             candidates = [
                 (contribution, candidate)
                 for contribution, candidate in zip(anomaly.contributions.tolist(), forecast.model.metrics, strict=True)
-                if not np.isnan(contribution) and candidate in thresholds
+                if not np.isnan(contribution) and not self.rules.is_muted(name, forecast.profile, candidate)
             ]
             if metric is None and candidates:
                 metric = self._metric_of[name] = max(candidates)[1]

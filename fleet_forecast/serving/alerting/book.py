@@ -18,7 +18,7 @@ from fleet_forecast.serving.alerting.alert import Alert, AlertKey
 from fleet_forecast.serving.alerting.anomaly_detector import AnomalyDetector
 from fleet_forecast.serving.alerting.bounds import Limit
 from fleet_forecast.serving.alerting.detection import Detection, Detector
-from fleet_forecast.serving.alerting.exceedance import crossing_times, likelier_limit
+from fleet_forecast.serving.alerting.exceedance import NEVER_CROSSED, crossing_times, likelier_limit
 from fleet_forecast.serving.alerting.messages import (
     DETECTOR_OFF_TEXT,
     context_text,
@@ -224,12 +224,12 @@ class AlertBook:
         if firing is not None and self._cannot_assess(firing, found):
             return None
         severity = next((each for each in SEVERITIES if streaks[each].on), None)
-        bounds = self.rules.bounds_of(forecast.server_name, forecast.profile, metric)
-        if firing is not None and (severity is None or not bounds.limits):
-            return self._end(firing, found, cycle.now_seconds)
-        if severity is None or not bounds.limits or not found:
+        if severity is None or self.rules.is_muted(forecast.server_name, forecast.profile, metric):
+            return None if firing is None else self._end(firing, found, cycle.now_seconds)
+        if not found:
             return None
         reason, detection = self._describing(found, firing, severity, cycle)
+        bounds = self.rules.bounds_of(forecast.server_name, forecast.profile, metric)
         alert = describe(forecast, detection, likelier_limit(forecast, metric, bounds))
         alert = _continued(replace(alert, reason=reason, severity=severity, highest_severity=severity), firing, cycle)
         peers = peers_text(forecast, metric, cycle.peers.of(forecast.profile, metric, reason))
@@ -290,9 +290,9 @@ def _continued(alert: Alert, firing: Alert | None, cycle: _Cycle) -> Alert:
     )
 
 
-def describe(forecast: ServerForecast, detection: Detection, limit: Limit) -> Alert:
-    """The alert of a detection, at the origin of the forecast."""
-    times = crossing_times(forecast, detection.metric, limit)
+def describe(forecast: ServerForecast, detection: Detection, limit: Limit | None) -> Alert:
+    """The alert of a detection, at the origin of the forecast. limit: None for a metric without a known bound."""
+    times = NEVER_CROSSED if limit is None else crossing_times(forecast, detection.metric, limit)
 
     def absolute(seconds: int | None) -> float | None:
         return None if seconds is None else float(forecast.origin_seconds + seconds)
@@ -301,8 +301,8 @@ def describe(forecast: ServerForecast, detection: Detection, limit: Limit) -> Al
         server_name=forecast.server_name,
         profile=forecast.profile,
         metric=detection.metric,
-        threshold=limit.value,
-        below=limit.is_lower,
+        threshold=None if limit is None else limit.value,
+        below=limit is not None and limit.is_lower,
         probability=detection.probability,
         current=forecast.current[forecast.model.metrics.index(detection.metric)],
         started_seconds=float(forecast.origin_seconds),

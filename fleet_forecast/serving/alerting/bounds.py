@@ -17,7 +17,7 @@ class Limit(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Upper and lower bound of a metric, None for none; without both no alert fires on the metric."""
+    """Upper and lower bound of a metric, None for none."""
 
     above: float | None = None
     below: float | None = None

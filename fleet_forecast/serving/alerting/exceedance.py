@@ -25,6 +25,9 @@ class CrossingTimes(NamedTuple):
     latest_seconds: int | None
 
 
+NEVER_CROSSED = CrossingTimes(None, None, None)
+
+
 def cumulative_probability(quantiles: np.ndarray, levels: Sequence[float], limits: np.ndarray) -> np.ndarray:
     """Probability of a value below a limit, by linear interpolation between the quantiles.
 
@@ -68,16 +71,11 @@ def breach_probability(quantiles: np.ndarray, levels: Sequence[float], limits: n
     return above + np.nan_to_num(cumulative_probability(quantiles, levels, lower), nan=0.0)
 
 
-def likelier_limit(forecast: ServerForecast, metric: str, bounds: Bounds) -> Limit:
-    """The bound that the forecast is more likely to cross; of a metric with one bound, that one.
-
-    Raises ValueError for a metric without bounds.
-    """
+def likelier_limit(forecast: ServerForecast, metric: str, bounds: Bounds) -> Limit | None:
+    """The bound that the forecast is more likely to cross; of a metric with one bound that one, without one None."""
     limits = bounds.limits
-    if not limits:
-        raise ValueError(f"{metric} of {forecast.server_name} has no threshold: no alert can fire on it")
-    if len(limits) == 1:
-        return limits[0]
+    if len(limits) < 2:
+        return limits[0] if limits else None
     upper, lower = limits
     rows = forecast.quantiles[forecast.model.metrics.index(metric)]
     levels = forecast.model.quantiles

@@ -76,11 +76,11 @@ class RiskDetector:
                     self._metric_of[forecast.server_name] = largest
 
     def _largest(self, forecast: ServerForecast, drivers: Sequence[Driver], contributions: list[float]) -> str | None:
-        """The metric with a threshold whose features raise the risk most."""
+        """The metric, not muted, whose features raise the risk most."""
         raised: dict[str, float] = {}
-        thresholds = self.rules.thresholds_of(forecast.server_name, forecast.profile)
+        muted = {m for m in forecast.metrics if self.rules.is_muted(forecast.server_name, forecast.profile, m)}
         for driver, contribution in zip(drivers, contributions, strict=True):
-            if driver.metric is not None and driver.metric in thresholds:
+            if driver.metric in forecast.metrics and driver.metric not in muted:
                 raised[driver.metric] = raised.get(driver.metric, 0.0) + contribution
         return max(raised, key=lambda metric: raised[metric], default=None)
 

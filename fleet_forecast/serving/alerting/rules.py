@@ -23,7 +23,7 @@ PERCENT_SPREADS, RATE_SPREADS = 4.5, 16.0
 PERCENT_RANGE = (90.0, 99.5)  # of default thresholds
 OWN_LABELS = ("alertname", "server", "profile", "metric", "severity", "reason")  # of an alert in the Alertmanager
 WATCH_SHARE = 0.6  # of fire_probability: the default of watch_probability
-Thresholds = Mapping[str, Bounds]  # by metric; one that is missing raises no alert
+Thresholds = Mapping[str, Bounds]  # by metric; Bounds without limits: muted by a rule; missing: no bound is known
 
 
 def default_thresholds(profile: str) -> dict[str, float]:
@@ -216,11 +216,15 @@ class AlertRules(BaseModel):
         """Bounds of one metric of a server."""
         return self.thresholds_of(server_name, profile).get(metric, NO_BOUNDS)
 
+    def is_muted(self, server_name: str, profile: str, metric: str) -> bool:
+        """Whether a rule removes every bound of a metric of a server: then no alert of any reason is on it."""
+        bounds = self.thresholds_of(server_name, profile).get(metric)
+        return bounds is not None and not bounds.limits
+
 
 def _with_rules(thresholds: Thresholds, rules: Mapping[str, BoundsRule]) -> Thresholds:
-    """Thresholds changed by rules; a metric that has no bound left is missing."""
     changed = {metric: rule.applied_to(thresholds.get(metric, NO_BOUNDS)) for metric, rule in rules.items()}
-    return {metric: bounds for metric, bounds in {**thresholds, **changed}.items() if bounds.limits}
+    return {**thresholds, **changed}
 
 
 def alert_rules_of(fleet: FleetDefinition) -> AlertRules:

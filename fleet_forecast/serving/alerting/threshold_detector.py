@@ -58,6 +58,8 @@ class ThresholdDetector:
     def _evidence(self, forecast: ServerForecast, detection: Detection) -> str:
         metric = detection.metric
         limit = likelier_limit(forecast, metric, self.rules.bounds_of(forecast.server_name, forecast.profile, metric))
+        if limit is None:
+            raise ValueError(f"{metric} of {forecast.server_name} has no threshold: no breach can be expected")
         times = crossing_times(forecast, metric, limit)
         text = breach_evidence(forecast.origin_seconds, metric, limit, detection.probability, times)
         return f"{text} {forecast_basis(forecast, metric, limit)}"

@@ -175,21 +175,24 @@ class ForecastLoop:
         if engine is None:
             return False
         complete_step = self.complete_step(engine.config.step_seconds)
-        whole_fleet = engine is not self._cycle_engine or complete_step != self._complete_step
-        if not whole_fleet and time.monotonic() < self._next_recheck:
+        is_new = engine is not self._cycle_engine or complete_step != self._complete_step
+        if not is_new and time.monotonic() < self._next_recheck:
             return False
         async with self.turns.cycle():
-            return await self._cycle(engine, complete_step, whole_fleet)
+            return await self._cycle(engine, complete_step, is_new)
 
-    async def _cycle(self, engine: Engine, complete_step: int, whole_fleet: bool) -> bool:
+    async def _cycle(self, engine: Engine, complete_step: int, is_new: bool) -> bool:
+        """is_new: the first cycle after a step, or of a model. A fleet that has doubled since is forecast again too."""
         started = time.perf_counter()
         window = self.window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
+        whole_fleet = is_new or self.peers.is_outgrown(changed, complete_step)
         if whole_fleet:
             await self._on_worker(self.peers.observe, window, complete_step)
             if self._exchange is not None:
                 await self._exchange.run(complete_step, engine.config.step_seconds)
             await self._on_worker(self.peers.update, window, complete_step)
+        if is_new:
             self.provisional.complete()
         provisional = [] if whole_fleet else await self._provisional(engine, complete_step)
         candidates = None if whole_fleet else changed

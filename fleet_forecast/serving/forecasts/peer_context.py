@@ -1,7 +1,8 @@
 """Peers of the daemon's servers: one table of what the store holds, kept up to date from cycle to cycle.
 
 The table covers the steps in memory. A cycle of the whole fleet computes the steps that are new or have changed, and
-the profiles whose servers have changed. Between two cycles the table stays: an explanation repeats its forecast.
+the profiles whose servers have changed. Between two cycles the table stays: an explanation repeats its forecast. A
+fleet that doubles in between, as after its first samples, gets a cycle of its own.
 
 In a fleet in shards the table has servers of all shards. A cycle observes its own ones first, which other shards then
 ask for; asks the other shards for theirs; and computes the table.
@@ -64,10 +65,23 @@ class PeerContext:
         self._profile_of_member: dict[int, str] = {}
         self._changed: set[int] = set()  # steps whose means changed since the table was computed
         self._profiles: dict[int, tuple[KnownServer, str]] = {}  # by server id, of the last update
+        self._new: set[int] = set()  # servers that were not observed in the last update
 
     def note_changed(self, step: int) -> None:
         """Record that the means of a step changed."""
         self._changed.add(step)
+
+    def is_outgrown(self, changed: Collection[int], last_step: int) -> bool:
+        """Whether at least as many servers joined as the last update observed. changed: servers with new samples."""
+        if self._window is None:
+            return False
+        silent_since = last_step - self._window.engine.config.context_steps
+        self._new |= {
+            server_id
+            for server_id in set(changed).difference(self._profiles)
+            if (self._store.last_step(server_id) or 0) > silent_since
+        }
+        return len(self._new) >= max(1, len(self._profiles))
 
     def observe(self, window: HistoryWindow, last_step: int) -> None:
         """Note the servers of the store and the steps in memory up to `last_step`, and offer them to other shards."""
@@ -176,6 +190,7 @@ class PeerContext:
                 ids.append(server.server_id)
                 of_server.append(profile if profile in profiles else None)
         self._profiles = found
+        self._new.clear()
         chosen = ProfileMembers.of(names, of_server)
         by_profile = dict(zip(*chosen, strict=True))
         found_rows = {profile: by_profile.get(profile, ()) for profile in profiles}

@@ -86,10 +86,10 @@ def _by_horizon(daemon: Daemon, forecast: ServerForecast, row: int) -> dict[str,
 
 def _crossing(daemon: Daemon, forecast: ServerForecast, metric: str) -> dict[str, Any]:
     bounds = daemon.alerts.rules.bounds_of(forecast.server_name, forecast.profile, metric)
-    if not bounds.limits:
+    limit = likelier_limit(forecast, metric, bounds)
+    if limit is None:
         nothing = dict.fromkeys(("threshold", "expected_at", "earliest_at", "latest_at"))
         return {**nothing, "below": False, "limits": []}
-    limit = likelier_limit(forecast, metric, bounds)
     times = crossing_times(forecast, metric, limit)._asdict()
     limits = [each.value for each in bounds.limits]
     return {"threshold": limit.value, "below": limit.is_lower, "limits": limits} | {

@@ -83,7 +83,16 @@ def test_low_risks_and_servers_without_one_give_no_result():
     assert list(detector.detect([low], {})) == []
 
 
-def test_a_metric_without_a_threshold_is_not_chosen():
+def test_a_metric_without_a_known_bound_raises_an_alert_without_threshold():
+    alerts = book()
+    for origin in (1, 2):
+        alerts.update([replace(at_risk(0.9, origin), profile="payments")], 0.0)
+    (alert,) = alerts.firing.values()
+    assert (alert.metric, alert.threshold, alert.below, alert.expected_seconds) == ("latency_ms", None, False, None)
+    assert "latency is at 1 ms; a risk model" in alert.sentence
+
+
+def test_a_muted_metric_is_not_chosen():
     rules = AlertRules(servers={"ppweb001": dict.fromkeys(set(METRICS) - {"cpu_pct"}, False)})
     (found,) = RiskDetector(rules).detect([at_risk(0.9, 1)], {})
     assert found.metric == "cpu_pct"

@@ -35,7 +35,8 @@ def test_rules_per_profile_and_server(tmp_path):
     assert not rules.departures
     assert rules.thresholds_of("ppdb001", "database")["mem_pct"].above == 95
     assert rules.thresholds_of("ppdb007", "database")["mem_pct"].above == 97.5
-    assert "cpu_pct" not in rules.thresholds_of("ppdb007", "database")
+    assert rules.is_muted("ppdb007", "database", "cpu_pct")
+    assert not rules.is_muted("ppweb001", "web_api", "cpu_pct")
     latency = default_thresholds(ServerProfile.DATABASE)["latency_ms"]
     assert rules.thresholds_of("ppdb007", "database")["latency_ms"] == Bounds(latency)
 

@@ -96,6 +96,30 @@ def test_between_two_cycles_the_table_stays_and_a_new_server_has_peers_at_once(s
     assert scene.forecasts.peers.counts == {"database": 3}
 
 
+def test_a_fleet_that_doubles_between_two_steps_is_forecast_again_with_its_peers(scene):
+    assert scene.cycle() == {}
+    scene.measure("ppdb1", 1)
+    assert scene.cycle()["ppdb1"].peers.count == 0
+    for name in ("ppdb2", "ppdb3"):
+        scene.measure(name, 1)
+    found = scene.cycle()
+    assert {name: forecast.peers.count for name, forecast in found.items()} == {"ppdb1": 2, "ppdb2": 2, "ppdb3": 2}
+    assert_table_is_that_of_the_store(scene)
+    before = table_of(scene)
+    scene.measure("ppdb4", 1)  # one more is no doubling
+    assert scene.cycle()["ppdb4"].peers.count == 3
+    assert table_of(scene) is before
+
+
+def test_samples_too_old_for_a_peer_do_not_repeat_the_cycle_of_the_fleet(scene):
+    scene.cycle()
+    cycles = scene.forecasts.statistics.cycles
+    for minute in range(3):
+        scene.measure(f"ppdb{minute}", FakeConfig().context_steps + 1)
+        scene.cycle()
+    assert scene.forecasts.statistics.cycles == cycles
+
+
 def test_a_server_that_changed_its_profile_since_the_cycle_is_not_excluded_from_its_new_peers(scene):
     for name in ("ppdb1", "ppml1", "ppml2"):
         scene.measure(name, 1)
