@@ -79,11 +79,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            try:
-                app.state.daemon = await stack.enter_async_context(running(config))
-            except (HistoryLockedError, HistoryVersionError, OSError) as problem:
-                app.state.start_problem = str(problem)
-                raise
+            await _start(app, config, stack)
             yield
 
     def end_event_streams() -> None:
@@ -111,6 +107,15 @@ def create_app(
     app.add_middleware(RequestGuard, settings=settings, tokens=tokens, counters=counters)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+async def _start(app: FastAPI, config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
+    """Run the daemon until the stack ends; `start_problem` of the state is why its history cannot be used."""
+    try:
+        app.state.daemon = await stack.enter_async_context(running(config))
+    except (HistoryLockedError, HistoryVersionError, OSError) as problem:
+        app.state.start_problem = str(problem)
+        raise
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
