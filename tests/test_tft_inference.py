@@ -200,6 +200,7 @@ def test_both_spellings_of_a_flag(capsys):
         (["--output", "o.parquet"], 2, "--input is missing"),
         (["--input", "{input}"], 2, "--output is missing"),
         (["--input", "{input}", "--output", "nowhere/o.parquet"], 2, "its folder does not exist"),
+        (["--input", "{input}", "--output", "."], 2, "--output .: is a folder; name a file, such as forecasts.parquet"),
         (["--input", "{input}", "--output", "{out}", "--origins", "hourly"], 2, "--origins 'hourly' is unknown"),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:0h"], 2, "is unknown"),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:7m"], 2, "no multiple of the model's step"),

@@ -63,6 +63,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if not output.absolute().parent.is_dir():
         raise UsageError(f"--output {output}: its folder does not exist; create it")
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; name a file, such as {output / 'forecasts.parquet'}")
     if output.suffix not in ("", ".parquet", ".pq"):
         raise UsageError(f"--output {output}: the output is parquet; name it {output.stem}.parquet")
 

@@ -24,19 +24,16 @@ def run_daemon(settings: Settings) -> bool:
     trial = ModelTrial.of(settings)
     trial.begin(model)
     try:
-        started = _serve(settings, files, trial)
+        problem = _serve(settings, files, trial)
     finally:
         trial.close()
-    if not started:
-        print(
-            f"error: the daemon could not start on {settings.host}:{settings.port}; the log above has the reason. "
-            "If the address is in use, stop what listens there or give another --port",
-            file=sys.stderr,
-        )
-    return started
+    if problem:
+        print(f"error: the daemon could not start on {settings.host}:{settings.port}: {problem}", file=sys.stderr)
+    return not problem
 
 
-def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> bool:
+def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> str:
+    """Serve until the end; why the daemon could not start, empty if it could."""
     # Imported here, while the model is tried: each of the two takes a good part of the time until the daemon is ready.
     from fleet_forecast.serving.app import create_app
     from fleet_forecast.serving.http.server import serve
@@ -53,7 +50,10 @@ def _serve(settings: Settings, files: ReferencedFiles, trial: ModelTrial) -> boo
         "start", extra={"address": f"{scheme}://{_in_address(settings.host)}:{settings.port}"}
     )
     app = create_app(settings, files, model_loading(settings, trial))
-    return serve(app, settings, app.state.certificate)
+    if serve(app, settings, app.state.certificate):
+        return ""
+    unknown = "the log above has the reason. If the address is in use, stop what listens there or give another --port"
+    return getattr(app.state, "start_problem", unknown)
 
 
 def _in_address(host: str) -> str:

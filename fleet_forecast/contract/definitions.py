@@ -21,6 +21,7 @@ from server_profiles import BUILT_IN_RULES, ProfileRules, ProfileSpec
 from server_profiles import PROFILES as BUILT_IN_PROFILES
 
 Kind = Literal["percent", "rate", "value"]
+Dialect = Literal["promql", "metricsql"]  # of queries; metricsql: that of VictoriaMetrics
 LARGEST_RATE = 1e9  # MB/s or ms: far beyond any server; its square is still a float32
 _LIMITS: Mapping[Kind, tuple[float, float]] = {
     "percent": (0, 100),
@@ -90,9 +91,9 @@ BUILT_IN_METRICS = (
 class FleetDefinition:
     """Everything that a fleet file can say; the default is the built-in fleet.
 
-    metrics: the built-in ones, then those of the file. server_label, strip_port: of series of Prometheus. alerts: the
-    rules of alerts as the file has them. source: the file; None: there is none. names_calendar: whether the file has
-    a key of the calendar, rather than its default.
+    metrics: the built-in ones, then those of the file. server_label, strip_port: of series of Prometheus. dialect: of
+    the queries. alerts: the rules of alerts as the file has them. source: the file; None: there is none.
+    names_calendar: whether the file has a key of the calendar, rather than its default.
     """
 
     metrics: tuple[MetricSpec, ...] = BUILT_IN_METRICS
@@ -101,6 +102,7 @@ class FleetDefinition:
     calendar: BusinessCalendar = DEFAULT_CALENDAR
     server_label: str = "instance"
     strip_port: bool = True
+    dialect: Dialect = "promql"
     alerts: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = field(default=None, compare=False)
     names_calendar: bool = field(default=False, compare=False)

@@ -60,8 +60,11 @@ def read_toml(path: Path, model: type[Model], what: str) -> Model:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:  # its message ends with line and column
-        backslash = "\\" in str(problem)
-        hint = "; write regular expressions in single quotes, which take backslashes as they are" if backslash else ""
+        hints = {
+            "\\": "; write regular expressions in single quotes, which take backslashes as they are",
+            "Invalid value": "; write text in quotes",
+        }
+        hint = next((remedy for part, remedy in hints.items() if part in str(problem)), "")
         raise TomlFileError(f"{what} {path} is not TOML: {problem}{hint}") from None
     except RecursionError:
         raise TomlFileError(

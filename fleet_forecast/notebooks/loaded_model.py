@@ -28,6 +28,7 @@ from fleet_forecast.inference.batch import (
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import contradictions, load_for_fleet, served_metrics
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.model_directory import STARTER_NOTICE, is_starter
 
 _WORDS = (  # of messages for the scripts: flag -> argument
     ("--input-timezone", "input_timezone"),
@@ -48,12 +49,16 @@ class Forecasts(NamedTuple):
     notices: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A model in memory. fleet: its profiles and metrics of their own."""
 
     engine: Engine
     fleet: FleetDefinition = BUILT_IN_FLEET
+
+    def __repr__(self) -> str:
+        """One line, as a notebook shows a value."""
+        return f"<LoadedModel {self.engine.model_id}: {', '.join(self.metrics)}>"
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -69,8 +74,11 @@ class LoadedModel:
         frame: rows of the data contract: timestamp, server_name, metrics, and profile if it is known.
         every_seconds: distance of regular forecast origins; None: each server's last measurement.
         input_timezone: of times without a zone. Raises ContractError if the frame breaks the contract, OriginError if
-        it holds no origin, GridError if its times are too far apart, ValueError naming an unknown time zone.
+        it holds no origin, GridError if its times are too far apart, ValueError naming an unknown time zone,
+        TypeError if it is no frame.
         """
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"frame is a {type(frame).__name__}; give a pandas DataFrame")
         if input_timezone is not None:
             check_zone(input_timezone)
         with use_fleet(self.fleet), _naming_arguments():
@@ -80,6 +88,8 @@ class LoadedModel:
         data = check_frame(frame, self.fleet.rules, input_timezone)
         grid = grid_for(data.frame, self.engine.config, self.fleet.rules)
         notices = [*data.notices, *contradictions(self.engine.config), *input_notes(self.engine, data.frame, grid)]
+        if is_starter(self.engine.model_id):
+            notices.append(STARTER_NOTICE)
         if every_seconds is None:
             origins = last_origins(grid)
             notices += history_notes(grid)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -22,6 +23,7 @@ from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
 from fleet_forecast.serving.lifespan import DaemonConfig, model_loading, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
+from fleet_forecast.serving.query_parameters import SHOWN_CHARACTERS
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.routes import (
     alerts,
@@ -42,6 +44,7 @@ from fleet_forecast.serving.routes.responses import json_response
 from fleet_forecast.serving.routes.shards import peers as shard_peers
 from fleet_forecast.serving.routes.shards import samples as shard_samples
 from fleet_forecast.serving.settings import Settings
+from fleet_forecast.serving.storage.errors import HistoryLockedError, HistoryVersionError
 from fleet_forecast.serving.views import heat_map, model_evaluation, past_forecasts, peer_band, risks, series
 
 DESCRIPTION = (
@@ -75,8 +78,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(config) as daemon:
-            app.state.daemon = daemon
+        async with contextlib.AsyncExitStack() as stack:
+            await _start(app, config, stack)
             yield
 
     def end_event_streams() -> None:
@@ -91,6 +94,7 @@ def create_app(
         redoc_url=None,
         exception_handlers={
             RequestValidationError: _invalid_query,
+            HTTPException: _refused,
             SelectionError: _invalid_selection,
             BodyError: _invalid_body,
         },
@@ -105,6 +109,15 @@ def create_app(
     return app
 
 
+async def _start(app: FastAPI, config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
+    """Run the daemon until the stack ends; `start_problem` of the state is why its history cannot be used."""
+    try:
+        app.state.daemon = await stack.enter_async_context(running(config))
+    except (HistoryLockedError, HistoryVersionError, OSError) as problem:
+        app.state.start_problem = str(problem)
+        raise
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the records of the fleet."""
     document = FastAPI.openapi(app)
@@ -113,10 +126,29 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 async def _invalid_query(_request: Request, error: Exception) -> Response:
-    """422 with the parameter and the reason, without the value: it may not be valid Unicode."""
+    """422 with parameter, value and reason."""
     problems = error.errors() if isinstance(error, RequestValidationError) else []
-    detail = [{"field": ".".join(str(part) for part in p["loc"][1:]), "reason": p["msg"]} for p in problems]
+    detail = [{"field": str(p["loc"][1]), **_value_of(p), "reason": p["msg"]} for p in problems]
     return json_response({"detail": detail}, 422)
+
+
+def _value_of(problem: Mapping[str, Any]) -> dict[str, str]:
+    """The beginning of a parameter's value, which may not be valid Unicode; nothing of an unknown or missing one."""
+    value = problem.get("input")
+    return {"value": value[:SHOWN_CHARACTERS].encode(errors="replace").decode()} if isinstance(value, str) else {}
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """An error of HTTP; for a wrong path or method with the remedy."""
+    if not isinstance(error, HTTPException):
+        raise error
+    details = {
+        404: "no such path; GET /openapi.json lists all",
+        405: f"{request.method} is not possible on this path; GET /openapi.json lists the methods of all",
+    }
+    response = json_response({"detail": details.get(error.status_code, error.detail)}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _invalid_selection(_request: Request, error: Exception) -> Response:

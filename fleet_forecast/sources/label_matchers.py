@@ -80,10 +80,10 @@ def _inserted(query: str, matchers: str, names: set[str]) -> str:
     """The text of the query with the matchers at the end of each brace and behind each name without braces."""
     parts: list[str] = []
     before = ""  # the last token that is not a space
-    tokens = list(_tokens(query))
+    found = list(tokens(query))
     in_braces = in_labels = False
-    for index, (kind, text) in enumerate(tokens):
-        following = next((token for other, token in tokens[index + 1 :] if other != "space"), "")
+    for index, (kind, text) in enumerate(found):
+        following = next((token for other, token in found[index + 1 :] if other != "space"), "")
         if in_braces and text == "}":
             parts.append(matchers if before in ("{", ",") else f",{matchers}")
         parts.append(text)
@@ -95,5 +95,6 @@ def _inserted(query: str, matchers: str, names: set[str]) -> str:
     return "".join(parts)
 
 
-def _tokens(query: str) -> Iterator[tuple[str, str]]:
+def tokens(query: str) -> Iterator[tuple[str, str]]:
+    """Kind and text of each token: space (with comments), text (quoted), name or other (numbers, single characters)."""
     return ((str(match.lastgroup), match[0]) for match in _TOKEN.finditer(query))

@@ -124,8 +124,10 @@ def query_set_of(fleet: FleetDefinition) -> QuerySet:
     given = {**(NODE_EXPORTER.queries if fleet.server_label == NODE_EXPORTER.server_label else {}), **fleet.queries}
     queries = {metric: query for metric, query in given.items() if query}
     if not queries:
-        remedy = "write [metrics.cpu_pct] query = '...', as the default queries have another server_label"
-        raise TomlFileError(f"fleet file {fleet.source}: no metric has a query; {remedy}")
+        raise TomlFileError(
+            f"fleet file {fleet.source}: no metric has a query; write [metrics.cpu_pct] query = '...', or omit "
+            f"server_label = {fleet.server_label!r}: the built-in queries have {NODE_EXPORTER.server_label!r}"
+        )
     return QuerySet(queries=queries, server_label=fleet.server_label, strip_port=fleet.strip_port)
 
 

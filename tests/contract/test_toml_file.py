@@ -64,6 +64,7 @@ def test_a_file_becomes_an_instance_of_its_model(tmp_path: Path) -> None:
         ("labels = [\n 'a',\n 4\n]\n", ", line 1: labels.1 is 4; write text in quotes"),
         ("\n\nname = 'a b'\n", ", line 3: name 'a b' has a space; write it with a hyphen"),
         ("name = 'a'\nname = 'b'\n", " is not TOML: Cannot overwrite a value (at line 2, column 11)"),
+        ("name = Berlin\n", " is not TOML: Invalid value (at line 1, column 8); write text in quotes"),
         ('name = "\\d"\n', " is not TOML: Unescaped '\\' in a string (at line 1, column 11); write regular"),
     ],
 )

@@ -97,3 +97,16 @@ def test_a_server_without_a_measurement_is_forecast_and_named(model, frame):
 def test_a_distance_that_no_step_has_is_refused(model, frame):
     with pytest.raises(OriginError, match="450 s is not a multiple"):
         model.forecast(frame, every_seconds=450)
+
+
+def test_a_notebook_shows_a_model_in_one_line_and_refuses_what_is_no_frame(model):
+    assert repr(model).startswith("<LoadedModel tft_model_")
+    assert repr(model).endswith(f": {', '.join(TINY_METRICS)}>")
+    with pytest.raises(TypeError, match="frame is a list; give a pandas DataFrame"):
+        model.forecast([1, 2])
+
+
+def test_forecasts_of_the_starter_model_say_so(frame):
+    table, notices = load_model("models/starter", threads=1).forecast(frame)
+    assert len(table) > 0
+    assert any("which was not trained on this fleet" in notice for notice in notices)

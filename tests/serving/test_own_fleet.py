@@ -32,6 +32,7 @@ otlp = "app.disk"
 [metrics.queue_depth]
 unit = "jobs"
 kind = "rate"
+label = "jobs that wait"
 threshold = {above = 1000, below = 1}
 otlp = "app.queue"
 [metrics.celsius]
@@ -95,6 +96,8 @@ def test_own_metrics_are_forecast_alerted_on_and_exposed(fleet, tmp_path):
         profiles = {each["profile"]: each for each in client.get("/api/v1/profiles").json()["profiles"]}
         assert (profiles["cache"]["servers"], profiles["cache"]["trained"]) == (1, True)
         assert profiles["cache"]["name_patterns"] == ["redis"]
+        labels = client.get("/status").json()["metric_labels"]
+        assert (labels["cpu_pct"], labels["queue_depth"], "celsius" in labels) == ("CPU", "jobs that wait", False)
         heat = client.get("/api/v1/heat-map", params={"value": "quantile", "metric": "celsius"}).json()
         assert heat["unit"] == "°C"
         document = client.get("/openapi.json").json()["components"]["schemas"]["Records"]

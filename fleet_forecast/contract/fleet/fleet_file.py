@@ -64,6 +64,7 @@ def fleet_of(tables: FleetTables) -> FleetDefinition:
         calendar=tables.calendar(),
         server_label=tables.prometheus.server_label,
         strip_port=tables.prometheus.strip_port,
+        dialect=tables.prometheus.dialect,
         alerts=tables.alerts,
         names_calendar=not tables.model_fields_set.isdisjoint(CALENDAR_KEYS),
     )
@@ -173,7 +174,11 @@ def fleet_document(fleet: FleetDefinition, built_in_queries: Mapping[str, str]) 
     """
     return {
         **fleet.calendar.as_document(),
-        "prometheus": {"server_label": fleet.server_label, "strip_port": fleet.strip_port},
+        "prometheus": {
+            "server_label": fleet.server_label,
+            "strip_port": fleet.strip_port,
+            "dialect": fleet.dialect,
+        },
         "profiles": {str(name): _profile_document(spec) for name, spec in fleet.profiles.items()},
         "servers": {server: str(profile) for server, profile in fleet.rules.pins.items()},
         "metrics": {spec.name: _metric_document(spec, built_in_queries) for spec in fleet.metrics},

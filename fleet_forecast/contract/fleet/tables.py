@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fleet_forecast.contract.calendar import DAYS_OF_WEEK, DEFAULT_CALENDAR, BusinessCalendar, clock_text, minute_of
-from fleet_forecast.contract.definitions import BUILT_IN_FLEET, Kind
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, Dialect, Kind
 from fleet_forecast.contract.fleet.names import check_metric_name, check_profile_name
 from fleet_forecast.name_patterns import compile_pattern
 from server_profiles import DemandWindow, MaintenanceWindow, Rhythm
@@ -24,10 +24,13 @@ def _clock(value: Any) -> Any:
 
 
 def _hours(value: str) -> str:
-    opens, dash, closes = value.partition("-")
-    if not dash or minute_of(opens) >= minute_of(closes):
+    try:
+        opens, closes = map(minute_of, value.split("-"))
+    except ValueError:
+        opens = closes = 0
+    if opens >= closes:
         raise ValueError(f"business_hours is {value!r}; write the opening and the closing time, as in 08:00-18:00")
-    return f"{clock_text(minute_of(opens))}-{clock_text(minute_of(closes))}"
+    return f"{clock_text(opens)}-{clock_text(closes)}"
 
 
 def _date(value: Any) -> Any:
@@ -196,12 +199,13 @@ class MetricTable(BaseModel):
 
 
 class PrometheusTable(BaseModel):
-    """[prometheus]: the series of the queries. strip_port: whether host:9100 is the server host."""
+    """[prometheus]: the queries and their series. strip_port: whether host:9100 is the server host."""
 
     model_config = _TABLE
 
     server_label: Annotated[str, Field(min_length=1)] = BUILT_IN_FLEET.server_label
     strip_port: bool = Field(default=BUILT_IN_FLEET.strip_port, strict=True)
+    dialect: Dialect = BUILT_IN_FLEET.dialect
 
 
 _CALENDAR = DEFAULT_CALENDAR.as_document()

@@ -9,17 +9,17 @@ const SHOWN = 200, SHOWN_RECENT = 50;
 export function alertsView(page) {
   let paths = null; // of the daemon's API: an older daemon has no silences
 
-  async function update() {
+  async function update(asked) {
     paths ||= (await ask("openapi.json")).paths;
     const askKnown = (path) => (`/${path}` in paths ? askOptional(path) : null);
-    const [firing, summary, silences] = await Promise.all([
-      ask(`api/v1/alerts?limit=${SHOWN}`), askKnown("api/v1/alerts/summary"), askKnown("api/v1/silences"),
+    const [firing, summary, silences, status] = await Promise.all([
+      ask(`api/v1/alerts?limit=${SHOWN}`), askKnown("api/v1/alerts/summary"), askKnown("api/v1/silences"), asked.status,
     ]);
     const recent = summary && (await ask(`api/v1/alerts?state=recent&limit=${SHOWN_RECENT}`));
     const all = firing.alerts;
     page.replaceChildren(
       ...shadowBanner(summary),
-      section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: "No server is expected to exceed a limit, and none deviates from its forecast." }))),
+      section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: status.cycle.servers ? "No server is expected to exceed a limit, and none deviates from its forecast." : "No complete step of a server has been forecast yet: alerts follow it." }))),
       ...(all.some((alert) => alert.silenced) ? [section("Silenced", all.filter((alert) => alert.silenced), firingColumns)] : []),
       ...(recent ? [section(recent.next ? "Recent, the newest" : "Recent", recent.alerts, recentColumns, empty("No alert has ended yet"))] : []),
       ...silenceSection(silences),

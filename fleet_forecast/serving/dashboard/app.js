@@ -9,7 +9,7 @@ import { modelView } from "./model.js";
 import { darkQuery, onPaper, release } from "./plots.js";
 import { profilesView } from "./profiles.js";
 import { serverView } from "./server.js";
-import { count, duration, time } from "./text.js";
+import { count, duration, time, useLabels } from "./text.js";
 
 const VIEWS = { fleet: fleetView, server: serverView, alerts: alertsView, profiles: profilesView, model: modelView };
 const TITLES = { fleet: "Fleet", server: "Server", alerts: "Alerts", profiles: "Profiles", model: "Model" };
@@ -55,7 +55,7 @@ function show() {
 async function refresh() {
   const own = view;
   try {
-    const asked = { status: ask("status"), alerts: ask("api/v1/alerts?limit=1000") };
+    const asked = { status: ask("status").then(withLabels), alerts: ask("api/v1/alerts?limit=1000") };
     [status] = await Promise.all([asked.status, own.update(asked), asked.alerts.then(showFiring)]);
     failed = "";
     if (own === view && !own.page.isConnected) own.first();
@@ -71,6 +71,11 @@ async function refresh() {
     if (!reachable && !(problem instanceof TypeError)) console.error(problem);
   }
   showState();
+}
+
+function withLabels(answer) {
+  useLabels(answer.metric_labels);
+  return answer;
 }
 
 function showProblem(text) {
@@ -112,7 +117,7 @@ function showState() {
     banners.push(h("p", { class: "banner warn" }, `The newest forecast is ${duration(age)} old. No complete step has been forecast since.`));
   }
   if (status && status.starter) {
-    banners.push(h("p", { class: "banner warn" }, "These are forecasts of the starter model, which was not trained on this fleet. Train your own: tft_trainer.py --warm-start starter"));
+    banners.push(h("p", { class: "banner warn" }, "These are forecasts of the starter model, which was not trained on this fleet. Train your own: python tft_trainer.py --warm-start starter"));
   }
   if (status && !status.history.writable) {
     banners.push(h("p", { class: "banner bad" }, `Samples cannot be stored: ${status.history.problem}`));

@@ -1,9 +1,12 @@
 // One metric of one server: what was measured, the forecast with its bands, what was forecast before, and the limit.
 
 import { axis, colour, draw } from "./plots.js";
-import { metricName, number, wall } from "./text.js";
+import { clockTime, metricName, number, wall } from "./text.js";
 
-const HEIGHT_PX = 220;
+const HEIGHT_PX = 220, OLD_STEPS = 3, POINT_PX = 4;
+
+// Whether steps have passed that a forecast does not use, so that its origin is not now.
+export const isOld = (forecast) => forecast.age_seconds >= OLD_STEPS * forecast.step_seconds;
 
 // Quantile levels of a metric's forecast, ascending.
 export function levelsOf(quantiles) {
@@ -48,6 +51,7 @@ export function drawFan(element, metric, shown) {
   if (past?.metrics[metric]) traces.push(...pastTraces(past, metric, unit));
   const gaps = withGaps(history, metric, forecast.step_seconds * 1000);
   traces.push(line(gaps.x, gaps.y, { line: { color: colour("measured"), width: 1.4 } }, unit, "measured"));
+  if (gaps.lone.length) traces.push(line(gaps.lone.map((index) => gaps.x[index]), gaps.lone.map((index) => gaps.y[index]), { mode: "markers", marker: { color: colour("measured"), size: POINT_PX } }, unit, "measured"));
   traces.push(line(ahead, from(quantiles[medianKey(quantiles)]), { line: { color: colour("forecast"), width: 2 } }, unit, "median"));
   const now = wall(forecast.origin);
   const shapes = [
@@ -60,7 +64,7 @@ export function drawFan(element, metric, shown) {
   const named = limits.filter((limit) => limit >= range[0] && limit <= range[1]).map((limit) => ({ xref: "paper", yref: "y", x: 0, y: limit, xanchor: "left", yanchor: "bottom", text: `limit ${number(limit)}`, showarrow: false, font: { color: colour("bad"), size: 11 } }));
   return draw(element, traces, {
     height: HEIGHT_PX, hovermode: "closest", shapes, margin: { l: 46, r: 8, t: 16, b: 24 },
-    annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...named],
+    annotations: [{ xref: "x", yref: "paper", x: now, y: 1, yanchor: "bottom", text: isOld(forecast) ? clockTime(forecast.origin) : "now", showarrow: false, font: { color: colour("ink"), size: 11 } }, ...named],
     xaxis: axis({ type: "date", tickformat: "%H:%M\n%a %e", nticks: 7, automargin: false, range: [wall(Math.min(...history.timestamps.map(Date.parse), Date.parse(forecast.origin))), ahead[ahead.length - 1]] }),
     yaxis: axis({ range, nticks: 5, automargin: false }),
   });
@@ -74,7 +78,7 @@ function pastTraces(past, metric, unit) {
   ];
 }
 
-// Times and values with a gap where a step is missing.
+// Times and values with a gap where a step is missing; lone: places of values without a neighbour, which no line shows.
 function withGaps(history, metric, stepMs) {
   const x = [], y = [];
   history.timestamps.forEach((stamp, index) => {
@@ -83,7 +87,9 @@ function withGaps(history, metric, stepMs) {
     x.push(wall(at));
     y.push(history.metrics[metric][index]);
   });
-  return { x, y };
+  const missing = (index) => (y[index] ?? null) === null;
+  const lone = [...y.keys()].filter((index) => !missing(index) && missing(index - 1) && missing(index + 1));
+  return { x, y, lone };
 }
 
 // Range of the vertical axis: the drawn values, and the limits that are near them.

@@ -3,7 +3,7 @@
 import { ask, askAll } from "./api.js";
 import { choice, empty, h, table } from "./dom.js";
 import { drawHeatMap, edgesOf, highestOf, leftOf, rangeOf, scaleLegend } from "./heat.js";
-import { count, duration, horizonName, metricName, number, percent, time, zone } from "./text.js";
+import { count, duration, horizonName, metricName, noun, number, percent, time, zone } from "./text.js";
 
 const MOST_OPEN = 200; // servers; with more, profiles are rows that open into their servers
 const MOST_ROWS = 100; // of an opened profile, until all are asked for
@@ -68,39 +68,42 @@ function counterCards({ status, alerts, heat }) {
   const silenced = alerts.filter((alert) => alert.silenced).length;
   const age = heat.origin ? Date.now() - Date.parse(heat.origin) : null;
   return [
-    card(status.servers.known.toLocaleString(), "servers", [
+    card(status.servers.known.toLocaleString(), noun(status.servers.known, "server"), [
       [cold, "cold start"], [status.servers.stale, "stale"], [waiting, "without forecast"],
     ], "#/fleet"),
-    card(alerts.length - silenced, "alerts firing", alerts.some((alert) => alert.severity)
+    card(alerts.length - silenced, `${noun(alerts.length - silenced, "alert")} firing`, alerts.some((alert) => alert.severity)
       ? [[severe("page"), "page"], [severe("watch"), "watch"], [silenced, "silenced"]] : [], "#/alerts", alerts.length - silenced ? "bad" : "good"),
-    likely === null ? null : card(likely, chosen.value === "risk" ? "likely incidents" : "likely breaches", [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
+    likely === null ? null : card(likely, chosen.value === "risk" ? noun(likely, "likely incident") : noun(likely, "likely breach", "likely breaches"), [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
     card(age === null ? "–" : duration(age), "since the last step", heat.origin ? [["", "at "], [time(heat.origin), ""]] : []),
   ].filter(Boolean);
 }
 
 function card(value, label, parts, link = null, kind = "", title = null) {
-  const shown = parts.filter(([amount]) => amount !== 0).map(([amount, noun]) => (typeof amount === "number" ? `${amount.toLocaleString()} ${noun}` : amount || noun));
+  const shown = parts.filter(([amount]) => amount !== 0).map(([amount, what]) => (typeof amount === "number" ? `${amount.toLocaleString()} ${what}` : amount || what));
   const detail = shown.flatMap((part, index) => (index && typeof shown[index - 1] === "string" && typeof part === "string" ? [" · ", part] : [part]));
   const content = [h("strong", { class: kind, text: String(value) }), h("span", { text: label }), h("small", {}, ...detail)];
   return link ? h("a", { class: "card", href: link, title }, content) : h("div", { class: "card", title }, content);
 }
 
-function riskTable({ risks }) {
+function riskTable({ risks, status }) {
   const horizons = risks.length ? Object.keys(risks[0].by_horizon) : [];
   const link = (risk) => h("a", { href: `#/server/${encodeURIComponent(risk.server_name)}`, text: risk.server_name });
   const columns = [
     { title: "Server", cell: link },
-    { title: "Metric", cell: (risk) => h("span", { class: "nowrap", text: metricName(risk.metric) }) },
-    { title: "Now", number: true, cell: (risk) => `${number(risk.current)} ${risk.unit}` },
+    { title: "Metric", cell: (risk) => metricName(risk.metric) },
+    { title: "Now", number: true, cell: (risk) => number(risk.current) },
     { title: "Limit", number: true, cell: (risk) => `${[risk.threshold, risk.below].filter((limit) => limit !== null).map((limit) => number(limit)).join(" and ")} ${risk.unit}` },
     ...horizons.map((label) => ({ title: horizonName(label), number: true, cell: (risk) => h("span", { class: riskClass(risk.by_horizon[label]), text: percent(risk.by_horizon[label]) }) })),
   ];
   return [
     h("h2", { text: "Highest risks" }),
     h("p", { class: "hint", text: "Probability that a metric crosses its limit within the time" }),
-    risks.length ? table("Highest risks", columns, risks) : empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." })),
+    risks.length ? table("Highest risks", columns, risks) : noRisk(status.cycle.servers),
   ];
 }
+
+const noRisk = (forecastServers) => (forecastServers ? empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." }))
+  : empty("Not known yet", h("p", { text: "The first complete step of a server is followed by its risks." })));
 
 const riskClass = (probability) => (probability >= LIKELY ? "bad" : probability >= LIKELY / 2 ? "warn" : "");
 

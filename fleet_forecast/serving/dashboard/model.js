@@ -16,8 +16,8 @@ const LIVE_HORIZON = "1h", LEAST_SCORED = 100;
 export function modelView(page) {
   let charts = [];
 
-  async function update() {
-    const [model, found] = await Promise.all([ask("api/v1/model"), ask("api/v1/model/evaluation")]);
+  async function update(asked) {
+    const [model, found] = await Promise.all([ask("api/v1/model"), ask("api/v1/model/evaluation"), asked.status]);
     if (!model.model) {
       const reason = model.last_load?.problem || "It is still loading.";
       return page.replaceChildren(empty("No model is loaded", h("p", { text: reason })));

@@ -4,12 +4,13 @@ import { sentenceOf } from "./alerts.js";
 import { ApiError, ask, askOptional, server as serverPath } from "./api.js";
 import { badge, choice, empty, h } from "./dom.js";
 import { explanation } from "./explanation.js";
-import { drawFan, fanLabel, intervalsOf } from "./fan.js";
+import { drawFan, fanLabel, intervalsOf, isOld } from "./fan.js";
 import { outlook } from "./outlook.js";
+import { onPaper } from "./plots.js";
 import { count, duration, horizonName, metricName, number, percent, time } from "./text.js";
 import { coverageOf, nearestPast } from "./trust.js";
 
-const HOUR_MS = 3600e3, LONGEST_HOURS = 336, STATE_HOURS = 24;
+const HOUR_MS = 3600e3, FRAME_MS = 16, LONGEST_HOURS = 336, STATE_HOURS = 24;
 const QUIET_STATES = new Set([null, "healthy", "idle", "heavy_load", "morning_spike"]);
 const chosen = { hours: "12", past: "8", peers: true };
 
@@ -21,14 +22,14 @@ export function serverView(page, name, query) {
   page.append(head, h("section", { class: "panel" }, controls, note, charts, legend), why.element);
   let data = null;
 
-  async function update() {
+  async function update(asked) {
     const path = serverPath(name), hours = historyHours(at);
-    const [forecast, history, risks, past, alerts, peers, raw] = await Promise.all([
+    const [forecast, received, risks, past, alerts, peers, raw] = await Promise.all([
       ask(`${path}/forecast`).catch(asProblem), ask(`${path}/history?hours=${hours}`).catch(asProblem), askOptional(`${path}/risks`),
       askOptional(`${path}/past-forecasts`), ask(`api/v1/alerts?server=${encodeURIComponent(name)}`),
-      chosen.peers ? askOptional(`${path}/peers?hours=${Math.min(hours, 48)}`) : null, askOptional(`${path}/history?raw=true&hours=${Math.min(hours, STATE_HOURS)}`),
+      chosen.peers ? askOptional(`${path}/peers?hours=${Math.min(hours, 48)}`) : null, askOptional(`${path}/history?raw=true&hours=${Math.min(hours, STATE_HOURS)}`), asked?.status,
     ]);
-    const problem = forecast.problem || history.problem;
+    const problem = forecast.problem || received.problem, history = problem ? received : measuredSteps(received, forecast);
     data = { forecast, history, risks, past: past ? past.forecasts : [], alerts: alerts.alerts, peers, states: statesOf(raw) };
     if (problem) return noForecast(page, name, problem);
     head.replaceChildren(...headOf(name, data));
@@ -52,10 +53,32 @@ export function serverView(page, name, query) {
       charts.replaceChildren(...metrics.map((metric) => figure(metric, name)));
     }
     legend.replaceChildren(...legendOf(data, past));
-    await Promise.all(metrics.map((metric, index) => drawFigure(charts.children[index], metric, { ...data, past, at })));
+    metrics.forEach((metric, index) => charts.children[index].firstChild.replaceChildren(...captionOf(metric, data, past)));
+    await drawInTurn([...charts.children], (figure, index) => drawChart(figure.lastChild, metrics[index], { ...data, past, at }));
     await why.update(data.forecast);
   }
   return { update, drawn, stepSeconds: () => data?.forecast.step_seconds || 300 };
+}
+
+// Draw the charts in the window at once, each of the others a frame later; on paper there is no later.
+async function drawInTurn(figures, drawOne) {
+  const inWindow = ({ top, bottom }) => bottom > 0 && (top + bottom) / 2 < innerHeight;
+  const first = new Set(onPaper() ? figures : figures.filter((figure) => inWindow(figure.getBoundingClientRect())));
+  await Promise.all(figures.map((figure, index) => first.has(figure) && drawOne(figure, index)));
+  for (const [index, figure] of figures.entries()) {
+    if (first.has(figure)) continue;
+    await new Promise((resolve) => setTimeout(resolve, FRAME_MS)); // a hidden page has no frames
+    await drawOne(figure, index);
+  }
+}
+
+// Without the running step, whose mean is that of a part: up to the origin, or what followed an old one.
+function measuredSteps(history, forecast) {
+  const whole = forecast.age_seconds - forecast.step_seconds;
+  const last = Date.parse(forecast.origin) + (isOld(forecast) ? 1000 * whole : 0);
+  const steps = history.timestamps.filter((stamp) => Date.parse(stamp) <= last).length;
+  const metrics = Object.entries(history.metrics).map(([metric, values]) => [metric, values.slice(0, steps)]);
+  return { ...history, timestamps: history.timestamps.slice(0, steps), metrics: Object.fromEntries(metrics) };
 }
 
 const asProblem = (problem) => {
@@ -119,18 +142,20 @@ function figure(metric, name) {
   return h("figure", {}, h("figcaption"), h("div", { class: "plot fan", role: "img", "aria-label": fanLabel(metric, name) }));
 }
 
-async function drawFigure(element, metric, data) {
-  const { forecast, history, risks, past, states } = data;
-  const [caption, plot] = element.children, risk = risks?.metrics[metric], threshold = risk?.threshold ?? null;
+function captionOf(metric, { forecast, history, risks }, past) {
+  const risk = risks?.metrics[metric], threshold = risk?.threshold ?? null;
   const { unit, current } = forecast.metrics[metric];
   const reached = Object.entries(risk?.by_horizon || {}).pop();
   const covered = past ? coverageOf(past, history, metric) : null;
-  caption.replaceChildren(...[
-    h("b", { text: metricName(metric) }), h("span", { text: current === null ? " not measured now" : ` now ${number(current)} ${unit}` }),
+  return [
+    h("b", { text: metricName(metric) }), h("span", { text: current === null ? ` in ${unit}, not measured now` : ` now ${number(current)} ${unit}` }),
     reached && threshold !== null ? h("span", { class: reached[1] >= 0.5 ? "bad" : reached[1] >= 0.25 ? "warn" : "", text: ` · limit ${number(threshold)}: ${percent(reached[1])} within ${horizonName(reached[0])}` }) : null,
     covered ? h("small", { class: covered.inside / covered.steps < 0.5 ? "warn" : "", title: "Of the values measured since that forecast", text: `${percent(covered.inside / covered.steps)} of ${covered.steps} values since were inside its ${covered.share} % band` }) : null,
-  ].filter(Boolean));
-  await drawFan(plot, metric, { forecast, history, past, limits: risk?.limits || [], states, peers: chosen.peers ? data.peers : null, marked: data.at });
+  ].filter(Boolean);
+}
+
+function drawChart(plot, metric, { forecast, history, risks, past, states, peers, at }) {
+  return drawFan(plot, metric, { forecast, history, past, limits: risks?.metrics[metric]?.limits || [], states, peers: chosen.peers ? peers : null, marked: at });
 }
 
 function legendOf({ forecast, peers, states }, past) {
@@ -140,7 +165,7 @@ function legendOf({ forecast, peers, states }, past) {
     ...key("measured", "measured"), ...key("forecast", "median forecast"),
     ...intervals.flatMap(({ share }, index) => key(index ? "inner" : "outer", `${share} % band`)),
     ...(past ? [...key("past", "forecast then"), ...key("past-band", "its 80 % band")] : []),
-    ...(chosen.peers && peers ? key("peers", `middle half of ${count(peers.servers, "peer")}`) : []), ...key("limit", "limit"),
+    ...(chosen.peers && peers?.servers ? key("peers", `middle half of ${count(peers.servers, "peer")}`) : []), ...key("limit", "limit"),
     ...(states.some((state) => state.bad) ? key("incident", "incident") : []), ...(states.some((state) => !state.bad) ? key("maintenance", "maintenance, recovery or offline") : []),
   ];
 }

@@ -1,9 +1,6 @@
 // Numbers, names and times as people read them: times in the reader's zone, with UTC in the title.
 
-const METRICS = {
-  cpu_pct: "CPU", mem_pct: "Memory", disk_io_mb_s: "Disk", net_in_mb_s: "Network in", net_out_mb_s: "Network out",
-  latency_ms: "Latency",
-};
+let labels = {}; // of the fleet's metrics, by name
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const dated = new Intl.DateTimeFormat(undefined, {
   weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
@@ -11,7 +8,14 @@ const dated = new Intl.DateTimeFormat(undefined, {
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 const HOUR_MS = 3600e3, DAY_MS = 24 * HOUR_MS;
 
-export const metricName = (metric) => METRICS[metric] || metric;
+export const useLabels = (found) => { labels = found; };
+
+// A metric's label with a capital, as in a title; one without a label has its name.
+export function metricName(metric) {
+  const label = labels[metric];
+  return label ? label.charAt(0).toUpperCase() + label.slice(1) : metric;
+}
+
 export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "local time";
 
 export function number(value, digits = 3) {
@@ -37,7 +41,8 @@ export function horizonName(label) {
 
 export const share = (percentage) => (percentage === null || percentage === undefined ? "–" : `${percentage.toFixed(1)} %`);
 
-export const count = (amount, noun, plural = `${noun}s`) => `${amount.toLocaleString()} ${amount === 1 ? noun : plural}`;
+export const noun = (amount, singular, plural = `${singular}s`) => (amount === 1 ? singular : plural);
+export const count = (amount, singular, plural) => `${amount.toLocaleString()} ${noun(amount, singular, plural)}`;
 
 export function duration(milliseconds) {
   const minutes = Math.max(0, Math.round(milliseconds / 60e3));

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.inference.model_directory import is_starter
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
@@ -132,6 +133,7 @@ class StatusResponse(BaseModel):
     forecast_export: ExportStatus | None
     shard: ShardStatus | None
     history: HistoryStatus
+    metric_labels: Annotated[dict[str, str], Field(description="of the fleet's metrics that have one, by name")]
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -224,6 +226,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "problem": store.failure,
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
+        "metric_labels": {name: spec.label for name, spec in METRIC_SPECS.items() if spec.label},
     }
 
 

@@ -33,6 +33,7 @@ class InvalidParameter(BaseModel):
     """A query parameter that cannot be used."""
 
     field: str
+    value: Annotated[str | None, Field(description="missing for a parameter that is unknown or missing")] = None
     reason: str
 
 

@@ -56,7 +56,10 @@ def open_history(path: Path, layout: Layout) -> OpenHistory:
     layout.step_seconds is used for a new file only.
     Raises HistoryLockedError, HistoryVersionError, and OSError if the file cannot be opened, read or created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OSError(_refusal(path, problem)) from None
     try:
         return _connect_with_retries(path, layout)
     except _ProvenDamagedError:

@@ -37,7 +37,7 @@ class PastForecastsResponse(BaseModel):
 
 
 @router.get(
-    "/api/v1/servers/{name}/past-forecasts",
+    "/api/v1/servers/{name:path}/past-forecasts",
     summary="Past forecasts of one server, one an hour",
     response_model=PastForecastsResponse,
     response_description="past forecasts; none if the daemon has just started",

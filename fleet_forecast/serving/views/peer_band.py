@@ -49,7 +49,7 @@ class PeerBandResponse(BaseModel):
 
 
 @router.get(
-    "/api/v1/servers/{name}/peers",
+    "/api/v1/servers/{name:path}/peers",
     summary="The middle half of the peers of one server",
     response_model=PeerBandResponse,
     response_description="quartiles of the peers by time and metric",

@@ -47,7 +47,7 @@ class ServerRisksResponse(BaseModel):
 
 
 @router.get(
-    "/api/v1/servers/{name}/risks",
+    "/api/v1/servers/{name:path}/risks",
     summary="Thresholds of one server, and when it will exceed them",
     response_model=ServerRisksResponse,
     response_description="thresholds, probabilities and times by metric",

@@ -219,9 +219,22 @@ def test_a_run_uses_the_calendar_that_the_file_names_before_that_of_the_data(tmp
 
 
 @pytest.mark.parametrize(
-    ("query", "status"), [("sum by (instance) (a{b='c'}", 2), ("rate(a[$window])", 0), ("", 0), ("max_over(a[5m])", 2)]
+    ("query", "promql", "metricsql"),
+    [
+        ("sum by (instance) (a{b='c'}", "the bracket ) is missing", "the bracket ) is missing"),
+        ("rate(a[$window])", "", ""),
+        ("", "", ""),
+        ("max_over(a[5m])", "it is not PromQL (unknown function with name 'max_over')", ""),
+        ("sum(range_median(a) keep_metric_names) by (instance)", "it is not PromQL", ""),
+        ("rate(a{b=')]'}[5m)])", "the bracket ) closes none", "the bracket ) closes none"),
+        ("a{b='c}", "the quote ' is not closed", "the quote ' is not closed"),
+    ],
 )
-def test_the_check_parses_each_query(tmp_path, capsys, query, status) -> None:
-    file = written(tmp_path, f'[metrics.cpu_pct]\nquery = "{query}"\n')
-    assert data_contract.main(["--check-fleet", str(file)]) == status
-    assert ("metrics.cpu_pct.query is not PromQL" in capsys.readouterr().err) == bool(status)
+@pytest.mark.parametrize("dialect", ["promql", "metricsql"])
+def test_the_check_reads_each_query_in_its_dialect(tmp_path, capsys, query, promql, metricsql, dialect) -> None:
+    text = f'[prometheus]\ndialect = "{dialect}"\n[metrics.cpu_pct]\nquery = "{query}"\n'
+    problem = promql if dialect == "promql" else metricsql
+    assert data_contract.main(["--check-fleet", str(written(tmp_path, text))]) == (2 if problem else 0)
+    shown = capsys.readouterr().err
+    assert (f"metrics.cpu_pct.query is {query!r}: {problem}" in shown) == bool(problem)
+    assert ("dialect = 'metricsql'" in shown) == ("not PromQL" in problem)

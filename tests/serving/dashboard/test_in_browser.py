@@ -7,7 +7,8 @@ import axe_playwright_python
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.serving.daemon_client import TOKEN
+from fleet_forecast.iso_time import iso
+from tests.serving.daemon_client import STEP, TOKEN
 from tests.serving.dashboard.chromium import FLAGS, PROGRAM
 from tests.serving.dashboard.scenes import PREFIX, serving
 from tests.serving.fake_daemon import FakeDaemon
@@ -119,6 +120,32 @@ def test_a_server_shows_its_metrics_the_outlook_and_what_was_forecast_before(sce
     expect(page.locator("details figure").nth(1)).to_contain_text("CPU, value")
 
 
+MEASURED = """document.querySelector('.fan').data.filter((trace) => trace.hovertemplate?.startsWith('measured'))
+  .map((trace) => [trace.mode, trace.x.filter((_, index) => trace.y[index] !== null)])"""
+
+
+def test_measurements_end_with_the_last_whole_step_and_one_without_neighbours_is_a_point(scene, open_page):
+    origin = scene.client.get("/status").json()["cycle"]["origin"]
+    running = iso(int(scene.now) // STEP * STEP)
+    sent = [{"timestamp": running, "server_name": "ppdb002", "cpu_pct": 99.0}]
+    assert scene.client.post("/api/v1/metrics", json={"records": sent}).json() == {"accepted": 1, "rejected": []}
+    page = open_page(f"{scene.url}/#/server/ppdb002", timezone_id="UTC")
+    drawn(page, 2 * 6)
+    (_, _), (mode, points) = page.evaluate(MEASURED)
+    assert mode == "markers"
+    assert len(points) == 10, "one sample an hour"
+    assert running > f"{points[-1]}Z" == origin
+
+
+def test_a_metric_has_the_label_of_the_fleet_file(scene, open_page):
+    page = open_page(f"{scene.url}/#/alerts")
+    answer = scene.client.get("/status").json()
+    labels = {**answer["metric_labels"], "mem_pct": "heap of the JVM"}
+    page.route("**/status", lambda route: route.fulfill(json={**answer, "metric_labels": labels}))
+    page.goto(f"{scene.url}/#/server/ppdb001")
+    expect(page.locator("figcaption b").nth(1)).to_have_text("Heap of the JVM")
+
+
 SHOWN_WITHOUT_LIMIT = """async () => {
   const [{ outlook }, { drawFan }, { h }] = await Promise.all(
     ["outlook", "fan", "dom"].map((name) => import(new URL(`dashboard/${name}.js`, document.baseURI))));
@@ -141,7 +168,7 @@ def test_what_is_not_known_is_not_shown_as_zero(scene, open_page):
     page = open_page(f"{scene.url}/")
     drawn(page)
     words, chart, both, far = page.evaluate(SHOWN_WITHOUT_LIMIT)
-    assert words.startswith("Disk could exceed 70 MB/s from ")
+    assert words.startswith("Disk traffic could exceed 70 MB/s from ")
     assert "probability" not in words, "a provisional forecast has none"
     assert "limit" not in chart, "the metric has none"
     assert "limit 90" in both
@@ -322,13 +349,14 @@ INTERACTION = """async ([part, action, shows, amount]) => {
     return performance.now() - started;
 }"""
 DATABASE = "details[data-part=database]"
+IN_WINDOW = ".charts figure:nth-child(-n + 4)"
 INTERACTIONS = {  # what is clicked, or chosen and written; what the page shows then
     "open a profile": (f"{DATABASE} summary", "click", f"{DATABASE} .row-names a", 100),
     "show all its 250 servers": (f"{DATABASE} > button", "click", f"{DATABASE} .row-names a", 250),
     "search": ("input[type=search]", "ppml01", "details[data-part]", 1),
     "end the search": ("input[type=search]", "", "details[data-part]", 4),
     "choose a profile": (".controls label:nth-child(3) select", "database", "details[data-part]", 1),
-    "open a server": (f"{DATABASE} .row-names a", "click", ".fan .hoverlayer", 6),
+    "open a server, its charts in the window": (f"{DATABASE} .row-names a", "click", f"{IN_WINDOW} .hoverlayer", 4),
 }
 
 

@@ -34,6 +34,30 @@ def test_a_misspelt_parameter_is_named_with_those_of_the_route(client, path, rea
     assert answer.json() == {"detail": [{"field": "horizn", "reason": reason}]}
 
 
+@pytest.mark.parametrize(
+    ("query", "value", "reason"),
+    [
+        ("limit=100000", "100000", "less than or equal to 1000"),
+        ("quantile=high", "high", "a valid number"),
+        ("quantile=0.5&quantile=%F0%28", "\ufffd(", "a valid number"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_parameter(client, query, value, reason):
+    answer = client.get(f"/api/v1/forecasts?{query}")
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["field"], problem["value"]) == (query.partition("=")[0], value)
+    assert reason in problem["reason"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/api/v1/servers/a", 405), ("/api/v1/metrics", 405), ("/nothing", 404)])
+def test_a_wrong_path_or_method_is_answered_with_where_to_look(client, path, status):
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert "GET /openapi.json lists" in answer.json()["detail"]
+    assert ("allow" in answer.headers) == (status == 405)
+
+
 def method_of(route):
     return "GET" if "GET" in route.methods else min(route.methods)
 

@@ -249,3 +249,9 @@ def test_a_file_found_damaged_while_memory_is_short_is_not_set_aside(tmp_path, m
     with pytest.raises(OSError, match="not enough memory"):
         HistoryStore(tmp_path / "h.sqlite", STEP)
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"h\.sqlite: cannot be opened or created \(.*\); check the folder's rights"):
+        opening.open_history(tmp_path / "file" / "history" / "h.sqlite", opening.Layout(STEP, ("cpu_pct",)))

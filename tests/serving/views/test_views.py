@@ -13,6 +13,7 @@ from tests.serving.daemon_client import STEP, complete_start, daemon, forecast_o
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
 LEVELS = FakeConfig().quantiles
+QUERIES = {"/api/v1/servers/{name}/series": {"metric": "cpu_pct"}}  # parameters that a path needs
 
 
 @pytest.fixture
@@ -58,6 +59,20 @@ def test_risks_of_a_server_have_thresholds_probabilities_and_times_of_crossing(c
     assert cpu["by_horizon"]["1h"] > 0.7
     assert (disk["expected_at"], disk["by_horizon"]["8h"]) == (None, 0.0)
     assert client.get("/api/v1/servers/nobody/risks").status_code == 404
+
+
+def test_a_server_whose_name_has_a_slash_has_every_answer_of_a_server(client):
+    name = "rack 3/ünï"
+    post(client, record(name, cpu_pct=50.0))
+    forecast_of(client, name)
+    paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    answers = {
+        path: client.get(path.replace("{name}", "rack%203%2F%C3%BCn%C3%AF"), params=QUERIES.get(path)).status_code
+        for path in paths
+        if path.startswith("/api/v1/servers/{name}/")
+    }
+    assert len(answers) == 7
+    assert set(answers.values()) - {503} == {200}, "the fake engine explains nothing"
 
 
 def test_peers_are_the_quartiles_of_the_other_servers_of_the_profile(client):

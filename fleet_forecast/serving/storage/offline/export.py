@@ -56,7 +56,7 @@ def export_history(history: Path, folder: Path, rules: ProfileRules, calendar: B
         raise DataFileError(f"{history}: {problem}") from problem
     try:
         if database.set_aside is not None:
-            raise DataFileError(f"{history}: is damaged; the daemon replaces it at its next start")
+            raise DataFileError(f"{history}: is damaged, or no history; give the daemon's --history file")
         last_step = int(copied_at_seconds // database.step_seconds) - 1
         while database.take_means(last_step, STEPS_AT_ONCE):
             pass
