@@ -85,7 +85,7 @@ RULES = {
         is_metric_list,
         "fleet_forecast/contract/specs.py: METRICS, METRIC_SPECS",
         {
-            "fleet_forecast/serving/alerting/anomaly_detector.py": "metrics of an estimated covariance matrix",
+            "fleet_forecast/risk/departures.py": "metrics of an estimated covariance matrix",
             "fleet_forecast/simulation/physics.py": "positions of the metrics of a backup",
             "fleet_forecast/serving/storage/migrations.py": "metrics of files of schema version 1",
         },
