@@ -162,8 +162,8 @@ def test_a_connections_file_gives_the_same_rows_and_a_probe_writes_nothing(capsy
         (["--connections", "none.toml"], "connections file none.toml: no such file"),
         (["--connections", "c.toml", "--prometheus_header", "X-A: b"], "it goes with --from_prometheus URL"),
         (["--connections", "c.toml"], "--connections c.toml: has no .prometheus.NAME. to pull from; add one"),
-        (["--from_prometheus", "p:9090"], "url is 'p:9090', no address"),
-        (["--from_prometheus", "http://p", "--prometheus_header", "a b"], "'a b' begins no header"),
+        (["--from_prometheus", "p:9090"], "url is 'p:9090', not an address"),
+        (["--from_prometheus", "http://p", "--prometheus_header", "a b"], "'a b' is not a header"),
     ],
 )
 def test_wrong_connections_are_refused(capsys, tmp_path, monkeypatch, flags, message):

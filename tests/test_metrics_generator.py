@@ -158,7 +158,7 @@ BAD = [
     (["--stream", "http://127.0.0.1:9", "--inject", "ppdb001"], "--inject is ppdb001; write SERVER:INCIDENT"),
     (["--stream", "http://127.0.0.1:9", "--hours", "0"], "--hours is 0.0; give a number above 0"),
     (["--stream", "http://127.0.0.1:9", "--tick_seconds", "0"], "--tick_seconds is 0"),
-    (["--stream", "http://127.0.0.1:9", "--speed", "0"], "--speed is 0.0; give how many times faster"),
+    (["--stream", "http://127.0.0.1:9", "--speed", "0"], "--speed is 0.0; give a multiple of real time"),
     (["--stream", "http://127.0.0.1:9", "--start", "2190-01-01"], "a stream cannot begin in the future"),
     (["--stream", "http://127.0.0.1:9", "--backfill_hours", "-1"], "--backfill_hours is -1.0; give 0 or more"),
     (

@@ -203,7 +203,7 @@ def test_both_spellings_of_a_flag(capsys):
         (["--input", "{input}", "--output", "."], 2, "--output .: is a folder; name a file, such as forecasts.parquet"),
         (["--input", "{input}", "--output", "{out}", "--origins", "hourly"], 2, "--origins 'hourly' is unknown"),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:0h"], 2, "is unknown"),
-        (["--input", "{input}", "--output", "{out}", "--origins", "every:7m"], 2, "no multiple of the model's step"),
+        (["--input", "{input}", "--output", "{out}", "--origins", "every:7m"], 2, "not a multiple of the model's step"),
         (["--input", "{input}", "--output", "{out}", "--from", "2026-03-02T04:00:00Z"], 2, "--origins every:8h"),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:8h", "--from", "noon"], 2, "is not a time"),
         (
@@ -230,7 +230,7 @@ def test_both_spellings_of_a_flag(capsys):
         (["--audit", "--input", "{input}", "--output", "{out}"], 2, "--output: --audit"),
         (["--audit", "--input", "{input}", "--origins", "every:8h"], 2, "--origins 'every:8h': --audit"),
         (["--daemon", "--audit"], 2, "--audit: --daemon forecasts no file"),
-        (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server of this name"),
+        (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server with this name"),
         (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),
         (["--input", "{input}", "--explain", "ppdb003", "--origins", "every:8h"], 2, "--origins 'every:8h': --explain"),
         (["--input", "missing.parquet", "--output", "{out}"], 1, "missing.parquet"),

@@ -128,8 +128,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 async def _invalid_query(_request: Request, error: Exception) -> Response:
     """422 with parameter, value and reason."""
     problems = error.errors() if isinstance(error, RequestValidationError) else []
-    detail = [{"field": str(p["loc"][1]), **_value_of(p), "reason": p["msg"]} for p in problems]
+    detail = [{"field": _field_of(p), **_value_of(p), "reason": p["msg"]} for p in problems]
     return json_response({"detail": detail}, 422)
+
+
+def _field_of(problem: Mapping[str, Any]) -> str:
+    """The parameter, or the place in a body; empty for the whole body."""
+    return ".".join(str(part) for part in problem["loc"][1:])
 
 
 def _value_of(problem: Mapping[str, Any]) -> dict[str, str]:

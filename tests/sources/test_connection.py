@@ -47,14 +47,14 @@ def test_secrets_come_from_files_and_variables_and_are_in_no_repr(tmp_path, secr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('url = "p:9090"', r"line 2: url is 'p:9090', no address; write http://host:port"),
-        ('url = "http://me:hunter2@p:99999"', r"url is 'http://\*\*\*@p:99999', no address"),
+        ('url = "p:9090"', r"line 2: url is 'p:9090', not an address; write http://host:port"),
+        ('url = "http://me:hunter2@p:99999"', r"url is 'http://\*\*\*@p:99999', not an address"),
         ('url = "http://p"\nuser = "me"', "password_file is missing; user is given"),
         ('url = "http://p"\npassword_file = "x"', "user is missing; password_file is given"),
         ('url = "http://p"\nuser = "a"\npassword_file = "x"\npassword_variable = "X"', "leave out one of them"),
         ('url = "http://a:b@p"\ntoken_file = "x"', "a user in url and token_file are given; a request has one"),
         ('url = "http://p"\ncertificate_file = "x"', "key_file is missing; certificate_file is given"),
-        ('url = "http://p"\nheaders = {"a b" = "c"}', "'a b' begins no header"),
+        ('url = "http://p"\nheaders = {"a b" = "c"}', "'a b' is not a header"),
         ('url = "http://p"\nmatchers = "eu"', "'eu' is not a list of label matchers"),
         ('url = "http://p"\nwindow_seconds = 0', "window_seconds is 0"),
         ('url = "http://p"\npassword = "x"', "unknown key 'password'; use url, user, password_file"),

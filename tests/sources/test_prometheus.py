@@ -251,7 +251,7 @@ def test_a_compressed_response_is_retried_and_reported():
 
 def test_an_unreachable_server_is_named():
     client = PrometheusClient(Access("http://127.0.0.1:1"), pause_seconds=0.0)
-    with pytest.raises(PrometheusError, match=r"127.0.0.1:1.*does not answer"):
+    with pytest.raises(PrometheusError, match=r"127.0.0.1:1.*does not respond"):
         client.query_range("up", 0, 1, 1)
 
 

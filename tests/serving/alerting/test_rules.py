@@ -89,7 +89,7 @@ def test_the_documented_rules_are_read_and_the_documented_defaults_hold(tmp_path
     rules, default = alert_rules_of(read_fleet(tmp_path / "fleet.toml")), AlertRules()
     assert rules.thresholds_of("ppdb007", "database")["mem_pct"].above == 97.5
     assert rules.fire_probability == 0.6
-    levels = "at least 0.5 in two forecasts in a row, and ends when it was below 0.25 in three"
+    levels = "at least 0.5 in two consecutive forecasts, and ends when it was below 0.25 in three"
     assert levels in " ".join(text.split())
     assert (default.fire_probability, default.fire_forecasts) == (0.5, 2)
     assert (default.resolve_probability, default.resolve_forecasts) == (0.25, 3)

@@ -91,7 +91,7 @@ def fleet(folder, count=2, clock=time.time, changes=None, further=(), **settings
         try:
             yield Fleet(clients, links)
         finally:
-            for link in links.values():  # a daemon that has ended does not answer
+            for link in links.values():  # a daemon that has ended does not respond
                 link.down = True
             wait_for(lambda: not any(link.open for link in links.values()), 30)
 

@@ -90,7 +90,7 @@ def test_a_shard_that_is_down_gives_503_and_the_parts_of_the_others_are_stored(s
     answer = post(shards.clients[1], record(FIRST[0], late), record(SECOND[0], late), record(THIRD[0], late))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
-    assert "shard 3/3 (http://testserver) does not answer: ConnectError" in answer.json()["detail"]
+    assert "shard 3/3 (http://testserver) does not respond: ConnectError" in answer.json()["detail"]
     shards.links[1, 3].down = False
     time.sleep(1.0)  # requests in between fail at once
     again = post(shards.clients[1], record(FIRST[0], late), record(SECOND[0], late), record(THIRD[0], late))

@@ -89,10 +89,10 @@ def test_while_the_new_shard_is_away_nothing_is_deleted_and_the_old_one_does_not
         for number in (1, 2):
             three.links[number, 3].down = True
         moving = sorted(name for name in NAMES if owner_of(name, 3) == 3)
-        wait_for(lambda: "does not answer" in (three.daemon(1).hand_over.problem or ""), 30)
+        wait_for(lambda: "does not respond" in (three.daemon(1).hand_over.problem or ""), 30)
         status = three.clients[1].get("/status").json()["shard"]
         assert status["leaving_servers"] == sum((1, name) in {key[:2] for key in before} for name in moving)
-        assert "does not answer" in status["leaving_problem"]
+        assert "does not respond" in status["leaving_problem"]
         assert f"fleet_leaving_servers {status['leaving_servers']}" in three.clients[1].get("/metrics").text
         assert three.clients[1].get(f"/api/v1/servers/{moving[0]}/forecast").status_code == 421
         assert post(three.clients[1], record(moving[0])).status_code == 503

@@ -239,7 +239,7 @@ def test_a_missing_shard_loses_its_peers_and_is_reported(three):
         missing = three.exchange(1).missing
         assert missing == ([] if step < 3 else [3])
         assert found.peers.count == (5 if step < 3 else 3)
-    assert found.warnings == ("shard 3/3 does not answer: its servers are not among the peers",)
+    assert found.warnings == ("shard 3/3 does not respond: its servers are not among the peers",)
     table, steps = three.tables()[1], slice(-4, None)
     row = table.profiles.index("database")
     assert table.statistics.counts[row, steps, CPU].tolist() == [4, 4, 4, 4]
@@ -307,11 +307,11 @@ def cells_with(page, **changes):
         (lambda p: p._replace(offered={"database": p.offered["database"]._replace(with_cells=99)}), "not in order"),
         (
             lambda p: p._replace(offered={"database": p.offered["database"]._replace(names=("b", "a"))}),
-            "no server of|order",
+            "not a server of|order",
         ),
         (
             lambda p: p._replace(offered={"database": p.offered["database"]._replace(names=("ppdb001", "\n"))}),
-            "no server|order",
+            "not a server|order",
         ),
     ],
 )
