@@ -133,8 +133,9 @@ async def _invalid_query(_request: Request, error: Exception) -> Response:
 
 
 def _field_of(problem: Mapping[str, Any]) -> str:
-    """The parameter, or the place in a body; empty for the whole body."""
-    return ".".join(str(part) for part in problem["loc"][1:])
+    """The parameter, without the place in its list; or the place in a body, empty for the whole body."""
+    where, *names = problem["loc"]
+    return ".".join(map(str, names if where == "body" else names[:1]))
 
 
 def _value_of(problem: Mapping[str, Any]) -> dict[str, str]:
