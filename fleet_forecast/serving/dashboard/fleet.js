@@ -158,7 +158,9 @@ async function drawMaps(root, heat, rows) {
   const scale = { edges: edgesOf(heat), range, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewLabel) : rows.map((row) => heatRow(row).label)) };
   const wanted = ["scale", ...(asRows ? ["all profiles"] : []), ...groups.map((group) => group.profile)];
   const parts = new Map([...root.children].map((part) => [part.dataset.part, part]));
+  const focused = document.activeElement;
   root.replaceChildren(...wanted.map((part) => (parts.get(part)?.dataset.part ? parts.get(part) : newPart(part))));
+  if (root.contains(focused)) focused.focus({ preventScroll: true }); // an element that is taken out and put back loses it
   const [legend, ...rest] = root.children;
   describe(legend, heat, range);
   if (asRows) await drawOverview(rest.shift(), groups, scale, root);
