@@ -203,7 +203,7 @@ def test_the_arrow_keys_move_along_the_rows_and_enter_opens_one(scene, open_page
     page.keyboard.press("PageDown")  # the last row stays the last
     assert page.evaluate(focused) == "ppdb002"
     page.evaluate("""() => {
-        const select = [...document.querySelectorAll("select")].find((each) => each.querySelector("option[value='0.5']"));
+        const select = document.querySelector("select:has(option[value='0.5'])");
         select.value = "0.5";
         select.dispatchEvent(new Event("change", { bubbles: true }));
     }""")  # the rows are drawn anew, while one has the focus
