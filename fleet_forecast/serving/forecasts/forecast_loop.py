@@ -186,7 +186,7 @@ class ForecastLoop:
         started = time.perf_counter()
         window = self.window = await self._current_window(engine, complete_step)
         changed = await self._take_changes(window, complete_step)
-        whole_fleet = is_new or self.peers.is_outgrown(changed, complete_step)
+        whole_fleet = is_new or await self._on_worker(self.peers.is_outgrown, changed, complete_step)
         if whole_fleet:
             await self._on_worker(self.peers.observe, window, complete_step)
             if self._exchange is not None:

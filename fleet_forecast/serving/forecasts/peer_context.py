@@ -71,14 +71,14 @@ class PeerContext:
         """Record that the means of a step changed."""
         self._changed.add(step)
 
-    def is_outgrown(self, changed: Collection[int], last_step: int) -> bool:
+    def is_outgrown(self, changed: set[int], last_step: int) -> bool:
         """Whether at least as many servers joined as the last update observed. changed: servers with new samples."""
         if self._window is None:
             return False
         silent_since = last_step - self._window.engine.config.context_steps
         self._new |= {
             server_id
-            for server_id in set(changed).difference(self._profiles)
+            for server_id in changed.difference(self._profiles)
             if (self._store.last_step(server_id) or 0) > silent_since
         }
         return len(self._new) >= max(1, len(self._profiles))

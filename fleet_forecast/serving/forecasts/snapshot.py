@@ -30,7 +30,7 @@ class ModelView:
     metrics: tuple[str, ...]
     quantiles: tuple[float, ...]
     step_seconds: int
-    departures: DepartureStatistics = SIMULATED
+    departures: DepartureStatistics = field(default=SIMULATED, hash=False)  # views are hashed for each forecast
 
     @property
     def starter(self) -> bool:
