@@ -5,6 +5,7 @@
     python metrics_generator.py --start now-72h --hours 72          # simulated history that ends now
     python metrics_generator.py --stream http://127.0.0.1:8000      # live, tick by tick, to a running daemon
     python metrics_generator.py --from_prometheus http://prometheus:9090 --hours 720
+    python metrics_generator.py --engine ray --parts 2000 --out_dir s3://fleet/simulated   # on a Ray cluster
     python metrics_generator.py --plot fleet.png                    # one week of one server per profile
     python metrics_generator.py --fleet fleet.toml                  # own profiles and metrics, by their baselines
 
@@ -29,7 +30,7 @@ from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.definitions import PROFILES, use_fleet
 from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_path, load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.flags import add_flag, add_version, path_or_address
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
 
@@ -83,9 +84,18 @@ def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], di
         from fleet_forecast.commands.generator.stream_fleet import stream
 
         return stream
+    if _writes_parts(arguments):
+        from fleet_forecast.commands.generator.generate_parts import generate_parts
+
+        return generate_parts
     from fleet_forecast.commands.generator import generate_fleet
 
     return generate_fleet.generate if arguments.plot is None else generate_fleet.plot
+
+
+def _writes_parts(arguments: argparse.Namespace) -> bool:
+    """Whether files are written one by one, which needs no folder of this machine."""
+    return arguments.engine == "ray" or isinstance(arguments.out_dir, str)
 
 
 def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -98,8 +108,15 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
     chosen = [f"--{flag}" for flag in modes if getattr(arguments, flag) is not None]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
-    if chosen and arguments.parts is not None:
-        raise UsageError(f"--parts {arguments.parts}: {chosen[0]} writes no parts; leave one of them out")
+    if arguments.engine != "ray" and arguments.ray_address is not None:
+        raise UsageError("--ray_address: applies to Ray only; add --engine ray")
+    if chosen:
+        for flag, given in (("parts", arguments.parts is not None), ("engine", arguments.engine == "ray")):
+            if given:
+                value = getattr(arguments, flag)
+                raise UsageError(f"--{flag} {value}: {chosen[0]} writes no parts; leave one of them out")
+        if isinstance(arguments.out_dir, str):
+            raise UsageError(f"--out_dir {arguments.out_dir}: {chosen[0]} cannot write to an address; give a folder")
     real_fleet = {"from_prometheus": "URL", "connections": "FILE"}
     for modes_of_flags, flags in (
         ({"stream": "URL"}, ("speed", "new_server_every", "inject", "position_file")),
@@ -115,7 +132,7 @@ def _refuse_contradictions(arguments: argparse.Namespace) -> None:
                 raise wrong(f"--{flag}", value, f"it goes with {wanted}; add that, or leave it out")
 
 
-def _in_words(problem: Exception, out_dir: Path) -> str:
+def _in_words(problem: Exception, out_dir: Path | str) -> str:
     if not isinstance(problem, OSError) or not problem.strerror:
         return str(problem)
     if problem.errno == errno.ENOSPC:
@@ -135,7 +152,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_version(result)
-    _add_length_and_place(result.add_argument_group("length and place"))
+    _add_length(result.add_argument_group("length"))
+    _add_files(result.add_argument_group("files"))
     _add_fleet(result.add_argument_group("fleet"))
     _add_incidents(result.add_argument_group("incidents"))
     _add_live(result.add_argument_group("live"))
@@ -154,7 +172,7 @@ def _add_fleet(group: argparse._ArgumentGroup) -> None:
         add_flag(group, f"--num_{profile}", type=int, default=count, metavar="N", help="servers (%(default)s)")
 
 
-def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
+def _add_length(group: argparse._ArgumentGroup) -> None:
     add_flag(group, "--hours", type=float, help=f"length of the data ({HOURS:g}); a stream runs until it is stopped")
     add_flag(
         group, "--tick_seconds", type=int, default=TICK_SECONDS, help="time between two rows of a server (%(default)s)"
@@ -167,7 +185,17 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
     )
     add_flag(group, "--seed", type=int, default=SEED, help="another seed is another fleet (%(default)s)")
     add_flag(group, "--timezone", help=f"business time zone (that of the fleet file, or {DEFAULT_CALENDAR.timezone})")
-    add_flag(group, "--out_dir", type=Path, default=OUT_DIR, help="folder for metrics and metadata (%(default)s)")
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    add_flag(
+        group,
+        "--out_dir",
+        type=path_or_address,
+        default=OUT_DIR,
+        metavar="DIR",
+        help="folder, or an address such as s3://bucket/folder, for metrics and metadata (%(default)s)",
+    )
     add_flag(
         group,
         "--offline_mode",
@@ -181,13 +209,22 @@ def _add_length_and_place(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="write N files, each with all rows of its servers, for forecasts of fleets in parts; the rows do not "
-        "depend on N (one file, or files of some days)",
+        "depend on N (one file, or files of some days; at an address or with Ray: one for 500 servers)",
     )
+    add_flag(
+        group,
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: processes of this machine; ray: workers of a Ray cluster (%(default)s)",
+    )
+    add_flag(group, "--ray_address", metavar="ADDRESS", help="address of a cluster (this machine's cores)")
     add_flag(
         group,
         "--workers",
         type=int,
-        help="processes (one per core, at most 4, fewer for few rows); the files do not depend on their number",
+        help="processes (one per core, without Ray at most 4 and fewer for few rows, at an address one); the files do "
+        "not depend on their number",
     )
 
 

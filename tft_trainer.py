@@ -7,6 +7,7 @@
     python tft_trainer.py --from-history history/fleet.sqlite --warm-start models/current --keep 5
     python tft_trainer.py --rollback                                          # the model before is in use again
     torchrun --nproc-per-node 2 tft_trainer.py                                # two processes, the same model
+    python tft_trainer.py --engine ray --workers 2                            # the same by Ray Train
 
 Reads the output of metrics_generator.py, or any file in the format of DATA_CONTRACT.md. A copy of the evaluated model
 is trained further on all servers and all days (the final fit), a risk model is trained beside it, and both are
@@ -45,10 +46,20 @@ from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.tables import as_text
 from fleet_forecast.features.grid import GridError
-from fleet_forecast.flags import add_flag, add_version, fraction, int_number, positive_float, positive_int
+from fleet_forecast.flags import (
+    add_flag,
+    add_ray_flags,
+    add_version,
+    fraction,
+    int_number,
+    positive_float,
+    positive_int,
+    refuse_engine_flags,
+)
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.lightgbm_library import load_lightgbm
+from fleet_forecast.scale.ray_cluster import ray_cluster
 from fleet_forecast.script import run_script
 from fleet_forecast.training.ablation import cold_start_difference
 from fleet_forecast.training.checkpoint import CheckpointError
@@ -59,8 +70,9 @@ from fleet_forecast.training.ranks.group import RankError, is_first, wait_for_ra
 from fleet_forecast.training.ranks.roles import training_process
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
-from fleet_forecast.usage import note
+from fleet_forecast.usage import UsageError, note
 
+ABORTED = "aborted; nothing was published; --resume continues from the last checkpoint"
 EXPECTED_ERRORS = (
     TrainingError,
     ContractError,
@@ -75,8 +87,31 @@ EXPECTED_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, train, evaluate, publish."""
+    """Run the script; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    try:
+        refuse_engine_flags(arguments)
+        if arguments.engine == "ray":
+            return _run_on_ray(arguments)
+    except KeyboardInterrupt:
+        print(f"error: {ABORTED}", file=sys.stderr)
+        return 1
+    except (UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return run(arguments)
+
+
+def _run_on_ray(arguments: argparse.Namespace) -> int:
+    """The same by the workers of a Ray cluster. Raises UsageError if there is none."""
+    with ray_cluster(arguments.ray_address):
+        from fleet_forecast.scale.ray_training import train_on_ray  # needs Ray
+
+        return train_on_ray("tft_trainer", arguments, arguments.workers, with_gpus=arguments.device != "cpu")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read, train, evaluate, publish; in each of several processes."""
     try:
         with (
             use_fleet(load_fleet(arguments.fleet)),
@@ -103,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             in_use = put_in_use(model_dir, champion, arguments)
             checkpoint.remove()
     except KeyboardInterrupt:
-        print("error: aborted; nothing was published; --resume continues from the last checkpoint", file=sys.stderr)
+        print(f"error: {ABORTED}", file=sys.stderr)
         return 1
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
@@ -224,6 +259,13 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add = partial(add_flag, parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (%(default)s)")
+    add(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process, or those of torchrun; ray: workers of a Ray cluster, by Ray Train (%(default)s)",
+    )
+    add_ray_flags(parser, "one per GPU, or per core without GPUs")
     add("--no-profile", action="store_true", help="train without the profile feature")
     add(
         "--no-comparison",

@@ -37,8 +37,14 @@ def add_engine_flags(group: argparse._ActionsContainer) -> None:
         help="memory: the whole fleet at once; parts: one parquet file at a time, each with all rows of its servers; "
         "ray: the same on a Ray cluster (%(default)s)",
     )
+    add_ray_flags(group, "one per core")
+
+
+def add_ray_flags(group: argparse._ActionsContainer, default_workers: str) -> None:
+    """Flags of --engine ray."""
     add_flag(group, "--ray-address", metavar="ADDRESS", help="address of a cluster (this machine's cores)")
-    add_flag(group, "--workers", type=positive_int, metavar="N", help="processes of --engine ray (one per core)")
+    help_text = f"processes of --engine ray ({default_workers})"
+    add_flag(group, "--workers", type=positive_int, metavar="N", help=help_text)
 
 
 def refuse_engine_flags(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,13 @@ from fleet_forecast.inference.model_directory import TEMPORARY_PREFIX
 from fleet_forecast.intervals.silences import EXCLUDE, Silence, excluded_cells, load_silences, stored_silences
 from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory, MappedArrays
 from fleet_forecast.training.job import Job, choose_profiles, data_step_seconds, model_step_seconds, profiles_of
-from fleet_forecast.training.ranks.group import first_says, is_first_of_machine, rank_count, wait_for_ranks
+from fleet_forecast.training.ranks.group import (
+    first_rank_of_machine,
+    first_says,
+    is_first_of_machine,
+    rank_count,
+    wait_for_ranks,
+)
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
 from fleet_forecast.usage import note
@@ -69,7 +74,7 @@ def arrays_of(arguments: argparse.Namespace) -> ArraysInMemory:
     if arguments.grid_folder is None and rank_count() == 1:
         return IN_MEMORY
     folder = arguments.grid_folder or arguments.models_dir
-    name = f"{TEMPORARY_PREFIX}{socket.gethostname()}-{first_says(os.getpid())}"
+    name = f"{TEMPORARY_PREFIX}{first_says(os.getpid())}-{first_rank_of_machine()}"
     return MappedArrays(folder / name, is_first_of_machine(), wait_for_ranks)
 
 

@@ -95,6 +95,10 @@ def _field_problem(error: ValidationError, document: dict[str, Any]) -> str:
 def write_metadata(folder: Path, metadata: Metadata) -> Path:
     """Replace metrics_metadata.json as a whole; returns its path. Raises OSError if the folder cannot be written."""
     path = Path(folder) / METADATA_FILE
-    text = json.dumps(metadata.model_dump(), indent=2, allow_nan=False) + "\n"
-    replace_file(path, text.encode())
+    replace_file(path, metadata_text(metadata).encode())
     return path
+
+
+def metadata_text(metadata: Metadata) -> str:
+    """Content of metrics_metadata.json."""
+    return json.dumps(metadata.model_dump(), indent=2, allow_nan=False) + "\n"

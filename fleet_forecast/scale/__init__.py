@@ -1,4 +1,4 @@
-"""Forecasts and checks of fleets larger than one machine's memory: part by part, in this process or on a Ray cluster.
+"""Work on fleets larger than one machine's memory: part by part, in this process or on a Ray cluster.
 
-Imports inference; imported by commands.
+Imports inference and simulation; imported by commands and tft_trainer.py, which trains by Ray Train.
 """

@@ -1,12 +1,8 @@
-"""A pool of workers on a Ray cluster, by Ray Data: it restarts what a lost worker or node had not finished.
-
-Ray is an optional package (requirements-scale.txt); only this module imports it.
-"""
+"""A pool of workers on a Ray cluster, by Ray Data: it restarts what a lost worker or node had not finished."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +14,7 @@ from fleet_forecast.contract.definitions import fleet_in_use, start_with
 from fleet_forecast.scale.forecast_parts import PartForecaster, PartResult, PartsJob
 from fleet_forecast.scale.parts import Part
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable
+from fleet_forecast.scale.ray_cluster import cores_of_cluster
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -25,29 +22,13 @@ Batch = dict[str, Any]
 
 
 class RayPool:
-    """Ray Data over a cluster, with one block for each item. A context manager: it leaves the cluster at the end."""
+    """Ray Data over the cluster that this process has joined, with one block for each item."""
 
-    def __init__(self, address: str | None, workers: int | None) -> None:
-        """address: of a cluster, such as ray://host:10001; None: a cluster of this machine's cores.
-
-        workers: processes, each of one core; None: one for each core of the cluster. Raises ConnectionError.
-        """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    def __init__(self, workers: int | None) -> None:
+        """workers: processes, each of one core; None: one for each core of the cluster."""
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-    def __enter__(self) -> RayPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        self._workers = workers or cores_of_cluster()
 
     def map(self, function: Callable[[T], Result], items: Sequence[T]) -> Iterator[Result]:
         """The results of a function of each item, as they come."""
@@ -58,7 +39,8 @@ class RayPool:
             start_with(fleet)
             return _column([to_call(sent_items[place]) for place in batch["place"]])
 
-        yield from self._results(_blocks(len(items)).map_batches(call, batch_size=1))
+        tasks = ray.data.TaskPoolStrategy(size=self._workers)
+        yield from self._results(_blocks(len(items)).map_batches(call, batch_size=1, compute=tasks))
 
     def forecast(self, job: PartsJob, peers: FleetPeerTable | None, parts: Sequence[Part]) -> Iterator[PartResult]:
         """The results of a PartForecaster of each part, as they come; each worker has one engine."""

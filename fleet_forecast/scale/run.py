@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -22,7 +22,7 @@ from fleet_forecast.scale.peers_of_parts import (
     servers_of,
     table_of,
 )
-from fleet_forecast.usage import UsageError
+from fleet_forecast.scale.ray_cluster import ray_cluster
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -96,18 +96,16 @@ def _peers(
     return table_of(frames, engine.config, job.reading.rules), unreadable
 
 
-def pool_of(engine: str, address: str | None, workers: int | None, threads: int | None) -> AbstractContextManager[Pool]:
+@contextmanager
+def pool_of(engine: str, address: str | None, workers: int | None, threads: int | None) -> Iterator[Pool]:
     """The pool of an --engine that is parts or ray. Raises UsageError if there is no Ray or no such cluster."""
     if engine == "parts":
-        return nullcontext(InThisProcess(threads))
-    try:
-        from fleet_forecast.scale.ray_pool import RayPool
-    except ImportError as problem:
-        raise UsageError(f"--engine ray: {problem}; python -m pip install -r requirements-scale.txt") from None
-    try:
-        return RayPool(address, workers)
-    except (ConnectionError, ValueError) as problem:
-        raise UsageError(f"--ray-address {address}: {problem}; give the address of a cluster") from None
+        yield InThisProcess(threads)
+        return
+    with ray_cluster(address):
+        from fleet_forecast.scale.ray_pool import RayPool  # needs Ray
+
+        yield RayPool(workers)
 
 
 def shown(results: Iterable[T], total: int, what: str) -> Iterator[T]:

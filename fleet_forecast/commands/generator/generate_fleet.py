@@ -44,7 +44,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, object]:
     return result_line(int(tally.rows.sum()), len(scenario.fleet), seconds, path)
 
 
-def result_line(rows: int, servers: int, seconds: float, path: Path) -> dict[str, object]:
+def result_line(rows: int, servers: int, seconds: float, path: Path | str) -> dict[str, object]:
     return {
         "rows": rows,
         "servers": servers,

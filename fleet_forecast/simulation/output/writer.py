@@ -195,15 +195,26 @@ def _write_group(world: World, job: _Job) -> Tally:
 
 
 def _write_part(world: World, job: _Job) -> Tally:
-    """One file with all rows of the servers, named by the first of them."""
+    return write_part(world, job.servers, job.sparse, Path(f"{job.target}/{part_name(job.servers)}"))
+
+
+def part_name(servers: npt.NDArray[np.int64]) -> str:
+    """Name of a file of whole servers, by the first of them."""
+    return f"servers-{servers[0]:07d}.parquet"
+
+
+def write_part(world: World, servers: npt.NDArray[np.int64], sparse: bool, path: Path) -> Tally:
+    """Simulate some servers and write all their rows to a file; servers: positions in the fleet, sorted.
+
+    Raises OSError if the file cannot be written.
+    """
     scenario, tally = world.scenario, Tally()
-    names = [scenario.fleet.names[server] for server in job.servers]
-    file_name = f"{job.target}/servers-{job.servers[0]:07d}.parquet"
-    with pq.ParquetWriter(file_name, arrow_schema(simulated().names), **_parquet()) as file:
-        for servers in _groups(job.servers, scenario.steps):
-            group = _Group(servers, names, servers - job.servers[0])
-            for rows in _parts(world, job._replace(servers=servers), _steps_of_whole_days(scenario, len(servers))):
-                tally.add(count_rows(scenario, servers, rows))
+    names = [scenario.fleet.names[server] for server in servers]
+    with pq.ParquetWriter(path, arrow_schema(simulated().names), **_parquet()) as file:
+        for some in _groups(servers, scenario.steps):
+            group = _Group(some, names, some - servers[0])
+            for rows in _parts(world, _Job(some, sparse, None), _steps_of_whole_days(scenario, len(some))):
+                tally.add(count_rows(scenario, some, rows))
                 _write(file, scenario, group, rows)
     return tally
 

@@ -35,9 +35,12 @@ class RankError(RuntimeError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started with this one, for the time of the block. Raises RankError."""
+    """Join the processes that torchrun started with this one, for the time of the block; those of Ray Train are joined.
+
+    Raises RankError.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if count == 1 or dist.is_initialized():
         yield
         return
     try:
@@ -78,6 +81,11 @@ def is_first() -> bool:
 def is_first_of_machine() -> bool:
     """Whether this process is the first one of its machine."""
     return rank_count() == 1 or os.environ["LOCAL_RANK"] == "0"
+
+
+def first_rank_of_machine() -> int:
+    """Number of the first process of this process's machine. Machines of one name, as in containers, differ in it."""
+    return 0 if rank_count() == 1 else rank() - int(os.environ["LOCAL_RANK"])
 
 
 def wait_for_ranks() -> None:
