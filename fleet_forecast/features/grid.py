@@ -14,8 +14,8 @@ import pandas as pd
 
 from fleet_forecast.contract.reading import Batch, CheckedMetrics
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
-from fleet_forecast.features.step_means import CellMeans
 from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
+from fleet_forecast.step_means import CellMeans
 
 LARGE_GRID = 20_000_000  # cells of a server and step; a larger grid ...
 SMALLEST_FILL = 0.01  # ... filled by a smaller share of rows is refused: some row has a wrong time

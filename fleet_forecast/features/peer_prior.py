@@ -6,7 +6,8 @@ the peers' level and the server's own values deviate in this context. The weight
 of what follows are fitted on windows of the training servers in which only n own steps are known and the server is not
 among its peers (leave-one-out cross-validation, Stone 1974). Between servers of a load-balanced profile the weight of
 the relative level is small; between servers that share no load it is near 1. How alike servers are changes over weeks,
-so the windows are of the later half of the training period.
+so the windows are of the later half of the training period. With fewer peers than in these windows the prior is less
+certain (fewer_peers.py).
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from fleet_forecast.features.cold_start import (
     length_interpolation,
     shrunken_deviation,
 )
+from fleet_forecast.features.fewer_peers import PeerNoise, level_variance, own_weight, wider_error
 from fleet_forecast.features.history import future_values, past_values
 from fleet_forecast.features.masked_statistics import (
     count_over_steps,
     dot_over_steps,
     masked_mean_and_deviations,
 )
-from fleet_forecast.features.peers import FleetPeers, peer_levels, splice
+from fleet_forecast.features.peers import FleetPeers, peer_counts, peer_levels, splice
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
 from fleet_forecast.features.seasonality import LagSteps, seasonal_component, seasonal_lags
 
 MAX_WINDOWS = 600  # sampled for each profile; more hardly change the weights
 FEWEST_WINDOWS = 20  # with a relative level and values after it; with fewer there is no prior
 ORIGINS_PER_CONTEXT = 8
+NORMAL_DEVIATION = 1.4826  # standard deviation of a normal distribution in units of its median absolute deviation
 SEED = 0
 
 
@@ -46,7 +49,7 @@ class PeerPrior(NamedTuple):
     transformed. usual_deviation: of the peers' level over a context, transformed. peer_scale_weight: of the peers'
     deviation relative to the usual one, on a log scale, 0 to 1. scale_weight: of the own deviation, likewise. Each is
     float32 [1 + profile, metric, length]; row 0, the unknown profile, has no peers. quantiles: of (what follows - loc)
-    / scale, float32 [1 + profile, metric, length, knot].
+    / scale, float32 [1 + profile, metric, length, knot]. noise: of the peers' level.
     """
 
     level_weight: np.ndarray
@@ -55,6 +58,7 @@ class PeerPrior(NamedTuple):
     peer_scale_weight: np.ndarray
     scale_weight: np.ndarray
     quantiles: np.ndarray
+    noise: PeerNoise
 
     def by_steps(self, context_steps: int) -> PeerPrior:
         """The fields after 0, 1, 2, ... measured steps: [1 + profile, metric, 1 + context, ...]."""
@@ -66,6 +70,7 @@ class PeerPrior(NamedTuple):
             self.peer_scale_weight @ matrix.T,
             self.scale_weight @ matrix.T,
             matrix @ self.quantiles,
+            self.noise,
         )
 
     @property
@@ -84,7 +89,7 @@ class RelativeToPeers(NamedTuple):
 
     base: mean level of the peers over the context, NaN without peers. base_squares: sum of squares of their level
     around it. base_steps: steps with peers. relative: own level minus base, 0 without own values. squares: sum of
-    squares of the own values around their mean. measured_steps: of the context.
+    squares of the own values around their mean. measured_steps: of the context. mean_count: of peers, see PeerCounts.
     """
 
     base: np.ndarray
@@ -93,13 +98,14 @@ class RelativeToPeers(NamedTuple):
     relative: np.ndarray
     squares: np.ndarray
     measured_steps: np.ndarray
+    mean_count: np.ndarray
 
 
 class PeerScale(NamedTuple):
     """Scale of windows by their peers, transformed; NaN without peers.
 
     loc, scale: float32 [window, metric]. quantiles: prior of the window quantiles, float32 [window, metric, knot].
-    position: loc and log-scale relative to the base and the usual error without history, float32 [window, metric].
+    position: loc and log-scale relative to the base and the expected error without history, float32 [window, metric].
     """
 
     loc: np.ndarray
@@ -127,10 +133,14 @@ class PeerSample(NamedTuple):
 
 
 class _SampledWindows(NamedTuple):
-    """Windows of one profile, transformed: own and peers' past, and what follows; origins since the epoch."""
+    """Windows of one profile, transformed: own and peers' past, and what follows; origins since the epoch.
+
+    mean_count: mean number of peers [window, metric].
+    """
 
     own: np.ndarray
     level: np.ndarray
+    mean_count: np.ndarray
     following: np.ndarray
     origin_steps: np.ndarray
 
@@ -142,10 +152,12 @@ class _Errors(NamedTuple):
     following: np.ndarray
 
 
-def relative_to_peers(own: np.ndarray, level: np.ndarray, offset: np.ndarray) -> RelativeToPeers:
+def relative_to_peers(
+    own: np.ndarray, level: np.ndarray, offset: np.ndarray, mean_count: np.ndarray
+) -> RelativeToPeers:
     """Of windows: own and level are float32 [window, step, metric], seasonally adjusted, NaN = not measured.
 
-    offset: float32 [window, metric], peers.Spliced.offset.
+    offset: float32 [window, metric], peers.Spliced.offset. mean_count: float32 [window, metric], peers.peer_counts.
     """
     steps = own.shape[1]
     missing = np.isnan(own)
@@ -158,7 +170,7 @@ def relative_to_peers(own: np.ndarray, level: np.ndarray, offset: np.ndarray) ->
     relative = np.where(np.isnan(offset), mean - base, offset)
     relative[measured_steps == 0] = 0.0
     base_squares, squares = (dot_over_steps(part, part) for part in (base_deviations, deviations))
-    return RelativeToPeers(base, base_squares, base_steps, relative, squares, measured_steps)
+    return RelativeToPeers(base, base_squares, base_steps, relative, squares, measured_steps, mean_count)
 
 
 def scale_by_peers(prior: PeerPrior, relative: RelativeToPeers, profile_rows: np.ndarray) -> PeerScale:
@@ -170,13 +182,17 @@ def scale_by_peers(prior: PeerPrior, relative: RelativeToPeers, profile_rows: np
     steps = np.minimum(relative.measured_steps, last).astype(np.int64)
     profile, metric = profile_rows[:, None], np.arange(metrics)
     at = profile, metric, steps
-    loc = relative.base + prior.level_weight[at] * relative.relative
+    usual_weight, usual_first = prior.level_weight[at], prior.error_scale[profile, metric, 0]
+    variance = level_variance(prior.noise, relative.mean_count, profile_rows)
+    weight, unknown_level = own_weight(usual_weight, variance), prior.noise.level_share[profile_rows] * usual_first**2
+    loc = relative.base + weight * relative.relative
+    error_scale = wider_error(prior.error_scale[at], unknown_level, (usual_weight, weight), variance)
+    without_history = np.sqrt(usual_first**2 + unknown_level * (variance - 1.0))
     usual = prior.usual_deviation[at]
     peers_deviation = shrunken_deviation(relative.base_squares, relative.base_steps, usual)
-    by_peers = prior.error_scale[at] * (peers_deviation / usual) ** prior.peer_scale_weight[at]
+    by_peers = error_scale * (peers_deviation / usual) ** prior.peer_scale_weight[at]
     deviation = shrunken_deviation(relative.squares, relative.measured_steps, by_peers)
     scale = by_peers * (deviation / by_peers) ** prior.scale_weight[at]
-    without_history = prior.error_scale[profile, metric, 0]
     return PeerScale(
         loc=loc.astype(np.float32),
         scale=scale.astype(np.float32),
@@ -198,7 +214,8 @@ def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) 
         np.full(shape, np.nan) for _ in range(5)
     )
     quantiles = np.full((*shape, len(KNOT_LEVELS)), np.nan)
-    prior = PeerPrior(level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles)
+    fields = (level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles)
+    noise = np.full((len(PeerNoise._fields), profiles, metrics), np.nan)
     for profile in range(1, profiles):
         windows = _sampled_windows(sample, profile, lag_steps, history_steps)
         if windows is None:
@@ -208,12 +225,17 @@ def fit_peer_prior(sample: PeerSample, lag_steps: LagSteps, history_steps: int) 
             for metric in range(metrics):
                 of_metric = _fitted(errors, metric, int(lengths[index]), float(smallest[metric]))
                 # Too few windows of a length: the estimate of the next shorter one.
-                earlier = tuple(field[profile, metric, max(index - 1, 0)] for field in prior)
-                for field, value in zip(prior, of_metric or earlier, strict=True):
+                earlier = tuple(field[profile, metric, max(index - 1, 0)] for field in fields)
+                for field, value in zip(fields, of_metric or earlier, strict=True):
                     field[profile, metric, index] = value
-    if not prior.exists.any():
+        noise[:, profile] = _noise(errors, error_scale[profile, :, 0])  # the last errors are with a whole context
+    if np.isnan(error_scale).all():
         return None
-    return PeerPrior(*(field.astype(np.float32) for field in prior))
+    of_peers = PeerNoise(*np.where(np.isnan(error_scale[..., 0]), np.nan, np.nan_to_num(noise)).astype(np.float32))
+    names = PeerPrior._fields[:-1]
+    return PeerPrior(
+        **{name: field.astype(np.float32) for name, field in zip(names, fields, strict=True)}, noise=of_peers
+    )
 
 
 def _sampled_windows(
@@ -234,8 +256,10 @@ def _sampled_windows(
     level = peer_levels(sample.peers, rows, sample.first_step + origins, own)
     if np.isnan(level).all():
         return None
+    context = own[:, -lag_steps.encoder :]
+    mean_count = peer_counts(sample.peers, rows, sample.first_step + origins, context).mean
     following = sample.bounds.transform(future_values(sample.values, rows, origins, lag_steps.horizon))
-    return _SampledWindows(own, level, following, sample.first_step + origins)
+    return _SampledWindows(own, level, mean_count, following, sample.first_step + origins)
 
 
 def _errors_by_length(windows: _SampledWindows, lag_steps: LagSteps) -> Iterator[_Errors]:
@@ -251,7 +275,7 @@ def _errors_by_length(windows: _SampledWindows, lag_steps: LagSteps) -> Iterator
         component = seasonal_component(context, lags.mean, lag_steps.day).component
         past, ahead = component[:, :context_steps], component[:, context_steps:]
         relative = relative_to_peers(
-            own[:, -context_steps:] - past, windows.level[:, -context_steps:] - past, spliced.offset
+            own[:, -context_steps:] - past, windows.level[:, -context_steps:] - past, spliced.offset, windows.mean_count
         )
         yield _Errors(relative, windows.following - ahead)
 
@@ -284,6 +308,25 @@ def _fitted(errors: _Errors, metric: int, n: int, smallest: float) -> tuple[floa
         scale = scale * ratio**scale_weight
     quantiles = np.nanquantile(error / scale[:, None], KNOT_LEVELS)
     return level_weight, error_scale, usual_deviation, peer_scale_weight, scale_weight, quantiles
+
+
+def _noise(with_context: _Errors, error_scale: np.ndarray) -> np.ndarray:
+    """Fields of a PeerNoise for one profile: [field, metric]; 0 where too little is known.
+
+    error_scale: without history, [metric]. The variance between servers is that of a normal distribution with the same
+    median deviation: a few unusual servers change neither the median of the others nor its error.
+    """
+    relative = with_context.relative
+    usable = (2 * relative.measured_steps >= relative.measured_steps.max()) & ~np.isnan(relative.base)
+    found = np.zeros((len(PeerNoise._fields), len(error_scale)))
+    for metric in range(len(error_scale)):
+        of_server, count = (
+            field[usable[:, metric], metric].astype(np.float64) for field in (relative.relative, relative.mean_count)
+        )
+        if len(of_server) >= FEWEST_WINDOWS:
+            between = NORMAL_DEVIATION * np.median(np.abs(of_server))
+            found[:, metric] = np.median(count), min(1.0, (between / error_scale[metric]) ** 2)
+    return found
 
 
 def _weight(predictor: np.ndarray, target: np.ndarray) -> float:

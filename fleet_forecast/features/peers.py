@@ -253,16 +253,27 @@ def peer_levels(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray
     return level
 
 
-def peer_counts(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The largest number of peers that were measured at a step: int64 [window]; arguments as for peer_levels."""
-    largest = np.zeros(len(own), dtype=np.int64)
+class PeerCounts(NamedTuple):
+    """Numbers of measured peers: largest at a step, int64 [window]; mean over steps with any, float32 [window, metric].
+
+    Both are 0 without peers.
+    """
+
+    largest: np.ndarray
+    mean: np.ndarray
+
+
+def peer_counts(peers: FleetPeers, servers: np.ndarray, origin_steps: np.ndarray, own: np.ndarray) -> PeerCounts:
+    """How many peers were measured; arguments as for peer_levels."""
+    largest, mean = np.zeros(len(own), dtype=np.int64), np.zeros((len(own), own.shape[2]), dtype=np.float32)
     for window, row, target, source in _covered(peers, servers, origin_steps, own.shape[1]):
         counts = peers.medians.counts[row, source]
         member = _value_in_table(peers, int(servers[window]), own[window])
         if member is not None:
             counts = counts - ~np.isnan(member[target])
         largest[window] = max(counts.max(initial=0), 0)
-    return largest
+        mean[window] = counts.sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1)
+    return PeerCounts(largest, mean)
 
 
 def _covered(

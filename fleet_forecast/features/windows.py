@@ -36,9 +36,10 @@ from fleet_forecast.features.seasonality import (
 )
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch, Windows
 
-WINDOWS_VERSION = 7  # of the content of a window; a network reads only windows of the version it was trained on
+WINDOWS_VERSION = 8  # of the content of a window; a network reads only windows of the version it was trained on
+# Version 7 is version 8 with a prior that does not depend on the number of peers: the usual number is recorded as 0.
 # Version 6 is version 7 with a scale that does not follow the deviation of the peers: their weight is 0.
-READABLE_WINDOWS_VERSIONS = (6, WINDOWS_VERSION)
+READABLE_WINDOWS_VERSIONS = (6, 7, WINDOWS_VERSION)
 DAY_SECONDS = 86_400
 SMOOTHING_HALF_WIDTH_SECONDS = 1_800  # of the smoothed seasonal mean
 HOLIDAY = 7  # day_kind: Monday 0 .. Sunday 6, a holiday 7
@@ -184,13 +185,14 @@ class WindowRequest:
 class _PeerContext(NamedTuple):
     """Peers of a batch of windows over the context.
 
-    level: float32 [window, E, metric], NaN without peers. offset: float32 [window, metric], see peers.Spliced. counts:
-    float32 [window], the largest number of peers at a step, 0 without peers.
+    level: float32 [window, E, metric], NaN without peers. offset: float32 [window, metric], see peers.Spliced. largest,
+    mean_count: see peers.PeerCounts; float32 [window], 0 without peers, and [window, metric].
     """
 
     level: np.ndarray
     offset: np.ndarray
-    counts: np.ndarray
+    largest: np.ndarray
+    mean_count: np.ndarray
 
 
 class _Past(NamedTuple):
@@ -318,8 +320,8 @@ def _past(fleet: FleetArrays, request: WindowRequest) -> _Past:
     _interpolate(fleet, request, own)
     spliced = splice(own, level, encoder_steps)
     level = level[:, -encoder_steps:]
-    counts = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts)
-    peers = _PeerContext(level, spliced.offset, counts.astype(np.float32))
+    largest = np.where(np.isnan(level).all(axis=(1, 2)), 0, counts.largest)
+    peers = _PeerContext(level, spliced.offset, largest.astype(np.float32), counts.mean)
     return _Past(spliced.values, own[:, -encoder_steps:], peers)
 
 
@@ -402,7 +404,7 @@ def _scale_with_peers(scaling: FleetScaling, without: _Scale, past: _Past, profi
     peers, prior = past.peers, scaling.peer_prior_by_steps
     if peers is None:
         return without
-    relative = relative_to_peers(past.own, peers.level, peers.offset)
+    relative = relative_to_peers(past.own, peers.level, peers.offset, peers.mean_count)
     by_peers = scale_by_peers(prior, relative, profile_rows)
     has_peers = ~np.isnan(relative.base)  # [window, metric]
     chosen = np.where(has_peers, by_peers[:2], without.scale)
@@ -427,7 +429,7 @@ def _static_reals(spec: WindowSpec, standardised: _Standardised, peers: _PeerCon
     measured_share = np.log1p(standardised.measured_steps.mean(axis=1, keepdims=True))
     measured_share = measured_share / np.log1p(spec.context_steps)
     position = _interleave(asinh(standardised.position.loc), standardised.position.scale)
-    count = np.zeros(len(position), dtype=np.float32) if peers is None else peers.counts
+    count = np.zeros(len(position), dtype=np.float32) if peers is None else peers.largest
     peer_count = np.log1p(count)[:, None] / PEER_COUNT_SCALE
     parts = [position, standardised.strength, measured_share, peer_count, standardised.peer_weight]
     return np.concatenate(parts, axis=1, dtype=np.float32)

@@ -395,7 +395,7 @@ def _peer_counts(fleet: _Fleet, context_steps: int) -> np.ndarray:
     context = last_steps(fleet.history, context_steps)
     counts: np.ndarray = np.zeros(len(context), np.int64)
     if fleet.peers is not None:
-        counts = peer_counts(fleet.peers, np.arange(len(context)), fleet.origin_steps, context)
+        counts = peer_counts(fleet.peers, np.arange(len(context)), fleet.origin_steps, context).largest
     return counts
 
 

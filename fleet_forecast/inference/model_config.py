@@ -12,6 +12,7 @@ import numpy as np
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.contract.definitions import BUILT_IN_FLEET, MetricSpec
 from fleet_forecast.contract.specs import CONTRACT_VERSION, is_supported_version
+from fleet_forecast.features.fewer_peers import PeerNoise, unknown_noise
 from fleet_forecast.features.peer_prior import PeerPrior
 from fleet_forecast.features.scaling import STATISTICS, FleetScaling
 from fleet_forecast.features.windows import READABLE_WINDOWS_VERSIONS, WINDOWS_VERSION, WindowSpec
@@ -85,7 +86,8 @@ class ModelConfig:
         """The content of config.json."""
         scaling = {name: getattr(self.scaling, name) for name in FleetScaling.__dataclass_fields__}
         if scaling["peer_prior"] is not None:
-            scaling["peer_prior"] = _as_json(scaling["peer_prior"]._asdict())
+            prior = scaling["peer_prior"]
+            scaling["peer_prior"] = _as_json(prior._asdict()) | {"noise": _as_json(prior.noise._asdict())}
         fields = {**asdict(replace(self, scaling=replace(self.scaling, peer_prior=None))), "scaling": _as_json(scaling)}
         fields["spec"]["calendar"] = self.spec.calendar.as_document()
         fields["definitions"] = [{name: getattr(spec, name) for name in _RECORDED} for spec in self.definitions]
@@ -150,9 +152,16 @@ def _scaling_from_fields(fields: Mapping[str, Any]) -> FleetScaling:
 
 
 def _peer_prior_from_fields(fields: Mapping[str, Any]) -> PeerPrior:
-    """The peer prior; that of windows of version 6 lacks two fields."""
-    tables = {name: np.array(value, dtype=np.float32) for name, value in fields.items()}
+    """The peer prior; that of windows of version 6 lacks two fields, that of earlier models the noise."""
+    noise = fields.get("noise")
+    tables = {name: np.array(value, dtype=np.float32) for name, value in fields.items() if name != "noise"}
     unknown = np.isnan(tables["error_scale"])
     for name, value in (("usual_deviation", 1.0), ("peer_scale_weight", 0.0)):
         tables.setdefault(name, np.where(unknown, np.nan, value).astype(np.float32))
-    return PeerPrior(**tables)
+    shape = unknown.shape[:2]
+    of_peers = (
+        unknown_noise(shape)
+        if noise is None
+        else PeerNoise(**{name: np.array(value, dtype=np.float32) for name, value in noise.items()})
+    )
+    return PeerPrior(**tables, noise=of_peers)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fleet_forecast.features.cold_start import SCALE_PRIOR_STEPS, SMALLEST_SCALE
+from fleet_forecast.features.fewer_peers import MEDIAN_EFFICIENCY
 from fleet_forecast.features.quantile_map import KNOT_LEVELS, MEDIAN_KNOT, PRIOR_STEPS, SMALLEST_GAP
 from fleet_forecast.features.seasonality import (
     FITTED_PARAMETERS,
@@ -86,7 +87,8 @@ class _PeerContext(NamedTuple):
 
     level: Tensor
     offset: Tensor
-    counts: Tensor
+    largest: Tensor
+    mean_count: Tensor
 
 
 class _Past(NamedTuple):
@@ -189,9 +191,10 @@ class GpuBatches:
         together = ~torch.isnan(difference)
         offset = difference.nan_to_num().sum(dim=1) / together.sum(dim=1)
         whole = torch.where(torch.isnan(own), level + offset.nan_to_num()[:, None], own)
-        level, counts = level[:, -encoder_steps:], counts[:, -encoder_steps:].amax(dim=(1, 2))
-        counts = counts * ~torch.isnan(level).all(dim=2).all(dim=1)
-        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, offset, counts.float()))
+        level, counts = level[:, -encoder_steps:], counts[:, -encoder_steps:]
+        largest = counts.amax(dim=(1, 2)) * ~torch.isnan(level).all(dim=2).all(dim=1)
+        count = counts.sum(dim=1) / (counts > 0).sum(dim=1).clamp(min=1)
+        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, offset, largest.float(), count.float()))
 
     def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> _SeasonalLags:
         """As seasonality.seasonal_lags without clock changes."""
@@ -324,7 +327,7 @@ class GpuBatches:
         position = position + plan.position_noise.view_as(position)
         measured = (~standardised.missing).float().sum(dim=1).mean(dim=1, keepdim=True)
         measured_share = torch.log1p(measured) / np.log1p(self.spec.context_steps)
-        counts = measured.new_zeros(len(measured)) if peers is None else peers.counts
+        counts = measured.new_zeros(len(measured)) if peers is None else peers.largest
         peer_count = torch.log1p(counts)[:, None] / PEER_COUNT_SCALE
         ordered = _exchanged(position[:, None], order)[:, 0], standardised.strength.gather(1, order)
         return torch.cat([*ordered, measured_share, peer_count, scale.peer_weight], dim=1)
@@ -348,7 +351,9 @@ class _GpuPeers:
         self._steps = peers.steps
         medians = (torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.medians)
         self._whole, self._smaller, self._equal, self._larger, self._counts = medians
-        prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in scaling.peer_prior_by_steps)
+        by_steps = scaling.peer_prior_by_steps
+        self._noise = _GpuNoise(*(torch.from_numpy(table).to(device) for table in by_steps.noise))
+        prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in by_steps[:-1])
         self._level_weight, self._error_scale, self._usual_deviation, *rest = prior
         self._peer_scale_weight, self._scale_weight, self._quantiles = rest
         self._exists = torch.from_numpy(scaling.peer_prior.exists).to(device)
@@ -385,13 +390,21 @@ class _GpuPeers:
         base = base.masked_fill(base_steps == 0, torch.nan)
         relative = torch.where(torch.isnan(peers.offset), mean - base, peers.offset).masked_fill(n == 0, 0.0)
         at = profile[:, None], self._metrics, n
-        loc, usual = base + self._level_weight[at] * relative, self._usual_deviation[at]
+        usual_weight, usual_first = self._level_weight[at], self._error_scale[profile, :, 0]
+        variance = self._noise.level_variance(peers.mean_count, profile)
+        odds = usual_weight * variance
+        weight = odds / (1 - usual_weight + odds)
+        loc = base + weight * relative
+        unknown_level = self._noise.level_share[profile] * usual_first**2
+        more = variance * (1 - weight) - (1 - usual_weight)
+        error_scale = torch.sqrt(self._error_scale[at] ** 2 + unknown_level * more.clamp(min=0))
+        first = torch.sqrt(usual_first**2 + unknown_level * (variance - 1))
+        usual = self._usual_deviation[at]
         base_squares, squares = ((part * part).sum(dim=1) for part in (base_deviations, deviations))
         peers_deviation = torch.sqrt((base_squares + k * usual**2) / (base_steps + k))
-        by_peers = self._error_scale[at] * (peers_deviation / usual) ** self._peer_scale_weight[at]
+        by_peers = error_scale * (peers_deviation / usual) ** self._peer_scale_weight[at]
         deviation = torch.sqrt((squares + k * by_peers**2) / (n + k))
         scale = by_peers * (deviation / by_peers) ** self._scale_weight[at]
-        first = self._error_scale[profile, :, 0]
         position = torch.stack([(loc - base) / first, torch.log(scale / first)], dim=-1)
         has_peers = ~torch.isnan(base)
         return _Scale(
@@ -401,6 +414,21 @@ class _GpuPeers:
             position=torch.where(has_peers[..., None], position, without.position),
             peer_weight=torch.where(has_peers, 1.0 - self._level_weight[profile, :, 1], 0.0),
         )
+
+
+class _GpuNoise(NamedTuple):
+    """As fewer_peers.PeerNoise."""
+
+    usual_count: Tensor
+    level_share: Tensor
+
+    def level_variance(self, count: Tensor, profile: Tensor) -> Tensor:
+        """As fewer_peers.level_variance."""
+        usual, share = self.usual_count[profile], MEDIAN_EFFICIENCY
+        fewer = (usual > count) & (count > 0)
+        numbers = (torch.where(fewer, number, 1.0) for number in (count, usual))
+        now, in_training = (1 + (share - (share - 1) / number) / number for number in numbers)
+        return now / in_training
 
 
 def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_order: Tensor) -> Tensor:

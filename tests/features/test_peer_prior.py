@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fleet_forecast.features.fewer_peers import unknown_noise
 from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior, relative_to_peers, scale_by_peers
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
@@ -17,7 +18,8 @@ CONTEXT, SERVERS, STEPS = 24, 8, 960
 def prior_after(steps: int, **fields: float) -> PeerPrior:
     """Of one profile and metric, the same at every number of own steps up to `steps`."""
     by_steps = {name: np.full((2, 1, 1 + steps), value, dtype=np.float32) for name, value in fields.items()}
-    return PeerPrior(**by_steps, quantiles=np.zeros((2, 1, 1 + steps, len(KNOT_LEVELS)), dtype=np.float32))
+    quantiles = np.zeros((2, 1, 1 + steps, len(KNOT_LEVELS)), dtype=np.float32)
+    return PeerPrior(**by_steps, quantiles=quantiles, noise=unknown_noise((2, 1)))
 
 
 def test_the_scale_is_the_usual_error_by_the_deviation_of_the_peers_then_by_the_own() -> None:
@@ -31,7 +33,8 @@ def test_the_scale_is_the_usual_error_by_the_deviation_of_the_peers_then_by_the_
         CONTEXT, level_weight=0.3, error_scale=1.5, usual_deviation=1.2, peer_scale_weight=0.6, scale_weight=0.4
     )
     offset = np.array([[np.nan], [0.2], [-0.1]], dtype=np.float32)
-    found = scale_by_peers(prior, relative_to_peers(own, level, offset), np.ones(3, dtype=np.int64))
+    count = np.ones((3, 1), dtype=np.float32)
+    found = scale_by_peers(prior, relative_to_peers(own, level, offset, count), np.ones(3, dtype=np.int64))
 
     def deviation(values: np.ndarray, usual: float) -> float:
         known = values[~np.isnan(values)].astype(float)

@@ -115,7 +115,11 @@ def test_peers_of_windows_equal_a_plain_loop(fleet: np.ndarray) -> None:
         values = [fleet[others, at] if 0 <= at < 40 else np.empty((0, 2)) for at in steps]
         for step in range(15):
             np.testing.assert_allclose(level[window, step], median(values[step]))
-        assert counts[window] == max((~np.isnan(of_step)).sum(axis=0).max(initial=0) for of_step in values)
+        measured = np.array([(~np.isnan(of_step)).sum(axis=0) for of_step in values])
+        assert counts.largest[window] == measured.max()
+        for metric, of_metric in enumerate(measured.T):
+            expected = of_metric[of_metric > 0].mean() if of_metric.any() else 0
+            assert counts.mean[window, metric] == pytest.approx(expected)
 
 
 def test_values_in_the_table_that_differ_from_the_history_are_also_taken_out(fleet: np.ndarray) -> None:

@@ -185,7 +185,7 @@ def test_another_version_of_windows_is_refused_with_both_versions(copy: Path) ->
     config["windows_version"] = 1
     (copy / "config.json").write_text(json.dumps(config))
     reseal(copy)
-    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 7; train again"):
+    with pytest.raises(ModelError, match=r"windows_version is 1, this software reads 8; train again"):
         Engine.load(copy, device="cpu")
 
 

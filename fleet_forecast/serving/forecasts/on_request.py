@@ -8,13 +8,13 @@ import numpy as np
 
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.features.peers import Peers
-from fleet_forecast.features.step_means import step_means
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import served_metrics
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.forecasts.server_forecasts import ServersToForecast, forecast_servers
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.storage.samples import Sample
+from fleet_forecast.step_means import step_means
 from server_profiles import ProfileRules, profile_of
 
 PeersOf = Callable[[Engine, Sequence[str], Sequence[str], np.ndarray], Peers | None]

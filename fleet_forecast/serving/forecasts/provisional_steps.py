@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_forecast.features.step_means import step_means
 from fleet_forecast.serving.forecasts.history_window import HistoryWindow
 from fleet_forecast.serving.storage.samples import KnownServer, RawSample, StepMeans
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.step_means import step_means
 
 NEW_SERVER_SECONDS = 3_600
 NOT_MEASURED = np.iinfo(np.int64).max

@@ -12,9 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data_contract import METRICS
-from fleet_forecast.features.step_means import step_means
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryLockedError, HistoryUnavailableError
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.step_means import step_means
 from tests.serving.storage.stored import STEP, means_of, sample
 
 

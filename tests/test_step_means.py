@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_forecast.features.step_means import CellMeans, step_means
+from fleet_forecast.step_means import CellMeans, step_means
 
 SAMPLES = st.lists(
     st.tuples(st.integers(0, 4), st.none() | st.floats(0, 1e9), st.none() | st.floats(0, 100)), min_size=1, max_size=40
