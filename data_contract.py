@@ -59,7 +59,14 @@ from fleet_forecast.contract.specs import (
 )
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.flags import add_engine_flags, add_flag, add_version, path_or_address, refuse_engine_flags
+from fleet_forecast.flags import (
+    FlagParser,
+    add_engine_flags,
+    add_flag,
+    add_version,
+    path_or_address,
+    refuse_engine_flags,
+)
 from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
@@ -120,7 +127,7 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="data_contract.py",
         description=f"Check server metrics against the data contract {CONTRACT_VERSION}.",
         epilog="example: python data_contract.py training/",

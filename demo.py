@@ -34,7 +34,7 @@ import httpx
 from tqdm import tqdm
 
 from fleet_forecast.contract.forecast_spec import SCORED_LEVELS
-from fleet_forecast.flags import add_flag, add_version
+from fleet_forecast.flags import FlagParser, add_flag, add_version
 from fleet_forecast.inference.model_directory import STARTER_DIR
 from fleet_forecast.iso_time import iso
 from fleet_forecast.script import run_script
@@ -402,9 +402,7 @@ def _minutes(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_version(parser)
     add_flag(parser, "--port", type=_port, default=8000, help="port of the daemon (%(default)s)")
     add_flag(parser, "--minutes", type=_minutes, default=2.5, help="minutes of training (%(default)s)")

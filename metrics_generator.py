@@ -30,7 +30,7 @@ from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.definitions import PROFILES, use_fleet
 from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_path, load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.flags import add_flag, add_version, path_or_address
+from fleet_forecast.flags import FlagParser, add_flag, add_version, path_or_address
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
 
@@ -148,9 +148,7 @@ def _in_words(problem: Exception, out_dir: Path | str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag may be written with underscores or with hyphens."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    result = FlagParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_version(result)
     _add_length(result.add_argument_group("length"))
     _add_files(result.add_argument_group("files"))

@@ -26,7 +26,14 @@ from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
-from fleet_forecast.flags import add_engine_flags, add_flag, add_version, path_or_address, refuse_engine_flags
+from fleet_forecast.flags import (
+    FlagParser,
+    add_engine_flags,
+    add_flag,
+    add_version,
+    path_or_address,
+    refuse_engine_flags,
+)
 from fleet_forecast.inference.batch import OriginError
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.profile_audit.audit import AuditError
@@ -105,7 +112,7 @@ def _command_on_a_file(arguments: argparse.Namespace) -> Callable[[argparse.Name
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The flags; each may be written with hyphens or underscores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_version(parser)
     batch = parser.add_argument_group("batch: forecasts of a file")
     add_flag(batch, "--input", type=path_or_address, metavar="PATH", help="parquet or CSV file, or a folder of them")

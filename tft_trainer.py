@@ -47,6 +47,7 @@ from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.tables import as_text
 from fleet_forecast.features.grid import GridError
 from fleet_forecast.flags import (
+    FlagParser,
     add_flag,
     add_ray_flags,
     add_version,
@@ -173,7 +174,7 @@ def read_job(arguments: argparse.Namespace) -> tuple[Job, list[IncidentRecord]]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags; each may be written with hyphens or underscores."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="tft_trainer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = partial(add_flag, parser)

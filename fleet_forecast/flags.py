@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fleet_forecast import __version__
 from fleet_forecast.usage import UsageError
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose errors are one line: its usage would be as long as the help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with 2."""
+        self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n")
 
 
 def add_flag(group: argparse._ActionsContainer, flag: str, **options: Any) -> None:

@@ -128,7 +128,7 @@ RULES = {
     "flag in both spellings": (is_flag, "fleet_forecast/flags.py: add_flag", {}),
     "averaging of samples onto steps": (
         is_average,
-        "fleet_forecast/features/step_means.py: CellMeans, step_means",
+        "fleet_forecast/step_means.py: CellMeans, step_means",
         {
             "fleet_forecast/serving/storage/schema.py": "the store's means in SQL, which a test compares",
             "fleet_forecast/inference/explanations.py": "sums attention by lag",

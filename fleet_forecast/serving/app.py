@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -115,7 +116,12 @@ async def _start(app: FastAPI, config: DaemonConfig, stack: contextlib.AsyncExit
         app.state.daemon = await stack.enter_async_context(running(config))
     except (HistoryLockedError, HistoryVersionError, OSError) as problem:
         app.state.start_problem = str(problem)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_traceback)  # the command says why, in one line
         raise
+
+
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Traceback")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

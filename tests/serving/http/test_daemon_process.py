@@ -92,6 +92,7 @@ def test_an_address_in_use_and_a_locked_history_are_named(tmp_path):
         )
         assert again.returncode == 1
         assert "another process uses it" in again.stderr
+        assert "Traceback" not in again.stderr
 
 
 def test_many_hangups_cause_few_loads_and_new_tokens_are_used(tmp_path):
