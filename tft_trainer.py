@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_on_ray(arguments: argparse.Namespace) -> int:
     """The same by the workers of a Ray cluster. Raises UsageError if there is none."""
-    with ray_cluster(arguments.ray_address):
+    with ray_cluster(arguments.ray_address, arguments.workers):
         from fleet_forecast.scale.ray_training import train_on_ray  # needs Ray
 
         return train_on_ray("tft_trainer", arguments, arguments.workers, with_gpus=arguments.device != "cpu")

@@ -10,14 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fleet_forecast.usage import UsageError
+from fleet_forecast.usage import UsageError, note
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[None]:
+def ray_cluster(address: str | None, workers: int | None) -> Iterator[None]:
     """Join the cluster at an address such as ray://host:10001, or start one of this machine's cores, for the block.
 
-    Raises UsageError if there is no Ray, or no such cluster.
+    Raises UsageError if there is no Ray, no such cluster, or if this machine has fewer cores than workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -34,9 +34,22 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError) as problem:
         raise UsageError(f"--ray-address {address}: {problem}; give the address of a cluster") from None
     try:
+        _check_workers(address, workers)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_workers(address: str | None, workers: int | None) -> None:
+    """Raises UsageError if this machine has too few cores; a cluster may grow, so that a note is all it takes."""
+    cores = cores_of_cluster()
+    if workers is None or workers <= cores:
+        return
+    if address is None:
+        raise UsageError(
+            f"--workers {workers}: this machine has {cores} cores, one for each worker; give at most {cores}"
+        )
+    note(f"--workers {workers}: the cluster has {cores} cores now; the others start when it has more")
 
 
 def cores_of_cluster() -> int:

@@ -102,7 +102,7 @@ def pool_of(engine: str, address: str | None, workers: int | None, threads: int 
     if engine == "parts":
         yield InThisProcess(threads)
         return
-    with ray_cluster(address):
+    with ray_cluster(address, workers):
         from fleet_forecast.scale.ray_pool import RayPool  # needs Ray
 
         yield RayPool(workers)

@@ -40,6 +40,13 @@ def test_a_ray_cluster_writes_the_same_bytes(expected: dict[str, bytes], tmp_pat
     assert content(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
+def test_more_workers_than_cores_are_refused_instead_of_waited_for(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("ray", reason="Ray (requirements-scale.txt) is not installed")
+    assert generated("--engine", "ray", "--workers", 900, "--out_dir", tmp_path) == 2
+    assert "--workers 900: this machine has" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_has_no_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     address = f"file://{tmp_path}"
     assert generated("--parts", 2, "--out_dir", address) == 0
