@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fleet_forecast.usage import UsageError, note
+
+REACHABLE_SECONDS = 5.0
 
 
 @contextmanager
@@ -24,6 +27,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[None]:
         import ray
     except ImportError as problem:
         raise UsageError(f"--engine ray: {problem}; python -m pip install -r requirements-scale.txt") from None
+    if address is not None:
+        _check_reachable(address)
     try:
         ray.init(
             address,
@@ -38,6 +43,19 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UsageError if nothing listens at host:port or ray://host:port: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, `local`, or a scheme that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHABLE_SECONDS).close()
+    except (OSError, OverflowError) as problem:
+        raise UsageError(
+            f"--ray-address {address}: cannot be reached ({problem}); give the address of a cluster"
+        ) from None
 
 
 def _check_workers(address: str | None, workers: int | None) -> None:

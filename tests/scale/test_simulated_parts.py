@@ -47,6 +47,14 @@ def test_more_workers_than_cores_are_refused_instead_of_waited_for(tmp_path: Pat
     assert "--workers 900: this machine has" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1"])
+def test_an_address_where_no_cluster_is_ends_at_once(address: str, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("ray", reason="Ray (requirements-scale.txt) is not installed")
+    assert generated("--engine", "ray", "--ray_address", address, "--out_dir", tmp_path) == 2
+    assert f"--ray-address {address}: " in capsys.readouterr().err
+
+
 def test_an_interrupted_run_has_no_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     address = f"file://{tmp_path}"
     assert generated("--parts", 2, "--out_dir", address) == 0
