@@ -30,7 +30,7 @@ from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.definitions import PROFILES, use_fleet
 from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_path, load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
-from fleet_forecast.flags import FlagParser, add_flag, add_version, path_or_address
+from fleet_forecast.flags import FlagParser, add_flag, add_version, target_or_address
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
 
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"error: {_in_words(problem, arguments.out_dir)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
+        print(f"interrupted; {_state_of(arguments)}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, asked_to_stop)
@@ -96,6 +96,13 @@ def _command(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], di
 def _writes_parts(arguments: argparse.Namespace) -> bool:
     """Whether files are written one by one, which needs no folder of this machine."""
     return arguments.engine == "ray" or isinstance(arguments.out_dir, str)
+
+
+def _state_of(arguments: argparse.Namespace) -> str:
+    """What an interrupted run leaves."""
+    if _writes_parts(arguments):
+        return f"{arguments.out_dir} is not whole, and has no metrics_metadata.json; run the command again"
+    return "nothing was changed"
 
 
 def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -189,7 +196,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--out_dir",
-        type=path_or_address,
+        type=target_or_address,
         default=OUT_DIR,
         metavar="DIR",
         help="folder, or an address such as s3://bucket/folder, for metrics and metadata (%(default)s)",

@@ -33,6 +33,7 @@ from fleet_forecast.flags import (
     add_version,
     path_or_address,
     refuse_engine_flags,
+    target_or_address,
 )
 from fleet_forecast.inference.batch import OriginError
 from fleet_forecast.inference.model_config import ModelError
@@ -117,7 +118,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     batch = parser.add_argument_group("batch: forecasts of a file")
     add_flag(batch, "--input", type=path_or_address, metavar="PATH", help="parquet or CSV file, or a folder of them")
     add_flag(
-        batch, "--output", type=path_or_address, metavar="PATH", help="parquet file to write; with --replay a folder"
+        batch, "--output", type=target_or_address, metavar="PATH", help="parquet file to write; with --replay a folder"
     )
     add_flag(
         batch,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -58,6 +59,7 @@ from fleet_forecast.flags import (
     refuse_engine_flags,
 )
 from fleet_forecast.inference.model_config import ModelError
+from fleet_forecast.inference.model_directory import only_writer
 from fleet_forecast.intervals.incidents_file import IncidentRecord
 from fleet_forecast.risk.lightgbm_library import load_lightgbm
 from fleet_forecast.scale.ray_cluster import ray_cluster
@@ -73,7 +75,7 @@ from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
 from fleet_forecast.usage import UsageError, note
 
-ABORTED = "aborted; nothing was published; --resume continues from the last checkpoint"
+ABORTED = "aborted; nothing was published; --resume continues from the last checkpoint, if there is one"
 EXPECTED_ERRORS = (
     TrainingError,
     ContractError,
@@ -92,19 +94,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         refuse_engine_flags(arguments)
-        if arguments.engine == "ray":
+        if arguments.engine == "ray" and not arguments.rollback:
             return _run_on_ray(arguments)
     except KeyboardInterrupt:
         print(f"error: {ABORTED}", file=sys.stderr)
         return 1
-    except (UsageError, OSError) as error:
+    except (UsageError, TomlFileError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, (UsageError, TomlFileError)) else 1
     return run(arguments)
 
 
 def _run_on_ray(arguments: argparse.Namespace) -> int:
-    """The same by the workers of a Ray cluster. Raises UsageError if there is none."""
+    """The same by the workers of a Ray cluster.
+
+    What can be refused without them is. Raises UsageError, TomlFileError, ModelError and OSError.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--engine ray: this is a process of torchrun, which starts the others; leave one of them out")
+    load_fleet(arguments.fleet)
+    with only_writer(arguments.models_dir):
+        pass
     with ray_cluster(arguments.ray_address, arguments.workers):
         from fleet_forecast.scale.ray_training import train_on_ray  # needs Ray
 

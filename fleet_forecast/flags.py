@@ -35,6 +35,13 @@ def path_or_address(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
+def target_or_address(text: str) -> Path | str:
+    """As path_or_address, of what is written: it must outlive the command."""
+    if text.startswith("memory://"):
+        raise argparse.ArgumentTypeError(f"{text}: ends with the command; give a folder or an address of a store")
+    return path_or_address(text)
+
+
 def add_engine_flags(group: argparse._ActionsContainer) -> None:
     """Flags of commands that work on a fleet in parts."""
     add_flag(

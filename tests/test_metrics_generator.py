@@ -85,6 +85,22 @@ def test_the_same_flags_give_the_same_bytes_and_another_seed_others(capsys, tmp_
     assert one[METRICS_FILE] != three[METRICS_FILE]
 
 
+@pytest.mark.parametrize("parts", [(), ("--parts", 2)])
+def test_files_of_others_in_the_folder_of_metrics_are_not_removed(capsys, tmp_path, parts):
+    metrics = tmp_path / "server_metrics"
+    assert run(capsys, "--hours", 1, "--parts", 2, "--out_dir", tmp_path, *FEW)[0] == 0
+    (metrics / "mine.parquet").write_bytes(b"mine")
+    code, _, err = run(capsys, "--hours", 1, "--out_dir", tmp_path, *FEW, *parts)
+    assert code == 1
+    assert f"{metrics}: has mine.parquet, which would be removed" in err
+    assert (metrics / "mine.parquet").read_bytes() == b"mine"
+    metrics.rename(tmp_path / "elsewhere")
+    metrics.symlink_to(tmp_path / "elsewhere")
+    code, _, err = run(capsys, "--hours", 1, "--out_dir", tmp_path, *FEW, *parts)
+    assert code == 1
+    assert "server_metrics: is a link" in err
+
+
 def test_flags_are_understood_with_hyphens_too(capsys, tmp_path):
     flags = ["--hours", 2, "--out-dir", tmp_path, "--tick-seconds", 60, "--offline-mode", "sparse", "--num-web-api", 7]
     code, result, _ = run(capsys, *flags, "--incident-rate", 0)

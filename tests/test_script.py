@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_forecast.script import READER_GONE
+from fleet_forecast.script import INTERRUPTED, READER_GONE, run_script
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
@@ -35,6 +35,15 @@ def run_without_reader(*command, environment=None):
         )
     finally:
         os.close(write_end)
+
+
+def test_a_script_ends_with_one_line_after_ctrl_c(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match=str(INTERRUPTED)):
+        run_script(main)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -442,3 +442,15 @@ def test_contention_is_noted_when_there_is_more_than_one_thread(
     assert capsys.readouterr().err == ""
     training_run.note_cpu_contention(threads=2)
     assert capsys.readouterr().err.startswith("note: other processes leave 0.9 processors free, and 2 threads wait")
+
+
+def test_ray_is_refused_below_torchrun_and_with_a_wrong_fleet_before_it_starts(tmp_path, capsys, monkeypatch):
+    flags = ["--engine", "ray", "--models-dir", str(tmp_path / "models")]
+    (tmp_path / "fleet.toml").write_text("timezone = 'Nowhere/Land'")
+    assert tft_trainer.main([*flags, "--fleet", str(tmp_path / "fleet.toml")]) == 2
+    assert "Nowhere/Land" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert tft_trainer.main(flags) == 2
+    assert "--engine ray: this is a process of torchrun" in capsys.readouterr().err
+    assert tft_trainer.main(["--workers", "2"]) == 2
+    assert "--workers: applies to Ray only; add --engine ray" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,17 @@ from fleet_forecast.atomic_write import sync
 from fleet_forecast.contract.specs import METADATA_FILE, METRICS_FILE, METRICS_FOLDER
 
 _TEMPORARY = ".server_metrics-"
+_WRITTEN = re.compile(r"(servers-\d{7}|\d{8}T\d{6}Z-\d{6,})\.parquet")  # names of part files
 
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, on the same file system as `folder`; it is removed afterwards."""
+    """A temporary folder to write into, on the same file system as `folder`; it is removed afterwards.
+
+    Raises OSError if `folder` has metrics that no generator wrote, which publishing would remove.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign_files(folder / METRICS_FOLDER)
     for abandoned in folder.glob(f"{_TEMPORARY}*"):  # by a run that was killed
         if not Path(f"/proc/{abandoned.name.removeprefix(_TEMPORARY)}").exists():
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -30,6 +36,14 @@ def working_folder(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_foreign_files(metrics: Path) -> None:
+    if metrics.is_symlink():
+        raise OSError(f"{metrics}: is a link, which would be replaced; give another folder, or remove the link")
+    for path in sorted(metrics.iterdir()) if metrics.is_dir() else ():
+        if not _WRITTEN.fullmatch(path.name):
+            raise OSError(f"{metrics}: has {path.name}, which would be removed; give another folder, or move the file")
 
 
 def publish(temporary: Path, folder: Path) -> Path:

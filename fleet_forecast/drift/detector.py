@@ -177,6 +177,8 @@ def rises(earlier: Sequence[Sequence[Day]], days: Sequence[Day], beginnings: int
     The mean over the kinds of series by KIND_WEIGHTS, and over the series of each. earlier: as in ChangeDetector.
     """
     whole = [day for era in earlier for day in era] + list(days)
+    if not whole:
+        return np.zeros(beginnings)
     found, kinds = np.zeros(beginnings), _series(whole)
     table = np.concatenate(kinds, axis=1)
     sizes = [each.shape[1] for each in kinds]

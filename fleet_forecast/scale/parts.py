@@ -59,9 +59,14 @@ class Folder:
         return self._files == other._files and (own == root or root in own.parents)
 
     def other_files(self, expected: Sequence[str]) -> list[str]:
-        """Names of files in the folder that are not the expected ones; none if there is no folder."""
+        """Names of files in the folder that are not the expected ones; none if there is no folder.
+
+        Raises DataFileError if it is a file.
+        """
         if not self._files.exists(self._root):
             return []
+        if self._files.isfile(self._root):
+            raise DataFileError(f"{self.address}: is a file; give a folder")
         names = (
             PurePosixPath(path).relative_to(self._root).as_posix() for path in sorted(self._files.find(self._root))
         )
@@ -121,7 +126,10 @@ def fetched(part: Part) -> Iterator[Path]:
             raise DataFileError(
                 f"{part.address}: cannot be read ({problem}); check the address and its rights"
             ) from None
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except DataFileError as problem:  # names the file in the temporary folder
+            raise DataFileError(str(problem).replace(f"{folder}/", "")) from None
 
 
 def _is_local(files: Any) -> bool:

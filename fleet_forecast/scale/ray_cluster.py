@@ -31,7 +31,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[None]:
         _check_reachable(address)
     try:
         ray.init(
-            address,
+            address or "local",  # not the cluster of RAY_ADDRESS, nor one that runs here
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -11,6 +11,7 @@ import ray
 import ray.data
 
 from fleet_forecast.contract.definitions import fleet_in_use, start_with
+from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.scale.forecast_parts import PartForecaster, PartResult, PartsJob
 from fleet_forecast.scale.parts import Part
 from fleet_forecast.scale.peers_of_parts import FleetPeerTable
@@ -26,7 +27,7 @@ class RayPool:
 
     def __init__(self, workers: int | None) -> None:
         """workers: processes, each of one core; None: one for each core of the cluster."""
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._workers = workers or cores_of_cluster()
 
@@ -37,9 +38,9 @@ class RayPool:
         def call(batch: Any) -> Batch:
             to_call, sent_items, fleet = ray.get(sent)
             start_with(fleet)
-            return _column([to_call(sent_items[place]) for place in batch["place"]])
+            return _column([_outcome(to_call, sent_items[place]) for place in batch["place"]])
 
-        tasks = ray.data.TaskPoolStrategy(size=self._workers)
+        tasks = ray.data.TaskPoolStrategy(size=max(1, min(self._workers, len(items))))
         yield from self._results(_blocks(len(items)).map_batches(call, batch_size=1, compute=tasks))
 
     def forecast(self, job: PartsJob, peers: FleetPeerTable | None, parts: Sequence[Part]) -> Iterator[PartResult]:
@@ -53,7 +54,10 @@ class RayPool:
 
     def _results(self, blocks: ray.data.Dataset) -> Iterator[Any]:
         for row in blocks.iter_rows():
-            yield row["result"].content
+            outcome = row["result"].content
+            if isinstance(outcome, DataFileError):
+                raise outcome
+            yield outcome
 
 
 class _Boxed:
@@ -72,12 +76,20 @@ class _Worker:
         self._forecast = PartForecaster(job, peers)
 
     def __call__(self, batch: Any) -> Batch:
-        return _column([self._forecast(self._parts[place]) for place in batch["place"]])
+        return _column([_outcome(self._forecast, self._parts[place]) for place in batch["place"]])
 
 
 def _blocks(count: int) -> ray.data.Dataset:
     """The places 0 .. count - 1, each a block: what is repeated if its worker is lost."""
     return ray.data.from_items([{"place": place} for place in range(count)], override_num_blocks=max(1, count))
+
+
+def _outcome(function: Callable[[T], Result], item: T) -> Result | DataFileError:
+    """The result, or the error that a user can act on: raised here, Ray would wrap it in two of its own."""
+    try:
+        return function(item)
+    except DataFileError as problem:
+        return problem
 
 
 def _column(results: Sequence[Any]) -> Batch:

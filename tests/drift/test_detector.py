@@ -138,6 +138,13 @@ def test_a_change_soon_after_another_model_is_found_by_what_the_days_before_have
     assert evidence["with"] > THRESHOLD > evidence["without"]
 
 
+def test_the_state_before_the_first_day_survives_a_restart():
+    again = ChangeDetector.restore(json.loads(json.dumps(ChangeDetector().as_fields())))
+    assert (again.days, again.evidence, again.days_since_change) == ([], 0.0, 0)
+    again.add(days_of(stationary(np.random.default_rng(6), 1))[0])
+    assert not again.changed
+
+
 def test_the_state_survives_a_restart():
     values = stationary(np.random.default_rng(6), 40)
     values[35:] += 0.3

@@ -81,14 +81,35 @@ def test_a_folder_with_files_of_another_run_is_refused(tmp_path: Path, capsys) -
     [
         (("--ray_address", "ray://head:10001"), "--ray_address: applies to Ray only; add --engine ray"),
         (("--engine", "ray", "--stream", "http://127.0.0.1:1"), "--engine ray: --stream writes no parts"),
-        (("--out_dir", "memory://fleet", "--plot", "week.png"), "--out_dir memory://fleet: --plot cannot write to an"),
-        (("--out_dir", "memory://fleet", "--parts", "1000"), "--parts is 1000; give 1 to 70, the number of servers"),
-        (("--out_dir", "memory://fleet", "--workers", "0"), "--workers is 0; give 1 or more"),
+        (("--out_dir", "s3://fleet", "--plot", "week.png"), "--out_dir s3://fleet: --plot cannot write to an"),
+        (("--out_dir", "s3://fleet", "--parts", "1000"), "--parts is 1000; give 1 to 70, the number of servers"),
+        (("--out_dir", "s3://fleet", "--workers", "0"), "--workers is 0; give 1 or more"),
     ],
 )
 def test_flags_that_contradict_are_refused_with_the_remedy(flags: tuple[str, ...], message: str, capsys) -> None:
     assert generated(*flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_address_in_memory_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        generated("--out_dir", "memory://fleet")
+    assert "memory://fleet: ends with the command" in capsys.readouterr().err
+
+
+def test_a_file_as_the_target_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert generated("--out_dir", f"file://{tmp_path / 'file'}") == 1
+    assert "is a file; give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_target_that_a_worker_cannot_write_is_one_line(capfd) -> None:
+    pytest.importorskip("ray", reason="Ray (requirements-scale.txt) is not installed")
+    assert generated("--engine", "ray", "--parts", 2, "--out_dir", "/proc/nowhere") == 1
+    err = capfd.readouterr().err
+    assert "error: /proc/nowhere: server_metrics/servers-0000000.parquet cannot be written" in err
+    assert "Traceback" not in err
 
 
 def test_an_address_that_nothing_can_reach_is_refused(capsys) -> None:

@@ -336,8 +336,8 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("fleet_shard_info", "The part of the fleet that this daemon has.", _shard),
     _gauge(
         "fleet_shard_up",
-        "Whether the servers of another shard are among the peers.",
-        _of_shards(lambda each: float(not each.missing)),
+        "Whether another shard responded in the last cycle.",
+        _of_shards(lambda each: float(each.responded)),
     ),
     _counter(
         "fleet_shard_received_bytes",

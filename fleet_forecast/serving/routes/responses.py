@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.json_bytes import to_json
 from fleet_forecast.serving.query_parameters import refuse_unknown_parameters
+from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError, PartlyStoredError
 
 JSON = "application/json"
 UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -75,6 +76,13 @@ def json_response(document: Any, status: int = 200) -> Response:
 def retry_later(detail: str) -> Response:
     """503 with Retry-After: the same request may succeed in a second."""
     return Response(to_json({"detail": detail}), 503, headers={"Retry-After": "1"}, media_type=JSON)
+
+
+def not_stored(problem: HistoryBusyError | HistoryUnavailableError) -> str:
+    """Why samples are not acknowledged."""
+    if isinstance(problem, PartlyStoredError):
+        return f"not stored in whole: {problem}; send all of it again"
+    return f"not stored: {problem}"
 
 
 def unknown_server() -> Response:

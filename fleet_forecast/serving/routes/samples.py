@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request, Response
 
 from fleet_forecast.serving.clients import CLIENT
 from fleet_forecast.serving.routes.record_bodies import RECORDS_BODY, IngestResponse, batch_notes, read_body
-from fleet_forecast.serving.routes.responses import BODY_REFUSALS, BUSY, RunningDaemon, json_response, retry_later
+from fleet_forecast.serving.routes.responses import (
+    BODY_REFUSALS,
+    BUSY,
+    RunningDaemon,
+    json_response,
+    not_stored,
+    retry_later,
+)
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 
 router = APIRouter(tags=["samples"])
@@ -25,5 +32,5 @@ async def ingest(request: Request, daemon: RunningDaemon) -> Response:
     try:
         batch = await daemon.ingest.take_body(await read_body(request, daemon.settings), request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
-        return retry_later(f"not stored: {problem}")
+        return retry_later(not_stored(problem))
     return json_response({"accepted": batch.accepted, **batch_notes(batch)})

@@ -25,11 +25,16 @@ MAX_PAGES = 64  # in one cycle; the rest follows in the next one
 
 @dataclass
 class Exchanged:
-    """Data from one shard. last_step: of the last cycle in which it responded; bytes_received: since the start."""
+    """Data from one shard.
+
+    last_step: of the last cycle in which it responded. bytes_received: since the start. missing: its servers are not
+    among the peers. responded: in the last cycle.
+    """
 
     last_step: int = NEVER
     bytes_received: int = 0
     missing: bool = True
+    responded: bool = False
 
 
 class PeerExchange:
@@ -48,10 +53,12 @@ class PeerExchange:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Warnings of forecasts that lack the peers of a shard."""
+        """Warnings of forecasts that lack the peers of a shard, or their latest values."""
+        lacks = {True: "its servers are not among the peers", False: "the latest values of its servers are missing"}
         return tuple(
-            f"shard {self._neighbours[number].shard} does not respond: its servers are not among the peers"
-            for number in self.missing
+            f"shard {self._neighbours[number].shard} does not respond: {lacks[each.missing]}"
+            for number, each in self.exchanged.items()
+            if each.missing or not each.responded
         )
 
     async def run(self, last_step: int, step_seconds: int) -> None:
@@ -76,8 +83,9 @@ class PeerExchange:
                     break
         except ShardError as problem:
             LOG.warning("peers of a shard not received", extra={"reason": str(problem)})
+            each.responded = False
         else:
-            each.last_step = last_step
+            each.last_step, each.responded = last_step, True
 
     async def _take_page(self, number: int, last_step: int, step_seconds: int, seconds: float) -> bool:
         """Ask for one page; whether there are more. Raises ShardError."""

@@ -17,7 +17,7 @@ from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso_milliseconds
 from fleet_forecast.serving.clients import Right
 from fleet_forecast.serving.shards.neighbours import Neighbour, ShardError
-from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
+from fleet_forecast.serving.storage.errors import HistoryBusyError, PartlyStoredError
 from fleet_forecast.serving.storage.samples import Sample
 from fleet_forecast.shard import owner_of
 
@@ -46,8 +46,8 @@ class Forwarder:
     async def send(self, samples: Sequence[Sample], rights: frozenset[Right]) -> Forwarded:
         """Send samples to the shards that have their servers; returns when they are on disk there.
 
-        rights: of the client that sent them. Raises HistoryBusyError if too many wait, HistoryUnavailableError if a
-        shard did not store its part; the parts of the others may be stored then.
+        rights: of the client that sent them. Raises HistoryBusyError if too many wait, PartlyStoredError if a shard did
+        not store its part.
         """
         if self.waiting and self.waiting + len(samples) > self._most_waiting:
             raise HistoryBusyError(f"{self.waiting} records wait for other shards")
@@ -82,7 +82,7 @@ class Forwarder:
                 response = parse_response(neighbour, await neighbour.post(SAMPLES_PATH, document, self._seconds, query))
             except ShardError as problem:
                 self.records[owner, "failed"] += len(places) - first
-                raise HistoryUnavailableError(str(problem)) from None
+                raise PartlyStoredError(str(problem)) from None
             rejected = {part[index]: why for index, why in response.rejected.items() if index < len(part)}
             self.records[owner, "rejected"] += len(rejected)
             self.records[owner, "accepted"] += len(part) - len(rejected)

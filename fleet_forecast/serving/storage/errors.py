@@ -11,6 +11,10 @@ class HistoryUnavailableError(RuntimeError):
     """The samples could not be written or read (disk full, for example); each later call tries again."""
 
 
+class PartlyStoredError(HistoryUnavailableError):
+    """Another shard did not store its part of a request; the rest may be stored. The sender repeats all of it."""
+
+
 class HistoryLockedError(RuntimeError):
     """Another process uses the history file."""
 

@@ -130,7 +130,8 @@ def _exchange(exchange: Callable[[], object]) -> None:
     try:
         exchange()
     except RuntimeError as problem:
-        reason = re.sub(r"^\[\S*\] ", "", str(problem).splitlines()[0])  # begins with a line of the library's source
+        # It begins with a line of the library's source, and ends with advice to its developers.
+        reason = re.sub(r"^\[\S*\] ", "", str(problem).splitlines()[0]).split(". ")[0]
         raise RankError(_lost(reason)) from problem
     if _told_to_end:
         raise RankError(_lost("SIGTERM"))

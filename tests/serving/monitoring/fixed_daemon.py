@@ -91,7 +91,7 @@ def running_daemon():
         clock=lambda: ORIGIN + 420.25,
         settings=Settings(shard="1/3", shard_peers=("http://shard{shard}",)),
         neighbours=dict.fromkeys((2, 3)),
-        exchange=SimpleNamespace(exchanged={2: Exchanged(7, 4096, False), 3: Exchanged()}),
+        exchange=SimpleNamespace(exchanged={2: Exchanged(7, 4096, False, True), 3: Exchanged()}),
         ingest=SimpleNamespace(
             senders=SimpleNamespace(
                 profile_changes=Counter(accepted=2),

@@ -16,7 +16,7 @@ FIRST, SECOND, THIRD = (names_of(shard, 3, 3) for shard in (1, 2, 3))
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    with fleet(tmp_path_factory.mktemp("fleet"), 3, forward=True, shard_seconds=0.4) as running:
+    with fleet(tmp_path_factory.mktemp("fleet"), 3, forward=True, shard_seconds=0.9) as running:
         for client in running.clients.values():
             wait_for(lambda: client.get("/readyz").status_code == 200)  # noqa: B023
         yield running
@@ -90,7 +90,9 @@ def test_a_shard_that_is_down_gives_503_and_the_parts_of_the_others_are_stored(s
     answer = post(shards.clients[1], record(FIRST[0], late), record(SECOND[0], late), record(THIRD[0], late))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
-    assert "shard 3/3 (http://testserver) does not respond: ConnectError" in answer.json()["detail"]
+    detail = answer.json()["detail"]
+    assert detail.startswith("not stored in whole: shard 3/3 (http://testserver) does not respond: ConnectError")
+    assert detail.endswith("; send all of it again")
     shards.links[1, 3].down = False
     time.sleep(1.0)  # requests in between fail at once
     again = post(shards.clients[1], record(FIRST[0], late), record(SECOND[0], late), record(THIRD[0], late))

@@ -239,7 +239,9 @@ def test_a_missing_shard_loses_its_peers_and_is_reported(three):
         missing = three.exchange(1).missing
         assert missing == ([] if step < 3 else [3])
         assert found.peers.count == (5 if step < 3 else 3)
-    assert found.warnings == ("shard 3/3 does not respond: its servers are not among the peers",)
+        assert not three.exchange(1).exchanged[3].responded
+        lacking = "the latest values of its servers are missing" if step < 3 else "its servers are not among the peers"
+        assert found.warnings == (f"shard 3/3 does not respond: {lacking}",)
     table, steps = three.tables()[1], slice(-4, None)
     row = table.profiles.index("database")
     assert table.statistics.counts[row, steps, CPU].tolist() == [4, 4, 4, 4]

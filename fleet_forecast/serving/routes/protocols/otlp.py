@@ -16,7 +16,7 @@ from fleet_forecast.serving.ingest.sink import Encoded
 from fleet_forecast.serving.ingest.tally import Protocol
 from fleet_forecast.serving.routes.protocols.rejections import rejection_text
 from fleet_forecast.serving.routes.record_bodies import read_body
-from fleet_forecast.serving.routes.responses import BODY_REFUSALS, BUSY, JSON, RunningDaemon, refusal
+from fleet_forecast.serving.routes.responses import BODY_REFUSALS, BUSY, JSON, RunningDaemon, not_stored, refusal
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError
 from fleet_forecast.sources.protocols.otlp import error_body, response_body
 
@@ -52,7 +52,7 @@ async def otlp_metrics(request: Request, daemon: RunningDaemon) -> Response:
         status = 413 if isinstance(problem, BodyTooLargeError) else 400
         return Response(error_body(str(problem), is_json), status, media_type=media_type)
     except (HistoryBusyError, HistoryUnavailableError) as problem:
-        body = error_body(f"not stored: {problem}", is_json)
+        body = error_body(not_stored(problem), is_json)
         return Response(body, 503, headers={"Retry-After": "1"}, media_type=media_type)
     message = "; ".join([rejection_text(batch)] * bool(batch.refusals) + batch.notices)
     return Response(response_body(batch.rejected_samples.total(), message, is_json), media_type=media_type)

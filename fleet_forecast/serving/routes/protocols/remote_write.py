@@ -20,6 +20,7 @@ from fleet_forecast.serving.routes.responses import (
     BUSY,
     RunningDaemon,
     json_response,
+    not_stored,
     refusal,
     retry_later,
 )
@@ -54,7 +55,7 @@ async def remote_write(request: Request, daemon: RunningDaemon) -> Response:
     try:
         batch = await daemon.ingest.take_encoded(Protocol.REMOTE_WRITE, encoded, request.scope[CLIENT])
     except (HistoryBusyError, HistoryUnavailableError) as problem:
-        return _with_counts(retry_later(f"not stored: {problem}"), message, 0)
+        return _with_counts(retry_later(not_stored(problem)), message, 0)
     written = batch.stored_samples + batch.forwarded_samples + batch.received.not_measured
     if batch.refusals:
         return _with_counts(json_response({"detail": rejection_text(batch)}, 400), message, written)

@@ -20,6 +20,7 @@ from fleet_forecast.serving.storage.integrity import files_of
 
 COPY_ATTEMPTS = 10
 WAL_HEADER_BYTES = 32
+HISTORY_TABLES = {"meta", "servers", "samples"}  # of every version
 
 
 def back_up(history: Path, target: Path) -> None:
@@ -47,8 +48,13 @@ def _check_and_close_log(history: Path, copy: Path) -> None:
         with closing(sqlite3.connect(copy, isolation_level=None)) as database:
             (mode,) = database.execute("PRAGMA journal_mode = DELETE").fetchone()
             findings = database.execute("PRAGMA integrity_check(1)").fetchall()
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as problem:
         raise DataFileError(f"{history}: is damaged ({problem}); the daemon replaces it at its next start") from None
+    if not tables >= HISTORY_TABLES:
+        raise DataFileError(
+            f"{history}: is not a history of a daemon; give the file that --history of the daemon names"
+        )
     if findings != [("ok",)] or mode != "delete":
         raise DataFileError(f"{history}: is damaged ({findings[0][0]}); the daemon replaces it at its next start")
 

@@ -1,8 +1,10 @@
 """A backup of a history that a process writes to, and its restoration."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -53,4 +55,11 @@ def test_a_file_that_exists_and_a_damaged_history_are_refused_and_nothing_is_lef
         back_up(history, tmp_path / "backup.sqlite")
     with pytest.raises(DataFileError, match="no such file"):
         back_up(tmp_path / "missing.sqlite", tmp_path / "backup.sqlite")
-    assert [path.name for path in tmp_path.iterdir()] == ["h.sqlite"]
+    for foreign in (tmp_path / "empty", tmp_path / "other"):
+        foreign.touch()
+    with closing(sqlite3.connect(tmp_path / "other")) as database:
+        database.execute("CREATE TABLE names (name TEXT)")
+    for foreign in (tmp_path / "empty", tmp_path / "other"):
+        with pytest.raises(DataFileError, match="is not a history of a daemon"):
+            back_up(foreign, tmp_path / "backup.sqlite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "h.sqlite", "other"]
