@@ -32,6 +32,8 @@ def forecast_parts(arguments: argparse.Namespace, settings: Settings, rules: Pro
     if every_seconds is not None and first_origin is None:
         raise UsageError("--from is missing: the parts of a fleet begin at different times; give the first origin")
     parts = source.parts()
+    if interrupted := source.interrupted_note(parts):
+        note(interrupted)
     engine = load_engine(settings)
     job = PartsJob(
         ModelFiles.read(engine.model_dir or settings.model),

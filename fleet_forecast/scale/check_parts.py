@@ -51,7 +51,9 @@ def check_fleet(pool: Pool, address: str, reading: Reading) -> dict[str, Any]:
 
     Raises DataFileError if there are none.
     """
-    parts = Folder(address).parts()
+    folder = Folder(address)
+    parts = folder.parts()
+    interrupted = folder.interrupted_note(parts)
     checked = sorted(shown(pool.map(partial(check_part, reading=reading), parts), len(parts), "check"))
     times = [time for each in checked for time in each.times]
     return {
@@ -64,7 +66,10 @@ def check_fleet(pool: Pool, address: str, reading: Reading) -> dict[str, Any]:
         "last": iso_offset(pd.Timestamp(max(times), tz="UTC")) if times else None,
         "metrics": list(dict.fromkeys(name for each in checked for name in each.metrics)),
         "profiles": sorted({name for each in checked for name in each.profiles}),
-        "notices": [f"{each.part}: {text}" for each in checked for text in each.notices],
+        "notices": [
+            *([interrupted] if interrupted else []),
+            *(f"{each.part}: {text}" for each in checked for text in each.notices),
+        ],
         "violations": [
             *({"part": each.part, "problem": text} for each in checked for text in each.violations),
             *_servers_in_two_parts(checked),

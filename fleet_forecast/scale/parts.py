@@ -13,6 +13,7 @@ import fsspec
 
 from fleet_forecast.atomic_write import new_file
 from fleet_forecast.contract.metadata import DataFileError
+from fleet_forecast.contract.specs import METADATA_FILE, METRICS_FOLDER
 
 MANIFEST_FILE = "manifest.json"
 _SUFFIXES = (".parquet", ".parq", ".pq")
@@ -72,6 +73,13 @@ class Folder:
         )
         known = {*expected, MANIFEST_FILE}
         return [name for name in names if name not in known and _is_visible(name)]
+
+    def interrupted_note(self, parts: Sequence[Part]) -> str | None:
+        """A note if the folder looks like that of a generator's run that did not end: it writes the metadata last."""
+        generated = any(part.name.startswith(f"{METRICS_FOLDER}/") for part in parts)
+        if not generated or self._files.exists(f"{self._root.rstrip('/')}/{METADATA_FILE}"):
+            return None
+        return f"{self.address}: has no {METADATA_FILE}; if metrics_generator.py wrote these files, it was interrupted"
 
     @contextmanager
     def new(self, name: str) -> Iterator[Path]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import data_contract
 import metrics_generator
 from fleet_forecast.contract.specs import METADATA_FILE
+from fleet_forecast.scale.parts import Folder
 
 FLEET = ("--hours", "30", "--num_ml_compute", "0", "--seed", "3", "--incident_rate", "40", "--offline_mode", "sparse")
 
@@ -24,6 +26,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("simulated")
     assert generated("--parts", 4, "--out_dir", folder) == 0
+    assert Folder(str(folder)).interrupted_note(Folder(str(folder)).parts()) is None
     return content(folder)
 
 
@@ -66,6 +69,8 @@ def test_an_interrupted_run_has_no_metadata(tmp_path: Path, monkeypatch: pytest.
     assert generated("--parts", 2, "--out_dir", address) == 1
     assert "cannot be written (No space left on device)" in capsys.readouterr().err
     assert not (tmp_path / METADATA_FILE).exists()
+    assert data_contract.main(["--engine", "parts", str(tmp_path)]) == 0
+    assert f"has no {METADATA_FILE}; if metrics_generator.py wrote these files" in capsys.readouterr().out
 
 
 def test_a_folder_with_files_of_another_run_is_refused(tmp_path: Path, capsys) -> None:
