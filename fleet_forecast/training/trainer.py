@@ -158,7 +158,8 @@ class Trainer:
 
     def _run(self, gradients: Gradients, display: ProgressDisplay, interrupted: Callable[[], bool]) -> None:
         """Steps, validations and saves until a limit is reached; sets `state.stopped_by`."""
-        state, saved_at = self.state, self.state.seconds
+        # Of several processes, the first one may be ended with a lost one before it can save: it has a state early.
+        state, saved_at = self.state, self.state.seconds if rank_count() == 1 else float("-inf")
         if not state.steps:
             self._validate()
         for plan, ready in gradients.prefetch(self._plans()):

@@ -99,8 +99,8 @@ def test_a_killed_worker_ends_the_run_which_one_process_resumes(tiny_training_di
         assert run.wait(120) == 1
     finally:
         run.kill()
-    assert "another process of this training ended" in log.read_text()
-    assert "--resume" in log.read_text()
+    assert "of this training ended" in log.read_text()  # the first process says so, or the command if it ended too
+    assert "start the training again with --resume" in log.read_text()
     assert [path.name for path in models_dir.iterdir()] == [".unfinished.safetensors"]
     assert tft_trainer.main([*of_run, "--resume"]) == 0
     verify(models_dir / "current")
