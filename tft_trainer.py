@@ -69,7 +69,7 @@ from fleet_forecast.training.checkpoint import CheckpointError
 from fleet_forecast.training.job import MIN_DEFAULT_STEP_SECONDS, Job
 from fleet_forecast.training.progress import LogError
 from fleet_forecast.training.publish import RunResult, publish, run_summary
-from fleet_forecast.training.ranks.group import RankError, is_first, wait_for_ranks
+from fleet_forecast.training.ranks.group import LONGEST_WAIT, RankError, is_first, wait_for_ranks
 from fleet_forecast.training.ranks.roles import training_process
 from fleet_forecast.training.risk.labels import known_incidents
 from fleet_forecast.training.split import TrainingError
@@ -118,7 +118,7 @@ def _run_on_ray(arguments: argparse.Namespace) -> int:
     with ray_cluster(arguments.ray_address, arguments.workers):
         from fleet_forecast.scale.ray_training import train_on_ray  # needs Ray
 
-        return train_on_ray("tft_trainer", arguments, arguments.workers, with_gpus=arguments.device != "cpu")
+        return train_on_ray("tft_trainer", arguments, arguments.device != "cpu", LONGEST_WAIT)
 
 
 def run(arguments: argparse.Namespace) -> int:

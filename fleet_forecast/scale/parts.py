@@ -59,20 +59,21 @@ class Folder:
         own, root = PurePosixPath(self._root), PurePosixPath(other._root)
         return self._files == other._files and (own == root or root in own.parents)
 
-    def other_files(self, expected: Sequence[str]) -> list[str]:
-        """Names of files in the folder that are not the expected ones; none if there is no folder.
-
-        Raises DataFileError if it is a file.
-        """
+    def refuse_other_files(self, expected: Sequence[str]) -> None:
+        """Raises DataFileError if the folder has visible files that are not the expected ones, or is a file."""
         if not self._files.exists(self._root):
-            return []
+            return
         if self._files.isfile(self._root):
             raise DataFileError(f"{self.address}: is a file; give a folder")
         names = (
             PurePosixPath(path).relative_to(self._root).as_posix() for path in sorted(self._files.find(self._root))
         )
-        known = {*expected, MANIFEST_FILE}
-        return [name for name in names if name not in known and _is_visible(name)]
+        known = set(expected)
+        for name in names:
+            if name not in known and _is_visible(name):
+                raise DataFileError(
+                    f"{self.address}: has {name}, which this run does not write; give an empty folder, or remove it"
+                )
 
     def interrupted_note(self, parts: Sequence[Part]) -> str | None:
         """A note if the folder looks like that of a generator's run that did not end: it writes the metadata last."""

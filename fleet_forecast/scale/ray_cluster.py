@@ -59,7 +59,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _check_workers(address: str | None, workers: int | None) -> None:
-    """Raises UsageError if this machine has too few cores; a cluster may grow, so that a note is all it takes."""
+    """Raises UsageError if this machine has too few cores. A cluster may grow: there it is a note."""
     cores = cores_of_cluster()
     if workers is None or workers <= cores:
         return

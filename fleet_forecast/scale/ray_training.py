@@ -27,7 +27,6 @@ from ray.util.queue import Queue
 
 from fleet_forecast.scale.ray_cluster import cores_of_cluster, gpus_of_cluster
 
-LONGEST_WAIT = timedelta(days=1)  # of the others, while one reads the data; a process that died is noticed at once
 LOOK_SECONDS = 0.2
 
 
@@ -51,15 +50,15 @@ class _EndedError(RuntimeError):
         return f"exit code {self.args[0]}"
 
 
-def train_on_ray(script: str, arguments: argparse.Namespace, workers: int | None, with_gpus: bool) -> int:
+def train_on_ray(script: str, arguments: argparse.Namespace, with_gpus: bool, longest_wait: timedelta) -> int:
     """Run `run(arguments)` of a script in the workers of Ray Train; returns the exit code of the first one.
 
-    workers: None: one for each GPU, or for each core without GPUs. If one of them fails, all end. Raises OSError if
-    arguments.models_dir cannot be written.
+    Without arguments.workers there is one for each GPU, or for each core without GPUs. If one of them fails, all end.
+    longest_wait: of the workers for each other. Raises OSError if arguments.models_dir cannot be written.
     """
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would show each line twice
     on_gpus = with_gpus and gpus_of_cluster() > 0
-    count = workers or (gpus_of_cluster() if on_gpus else cores_of_cluster())
+    count = arguments.workers or (gpus_of_cluster() if on_gpus else cores_of_cluster())
     output = Queue(actor_options={"num_cpus": 0})
     task = _Task(script, arguments, str(Path.cwd()), sys.stderr.isatty(), output)
     arguments.models_dir.mkdir(parents=True, exist_ok=True)
@@ -71,7 +70,7 @@ def train_on_ray(script: str, arguments: argparse.Namespace, workers: int | None
             _train,
             train_loop_config={"task": task},
             torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout_s=int(LONGEST_WAIT.total_seconds())
+                backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout_s=int(longest_wait.total_seconds())
             ),
             scaling_config=ScalingConfig(num_workers=count, use_gpu=on_gpus),
             run_config=run_config,

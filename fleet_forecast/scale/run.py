@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from fleet_forecast.contract.metadata import DataFileError
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.scale.forecast_parts import PartForecaster, PartResult, PartsJob
 from fleet_forecast.scale.parts import MANIFEST_FILE, Folder, Part
@@ -60,10 +59,7 @@ def forecast_fleet(pool: Pool, job: PartsJob, engine: Engine, parts: Sequence[Pa
     server is in two parts, or if the output cannot be written.
     """
     output = Folder(job.output)
-    if foreign := output.other_files([part.name for part in parts]):
-        raise DataFileError(
-            f"{job.output}: has {foreign[0]}, which this run does not write; give an empty folder, or remove the file"
-        )
+    output.refuse_other_files([MANIFEST_FILE, *(part.name for part in parts)])
     output.remove(MANIFEST_FILE)  # an interrupted run has none
     peers, unreadable = _peers(pool, job, engine, parts)
     readable = [part for part in parts if part not in unreadable]

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from fleet_forecast.contract.metadata import DataFileError, Metadata, metadata_text
+from fleet_forecast.contract.metadata import Metadata, metadata_text
 from fleet_forecast.contract.specs import METADATA_FILE, METRICS_FOLDER
 from fleet_forecast.scale.parts import Folder
 from fleet_forecast.scale.run import Pool, shown
@@ -48,10 +48,7 @@ def simulate_fleet(
     scenario: Scenario = job.world.scenario
     groups = np.array_split(np.arange(len(scenario.fleet)), parts)
     output = Folder(job.output)
-    if foreign := output.other_files([METADATA_FILE, *map(_name, groups)]):
-        raise DataFileError(
-            f"{job.output}: has {foreign[0]}, which this run does not write; give an empty folder, or remove the file"
-        )
+    output.refuse_other_files([METADATA_FILE, *map(_name, groups)])
     output.remove(METADATA_FILE)
     tally = Tally()
     counted = shown(pool.map(partial(simulate_part, job=job), groups), len(groups), "simulate")

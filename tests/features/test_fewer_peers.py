@@ -13,11 +13,10 @@ from fleet_forecast.features.fewer_peers import (
     unknown_noise,
     wider_error,
 )
-from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior, relative_to_peers, scale_by_peers
-from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
+from fleet_forecast.features.peer_prior import PeerPrior, relative_to_peers, scale_by_peers
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
-from fleet_forecast.features.scaling import FleetScaling, fit_scaling
-from fleet_forecast.features.seasonality import LagSteps
+from fleet_forecast.features.scaling import FleetScaling
+from tests.features.fitted_prior import fitted_prior
 
 CONTEXT, SERVERS, STEPS, USUAL = 24, 30, 1_440, 29
 ROW = np.ones(1, dtype=np.int64)
@@ -73,15 +72,7 @@ def levels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted(levels: np.ndarray) -> tuple[FleetScaling, PeerPrior]:
-    profiles = ("web",) * SERVERS
-    members = ProfileMembers.of([str(row) for row in range(SERVERS)], profiles)
-    scaling = fit_scaling(levels, {"cpu": "percent"}, profiles, CONTEXT)
-    peers = Peers(PeerTable.build(levels, members, 0), members.mask(SERVERS)).of_fleet(profiles, scaling.bounds)
-    rows = np.ones(SERVERS, dtype=np.int64)
-    sample = PeerSample(levels, scaling.bounds, np.arange(SERVERS), rows, peers, 0, 1e-3 * scaling.scale)
-    prior = fit_peer_prior(sample, LagSteps(CONTEXT, 8, CONTEXT, CONTEXT, 1), 8 * CONTEXT)
-    assert prior is not None
-    return scaling, prior
+    return fitted_prior(levels, CONTEXT)
 
 
 def covered(scaling: FleetScaling, prior: PeerPrior, levels: np.ndarray, count: int, own_steps: int) -> float:

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from fleet_forecast.features.fewer_peers import unknown_noise
-from fleet_forecast.features.peer_prior import PeerPrior, PeerSample, fit_peer_prior, relative_to_peers, scale_by_peers
-from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
+from fleet_forecast.features.peer_prior import PeerPrior, relative_to_peers, scale_by_peers
 from fleet_forecast.features.quantile_map import KNOT_LEVELS
-from fleet_forecast.features.scaling import fit_scaling
-from fleet_forecast.features.seasonality import LagSteps
+from tests.features.fitted_prior import fitted_prior
 
 CONTEXT, SERVERS, STEPS = 24, 8, 960
 
@@ -55,15 +53,7 @@ def fitted(size_of_steps: np.ndarray) -> PeerPrior:
     random = np.random.default_rng(1)
     load = 50 + size_of_steps * random.normal(0, 1, STEPS)
     values = (load[:, None] + random.normal(0, 0.2, (SERVERS, STEPS, 1))).astype(np.float32)
-    profiles = ("web",) * SERVERS
-    members = ProfileMembers.of([str(row) for row in range(SERVERS)], profiles)
-    scaling = fit_scaling(values, {"cpu": "percent"}, profiles, CONTEXT)
-    peers = Peers(PeerTable.build(values, members, 0), members.mask(SERVERS)).of_fleet(profiles, scaling.bounds)
-    rows = np.ones(SERVERS, dtype=np.int64)
-    sample = PeerSample(values, scaling.bounds, np.arange(SERVERS), rows, peers, 0, 1e-3 * scaling.scale)
-    prior = fit_peer_prior(sample, LagSteps(CONTEXT, 8, CONTEXT, CONTEXT, 1), 8 * CONTEXT)
-    assert prior is not None
-    return prior
+    return fitted_prior(values, CONTEXT)[1]
 
 
 def test_the_weight_of_the_peers_deviation_is_high_where_calm_and_restless_weeks_alternate() -> None:

@@ -181,8 +181,9 @@ def test_a_folder_in_a_store_of_objects_is_listed_and_written() -> None:
     with folder.new("day=1/part.parquet") as file:
         file.write_bytes(b"content")
     assert [part.name for part in folder.parts()] == ["day=1/part.parquet"]
-    assert folder.other_files(["day=1/part.parquet"]) == []
+    folder.refuse_other_files(["day=1/part.parquet"])
     folder.write_manifest({"rows": 1})
-    assert folder.other_files([]) == ["day=1/part.parquet"]
+    with pytest.raises(DataFileError, match=r"has day=1/part\.parquet, which this run does not write"):
+        folder.refuse_other_files(["manifest.json"])
     folder.remove("manifest.json")
     folder.remove("manifest.json")
