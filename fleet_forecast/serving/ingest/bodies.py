@@ -128,18 +128,25 @@ def _unsnappy(body: ReceivedBody) -> bytes:
 _UNPACK: dict[str, Callable[[ReceivedBody], bytes]] = {"gzip": _gunzip, "zstd": _unzstd, SNAPPY: _unsnappy}
 
 
-def parse_records(body: bytes, max_records: int) -> list[Any]:
-    """The records of a decompressed body. Raises BodyError if there are none, or too many.
+class ParsedBody(NamedTuple):
+    """The records of a body, and the names of what it has beside them."""
+
+    records: list[Any]
+    ignored_fields: frozenset[str] = frozenset()
+
+
+def parse_records(body: bytes, max_records: int) -> ParsedBody:
+    """The content of a decompressed body. Raises BodyError if it has no records, or too many.
 
     NaN, Infinity, numbers beyond a double and lone surrogates are not JSON and are refused by the parser.
     """
     structures = body.count(b"{") + body.count(b"[")
     if structures > MAX_STRUCTURES_PER_RECORD * (max_records + 1):  # parsing them all would delay every other request
         raise BodyError(f"{structures} objects and lists in one request; send at most {max_records} records")
-    records = _records_of(body, max_records)
-    if len(records) > max_records:
-        raise BodyError(f"{len(records)} records in one request; send at most {max_records}")
-    return records
+    parsed = _records_of(body, max_records)
+    if len(parsed.records) > max_records:
+        raise BodyError(f"{len(parsed.records)} records in one request; send at most {max_records}")
+    return parsed
 
 
 def parse_json(body: bytes) -> Any:
@@ -147,19 +154,19 @@ def parse_json(body: bytes) -> Any:
     return orjson.loads(body)
 
 
-def _records_of(body: bytes, max_records: int) -> list[Any]:
+def _records_of(body: bytes, max_records: int) -> ParsedBody:
     try:
         document = parse_json(body)
     except orjson.JSONDecodeError as problem:
-        return _records_of_lines(body, problem, max_records)
+        return ParsedBody(_records_of_lines(body, problem, max_records))
     if isinstance(document, list):
-        return document
+        return ParsedBody(document)
     if isinstance(document, dict):
         records = document.get("records")
         if isinstance(records, list):
-            return records
+            return ParsedBody(records, frozenset(document) - {"records"})
         if "records" not in document and ("server_name" in document or "timestamp" in document):
-            return [document]
+            return ParsedBody([document])
     raise BodyError(f'the body has no list "records"; {_EXPECTED}')
 
 

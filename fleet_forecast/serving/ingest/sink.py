@@ -12,11 +12,18 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from fleet_forecast.serving.clients import ANYONE, Client, Right
-from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, decompressed, parse_records
+from fleet_forecast.serving.ingest.bodies import BodyError, ReceivedBody, decompressed
 from fleet_forecast.serving.ingest.rows import CheckedRows, check_rows
 from fleet_forecast.serving.ingest.senders import SenderChecks
 from fleet_forecast.serving.ingest.tally import IngestTally, Protocol
-from fleet_forecast.serving.ingest.validation import CheckedBatch, RefusalOf, TimeLimits, Unaccepted, check_records
+from fleet_forecast.serving.ingest.validation import (
+    CheckedBatch,
+    RefusalOf,
+    TimeLimits,
+    Unaccepted,
+    check_body,
+    check_records,
+)
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.shards.forwarding import Forwarded, Forwarder
 from fleet_forecast.serving.storage.samples import Correction, Sample
@@ -118,8 +125,7 @@ class IngestSink:
         return TimeLimits(earliest_ms, latest_ms, settings.input_timezone)
 
     def _checked_body(self, body: ReceivedBody, client: Client, names: NewNames) -> CheckedBatch:
-        records = parse_records(decompressed(body), self.settings.max_records)
-        batch = check_records(records, self._limits(), self._refusal_of(client, names))
+        batch = check_body(body, self.settings.max_records, self._limits(), self._refusal_of(client, names))
         self.senders.check_profiles(batch, client)
         self.senders.note_source(batch, client.name)
         return batch
@@ -142,8 +148,8 @@ class IngestSink:
     def _checked_of_shard(
         self, body: ReceivedBody, client: Client, limits: TimeLimits, names: NewNames
     ) -> CheckedBatch:
-        records = parse_records(decompressed(body), self.settings.max_records)
-        batch = check_records(records, limits, self._refusal_of(client, names, may_forward=False))
+        refusal_of = self._refusal_of(client, names, may_forward=False)
+        batch = check_body(body, self.settings.max_records, limits, refusal_of)
         self.senders.check_profiles(batch, client)
         return batch
 

@@ -120,7 +120,17 @@ class TimeLimits(NamedTuple):
 
 def check_history(body: ReceivedBody, max_records: int, timezone: str | None = None) -> CheckedBatch:
     """Check the records of a history that is forecast and not stored; their times may be any. Raises BodyError."""
-    return check_records(parse_records(decompressed(body), max_records), TimeLimits(timezone=timezone))
+    return check_body(body, max_records, TimeLimits(timezone=timezone))
+
+
+def check_body(
+    body: ReceivedBody, max_records: int, limits: TimeLimits, refusal_of: RefusalOf = lambda _name: None
+) -> CheckedBatch:
+    """`check_records` of a body. Raises BodyError."""
+    parsed = parse_records(decompressed(body), max_records)
+    batch = check_records(parsed.records, limits, refusal_of)
+    batch.ignored_fields.update(name[:SHOWN_CHARACTERS] for name in parsed.ignored_fields)
+    return batch
 
 
 def check_records(

@@ -35,14 +35,19 @@ LINES = "\n".join(map(json.dumps, RECORDS))
     "body", [json.dumps({"records": RECORDS}), json.dumps(RECORDS), LINES, LINES + "\n\n", LINES.replace("\n", "\r\n")]
 )
 def test_every_form_gives_the_same_records(body):
-    assert parse_records(body.encode(), 3) == RECORDS
+    assert parse_records(body.encode(), 3) == (RECORDS, frozenset())
     with pytest.raises(BodyError, match="3 records in one request; send at most 2"):
         parse_records(body.encode(), 2)
 
 
 def test_a_single_object_is_one_record():
-    assert parse_records(json.dumps(RECORDS[0]).encode(), 1) == RECORDS[:1]
-    assert parse_records(b'{"records": []}', 1) == parse_records(b"[]", 1) == []
+    assert parse_records(json.dumps(RECORDS[0]).encode(), 1).records == RECORDS[:1]
+    assert parse_records(b'{"records": []}', 1).records == parse_records(b"[]", 1).records == []
+
+
+def test_what_a_body_has_beside_its_records_is_named():
+    body = b'{"records": [], "server_name": "a", "version": 1}'
+    assert parse_records(body, 1).ignored_fields == {"server_name", "version"}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ def test_fields_outside_the_contract_are_listed(client):
     assert post(client, record() | {"cpu": 5}).json()["ignored_fields"] == ["cpu"]
 
 
+def test_fields_beside_the_records_are_listed(client):
+    answer = client.post("/api/v1/metrics", json={"records": [record()], "profile": "database"}).json()
+    assert (answer["accepted"], answer["ignored_fields"]) == (1, ["profile"])
+
+
 def test_the_aliases_respond_as_the_versioned_paths(client):
     assert client.post("/feed/data", json={"records": [record()]}).json()["accepted"] == 1
     forecast_of(client)
