@@ -48,8 +48,8 @@ from fleet_forecast.inference.torch_backend import torch_run  # noqa: E402
 from fleet_forecast.network.build import build_network  # noqa: E402
 from fleet_forecast.network.loss import sample_weight  # noqa: E402
 from fleet_forecast.network.model import ForecastModel  # noqa: E402
-from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation  # noqa: E402
-from fleet_forecast.training.batches import Batch, TrainingBatch, WindowSelection, WindowSource  # noqa: E402
+from fleet_forecast.training.batches.augmentation import DEFAULT_AUGMENTATION, Augmentation  # noqa: E402
+from fleet_forecast.training.batches.source import Batch, TrainingBatch, WindowSelection, WindowSource  # noqa: E402
 from fleet_forecast.training.job import choose_profiles  # noqa: E402
 from fleet_forecast.training.split import Split, TrainingError, split_fleet  # noqa: E402
 from fleet_forecast.training.trainer import EMA_DECAY, Trainer, TrainerSettings, TrainingData  # noqa: E402

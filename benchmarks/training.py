@@ -74,7 +74,7 @@ from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.simulation.fleet import Fleet
 from fleet_forecast.simulation.scenario import Scenario
 from fleet_forecast.simulation.simulator import simulate
-from fleet_forecast.training.batches import BatchPlan, WindowSelection, WindowSource
+from fleet_forecast.training.batches.source import BatchPlan, WindowSelection, WindowSource
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of
 from fleet_forecast.training.trainer_state import TrainerTensors
 

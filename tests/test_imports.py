@@ -34,6 +34,7 @@ FLOORS = {
     f"{PACKAGE}.notebooks": 6,
     f"{PACKAGE}.scale": 6,
     f"{PACKAGE}.evaluation.against_champion": 6.5,  # on top of evaluation, below training
+    f"{PACKAGE}.training.batches": 5,
     f"{PACKAGE}.training.risk": 6,
     f"{PACKAGE}.training.ranks": 6,
     f"{PACKAGE}.training": 7,

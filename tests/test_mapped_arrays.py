@@ -14,7 +14,7 @@ import pytest
 from fleet_forecast.contract.reading import Batch
 from fleet_forecast.features import grid as grid_module
 from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory, MappedArrays
-from fleet_forecast.training.batches import WindowSource
+from fleet_forecast.training.batches.source import WindowSource
 from tests.training.fleets import SPEC, recording_source
 
 SERVERS, STEPS, METRICS = 200, 10_000, ("cpu_pct", "mem_pct")

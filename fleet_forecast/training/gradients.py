@@ -29,8 +29,9 @@ from torch import Tensor
 
 from fleet_forecast.network.loss import WeightSums, pinball_loss, sample_weight
 from fleet_forecast.network.model import ForecastModel, WindowTensors, window_tensors
-from fleet_forecast.training.batches import Batch, BatchPlan, TrainingBatch, WindowSource
-from fleet_forecast.training.gpu_batches import GpuBatches, GpuPlan
+from fleet_forecast.training.batches.gpu import GpuBatches
+from fleet_forecast.training.batches.gpu_parts import GpuPlan
+from fleet_forecast.training.batches.source import Batch, BatchPlan, TrainingBatch, WindowSource
 from fleet_forecast.training.ranks.group import add_up, add_up_gradients, rank, rank_count
 from fleet_forecast.training.trainer_state import device_of
 

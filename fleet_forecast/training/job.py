@@ -44,7 +44,7 @@ from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.risk.departures import DepartureStatistics
-from fleet_forecast.training.batches import WindowSource
+from fleet_forecast.training.batches.source import WindowSource
 from fleet_forecast.training.risk.departures import TestPeriod, fit_departures
 from fleet_forecast.training.split import Split, TrainingError
 from fleet_forecast.training.trainer import TrainerSettings, TrainingData

@@ -40,7 +40,7 @@ from fleet_forecast.network.export import export_explanation, export_onnx
 from fleet_forecast.network.model import ForecastModel
 from fleet_forecast.risk.departures import DepartureStatistics
 from fleet_forecast.training.ablation import cost
-from fleet_forecast.training.batches import WindowSelection
+from fleet_forecast.training.batches.source import WindowSelection
 from fleet_forecast.training.final_fit import final_fit_cost
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import step_time

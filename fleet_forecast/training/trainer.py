@@ -29,8 +29,9 @@ import numpy as np
 import torch
 
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history_with_peers
-from fleet_forecast.training.batches import BatchPlan, BatchSampler, TrainingBatch, WindowSelection, WindowSource
+from fleet_forecast.training.batches.augmentation import DEFAULT_AUGMENTATION, Augmentation, draw_history_with_peers
+from fleet_forecast.training.batches.sampler import BatchSampler
+from fleet_forecast.training.batches.source import BatchPlan, TrainingBatch, WindowSelection, WindowSource
 from fleet_forecast.training.checkpoint import Checkpointer
 from fleet_forecast.training.gradients import Gradients, Prepared, gradients_of, loss_of, to_device
 from fleet_forecast.training.progress import ProgressDisplay, TensorBoardLog

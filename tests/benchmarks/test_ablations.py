@@ -10,7 +10,7 @@ from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.batches import WindowSelection, WindowSource
+from fleet_forecast.training.batches.source import WindowSelection, WindowSource
 from tests.conftest import tiny_fleet
 
 SPEC = WindowSpec(("cpu_pct",), 300, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)

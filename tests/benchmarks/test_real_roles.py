@@ -12,7 +12,7 @@ from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.window_batch import WindowBatch
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training import job
-from fleet_forecast.training.batches import WindowSelection
+from fleet_forecast.training.batches.source import WindowSelection
 from tests.training.fleets import METRICS, START, source_with_peers
 
 SERVERS, STEPS, HISTORY = 6, 480, 4

@@ -12,8 +12,9 @@ from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.peer_prior import PeerSample, fit_peer_prior
 from fleet_forecast.features.scaling import FleetScaling, fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.augmentation import DEFAULT_AUGMENTATION, Augmentation
-from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSelection, WindowSource
+from fleet_forecast.training.batches.augmentation import DEFAULT_AUGMENTATION, Augmentation
+from fleet_forecast.training.batches.sampler import BatchSampler
+from fleet_forecast.training.batches.source import Batch, BatchPlan, WindowSelection, WindowSource
 
 METRICS = ("cpu_pct", "mem_pct")
 SPEC = WindowSpec(METRICS, 300, BusinessCalendar("UTC"), context_steps=48, horizon_steps=12)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import tft_trainer
 from fleet_forecast.training import trainer as trainer_module
-from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
+from fleet_forecast.training.batches.source import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.checkpoint import Checkpoint, Checkpointer
 from fleet_forecast.training.final_fit import constant_then_linear, continued_model, final_data, final_settings
 from fleet_forecast.training.job import Job

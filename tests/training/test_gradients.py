@@ -15,7 +15,8 @@ from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.batches import Batch, BatchPlan, BatchSampler, WindowSource
+from fleet_forecast.training.batches.sampler import BatchSampler
+from fleet_forecast.training.batches.source import Batch, BatchPlan, WindowSource
 from fleet_forecast.training.gradients import Gradients, gradients_of, loss_of, to_device
 from fleet_forecast.training.trainer_state import flatten_parameters
 

@@ -15,7 +15,7 @@ from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.training import trainer as trainer_module
-from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
+from fleet_forecast.training.batches.source import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.checkpoint import Checkpoint, Checkpointer, CheckpointError
 from fleet_forecast.training.job import Job
 from fleet_forecast.training.split import Split, TrainingError

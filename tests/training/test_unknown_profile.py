@@ -20,8 +20,8 @@ from fleet_forecast.inference.engine import Engine
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.loss import pinball_loss
 from fleet_forecast.network.model import ForecastModel, window_tensors
-from fleet_forecast.training.augmentation import Augmentation
-from fleet_forecast.training.batches import Batch, WindowSelection, WindowSource
+from fleet_forecast.training.batches.augmentation import Augmentation
+from fleet_forecast.training.batches.source import Batch, WindowSelection, WindowSource
 from fleet_forecast.training.split import Split
 from fleet_forecast.training.trainer import Trainer, TrainerSettings, TrainingData
 from tests.conftest import TINY_METRICS, tiny_fleet

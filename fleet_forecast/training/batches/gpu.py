@@ -2,20 +2,17 @@
 
 A GPU trains on a batch faster than a CPU builds it. This module follows features/windows.py and the modules it uses
 step by step, with the same names, in operators that never copy a number back to the CPU and have the same shapes in
-every batch, so that all of it can be captured in a CUDA graph (gradients.py). Random numbers are those of batches.py:
+every batch, so that all of it can be captured in a CUDA graph (gradients.py). Random numbers are those of sampler.py:
 the same plan gives the same batch on either side, up to rounding.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fleet_forecast.features.cold_start import SCALE_PRIOR_STEPS, SMALLEST_SCALE
-from fleet_forecast.features.fewer_peers import MEDIAN_EFFICIENCY
 from fleet_forecast.features.quantile_map import KNOT_LEVELS, MEDIAN_KNOT, PRIOR_STEPS, SMALLEST_GAP
 from fleet_forecast.features.seasonality import (
     FITTED_PARAMETERS,
@@ -26,77 +23,17 @@ from fleet_forecast.features.seasonality import (
 )
 from fleet_forecast.features.window_batch import NetworkInputs, TargetScale, WindowBatch
 from fleet_forecast.features.windows import INPUT_GRID, PEER_COUNT_SCALE
-from fleet_forecast.training.batches import BatchPlan, TrainingBatch, WindowSource
-
-
-class GpuPlan(NamedTuple):
-    """A batches.BatchPlan as tensors.
-
-    profile: 0 where masked. peer_row: in the peer table, -1 without peers. member: whether the server is in the table.
-    """
-
-    rows: Tensor
-    origins: Tensor
-    known_steps: Tensor
-    calendar_steps: Tensor
-    profile: Tensor
-    metric_order: Tensor
-    position_noise: Tensor
-    level_shift: Tensor
-    peer_row: Tensor
-    member: Tensor
-
-    def copy_(self, other: GpuPlan) -> None:
-        """Overwrite with another plan of as many windows, in the same memory."""
-        for own, new in zip(self, other, strict=True):
-            own.copy_(new, non_blocking=True)
-
-
-class _SeasonalLags(NamedTuple):
-    """As seasonality.SeasonalLags."""
-
-    mean: Tensor
-    latest: Tensor
-    smoothed_mean: Tensor
-    latest_share: Tensor
-    smoothed_mean_share: Tensor
-
-
-class _Standardised(NamedTuple):
-    """As windows._Standardised, without the window quantiles but with their prior; position [window, metric, 2]."""
-
-    strength: Tensor
-    seasonal_ahead: Tensor
-    missing: Tensor
-    scale: _Scale
-    context: Tensor
-
-
-class _Scale(NamedTuple):
-    """As windows._Scale; position [window, metric, 2]."""
-
-    loc: Tensor
-    scale: Tensor
-    quantiles: Tensor
-    position: Tensor
-    peer_weight: Tensor
-
-
-class _PeerContext(NamedTuple):
-    """As windows._PeerContext."""
-
-    level: Tensor
-    offset: Tensor
-    largest: Tensor
-    mean_count: Tensor
-
-
-class _Past(NamedTuple):
-    """As windows._Past."""
-
-    whole: Tensor
-    own: Tensor
-    peers: _PeerContext | None
+from fleet_forecast.training.batches.gpu_parts import (
+    GpuPlan,
+    Past,
+    PeerContext,
+    Scale,
+    SeasonalLags,
+    Standardised,
+    masked_mean_and_deviations,
+)
+from fleet_forecast.training.batches.gpu_peers import GpuPeers
+from fleet_forecast.training.batches.source import BatchPlan, TrainingBatch, WindowSource
 
 
 class GpuBatches:
@@ -113,7 +50,7 @@ class GpuBatches:
         self._loc, self._scale, self._within = (torch.from_numpy(table).to(device) for table in statistics)
         prior = (torch.from_numpy(table).to(device) for table in scaling.prior_by_steps)
         self._loc_weight, self._scale_weight, self._prior_quantiles = prior
-        self._peers = _GpuPeers(source, device) if source.has_peers else None
+        self._peers = GpuPeers(source, device) if source.has_peers else None
         self._metrics = torch.arange(len(source.spec.metrics), device=device)
         self._knot_levels = torch.tensor(KNOT_LEVELS, dtype=torch.float64, device=device)
 
@@ -176,7 +113,7 @@ class GpuBatches:
         values = self._transformed.flatten(0, 1)[rows[:, None] * steps + index.clamp(0, steps - 1)]
         return values.masked_fill((index < 0)[..., None], torch.nan)
 
-    def _past(self, plan: GpuPlan, encoder_steps: int) -> _Past:
+    def _past(self, plan: GpuPlan, encoder_steps: int) -> Past:
         """What each window may use, up to its origin; NaN before its known steps."""
         # A window with more known steps than its encoder length has a whole context: augmentation.draw_history.
         has_context = encoder_steps == self.spec.context_steps
@@ -185,7 +122,7 @@ class GpuBatches:
         unknown = torch.arange(most, 0, -1, device=self.device) > plan.known_steps[:, None]
         own = measured.masked_fill(unknown[..., None], torch.nan)
         if self._peers is None or not has_context:
-            return _Past(own, own[:, -encoder_steps:], None)
+            return Past(own, own[:, -encoder_steps:], None)
         level, counts = self._peers.levels(plan, measured)
         difference = (own - level)[:, -encoder_steps:]
         together = ~torch.isnan(difference)
@@ -194,9 +131,9 @@ class GpuBatches:
         level, counts = level[:, -encoder_steps:], counts[:, -encoder_steps:]
         largest = counts.amax(dim=(1, 2)) * ~torch.isnan(level).all(dim=2).all(dim=1)
         count = counts.sum(dim=1) / (counts > 0).sum(dim=1).clamp(min=1)
-        return _Past(whole, own[:, -encoder_steps:], _PeerContext(level, offset, largest.float(), count.float()))
+        return Past(whole, own[:, -encoder_steps:], PeerContext(level, offset, largest.float(), count.float()))
 
-    def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> _SeasonalLags:
+    def _seasonal_lags(self, past: Tensor, encoder_steps: int) -> SeasonalLags:
         """As seasonality.seasonal_lags without clock changes."""
         spec, half, length = self.spec, self.spec.half_width_steps, past.shape[1]
         horizon = spec.horizon_steps
@@ -214,7 +151,7 @@ class GpuBatches:
             total[:, target] += values[:, source]
             count[:, target] += measured[:, source]
         smoothed = [_moving_sum(part[:, encoder_steps:], 2 * half + 1) for part in (total, count)]
-        return _SeasonalLags(
+        return SeasonalLags(
             mean=(total / count)[:, half : half + encoder_steps + horizon],
             latest=latest,
             smoothed_mean=smoothed[0] / smoothed[1],
@@ -222,7 +159,7 @@ class GpuBatches:
             smoothed_mean_share=smoothed[1].mean(dim=2, keepdim=True) / ((2 * half + 1) * SEASONAL_MEAN_DAYS),
         )
 
-    def _standardise(self, past: _Past, lags: _SeasonalLags, profile: Tensor) -> _Standardised:
+    def _standardise(self, past: Past, lags: SeasonalLags, profile: Tensor) -> Standardised:
         """As windows._standardise, without the window quantiles."""
         encoder_steps = past.own.shape[1]
         context = past.whole[:, -encoder_steps:]
@@ -235,15 +172,15 @@ class GpuBatches:
             peers = past.peers._replace(level=past.peers.level - component)
             scale = self._peers.scale(scale, own, peers, profile)
         standardised = (context - component - scale.loc[:, None]) / scale.scale[:, None]
-        return _Standardised(strength, ahead, missing, scale, standardised)
+        return Standardised(strength, ahead, missing, scale, standardised)
 
     def _seasonal_component(self, context: Tensor, seasonal_mean: Tensor) -> tuple[Tensor, Tensor]:
         """As seasonality.seasonal_component: strength [window, metric], component [window, step, metric]."""
         mean_of_context = seasonal_mean[:, : context.shape[1]]
         missing = torch.isnan(context + mean_of_context)
         compared = (~missing).sum(dim=1)
-        level, seasonal = _masked_mean_and_deviations(mean_of_context, missing, compared)
-        _, value = _masked_mean_and_deviations(context, missing, compared)
+        level, seasonal = masked_mean_and_deviations(mean_of_context, missing, compared)
+        _, value = masked_mean_and_deviations(context, missing, compared)
         cross, seasonal_power, value_power = (
             (a * b).sum(dim=1) for a, b in ((seasonal, value), (seasonal, seasonal), (value, value))
         )
@@ -258,11 +195,11 @@ class GpuBatches:
         component = (seasonal_mean - level[:, None]) * strength[:, None]
         return strength, component.nan_to_num()
 
-    def _window_scale(self, context: Tensor, missing: Tensor, profile: Tensor) -> _Scale:
+    def _window_scale(self, context: Tensor, missing: Tensor, profile: Tensor) -> Scale:
         """As windows._scale."""
         loc, scale, k = self._loc[profile], self._scale[profile], SCALE_PRIOR_STEPS
         n = (~missing).sum(dim=1)
-        mean, deviations = _masked_mean_and_deviations((context - loc[:, None]) / scale[:, None], missing, n)
+        mean, deviations = masked_mean_and_deviations((context - loc[:, None]) / scale[:, None], missing, n)
         within = self._within[profile] / scale
         deviation = torch.sqrt(((deviations * deviations).sum(dim=1) + k * within**2) / (n + k))
         at = profile[:, None], self._metrics, n
@@ -272,9 +209,9 @@ class GpuBatches:
         relative_scale = torch.exp(prior + scale_weight * (own - prior))
         window_loc, window_scale = loc + scale * loc_weight * mean, scale * relative_scale
         position = torch.stack([(window_loc - loc) / scale, torch.log(window_scale / scale)], dim=-1)
-        return _Scale(window_loc, window_scale, self._prior_quantiles[at], position, torch.zeros_like(loc))
+        return Scale(window_loc, window_scale, self._prior_quantiles[at], position, torch.zeros_like(loc))
 
-    def _target_scale(self, standardised: _Standardised, plan: GpuPlan) -> TargetScale[Tensor]:
+    def _target_scale(self, standardised: Standardised, plan: GpuPlan) -> TargetScale[Tensor]:
         quantiles = self._window_quantiles(standardised)
         return TargetScale(
             loc=standardised.scale.loc[:, None] + standardised.seasonal_ahead,
@@ -282,7 +219,7 @@ class GpuBatches:
             window_quantiles=quantiles.gather(1, plan.metric_order[..., None].expand_as(quantiles)),
         )
 
-    def _window_quantiles(self, standardised: _Standardised) -> Tensor:
+    def _window_quantiles(self, standardised: Standardised) -> Tensor:
         """As quantile_map.window_quantiles: [window, metric, knot]."""
         own = standardised.context.masked_fill(standardised.missing, torch.nan)
         ascending = own.transpose(1, 2).contiguous().sort(dim=2).values  # NaN last
@@ -302,7 +239,7 @@ class GpuBatches:
         return torch.cat([lower, median, upper], dim=-1).float()
 
     def _inputs(
-        self, lags: _SeasonalLags, standardised: _Standardised, plan: GpuPlan, peers: _PeerContext | None
+        self, lags: SeasonalLags, standardised: Standardised, plan: GpuPlan, peers: PeerContext | None
     ) -> NetworkInputs[Tensor]:
         """The network's inputs, augmented."""
         encoder_steps = standardised.context.shape[1]
@@ -320,7 +257,7 @@ class GpuBatches:
             decoder=_decoder_reals(lags, standardised, plan.metric_order),
         )
 
-    def _static_reals(self, standardised: _Standardised, plan: GpuPlan, peers: _PeerContext | None) -> Tensor:
+    def _static_reals(self, standardised: Standardised, plan: GpuPlan, peers: PeerContext | None) -> Tensor:
         """Static reals [window, 4 M + 2], with noise and in the plan's order of metrics."""
         scale, order = standardised.scale, plan.metric_order
         position = torch.stack([torch.asinh(scale.position[..., 0]), scale.position[..., 1]], dim=-1)
@@ -339,99 +276,7 @@ class GpuBatches:
         return self._half_hour_and_day[index], self._market_open[index]
 
 
-class _GpuPeers:
-    """The peer table and the peer prior of a WindowSource on `device`."""
-
-    def __init__(self, source: WindowSource, device: torch.device) -> None:
-        peers, scaling = source.fleet.peers, source.scaling
-        if peers is None or scaling.peer_prior is None:
-            raise ValueError("source: has no peers")
-        if (peers.first_step, peers.steps) != (source.first_step, source.transformed.shape[1]):
-            raise ValueError("source: its peers and its grid must have the same steps")
-        self._steps = peers.steps
-        medians = (torch.from_numpy(field).to(device).flatten(0, 1) for field in peers.medians)
-        self._whole, self._smaller, self._equal, self._larger, self._counts = medians
-        by_steps = scaling.peer_prior_by_steps
-        self._noise = _GpuNoise(*(torch.from_numpy(table).to(device) for table in by_steps.noise))
-        prior = (torch.from_numpy(np.ascontiguousarray(table)).to(device) for table in by_steps[:-1])
-        self._level_weight, self._error_scale, self._usual_deviation, *rest = prior
-        self._peer_scale_weight, self._scale_weight, self._quantiles = rest
-        self._exists = torch.from_numpy(scaling.peer_prior.exists).to(device)
-        self._metrics = torch.arange(len(source.spec.metrics), device=device)
-
-    def smallest_scale(self) -> float:
-        """A lower bound of the scale of a window with peers."""
-        smallest = float(self._error_scale[~torch.isnan(self._error_scale)].min())
-        # Both deviations may be those of constant values.
-        return smallest * SCALE_PRIOR_STEPS / (SCALE_PRIOR_STEPS + self._level_weight.shape[2])
-
-    def levels(self, plan: GpuPlan, measured: Tensor) -> tuple[Tensor, Tensor]:
-        """As peers.peer_levels: median and number of the peers [window, step, metric]."""
-        index = plan.origins[:, None] + torch.arange(1 - measured.shape[1], 1, device=measured.device)
-        at = plan.peer_row.clamp(min=0)[:, None] * self._steps + index.clamp(0, self._steps - 1)
-        covered = ((plan.peer_row >= 0)[:, None] & (index >= 0))[..., None]
-        own = measured.masked_fill(~(plan.member[:, None, None] & covered), torch.nan)
-        whole = self._whole[at]
-        level = torch.where(own < whole, self._smaller[at], self._equal[at])
-        level = torch.where(own > whole, self._larger[at], level)
-        level = torch.where(torch.isnan(own), whole, level)
-        usable = covered & self._exists[plan.profile][:, None]
-        others = torch.where(covered, self._counts[at], 0) - (~torch.isnan(own)).to(torch.int16)
-        return level.masked_fill(~usable, torch.nan), others
-
-    def scale(self, without: _Scale, own: Tensor, peers: _PeerContext, profile: Tensor) -> _Scale:
-        """As windows._scale_with_peers; own and peers' level are seasonally adjusted."""
-        missing, k = torch.isnan(own), SCALE_PRIOR_STEPS
-        n = (~missing).sum(dim=1)
-        mean, deviations = _masked_mean_and_deviations(own, missing, n)
-        unknown = torch.isnan(peers.level)
-        base_steps = (~unknown).sum(dim=1)
-        base, base_deviations = _masked_mean_and_deviations(peers.level, unknown, base_steps)
-        base = base.masked_fill(base_steps == 0, torch.nan)
-        relative = torch.where(torch.isnan(peers.offset), mean - base, peers.offset).masked_fill(n == 0, 0.0)
-        at = profile[:, None], self._metrics, n
-        usual_weight, usual_first = self._level_weight[at], self._error_scale[profile, :, 0]
-        variance = self._noise.level_variance(peers.mean_count, profile)
-        odds = usual_weight * variance
-        weight = odds / (1 - usual_weight + odds)
-        loc = base + weight * relative
-        unknown_level = self._noise.level_share[profile] * usual_first**2
-        more = variance * (1 - weight) - (1 - usual_weight)
-        error_scale = torch.sqrt(self._error_scale[at] ** 2 + unknown_level * more.clamp(min=0))
-        first = torch.sqrt(usual_first**2 + unknown_level * (variance - 1))
-        usual = self._usual_deviation[at]
-        base_squares, squares = ((part * part).sum(dim=1) for part in (base_deviations, deviations))
-        peers_deviation = torch.sqrt((base_squares + k * usual**2) / (base_steps + k))
-        by_peers = error_scale * (peers_deviation / usual) ** self._peer_scale_weight[at]
-        deviation = torch.sqrt((squares + k * by_peers**2) / (n + k))
-        scale = by_peers * (deviation / by_peers) ** self._scale_weight[at]
-        position = torch.stack([(loc - base) / first, torch.log(scale / first)], dim=-1)
-        has_peers = ~torch.isnan(base)
-        return _Scale(
-            loc=torch.where(has_peers, loc, without.loc),
-            scale=torch.where(has_peers, scale, without.scale),
-            quantiles=torch.where(has_peers[..., None], self._quantiles[at], without.quantiles),
-            position=torch.where(has_peers[..., None], position, without.position),
-            peer_weight=torch.where(has_peers, 1.0 - self._level_weight[profile, :, 1], 0.0),
-        )
-
-
-class _GpuNoise(NamedTuple):
-    """As fewer_peers.PeerNoise."""
-
-    usual_count: Tensor
-    level_share: Tensor
-
-    def level_variance(self, count: Tensor, profile: Tensor) -> Tensor:
-        """As fewer_peers.level_variance."""
-        usual, share = self.usual_count[profile], MEDIAN_EFFICIENCY
-        fewer = (usual > count) & (count > 0)
-        numbers = (torch.where(fewer, number, 1.0) for number in (count, usual))
-        now, in_training = (1 + (share - (share - 1) / number) / number for number in numbers)
-        return now / in_training
-
-
-def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_order: Tensor) -> Tensor:
+def _decoder_reals(lags: SeasonalLags, standardised: Standardised, metric_order: Tensor) -> Tensor:
     """As windows._decoder_reals, in this order of metrics."""
     loc, scale = standardised.scale.loc[:, None], standardised.scale.scale[:, None]
     inputs = [
@@ -440,13 +285,6 @@ def _decoder_reals(lags: _SeasonalLags, standardised: _Standardised, metric_orde
     ]
     pairs = _exchanged(torch.stack(inputs, dim=-1), metric_order)
     return _quantise(torch.cat([pairs, lags.latest_share, lags.smoothed_mean_share], dim=2))
-
-
-def _masked_mean_and_deviations(values: Tensor, missing: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """As masked_statistics.masked_mean_and_deviations."""
-    values = values.masked_fill(missing, 0.0)
-    mean = values.sum(dim=1) / count.clamp(min=1)
-    return mean, (values - mean[:, None]).masked_fill(missing, 0.0)
 
 
 def _moving_sum(values: Tensor, width: int) -> Tensor:

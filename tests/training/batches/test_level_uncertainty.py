@@ -10,8 +10,9 @@ from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.augmentation import predictive_excess
-from fleet_forecast.training.batches import BatchSampler, WindowSource
+from fleet_forecast.training.batches.augmentation import predictive_excess
+from fleet_forecast.training.batches.sampler import BatchSampler
+from fleet_forecast.training.batches.source import WindowSource
 
 METRICS = ("cpu_pct", "mem_pct")
 STEPS, TRAIN_END = 300, 200

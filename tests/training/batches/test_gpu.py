@@ -16,9 +16,10 @@ from fleet_forecast.features.scaling import fit_scaling
 from fleet_forecast.features.windows import INPUT_GRID, WindowSpec
 from fleet_forecast.network.build import build_network
 from fleet_forecast.network.model import ForecastModel
-from fleet_forecast.training.augmentation import Augmentation
-from fleet_forecast.training.batches import BatchPlan, BatchSampler, WindowSource
-from fleet_forecast.training.gpu_batches import GpuBatches
+from fleet_forecast.training.batches.augmentation import Augmentation
+from fleet_forecast.training.batches.gpu import GpuBatches
+from fleet_forecast.training.batches.sampler import BatchSampler
+from fleet_forecast.training.batches.source import BatchPlan, WindowSource
 from fleet_forecast.training.gradients import gradients_of, loss_of, to_device
 from fleet_forecast.training.trainer_state import device_of, flatten_parameters
 from tests.training.fleets import source_with_peers

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from fleet_forecast.training.batches import WindowSelection
+from fleet_forecast.training.batches.source import WindowSelection
 from tests.training.fleets import LAST_STEP, SPEC, RecordingSource, batches_of, recording_source, sampler_of
 
 

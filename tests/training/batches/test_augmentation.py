@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from fleet_forecast.features.scaling import STATISTICS
-from fleet_forecast.training.augmentation import (
+from fleet_forecast.training.batches.augmentation import (
     DEFAULT_AUGMENTATION,
     SHORTEST_SHARE,
     Augmentation,
     draw_history,
     exchange_metrics,
 )
-from fleet_forecast.training.batches import TrainingBatch, WindowSelection, WindowSource
+from fleet_forecast.training.batches.source import TrainingBatch, WindowSelection, WindowSource
 from tests.training.fleets import (
     SPEC,
     RecordingSource,
