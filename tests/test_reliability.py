@@ -38,8 +38,8 @@ def test_a_promise_holds_in_full_size(trial, tmp_path, tiny_model_dir):
 
 
 def test_the_ledger_detects_lost_and_torn_batches(tmp_path):
-    from fleet_forecast.serving.ingest.bodies import parse_records
-    from fleet_forecast.serving.ingest.validation import TimeLimits, check_records
+    from fleet_forecast.serving.ingest.bodies import ReceivedBody
+    from fleet_forecast.serving.ingest.validation import TimeLimits, check_body
     from fleet_forecast.serving.storage.store import HistoryStore
     from tests.reliability.traffic import BATCH_RECORDS, Ledger
 
@@ -47,7 +47,7 @@ def test_the_ledger_detects_lost_and_torn_batches(tmp_path):
     store = HistoryStore(tmp_path / "h.sqlite", 300)
 
     def samples(batch):
-        return check_records(parse_records(ledger.body(batch).encode(), 100), TimeLimits(0, 10**15)).samples
+        return check_body(ReceivedBody(ledger.body(batch).encode()), 100, TimeLimits(0, 10**15)).samples
 
     whole, torn, lost = (ledger.new_batch() for _ in range(3))
     store.append(samples(whole))
