@@ -31,11 +31,14 @@ BAD_UPGRADES = {
 }
 
 
-def failed_upgrades(folder: Path, seconds: float = 2.0) -> Finding:
+def failed_upgrades(folder: Path, seconds: float = 2.0, keep_alive_seconds: int | None = None) -> Finding:
     """Upgrade requests that cannot succeed: all connections are closed in time, and SIGTERM ends with 0."""
-    with FakeDaemon(folder, "--header-seconds", seconds, "--body-seconds", seconds) as daemon:
+    deadlines = "--header-seconds", seconds, "--body-seconds", seconds
+    with FakeDaemon(folder, *deadlines, keep_alive_seconds=keep_alive_seconds) as daemon:
         clients = {kind: connect(daemon, text) for kind, text in BAD_UPGRADES.items()}
-        open_still = [kind for kind, client in clients.items() if not closed_within(client, 35.0)]
+        open_still = [
+            kind for kind, client in clients.items() if not closed_within(client, 5.0 + (keep_alive_seconds or 30))
+        ]
         late = [connect(daemon, text) for text in BAD_UPGRADES.values()]
         code, took = daemon.stop()
         for client in (*clients.values(), *late):

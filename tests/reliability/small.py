@@ -27,7 +27,7 @@ SMALL = {
     "huge body": lambda folder, _model: hostile.huge_body(folder),
     "slow clients": lambda folder, _model: hostile.slow_clients(folder, 200, 1.0),
     "ten times the load": lambda folder, _model: hostile.ten_times_the_load(folder, 3.0, limit_ms=2_000),
-    "failed upgrades": lambda folder, _model: connections.failed_upgrades(folder, 1.0),
+    "failed upgrades": lambda folder, _model: connections.failed_upgrades(folder, 1.0, 3),
     "connection limit": lambda folder, _model: connections.connection_limit(folder, 200, 64),
     "pipelining": lambda folder, _model: connections.pipelining(folder, 10),
     "stalled uploads": lambda folder, _model: connections.stalled_uploads(folder, 1.0),

@@ -109,16 +109,29 @@ class DaemonProcess:
 
 
 class FakeDaemon(DaemonProcess):
-    """A daemon with the fake engine; a call of it takes `seconds_per_call`, loading it `seconds_per_load`."""
+    """A daemon with the fake engine; a call of it takes `seconds_per_call`, loading it `seconds_per_load`.
+
+    keep_alive_seconds: instead of the daemon's own, which has no flag.
+    """
 
     program = ("-m", "tests.serving.fake_daemon")
 
-    def __init__(self, folder: Path, *flags: object, seconds_per_call=0.0, seconds_per_load=0.0, history=None):
+    def __init__(
+        self,
+        folder: Path,
+        *flags: object,
+        seconds_per_call=0.0,
+        seconds_per_load=0.0,
+        keep_alive_seconds=None,
+        history=None,
+    ):
         # A folder of its own: history and log beside the model would look like a new model at every write.
         model = folder / "model"
         model.mkdir(parents=True, exist_ok=True)
         super().__init__(folder, *flags, model=model, history=history)
         self._seconds = {"FAKE_SECONDS": str(seconds_per_call), "FAKE_LOAD_SECONDS": str(seconds_per_load)}
+        if keep_alive_seconds is not None:
+            self._seconds["FAKE_KEEP_ALIVE_SECONDS"] = str(keep_alive_seconds)
 
     def launch(self):
         """Start the process without waiting."""
@@ -130,6 +143,7 @@ def main() -> int:
     import tft_inference
     from fleet_forecast.inference.engine import Engine
     from fleet_forecast.serving.forecasts.model_trial import ModelTrial
+    from fleet_forecast.serving.http import server
     from tests.serving.fake_engine import FakeEngine
 
     def load(*_arguments, **_flags):
@@ -139,6 +153,8 @@ def main() -> int:
     async def pass_trial(*_arguments):
         pass
 
+    if "FAKE_KEEP_ALIVE_SECONDS" in os.environ:
+        server.KEEP_ALIVE_SECONDS = int(os.environ["FAKE_KEEP_ALIVE_SECONDS"])
     Engine.load = load  # type: ignore[method-assign]
     ModelTrial.run = pass_trial  # type: ignore[method-assign]
     ModelTrial.begin = lambda *_: None  # type: ignore[method-assign]
