@@ -138,6 +138,7 @@ class StatusResponse(BaseModel):
     shard: ShardStatus | None
     history: HistoryStatus
     metric_labels: Annotated[dict[str, str], Field(description="of the fleet's metrics that have one, by name")]
+    metric_units: Annotated[dict[str, str], Field(description="of the fleet's metrics, by name")]
 
 
 @router.head("/healthz", include_in_schema=False)
@@ -233,6 +234,7 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
         "metric_labels": {name: spec.label for name, spec in METRIC_SPECS.items() if spec.label},
+        "metric_units": {name: spec.unit for name, spec in METRIC_SPECS.items()},
     }
 
 
@@ -240,7 +242,7 @@ def _with_risks(daemon: Daemon) -> int:
     """Number of forecast servers that were assessed after a complete step with a measurement."""
     assessed = daemon.alerts.probabilities.keys()
     return sum(
-        name in assessed and forecast.history_steps > forecast.provisional
+        name in assessed and forecast.has_complete_step
         for name, forecast in daemon.forecasts.snapshot.forecasts.items()
     )
 
