@@ -14,8 +14,9 @@ import pandas as pd
 
 from fleet_forecast.contract.audit import NULL_CODE, Audit, Unwanted, coded
 from fleet_forecast.contract.checks import ContractError, Examined, examine
-from fleet_forecast.contract.definitions import PROFILES, fleet_in_use
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
+from fleet_forecast.contract.labels import unknown_profiles_notice
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
 from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS
 from server_profiles import ProfileRules, infer_profile_from_name
@@ -279,8 +280,8 @@ def _notices(
             yield f"column {name} has no value: counted as absent"
     if inferred := sum(profile is None for profile in given):
         yield f"profile of {inferred:,} of {len(given):,} servers inferred from the name"
-    if unknown := sorted(set(profiles) - set(PROFILES)):
-        yield f"profile {', '.join(unknown)}: not a profile of the fleet; only a model that was trained on it uses it"
+    if unknown := unknown_profiles_notice(profiles):
+        yield unknown
 
 
 def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:
