@@ -3,9 +3,9 @@
 import { ask, askAll, hasToken } from "./api.js";
 import { choice, empty, h } from "./dom.js";
 import { counterCards, riskTable } from "./fleet_risks.js";
-import { drawHeatMap, edgesOf, highestOf, leftOf, rangeOf, scaleLegend } from "./heat.js";
+import { drawHeatMap, edgesOf, highestOf, highestText, leftOf, rangeOf, scaleLegend } from "./heat.js";
 import { serverAddress } from "./names.js";
-import { count, metricName, number, percent, zone } from "./text.js";
+import { count, metricName, zone } from "./text.js";
 
 const MOST_OPEN = 200; // servers; with more, profiles are rows that open into their servers
 const MOST_ROWS = 100; // of an opened profile, until all are asked for
@@ -79,10 +79,10 @@ function controlsOf({ metrics, hasRisk, heat }, changed) {
   ];
 }
 
-// Servers to show. A server without values does not have the chosen metric; a risk that is not known yet is shown.
+// Servers to show. A server without values does not have the chosen metric; a probability that is not known yet is shown.
 function filtered(servers) {
-  const search = chosen.search.toLowerCase();
-  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search) && (chosen.value === "risk" || highestOf(row.values) !== null));
+  const search = chosen.search.toLowerCase(), ofServer = chosen.value === "risk" || (chosen.value === "breach" && !chosen.metric);
+  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search) && (ofServer || highestOf(row.values) !== null));
 }
 
 const worst = (row) => highestOf(row.values) ?? 0;
@@ -147,9 +147,9 @@ function drawOverview(element, groups, scale, root) {
   return drawHeatMap(element, rows, scale, { choose: open });
 }
 
-async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows) {
+async function drawGroup(part, { profile, rows }, scale, asRows) {
   const [summary, map, all] = part.children;
-  summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${scale.unit ? `${number(highest)} ${scale.unit}` : percent(highest)}`);
+  summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${highestText(rows[0].values, scale.unit)}`);
   let drawnOnce = false; // opening the part by program raises an event as well
   all.onclick = () => { all.dataset.all = "yes"; drawnOnce = false; render(); };
   summary.onclick = () => opened.set(profile, !part.open); // what people choose; the event comes before the change

@@ -60,13 +60,13 @@ export function drawHeatMap(element, rows, { edges, range, unit, left }, open) {
     zmin: range[0], zmax: range[1], colorscale: stopsOf(unit).map((stop, index) => [stop, colour(`heat-${index}`)]), showscale: false, xgap: 1, ygap: 2, hoverinfo: "text", hovertext: hover,
   }], {
     height: TOP_PX + BOTTOM_PX + ROW_PX * rows.length, margin: { l: 0, r: RIGHT_PX, t: TOP_PX, b: BOTTOM_PX },
-    xaxis: axis({ type: "date", side: "top", tickformat: "%H:%M", dtick: hours * 3600e3, tickangle: 0, showgrid: false, ticks: "", automargin: false }),
+    xaxis: axis({ type: "date", side: "top", range: [wall(edges[0]), wall(edges[edges.length - 1])], tickformat: "%H:%M", dtick: hours * 3600e3, tickangle: 0, showgrid: false, ticks: "", automargin: false }),
     yaxis: axis({ range: [rows.length - 0.5, -0.5], visible: false, automargin: false }),
   }, (point) => names.children[point.pointNumber[0]].firstElementChild.click());
 }
 
 const valueText = (value, unit) => (value === null ? "not known" : unit ? `${number(value)} ${unit}` : percent(value));
-const highestText = (values, unit) => valueText(highestOf(values), unit);
+export const highestText = (values, unit) => valueText(highestOf(values), unit);
 
 // The names of the rows; the one that has the focus keeps it. texts: what is shown of them.
 function showNames(names, rows, { open, unit, texts }) {

@@ -21,9 +21,9 @@ export function outlook(forecast, risks) {
 }
 
 function whyUnknown(forecast, known) {
-  if (forecast.cold_start) return "no step of this server was measured yet, and the forecast is that of its profile and its peers";
+  if (forecast.cold_start) return "no step of this server was measured yet; the forecast is that of its profile and its peers";
   if (!known.length) return "its metrics with a limit are not measured now";
-  if (forecast.provisional) return "the step is not complete, and its end is followed by the probabilities";
+  if (forecast.provisional) return "the step is not complete, and probabilities follow complete steps";
   return "the probabilities of this forecast are being computed";
 }
 

@@ -66,7 +66,7 @@ class HeatMapRow(BaseModel):
     metric: Annotated[str | None, Field(description="metric of the highest number; null for a risk")]
     values: Annotated[
         list[float | None],
-        Field(description="by half hour after the origin; null for a risk or a metric that is not known"),
+        Field(description="by half hour after the origin; null for what is not known"),
     ]
 
 
@@ -156,7 +156,8 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
     digits = PROBABILITY_DIGITS if query.value == "breach" else 2
     by_bin = _rounded(_highest_by_bin(by_step, model.step_seconds), digits)  # (server, metric, bin)
     for row, forecast in enumerate(forecasts):
-        by_bin[row, [model.metrics[metric] in forecast.not_measured for metric in metrics]] = np.nan
+        unknown = query.value == "breach" and forecast.history_steps == 0  # its metrics are not compared with limits
+        by_bin[row, [unknown or model.metrics[metric] in forecast.not_measured for metric in metrics]] = np.nan
     known = np.where(np.isnan(by_bin), -np.inf, by_bin)
     highest = known.max(axis=2).argmax(axis=1)
     values = np.where(np.isinf(of_bins := known.max(axis=1)), np.nan, of_bins)

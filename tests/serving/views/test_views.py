@@ -45,6 +45,10 @@ def test_the_heat_map_is_the_highest_probability_or_value_of_each_half_hour(clie
     assert [(row["server_name"], row["values"]) for row in page["servers"]] == [("ppdb001", [20.0] * 16)]
     assert page["unit"] == "%"
     assert client.get("/api/v1/heat-map", params={"metric": "unknown"}).status_code == 422
+    post(client, record("ppetl01", cpu_pct=None))
+    forecast_of(client, "ppetl01")
+    (row,) = client.get("/api/v1/heat-map", params={"after": "ppdb999", "limit": 1}).json()["servers"]
+    assert (row["cold_start"], row["values"]) == (True, [None] * 16), "no breach is known before a measurement"
 
 
 def test_risks_of_a_server_have_thresholds_probabilities_and_times_of_crossing(client):
