@@ -30,11 +30,11 @@ export function fleetView(page, _argument, query) {
   }
 
   async function reload() {
-    data.heat = await askAll(heatPath(data.metrics), "servers");
+    data.heat = await askHeat(data.metrics);
   }
 
   async function update(asked) {
-    const early = chosen.value === "breach" && !chosen.metric ? askAll(heatPath([]), "servers") : null; // needs no model
+    const early = chosen.value === "breach" && !chosen.metric ? askHeat([]) : null; // needs no model
     const [status, model, alerts, top] = await Promise.all([asked.status, ask("api/v1/model"), asked.alerts, ask(`api/v1/risks?limit=${SHOWN_RISKS}`)]);
     data = { status, alerts: alerts.alerts, risks: top.risks, metrics: model.metrics, hasRisk: Boolean(model.risk_model), heat: await early };
     if (!data.heat) await reload();
@@ -50,6 +50,16 @@ export function fleetView(page, _argument, query) {
     await drawMaps(map.lastElementChild, data.heat, rows);
   }
   return { update, drawn };
+}
+
+// The heat map of all servers. The values of a stale forecast begin earlier: its half hours that are over are left out.
+async function askHeat(metrics) {
+  const heat = await askAll(heatPath(metrics), "servers");
+  for (const row of heat.servers) {
+    const over = Math.round((Date.parse(heat.origin) - Date.parse(row.origin)) / (1000 * heat.bin_seconds));
+    if (over > 0) row.values = row.values.map((_, bin) => row.values[bin + over] ?? null);
+  }
+  return heat;
 }
 
 function heatPath(metrics) {

@@ -51,10 +51,14 @@ def test_a_silent_server_has_its_last_measurements_and_when_they_were(stopped, o
     expect(page.locator("figcaption").first).to_contain_text("CPU 44 % at ")
 
 
-def test_long_names_differ_in_the_heat_map_and_do_not_widen_their_page(stopped, open_page):
+def test_the_heat_map_of_old_forecasts_begins_now_and_long_names_differ_in_it_and_do_not_widen_their_page(
+    stopped, open_page
+):
     page = open_page(f"{stopped.url}/")
     drawn(page, 2)
     rows = page.locator(".row-names a")
+    last = "document.querySelector('.cells').data[0].z[0].slice(-2)"
+    assert [value is None for value in page.evaluate(last)] == [False, True], "its half hour that is over is left out"
     shown = rows.all_text_contents()
     assert len(set(shown)) == len(shown) == 5
     assert [text for text in shown if "0001" in text and text.endswith("… · stale")]
