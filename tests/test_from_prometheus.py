@@ -158,7 +158,7 @@ def test_a_connections_file_gives_the_same_rows_and_a_probe_writes_nothing(capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--probe"], "--probe is True; it goes with --from_prometheus URL or --connections FILE"),
+        (["--probe"], "--probe: it goes with --from_prometheus URL or --connections FILE"),
         (["--connections", "none.toml"], "connections file none.toml: no such file"),
         (["--connections", "c.toml", "--prometheus_header", "X-A: b"], "it goes with --from_prometheus URL"),
         (["--connections", "c.toml"], "--connections c.toml: has no .prometheus.NAME. to pull from; add one"),

@@ -103,7 +103,7 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
         ),
         (["--prometheus", "http://p:9090"], 2, "--from is missing; a replay from Prometheus needs --from and --to"),
         (["--fleet", "none.toml"], 2, "fleet file none.toml: no such file"),
-        (["--explain", "ppdb001"], 2, "--explain: --replay does something else"),
+        (["--explain", "ppdb001"], 2, "--explain NAME and --replay are given; choose one of them"),
         (["--output", "{fleet}/fleet.toml"], 2, "is a file; a replay needs a folder"),
     ],
 )
@@ -117,4 +117,4 @@ def test_a_wrong_replay_is_refused_with_its_remedy(flags, code, message, tiny_mo
 @pytest.mark.parametrize("flag", ["--to", "--incidents", "--label"])
 def test_flags_of_a_replay_are_refused_without_it(flag, capsys):
     assert tft_inference.main([flag, "x"]) == 2
-    assert f"{flag}: applies to a replay only; add --replay" in capsys.readouterr().err
+    assert f"{flag} x: it goes with --replay; add that, or leave it out" in capsys.readouterr().err

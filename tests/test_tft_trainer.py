@@ -352,6 +352,13 @@ def test_a_metric_without_training_measurements_is_dropped_and_named(
         training_job.drop_unmeasured_metrics(grid, spec, split)
 
 
+def test_a_horizon_of_part_steps_is_refused_with_the_nearest() -> None:
+    assert training_job.steps_of(8.0, 300, "--horizon-hours") == 96
+    assert training_job.steps_of(0.333333, 300, "--horizon-hours") == 4, "a third of an hour, rounded"
+    with pytest.raises(TrainingError, match=r"8\.01: not a whole number of steps of 300 s; give 8 \(96 steps\)"):
+        training_job.steps_of(8.01, 300, "--horizon-hours")
+
+
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
 def test_an_invalid_seed_is_refused(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -453,4 +460,4 @@ def test_ray_is_refused_below_torchrun_and_with_a_wrong_fleet_before_it_starts(t
     assert tft_trainer.main(flags) == 2
     assert "--engine ray: this is a process of torchrun" in capsys.readouterr().err
     assert tft_trainer.main(["--workers", "2"]) == 2
-    assert "--workers: applies to Ray only; add --engine ray" in capsys.readouterr().err
+    assert "it goes with --engine ray; add that, or leave it out" in capsys.readouterr().err

@@ -65,6 +65,9 @@ def _check_replay_flags(arguments: argparse.Namespace, settings: Settings) -> No
         raise UsageError(f"--output {arguments.output}: is a file; a replay needs a folder")
     if arguments.input is None and not _has_prometheus(settings) and arguments.label is None:
         raise UsageError("--input is missing; a replay needs --input PATH, or --prometheus URL with --from and --to")
+    for flag in ("prometheus", "connections"):
+        if arguments.input is not None and getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag}: the metrics are those of --input; give one of the two")
     if arguments.incidents is not None and arguments.label is not None:
         raise UsageError("--label: the alerts labelled yes are the incidents; omit --incidents")
     if arguments.input is None and _has_prometheus(settings):

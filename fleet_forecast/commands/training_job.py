@@ -135,10 +135,13 @@ def calendar_of(data: CheckedMetrics, timezone: str | None) -> BusinessCalendar:
 
 
 def steps_of(hours: float, step_seconds: int, flag: str) -> int:
-    """Raises TrainingError if the hours are less than half a step."""
+    """Raises TrainingError unless the hours are whole steps; a thousandth of a step is rounding."""
     steps = round(hours * 3600 / step_seconds)
     if steps < 1:
         raise TrainingError(f"{flag} {hours}: shorter than the data's step of {step_seconds} s; give a longer time")
+    if abs(hours * 3600 / step_seconds - steps) > 1e-3:
+        nearest = f"{steps * step_seconds / 3600:.9g} ({steps} steps)"
+        raise TrainingError(f"{flag} {hours:g}: not a whole number of steps of {step_seconds} s; give {nearest}")
     return steps
 
 
