@@ -139,9 +139,9 @@ async def _invalid_query(_request: Request, error: Exception) -> Response:
 
 
 def _field_of(problem: Mapping[str, Any]) -> str:
-    """The parameter, without the place in its list; or the place in a body, empty for the whole body."""
+    """The parameter, without the place in its list; or the place in a body, `body` for all of it."""
     where, *names = problem["loc"]
-    return ".".join(map(str, names if where == "body" else names[:1]))
+    return ".".join(map(str, names if where == "body" else names[:1])) or where
 
 
 def _value_of(problem: Mapping[str, Any]) -> dict[str, str]:

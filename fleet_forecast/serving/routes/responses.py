@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.json_bytes import to_json
-from fleet_forecast.serving.query_parameters import refuse_unknown_parameters
+from fleet_forecast.serving.query_parameters import refuse_ignored_parameters
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError, PartlyStoredError
 
 JSON = "application/json"
@@ -22,7 +22,7 @@ Responses = dict[int | str, dict[str, Any]]
 async def running_daemon(connection: HTTPConnection) -> Daemon:
     """The daemon that serves this request or WebSocket. Every route that reads data has it, so it checks the query."""
     if isinstance(connection, Request) and connection.scope["query_string"]:
-        refuse_unknown_parameters(connection)
+        refuse_ignored_parameters(connection)
     daemon: Daemon = connection.app.state.daemon
     return daemon
 
@@ -49,7 +49,7 @@ def refusal(description: str) -> dict[str, Any]:
     return {"model": Refusal, "description": description}
 
 
-INVALID_PARAMETER = refusal("a parameter is unknown or has a wrong value")
+INVALID_PARAMETER = refusal("a parameter is unknown, repeated, or has a wrong value")
 ACCESS_REFUSALS: Responses = {  # and of unknown parameters: every route has these
     400: refusal("a header that access depends on is repeated"),
     401: refusal("no token, or a wrong one"),

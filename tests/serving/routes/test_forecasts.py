@@ -131,6 +131,7 @@ def test_a_query_selects_servers_profiles_metrics_quantiles_and_horizons(client)
         ({"horizon": "soon"}, "horizon"),
         ({"horizon": "99999999999999h"}, "horizon"),
         ({"horizon": "²h"}, "horizon"),
+        ({"horizon": "7m"}, "horizon: 7m is not a whole number of the model's steps of 5m; use 5m or 10m"),
         ({"quantile": "0.55"}, "quantile"),
         ({"quantile": "nan"}, "quantile"),
         ({"limit": "0"}, "limit"),

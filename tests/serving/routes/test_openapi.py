@@ -87,6 +87,10 @@ def test_responses_to_records_are_what_their_models_describe(served):
 def test_a_reload_is_what_its_model_describes(served):
     headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
     assert_described(served.post("/api/v1/reload", headers=headers).json(), ReloadResponse)
+    refused = served.post("/api/v1/reload", headers=headers, json={"model": "x"})
+    assert refused.status_code == 422
+    assert_described(refused.json(), Refusal)
+    assert "takes no body" in refused.json()["detail"][0]["reason"]
 
 
 def test_an_added_silence_is_what_its_model_describes(served):
