@@ -21,6 +21,8 @@ import tft_trainer
 from data_contract import CheckedMetrics, check_metrics
 from fleet_forecast.commands import training_job, training_run
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -111,6 +113,19 @@ def test_without_a_profile_column_the_message_names_cause_and_remedy(
     assert "Add a profile column" in captured.out
     assert "forecasting cpu_pct" in captured.err
     assert read_config(tmp_path / "models" / "current").targets == ("cpu_pct",)
+
+
+def test_rules_of_the_fleet_file_give_profiles_as_a_column_does(tmp_path: Path) -> None:
+    frame = tiny_fleet().drop(columns="profile")
+    frame["server_name"] = frame["server_name"].str.replace("ppdb", "pg-").str.replace("ppweb", "shop-")
+    folder = write(tmp_path / "data", frame)
+    rules = "[profiles.database]\npatterns = ['pg-']\n[profiles.shop]\npatterns = ['shop-']\n"
+    (tmp_path / "fleet.toml").write_text(rules)
+    flags = ["--training-dir", str(folder), "--context-hours", "4", "--horizon-hours", "1"]
+    arguments = tft_trainer.build_parser().parse_args(flags)
+    with use_fleet(load_fleet(tmp_path / "fleet.toml")):
+        assert training_job.prepare(training_job.read(arguments), arguments).profiles == ("database", "shop")
+    assert training_job.prepare(training_job.read(arguments), arguments).profiles == ()
 
 
 def test_with_a_single_profile_the_profile_feature_is_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

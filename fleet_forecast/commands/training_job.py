@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
@@ -31,6 +32,7 @@ from fleet_forecast.training.ranks.group import (
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
 from fleet_forecast.usage import note
+from server_profiles import has_own_rule
 
 
 def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetrics:
@@ -159,7 +161,12 @@ def drop_unmeasured_metrics(
 
 
 def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:
-    """The profiles the network distinguishes, printed on stdout; empty: no profile feature."""
+    """The profiles the network distinguishes, printed on stdout; empty: no profile feature.
+
+    Names count as a profile column if rules of the fleet file match any: who wrote those knows what the names mean.
+    """
+    if any(has_own_rule(server, fleet_in_use().rules) for server in grid.servers):
+        data = replace(data, has_profile_column=True)
     profiles, obstacle = choose_profiles(data, grid, split) if enabled else ((), "--no-profile was given")
     if obstacle:
         print(f"[TRANSFER] Profile feature not enabled: {obstacle}")
