@@ -315,8 +315,8 @@ def test_data_shorter_than_a_window_are_refused_with_the_hours_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(write(tmp_path / "data", tiny_fleet(hours=5)), tmp_path, capsys)
-    assert "60 time steps are fewer than one window needs" in message
-    assert "provide at least 11 hours" in message
+    assert "60 time steps are too few" in message
+    assert "provide at least 9" in message
 
 
 def test_unknown_holdout_servers_are_named(

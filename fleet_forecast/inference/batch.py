@@ -122,7 +122,8 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
 
 def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
     """Profiles of the input that the model lacks, and metrics of the model that the input lacks; grid: of the frame."""
-    if missing := missing_metrics(frame, engine.config):
+    served = served_metrics(engine.config)
+    if missing := [metric for metric in missing_metrics(frame, engine.config) if metric in served]:
         whose = " for servers whose profile had it in the training data" if engine.config.measured_by_profile else ""
         yield f"the data has no {', '.join(missing)}: forecast as not measured{whose}"
     yield from _left_out(engine.config, grid)

@@ -29,12 +29,14 @@ def refuse_ignored_parameters(request: Request) -> None:
 
 def wrong_parameter(name: str, reason: str, value: str | None = None) -> RequestValidationError:
     """The error of a parameter, which the application turns into 422 with this reason; it shows the value."""
-    return RequestValidationError([{"loc": ("query", name[:SHOWN_CHARACTERS]), "msg": reason, "input": value}])
+    place = ("query", name[:SHOWN_CHARACTERS])
+    return RequestValidationError([{"type": "refused", "loc": place, "msg": reason, "input": value}])
 
 
-def wrong_body(reason: str) -> RequestValidationError:
-    """The same of a body as a whole."""
-    return RequestValidationError([{"loc": ("body",), "msg": reason}])
+def wrong_body(reason: str, field: str | None = None, value: str | None = None) -> RequestValidationError:
+    """The same of a field of the body, or of all of it."""
+    place = ("body",) if field is None else ("body", field)
+    return RequestValidationError([{"type": "refused", "loc": place, "msg": reason, "input": value}])
 
 
 @functools.cache

@@ -71,7 +71,7 @@ async def history(daemon: RunningDaemon, name: str, query: Annotated[HistoryQuer
             raise wrong_parameter(parameter, "applies to samples as received; add raw=true, or leave it out")
     server = daemon.store.servers.get(name)
     if server is None:
-        return unknown_server()
+        return unknown_server(name)
     step_seconds = daemon.store.step_seconds
     last_step = int(daemon.clock() // step_seconds) + 2  # timestamps may be ahead of the clock
     first_step = last_step - int(query.hours * 3600 // step_seconds) - 2

@@ -146,7 +146,9 @@ def test_a_wrong_query_is_refused_by_name(client, query, named):
 
 
 def test_an_unknown_server_is_404(client):
-    assert client.get("/api/v1/servers/nobody/forecast").status_code == 404
+    answer = client.get("/api/v1/servers/nobody%00/forecast")
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == r"no such server 'nobody\x00': no sample of this name was received"
 
 
 def test_a_forecast_that_is_not_finite_keeps_the_last_one(tmp_path):
