@@ -70,6 +70,7 @@ from fleet_forecast.flags import (
 from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
+from fleet_forecast.wording import counted
 
 __all__ = [
     "COLUMNS",
@@ -135,7 +136,7 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
 def _print_summary(summary: Mapping[str, Any]) -> None:
     print(f"{summary['path']} meets the data contract {CONTRACT_VERSION}")
     first, last = (iso_exact(datetime.fromisoformat(summary[name])) for name in ("first", "last"))
-    print(f"  {summary['rows']:,} rows of {summary['servers']:,} servers, {first} to {last}")
+    print(f"  {counted(summary['rows'], 'row')} of {counted(summary['servers'], 'server')}, {first} to {last}")
     print(f"  metrics: {', '.join(summary['metrics'])}")
     print(f"  profiles: {', '.join(summary['profiles'])}")
     for notice in summary["notices"]:

@@ -60,11 +60,17 @@ def test_a_replay_without_incidents_lists_alerts_to_label_and_the_labels_are_use
     assert (code, found) == (0, {"output": str(tmp_path / "b" / "incidents.csv"), "incidents": 1})
     incidents = tmp_path / "b" / "incidents.csv"
     code, found, _ = run(capsys, tiny_model_dir, fleet, tmp_path / "b", *PERIOD, "--incidents", incidents)
-    assert (code, found["incidents"], found["watch"]["found"]) == (0, 1, 1)
+    assert (code, found["incidents"], found["page_or_watch"]["found"]) == (0, 1, 1)
     page = (tmp_path / "b" / "report.html").read_text()
     assert "Worst false alarms" in page
     assert page.count("<svg") > 1
     assert "type labelled" in page
+    assert "false alarms a server and month" in page
+    found = json.loads((tmp_path / "b" / "report.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "b" / "alerts.csv").read_text().splitlines()))
+    assert [alert["severity"] for alert in found["alerts"]] == [row["severity"] for row in rows]
+    assert found["pages"] + found["watches"] == len(rows)
+    assert found["scores"].keys() == {"page", "page_or_watch"}
 
 
 def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(

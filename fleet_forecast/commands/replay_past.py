@@ -15,7 +15,6 @@ from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import alert_rules_of
-from fleet_forecast.serving.alerting.severity import SEVERITIES
 from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.replay.labels import write_incidents
 from fleet_forecast.serving.replay.replay import ReplayRequest, labelled_incidents, replay, steps_between
@@ -54,7 +53,7 @@ def replay_past(arguments: argparse.Namespace, settings: Settings, rules: Profil
     steps = steps_between(grid, first, last, engine.config.context_steps)
     report, speed = replay(engine, ReplayRequest(grid, steps, alert_rules, incidents))
     data = write_report(arguments.output, report)
-    overall = {severity: data["scores"][severity]["all"] for severity in SEVERITIES}
+    overall = {group: scores["all"] for group, scores in data["scores"].items()}
     print(json.dumps({"output": str(arguments.output), **report.facts, **speed, **overall}))
 
 

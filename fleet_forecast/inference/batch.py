@@ -25,6 +25,7 @@ from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schem
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
+from fleet_forecast.wording import counted
 from server_profiles import ProfileRules, profile_of
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
@@ -130,8 +131,8 @@ def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterato
     if engine.config.profiles:
         for profile in engine.unknown_profiles(grid.profiles):
             yield (
-                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
-                "forecast with an unknown profile; train on servers with it"
+                f"the model was not trained on profile {profile!r}: forecast with an unknown profile "
+                f"({counted(grid.profiles.count(profile), 'server')}); train on servers with it"
             )
 
 
