@@ -70,8 +70,9 @@ class Variant:
     as pytorch-forecasting's GroupNormalizer does. prior_steps: fixed shrinkage weight n / (n + prior_steps) after n
     measurements, instead of the learned weights (features/cold_start.py). uses_seasonality: subtract the daily seasonal
     component. quantile_map: the distribution on which quantiles are read (QUANTILE_MAPS). weighs_windows: sample
-    weights in the loss. trains_unknown: train the embedding of the unknown profile; otherwise it stays zero. gaps:
-    remove a fifth of the rows from training, at random for half of the servers, in blocks for the others.
+    weights in the loss. trains_unknown: train the embedding of the unknown profile; otherwise it stays zero.
+    starts_at_prior: the output layer starts at the normal scores instead of random weights. gaps: remove a fifth of the
+    rows from training, at random for half of the servers, in blocks for the others.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Variant:
     quantile_map: str = "window and profile"
     weighs_windows: bool = True
     trains_unknown: bool = True
+    starts_at_prior: bool = True
     gaps: bool = False
 
 
@@ -94,6 +96,7 @@ VARIANTS = (
     Variant("full_histories", "no short histories", replace(DEFAULT_AUGMENTATION, short_history_share=0.0)),
     Variant("no_profile_masking", "profile never masked", replace(DEFAULT_AUGMENTATION, masked_profile_share=0.0)),
     Variant("unknown_untrained", "embedding of the unknown profile not trained", trains_unknown=False),
+    Variant("random_output", "output layer starts with random weights", starts_at_prior=False),
     Variant("fixed_shrinkage", "fixed shrinkage weight n / (n + 3) after n steps", prior_steps=3.0),
     Variant("no_position_noise", "no noise on loc and scale inputs", replace(DEFAULT_AUGMENTATION, position_noise=0.0)),
     Variant(
@@ -256,6 +259,8 @@ def train(variant: Variant, job: Job, source: WindowSource, epochs: int, seed: i
         augmentation=variant.augmentation,
     )
     model = ForecastModel(network, job.spec, source.scaling)
+    if variant.starts_at_prior:
+        model.start_at_prior()
     return Trainer(model, TrainingData(source, job.split), settings).fit().model
 
 

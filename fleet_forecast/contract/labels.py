@@ -1,7 +1,8 @@
-"""Text columns by their distinct values, and the names of servers."""
+"""Text columns by their distinct values, and the names of servers and profiles."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fleet_forecast.contract.definitions import PROFILES
 from fleet_forecast.contract.specs import LONGEST_SERVER_NAME
+
+SHOWN_PROFILES = 5
 
 
 @dataclass
@@ -72,3 +76,13 @@ def is_server_name(text: str) -> bool:
     return (
         0 < len(text) <= LONGEST_SERVER_NAME and text.isprintable() and text == text.strip() and text not in (".", "..")
     )
+
+
+def unknown_profiles_notice(profiles: Iterable[str]) -> str | None:
+    """The notice on profiles that the fleet does not have; None if there are none."""
+    unknown = sorted(set(profiles) - set(PROFILES))
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - SHOWN_PROFILES:,} more" if len(unknown) > SHOWN_PROFILES else ""
+    names = ", ".join(unknown[:SHOWN_PROFILES])
+    return f"profile {names}{more}: not a profile of the fleet; only a model that was trained on it uses it"

@@ -14,8 +14,9 @@ import pandas as pd
 
 from fleet_forecast.contract.audit import NULL_CODE, Audit, Unwanted, coded
 from fleet_forecast.contract.checks import ContractError, Examined, examine
-from fleet_forecast.contract.definitions import PROFILES, fleet_in_use
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
+from fleet_forecast.contract.labels import unknown_profiles_notice
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
 from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS
 from fleet_forecast.wording import counted
@@ -287,8 +288,8 @@ def _profile_notices(given: Sequence[str | None], profiles: Sequence[str], unmat
             f"profile of {len(unmatched):,} {of_all} is generic: no rule matches names such as {unmatched[0]!r}; add a "
             "column profile, or patterns or [servers] to the fleet file"
         )
-    if unknown := sorted(set(profiles) - set(PROFILES)):
-        yield f"profile {', '.join(unknown)}: not a profile of the fleet; only a model that was trained on it uses it"
+    if unknown := unknown_profiles_notice(profiles):
+        yield unknown
 
 
 def _assembled(parts: list[Examined], checked: CheckedMetrics, audit: Audit) -> pd.DataFrame:

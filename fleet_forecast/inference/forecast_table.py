@@ -36,19 +36,17 @@ def forecast_table(
     origins: np.ndarray,
     axes: ForecastAxes,
     quantiles: np.ndarray,
-    support: PeerSupport | None = None,
+    support: PeerSupport,
 ) -> pa.Table:
     """The table of forecasts.
 
     servers, origins: one per forecast, origins datetime64[s]. quantiles: float32 [forecast, step, metric, quantile].
-    support: of each forecast; None: without peers.
+    support: of each forecast.
     """
     steps, metrics = np.asarray(axes.steps), axes.metrics
     distances = (steps * axes.step_seconds).astype("timedelta64[s]")
     times = np.repeat((origins[:, None] + distances).reshape(-1), len(metrics))
     rows_per_forecast = len(steps) * len(metrics)
-    if support is None:
-        support = PeerSupport(np.zeros(len(servers), np.int64), np.zeros((len(servers), len(metrics)), np.float32))
     table: dict[str, object] = {
         "server_name": np.repeat(np.array(servers, dtype=object), rows_per_forecast),
         "origin": np.repeat(origins, rows_per_forecast).astype("datetime64[ns]"),

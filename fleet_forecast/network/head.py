@@ -67,6 +67,13 @@ def ordered(raw: Tensor) -> Tensor:
     return torch.cat([median - below, median, median + above], dim=-2)
 
 
+def raw_of(scores: Tensor) -> Tensor:
+    """The inverse of `ordered`: increasing values [..., quantile, H] -> raw outputs."""
+    median = scores[..., MEDIAN : MEDIAN + 1, :]
+    distances = torch.log(torch.expm1(scores.diff(dim=-2)))
+    return torch.cat([distances[..., :MEDIAN, :], median, distances[..., MEDIAN:, :]], dim=-2)
+
+
 def _inverse_percent(in_widths: Tensor, hundred: Tensor) -> Tensor:
     """Percentages in bound widths; hundred: 100 % in bound widths [metric, 1, 1]."""
     inside = softplus(in_widths) - softplus(in_widths - hundred)

@@ -140,10 +140,10 @@ class Job:
         return TrainingData(self.source, self.split)
 
     def fresh_model(self) -> ForecastModel:
-        """A model with the initial weights of the seed, on the job's device."""
+        """A model with the initial weights of the seed, which forecasts the prior, on the job's device."""
         torch.manual_seed(self.settings.seed)
         network = build_network(self.spec, self.profiles, self.hidden_size)
-        return ForecastModel(network, self.spec, self.scaling).to(self.device)
+        return ForecastModel(network, self.spec, self.scaling).start_at_prior().to(self.device)
 
     def config(self, model_id: str) -> ModelConfig:
         """The configuration in the job's model directory."""

@@ -251,11 +251,14 @@ class AlertBook:
                 streak.on = stays or streak.above >= self.rules.fire_forecasts
 
     def _describing(self, found: Sequence[_Result], firing: Alert | None, severity: str, cycle: _Cycle) -> _Result:
-        """The detection that describes an alert: that of the same reason as before, as long as it continues."""
-        if firing is not None and firing.severity == severity:
-            for reason, detection in found:
-                if reason == firing.reason and detection.probability >= cycle.levels[reason][severity].resolve:
-                    return reason, detection
+        """The detection that describes an alert: unless it rises, that of the same reason as before.
+
+        Another one only if it goes on while that of the reason does not: an alert that ends keeps its reason.
+        """
+        if firing is not None and SEVERITIES.index(severity) >= SEVERITIES.index(firing.severity):
+            on = {reason for reason, p in found if p.probability >= cycle.levels[reason][severity].resolve}
+            kept = {firing.reason} if firing.reason in on or not on else on
+            found = [result for result in found if result[0] in kept] or found
         return max(found, key=lambda result: result[1].probability / cycle.levels[result[0]][severity].fire)
 
     @property

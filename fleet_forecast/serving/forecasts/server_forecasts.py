@@ -13,7 +13,6 @@ import numpy as np
 from fleet_forecast.features.peers import Peers
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.inference.fleet_match import measured_metrics
-from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.risk.features import RiskInput
 from fleet_forecast.serving.forecasts.snapshot import ModelView, PeerSummary, ServerForecast, ServerRisk
 
@@ -42,9 +41,10 @@ def forecast_servers(engine: Engine, servers: ServersToForecast) -> list[ServerF
     chosen = [profile for profile, _ in profiles]
     origins = origin_seconds.astype("datetime64[s]")
     quantiles, support = engine.forecast_with_support(history, chosen, origins, servers.peers)
-    summaries = _peer_summaries(support)
     provisional = np.zeros(len(names), dtype=bool) if servers.provisional is None else servers.provisional
     served = [engine.config.targets.index(metric) for metric in model.metrics]
+    weights = support.weights[:, served].tolist()
+    summaries = [PeerSummary(*each) for each in zip(support.counts.tolist(), map(tuple, weights), strict=True)]
     if len(served) < len(engine.config.targets):
         quantiles = quantiles[:, :, served]
     arranged = np.ascontiguousarray(quantiles.transpose(0, 2, 3, 1))  # (server, metric, quantile, step)
@@ -104,13 +104,6 @@ def _risks(engine: Engine, servers: ServersToForecast, assessed: np.ndarray) -> 
 def _shortest(value: np.float32) -> float | None:
     """A single-precision number with its shortest digits: 31.32, not 31.31999969; None if not measured."""
     return None if math.isnan(value) else float(str(value))
-
-
-def _peer_summaries(support: PeerSupport) -> list[PeerSummary]:
-    weights = support.weights.mean(axis=1).tolist()
-    return [
-        PeerSummary(count, round(weight, 3)) for count, weight in zip(support.counts.tolist(), weights, strict=True)
-    ]
 
 
 def _warnings(

@@ -50,17 +50,25 @@ class ModelView:
 
 @dataclass(frozen=True)
 class PeerSummary:
-    """Number of peers that a forecast uses, and the mean weight of their level against the server's own, 0 to 1."""
+    """Number of peers that a forecast uses.
+
+    weights: by metric of the model view, of the peers' level against the server's own, 0 to 1; empty without peers.
+    """
 
     count: int
-    weight: float
+    weights: tuple[float, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """The mean over the metrics."""
+        return round(sum(self.weights) / len(self.weights), 3) if self.weights else 0.0
 
     def as_document(self) -> dict[str, float]:
         """For JSON."""
         return {"count": self.count, "weight": self.weight}
 
 
-NO_PEERS = PeerSummary(0, 0.0)
+NO_PEERS = PeerSummary(0)
 
 
 class ServerRisk(NamedTuple):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_table, of_metrics
+from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
@@ -32,7 +33,19 @@ def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa
     names = [forecast.server_name for forecast in forecasts]
     axes = ForecastAxes(steps, model.step_seconds, metrics, levels)
     chosen = np.array([[metric in forecast.metrics for metric in metrics] for forecast in forecasts])
-    return of_metrics(forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2)), len(steps), chosen)
+    table = forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2), _support(forecasts, metrics))
+    return of_metrics(table, len(steps), chosen)
+
+
+def _support(forecasts: Sequence[ServerForecast], metrics: Sequence[str]) -> PeerSupport:
+    """What the peers contribute to these metrics of the forecasts."""
+    places = [forecasts[0].model.metrics.index(metric) for metric in metrics]
+    counts = np.array([forecast.peers.count for forecast in forecasts], dtype=np.int64)
+    weights = np.zeros((len(forecasts), len(metrics)), dtype=np.float32)
+    for row, forecast in enumerate(forecasts):
+        if forecast.peers.weights:
+            weights[row] = np.array(forecast.peers.weights)[places]
+    return PeerSupport(counts, weights)
 
 
 def encoded(table: pa.Table, media_type: str) -> bytes:

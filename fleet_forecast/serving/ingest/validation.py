@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from fleet_forecast.contract.checks import CellCounts, doubt, refusal_of_column
 from fleet_forecast.contract.definitions import PROFILES
-from fleet_forecast.contract.labels import is_server_name
+from fleet_forecast.contract.labels import is_server_name, unknown_profiles_notice
 from fleet_forecast.contract.specs import METRIC_SPECS, SERVER_NAME_WORDS, STATES, MetricSpec
 from fleet_forecast.contract.times import UNITS, ZONE_FLAG, iso_text, number_unit
 from fleet_forecast.iso_time import iso
@@ -167,6 +167,9 @@ def check_records(
                 batch.ignored_fields.update(key[:SHOWN_CHARACTERS] for key in record.keys() - known_fields)
     _refuse_columns(batch, specs)
     batch.notices += check.notices()
+    given = {sample.profile for sample in batch.samples if sample.profile is not None}
+    if unknown := unknown_profiles_notice(given):
+        batch.notices.append(unknown)
     return batch
 
 
@@ -230,13 +233,16 @@ class _RecordCheck:
         if type(record) is not dict:
             raise _Rejected("record", record, "a record is a JSON object")
         name = record.get("server_name")
+        if type(name) is int:  # as in files
+            name = str(name)
         if type(name) is not str or not (_USUAL_NAME.fullmatch(name) or is_server_name(name)):
-            raise _Rejected("server_name", name, f"a name is {SERVER_NAME_WORDS}")
+            raise _Rejected("server_name", name, f"a name is text of {SERVER_NAME_WORDS}")
         text = record.get("timestamp")
         instant = self._instants.get(text) if type(text) is str else None
         if instant is None:
             instant = self._milliseconds(text)
-        return Sample(name, instant, _profile(record), _state(record), self._measurements(record))
+        profile, values = _profile(record), self._measurements(record)
+        return Sample(name, instant, profile, self._state(record), values)
 
     def notices(self) -> list[str]:
         units = [f"timestamp: numbers are read as {unit} since 1970" for unit in sorted(self._units)]
@@ -266,6 +272,16 @@ class _RecordCheck:
         """The fields that may be misspelt metrics, as the end of a sentence."""
         names = [name[:SHOWN_CHARACTERS] for name in record if name not in _LABEL_FIELDS and name not in self._specs]
         return f"; unknown: {', '.join(names[:_SHOWN_FIELDS])}" if names else ""
+
+    def _state(self, record: dict[str, Any]) -> str | None:
+        """The state; None for another text, as in files, and a bad cell unless it is blank."""
+        value = record.get("state")
+        if value is None or (type(value) is str and value in _STATES):
+            return value
+        if type(value) is not str or value.strip():
+            reason = f"state is one of {', '.join(sorted(_STATES))}, or left out"
+            self.bad_cells.append(_Rejected("state", value, reason))
+        return None
 
     def _limit_or_none(self, metric: str, value: Any) -> float | None:
         """The limit for a value that only rounding took beyond it, else None and a bad cell."""
@@ -328,13 +344,6 @@ def _profile(record: dict[str, Any]) -> str | None:
         value,
         f"profile is one of {', '.join(map(str, PROFILES))}, another name of A-Z a-z 0-9 . _ -, or left out",
     )
-
-
-def _state(record: dict[str, Any]) -> str | None:
-    value = record.get("state")
-    if value is None or (type(value) is str and value in _STATES):
-        return value
-    raise _Rejected("state", value, f"state is one of {', '.join(sorted(_STATES))}, or left out")
 
 
 def _shortened(value: Any) -> Any:

@@ -17,6 +17,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 PATIENCE_AT_FIRST_SECONDS = 10.0  # before the first response: the address may be wrong
 PATIENCE_SECONDS = 3600.0  # longest outage of a daemon that has responded before
 TIMEOUT_SECONDS = 30.0
+REPORT_EVERY_SECONDS = 60.0  # during an outage
+SHOWN_CHARACTERS = 300  # of a response
 Report = Callable[[str], None]
 
 
@@ -43,6 +45,7 @@ class Feed:
     retries: int = 0
     _client: httpx.Client = field(init=False, repr=False)
     _answered: bool = False
+    _reported_seconds: float = 0.0  # into the outage
 
     def __post_init__(self) -> None:
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
@@ -77,8 +80,13 @@ class Feed:
 
     def _report_retry(self, state: RetryCallState) -> None:
         self.retries += 1
+        elapsed = state.seconds_since_start or 0.0
+        if state.attempt_number > 1 and elapsed - self._reported_seconds < REPORT_EVERY_SECONDS:
+            return
+        self._reported_seconds = elapsed if state.attempt_number > 1 else 0.0
         problem = state.outcome.exception() if state.outcome else None
-        self.report(f"{self.url}: {problem}; trying again in {state.upcoming_sleep:g} s")
+        since = f" for {elapsed:.0f} s" if state.attempt_number > 1 else ""
+        self.report(f"{self.url}: {problem}{since}; trying again until it accepts the samples")
 
     def _post(self, records: list[dict[str, Any]]) -> None:
         """Raises TransientError if another attempt may succeed, FeedError if not."""
@@ -93,9 +101,10 @@ class Feed:
             raise TransientError(f"{type(problem).__name__}: {problem}") from None
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            raise TransientError(f"status {status}", retry_after_seconds(response))
+            reason = f"status {status} {response.text[:SHOWN_CHARACTERS]}".strip()
+            raise TransientError(reason, retry_after_seconds(response))
         if status != httpx.codes.OK:
-            reason = f"status {status}: {response.text[:300]}"
+            reason = f"status {status}: {response.text[:SHOWN_CHARACTERS]}"
             raise FeedError(f"{address} refuses the samples with {reason}; check the token and the daemon's log")
         self._answered = True
         self._count(address, response)

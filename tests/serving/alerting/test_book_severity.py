@@ -83,6 +83,17 @@ def test_the_reason_of_an_alert_stays_while_its_detector_goes_on():
     assert book.firing["ppweb001", "mem_pct"].reason == "other"
 
 
+def test_an_alert_that_ends_keeps_its_reason():
+    first, second = GivenDetector("risk"), GivenDetector("other")
+    book = AlertBook(AlertRules(), [first, second])
+    run(book, first, [0.9, 0.9])
+    second.probability = 0.01  # nearer to its level than the first one from here on
+    assert run(book, first, [0.0, 0.0], 3) == []
+    assert book.firing["ppweb001", "mem_pct"].reason == "risk"
+    (ended,) = book.update([forecast(20, 5)], 5.0)
+    assert (ended.reason, ended.sentence) == ("risk", "ppweb001 (web_api): memory is over.")
+
+
 def test_a_restored_page_falls_to_watch_and_ends_as_before_the_restart():
     detector = GivenDetector()
     before = AlertBook(AlertRules(), [detector])

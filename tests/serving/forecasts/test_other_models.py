@@ -13,6 +13,7 @@ from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.model_manager import ModelLoading, ModelManager
 from fleet_forecast.serving.forecasts.on_request import forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection
+from fleet_forecast.serving.forecasts.snapshot import NO_PEERS, PeerSummary
 from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, encoded, fleet_table
 from fleet_forecast.serving.settings import Settings
 from fleet_forecast.serving.storage.samples import Sample
@@ -83,6 +84,18 @@ def test_a_table_has_the_levels_and_steps_of_the_model(tmp_path, config):
     levels = [name for name in table.column_names if name.startswith("q")]
     assert levels == [f"q{level:g}" for level in config.quantiles]
     assert pa.ipc.open_stream(encoded(table, ARROW_STREAM)).read_all().equals(table)
+
+
+def test_a_table_has_the_weight_of_the_peers_for_each_metric(tmp_path):
+    forecasts, _ = forecast_once(tmp_path, FakeEngine(FakeConfig(targets=SIX)), SIX)
+    weights = tuple(np.linspace(0.0, 1.0, len(SIX), dtype=np.float32).tolist())
+    chosen = [replace(forecasts["a"], peers=PeerSummary(7, weights)), replace(forecasts["b"], peers=NO_PEERS)]
+    table = fleet_table(chosen, Selection(metrics=("latency_ms", "mem_pct"))).to_pandas()
+    found = table.groupby(["server_name", "metric"])[["peers", "peer_weight"]].agg(["min", "max"])
+    for metric in ("latency_ms", "mem_pct"):
+        weight = weights[SIX.index(metric)]
+        np.testing.assert_allclose(found.loc[("a", metric)], [7, 7, weight, weight])
+        np.testing.assert_allclose(found.loc[("b", metric)], [0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)

@@ -31,6 +31,32 @@ def test_a_value_that_cannot_be_used_is_left_out_and_listed(value):
     assert "0 to 100" in batch.left_out[0].reason
 
 
+@pytest.mark.parametrize(("state", "listed"), [("broken", True), (7, True), (" ", False), ("", False), (None, False)])
+def test_another_state_counts_as_null_and_is_listed_unless_it_is_blank(state, listed):
+    batch = check_records(records([10], state=state), TimeLimits())
+    assert [sample.state for sample in batch.samples] == [None]
+    assert [(cell.field, cell.value) for cell in batch.left_out] == ([("state", state)] if listed else [])
+
+
+def test_a_record_with_a_bad_state_and_no_value_is_rejected_for_its_values():
+    batch = check_records([{"timestamp": TIME, "server_name": "a", "state": "broken"}], TimeLimits())
+    assert [rejection.field for rejection in batch.rejected] == ["metrics"]
+
+
+def test_a_whole_number_is_a_server_name_as_in_files():
+    batch = check_records([{"timestamp": TIME, "server_name": 17, "cpu_pct": 1}], TimeLimits())
+    assert [sample.server_name for sample in batch.samples] == ["17"]
+
+
+def test_profiles_that_the_fleet_does_not_have_are_noted_as_in_files():
+    known = check_records(records([10], profile="database"), TimeLimits())
+    other = check_records(records([10], profile="Web_API") + records([10], profile="mainframe"), TimeLimits())
+    assert known.notices == []
+    assert other.notices == [
+        "profile Web_API, mainframe: not a profile of the fleet; only a model that was trained on it uses it"
+    ]
+
+
 def test_a_record_without_another_value_is_rejected():
     batch = check_records([{"timestamp": TIME, "server_name": "a", "cpu_pct": 180}], TimeLimits())
     assert (batch.samples, batch.left_out, batch.rejected[0].field) == ([], [], "cpu_pct")

@@ -211,21 +211,23 @@ def test_a_table_omits_forecasts_of_an_earlier_model(tmp_path):
 @pytest.mark.parametrize("kind", ["application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"])
 def test_tables_have_the_values_of_the_json(client, kind):
     assert client.get("/api/v1/forecasts", headers={"accept": kind}).status_code == 204
-    post(client, record("ppml0001", cpu_pct=60.0), record("ppdb002", cpu_pct=30.0))
-    wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 2)
+    post(client, *(record(name, cpu_pct=30.0) for name in ("ppml0001", "ppdb002", "ppdb003")))
+    wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 3)
     query = {"metric": ["cpu_pct", "mem_pct"], "quantile": [0.1, 0.9], "horizon": ["15m", "1h"]}
     answer = client.get("/api/v1/forecasts", params=query, headers={"accept": kind})
     assert answer.headers["content-type"] == kind
     read = pq.read_table if "parquet" in kind else lambda source: pa.ipc.open_stream(source).read_all()
     rows = read(pa.BufferReader(answer.content)).to_pylist()
     by_name = {f["server_name"]: f for f in client.get("/api/v1/forecasts", params=query).json()["forecasts"]}
-    assert len(rows) == 2 * 2 * 2
+    assert len(rows) == 3 * 2 * 2
+    assert {row["server_name"]: row["peers"] for row in rows} == {"ppml0001": 0, "ppdb002": 1, "ppdb003": 1}
     for row in rows:
         forecast = by_name[row["server_name"]]
         place = forecast["steps"].index(row["step"])
         assert row["timestamp"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["timestamps"][place]
         assert row["origin"].strftime("%Y-%m-%dT%H:%M:%SZ") == forecast["origin"]
         assert row["q0.9"] == forecast["metrics"][row["metric"]]["q0.9"][place]
+        assert (row["peers"], row["peer_weight"]) == tuple(forecast["peers"].values())
         assert "q0.5" not in row
 
 

@@ -129,7 +129,23 @@ def test_pauses_double_and_a_requested_pause_is_kept():
     play(daemon, StreamPlan(scenario(), 0, 2, 1e9), feed)
     pauses = [seconds for seconds in stopped.waits if seconds > 0.1]  # the rest is the pace of the ticks
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 7]
-    assert "status 500; trying again in 0.5 s" in messages[0]
+    assert messages == ["http://daemon:8000: status 500; trying again until it accepts the samples"]
+
+
+def test_an_outage_is_reported_with_its_reason_at_first_and_once_a_minute(monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: seconds[0])
+    stopped = Waits()
+    monkeypatch.setattr(stopped, "wait", lambda _timeout: seconds.__setitem__(0, seconds[0] + 1.0) or False)
+    refusal = httpx.Response(503, text="shard 3/3 does not respond", headers={"retry-after": "1"})
+    feed, messages, _ = feed_to(Daemon("ok", *[refusal] * 130), stopped=stopped)
+    play(None, StreamPlan(scenario(), 0, 2, 1e9), feed)
+    outage = "http://daemon:8000: status 503 shard 3/3 does not respond"
+    assert messages == [
+        f"{outage}; trying again until it accepts the samples",
+        f"{outage} for 60 s; trying again until it accepts the samples",
+        f"{outage} for 120 s; trying again until it accepts the samples",
+    ]
 
 
 def test_a_daemon_that_never_responded_ends_the_stream_soon_with_address_and_remedy(monkeypatch):
