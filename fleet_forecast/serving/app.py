@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -22,7 +23,7 @@ from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.certificate import TlsCertificate
 from fleet_forecast.serving.http.invalid_requests import problems_of
-from fleet_forecast.serving.http.middleware import RequestGuard
+from fleet_forecast.serving.http.middleware import STREAMS, RequestGuard
 from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
 from fleet_forecast.serving.lifespan import DaemonConfig, model_loading, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
@@ -157,7 +158,16 @@ async def _refused(request: Request, error: Exception) -> Response:
     }
     response = json_response({"detail": details.get(error.status_code, error.detail)}, error.status_code)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["allow"] = ", ".join(_methods_of_path(request))
     return response
+
+
+def _methods_of_path(request: Request) -> list[str]:
+    """What can be done on a path; the routes of a path have one method each, and HEAD is that of GET."""
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods and request.url.path not in STREAMS else set()))
 
 
 async def _invalid_selection(_request: Request, error: Exception) -> Response:
