@@ -64,6 +64,8 @@ def test_a_replay_without_incidents_lists_alerts_to_label_and_the_labels_are_use
     page = (tmp_path / "b" / "report.html").read_text()
     assert "Worst false alarms" in page
     assert page.count("<svg") > 1
+    assert page.count("</svg></figure>") == page.count("Z</figcaption>"), "the times of a picture are text that wraps"
+    assert page.count("<table") == page.count('<div class="wide"><table'), "a wide table scrolls, not the page"
     assert "type labelled" in page
     assert "false alarms a server and month" in page
     found = json.loads((tmp_path / "b" / "report.json").read_text())

@@ -29,12 +29,14 @@ from fleet_forecast.wording import counted
 REPORT_FILE = "report.html"
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:74rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
-    "h2{margin:2.4rem 0 .3rem;border-top:1px solid #dce2e8;padding-top:1rem}h3{margin:1.2rem 0 .2rem}"
-    "table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}"
+    "h1{overflow-wrap:anywhere}h3{margin:1.2rem 0 .2rem}"
+    "h2{margin:2.4rem 0 .3rem;border-top:1px solid #dce2e8;padding-top:1rem}"
+    "table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums}.wide,pre{overflow-x:auto}"
     "td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #dce2e8}"
     ".number{text-align:right}.model{font-weight:600}.lead{font-size:1.15rem}.hint,summary,figcaption{color:#56636f}"
     "figcaption b{color:#1d2733}"
-    ".weights td:first-child,.facts td:first-child{white-space:nowrap}figure{margin:0;min-width:0}"
+    ".weights td:first-child,.facts td:first-child{white-space:nowrap}.facts td:last-child{overflow-wrap:anywhere}"
+    "figure{margin:0;min-width:0}figure>svg{max-width:100%;height:auto}"
     ".charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr));gap:1rem}"
     ".fans{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:.4rem 1rem}"
     "@media(max-width:60rem){.fans{grid-template-columns:1fr}}@media print{figure,table{break-inside:avoid}}"
@@ -106,10 +108,15 @@ def write_report(directory: Path, report: ModelReport) -> None:
     (directory / REPORT_FILE).write_text(_page(title, parts), encoding="utf-8")
 
 
+def page_head(title: str) -> str:
+    """The beginning of a report; title: escaped."""
+    meta = '<meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">'
+    return f"<!doctype html><html lang=en>{meta}<title>{title}</title><style>{STYLE}</style>"
+
+
 def _page(title: str, parts: Sequence[str]) -> str:
     """title: escaped."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    return f"{head}<script>{get_plotlyjs()}</script>{''.join(parts)}</html>\n"
+    return f"{page_head(title)}<script>{get_plotlyjs()}</script>{''.join(parts)}</html>\n"
 
 
 def report_pictures(report: ModelReport) -> dict[str, Picture]:
@@ -119,7 +126,7 @@ def report_pictures(report: ModelReport) -> dict[str, Picture]:
     fan_rows = math.ceil(len(shown[1].examples) / FANS_IN_A_ROW) if shown else 0
     risk = report.info.get("risk_model", {})
     sections = {
-        "cold_start": (_cold_start(evaluation.cold_start), HEADING_PX + CHART_PX),
+        "cold_start": (_cold_start(evaluation.cold_start), HEADING_PX + charts.COLD_START_HEIGHT_PX),
         "calibration": (_calibration(evaluation), HEADING_PX + CHART_PX),
         "errors": (_errors(evaluation), HEADING_PX + 2 * (CHART_PX + CAPTION_PX)),
         "forecasts": (_fans(evaluation), HEADING_PX + FAN_PX * fan_rows),

@@ -20,6 +20,7 @@ LINES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#b8860b", "#d95f02", "#7f7
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#3b4753"}
 HEIGHT_PX, FAN_HEIGHT_PX = 340, 210
+COLD_START_HEIGHT_PX = 440  # with a line of the legend for each method on a narrow page
 
 
 def as_html(figure: go.Figure) -> str:
@@ -38,7 +39,12 @@ def _figure(traces: Sequence[Any], y_title: str, x_title: str = "", height: int 
             "plot_bgcolor": "white",
             "paper_bgcolor": "white",
             "margin": {"l": 56, "r": 12, "t": 12, "b": 46},
-            "legend": {"orientation": "h", "y": -0.2},
+            "legend": {
+                "orientation": "h",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "font": {"size": 11},
+            },  # rows added on a narrow page go up
             "xaxis": {**grid, "title": {"text": x_title}},
             "yaxis": {**grid, "title": {"text": y_title}},
         },
@@ -59,7 +65,7 @@ def cold_start_chart(table: pd.DataFrame) -> go.Figure:
     for number, method in enumerate(methods):
         own = table[table["method"] == method]
         lines.append(_line(own["history"], own["wql"], method.replace("_", " "), number))
-    figure = _figure(lines, "WQL", "length of the server's own history")
+    figure = _figure(lines, "WQL", "length of the server's own history", COLD_START_HEIGHT_PX)
     return figure.update_yaxes(rangemode="tozero")
 
 

@@ -243,7 +243,9 @@ class Settings(BaseModel):
         default=3, ge=1, description="a server without a sample for this many steps is marked stale and not forecast"
     )
     drop_steps: Whole = Field(
-        default=12, ge=1, description="a server without a sample for this many steps is no longer listed or forecast"
+        default=12,
+        ge=1,
+        description="a server without a sample for this many steps has no forecast; it stays listed, as silent",
     )
     chunk_servers: Whole = Field(
         default=180, ge=1, description="servers forecast at once; other work runs between two chunks"

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from playwright.sync_api import sync_playwright
 
 from fleet_forecast.evaluation import report_pictures
 from fleet_forecast.evaluation.report import ModelReport
 from fleet_forecast.evaluation.report import report_pictures as pictures_of
 from fleet_forecast.evaluation.report_pictures import MISSING, PIXELS_PER_PX, WIDTH_PX, Picture, write_pictures
 from fleet_forecast.evaluation.tables import Evaluation
-from tests.evaluation.test_report import INFO, cold_start, group, weights
+from tests.evaluation.test_report import INFO, cold_start, group, weights, written
+from tests.serving.dashboard.chromium import FLAGS
 
 PAGE = Picture("<!doctype html><title>t</title><body style=background:#0b66c2>text", 200)
 
@@ -34,6 +36,36 @@ def test_a_picture_has_the_width_of_the_page_in_double_resolution(tmp_path: Path
     content = (tmp_path / "one.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", content[16:24]) == (PIXELS_PER_PX * WIDTH_PX, PIXELS_PER_PX * PAGE.height_px)
+
+
+METHODS = (
+    "model",
+    "profile given",
+    "profile masked",
+    "peers by hand",
+    "naive",
+    "quantiles of 6 h",
+    "quantiles of 24 h",
+)
+NARROW = """() => {
+  const box = (kind) => document.querySelector(`.js-plotly-plot ${kind}`).getBoundingClientRect();
+  const legend = box(".legend"), ticks = box(".xaxislayer-above"), title = box(".xtitle");
+  return [document.documentElement.scrollWidth, legend.bottom <= ticks.top, ticks.top < title.top];
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(report_pictures.browser() is None, reason="the program chromium is not installed")
+def test_a_report_fits_a_narrow_screen_and_no_legend_covers_the_title_of_an_axis(tmp_path: Path) -> None:
+    many = pd.concat([cold_start().assign(method=method) for method in METHODS])
+    written(tmp_path, Evaluation({"unseen": group()}, many), INFO | {"data": "/a/long/path" * 9})
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=report_pictures.browser(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 400, "height": 800})
+        page.goto((tmp_path / "report.html").as_uri())
+        page.wait_for_selector(".xtitle")
+        assert page.evaluate(NARROW) == [400, True, True]
+        browser.close()
 
 
 def test_without_a_browser_or_with_one_that_fails_the_reason_is_returned(

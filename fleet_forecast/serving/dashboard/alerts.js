@@ -2,6 +2,7 @@
 
 import { ask, askOptional } from "./api.js";
 import { badge, empty, h, table } from "./dom.js";
+import { hasStopped, unknownRisks } from "./feed.js";
 import { count, duration, metricName, number, percent, time } from "./text.js";
 
 const SHOWN = 200, SHOWN_RECENT = 50;
@@ -19,13 +20,19 @@ export function alertsView(page) {
     const all = firing.alerts;
     page.replaceChildren(
       ...shadowBanner(summary),
-      section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: status.cycle.servers ? "No server is expected to exceed a limit, and none deviates from its forecast." : "No complete step of a server has been forecast yet: alerts follow it." }))),
+      section("Firing", all.filter((alert) => !alert.silenced), firingColumns, empty("No alert is firing", h("p", { text: noneFiring(status) }))),
       ...(all.some((alert) => alert.silenced) ? [section("Silenced", all.filter((alert) => alert.silenced), firingColumns)] : []),
       ...(recent ? [section(recent.next ? "Recent, the newest" : "Recent", recent.alerts, recentColumns, empty("No alert has ended yet"))] : []),
       ...silenceSection(silences),
     );
   }
   return { update };
+}
+
+function noneFiring(status) {
+  if (hasStopped(status)) return "Alerts follow new samples, and most servers have stopped sending.";
+  const unknown = unknownRisks(status);
+  return status.servers.with_risks ? `No server is expected to exceed a limit, and none deviates from its forecast. ${unknown}` : unknown;
 }
 
 function shadowBanner(summary) {
@@ -69,7 +76,7 @@ const sentence = { title: "What", cell: shortened };
 const since = { title: "Since", cell: (alert) => (alert.started_at ? h("span", { class: "nowrap" }, time(alert.started_at), h("small", { text: ` ${duration(Date.now() - Date.parse(alert.started_at))}` })) : "–") };
 const due = { title: "Expected", cell: (alert) => (alert.crossed_at ? h("span", { class: "bad" }, "crossed ", time(alert.crossed_at)) : alert.expected_at ? time(alert.expected_at) : "–") };
 const likely = { title: "Probability", number: true, cell: (alert) => percent(alert.probability) };
-const now = { title: "Now / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)} ${alert.unit}` };
+const value = { title: "Value / limit", number: true, cell: (alert) => `${number(alert.current)} / ${number(alert.threshold)} ${alert.unit}` };
 const ended = { title: "Ended", cell: (alert) => (alert.ended_at ? time(alert.ended_at) : "–") };
 const lasted = { title: "Lasted", cell: (alert) => (alert.ended_at && alert.started_at ? duration(Date.parse(alert.ended_at) - Date.parse(alert.started_at)) : "–") };
 const outcome = {
@@ -78,7 +85,7 @@ const outcome = {
 };
 const lead = { title: "Lead", cell: (alert) => (alert.lead_minutes === null || alert.lead_minutes === undefined ? "–" : alert.lead_minutes <= 0 ? "none" : duration(alert.lead_minutes * 60e3)) };
 
-const firingColumns = [severity, openServer, metric, now, likely, since, due, sentence];
+const firingColumns = [severity, openServer, metric, value, likely, since, due, sentence];
 const recentColumns = [highest, openServer, metric, { title: "Began", cell: (alert) => (alert.started_at ? time(alert.started_at) : "–") }, ended, lasted, outcome, lead, sentence];
 
 function silenceSection(response) {

@@ -3,6 +3,7 @@
 import { alertsView } from "./alerts.js";
 import { ApiError, ask, askAll, hasToken, onUnauthorised, setToken } from "./api.js";
 import { byId, empty, h } from "./dom.js";
+import { hasStopped, stoppedBanner } from "./feed.js";
 import { fleetView } from "./fleet.js";
 import { listen } from "./live.js";
 import { modelView } from "./model.js";
@@ -19,6 +20,7 @@ const REFRESH_MS = 60000; // ages, and what no event announces
 const CLOCK_MS = 15000, STALE_STEPS = 3;
 let view = null; // {update()} of the address
 let connected = null, lostAt = null, status = null, failed = "", scheduled = 0;
+let locked = false; // the daemon asks for a token
 
 // The address: #/VIEW/NAME?key=value, or #NAME for a server, as links of earlier versions have it.
 function address() {
@@ -58,6 +60,7 @@ async function refresh() {
     const asked = { status: ask("status").then(withLabels), alerts: ask("api/v1/alerts?limit=1000") };
     [status] = await Promise.all([asked.status, own.update(asked), asked.alerts.then(showFiring)]);
     failed = "";
+    showState(); // before the charts
     if (own === view && !own.page.isConnected) own.first();
     if (own === view && own.drawn) await own.drawn();
     await updateNames();
@@ -107,8 +110,13 @@ function setConnected(now) {
 
 function showState() {
   const age = status && status.cycle.origin ? Date.now() - Date.parse(status.cycle.origin) : null;
-  const old = age !== null && age > (STALE_STEPS + 1) * stepMs();
+  const old = age !== null && age > (STALE_STEPS + 1) * stepMs(), stopped = Boolean(status && hasStopped(status));
   const banners = [];
+  if (locked) {
+    byId("state").className = "warn";
+    byId("state").textContent = "A token is needed";
+    return byId("banners").replaceChildren();
+  }
   if (connected === false) {
     banners.push(h("p", { class: "banner bad" }, "Connection lost at ", time(lostAt), ". The data below may be old; trying again."));
   } else if (status && !status.ready) {
@@ -116,6 +124,7 @@ function showState() {
   } else if (old) {
     banners.push(h("p", { class: "banner warn" }, `The newest forecast is ${duration(age)} old. No complete step has been forecast since.`));
   }
+  if (stopped) banners.push(stoppedBanner(status));
   if (status && status.starter) {
     banners.push(h("p", { class: "banner warn" }, "These are forecasts of the starter model, which was not trained on this fleet. Train your own: python tft_trainer.py --warm-start starter"));
   }
@@ -127,10 +136,11 @@ function showState() {
   }
   if (failed) banners.push(h("p", { class: "banner warn" }, `Not up to date: ${failed}`));
   byId("banners").replaceChildren(...banners);
-  const level = connected === false || (status && !status.ready) ? "bad" : old ? "warn" : "good";
+  const level = connected === false || (status && !status.ready) ? "bad" : old || stopped ? "warn" : "good";
   byId("state").className = connected === null ? "" : level;
   byId("state").replaceChildren(...(connected === null ? ["Connecting"] : connected === false ? ["Disconnected"]
-    : status === null ? ["Live"] : age === null ? ["Live · no forecast yet"] : ["Live · last step ", time(status.cycle.origin)]));
+    : !status?.servers.newest_step ? ["Live"] : ["Live · newest step ", time(status.servers.newest_step)]));
+  return undefined;
 }
 
 const stepMs = () => (view && view.stepSeconds ? view.stepSeconds() : 300) * 1000;
@@ -147,12 +157,15 @@ function schedule() {
 }
 
 function askForToken() {
+  locked = true;
+  showState();
   if (byId("login")) return;
   const wrong = hasToken();
   const input = h("input", { id: "token", type: "password", autocomplete: "off", "aria-describedby": "token-hint" });
   const use = (event) => {
     event.preventDefault();
     setToken(input.value);
+    [locked, connected, lostAt] = [false, null, null];
     show();
   };
   byId("main").replaceChildren(h("form", { id: "login", class: "empty", onsubmit: use },

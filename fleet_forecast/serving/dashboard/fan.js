@@ -24,8 +24,10 @@ export function intervalsOf(quantiles) {
     .map((level) => ({ low: `q${level}`, high: `q${mirror(level)}`, share: Math.round(100 * (mirror(level) - level)) }));
 }
 
+// The quantile that is nearest to the median; null without quantiles.
 export function medianKey(quantiles) {
-  return `q${levelsOf(quantiles).reduce((best, level) => (Math.abs(level - 0.5) < Math.abs(best - 0.5) ? level : best))}`;
+  const levels = levelsOf(quantiles);
+  return levels.length ? `q${levels.reduce((best, level) => (Math.abs(level - 0.5) < Math.abs(best - 0.5) ? level : best))}` : null;
 }
 
 // A filled band between two lines, as two traces.
@@ -42,7 +44,7 @@ function line(x, y, properties, unit, label) {
 // there; marked: a time to mark, such as that of an alert.
 export function drawFan(element, metric, shown) {
   const { forecast, history, peers, past, limits, states, marked } = shown;
-  const quantiles = forecast.metrics[metric], unit = quantiles.unit;
+  const quantiles = forecast.metrics[metric], unit = quantiles.unit, median = quantiles[medianKey(quantiles)];
   const ahead = [forecast.origin, ...forecast.timestamps].map(wall);
   const from = (values) => [quantiles.current ?? values[0], ...values];
   const traces = [];
@@ -52,7 +54,7 @@ export function drawFan(element, metric, shown) {
   const gaps = withGaps(history, metric, forecast.step_seconds * 1000);
   traces.push(line(gaps.x, gaps.y, { line: { color: colour("measured"), width: 1.4 } }, unit, "measured"));
   if (gaps.lone.length) traces.push(line(gaps.lone.map((index) => gaps.x[index]), gaps.lone.map((index) => gaps.y[index]), { mode: "markers", marker: { color: colour("measured"), size: POINT_PX } }, unit, "measured"));
-  traces.push(line(ahead, from(quantiles[medianKey(quantiles)]), { line: { color: colour("forecast"), width: 2 } }, unit, "median"));
+  if (median) traces.push(line(ahead, from(median), { line: { color: colour("forecast"), width: 2 } }, unit, "median"));
   const now = wall(forecast.origin);
   const shapes = [
     ...(states || []).map(({ start, end, bad }) => ({ type: "rect", xref: "x", yref: "paper", x0: wall(start), x1: wall(end), y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour(bad ? "incident" : "maintenance"), layer: "below" })),

@@ -1,13 +1,14 @@
-// Fleet view: counters, the highest risks, and a heat map of all servers over the horizon, by profile.
+// Fleet view: a heat map of all servers over the horizon, by profile, beside counters and the highest risks.
 
-import { ask, askAll } from "./api.js";
-import { choice, empty, h, table } from "./dom.js";
-import { drawHeatMap, edgesOf, highestOf, leftOf, rangeOf, scaleLegend } from "./heat.js";
-import { count, duration, horizonName, metricName, noun, number, percent, time, zone } from "./text.js";
+import { ask, askAll, hasToken } from "./api.js";
+import { choice, empty, h } from "./dom.js";
+import { counterCards, riskTable } from "./fleet_risks.js";
+import { drawHeatMap, edgesOf, highestOf, highestText, leftOf, rangeOf, scaleLegend } from "./heat.js";
+import { serverAddress } from "./names.js";
+import { count, metricName, zone } from "./text.js";
 
 const MOST_OPEN = 200; // servers; with more, profiles are rows that open into their servers
 const MOST_ROWS = 100; // of an opened profile, until all are asked for
-const LIKELY = 0.5;
 const SHOWN_RISKS = 10;
 const chosen = { value: "breach", metric: "", profile: "", search: "" }; // kept while the page is open
 const opened = new Map(); // profile -> whether it is open, as people chose
@@ -29,15 +30,15 @@ export function fleetView(page, _argument, query) {
   }
 
   async function reload() {
-    data.heat = await askAll(heatPath(data.metrics), "servers");
+    data.heat = await askHeat(data.metrics);
   }
 
   async function update(asked) {
-    const early = chosen.value === "breach" && !chosen.metric ? askAll(heatPath([]), "servers") : null; // needs no model
+    const early = chosen.value === "breach" && !chosen.metric ? askHeat([]) : null; // needs no model
     const [status, model, alerts, top] = await Promise.all([asked.status, ask("api/v1/model"), asked.alerts, ask(`api/v1/risks?limit=${SHOWN_RISKS}`)]);
     data = { status, alerts: alerts.alerts, risks: top.risks, metrics: model.metrics, hasRisk: Boolean(model.risk_model), heat: await early };
     if (!data.heat) await reload();
-    counters.replaceChildren(...counterCards(data));
+    counters.replaceChildren(...counterCards(data, chosen.value));
     risks.replaceChildren(...riskTable(data));
     if (!controls.children.length) controls.append(...controlsOf(data, changed));
   }
@@ -51,61 +52,22 @@ export function fleetView(page, _argument, query) {
   return { update, drawn };
 }
 
+// The heat map of all servers. The values of a stale forecast begin earlier: its half hours that are over are left out.
+async function askHeat(metrics) {
+  const heat = await askAll(heatPath(metrics), "servers");
+  for (const row of heat.servers) {
+    const over = Math.round((Date.parse(heat.origin) - Date.parse(row.origin)) / (1000 * heat.bin_seconds));
+    if (over > 0) row.values = row.values.map((_, bin) => row.values[bin + over] ?? null);
+  }
+  return heat;
+}
+
 function heatPath(metrics) {
   const metric = metrics.includes(chosen.metric) ? `&metric=${encodeURIComponent(chosen.metric)}` : "";
   if (chosen.value === "breach") return `api/v1/heat-map?value=breach${metric}`;
   if (chosen.value === "risk") return "api/v1/heat-map?value=risk";
   return `api/v1/heat-map?value=quantile&level=${chosen.value}${metric || `&metric=${encodeURIComponent(metrics[0])}`}`;
 }
-
-// --- counters and risks -------------------------------------------------------------------------------------------
-
-function counterCards({ status, alerts, heat }) {
-  const cold = heat.servers.filter((row) => row.cold_start).length;
-  const likely = heat.unit ? null : heat.servers.filter((row) => Math.max(...row.values) >= LIKELY).length;
-  const waiting = status.servers.known - status.servers.forecast;
-  const severe = (name) => alerts.filter((alert) => (alert.severity || "page") === name && !alert.silenced).length;
-  const silenced = alerts.filter((alert) => alert.silenced).length;
-  const age = heat.origin ? Date.now() - Date.parse(heat.origin) : null;
-  return [
-    card(status.servers.known.toLocaleString(), noun(status.servers.known, "server"), [
-      [cold, "cold start"], [status.servers.stale, "stale"], [waiting, "without forecast"],
-    ], "#/fleet"),
-    card(alerts.length - silenced, `${noun(alerts.length - silenced, "alert")} firing`, alerts.some((alert) => alert.severity)
-      ? [[severe("page"), "page"], [severe("watch"), "watch"], [silenced, "silenced"]] : [], "#/alerts", alerts.length - silenced ? "bad" : "good"),
-    likely === null ? null : card(likely, chosen.value === "risk" ? noun(likely, "likely incident") : noun(likely, "likely breach", "likely breaches"), [], null, likely ? "warn" : "good", `Servers with a probability of ${percent(LIKELY)} or more within the horizon`),
-    card(age === null ? "–" : duration(age), "since the last step", heat.origin ? [["", "at "], [time(heat.origin), ""]] : []),
-  ].filter(Boolean);
-}
-
-function card(value, label, parts, link = null, kind = "", title = null) {
-  const shown = parts.filter(([amount]) => amount !== 0).map(([amount, what]) => (typeof amount === "number" ? `${amount.toLocaleString()} ${what}` : amount || what));
-  const detail = shown.flatMap((part, index) => (index && typeof shown[index - 1] === "string" && typeof part === "string" ? [" · ", part] : [part]));
-  const content = [h("strong", { class: kind, text: String(value) }), h("span", { text: label }), h("small", {}, ...detail)];
-  return link ? h("a", { class: "card", href: link, title }, content) : h("div", { class: "card", title }, content);
-}
-
-function riskTable({ risks, status }) {
-  const horizons = risks.length ? Object.keys(risks[0].by_horizon) : [];
-  const link = (risk) => h("a", { href: `#/server/${encodeURIComponent(risk.server_name)}`, text: risk.server_name });
-  const columns = [
-    { title: "Server", cell: link },
-    { title: "Metric", cell: (risk) => metricName(risk.metric) },
-    { title: "Now", number: true, cell: (risk) => number(risk.current) },
-    { title: "Limit", number: true, cell: (risk) => `${[risk.threshold, risk.below].filter((limit) => limit !== null).map((limit) => number(limit)).join(" and ")} ${risk.unit}` },
-    ...horizons.map((label) => ({ title: horizonName(label), number: true, cell: (risk) => h("span", { class: riskClass(risk.by_horizon[label]), text: percent(risk.by_horizon[label]) }) })),
-  ];
-  return [
-    h("h2", { text: "Highest risks" }),
-    h("p", { class: "hint", text: "Probability that a metric crosses its limit within the time" }),
-    risks.length ? table("Highest risks", columns, risks) : noRisk(status.cycle.servers),
-  ];
-}
-
-const noRisk = (forecastServers) => (forecastServers ? empty("No breach is probable", h("p", { text: "All probabilities are below 0.5 %." }))
-  : empty("Not known yet", h("p", { text: "The first complete step of a server is followed by its risks." })));
-
-const riskClass = (probability) => (probability >= LIKELY ? "bad" : probability >= LIKELY / 2 ? "warn" : "");
 
 // --- heat map -----------------------------------------------------------------------------------------------------
 
@@ -127,10 +89,10 @@ function controlsOf({ metrics, hasRisk, heat }, changed) {
   ];
 }
 
-// Servers to show. A server without values does not have the chosen metric; a risk that is not known yet is shown.
+// Servers to show. A server without values does not have the chosen metric; a probability that is not known yet is shown.
 function filtered(servers) {
-  const search = chosen.search.toLowerCase();
-  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search) && (chosen.value === "risk" || highestOf(row.values) !== null));
+  const search = chosen.search.toLowerCase(), ofServer = chosen.value === "risk" || (chosen.value === "breach" && !chosen.metric);
+  return servers.filter((row) => (!chosen.profile || row.profile === chosen.profile) && row.server_name.toLowerCase().includes(search) && (ofServer || highestOf(row.values) !== null));
 }
 
 const worst = (row) => highestOf(row.values) ?? 0;
@@ -155,7 +117,7 @@ async function drawMaps(root, heat, rows) {
   }
   const groups = grouped(rows), asRows = rows.length > MOST_OPEN && groups.length > 1;
   const range = rangeOf(rows, heat.unit);
-  const scale = { edges: edgesOf(heat), range, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewLabel) : rows.map((row) => heatRow(row).label)) };
+  const scale = { edges: edgesOf(heat), range, unit: heat.unit, left: leftOf(asRows ? groups.map(overviewRow) : rows.map(heatRow), root.clientWidth) };
   const wanted = ["scale", ...(asRows ? ["all profiles"] : []), ...groups.map((group) => group.profile)];
   const parts = new Map([...root.children].map((part) => [part.dataset.part, part]));
   const focused = document.activeElement;
@@ -179,12 +141,11 @@ function describe(legend, heat, range) {
   legend.replaceChildren(`${what}. Times in ${zone}. A click on a row opens it.`, scaleLegend(range, heat.unit));
 }
 
-const overviewLabel = ({ profile, rows }) => `${profile} (${rows.length.toLocaleString()})`;
+const overviewRow = ({ profile, rows }) => ({ key: profile, name: profile, mark: ` (${rows.length.toLocaleString()})` });
 
 function drawOverview(element, groups, scale, root) {
   const rows = groups.map(({ profile, rows }) => ({
-    label: overviewLabel({ profile, rows }),
-    key: profile,
+    ...overviewRow({ profile, rows }),
     values: scale.edges.slice(1).map((_, bin) => highestOf(rows.map((row) => row.values[bin] ?? null))),
   }));
   const open = (profile) => {
@@ -196,9 +157,9 @@ function drawOverview(element, groups, scale, root) {
   return drawHeatMap(element, rows, scale, { choose: open });
 }
 
-async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows) {
+async function drawGroup(part, { profile, rows }, scale, asRows) {
   const [summary, map, all] = part.children;
-  summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${scale.unit ? `${number(highest)} ${scale.unit}` : percent(highest)}`);
+  summary.replaceChildren(h("b", { text: profile }), ` ${count(rows.length, "server")} · highest ${highestText(rows[0].values, scale.unit)}`);
   let drawnOnce = false; // opening the part by program raises an event as well
   all.onclick = () => { all.dataset.all = "yes"; drawnOnce = false; render(); };
   summary.onclick = () => opened.set(profile, !part.open); // what people choose; the event comes before the change
@@ -208,7 +169,7 @@ async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows)
     const shown = all.dataset.all ? rows : rows.slice(0, MOST_ROWS);
     all.hidden = shown.length === rows.length;
     all.textContent = `Show all ${rows.length.toLocaleString()} servers`;
-    await drawHeatMap(map, shown.map(heatRow), scale, { href: (name) => `#/server/${encodeURIComponent(name)}` });
+    await drawHeatMap(map, shown.map(heatRow), scale, { href: serverAddress });
   }
   part.open = opened.get(profile) ?? !asRows;
   part.ontoggle = () => part.open && render();
@@ -216,11 +177,12 @@ async function drawGroup(part, { profile, rows, worst: highest }, scale, asRows)
 }
 
 function heatRow(row) {
-  const marks = [row.cold_start && "cold", row.stale && "stale"].filter(Boolean);
-  return { key: row.server_name, label: row.server_name + (marks.length ? ` · ${marks.join(", ")}` : ""), metric: row.metric, values: row.values };
+  const marks = [row.cold_start && "cold", row.provisional && "provisional", row.stale && "stale"].filter(Boolean);
+  return { key: row.server_name, name: row.server_name, mark: marks.length ? ` · ${marks.join(", ")}` : "", metric: row.metric, values: row.values };
 }
 
 function noServers() {
-  const example = `curl ${new URL("api/v1/metrics", location.href.split("#")[0])} -H 'Content-Type: application/json' -d '{"records": [{"timestamp": "${new Date().toISOString().slice(0, 19)}Z", "server_name": "ppweb005", "cpu_pct": 31.5}]}'`;
+  const token = hasToken() ? ' -H "Authorization: Bearer $FLEET_FORECAST_TOKEN"' : "";
+  const example = `curl ${new URL("api/v1/metrics", location.href.split("#")[0])}${token} -H 'Content-Type: application/json' -d '{"records": [{"timestamp": "${new Date().toISOString().slice(0, 19)}Z", "server_name": "ppweb005", "cpu_pct": 31.5}]}'`;
   return empty("No server has sent a sample yet", h("p", { text: "A server needs no registration: its first sample is enough for a forecast." }), h("pre", { text: example }));
 }

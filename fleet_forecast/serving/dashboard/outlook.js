@@ -1,29 +1,45 @@
 // The time to a breach in words.
 
 import { h } from "./dom.js";
+import { isOld } from "./fan.js";
 import { duration, metricName, number, percent, time } from "./text.js";
 
 // Sentences about the limits that the forecast crosses, the most pressing first, as strings and time elements.
 export function outlook(forecast, risks) {
   if (!risks) return ["The limits of this server are not known yet."];
-  const known = Object.entries(risks.metrics).filter(([, risk]) => risk.threshold !== null)
+  const limited = Object.entries(risks.metrics).filter(([, risk]) => risk.threshold !== null)
     .map(([metric, risk]) => ({ metric, ...risk, ...forecast.metrics[metric], highest: Math.max(0, ...Object.values(risk.by_horizon)) }));
-  if (!known.length) return ["No metric of this server has a limit."];
-  const over = known.filter((risk) => risk.current !== null && (risk.below ? risk.current < risk.threshold : risk.current > risk.threshold));
+  if (!limited.length) return ["No metric of this server has a limit."];
+  const known = limited.filter((risk) => risk.current !== null); // one that is not measured raises no alert either
+  const over = known.filter((risk) => (risk.below ? risk.current < risk.threshold : risk.current > risk.threshold));
   const expected = known.filter((risk) => risk.expected_at && !over.includes(risk)).sort((a, b) => a.expected_at.localeCompare(b.expected_at));
   const possible = known.filter((risk) => risk.earliest_at && !risk.expected_at && !over.includes(risk)).sort((a, b) => b.highest - a.highest);
-  const hours = duration(Date.parse(forecast.timestamps[forecast.timestamps.length - 1]) - Date.parse(forecast.origin));
-  if (over.length + expected.length + possible.length) return [...over.map(overText), ...expected.map(expectedText), ...possible.map(possibleText)].flat();
+  if (over.length + expected.length + possible.length) return [...over.map((risk) => overText(risk, forecast)), ...expected.map(expectedText), ...possible.map(possibleText)].flat();
+  if (!known.some(hasProbability)) return [`Not known yet whether a limit will be exceeded: ${whyUnknown(forecast, known)}.`];
   const highest = known.reduce((best, risk) => (risk.highest > best.highest ? risk : best));
-  if (!known.some(hasProbability)) return [`No limit is expected to be exceeded within ${hours}.`];
-  return [`No limit is expected to be exceeded within ${hours}. The highest probability is ${percent(highest.highest)} (${metricName(highest.metric)}).`];
+  return ["No limit is expected to be exceeded ", ...withinHorizon(forecast), `. The highest probability is ${percent(highest.highest)} (${metricName(highest.metric)}).`];
+}
+
+function whyUnknown(forecast, known) {
+  if (forecast.cold_start) return "no step of this server was measured yet; the forecast is that of its profile and its peers";
+  if (!known.length) return "its metrics with a limit are not measured now";
+  if (forecast.provisional) return "the step is not complete, and probabilities follow complete steps";
+  return "the probabilities of this forecast are being computed";
+}
+
+function withinHorizon(forecast) {
+  const end = forecast.timestamps[forecast.timestamps.length - 1];
+  return isOld(forecast) ? ["until ", time(end)] : [`within ${duration(Date.parse(end) - Date.parse(forecast.origin))}`];
 }
 
 const limitOf = (risk) => `${number(risk.threshold)} ${risk.unit}`;
 const crosses = (risk) => (risk.below ? "fall below" : "exceed");
 const subject = (risk) => h("b", { text: metricName(risk.metric) });
 
-const overText = (risk) => [subject(risk), ` is ${risk.below ? "below" : "above"} its limit of ${limitOf(risk)} now. `];
+function overText(risk, forecast) {
+  const side = `${risk.below ? "below" : "above"} its limit of ${limitOf(risk)}`;
+  return isOld(forecast) ? [subject(risk), ` was ${side} at `, time(forecast.origin), ". "] : [subject(risk), ` is ${side} now. `];
+}
 
 function expectedText(risk) {
   const ahead = Date.parse(risk.expected_at) - Date.now();

@@ -3,17 +3,17 @@
 
 import { ApiError, ask } from "./api.js";
 import { badge, empty, h, table } from "./dom.js";
-import { count, percent, time } from "./text.js";
+import { nameList, serverLink } from "./names.js";
+import { clockTime, count, percent, time } from "./text.js";
 
-const SHOWN_NAMES = 12; // of a list, until all are asked for
 const COPIED_MS = 2000;
 const VERDICTS = [["agrees", "behave like their profile", "good"], ["contradicts", "behave like another profile", "bad"], ["unmatched", "match no rule", "warn"],
-  ["unclear", "behave like none, or several", ""], ["too_short", "with too little history", ""]];
+  ["unclear", "behave like none, or several", ""], ["too_short", "not judged: less than a quarter of a day measured", ""]];
 
 export function profilesView(page) {
-  async function update() {
-    const [{ profiles }, audit] = await Promise.all([ask("api/v1/profiles"), ask("api/v1/profiles/audit").catch(asProblem)]);
-    page.replaceChildren(...(audit.problem ? [panel("Audit", empty("There is no audit yet", h("p", { text: `${audit.problem}.` })))] : auditSections(audit)),
+  async function update(asked) {
+    const [{ profiles }, audit, status] = await Promise.all([ask("api/v1/profiles"), ask("api/v1/profiles/audit").catch(asProblem), asked.status]);
+    page.replaceChildren(...(audit.problem ? [panel("Audit", empty("There is no audit yet", h("p", { text: `${audit.problem}.` })))] : auditSections(audit, status.servers.known)),
       panel("Profiles", table("Profiles", profileColumns, profiles.filter((one) => one.servers || one.trained))));
   }
   return { update };
@@ -26,21 +26,22 @@ const asProblem = (problem) => {
 
 const panel = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), ...content);
 
-function auditSections(audit) {
+// known: number of servers now; those that came after the audit are not in it.
+function auditSections(audit, known) {
   const { suggestions, two_in_one: twins, unclear, toml } = audit;
+  const later = Math.max(0, known - audit.servers);
+  const cards = [...VERDICTS.map(([verdict, ...shown]) => [audit.verdicts[verdict], ...shown]), [later, `not judged: new since the audit at ${clockTime(audit.origin)}`, ""]];
   return [
-    h("div", { class: "cards" }, VERDICTS.filter(([verdict]) => audit.verdicts[verdict]).map(([verdict, text, kind]) => h("div", { class: "card" },
-      h("strong", { class: kind, text: audit.verdicts[verdict].toLocaleString() }), h("span", { text })))),
+    h("div", { class: "cards" }, cards.filter(([amount]) => amount).map(([amount, text, kind]) => h("div", { class: "card" },
+      h("strong", { class: kind, text: amount.toLocaleString() }), h("span", { text })))),
     panel("Servers that behave like another profile",
       h("p", { class: "hint" }, `What ${count(audit.servers, "server")} did in the day before `, time(audit.origin), ", against the profile that a rule gave them. Renewed every hour."),
       suggestions.length ? table("Suggestions", suggestionColumns, suggestions) : empty("None", h("p", { text: "No server clearly behaves like a profile other than its own." }))),
     ...twins.map(twinPanel),
-    ...(unclear.length ? [panel("Unclear", h("p", { class: "hint", text: "These servers behave like none of the profiles, or like several." }), names(unclear))] : []),
+    ...(unclear.length ? [panel("Unclear", h("p", { class: "hint", text: "These servers behave like none of the profiles, or like several." }), nameList(unclear))] : []),
     ...(toml ? [linesPanel(toml)] : []),
   ];
 }
-
-const serverLink = (name) => h("a", { class: "name", href: `#/server/${encodeURIComponent(name)}`, text: name });
 
 const suggestionColumns = [
   { title: "Server", cell: (one) => serverLink(one.server_name) },
@@ -59,14 +60,7 @@ const profileColumns = [
 function twinPanel({ profile, groups, apart }) {
   return panel(`${profile} consists of two`,
     h("p", { class: "hint", text: `Its servers form two groups. Their distance is ${apart.toFixed(1)} times the largest between servers of one kind.` }),
-    h("div", { class: "pair" }, groups.map((group) => h("div", {}, h("h3", { text: count(group.length, "server") }), names(group)))));
-}
-
-function names(all) {
-  const list = h("p", { class: "names" });
-  const show = (shown) => list.replaceChildren(...shown.map(serverLink), ...(shown.length < all.length ? [h("button", { text: `Show all ${all.length.toLocaleString()}`, onclick: () => show(all) })] : []));
-  show(all.slice(0, SHOWN_NAMES));
-  return list;
+    h("div", { class: "pair" }, groups.map((group) => h("div", {}, h("h3", { text: count(group.length, "server") }), nameList(group)))));
 }
 
 function linesPanel(toml) {

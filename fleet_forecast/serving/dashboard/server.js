@@ -4,13 +4,15 @@ import { sentenceOf } from "./alerts.js";
 import { ApiError, ask, askOptional, server as serverPath } from "./api.js";
 import { badge, choice, empty, h } from "./dom.js";
 import { explanation } from "./explanation.js";
-import { drawFan, fanLabel, intervalsOf, isOld } from "./fan.js";
+import { drawFan, intervalsOf, isOld } from "./fan.js";
+import { drawInTurn, figure } from "./figures.js";
+import { withoutForecast } from "./no_forecast.js";
 import { outlook } from "./outlook.js";
-import { onPaper } from "./plots.js";
+import { release } from "./plots.js";
 import { count, duration, horizonName, metricName, number, percent, time } from "./text.js";
 import { coverageOf, nearestPast } from "./trust.js";
 
-const HOUR_MS = 3600e3, FRAME_MS = 16, LONGEST_HOURS = 336, STATE_HOURS = 24;
+const HOUR_MS = 3600e3, LONGEST_HOURS = 336, STATE_HOURS = 24;
 const QUIET_STATES = new Set([null, "healthy", "idle", "heavy_load", "morning_spike"]);
 const chosen = { hours: "12", past: "8", peers: true };
 
@@ -19,8 +21,8 @@ export function serverView(page, name, query) {
   const at = query.has("at") && !Number.isNaN(Date.parse(query.get("at"))) ? query.get("at") : null;
   const head = h("div", { class: "server-head" }), controls = h("div", { class: "controls" }), note = h("p", { class: "hint" });
   const charts = h("div", { class: "charts" }), legend = h("p", { class: "legend" }), why = explanation(name);
-  page.append(head, h("section", { class: "panel" }, controls, note, charts, legend), why.element);
-  let data = null;
+  const whole = [head, h("section", { class: "panel" }, controls, note, charts, legend), why.element];
+  let data = null, without = null; // what is shown of a server without a forecast
 
   async function update(asked) {
     const path = serverPath(name), hours = historyHours(at);
@@ -31,10 +33,17 @@ export function serverView(page, name, query) {
     ]);
     const problem = forecast.problem || received.problem, history = problem ? received : measuredSteps(received, forecast);
     data = { forecast, history, risks, past: past ? past.forecasts : [], alerts: alerts.alerts, peers, states: statesOf(raw) };
-    if (problem) return noForecast(page, name, problem);
+    without = problem ? await withoutForecast(name, { reason: problem, hours, marked: at }) : null;
+    if (without) return show(without.parts);
+    if (!head.parentNode) show(whole);
     head.replaceChildren(...headOf(name, data));
     controls.replaceChildren(...controlsOf(changed));
     return undefined;
+  }
+
+  function show(parts) {
+    release(page);
+    page.replaceChildren(...parts);
   }
 
   function changed(key, value) {
@@ -44,7 +53,8 @@ export function serverView(page, name, query) {
   }
 
   async function drawn() {
-    if (!data || data.forecast.problem || data.history.problem) return;
+    if (without) return without.draw();
+    if (!data) return undefined;
     const past = chosen.past || at ? nearestPast(data.past, at ? Date.parse(at) : Date.parse(data.forecast.origin) - Number(chosen.past) * HOUR_MS) : null;
     note.replaceChildren(...noteOf(past, at));
     const metrics = Object.keys(data.forecast.metrics);
@@ -55,21 +65,9 @@ export function serverView(page, name, query) {
     legend.replaceChildren(...legendOf(data, past));
     metrics.forEach((metric, index) => charts.children[index].firstChild.replaceChildren(...captionOf(metric, data, past)));
     await drawInTurn([...charts.children], (figure, index) => drawChart(figure.lastChild, metrics[index], { ...data, past, at }));
-    await why.update(data.forecast);
+    return why.update(data.forecast);
   }
   return { update, drawn, stepSeconds: () => data?.forecast.step_seconds || 300 };
-}
-
-// Draw the charts in the window at once, each of the others a frame later; on paper there is no later.
-async function drawInTurn(figures, drawOne) {
-  const inWindow = ({ top, bottom }) => bottom > 0 && (top + bottom) / 2 < innerHeight;
-  const first = new Set(onPaper() ? figures : figures.filter((figure) => inWindow(figure.getBoundingClientRect())));
-  await Promise.all(figures.map((figure, index) => first.has(figure) && drawOne(figure, index)));
-  for (const [index, figure] of figures.entries()) {
-    if (first.has(figure)) continue;
-    await new Promise((resolve) => setTimeout(resolve, FRAME_MS)); // a hidden page has no frames
-    await drawOne(figure, index);
-  }
 }
 
 // Without the running step, whose mean is that of a part: up to the origin, or what followed an old one.
@@ -96,10 +94,6 @@ function chooser(page) {
   return { update: async () => {} };
 }
 
-function noForecast(page, name, problem) {
-  page.replaceChildren(empty(name, h("p", { text: `${problem}.` }), h("p", {}, h("a", { href: "#/fleet", text: "Fleet" }))));
-}
-
 function headOf(name, { forecast, risks, alerts }) {
   const peers = forecast.peers.count;
   const facts = [
@@ -115,12 +109,13 @@ function headOf(name, { forecast, risks, alerts }) {
       forecast.cold_start && badge("cold start", "warn", "Nothing was measured yet: forecast from profile and peers"),
       forecast.provisional && badge("provisional", "warn", "The running step is not complete"),
       forecast.stale && badge("stale", "bad", "The server has stopped sending: this is an old forecast")),
+    forecast.stale && h("p", { class: "banner warn" }, "This server has sent nothing since the step of ", time(forecast.origin), `, ${duration(1000 * forecast.age_seconds)} ago. This is the forecast of that time.`),
     h("p", { class: "outlook" }, outlook(forecast, risks)),
     ...alerts.map((alert) => h("p", { class: `banner ${alert.severity === "watch" ? "warn" : "bad"}` }, h("b", { text: alert.silenced ? "Silenced alert " : "Alert " }), sentenceOf(alert))),
     ...forecast.warnings.map((warning) => h("p", { class: "hint", text: warning })),
     ...(forecast.not_measured.length ? [h("p", { class: "hint", text: `Not forecast, because neither the server nor its profile measures it: ${forecast.not_measured.map(metricName).join(", ")}` })] : []),
     h("dl", { class: "facts" }, facts.map(([title, value]) => h("div", {}, h("dt", { text: title }), h("dd", {}, value)))),
-  ];
+  ].filter(Boolean);
 }
 
 function controlsOf(changed) {
@@ -138,20 +133,22 @@ function noteOf(past, at) {
   return moment;
 }
 
-function figure(metric, name) {
-  return h("figure", {}, h("figcaption"), h("div", { class: "plot fan", role: "img", "aria-label": fanLabel(metric, name) }));
-}
-
 function captionOf(metric, { forecast, history, risks }, past) {
   const risk = risks?.metrics[metric], threshold = risk?.threshold ?? null;
-  const { unit, current } = forecast.metrics[metric];
-  const reached = Object.entries(risk?.by_horizon || {}).pop();
+  const reached = forecast.metrics[metric].current === null ? null : Object.entries(risk?.by_horizon || {}).pop();
   const covered = past ? coverageOf(past, history, metric) : null;
   return [
-    h("b", { text: metricName(metric) }), h("span", { text: current === null ? ` in ${unit}, not measured now` : ` now ${number(current)} ${unit}` }),
+    h("b", { text: metricName(metric) }), h("span", {}, currentOf(forecast, metric)),
     reached && threshold !== null ? h("span", { class: reached[1] >= 0.5 ? "bad" : reached[1] >= 0.25 ? "warn" : "", text: ` · limit ${number(threshold)}: ${percent(reached[1])} within ${horizonName(reached[0])}` }) : null,
     covered ? h("small", { class: covered.inside / covered.steps < 0.5 ? "warn" : "", title: "Of the values measured since that forecast", text: `${percent(covered.inside / covered.steps)} of ${covered.steps} values since were inside its ${covered.share} % band` }) : null,
   ].filter(Boolean);
+}
+
+// The value at the origin of the forecast, with its time if that is not now.
+function currentOf(forecast, metric) {
+  const { unit, current } = forecast.metrics[metric], old = isOld(forecast);
+  if (current === null) return old ? [` in ${unit}, not measured at `, time(forecast.origin)] : ` in ${unit}, not measured now`;
+  return old ? [` ${number(current)} ${unit} at `, time(forecast.origin)] : ` now ${number(current)} ${unit}`;
 }
 
 function drawChart(plot, metric, { forecast, history, risks, past, states, peers, at }) {

@@ -2,11 +2,10 @@
 
 let labels = {}; // of the fleet's metrics, by name
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const dated = new Intl.DateTimeFormat(undefined, {
-  weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
-});
+const DATED = { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const dated = new Intl.DateTimeFormat(undefined, DATED), datedOfOtherYear = new Intl.DateTimeFormat(undefined, { ...DATED, year: "numeric" });
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
-const HOUR_MS = 3600e3, DAY_MS = 24 * HOUR_MS;
+const HOUR_MS = 3600e3, DAY_MS = 24 * HOUR_MS, LEAST_PLAIN = 0.001; // smaller numbers have an exponent
 
 export const useLabels = (found) => { labels = found; };
 
@@ -20,7 +19,9 @@ export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "local t
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString() : String(Number(value.toPrecision(digits)));
+  const size = Math.abs(value);
+  if (size >= 1000) return Math.round(value).toLocaleString();
+  return size > 0 && size < LEAST_PLAIN ? value.toExponential(digits - 1) : String(Number(value.toPrecision(digits)));
 }
 
 // A score in a column: the same number of decimals in all rows.
@@ -57,12 +58,13 @@ export const utc = (iso) => `${new Date(iso).toISOString().slice(0, 16).replace(
 export const clockTime = (iso) => clock.format(new Date(iso));
 export const date = (iso) => day.format(new Date(iso));
 
-// A time element: the clock time, with the day where it is not within half a day of now.
+// A time element: the clock time, with the day where it is not within half a day of now, and the year of another one.
 export function time(iso) {
-  const made = document.createElement("time"), near = Math.abs(Date.now() - Date.parse(iso)) < DAY_MS / 2;
+  const made = document.createElement("time"), moment = new Date(iso), now = new Date();
+  const far = moment.getFullYear() === now.getFullYear() ? dated : datedOfOtherYear;
   made.dateTime = iso;
   made.title = utc(iso);
-  made.textContent = (near ? clock : dated).format(new Date(iso));
+  made.textContent = (Math.abs(now - moment) < DAY_MS / 2 ? clock : far).format(moment);
   return made;
 }
 

@@ -115,6 +115,11 @@ class ServerForecast:
         return tuple(metric for metric in self.model.metrics if metric not in self.not_measured)
 
     @property
+    def has_complete_step(self) -> bool:
+        """Whether a complete step was measured: `history_steps` counts the running one of a provisional forecast."""
+        return self.history_steps > self.provisional
+
+    @property
     def horizon_steps(self) -> int:
         """Length of the forecast."""
         return int(self.quantiles.shape[2])

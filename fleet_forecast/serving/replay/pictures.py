@@ -16,7 +16,7 @@ from fleet_forecast.serving.alerting.exceedance import nearest_level
 from fleet_forecast.serving.alerting.messages import label_of, with_unit
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 
-WIDTH, HEIGHT, FOOT = 520.0, 130.0, 16.0
+WIDTH, HEIGHT = 520.0, 130.0
 BEFORE_SECONDS, AFTER_SECONDS = 8 * 3_600, 4 * 3_600  # shown before and after what is drawn
 ALERT_COLOUR, INCIDENT_COLOUR = "#e69f00", "#d55e00"
 
@@ -54,9 +54,8 @@ def picture(grid: FleetGrid, scene: Scene) -> str:
     parts.append(axes.line(times, values, "#1d2733"))
     caption = f"<b>{html.escape(grid.servers[scene.server])}</b> {html.escape(label_of(scene.metric))}"
     scale = f"{with_unit(low, scene.metric)} to {with_unit(high, scene.metric)}, {iso(first)} to {iso(last)}"
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT + FOOT}" width="{WIDTH}"'
-    text = f'<text x="0" y="{HEIGHT + FOOT - 3}">{html.escape(scale)}</text>'
-    return f"<figure><figcaption>{caption}</figcaption><svg {size}>{''.join(parts)}{text}</svg></figure>"
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{caption}<br>{html.escape(scale)}</figcaption>{drawing}</figure>"
 
 
 def _band(scene: Scene, last: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from fleet_forecast.atomic_write import replace_file
-from fleet_forecast.evaluation.report import STYLE
+from fleet_forecast.evaluation.report import page_head
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert, as_document
 from fleet_forecast.serving.replay.curve import LevelPoint
@@ -87,15 +87,14 @@ def _page(report: ReplayReport) -> str:
     for heading, figures in report.pictures.items():
         parts += [f"<h2>{html.escape(heading)}</h2>", *(figures or ["<p>None.</p>"])]
     parts += ["<h2>Alerts by server</h2>", _by_server(report.alerts), "<h2>Alerts</h2>", _alerts_table(report)]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Alerts of the past</title><style>{STYLE}</style>"
-    return head + "".join(parts) + "</html>\n"
+    return page_head("Alerts of the past") + "".join(parts) + "</html>\n"
 
 
 def _table(frame: pd.DataFrame) -> str:
     """Numbers have three digits; what is missing is "-"."""
     shown = frame.astype(object).where(frame.notna(), "-")
-    text: str = shown.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
-    return text
+    text = shown.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
+    return f'<div class="wide">{text}</div>'
 
 
 def _scores_table(scores: Mapping[str, Mapping[str, Any]], evaluated: bool) -> str:

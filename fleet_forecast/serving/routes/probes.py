@@ -30,7 +30,11 @@ class ServersStatus(BaseModel):
 
     known: int
     forecast: int
+    with_risks: Annotated[
+        int, Field(description="of those forecast, those whose risk of a breach is known: a complete step was measured")
+    ]
     stale: int
+    newest_step: Annotated[UtcTime | None, Field(description="the newest step in which a server measured something")]
     unmatched_names: Annotated[list[str], Field(description="the first names that no profile rule matches")]
 
 
@@ -135,6 +139,7 @@ class StatusResponse(BaseModel):
     shard: ShardStatus | None
     history: HistoryStatus
     metric_labels: Annotated[dict[str, str], Field(description="of the fleet's metrics that have one, by name")]
+    metric_units: Annotated[dict[str, str], Field(description="of the fleet's metrics, by name")]
 
 
 @router.get("/-/healthy", include_in_schema=False)  # the paths of Prometheus and Alertmanager
@@ -202,7 +207,9 @@ def _status(daemon: Daemon) -> dict[str, Any]:
         "servers": {
             "known": len(store.servers),
             "forecast": len(snapshot.forecasts),
+            "with_risks": _with_risks(daemon),
             "stale": daemon.forecasts.stale_servers(),
+            "newest_step": _newest_step(daemon),
             "unmatched_names": snapshot.unmatched[:MAX_UNMATCHED_NAMES],
         },
         "cycle": _cycle_status(daemon),
@@ -224,7 +231,24 @@ def _status(daemon: Daemon) -> dict[str, Any]:
             "damaged_file_set_aside": None if store.set_aside is None else str(store.set_aside),
         },
         "metric_labels": {name: spec.label for name, spec in METRIC_SPECS.items() if spec.label},
+        "metric_units": {name: spec.unit for name, spec in METRIC_SPECS.items()},
     }
+
+
+def _with_risks(daemon: Daemon) -> int:
+    """Number of forecast servers that were assessed after a complete step with a measurement."""
+    assessed = daemon.alerts.probabilities.keys()
+    return sum(
+        name in assessed and forecast.has_complete_step
+        for name, forecast in daemon.forecasts.snapshot.forecasts.items()
+    )
+
+
+def _newest_step(daemon: Daemon) -> str | None:
+    store = daemon.store
+    servers = list(store.servers.values())  # a copy: other threads add servers meanwhile
+    newest = max((store.last_step(server.server_id) or 0 for server in servers), default=0)
+    return iso(newest * store.step_seconds) if newest else None
 
 
 def _shard_status(daemon: Daemon) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
@@ -15,6 +15,7 @@ from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.profile_audit.audit import AuditError
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.forecasts.snapshot import ServerForecast
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.routes.forecast_responses import Peers
 from fleet_forecast.serving.routes.responses import (
@@ -41,6 +42,7 @@ router = APIRouter(tags=["fleet"])
 class ServersQuery(BaseModel):
     """The servers of one page."""
 
+    server: Annotated[list[str] | None, Field(description="only these servers")] = None
     profile: Annotated[list[str] | None, Field(description="only these profiles")] = None
     limit: Annotated[int, Field(ge=1, le=10_000, description="servers in one response")] = 1_000
     after: Annotated[str, Field(description="`next` of the previous page")] = ""
@@ -52,9 +54,17 @@ class ServerInfo(BaseModel):
     server_name: str
     profile: str
     profile_rule: Annotated[str | None, Field(description="rule that determined the profile; null if none matches")]
+    state: Annotated[
+        Literal["forecast", "stale", "silent", "new"],
+        Field(
+            description="forecast: after each step; stale: it has sent nothing for `stale_steps` steps, its last "
+            "forecast is kept; silent: nor for `drop_steps` steps, it is forecast again with its next sample; "
+            "new: its first forecast is being made"
+        ),
+    ]
     last_measured_step: UtcTime | None
     forecast_origin: UtcTime | None
-    stale: bool | None
+    stale: Annotated[bool | None, Field(description="of its forecast; null without one")]
     peers: Annotated[Peers | None, Field(description="of its forecast; null without one")]
     provisional: Annotated[bool | None, Field(description="whether the step of the forecast's origin is not complete")]
     sources: Annotated[
@@ -196,10 +206,10 @@ async def profiles(daemon: RunningDaemon) -> Response:
 
 def _servers_page(daemon: Daemon, query: ServersQuery) -> dict[str, Any]:
     known = sorted(daemon.store.servers.values(), key=lambda server: server.name)
-    profiles = None if query.profile is None else set(query.profile)
+    names, profiles = (None if chosen is None else set(chosen) for chosen in (query.server, query.profile))
     page: list[dict[str, Any]] = []
     for server in known:
-        if server.name <= query.after:
+        if server.name <= query.after or (names is not None and server.name not in names):
             continue
         described = _server(daemon, server)
         if profiles is None or described["profile"] in profiles:
@@ -218,6 +228,7 @@ def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
         "server_name": server.name,
         "profile": profile,
         "profile_rule": rule,
+        "state": _state(daemon, server, forecast),
         "last_measured_step": None if last_step is None else iso(last_step * daemon.store.step_seconds),
         "forecast_origin": None if forecast is None else iso(forecast.origin_seconds),
         "stale": None if forecast is None else daemon.forecasts.is_stale(forecast),
@@ -225,6 +236,13 @@ def _server(daemon: Daemon, server: KnownServer) -> dict[str, Any]:
         "provisional": None if forecast is None else forecast.provisional,
         "sources": daemon.ingest.senders.sources.get(server.name, ()),
     }
+
+
+def _state(daemon: Daemon, server: KnownServer, forecast: ServerForecast | None) -> str:
+    if forecast is not None:
+        return "stale" if daemon.forecasts.is_stale(forecast) else "forecast"
+    complete_step = daemon.forecasts.complete_step(daemon.store.step_seconds)
+    return "new" if daemon.forecasts.sent_recently(server, complete_step) else "silent"
 
 
 def _profiles(daemon: Daemon) -> dict[str, Any]:

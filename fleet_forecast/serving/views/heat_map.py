@@ -31,6 +31,7 @@ from fleet_forecast.serving.routes.responses import (
 )
 
 BIN_SECONDS = 1_800
+PROBABILITY_DIGITS = 4  # as in the other responses: pages that round again show the same percentage
 
 router = APIRouter(tags=["fleet"])
 
@@ -66,7 +67,7 @@ class HeatMapRow(BaseModel):
     metric: Annotated[str | None, Field(description="metric of the highest number; null for a risk")]
     values: Annotated[
         list[float | None],
-        Field(description="by half hour after the origin; null for a risk or a metric that is not known"),
+        Field(description="by half hour after the origin; null for what is not known"),
     ]
 
 
@@ -146,7 +147,7 @@ def _risk_rows(daemon: Daemon, forecasts: Sequence[ServerForecast]) -> list[dict
     rows = []
     for forecast in forecasts:
         ends = range(BIN_SECONDS, forecast.horizon_steps * forecast.model.step_seconds + BIN_SECONDS, BIN_SECONDS)
-        known = [] if forecast.risk is None else np.round(forecast.risk.probabilities.astype(np.float64), 3).tolist()
+        known = [] if forecast.risk is None else _rounded(forecast.risk.probabilities, PROBABILITY_DIGITS).tolist()
         values = [known[column] if (column := bisect_left(horizons, end)) < len(known) else None for end in ends]
         rows.append({**_described(daemon, forecast), "metric": None, "values": values})
     return rows
@@ -167,10 +168,11 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
         by_step = breach_probability(quantiles, model.quantiles, limits)
     else:
         by_step = quantiles[:, :, nearest_level(model.quantiles, query.level)]
-    digits = 3 if query.value == "breach" else 2
-    by_bin = np.round(_highest_by_bin(by_step, model.step_seconds).astype(np.float64), digits)  # (server, metric, bin)
+    digits = PROBABILITY_DIGITS if query.value == "breach" else 2
+    by_bin = _rounded(_highest_by_bin(by_step, model.step_seconds), digits)  # (server, metric, bin)
     for row, forecast in enumerate(forecasts):
-        by_bin[row, [model.metrics[metric] in forecast.not_measured for metric in metrics]] = np.nan
+        unknown = query.value == "breach" and forecast.history_steps == 0  # its metrics are not compared with limits
+        by_bin[row, [unknown or model.metrics[metric] in forecast.not_measured for metric in metrics]] = np.nan
     known = np.where(np.isnan(by_bin), -np.inf, by_bin)
     highest = known.max(axis=2).argmax(axis=1)
     values = np.where(np.isinf(of_bins := known.max(axis=1)), np.nan, of_bins)
@@ -178,6 +180,10 @@ def _rows(daemon: Daemon, forecasts: Sequence[ServerForecast], query: HeatMapQue
         {**_described(daemon, forecast), "metric": model.metrics[metrics[column]], "values": row}
         for forecast, column, row in zip(forecasts, highest, list(values), strict=True)
     ]
+
+
+def _rounded(values: np.ndarray, digits: int) -> np.ndarray:
+    return np.round(values.astype(np.float64), digits)
 
 
 def _described(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:

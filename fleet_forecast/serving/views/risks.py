@@ -76,7 +76,9 @@ def _server_risks(daemon: Daemon, forecast: ServerForecast) -> dict[str, Any]:
 
 
 def _by_horizon(daemon: Daemon, forecast: ServerForecast, row: int) -> dict[str, float]:
-    """Empty before the alerts of the forecast's cycle were made, and of another model."""
+    """Empty before a complete step was measured and the alerts of its cycle were made, and of another model."""
+    if not forecast.has_complete_step:
+        return {}
     probabilities = daemon.alerts.probabilities.get(forecast.server_name)  # float32 [metric, report horizon]
     horizons = report_horizons(forecast.horizon_steps * forecast.model.step_seconds)
     if probabilities is None or probabilities.shape != (len(forecast.model.metrics), len(horizons)):

@@ -12,3 +12,8 @@ FLAGS = (  # without them it cannot run as root, and asks for Google's hosts
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+def drawn(page, charts=1):
+    """Wait until so many charts are there."""
+    page.wait_for_function("n => document.querySelectorAll('.js-plotly-plot .main-svg').length >= n", arg=charts)

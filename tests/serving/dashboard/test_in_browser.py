@@ -5,27 +5,17 @@ from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from fleet_forecast.iso_time import iso
 from tests.serving.daemon_client import STEP, TOKEN
-from tests.serving.dashboard.chromium import FLAGS, PROGRAM
+from tests.serving.dashboard.chromium import PROGRAM, drawn
 from tests.serving.dashboard.scenes import PREFIX, serving
 from tests.serving.fake_daemon import FakeDaemon
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="the program chromium is not installed")
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 FLEET = {"ppdb001": 55.0, "ppdb002": 60.0, "ppml0001": 70.0, "constructor": 30.0, "x" * 250: 20.0}
-# Of tests that stop the daemon, send a wrong token, ask for a server that is not there, or for the audit of an hour.
-EXPECTED_PROBLEMS = ("401", "404", "409", "Authorization: Bearer", "net::ERR_", "Failed to fetch")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=PROGRAM, args=list(FLAGS))
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,47 +25,6 @@ def scene(tmp_path_factory):
         for hours_back in range(9, -1, -1):
             made.play(12 * hours_back + 2, FLEET)  # the last two steps are for the test of live updates
         yield made
-
-
-class Watched:
-    """A page whose console errors, failures and requests are recorded."""
-
-    def __init__(self, browser, **options):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
-        self.problems, self.hosts = [], set()
-        self.page.on(
-            "console",
-            lambda message: self.problems.append(message.text) if message.type in ("error", "warning") else None,
-        )
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-
-    def unexpected(self):
-        return [text for text in self.problems if not any(part in text for part in EXPECTED_PROBLEMS)]
-
-
-@pytest.fixture
-def open_page(browser):
-    opened = []
-
-    def opener(address, **options):
-        watched = Watched(browser, **options)
-        opened.append((watched, address))
-        watched.page.goto(address)
-        return watched.page
-
-    yield opener
-    for watched, address in opened:
-        watched.context.close()
-        assert watched.unexpected() == []
-        assert watched.hosts == {address.split("/")[2]}
-
-
-def drawn(page, charts=1):
-    """Wait until so many charts are there."""
-    page.wait_for_function("n => document.querySelectorAll('.js-plotly-plot .main-svg').length >= n", arg=charts)
 
 
 def violations(page, scheme):
@@ -116,8 +65,8 @@ def test_a_server_shows_its_metrics_the_outlook_and_what_was_forecast_before(sce
     page.locator(".fan .nsewdrag").first.hover(position={"x": 30, "y": 90})
     expect(page.locator(".fan .hoverlayer .hovertext").first).to_contain_text("%")
     page.get_by_text("What the model looked at").click()
-    drawn(page, 2 * 6 + 4)
-    expect(page.locator("details figure").nth(1)).to_contain_text("CPU, value")
+    drawn(page, 2 * 6 + 1)
+    expect(page.locator("details figure").nth(1).locator("li")).to_have_text("CPU, value100 %")
 
 
 MEASURED = """document.querySelector('.fan').data.filter((trace) => trace.hovertemplate?.startsWith('measured'))
@@ -153,7 +102,8 @@ SHOWN_WITHOUT_LIMIT = """async () => {
   const metrics = { disk_io_mb_s: { unit: "MB/s", current: null, "q0.1": [0, 0], "q0.5": [40, 40], "q0.9": [80, 80] } };
   const forecast = { origin: times[0], timestamps: times, step_seconds: 300, metrics };
   const risk = { threshold: 70, below: false, by_horizon: {}, expected_at: null, earliest_at: times[1] };
-  const words = outlook(forecast, { metrics: { disk_io_mb_s: risk } }).map((part) => part.textContent ?? part).join("");
+  const measured = { ...forecast, metrics: { disk_io_mb_s: { ...metrics.disk_io_mb_s, current: 40 } } };
+  const words = outlook(measured, { metrics: { disk_io_mb_s: risk } }).map((part) => part.textContent ?? part).join("");
   const history = { timestamps: times, metrics: { disk_io_mb_s: [null, null] } }, charts = [];
   for (const limits of [[], [90, -10], [900, -900]]) {
     const plot = document.querySelector("main").appendChild(h("div", { class: "plot fan" }));
@@ -174,6 +124,56 @@ def test_what_is_not_known_is_not_shown_as_zero(scene, open_page):
     assert "limit 90" in both
     assert "limit -10" in both, "the metric has an upper and a lower one"
     assert "limit" not in far, "the values would be a line beside limits so far away"
+
+
+TEXTS = """async () => {
+  const load = (name) => import(new URL(`dashboard/${name}.js`, document.baseURI));
+  const names = ["text", "outlook", "feed", "short_names"];
+  const [{ number, time }, { outlook }, feed, { shortTexts }] = await Promise.all(names.map(load));
+  const times = ["2026-11-29T08:00:00Z", "2026-11-29T08:05:00Z"], year = new Date().getFullYear();
+  const risk = { threshold: 70, below: false, by_horizon: {}, expected_at: null, earliest_at: null };
+  const forecast = { origin: times[0], timestamps: times, metrics: { cpu_pct: { unit: "%", current: 5 } } };
+  const states = [{ provisional: true }, { cold_start: true }, {}];
+  const status = (forecast, with_risks, stale) =>
+    ({ servers: { known: 4, forecast, with_risks, stale, newest_step: times[0] }, cycle: { origin: times[1] } });
+  const fleets = [status(4, 4, 2), status(4, 4, 3), status(0, 0, 0), status(4, 0, 0), status(4, 3, 0)];
+  const hasYear = (stamp) => time(stamp).textContent.includes(stamp.slice(0, 4));
+  const name = (host) => ({ name: `db-prod-eu-west-1a-${host}.example.com`, mark: " · stale" });
+  return {
+    numbers: [6.26e-6, -6.26e-6, 0.00123, 0, 12345].map((value) => number(value)),
+    hasYear: [`${year}-06-15T21:00:00Z`, "2999-12-02T21:00:00Z"].map(hasYear),
+    outlooks: states.map((state) => outlook({ ...forecast, ...state }, { metrics: { cpu_pct: risk } })[0]),
+    stopped: fleets.map(feed.hasStopped), unknown: fleets.map(feed.unknownRisks),
+    banner: feed.stoppedBanner(fleets[1]).textContent,
+    short: [230, 130].map((room) => shortTexts([name("0007"), name("0008")], room)),
+  };
+}"""
+
+
+def test_numbers_times_names_and_what_is_not_known_are_written_out(scene, open_page):
+    found = open_page(f"{scene.url}/#/server").evaluate(TEXTS)
+    assert found["numbers"] == ["6.26e-6", "-6.26e-6", "0.00123", "0", "12,345"]
+    assert found["hasYear"] == [False, True]
+    assert all(text.startswith("Not known yet whether a limit will be exceeded: ") for text in found["outlooks"])
+    assert "the step is not complete" in found["outlooks"][0]
+    assert "no step of this server was measured yet" in found["outlooks"][1]
+    assert found["stopped"] == [False, True, True, False, False]
+    assert found["banner"].startswith(
+        "3 of 4 servers have stopped sending samples. The newest measured step is that of "
+    )
+    assert [text.partition(" ")[0] for text in found["unknown"]] == ["", "", "The", "No", "Not"]
+    assert found["short"][0] == [f"db-prod-eu-west-1a-{host}… · stale" for host in ("0007", "0008")]
+    assert [text[-13:] for text in found["short"][1]] == ["0007… · stale", "0008… · stale"]
+
+
+def test_a_part_of_a_name_finds_the_servers_that_have_it(scene, open_page):
+    page = open_page(f"{scene.url}/#/alerts")
+    page.get_by_label("Find a server").fill("PPD")
+    page.keyboard.press("Enter")
+    expect(page.locator(".empty")).to_contain_text("2 servers with this in the name")
+    assert page.locator(".names a").all_text_contents() == ["ppdb001", "ppdb002"]
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "none"
 
 
 def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
@@ -216,7 +216,7 @@ def test_the_arrow_keys_move_along_the_rows_and_enter_opens_one(scene, open_page
 
 AUDIT = {
     "origin": "2026-11-23T10:00:00Z",
-    "servers": 40,
+    "servers": 4,
     "verdicts": {"agrees": 37, "contradicts": 1, "unmatched": 1, "unclear": 1, "too_short": 0},
     "suggestions": [
         {"server_name": "ppweb7", "profile": "web_api", "matched": True, "suggested": "database", "probability": 0.97},
@@ -234,6 +234,7 @@ def test_the_profiles_audit_shows_suggestions_groups_and_lines_to_copy(scene, op
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{scene.url}/#/profiles")
     expect(page.locator(".card").nth(1)).to_contain_text("1behave like another profile")
+    expect(page.locator(".card").last).to_contain_text("1not judged: new since the audit at ")
     rows = page.locator(".panel").first.locator("tbody tr")
     expect(rows.nth(0)).to_have_text("ppweb7web_api database97 %")
     expect(rows.nth(1)).to_have_text("<b>xgeneric no ruleml_compute90 %")
@@ -311,6 +312,8 @@ def test_a_token_is_asked_for_and_a_wrong_one_is_refused(tmp_path, open_page):
     with serving(tmp_path, token=TOKEN) as guarded:
         guarded.play(0, FLEET)
         page = open_page(f"{guarded.url}/#/fleet")
+        expect(page.locator("#state")).to_have_text("A token is needed")
+        expect(page.locator(".banner")).to_have_count(0)
         page.get_by_label("Token").fill("0123456789abcdef-wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#token-hint")).to_have_text("The daemon refused this token.")
@@ -322,11 +325,26 @@ def test_a_token_is_asked_for_and_a_wrong_one_is_refused(tmp_path, open_page):
         expect(page.locator(".card").first).to_contain_text("6")
 
 
-def test_a_fleet_without_samples_is_told_how_to_send_one(tmp_path, open_page):
+def test_a_fleet_is_told_how_to_send_samples_and_has_no_risks_before_its_first_complete_step(tmp_path, open_page):
     with serving(tmp_path) as empty:
         page = open_page(f"{empty.url}/")
         expect(page.locator(".heat")).to_contain_text("No server has sent a sample yet")
-        expect(page.locator("pre")).to_contain_text(f"{empty.url}/api/v1/metrics")
+        expect(page.locator("pre")).to_contain_text(f"{empty.url}/api/v1/metrics -H 'Content-Type")
+        expect(page.locator(".card").last).to_have_text("–no step was measured yet")
+        page.evaluate("sessionStorage.setItem('fleet-forecast-token', 'of-this-daemon')")
+        page.reload()
+        expect(page.locator("pre")).to_contain_text('-H "Authorization: Bearer $FLEET_FORECAST_TOKEN"')
+        empty.now += 60
+        sample = {"timestamp": iso(empty.now), "cpu_pct": 99.0}
+        records = [{**sample, "server_name": name} for name in ("ppweb001", "ppweb002")]
+        empty.client.post("/api/v1/metrics", json={"records": records})
+        expect(page.locator(".card").nth(2)).to_have_text("2likely breaches2 provisional", timeout=15_000)
+        expect(page.locator(".row-names a").first).to_have_text("ppweb001 · provisional")
+        expect(page.locator(".risks .empty")).to_contain_text("Not known yet")
+        page.goto(f"{empty.url}/#/alerts")
+        expect(page.locator(".alerts .empty").first).to_contain_text("No server has a complete step yet")
+        risks = empty.client.get("/api/v1/servers/ppweb001/risks").json()["metrics"]
+        assert [risk["by_horizon"] for risk in risks.values()] == [{}] * len(risks)
 
 
 def test_a_lost_connection_is_shown_and_found_again(tmp_path, open_page):

@@ -50,6 +50,8 @@ def test_the_running_step_of_a_new_server_is_forecast_at_once_as_provisional(cli
     assert got["cold_start"] is False
     (server,) = client.get("/api/v1/servers").json()["servers"]
     assert (server["provisional"], server["peers"]) == (True, {"count": 0, "weight": 0.0})
+    servers = client.get("/status").json()["servers"]
+    assert (servers["forecast"], servers["with_risks"]) == (1, 0), "risks and alerts follow a complete step"
 
 
 def test_a_server_without_a_measurement_is_forecast_with_a_cold_start_warning(client):
@@ -202,6 +204,12 @@ def test_a_silent_server_becomes_stale_and_then_has_no_forecast(tmp_path):
         post(client, record(seconds=complete_start(2)), record("ppml0002", seconds=complete_start(4)))
         assert forecast_of(client)["stale"] is False
         assert client.get("/api/v1/servers/ppml0002/forecast").status_code == 404
+        listed = client.get("/api/v1/servers").json()["servers"]
+        assert [(one["server_name"], one["state"]) for one in listed] == [
+            ("ppml0001", "forecast"),
+            ("ppml0002", "silent"),
+        ]
+        assert client.get("/status").json()["servers"]["newest_step"] == iso(complete_start(2))
 
 
 def test_a_model_of_some_metrics_forecasts_those(tmp_path):
