@@ -59,17 +59,18 @@ from fleet_forecast.contract.specs import (
 )
 from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.flag_uses import PLAIN, chosen_flags, only_one, refuse_unused_flags
 from fleet_forecast.flags import (
     FlagParser,
     add_engine_flags,
     add_flag,
     add_version,
     path_or_address,
-    refuse_engine_flags,
 )
 from fleet_forecast.iso_time import iso_exact, iso_offset
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
+from fleet_forecast.wording import counted
 
 __all__ = [
     "COLUMNS",
@@ -100,6 +101,22 @@ __all__ = [
     "write_metadata",
 ]
 
+# Flags that select a command, and the flags that each command uses (fleet_forecast/flag_uses.py).
+COMMANDS = {
+    "check_fleet": "--check-fleet FILE",
+    "show_fleet": "--show-fleet",
+    "recording_rules": "--recording-rules",
+    "document": "--document",
+}
+USES = {
+    PLAIN: ("path", "fleet", "input_timezone", "engine"),
+    "--check-fleet FILE": ("check_fleet",),
+    "--show-fleet": ("show_fleet", "fleet"),
+    "--recording-rules": ("recording_rules", "fleet"),
+    "--document": ("document", "fleet"),
+    "--engine ray": ("ray_address", "workers"),
+}
+
 
 def _summary(data: CheckedMetrics) -> dict[str, Any]:
     return {
@@ -119,14 +136,14 @@ def _summary(data: CheckedMetrics) -> dict[str, Any]:
 def _print_summary(summary: Mapping[str, Any]) -> None:
     print(f"{summary['path']} meets the data contract {CONTRACT_VERSION}")
     first, last = (iso_exact(datetime.fromisoformat(summary[name])) for name in ("first", "last"))
-    print(f"  {summary['rows']:,} rows of {summary['servers']:,} servers, {first} to {last}")
+    print(f"  {counted(summary['rows'], 'row')} of {counted(summary['servers'], 'server')}, {first} to {last}")
     print(f"  metrics: {', '.join(summary['metrics'])}")
     print(f"  profiles: {', '.join(summary['profiles'])}")
     for notice in summary["notices"]:
         print(f"  notice: {notice}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="data_contract.py",
         description=f"Check server metrics against the data contract {CONTRACT_VERSION}.",
@@ -152,13 +169,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Check one path; returns 0 if it meets the contract, 1 if not, 2 for wrong usage."""
-    parser = _parser()
+    parser = build_parser()
     try:
         arguments = parser.parse_args(None if argv is None else list(argv))
-        without_path = any((arguments.document, arguments.show_fleet, arguments.check_fleet, arguments.recording_rules))
-        if not without_path and arguments.path is None:
+        command = only_one(chosen_flags(arguments, COMMANDS))
+        refuse_unused_flags(parser, arguments, USES, [command, f"--engine {arguments.engine}"])
+        if command == PLAIN and arguments.path is None:
             parser.error("give the path of a file or folder to check")
-        refuse_engine_flags(arguments)
         if arguments.engine == "memory" and isinstance(arguments.path, str):
             raise UsageError(f"{arguments.path}: is an address; add --engine parts or --engine ray")
     except SystemExit as stop:

@@ -25,11 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fleet_forecast.commands.generator.scenario_of_flags import HOURS, START, wrong
+from fleet_forecast.commands.generator.scenario_of_flags import HOURS, START
 from fleet_forecast.contract.calendar import DEFAULT_CALENDAR
 from fleet_forecast.contract.definitions import PROFILES, use_fleet
 from fleet_forecast.contract.fleet.flag import add_fleet_flag, add_moved_flags, fleet_path, load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
+from fleet_forecast.flag_uses import PLAIN, FlagUses, chosen_flags, only_one, refuse_unused_flags
 from fleet_forecast.flags import FlagParser, add_flag, add_version, target_or_address
 from fleet_forecast.script import run_script
 from fleet_forecast.usage import UsageError
@@ -42,22 +43,33 @@ OUT_DIR = Path("training")
 INCIDENT_RATE = 1.0  # per server and month
 BACKFILL_HOURS = 25.0  # of a stream
 
+# Flags that select a command, and flags that others need (fleet_forecast/flag_uses.py).
+COMMANDS = {
+    "stream": "--stream URL",
+    "from_prometheus": "--from_prometheus URL",
+    "connections": "--connections FILE",
+    "plot": "--plot FILE",
+}
+STREAM_FLAGS = ("backfill_hours", "speed", "new_server_every", "inject", "position_file")
+FORK, RAY = "--fork_at TIME", "--engine ray"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
     try:
         with use_fleet(load_fleet(fleet_path(given))):  # before the flags, some of which are of its profiles
-            return _run(parser().parse_args(given))
+            flags = parser()
+            return _run(flags, flags.parse_args(given))
     except TomlFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(flags: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     asked_to_stop = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        _refuse_contradictions(arguments)
+        _refuse_contradictions(flags, arguments)
         result = _command(arguments)(arguments)
     except UsageError as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -109,34 +121,29 @@ def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+def _refuse_contradictions(flags: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse flags that would be ignored."""
-    modes = ("stream", "from_prometheus", "connections", "plot")
-    chosen = [f"--{flag}" for flag in modes if getattr(arguments, flag) is not None]
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} are given; choose one of them")
-    if arguments.engine != "ray" and arguments.ray_address is not None:
-        raise UsageError("--ray_address: applies to Ray only; add --engine ray")
-    if chosen:
-        for flag, given in (("parts", arguments.parts is not None), ("engine", arguments.engine == "ray")):
-            if given:
-                value = getattr(arguments, flag)
-                raise UsageError(f"--{flag} {value}: {chosen[0]} writes no parts; leave one of them out")
-        if isinstance(arguments.out_dir, str):
-            raise UsageError(f"--out_dir {arguments.out_dir}: {chosen[0]} cannot write to an address; give a folder")
-    real_fleet = {"from_prometheus": "URL", "connections": "FILE"}
-    for modes_of_flags, flags in (
-        ({"stream": "URL"}, ("speed", "new_server_every", "inject", "position_file")),
-        ({"from_prometheus": "URL"}, ("prometheus_header",)),
-        ({"stream": "URL", "from_prometheus": "URL"}, ("token_file",)),
-        (real_fleet, ("probe",)),
-    ):
-        usable = any(getattr(arguments, mode) is not None for mode in modes_of_flags)
-        wanted = " or ".join(f"--{mode} {value}" for mode, value in modes_of_flags.items())
-        for flag in flags:
-            value = getattr(arguments, flag)
-            if value not in (None, [], False) and not usable:
-                raise wrong(f"--{flag}", value, f"it goes with {wanted}; add that, or leave it out")
+    command = only_one(chosen_flags(arguments, COMMANDS))
+    more = chosen_flags(arguments, {"fork_at": FORK}) + [RAY] * (arguments.engine == "ray")
+    refuse_unused_flags(flags, arguments, flag_uses(), [command, *more])
+    if command and isinstance(arguments.out_dir, str):
+        raise UsageError(f"--out_dir {arguments.out_dir}: {command} cannot write to an address; give a folder")
+
+
+def flag_uses() -> FlagUses:
+    """Which command uses which flags; the profiles' flags are those of the fleet file."""
+    general = ("fleet", "hours", "tick_seconds", "start", "timezone")
+    simulation = (*general, "seed", "incident_rate", "fork_at", *(f"num_{profile}" for profile in PROFILES))
+    pull = (*general, "out_dir", "probe")
+    return {
+        PLAIN: (*simulation, "out_dir", "offline_mode", "parts", "engine", "workers"),
+        COMMANDS["stream"]: (*simulation, "stream", "offline_mode", "token_file", *STREAM_FLAGS),
+        COMMANDS["from_prometheus"]: (*pull, "from_prometheus", "token_file", "prometheus_header"),
+        COMMANDS["connections"]: (*pull, "connections"),
+        COMMANDS["plot"]: (*simulation, "plot"),
+        FORK: ("fork_seed",),
+        RAY: ("ray_address",),
+    }
 
 
 def _in_words(problem: Exception, out_dir: Path | str) -> str:

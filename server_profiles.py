@@ -366,6 +366,12 @@ def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> Pro
     return ProfileMatch(ServerProfile.GENERIC, None)
 
 
+def has_own_rule(server_name: str, rules: ProfileRules) -> bool:
+    """Whether a rule of the fleet file gives the profile, rather than a built-in pattern or none."""
+    rule = match_profile(server_name, rules).rule or ""
+    return rule.startswith("pin ") or rule.endswith("(fleet file)")
+
+
 def infer_profile_from_name(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> str:
     """Profile of a server by its name: ppml0015 -> ml_compute; a name without a matching rule -> generic."""
     return match_profile(server_name, rules).profile

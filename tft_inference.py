@@ -26,13 +26,13 @@ from fleet_forecast.contract.definitions import use_fleet
 from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.features.grid import GridError
+from fleet_forecast.flag_uses import PLAIN, chosen_flags, only_one, refuse_unused_flags
 from fleet_forecast.flags import (
     FlagParser,
     add_engine_flags,
     add_flag,
     add_version,
     path_or_address,
-    refuse_engine_flags,
     target_or_address,
 )
 from fleet_forecast.inference.batch import OriginError
@@ -47,16 +47,43 @@ from server_profiles import ProfileRules
 
 DONE, FAILED, USAGE = 0, 1, 2  # exit codes
 USAGE_ERRORS = (OriginError, PrometheusError, SettingsError, TomlFileError, UsageError)
+
+# Flags that select a command, and the flags that each command uses (fleet_forecast/flag_uses.py).
+COMMANDS = {
+    "explain": "--explain NAME",
+    "audit": "--audit",
+    "replay": "--replay",
+    "backup": "--backup FILE",
+    "check_config": "--check-config",
+    "daemon": "--daemon",
+}
+_READING = ("config", "fleet", "input_timezone", "input")
+_MODEL = ("model", "device", "threads")
+_FORECASTS = (*_READING, "model", "threads", "output", "origins", "first_origin")
+_PULL = ("prometheus", "prometheus_token_file", "prometheus_headers", "connections")
+_SETTINGS = ("config", *Settings.model_fields)
+USES = {
+    PLAIN: (*_FORECASTS, "device"),
+    "--explain NAME": (*_READING, *_MODEL, "explain"),
+    "--audit": (*_READING, "audit"),
+    "--replay": (*_READING, *_MODEL, *_PULL, "replay", "output", "first_origin", "to", "incidents", "label"),
+    "--engine parts": (*_FORECASTS, "engine"),
+    "--engine ray": (*_FORECASTS, "engine", "ray_address", "workers"),
+    "--backup FILE": ("config", "history", "backup"),
+    "--check-config": (*_SETTINGS, "check_config", "probe", "daemon"),
+    "--daemon": (*_SETTINGS, "daemon"),
+}
+
 _MEMORY_REMEDY = "give a part of {path}: fewer servers, or a shorter time"
 INPUT_ERRORS = (AuditError, ContractError, DataFileError, GridError, ModelError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the batch or the daemon; returns the exit code."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
     try:
-        _refuse_batch_flags(arguments)
-        _refuse_engine_flags(arguments)
+        _refuse_contradictions(parser, arguments)
         settings = load_settings(arguments.config, vars(arguments))
         with use_fleet(load_fleet(settings.fleet)) as fleet:
             return _run(arguments, settings, fleet.rules)
@@ -111,7 +138,7 @@ def _command_on_a_file(arguments: argparse.Namespace) -> Callable[[argparse.Name
     return forecast_file
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The flags; each may be written with hyphens or underscores."""
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_version(parser)
@@ -155,7 +182,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="write a consistent copy of --history to a new file and exit; the daemon may run meanwhile",
     )
     daemon_settings.add_flags(daemon)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _add_parts_flags(parser: argparse.ArgumentParser) -> None:
@@ -186,33 +213,17 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _refuse_engine_flags(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for an engine or an address where no fleet in parts is forecast."""
-    refuse_engine_flags(arguments)
-    for mode in ("daemon", "check_config", "audit", "replay", "explain"):
-        if arguments.engine != "memory" and getattr(arguments, mode):
-            raise UsageError(f"--engine {arguments.engine}: --{mode.replace('_', '-')} does not use it; omit it")
+def _refuse_contradictions(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse flags that would be ignored, and addresses where no fleet in parts is forecast. Raises UsageError."""
+    chosen = chosen_flags(arguments, COMMANDS)
+    if arguments.check_config and arguments.daemon:  # the daemon's command line with one flag more
+        chosen.remove("--daemon")
+    if arguments.engine != "memory":
+        chosen.append(f"--engine {arguments.engine}")
+    refuse_unused_flags(parser, arguments, USES, [only_one(chosen)])
     for flag in ("input", "output"):
         if arguments.engine == "memory" and isinstance(getattr(arguments, flag), str):
             raise UsageError(f"--{flag} {getattr(arguments, flag)}: is an address; add --engine parts or --engine ray")
-
-
-def _refuse_batch_flags(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for flags of a batch or a replay without one."""
-    for mode in ("daemon", "check_config", "backup"):
-        for flag in ("input", "output", "first_origin", "explain", "audit"):
-            if getattr(arguments, mode) and getattr(arguments, flag):
-                name = {"first_origin": "from"}.get(flag, flag)
-                raise UsageError(f"--{name}: --{mode.replace('_', '-')} forecasts no file; give one of the two")
-    if arguments.probe and not arguments.check_config:
-        raise UsageError("--probe: applies to the check only; add --check-config")
-    for flag in ("to", "incidents", "label"):
-        if getattr(arguments, flag) is not None and not arguments.replay:
-            raise UsageError(f"--{flag}: applies to a replay only; add --replay")
-    for mode, others in (("replay", ("daemon", "audit", "explain", "backup")), ("backup", ("daemon", "check_config"))):
-        for flag in others:
-            if getattr(arguments, mode) and getattr(arguments, flag):
-                raise UsageError(f"--{flag.replace('_', '-')}: --{mode} does something else; give one of the two")
 
 
 if __name__ == "__main__":

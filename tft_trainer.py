@@ -47,6 +47,7 @@ from fleet_forecast.contract.times import add_timezone_flag
 from fleet_forecast.contract.toml_file import TomlFileError
 from fleet_forecast.evaluation.tables import as_text
 from fleet_forecast.features.grid import GridError
+from fleet_forecast.flag_uses import PLAIN, FlagUses, chosen_flags, only_one, refuse_unused_flags
 from fleet_forecast.flags import (
     FlagParser,
     add_flag,
@@ -56,7 +57,6 @@ from fleet_forecast.flags import (
     int_number,
     positive_float,
     positive_int,
-    refuse_engine_flags,
 )
 from fleet_forecast.inference.model_config import ModelError
 from fleet_forecast.inference.model_directory import only_writer
@@ -76,6 +76,7 @@ from fleet_forecast.training.split import TrainingError
 from fleet_forecast.usage import UsageError, note
 
 ABORTED = "aborted; nothing was published; --resume continues from the last checkpoint, if there is one"
+COMMANDS = {"from_history": "--from-history FILE", "rollback": "--rollback"}  # the flags that select a command
 EXPECTED_ERRORS = (
     TrainingError,
     ContractError,
@@ -91,10 +92,11 @@ EXPECTED_ERRORS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
     try:
-        refuse_engine_flags(arguments)
-        if arguments.engine == "ray" and not arguments.rollback:
+        _refuse_contradictions(parser, arguments)
+        if arguments.engine == "ray":
             return _run_on_ray(arguments)
     except KeyboardInterrupt:
         print(f"error: {ABORTED}", file=sys.stderr)
@@ -103,6 +105,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, (UsageError, TomlFileError)) else 1
     return run(arguments)
+
+
+def _refuse_contradictions(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse flags that would be ignored. Raises UsageError."""
+    command = only_one(chosen_flags(arguments, COMMANDS))
+    present = [command, *["--engine ray"] * (arguments.engine == "ray")]
+    refuse_unused_flags(parser, arguments, flag_uses(set(vars(arguments))), present)
+    if arguments.force and arguments.no_promote:
+        raise UsageError("--force: --no-promote puts no model in use; leave one of them out")
+
+
+def flag_uses(flags: set[str]) -> FlagUses:
+    """Which command uses which of the script's flags."""
+    training = flags - {"rollback", "ray_address", "workers"}
+    return {
+        PLAIN: training - {"from_history"},
+        COMMANDS["from_history"]: training - {"training_dir", "input_timezone"},
+        COMMANDS["rollback"]: ("rollback", "models_dir", "fleet"),
+        "--engine ray": ("ray_address", "workers"),
+    }
 
 
 def _run_on_ray(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fleet_forecast import __version__
-from fleet_forecast.usage import UsageError
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -60,13 +59,6 @@ def add_ray_flags(group: argparse._ActionsContainer, default_workers: str) -> No
     add_flag(group, "--ray-address", metavar="ADDRESS", help="address of a cluster (this machine's cores)")
     help_text = f"processes of --engine ray ({default_workers})"
     add_flag(group, "--workers", type=positive_int, metavar="N", help=help_text)
-
-
-def refuse_engine_flags(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for flags of Ray without it."""
-    for flag in ("ray_address", "workers"):
-        if getattr(arguments, flag) is not None and arguments.engine != "ray":
-            raise UsageError(f"--{flag.replace('_', '-')}: applies to Ray only; add --engine ray")
 
 
 def positive_int(text: str) -> int:

@@ -187,7 +187,7 @@ def test_units_and_images_start_the_daemon_with_known_flags(name):
     (line,) = [line for line in text.splitlines() if line.startswith(("ExecStart=", "ENTRYPOINT "))]
     flags = re.findall(r"--[a-z-]+", line)
     assert "--daemon" in flags
-    known = tft_inference.parse_arguments([]).__dict__
+    known = tft_inference.build_parser().parse_args([]).__dict__
     assert {flag[2:].replace("-", "_") for flag in flags} <= set(known)
 
 

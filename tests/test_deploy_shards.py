@@ -74,7 +74,7 @@ def daemon_settings(container, pod):
         text=True,
         check=True,
     )
-    return load_settings(None, vars(tft_inference.parse_arguments(done.stdout.splitlines())))
+    return load_settings(None, vars(tft_inference.build_parser().parse_args(done.stdout.splitlines())))
 
 
 def test_each_pod_has_the_shard_of_its_ordinal_and_the_addresses_of_all(three):
@@ -173,7 +173,7 @@ def test_the_shards_of_compose_are_the_whole_fleet():
     for name, service in services.items():
         if name.startswith("shard"):
             arguments = ["--daemon", "--host", "0.0.0.0", *service["command"]]
-            shards[name] = load_settings(None, vars(tft_inference.parse_arguments(arguments)))
+            shards[name] = load_settings(None, vars(tft_inference.build_parser().parse_args(arguments)))
     assert {name: each.shard for name, each in shards.items()} == {"shard1": "1/2", "shard2": "2/2"}
     for settings in shards.values():
         assert settings.addresses_of_shards == {1: "http://shard1:8000", 2: "http://shard2:8000"}

@@ -141,7 +141,7 @@ def test_a_connections_file_gives_the_same_rows_and_a_probe_writes_nothing(capsy
     assert main([*flags, "--probe"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["servers"]["ppdb001.example.com"]["prometheus"] == "eu"
-    assert "cpu_pct: 1 series, 1 servers" in err
+    assert "cpu_pct: 1 series, 1 server" in err
     assert not (tmp_path / "data").exists()
     assert main(flags) == 0
     assert "ppdb001.example.com of prometheus us is left out: it is taken from prometheus eu" in capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_a_connections_file_gives_the_same_rows_and_a_probe_writes_nothing(capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--probe"], "--probe is True; it goes with --from_prometheus URL or --connections FILE"),
+        (["--probe"], "--probe: it goes with --from_prometheus URL or --connections FILE"),
         (["--connections", "none.toml"], "connections file none.toml: no such file"),
         (["--connections", "c.toml", "--prometheus_header", "X-A: b"], "it goes with --from_prometheus URL"),
         (["--connections", "c.toml"], "--connections c.toml: has no .prometheus.NAME. to pull from; add one"),

@@ -161,8 +161,6 @@ BAD = [
     (["--fork_at", "2020-01-01"], "--fork_at is 2020-01-01; give a time from 2026-09-14T00:00:00Z"),
     (["--fork_at", "2026-09-15", "--fork_seed", "42"], "--fork_seed is 42; give another number than --seed"),
     (["--fork_at", "2026-09-15", "--fork_seed", "-2"], "--fork_seed is -2; give 0 or more"),
-    (["--speed", "60"], "--speed is 60.0; it goes with --stream URL"),
-    (["--inject", "ppdb001:oom"], "it goes with --stream URL"),
     (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
     (["--hour", "3"], "unrecognized arguments: --hour"),
     (["--plot", "fleet.txt"], "--plot is fleet.txt; name a file that ends with one of"),
@@ -195,7 +193,8 @@ BAD = [
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags)[:60] for flags, _ in BAD])
 def test_wrong_usage_is_refused_with_flag_value_and_remedy_and_no_file_is_written(capsys, tmp_path, flags, message):
     folder = tmp_path / "data"
-    code, _, err = run(capsys, *flags, "--out_dir", folder)
+    writes = not {"--stream", "--plot"} & set(flags)
+    code, _, err = run(capsys, *flags, *(["--out_dir", folder] if writes else []))
     assert code == 2
     assert message in err.replace("\n", " ")
     assert "Traceback" not in err
@@ -209,12 +208,11 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("flags", "message"), FAILURES)
-def test_what_cannot_be_done_is_answered_with_the_reason(capsys, tmp_path, flags, message):
-    code, _, err = run(capsys, *flags, "--out_dir", tmp_path, *FEW)
+def test_what_cannot_be_done_is_answered_with_the_reason(capsys, flags, message):
+    code, _, err = run(capsys, *flags, *FEW)
     assert code == 1
     assert message in err
     assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(capsys, tmp_path):

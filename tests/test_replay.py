@@ -60,13 +60,19 @@ def test_a_replay_without_incidents_lists_alerts_to_label_and_the_labels_are_use
     assert (code, found) == (0, {"output": str(tmp_path / "b" / "incidents.csv"), "incidents": 1})
     incidents = tmp_path / "b" / "incidents.csv"
     code, found, _ = run(capsys, tiny_model_dir, fleet, tmp_path / "b", *PERIOD, "--incidents", incidents)
-    assert (code, found["incidents"], found["watch"]["found"]) == (0, 1, 1)
+    assert (code, found["incidents"], found["page_or_watch"]["found"]) == (0, 1, 1)
     page = (tmp_path / "b" / "report.html").read_text()
     assert "Worst false alarms" in page
     assert page.count("<svg") > 1
     assert page.count("</svg></figure>") == page.count("Z</figcaption>"), "the times of a picture are text that wraps"
     assert page.count("<table") == page.count('<div class="wide"><table'), "a wide table scrolls, not the page"
     assert "type labelled" in page
+    assert "false alarms a server and month" in page
+    found = json.loads((tmp_path / "b" / "report.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "b" / "alerts.csv").read_text().splitlines()))
+    assert [alert["severity"] for alert in found["alerts"]] == [row["severity"] for row in rows]
+    assert found["pages"] + found["watches"] == len(rows)
+    assert found["scores"].keys() == {"page", "page_or_watch"}
 
 
 def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
@@ -105,7 +111,7 @@ def test_a_past_in_prometheus_has_the_alerts_of_the_same_rows_in_a_file(
         ),
         (["--prometheus", "http://p:9090"], 2, "--from is missing; a replay from Prometheus needs --from and --to"),
         (["--fleet", "none.toml"], 2, "fleet file none.toml: no such file"),
-        (["--explain", "ppdb001"], 2, "--explain: --replay does something else"),
+        (["--explain", "ppdb001"], 2, "--explain NAME and --replay are given; choose one of them"),
         (["--output", "{fleet}/fleet.toml"], 2, "is a file; a replay needs a folder"),
     ],
 )
@@ -119,4 +125,4 @@ def test_a_wrong_replay_is_refused_with_its_remedy(flags, code, message, tiny_mo
 @pytest.mark.parametrize("flag", ["--to", "--incidents", "--label"])
 def test_flags_of_a_replay_are_refused_without_it(flag, capsys):
     assert tft_inference.main([flag, "x"]) == 2
-    assert f"{flag}: applies to a replay only; add --replay" in capsys.readouterr().err
+    assert f"{flag} x: it goes with --replay; add that, or leave it out" in capsys.readouterr().err

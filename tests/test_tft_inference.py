@@ -223,16 +223,24 @@ def test_both_spellings_of_a_flag(capsys):
         ),
         (["--input", "{input}", "--output", "{out}", "--origins", "every:90d"], 2, "is longer than the data"),
         (["--input", "{input}", "--output", "forecasts.csv"], 2, "the output is parquet; name it forecasts.parquet"),
-        (["--daemon", "--input", "{input}"], 2, "--input: --daemon forecasts no file"),
-        (["--check-config", "--from", "2026-03-02T04:00:00Z"], 2, "--from: --check-config forecasts no file"),
+        (["--daemon", "--input", "{input}"], 2, "day.parquet: --daemon does not use it; leave one of them out"),
+        (["--check-config", "--from", "2026-03-02T04:00:00Z"], 2, "--from: --check-config does not use it"),
         (["--explain", "ppdb003"], 2, "--input is missing"),
         (["--audit"], 2, "--input is missing"),
-        (["--audit", "--input", "{input}", "--output", "{out}"], 2, "--output: --audit"),
-        (["--audit", "--input", "{input}", "--origins", "every:8h"], 2, "--origins 'every:8h': --audit"),
-        (["--daemon", "--audit"], 2, "--audit: --daemon forecasts no file"),
+        (["--audit", "--input", "{input}", "--output", "{out}"], 2, "o.parquet: --audit does not use it"),
+        (["--audit", "--input", "{input}", "--origins", "every:8h"], 2, "--origins: --audit does not use it"),
+        (["--daemon", "--audit"], 2, "--audit and --daemon are given; choose one of them"),
         (["--input", "{input}", "--explain", "nobody"], 2, "no measurement of a server with this name"),
-        (["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"], 2, "--output: --explain"),
-        (["--input", "{input}", "--explain", "ppdb003", "--origins", "every:8h"], 2, "--origins 'every:8h': --explain"),
+        (
+            ["--input", "{input}", "--explain", "ppdb003", "--output", "{out}"],
+            2,
+            "o.parquet: --explain NAME does not use it",
+        ),
+        (
+            ["--input", "{input}", "--explain", "ppdb003", "--origins", "every:8h"],
+            2,
+            "--origins: --explain NAME does not use it",
+        ),
         (["--input", "missing.parquet", "--output", "{out}"], 1, "missing.parquet"),
         (["--input", "{input}", "--output", "{out}", "--model", "no/model"], 1, "no/model"),
         (["--check-config", "--port", "99999"], 2, "port: 99999"),
@@ -249,7 +257,7 @@ def test_both_spellings_of_a_flag(capsys):
 )
 def test_invalid_input_is_named_with_its_remedy(flags, code, message, tiny_model_dir, metrics_file, tmp_path, capsys):
     filled = [flag.format(input=metrics_file, out=tmp_path / "o.parquet") for flag in flags]
-    model = [] if "--model" in filled else ["--model", tiny_model_dir]
+    model = [] if {"--model", "--audit"} & set(filled) else ["--model", tiny_model_dir]
     assert run(*model, *filled) == code
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")

@@ -21,6 +21,8 @@ import tft_trainer
 from data_contract import CheckedMetrics, check_metrics
 from fleet_forecast.commands import training_job, training_run
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import use_fleet
+from fleet_forecast.contract.fleet.flag import load_fleet
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
 from fleet_forecast.inference.engine import Engine
@@ -111,6 +113,19 @@ def test_without_a_profile_column_the_message_names_cause_and_remedy(
     assert "Add a profile column" in captured.out
     assert "forecasting cpu_pct" in captured.err
     assert read_config(tmp_path / "models" / "current").targets == ("cpu_pct",)
+
+
+def test_rules_of_the_fleet_file_give_profiles_as_a_column_does(tmp_path: Path) -> None:
+    frame = tiny_fleet().drop(columns="profile")
+    frame["server_name"] = frame["server_name"].str.replace("ppdb", "pg-").str.replace("ppweb", "shop-")
+    folder = write(tmp_path / "data", frame)
+    rules = "[profiles.database]\npatterns = ['pg-']\n[profiles.shop]\npatterns = ['shop-']\n"
+    (tmp_path / "fleet.toml").write_text(rules)
+    flags = ["--training-dir", str(folder), "--context-hours", "4", "--horizon-hours", "1"]
+    arguments = tft_trainer.build_parser().parse_args(flags)
+    with use_fleet(load_fleet(tmp_path / "fleet.toml")):
+        assert training_job.prepare(training_job.read(arguments), arguments).profiles == ("database", "shop")
+    assert training_job.prepare(training_job.read(arguments), arguments).profiles == ()
 
 
 def test_with_a_single_profile_the_profile_feature_is_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,8 +315,8 @@ def test_data_shorter_than_a_window_are_refused_with_the_hours_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(write(tmp_path / "data", tiny_fleet(hours=5)), tmp_path, capsys)
-    assert "60 time steps are fewer than one window needs" in message
-    assert "provide at least 11 hours" in message
+    assert "60 time steps are too few" in message
+    assert "provide at least 9" in message
 
 
 def test_unknown_holdout_servers_are_named(
@@ -350,6 +365,13 @@ def test_a_metric_without_training_measurements_is_dropped_and_named(
     values[:2, :50] = np.nan
     with pytest.raises(TrainingError, match="no training server has a measurement before"):
         training_job.drop_unmeasured_metrics(grid, spec, split)
+
+
+def test_a_horizon_of_part_steps_is_refused_with_the_nearest() -> None:
+    assert training_job.steps_of(8.0, 300, "--horizon-hours") == 96
+    assert training_job.steps_of(0.333333, 300, "--horizon-hours") == 4, "a third of an hour, rounded"
+    with pytest.raises(TrainingError, match=r"8\.01: not a whole number of steps of 300 s; give 8 \(96 steps\)"):
+        training_job.steps_of(8.01, 300, "--horizon-hours")
 
 
 @pytest.mark.parametrize("seed", ["-1", "9223372036854775808"])
@@ -453,4 +475,4 @@ def test_ray_is_refused_below_torchrun_and_with_a_wrong_fleet_before_it_starts(t
     assert tft_trainer.main(flags) == 2
     assert "--engine ray: this is a process of torchrun" in capsys.readouterr().err
     assert tft_trainer.main(["--workers", "2"]) == 2
-    assert "--workers: applies to Ray only; add --engine ray" in capsys.readouterr().err
+    assert "it goes with --engine ray; add that, or leave it out" in capsys.readouterr().err

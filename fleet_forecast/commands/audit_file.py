@@ -21,7 +21,8 @@ from server_profiles import ProfileRules, profile_of
 
 def audit_file(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> None:
     """Print the servers and profiles of the profile audit, the lines that accept it, and the audit as JSON."""
-    _check_audit_flags(arguments)
+    if arguments.input is None:
+        raise UsageError("--input is missing; --audit needs the metrics of a fleet")
     data = read_metrics(arguments.input, rules, settings.input_timezone)
     for notice in data.notices:
         note(notice)
@@ -40,13 +41,3 @@ def audit_file(arguments: argparse.Namespace, settings: Settings, rules: Profile
     )
     print(audit_text(audit))
     print(json.dumps(audit_document(audit)))
-
-
-def _check_audit_flags(arguments: argparse.Namespace) -> None:
-    if arguments.input is None:
-        raise UsageError("--input is missing; --audit needs the metrics of a fleet")
-    for flag, given in (("output", arguments.output), ("from", arguments.first_origin), ("explain", arguments.explain)):
-        if given is not None:
-            raise UsageError(f"--{flag}: --audit forecasts nothing and writes no file; omit it")
-    if arguments.origins != "last":
-        raise UsageError(f"--origins {arguments.origins!r}: --audit is about the last day of the data; omit it")

@@ -15,7 +15,8 @@ from server_profiles import ProfileRules
 
 def explain_server(arguments: argparse.Namespace, settings: Settings, rules: ProfileRules) -> None:
     """Print the variable and attention weights of one server's forecast from its last measurement."""
-    _check_explain_flags(arguments)
+    if arguments.input is None:
+        raise UsageError("--input is missing; --explain needs the server's metrics")
     engine, grid = load_input(arguments.input, settings, rules)
     origins = [origin for origin in last_origins(grid) if grid.servers[origin.server] == arguments.explain]
     if not origins:
@@ -34,13 +35,3 @@ def explain_server(arguments: argparse.Namespace, settings: Settings, rules: Pro
         **weights,
     }
     print(json.dumps(summary))
-
-
-def _check_explain_flags(arguments: argparse.Namespace) -> None:
-    if arguments.input is None:
-        raise UsageError("--input is missing; --explain needs the server's metrics")
-    for flag, given in (("output", arguments.output), ("from", arguments.first_origin)):
-        if given is not None:
-            raise UsageError(f"--{flag}: --explain is about the forecast from the last row and writes no file; omit it")
-    if arguments.origins != "last":
-        raise UsageError(f"--origins {arguments.origins!r}: --explain is about the forecast from the last row; omit it")

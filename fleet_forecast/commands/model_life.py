@@ -22,6 +22,7 @@ from fleet_forecast.training.job import Job
 from fleet_forecast.training.ranks.group import is_first, wait_for_ranks
 from fleet_forecast.training.trainer_state import TrainerState
 from fleet_forecast.usage import note
+from fleet_forecast.wording import counted
 
 KEPT_NOT_IN_USE = 3  # exit code
 
@@ -80,8 +81,8 @@ def compare(
         comparison = Comparison(champion.name, problems=(f"the comparison with it failed ({error})",))
     for group in comparison.groups:
         note(
-            f"WQL on {group.servers} {group.group} servers: {group.challenger_wql:.4f}, that of {champion.name} "
-            f"{group.champion_wql:.4f}"
+            f"WQL on {counted(group.servers, f'{group.group} server')}: {group.challenger_wql:.4f}, that of "
+            f"{champion.name} {group.champion_wql:.4f}"
         )
     if comparison.remark:
         note(f"comparison with {champion.name}: {comparison.remark}")

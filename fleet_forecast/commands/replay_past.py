@@ -15,7 +15,6 @@ from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.inference.engine import Engine
 from fleet_forecast.intervals.incidents_file import read_incidents
 from fleet_forecast.serving.alerting.rules import alert_rules_of
-from fleet_forecast.serving.alerting.severity import SEVERITIES
 from fleet_forecast.serving.referenced_files import read_referenced_files
 from fleet_forecast.serving.replay.labels import write_incidents
 from fleet_forecast.serving.replay.replay import ReplayRequest, labelled_incidents, replay, steps_between
@@ -54,7 +53,7 @@ def replay_past(arguments: argparse.Namespace, settings: Settings, rules: Profil
     steps = steps_between(grid, first, last, engine.config.context_steps)
     report, speed = replay(engine, ReplayRequest(grid, steps, alert_rules, incidents))
     data = write_report(arguments.output, report)
-    overall = {severity: data["scores"][severity]["all"] for severity in SEVERITIES}
+    overall = {group: scores["all"] for group, scores in data["scores"].items()}
     print(json.dumps({"output": str(arguments.output), **report.facts, **speed, **overall}))
 
 
@@ -65,6 +64,9 @@ def _check_replay_flags(arguments: argparse.Namespace, settings: Settings) -> No
         raise UsageError(f"--output {arguments.output}: is a file; a replay needs a folder")
     if arguments.input is None and not _has_prometheus(settings) and arguments.label is None:
         raise UsageError("--input is missing; a replay needs --input PATH, or --prometheus URL with --from and --to")
+    for flag in ("prometheus", "connections"):
+        if arguments.input is not None and getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag}: the metrics are those of --input; give one of the two")
     if arguments.incidents is not None and arguments.label is not None:
         raise UsageError("--label: the alerts labelled yes are the incidents; omit --incidents")
     if arguments.input is None and _has_prometheus(settings):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fleet_forecast.contract.calendar import BusinessCalendar
+from fleet_forecast.contract.definitions import fleet_in_use
 from fleet_forecast.contract.fleet.business_calendar import business_calendar
 from fleet_forecast.contract.reading import CheckedMetrics, check_metrics
 from fleet_forecast.contract.specs import METRIC_SPECS
@@ -31,6 +32,7 @@ from fleet_forecast.training.ranks.group import (
 from fleet_forecast.training.split import Split, TrainingError, measured_metrics, split_fleet, step_time
 from fleet_forecast.training.trainer import TrainerSettings
 from fleet_forecast.usage import note
+from server_profiles import has_own_rule
 
 
 def read(arguments: argparse.Namespace, path: Path | None = None) -> CheckedMetrics:
@@ -135,10 +137,13 @@ def calendar_of(data: CheckedMetrics, timezone: str | None) -> BusinessCalendar:
 
 
 def steps_of(hours: float, step_seconds: int, flag: str) -> int:
-    """Raises TrainingError if the hours are less than half a step."""
+    """Raises TrainingError unless the hours are whole steps; a thousandth of a step is rounding."""
     steps = round(hours * 3600 / step_seconds)
     if steps < 1:
         raise TrainingError(f"{flag} {hours}: shorter than the data's step of {step_seconds} s; give a longer time")
+    if abs(hours * 3600 / step_seconds - steps) > 1e-3:
+        nearest = f"{steps * step_seconds / 3600:.9g} ({steps} steps)"
+        raise TrainingError(f"{flag} {hours:g}: not a whole number of steps of {step_seconds} s; give {nearest}")
     return steps
 
 
@@ -156,7 +161,12 @@ def drop_unmeasured_metrics(
 
 
 def profile_feature(data: CheckedMetrics, grid: FleetGrid, split: Split, enabled: bool) -> tuple[str, ...]:
-    """The profiles the network distinguishes, printed on stdout; empty: no profile feature."""
+    """The profiles the network distinguishes, printed on stdout; empty: no profile feature.
+
+    Names count as a profile column if rules of the fleet file match any: who wrote those knows what the names mean.
+    """
+    if any(has_own_rule(server, fleet_in_use().rules) for server in grid.servers):
+        data = replace(data, has_profile_column=True)
     profiles, obstacle = choose_profiles(data, grid, split) if enabled else ((), "--no-profile was given")
     if obstacle:
         print(f"[TRANSFER] Profile feature not enabled: {obstacle}")

@@ -19,7 +19,8 @@ from fleet_forecast.contract.files import Rows, Source, find_source, open_rows
 from fleet_forecast.contract.labels import unknown_profiles_notice
 from fleet_forecast.contract.metadata import DataFileError, Metadata, read_metadata
 from fleet_forecast.contract.specs import COLUMNS, METADATA_FILE, METRICS
-from server_profiles import ProfileRules, infer_profile_from_name
+from fleet_forecast.wording import counted
+from server_profiles import ProfileRules, profile_of
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,9 @@ def _check_rows(request: _Request, opened: _Opened, keep: _Keep) -> tuple[Checke
     belongs = metadata is None or metadata.rows == audit.rows
     servers = tuple(sorted(audit.servers if unwanted.servers is None else unwanted.servers))
     given = _given_profiles(audit, servers)
-    profiles = tuple(
-        str(infer_profile_from_name(server, request.rules)) if profile is None else profile
-        for server, profile in zip(servers, given, strict=True)
-    )
+    matches = [profile_of(server, profile, request.rules) for server, profile in zip(servers, given, strict=True)]
+    unmatched = [server for server, (_, rule) in zip(servers, matches, strict=True) if rule is None]
+    profiles = tuple(profile for profile, _ in matches)
     notices = [*_file_notices(source, metadata, audit), *audit.notices(), *unwanted.notices]
     checked = CheckedMetrics(
         request.path,
@@ -236,7 +236,7 @@ def _check_rows(request: _Request, opened: _Opened, keep: _Keep) -> tuple[Checke
         metadata if belongs else None,
         tuple(name for name in METRICS if name in audit.metrics),
         "profile" in audit.labels,
-        (*notices, *_notices(rows, audit, given, profiles)),
+        (*notices, *_column_notices(rows, audit), *_profile_notices(given, profiles, unmatched)),
         source,
         stamp,
         rows,
@@ -269,17 +269,25 @@ def _given_profiles(audit: Audit, servers: Sequence[str]) -> list[str | None]:
     return [None if code == NULL_CODE else names[code] for code in own]
 
 
-def _notices(
-    rows: Rows | _FrameRows, audit: Audit, given: Sequence[str | None], profiles: Sequence[str]
-) -> Iterator[str]:
+def _column_notices(rows: Rows | _FrameRows, audit: Audit) -> Iterator[str]:
     for name in rows.left_out:
         if not re.fullmatch(r"__index_level_\d+__", name):  # pandas' row numbers
             yield f"column {name} is not in the contract: left out; a metric needs [metrics.{name}] in the fleet file"
     for name in rows.columns:
         if name not in (*audit.labels, *audit.metrics, "timestamp"):
             yield f"column {name} has no value: counted as absent"
-    if inferred := sum(profile is None for profile in given):
-        yield f"profile of {inferred:,} of {len(given):,} servers inferred from the name"
+
+
+def _profile_notices(given: Sequence[str | None], profiles: Sequence[str], unmatched: Sequence[str]) -> Iterator[str]:
+    """unmatched: names of the servers whose profile neither the data nor a rule gives."""
+    of_all = f"of {counted(len(given), 'server')}"
+    if inferred := sum(profile is None for profile in given) - len(unmatched):
+        yield f"profile of {inferred:,} {of_all} inferred from the name"
+    if unmatched:
+        yield (
+            f"profile of {len(unmatched):,} {of_all} is generic: no rule matches names such as {unmatched[0]!r}; add a "
+            "column profile, or patterns or [servers] to the fleet file"
+        )
     if unknown := unknown_profiles_notice(profiles):
         yield unknown
 

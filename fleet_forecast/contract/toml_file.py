@@ -96,7 +96,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         return str(first["ctx"]["error"])
     location = [str(part) for part in first["loc"] if part != "[key]"]
     if first["type"] == "extra_forbidden":
-        return f"unknown key {location[-1]!r}; use {', '.join(_keys_at(model, first['loc']))}"
+        return f"unknown key {location[-1]!r}; use {', '.join(keys_at(model, first['loc']))}"
     name, key = ".".join(location), location[-1] if location else ""
     if first["type"] == "missing":
         return f"{name} is missing; add {key} = ..."
@@ -132,7 +132,7 @@ def _text(path: Path, what: str) -> str:
         raise TomlFileError(f"{what} {path}: {reason}; give the path of a TOML file") from None
 
 
-def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+def keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Keys that the table of the refused key may have."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))

@@ -9,6 +9,7 @@ import numpy as np
 
 from fleet_forecast.drift.detector import ChangeDetector, Stream, as_table
 from fleet_forecast.iso_time import iso
+from fleet_forecast.wording import counted
 
 SHOWN = 3  # profiles that are named
 FEWEST_NEW_SERVERS = 3  # of a profile: of three, training holds out one
@@ -84,5 +85,5 @@ def can_be_trained_on(found: Mapping[str, NewServers]) -> bool:
 
 
 def _numbers(new: NewServers) -> str:
-    text = f"{new.servers} servers, {new.grown} with a day of history"
+    text = f"{counted(new.servers, 'server')}, {new.grown} with a day of history"
     return text if new.grown >= FEWEST_NEW_SERVERS else f"{text}; train again when {FEWEST_NEW_SERVERS} have one"

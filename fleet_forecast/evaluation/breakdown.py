@@ -122,9 +122,9 @@ def _by_metric_horizon(
             known = scored[:, step, column]
             actual = backtest.actual[known, step, column].astype(np.float64)
             forecast = backtest.forecasts[MODEL][known, step, column].astype(np.float64)
-            loss, total = 2 * pinball_loss(actual, forecast, backtest.quantiles).mean(), np.abs(actual).mean()
+            loss, total = 2 * pinball_loss(actual, forecast, backtest.quantiles).sum(), np.abs(actual).sum()
             found.setdefault(metric, {})[label] = {
-                "wql": _number(loss / total) if len(actual) and total else None,
+                "wql": _number(loss / len(backtest.quantiles) / total) if total else None,
                 "coverage_80": _percentage(inside[:, step, column].sum(), known.sum()),
             }
     return found

@@ -24,6 +24,7 @@ from fleet_forecast.evaluation.scores import AMOUNTS
 from fleet_forecast.evaluation.tables import Evaluation, GroupEvaluation
 from fleet_forecast.evaluation.weight_tables import WeightTables
 from fleet_forecast.inference.explanations import label_of
+from fleet_forecast.wording import counted
 
 REPORT_FILE = "report.html"
 STYLE = (
@@ -146,7 +147,9 @@ def _summary(report: ModelReport) -> str:
     """The model and its error in three sentences."""
     info, scores = report.info, report.evaluation.scores
     times = f"trained on {info['first_timestamp']} to {info['train_end']} and tested from {info['test_start']} on"
-    sentences = [f"A forecast model of {len(report.data)} profiles and {info['servers']} servers, {times}."]
+    sentences = [
+        f"A forecast model of {counted(len(report.data), 'profile')} and {counted(info['servers'], 'server')}, {times}."
+    ]
     for group, who in (("unseen", "servers that it was not trained on"), ("training", "its training servers")):
         if group in scores:
             means = scores[group][scores[group]["metric"] == MEAN].set_index("method")

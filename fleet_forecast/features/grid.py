@@ -16,6 +16,7 @@ from fleet_forecast.contract.reading import Batch, CheckedMetrics
 from fleet_forecast.features.peers import Peers, PeerTable, ProfileMembers
 from fleet_forecast.mapped_arrays import IN_MEMORY, ArraysInMemory
 from fleet_forecast.step_means import CellMeans
+from fleet_forecast.wording import counted
 
 LARGE_GRID = 20_000_000  # cells of a server and step; a larger grid ...
 SMALLEST_FILL = 0.01  # ... filled by a smaller share of rows is refused: some row has a wrong time
@@ -50,8 +51,9 @@ class _Cells:
         if len(self) > max(LARGE_GRID, rows / SMALLEST_FILL):
             begin, end = (np.datetime64(second, "s") for second in (first_second, last_second))
             raise GridError(
-                f"timestamp: from {begin}Z to {end}Z there are {len(self):,} times to measure {self.servers} servers, "
-                f"and {rows:,} rows; remove rows of a wrong time, or train on a part of the time"
+                f"timestamp: from {begin}Z to {end}Z there are {len(self):,} times to measure "
+                f"{counted(self.servers, 'server')}, and {counted(rows, 'row')}; remove rows of a wrong time, or train "
+                "on a part of the time"
             )
 
 

@@ -25,6 +25,7 @@ from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schem
 from fleet_forecast.inference.model_config import ModelConfig
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.iso_time import iso
+from fleet_forecast.wording import counted
 from server_profiles import ProfileRules, profile_of
 
 CHUNK_SERVERS = 64  # forecast at once; bounds memory
@@ -122,15 +123,16 @@ def engine_inputs(engine: Engine, grid: FleetGrid, peers: Peers, origins: Sequen
 
 def input_notes(engine: Engine, frame: pd.DataFrame, grid: FleetGrid) -> Iterator[str]:
     """Profiles of the input that the model lacks, and metrics of the model that the input lacks; grid: of the frame."""
-    if missing := missing_metrics(frame, engine.config):
+    served = served_metrics(engine.config)
+    if missing := [metric for metric in missing_metrics(frame, engine.config) if metric in served]:
         whose = " for servers whose profile had it in the training data" if engine.config.measured_by_profile else ""
         yield f"the data has no {', '.join(missing)}: forecast as not measured{whose}"
     yield from _left_out(engine.config, grid)
     if engine.config.profiles:
         for profile in engine.unknown_profiles(grid.profiles):
             yield (
-                f"the model was not trained on profile {profile!r}: its {grid.profiles.count(profile)} server(s) are "
-                "forecast with an unknown profile; train on servers with it"
+                f"the model was not trained on profile {profile!r}: forecast with an unknown profile "
+                f"({counted(grid.profiles.count(profile), 'server')}); train on servers with it"
             )
 
 

@@ -15,6 +15,7 @@ kind = "exclude"                    # also masks the measurements from training 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -64,6 +65,15 @@ def _pattern(value: str) -> str:
     return value
 
 
+_CLOCK_TIME = r"^([01]\d|2[0-3]):[0-5]\d$"
+
+
+def _clock_time(value: str) -> str:
+    if not re.match(_CLOCK_TIME, value):
+        raise ValueError(f"{value[:50]!r} is not a time of day; write hours and minutes, such as 22:30")
+    return value
+
+
 def _zone(value: str) -> str:
     local_time(np.zeros(1, dtype="datetime64[s]"), value)  # ValueError with the remedy
     return value
@@ -76,7 +86,9 @@ Moment = Annotated[
     BeforeValidator(_seconds, json_schema_input_type=datetime),
     PlainSerializer(iso_milliseconds, return_type=str, when_used="json"),
 ]
-ClockTime = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="such as 22:30")]
+ClockTime = Annotated[
+    str, AfterValidator(_clock_time), Field(description="such as 22:30", json_schema_extra={"pattern": _CLOCK_TIME})
+]
 
 
 class Weekly(BaseModel):

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from inspect import isclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fleet_forecast.contract.specs import CONTRACT_VERSION
 from fleet_forecast.serving.access_tokens import AccessTokens
@@ -19,12 +22,12 @@ from fleet_forecast.serving.forecasts.model_manager import ModelLoading
 from fleet_forecast.serving.forecasts.model_trial import ModelTrial
 from fleet_forecast.serving.forecasts.selection import SelectionError
 from fleet_forecast.serving.http.certificate import TlsCertificate
-from fleet_forecast.serving.http.middleware import RequestGuard
+from fleet_forecast.serving.http.invalid_requests import problems_of
+from fleet_forecast.serving.http.middleware import STREAMS, RequestGuard
 from fleet_forecast.serving.ingest.bodies import BodyError, BodyTooLargeError
 from fleet_forecast.serving.lifespan import DaemonConfig, model_loading, running
 from fleet_forecast.serving.monitoring.exposition import Exposition
 from fleet_forecast.serving.monitoring.http_counters import HttpCounters
-from fleet_forecast.serving.query_parameters import SHOWN_CHARACTERS
 from fleet_forecast.serving.referenced_files import ReferencedFiles
 from fleet_forecast.serving.routes import (
     alerts,
@@ -94,7 +97,7 @@ def create_app(
         docs_url=None,  # these pages load scripts from a third-party host
         redoc_url=None,
         exception_handlers={
-            RequestValidationError: _invalid_query,
+            RequestValidationError: _invalid_request,
             HTTPException: _refused,
             SelectionError: _invalid_selection,
             BodyError: _invalid_body,
@@ -131,23 +134,18 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-async def _invalid_query(_request: Request, error: Exception) -> Response:
-    """422 with parameter, value and reason."""
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    detail = [{"field": _field_of(p), **_value_of(p), "reason": p["msg"]} for p in problems]
-    return json_response({"detail": detail}, 422)
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    """422 with parameter or field of the body, value and reason."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return json_response({"detail": problems_of(error, _body_model(request))}, 422)
 
 
-def _field_of(problem: Mapping[str, Any]) -> str:
-    """The parameter, without the place in its list; or the place in a body, empty for the whole body."""
-    where, *names = problem["loc"]
-    return ".".join(map(str, names if where == "body" else names[:1]))
-
-
-def _value_of(problem: Mapping[str, Any]) -> dict[str, str]:
-    """The beginning of a parameter's value, which may not be valid Unicode; nothing of an unknown or missing one."""
-    value = problem.get("input")
-    return {"value": value[:SHOWN_CHARACTERS].encode(errors="replace").decode()} if isinstance(value, str) else {}
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """The model of the body that the request's route takes, None without one."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = None if field is None else field.field_info.annotation
+    return kind if isclass(kind) and issubclass(kind, BaseModel) else None
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -160,7 +158,16 @@ async def _refused(request: Request, error: Exception) -> Response:
     }
     response = json_response({"detail": details.get(error.status_code, error.detail)}, error.status_code)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["allow"] = ", ".join(_methods_of_path(request))
     return response
+
+
+def _methods_of_path(request: Request) -> list[str]:
+    """What can be done on a path; the routes of a path have one method each, and HEAD is that of GET."""
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods and request.url.path not in STREAMS else set()))
 
 
 async def _invalid_selection(_request: Request, error: Exception) -> Response:

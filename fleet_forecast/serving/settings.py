@@ -408,6 +408,9 @@ def load_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     if settings.drop_steps < settings.stale_steps:
         reason = f"{settings.drop_steps} is less than stale_steps ({settings.stale_steps})"
         raise SettingsError(f"drop_steps: {reason}; give at least as many")
+    for name in ("prometheus_token_file", "prometheus_headers"):
+        if getattr(settings, name) and settings.prometheus is None:
+            raise SettingsError(f"{name}: applies to the setting prometheus only; add prometheus, or leave it out")
     _check_shards(settings)
     return settings
 

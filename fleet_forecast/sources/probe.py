@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.sources.fleet_pull import LeftOut, Owners, taken_elsewhere
 from fleet_forecast.sources.prometheus import PrometheusError, PrometheusServer, series_by_server
+from fleet_forecast.wording import counted
 from server_profiles import ProfileRules, profile_of
 
 PROBED_SECONDS = 3_600
@@ -34,6 +35,7 @@ class Probe:
     left_out: Sequence[LeftOut]
     owners: Mapping[str, str]
     profiles: Mapping[str, tuple[str, str | None]]
+    step_seconds: int
 
     @property
     def failed(self) -> bool:
@@ -75,7 +77,8 @@ def probe(servers: Sequence[PrometheusServer], rules: ProfileRules, now_seconds:
     taken = {name for query in queries for name in query.servers}
     owned = {name: str(owners.of_server(name)) for name in sorted(taken)}
     addresses = {server.name: server.client.address for server in servers}
-    return Probe(addresses, queries, left_out, owned, {name: profile_of(name, None, rules) for name in owned})
+    profiles = {name: profile_of(name, None, rules) for name in owned}
+    return Probe(addresses, queries, left_out, owned, profiles, step_seconds)
 
 
 def _ask(server: PrometheusServer, metric: str, times: tuple[int, int, int], refused: dict[str, str]) -> ProbedQuery:
@@ -96,15 +99,16 @@ def probe_text(found: Probe) -> str:
 def _lines(found: Probe) -> Iterator[str]:
     for name, address in found.addresses.items():
         taken = sum(owner == name for owner in found.owners.values())
-        yield f"prometheus {name} ({address}): {taken} servers are taken from it"
+        yield f"prometheus {name} ({address}): {counted(taken, 'server')} {'is' if taken == 1 else 'are'} taken from it"
         for query in found.queries:
             if query.prometheus == name:
-                count = f"{query.series} series, {len(query.servers)} servers"
+                count = f"{query.series} series, {counted(len(query.servers), 'server')}"
                 yield f"  {query.metric}: {count if query.problem is None else f'failed: {query.problem}'}"
         if name in found.silent:
             yield (
-                f"  no query gives a series of the last {PROBED_SECONDS // 60} minutes; check that this Prometheus has "
-                "the exporters' series, and correct the queries"
+                f"  no query gives a series of the last {PROBED_SECONDS // 60} minutes; a series needs a whole step "
+                f"({found.step_seconds} s): wait, if the exporters have been scraped for less; else check that this "
+                "Prometheus has the exporters' series, and correct the queries"
             )
     for profile in sorted({profile for profile, _ in found.profiles.values()}):
         yield f"profile {profile}: {_names(n for n, (own, _) in found.profiles.items() if own == profile)}"

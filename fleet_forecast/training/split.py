@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -56,17 +58,15 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
     server is left to train on.
     """
     measured = _steps_without_long_gaps(grid, spec)
-    test_start, validation_steps = int(len(measured) * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
-    train_end = min(int(test_start * (1 - VALIDATION_TIME_SHARE)), test_start - validation_steps)
-    window_steps = spec.context_steps + spec.horizon_steps
-    if train_end < window_steps or len(measured) - test_start < spec.horizon_steps:
-        steps_before_test = max(window_steps / (1 - VALIDATION_TIME_SHARE), window_steps + validation_steps)
-        steps = max(steps_before_test / train_fraction, spec.horizon_steps / (1 - train_fraction))
-        hours = np.ceil(steps * grid.step_seconds / 3600) + 1
+    train_end, test_start = _split_time(len(measured), spec, train_fraction)
+    if not _has_windows(len(measured), spec, train_fraction):
+        least = next(steps for steps in count(len(measured)) if _has_windows(steps, spec, train_fraction))
+        hours = math.ceil(least * grid.step_seconds / 360) / 10
         raise TrainingError(
-            f"rows: {len(measured)} time steps are fewer than one window needs ({spec.context_steps} of context and "
-            f"{spec.horizon_steps} of horizon before the test period); provide at least {hours:.0f} hours, or "
-            "shorten --context-hours or --horizon-hours"
+            f"rows: {len(measured)} time steps are too few: {max(train_end, 0)} of them are before the validation and "
+            f"test periods, where a window needs {spec.context_steps} of context and {spec.horizon_steps} of horizon, "
+            f"and {len(measured) - test_start} are in the test period, which needs {spec.horizon_steps}; provide at "
+            f"least {hours:g} hours, or shorten --context-hours or --horizon-hours"
         )
     unseen = _unseen_rows(grid, holdout, np.random.default_rng(seed))
     left = np.setdiff1d(np.arange(len(grid.servers)), unseen)
@@ -75,6 +75,18 @@ def split_fleet(grid: FleetGrid, spec: WindowSpec, train_fraction: float, holdou
     validation = _validation_rows(grid, left, np.random.default_rng([seed, 1]))
     train_end, test_start = int(measured[train_end]), int(measured[test_start])
     return Split(np.setdiff1d(left, validation), validation, unseen, train_end, test_start)
+
+
+def _split_time(steps: int, spec: WindowSpec, train_fraction: float) -> tuple[int, int]:
+    """Steps before the validation period, and before the test period."""
+    test_start, validation_steps = int(steps * train_fraction), int(VALIDATION_HORIZONS * spec.horizon_steps)
+    return min(int(test_start * (1 - VALIDATION_TIME_SHARE)), test_start - validation_steps), test_start
+
+
+def _has_windows(steps: int, spec: WindowSpec, train_fraction: float) -> bool:
+    """Whether the training period has a window, and the test period a horizon."""
+    train_end, test_start = _split_time(steps, spec, train_fraction)
+    return train_end >= spec.context_steps + spec.horizon_steps and steps - test_start >= spec.horizon_steps
 
 
 def _steps_without_long_gaps(grid: FleetGrid, spec: WindowSpec) -> np.ndarray:

@@ -133,7 +133,18 @@ def test_categories_that_no_row_uses_do_not_count(tmp_path):
     kept = frame[frame["server_name"] == "a"]
     assert validate(kept) == []
     kept.to_parquet(tmp_path / METRICS_FILE)
-    assert read_metrics(tmp_path).notices == ("profile of 1 of 1 servers inferred from the name",)
+    (notice,) = read_metrics(tmp_path).notices
+    assert notice.startswith("profile of 1 of 1 server is generic: no rule matches names such as 'a'; add a column")
+
+
+def test_names_that_no_rule_matches_are_counted_with_an_example_and_the_remedy(tmp_path):
+    fleet(["pg-01", "ppdb001", "shop-frontend"], 2).to_parquet(tmp_path / METRICS_FILE)
+    named, generic = read_metrics(tmp_path).notices
+    assert named == "profile of 1 of 3 servers inferred from the name"
+    assert generic == (
+        "profile of 2 of 3 servers is generic: no rule matches names such as 'pg-01'; add a column profile, or "
+        "patterns or [servers] to the fleet file"
+    )
 
 
 def test_profiles_are_inferred_by_the_users_rules(tmp_path):
@@ -141,6 +152,9 @@ def test_profiles_are_inferred_by_the_users_rules(tmp_path):
     fleet(["sql1"], 2).to_csv(tmp_path / "m.csv", index=False)
     data = read_metrics(tmp_path / "m.csv", rules)
     assert set(data.frame["profile"]) == {ServerProfile.DATABASE}
+    assert data.notices == ("profile of 1 of 1 server inferred from the name",)
+    fleet(["sql1"], 2, profile="web_api").to_csv(tmp_path / "m.csv", index=False)
+    assert set(read_metrics(tmp_path / "m.csv", rules).frame["profile"]) == {"database"}, "a pin comes first"
 
 
 def test_broken_rows_raise_with_every_violation_in_the_text(tmp_path):

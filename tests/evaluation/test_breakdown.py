@@ -59,6 +59,14 @@ def test_errors_are_those_of_a_loop_over_the_points(compared: Backtest, grid: Fl
     assert found["by_horizon"]["hours"] == [1, 2, 3, 4]
 
 
+def test_a_metric_without_a_scored_value_at_a_horizon_has_no_error_there(compared: Backtest, grid: FleetGrid) -> None:
+    compared.actual[:, :, 0] = np.nan
+    found = breakdown(compared, "naive", grid, "UTC")["by_metric_horizon"]
+    empty, measured = (list(found[metric].values()) for metric in compared.metrics)
+    assert all(horizon == {"wql": None, "coverage_80": None} for horizon in empty)
+    assert all(horizon["wql"] is not None for horizon in measured)
+
+
 def test_calibration_and_coverage_count_values(compared: Backtest, grid: FleetGrid) -> None:
     found = breakdown(compared, "naive", grid, "UTC")
     scored = ~np.isnan(compared.actual) & ~np.isnan(compared.forecasts["naive"]).any(axis=3)

@@ -132,7 +132,7 @@ def test_the_sections_come_in_the_order_of_their_weight_for_a_reader(page: str) 
 
 def test_three_sentences_describe_the_model_and_its_error(page: str) -> None:
     (lead,) = re.findall(r'<p class="lead">([^<]*)</p>', page)
-    assert "1 profiles and 3 servers" in lead
+    assert "1 profile and 3 servers" in lead
     assert lead.count("0.67 times that of the best baseline (window_quantiles_24h: 0.333)") == 2
 
 

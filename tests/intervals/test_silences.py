@@ -71,7 +71,7 @@ def test_a_file_of_silences_and_the_measurements_it_excludes(tmp_path):
         ("server = 'a'\nfrom = 'noon'\nuntil = 2026-01-02T00:00:00Z", "the time 'noon' is not a time"),
         ("server = 'a'\nfrom = 2026-01-03T00:00:00Z\nuntil = 2026-01-02T00:00:00Z", "until is not after from"),
         ("pattern = 'a('", "is not a regular expression"),
-        ("server = 'a'\nweekly = {days = ['sun'], start = '2:00', end = '03:00', timezone = 'UTC'}", "start is '2:00'"),
+        ("server = 'a'\nweekly = {days = ['sun'], start = '2:00', end = '03:00', timezone = 'UTC'}", "'2:00' is not a"),
         ("server = 'a'\nweekly = {days = ['sun'], start = '02:00', end = '03:00', timezone = 'Mars'}", "zone 'Mars'"),
         ("server = 'a'\nweekly = {days = ['so'], start = '02:00', end = '03:00', timezone = 'UTC'}", "'so'"),
         (f"server = 'a'\nweekly = {{days = {['sun'] * 8}, start = '', end = '', timezone = ''}}", "at most 7"),

@@ -70,4 +70,4 @@ def test_parts_are_of_a_simulated_fleet(tmp_path: Path, capsys: pytest.CaptureFi
     assert metrics_generator.main(["--parts", "0", "--out_dir", str(tmp_path)]) == 2
     assert "--parts is 0; give 1 to 90, the number of servers" in capsys.readouterr().err
     assert metrics_generator.main(["--parts", "2", "--stream", "http://localhost:1"]) == 2
-    assert "--stream writes no parts" in capsys.readouterr().err
+    assert "--parts 2: --stream URL does not use it" in capsys.readouterr().err

@@ -149,8 +149,8 @@ def test_a_server_in_two_parts_is_refused_by_name(tiny_model_dir: Path, tmp_path
         (("--engine", "parts", "--input", "IN"), "--output is missing; --engine parts"),
         (("--engine", "parts", "--input", "IN", "--output", "OUT", "--origins", "every:2h"), "--from is missing"),
         (("--input", "s3://bucket/fleet", "--output", "OUT"), "--input s3://bucket/fleet: is an address; add --engine"),
-        (("--input", "IN", "--output", "OUT", "--workers", "2"), "--workers: applies to Ray only; add --engine ray"),
-        (("--engine", "parts", "--audit", "--input", "IN"), "--audit does not use it"),
+        (("--input", "IN", "--output", "OUT", "--workers", "2"), "--workers 2: it goes with --engine ray"),
+        (("--engine", "parts", "--audit", "--input", "IN"), "--audit and --engine parts are given; choose"),
     ],
 )
 def test_flags_that_contradict_are_refused_with_the_remedy(

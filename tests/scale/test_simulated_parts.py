@@ -84,9 +84,9 @@ def test_a_folder_with_files_of_another_run_is_refused(tmp_path: Path, capsys) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--ray_address", "ray://head:10001"), "--ray_address: applies to Ray only; add --engine ray"),
-        (("--engine", "ray", "--stream", "http://127.0.0.1:1"), "--engine ray: --stream writes no parts"),
-        (("--out_dir", "s3://fleet", "--plot", "week.png"), "--out_dir s3://fleet: --plot cannot write to an"),
+        (("--ray_address", "ray://head:10001"), "--ray_address: it goes with --engine ray"),
+        (("--engine", "ray", "--stream", "http://127.0.0.1:1"), "--engine ray: --stream URL does not use it"),
+        (("--out_dir", "s3://fleet", "--plot", "week.png"), "--out_dir: --plot FILE does not use it"),
         (("--out_dir", "s3://fleet", "--parts", "1000"), "--parts is 1000; give 1 to 70, the number of servers"),
         (("--out_dir", "s3://fleet", "--workers", "0"), "--workers is 0; give 1 or more"),
     ],

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from fleet_forecast.contract.definitions import BUILT_IN_METRICS, METRIC_SPECS, METRICS, use_fleet
+from fleet_forecast.contract.definitions import BUILT_IN_FLEET, BUILT_IN_METRICS, METRIC_SPECS, METRICS, use_fleet
 from fleet_forecast.contract.fleet.fleet_file import read_fleet
 from fleet_forecast.inference.batch import forecast_tables, grid_for, input_notes, last_origins
 from fleet_forecast.inference.fleet_match import contradictions
@@ -166,6 +166,9 @@ def test_a_file_is_forecast_in_the_metrics_that_make_sense_for_each_server(fleet
     assert found == {("redis1", "cpu_pct"), ("ppdb001", "cpu_pct"), ("ppdb001", "queue_depth")}
     (text,) = [text for text in input_notes(engine, rows, grid) if "queue_depth" in text]
     assert text.startswith("queue_depth of profile 'cache' is not forecast")
+    with use_fleet(BUILT_IN_FLEET):  # queue_depth is not served, which another note says
+        grid = grid_for(rows.drop(columns="queue_depth"), config, fleet.rules)
+        assert not [text for text in input_notes(engine, rows.drop(columns="queue_depth"), grid) if "queue" in text]
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,14 @@ def test_a_prometheus_without_a_series_fails_the_probe_and_is_named():
     assert (found.failed, found.silent) == (True, ["us"])
     lines = probe_text(found).splitlines()
     assert lines[lines.index("prometheus us (http://us:9090): 0 servers are taken from it") + 3].startswith(
-        "  no query gives a series of the last 60 minutes; check"
+        "  no query gives a series of the last 60 minutes; a series needs a whole step (300 s): wait, if the exporters"
     )
     assert not probe([server("eu", "1", "a:9100")], BUILT_IN_RULES, RANGE.end.timestamp(), STEP).failed
+
+
+def test_the_text_of_a_probe_counts_one_server_as_one():
+    lines = probe_text(probe([server("eu", "1", "a:9100")], BUILT_IN_RULES, RANGE.end.timestamp(), STEP)).splitlines()
+    assert lines[0] == "prometheus eu (http://eu:9090): 1 server is taken from it"
 
 
 def test_the_text_of_a_probe_has_a_line_for_each(probed):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fleet_forecast.contract.calendar import BusinessCalendar
 from fleet_forecast.features.grid import FleetGrid
 from fleet_forecast.features.windows import WindowSpec
-from fleet_forecast.training.split import MIN_SERVERS_FOR_VALIDATION, TrainingError, split_fleet
+from fleet_forecast.training.split import MIN_SERVERS_FOR_VALIDATION, Split, TrainingError, split_fleet
 
 SPEC = WindowSpec(("cpu_pct",), 3600, BusinessCalendar("UTC"), 24, 8)
 
@@ -63,6 +63,21 @@ def test_the_validation_period_follows_training_and_has_more_than_one_origin(hor
     spec = WindowSpec(SPEC.metrics, 3600, BusinessCalendar("UTC"), 24, horizon_steps)
     split = split_fleet(fleet(["database"] * 3), spec, 0.7, "0", 42)
     assert split.train_end + horizon_steps < split.test_start <= 70
+
+
+@pytest.mark.parametrize("train_fraction", [0.5, 0.7, 0.9])
+def test_data_that_are_too_short_are_refused_with_the_length_that_is_enough(train_fraction: float) -> None:
+    whole = fleet(["database"] * 3)
+
+    def split_of(steps: int) -> Split:
+        return split_fleet(replace(whole, values=whole.values[:, :steps]), SPEC, train_fraction, "0", 42)
+
+    with pytest.raises(TrainingError, match="rows: 10 time steps are too few: 0 of them") as refused:
+        split_of(10)
+    enough = int(str(refused.value).partition("provide at least ")[2].split()[0])
+    assert split_of(enough).test_start < enough
+    with pytest.raises(TrainingError, match=f"provide at least {enough} hours"):
+        split_of(enough - 1)
 
 
 @pytest.mark.parametrize("gap", [(0, 300), (40, 340), (70, 370)])

@@ -35,7 +35,7 @@ def test_batch_mode_reports_an_unknown_profile_and_forecasts_it_as_a_masked_one(
     frame.to_parquet(tmp_path / "day.parquet", index=False)
     flags = ["--model", str(tiny_model_dir), "--input", str(tmp_path / "day.parquet")]
     assert tft_inference.main([*flags, "--output", str(tmp_path / "forecasts.parquet")]) == 0
-    assert "not trained on profile 'mainframe': its 1 server(s)" in capsys.readouterr().err
+    assert "profile 'mainframe': forecast with an unknown profile (1 server); train" in capsys.readouterr().err
     forecasts = pd.read_parquet(tmp_path / "forecasts.parquet").query("server_name == 'ppdb001'")
     grid = FleetGrid.from_frame(frame[frame["server_name"] == "ppdb001"], TINY_METRICS, 300)
     masked = Engine.load(tiny_model_dir, device="cpu").forecast(grid.values, [None], grid.timestamps()[-1])

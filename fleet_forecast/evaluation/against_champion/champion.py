@@ -38,6 +38,7 @@ from fleet_forecast.inference.model_directory import (
 from fleet_forecast.inference.risk_model import RiskModel
 from fleet_forecast.inference.torch_backend import load_model, torch_run
 from fleet_forecast.iso_time import iso, utc_seconds
+from fleet_forecast.wording import counted
 
 WITHOUT_A_RISK_MODEL = "it has no risk model, the champion has one"
 
@@ -124,7 +125,7 @@ def compare_with_champion(
     ground = _Ground.of(next(iter(plans.values())), champion, observed)
     found = []
     for group, plan in plans.items():
-        print(f"comparing with {name} on {len(plan.rows)} {group} servers", file=sys.stderr)
+        print(f"comparing with {name} on {counted(len(plan.rows), f'{group} server')}", file=sys.stderr)
         compared = ground.compare(group, plan, champion, challenger)
         found += [compared] if compared else []
     if not found:

@@ -23,6 +23,7 @@ import numpy as np
 from fleet_forecast.contract.forecast_spec import BAND_80, SCORED_LEVELS
 from fleet_forecast.evaluation.scores import pinball_loss
 from fleet_forecast.risk.alarms import CurvePoint
+from fleet_forecast.wording import counted
 
 MARGIN_PCT = 2.0
 TOLERATED_PCT = 10.0
@@ -72,7 +73,7 @@ class GroupComparison:
         elif self.ratio_upper_95 is not None and 100 * (self.ratio_upper_95 - 1) > TOLERATED_PCT:
             found.append(
                 f"its error (WQL) on {self.group} servers may be {100 * (self.ratio_upper_95 - 1):.0f} % higher "
-                f"({self.servers} servers show no more)"
+                f"({counted(self.servers, 'server')} cannot show more)"
             )
         off = abs(self.challenger_coverage_80 - 80) - abs(self.champion_coverage_80 - 80)
         if off > COVERAGE_MARGIN_POINTS:

@@ -121,6 +121,16 @@ def profile_note(silence: Silence, known: Collection[str]) -> str | None:
     return f"no server has the profile {name!r}; correct it unless such servers will come: {', '.join(sorted(known))}"
 
 
+def server_note(silence: Silence, known: Collection[str]) -> str | None:
+    """The note on a silence of a server or a pattern that is, or matches, none of the known servers."""
+    if silence.profile is not None or silence.server in known or any(silence.concerns(name, None) for name in known):
+        return None
+    given = (
+        repr(silence.server[:100]) if silence.server is not None else f"the pattern {(silence.pattern or '')[:100]!r}"
+    )
+    return f"{given} matches no known server; correct it unless such servers will come"
+
+
 def as_fields(silence: Silence) -> dict[str, Any]:
     """The silence in JSON types, without the fields that it does not have."""
     return silence.model_dump(mode="json", exclude_none=True)

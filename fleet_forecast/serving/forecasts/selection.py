@@ -62,12 +62,23 @@ def horizon_seconds(text: str) -> int:
 
 
 def check_reach(forecast: ServerForecast, selection: Selection) -> None:
-    """Raise SelectionError if a selected horizon is zero or after the end of the forecast."""
-    reach_seconds = forecast.horizon_steps * forecast.model.step_seconds
+    """Raise SelectionError if a selected horizon is zero, after the end of the forecast, or not whole steps."""
+    step_seconds = forecast.model.step_seconds
+    reach_seconds = forecast.horizon_steps * step_seconds
     for seconds in selection.horizon_seconds or ():
         if not 0 < seconds <= reach_seconds:
             reach = f"from its first step to {reach_seconds // 60}m"
-            raise SelectionError(f"horizon: {seconds // 60}m is asked for; the forecast reaches {reach}")
+            raise SelectionError(f"horizon: {_duration(seconds)} is asked for; the forecast reaches {reach}")
+        if seconds % step_seconds:
+            before = seconds // step_seconds * step_seconds
+            nearest = " or ".join(_duration(each) for each in (before, before + step_seconds) if each)
+            asked = f"{_duration(seconds)} is not a whole number of the model's steps of {_duration(step_seconds)}"
+            raise SelectionError(f"horizon: {asked}; use {nearest}")
+
+
+def _duration(seconds: int) -> str:
+    """As horizon_seconds reads it."""
+    return f"{seconds}s" if seconds % 60 else f"{seconds // 60}m"
 
 
 def check_measured(forecast: ServerForecast, metric: str) -> None:
@@ -80,8 +91,8 @@ def check_measured(forecast: ServerForecast, metric: str) -> None:
 
 
 def selected_steps(forecast: ServerForecast, selection: Selection) -> list[int]:
-    """Selected horizon steps, in order; step 1 follows the origin. Horizons are rounded up to whole steps."""
+    """Selected horizon steps, in order; step 1 follows the origin."""
     if selection.horizon_seconds is None:
         return list(range(1, forecast.horizon_steps + 1))
-    steps = {-(-seconds // forecast.model.step_seconds) for seconds in selection.horizon_seconds}
+    steps = {seconds // forecast.model.step_seconds for seconds in selection.horizon_seconds}
     return sorted(step for step in steps if 1 <= step <= forecast.horizon_steps)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_table, of_metrics
+from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
+from fleet_forecast.inference.forecast_table import ForecastAxes, forecast_schema, forecast_table, of_metrics
 from fleet_forecast.inference.peer_support import PeerSupport
 from fleet_forecast.serving.forecasts.selection import Selection, selected_steps
-from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.forecasts.snapshot import ModelView, ServerForecast
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
@@ -20,7 +22,7 @@ PARQUET = "application/vnd.apache.parquet"
 def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa.Table:
     """Forecasts of one model as a table, without the metrics that are not forecast for a server.
 
-    Raises IndexError if there are none.
+    Raises IndexError if there are none; then there is empty_table.
     """
     model = forecasts[0].model
     steps = selected_steps(forecasts[0], selection)
@@ -35,6 +37,12 @@ def fleet_table(forecasts: Sequence[ServerForecast], selection: Selection) -> pa
     chosen = np.array([[metric in forecast.metrics for metric in metrics] for forecast in forecasts])
     table = forecast_table(names, origins, axes, values.transpose(0, 3, 1, 2), _support(forecasts, metrics))
     return of_metrics(table, len(steps), chosen)
+
+
+def empty_table(model: ModelView | None, selection: Selection) -> pa.Table:
+    """The table without a row. model: None before the first forecast; then the quantiles are those of the contract."""
+    levels = QUANTILE_LEVELS if model is None else model.quantiles
+    return forecast_schema([q for q in levels if selection.quantiles is None or q in selection.quantiles]).empty_table()
 
 
 def _support(forecasts: Sequence[ServerForecast], metrics: Sequence[str]) -> PeerSupport:
@@ -60,6 +68,21 @@ def encoded(table: pa.Table, media_type: str) -> bytes:
 
 
 def wanted_table(accept: str) -> str | None:
-    """The table format an Accept header asks for, None for JSON."""
-    kinds = [part.partition(";")[0].strip() for part in accept.split(",")]
-    return next((kind for kind in kinds if kind in (ARROW_STREAM, PARQUET)), None)
+    """The table format an Accept header asks for, None for JSON: the one with the highest weight, else the first."""
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        kind, _, parameters = part.partition(";")
+        weights[kind.strip().lower()] = _weight(parameters)
+    tables = [kind for kind in weights if kind in (ARROW_STREAM, PARQUET)]
+    best = max(tables, key=weights.__getitem__, default=None)
+    if best is None or weights[best] == 0 or weights[best] < weights.get("application/json", 0):
+        return None
+    return best
+
+
+def _weight(parameters: str) -> float:
+    """The weight q of a media type, 0 to 1; 1 without one, 0 if it is not a number."""
+    found = re.search(r"(?:^|;)\s*q\s*=\s*([^;]*)", parameters, re.IGNORECASE)
+    if found is None:
+        return 1.0
+    return float(found[1]) if re.fullmatch(r"[01](\.\d{0,3})?\s*", found[1]) else 0.0

@@ -31,6 +31,7 @@ LOG = logging.getLogger(__name__)
 POLICY_VIOLATION = 1008  # close code of WebSockets
 LOGGED_PATH = 200  # characters
 PROTOBUF = "application/x-protobuf"
+STREAMS = ("/api/v1/events",)  # paths of responses without an end
 
 
 class _BodyKind(NamedTuple):
@@ -95,6 +96,8 @@ class RequestGuard:
         if scope["type"] == "websocket":
             await self._app(scope, receive, response)
             return
+        if scope["method"] == "HEAD" and scope["path"] not in STREAMS:  # the server sends no body
+            scope = {**scope, "method": "GET"}
         client = _client(scope)
         body = BoundedBody(receive, self._seconds, self._max_body_bytes, self._waiting, client)
 

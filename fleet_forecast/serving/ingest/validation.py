@@ -29,6 +29,7 @@ from fleet_forecast.serving.storage.samples import Sample
 _USUAL_NAME = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,252}")  # is_server_name of these, several times as fast
 PROFILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # one of the seven, or another that a model was trained on
 SHOWN_CHARACTERS = 100  # of a rejected value and of an unknown field's name
+_SHOWN_FIELDS = 10
 EARLIEST_MS = 0  # 1970; a history sent for one forecast may be of any age
 LATEST_MS = 4_102_444_800_000  # the year 2100
 _LABEL_FIELDS = frozenset({"timestamp", "server_name", "profile", "state", "incident"})
@@ -263,8 +264,14 @@ class _RecordCheck:
         if not named:
             if self.bad_cells:
                 raise self.bad_cells[0]
-            raise _Rejected("metrics", None, f"a record has at least one metric of {', '.join(self._specs)}")
+            reason = f"a record has at least one metric of {', '.join(self._specs)}{self._unknown(record)}"
+            raise _Rejected("metrics", None, reason)
         return tuple(values)
+
+    def _unknown(self, record: dict[str, Any]) -> str:
+        """The fields that may be misspelt metrics, as the end of a sentence."""
+        names = [name[:SHOWN_CHARACTERS] for name in record if name not in _LABEL_FIELDS and name not in self._specs]
+        return f"; unknown: {', '.join(names[:_SHOWN_FIELDS])}" if names else ""
 
     def _state(self, record: dict[str, Any]) -> str | None:
         """The state; None for another text, as in files, and a bad cell unless it is blank."""

@@ -27,6 +27,7 @@ from fleet_forecast.serving.forecasts.forecast_loop import ForecastLoop
 from fleet_forecast.serving.forecasts.snapshot import FleetSnapshot
 from fleet_forecast.serving.monitoring.kept_forecasts import DAY_SECONDS, ExcludedCells, KeptForecasts
 from fleet_forecast.serving.storage.store import HistoryStore
+from fleet_forecast.wording import counted
 
 LOG = logging.getLogger(__name__)
 ORIGIN_SECONDS = 3_600  # one kept cycle in so many seconds
@@ -246,7 +247,5 @@ def _remarks(snapshot: FleetSnapshot) -> tuple[str, ...]:
     servers, unmatched = len(snapshot.forecasts), len(snapshot.unmatched)
     if not servers or unmatched < UNMATCHED_REMARK * servers:
         return ()
-    share = f"{100 * unmatched / servers:.0f} %"
-    return (
-        f"no rule matches the names of {unmatched:,} servers ({share}); GET /api/v1/profiles/audit suggests profiles",
-    )
+    named = f"{counted(unmatched, 'server')} ({100 * unmatched / servers:.0f} %)"
+    return (f"no rule matches the names of {named}; GET /api/v1/profiles/audit suggests profiles",)

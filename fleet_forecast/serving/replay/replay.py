@@ -23,7 +23,7 @@ from fleet_forecast.serving.replay.curve import SHARED, measured_curves, recomme
 from fleet_forecast.serving.replay.cycles import forecasts_of
 from fleet_forecast.serving.replay.past_alerts import PastAlerts, past_alerts
 from fleet_forecast.serving.replay.pictures import Scene, picture
-from fleet_forecast.serving.replay.report import ReplayReport
+from fleet_forecast.serving.replay.report import ALL_ALERTS, PAGES, ReplayReport
 
 LATE_SECONDS = 1_800  # an alarm counts for an incident until so long after its end
 WORST = 5  # false alarms and misses with a picture
@@ -94,7 +94,10 @@ def replay(engine: Engine, request: ReplayRequest) -> tuple[ReplayReport, dict[s
         "pages": sum(alert.highest_severity == PAGE for alert in past.alerts),
         "watches": sum(alert.highest_severity == WATCH for alert in past.alerts),
     }
-    grouped = {severity: _grouped(evaluated[severity], incidents or (), grid, past) for severity in SEVERITIES}
+    grouped = {
+        group: _grouped(evaluated[severity], incidents or (), grid, past)
+        for group, severity in ((PAGES, PAGE), (ALL_ALERTS, WATCH))  # a page is above the level of watch, too
+    }
     recommended = recommended_rules(curves.get(SHARED, ()), rules)
     report = ReplayReport(facts, grouped, curves, past.alerts, pictures, recommended, float(past.seconds[-1]))
     speed = {"server_steps": server_steps, "replay_seconds": round(seconds, 1)}

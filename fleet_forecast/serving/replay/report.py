@@ -16,7 +16,6 @@ from fleet_forecast.atomic_write import replace_file
 from fleet_forecast.evaluation.report import page_head
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.alerting.alert import Alert, as_document
-from fleet_forecast.serving.alerting.severity import PAGE, WATCH
 from fleet_forecast.serving.replay.curve import LevelPoint
 from fleet_forecast.serving.replay.labels import write_alerts
 
@@ -24,6 +23,8 @@ PICTURES_EXPLAINED = (
     "<p>Pictures: measurements in black, the forecast at the beginning of the alert or incident with its 80 % band in "
     "blue, thresholds dashed, alerts on the metric in yellow, incidents in red.</p>"
 )
+PAGES, ALL_ALERTS = "page", "page_or_watch"  # the groups of alerts that are evaluated
+HEADINGS = {PAGES: "Pages", ALL_ALERTS: "All alerts, page or watch"}
 SHOWN_ALERTS = 300  # in the page; all are in alerts.csv and report.json
 REPORT_FILE, DATA_FILE, ALERTS_FILE, RULES_FILE = "report.html", "report.json", "alerts.csv", "alerts.toml"
 
@@ -32,8 +33,8 @@ REPORT_FILE, DATA_FILE, ALERTS_FILE, RULES_FILE = "report.html", "report.json", 
 class ReplayReport:
     """Content of the report.
 
-    facts: of the replay. scores: by severity and by group (all, profile PROFILE, type TYPE). curves: by reason.
-    pictures: heading -> figures. rules: recommended, None if no level keeps the budget.
+    facts: of the replay. scores: of PAGES and ALL_ALERTS, by group (all, profile PROFILE, type TYPE). curves: by
+    reason. pictures: heading -> figures. rules: recommended, None if no level keeps the budget.
     """
 
     facts: Mapping[str, Any]
@@ -62,7 +63,7 @@ def write_report(folder: Path, report: ReplayReport) -> dict[str, Any]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / REPORT_FILE, _page(report).encode())
-    documents = [as_document(alert) for alert in report.alerts]
+    documents = [{**as_document(alert), "severity": alert.highest_severity} for alert in report.alerts]
     replace_file(folder / DATA_FILE, json.dumps({**data, "alerts": documents}, indent=1).encode())
     write_alerts(folder / ALERTS_FILE, report.alerts, report.end_seconds)
     if report.rules is not None:
@@ -72,10 +73,14 @@ def write_report(folder: Path, report: ReplayReport) -> dict[str, Any]:
 
 def _page(report: ReplayReport) -> str:
     parts = ["<h1>Alerts of the past</h1>", _table(pd.DataFrame(report.facts.items(), columns=["replay", ""]))]
-    for severity in (PAGE, WATCH):
-        parts += [f"<h2>{severity}</h2>", _scores_table(report.scores[severity], report.has_incidents)]
+    for group, heading in HEADINGS.items():
+        parts += [f"<h2>{heading}</h2>", _scores_table(report.scores[group], report.has_incidents)]
     for name, curve in report.curves.items():
-        parts += [f"<h2>Alarms by level: {html.escape(name)}</h2>", _curve_note(report), _curve_table(curve)]
+        parts += [
+            f"<h2>Alarms by level: {html.escape(name)}</h2>",
+            _curve_note(report),
+            _curve_table(curve, report.has_incidents),
+        ]
     parts += ["<h2>Recommended rules</h2>", _rules(report)]
     if report.pictures:
         parts.append(PICTURES_EXPLAINED)
@@ -107,11 +112,12 @@ def _curve_note(report: ReplayReport) -> str:
     return f"<p>By the probability at which an alert fires: {kind} a server and month, recall and lead time.</p>"
 
 
-def _curve_table(curve: Sequence[LevelPoint]) -> str:
+def _curve_table(curve: Sequence[LevelPoint], evaluated: bool) -> str:
+    alarms = f"{'false ' if evaluated else ''}alarms a server and month"
     rows = [
         {
             "level": point.level,
-            "alarms a server and month": point.false_alarms_per_server_month,
+            alarms: point.false_alarms_per_server_month,
             "precision": point.scores["precision"],
             "recall": point.scores["recall"],
             "recall ahead": point.scores["recall_ahead"],

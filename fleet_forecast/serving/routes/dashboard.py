@@ -47,4 +47,4 @@ def _compressed(path: Path) -> bytes:
 
 
 for _path, _file in FILES.items():
-    router.api_route(_path, methods=["GET", "HEAD"])(_sender(_file))
+    router.get(_path)(_sender(_file))

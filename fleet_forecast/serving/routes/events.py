@@ -21,6 +21,7 @@ router = APIRouter(tags=["events"])
 @router.get(
     "/api/v1/events",
     summary="Server-sent events",
+    response_class=StreamingResponse,
     responses={
         200: {"description": "events cycle, alert and model, as they happen", "content": {"text/event-stream": {}}},
         **ACCESS_REFUSALS,

@@ -16,7 +16,14 @@ from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.on_request import HistorySpanError, check_span, forecast_samples
 from fleet_forecast.serving.forecasts.selection import Selection, check_reach, parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
-from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, encoded, fleet_table, wanted_table
+from fleet_forecast.serving.forecasts.tables import (
+    ARROW_STREAM,
+    PARQUET,
+    empty_table,
+    encoded,
+    fleet_table,
+    wanted_table,
+)
 from fleet_forecast.serving.forecasts.turns import WorkerBusyError
 from fleet_forecast.serving.ingest.bodies import ReceivedBody
 from fleet_forecast.serving.ingest.validation import CheckedBatch, check_history
@@ -118,7 +125,6 @@ _TABLE = {"schema": {"type": "string", "format": "binary"}}
     response_description="one page; as a table by the Accept header, with `next` in the header X-Next",
     responses={
         200: {"content": {ARROW_STREAM: _TABLE, PARQUET: _TABLE}},
-        204: {"description": "a table was asked for and there is no forecast"},
         **ACCESS_REFUSALS,
     },
 )
@@ -131,8 +137,6 @@ async def fleet_forecasts(request: Request, daemon: RunningDaemon, query: Annota
     if media_type is None:
         return await bounded_response(_page_json(daemon, page, following, selection), JSON)
     table = await asyncio.to_thread(_page_table, daemon, page, selection, media_type)
-    if table is None:
-        return Response(status_code=204, headers={"x-next": following or ""})
     return Response(table, headers={"x-next": following or ""}, media_type=media_type)
 
 
@@ -235,11 +239,11 @@ def _page_json(
     return list_parts(head, "forecasts", (_forecast_json(daemon, forecast, selection) for forecast in page))
 
 
-def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes | None:
-    """Forecasts of the model in use as a table; None without a row. The next cycle replaces those of other models."""
+def _page_table(daemon: Daemon, page: list[ServerForecast], selection: Selection, media_type: str) -> bytes:
+    """Forecasts of the model in use as a table. The next cycle replaces those of other models."""
     model = daemon.forecasts.snapshot.model
     forecasts = [forecast for forecast in page if forecast.model == model]
-    return encoded(fleet_table(forecasts, selection), media_type) if forecasts else None
+    return encoded(fleet_table(forecasts, selection) if forecasts else empty_table(model, selection), media_type)
 
 
 def _history_json(forecasts: list[ServerForecast | None], batch: CheckedBatch) -> Iterator[bytes]:

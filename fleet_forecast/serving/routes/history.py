@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from fleet_forecast.contract.specs import METRICS
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.query_parameters import wrong_parameter
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     RunningDaemon,
@@ -65,9 +66,12 @@ class HistoryResponse(BaseModel):
     },
 )
 async def history(daemon: RunningDaemon, name: str, query: Annotated[HistoryQuery, Query()]) -> Response:
+    for parameter in ("limit", "after"):
+        if parameter in query.model_fields_set and not query.raw:
+            raise wrong_parameter(parameter, "applies to samples as received; add raw=true, or leave it out")
     server = daemon.store.servers.get(name)
     if server is None:
-        return unknown_server()
+        return unknown_server(name)
     step_seconds = daemon.store.step_seconds
     last_step = int(daemon.clock() // step_seconds) + 2  # timestamps may be ahead of the clock
     first_step = last_step - int(query.hours * 3600 // step_seconds) - 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.inference.fleet_match import contradictions, served_metrics
 from fleet_forecast.inference.model_directory import STARTER_NOTICE, TRAINING_INFO_FILE, is_starter, read_document
 from fleet_forecast.iso_time import iso
 from fleet_forecast.serving.daemon import Daemon
+from fleet_forecast.serving.query_parameters import wrong_body
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
@@ -134,7 +135,9 @@ async def model(daemon: RunningDaemon) -> Response:
         415: BODY_REFUSALS[415],
     },
 )
-async def reload(daemon: RunningDaemon) -> Response:
+async def reload(request: Request, daemon: RunningDaemon) -> Response:
+    if (await request.body()).strip() not in (b"", b"{}"):
+        raise wrong_body("this path takes no body: the model is that of the settings; publish another one, or omit it")
     result = await daemon.model.load()
     found = await asyncio.to_thread(_model, daemon)
     document = {"loaded": result.problem is None, "problem": result.problem, **found}

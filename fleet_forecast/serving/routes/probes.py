@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
+from starlette.responses import PlainTextResponse
 
 from fleet_forecast.contract.specs import METRIC_SPECS
 from fleet_forecast.inference.model_directory import is_starter
@@ -141,24 +142,21 @@ class StatusResponse(BaseModel):
     metric_units: Annotated[dict[str, str], Field(description="of the fleet's metrics, by name")]
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/-/healthy", include_in_schema=False)  # the paths of Prometheus and Alertmanager
-@router.head("/-/healthy", include_in_schema=False)
-@router.get("/healthz", summary="The process is alive")
+@router.get("/healthz", summary="The process is alive", response_class=PlainTextResponse)
 async def healthz() -> Response:
     return Response(b"ok\n", media_type="text/plain")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/-/ready", include_in_schema=False)
-@router.head("/-/ready", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="The daemon can forecast",
+    response_class=PlainTextResponse,
     responses={
         200: {"description": "a model is loaded and checked"},
         421: ACCESS_REFUSALS[421],
-        503: {"description": "no model is loaded; the text gives the reason"},
+        503: {"description": "no model is loaded; the text gives the reason", "content": {"text/plain": {}}},
     },
 )
 async def readyz(daemon: RunningDaemon) -> Response:
@@ -169,10 +167,10 @@ async def readyz(daemon: RunningDaemon) -> Response:
     return Response(f"not ready: {reason}\n".encode(), 503, media_type="text/plain")
 
 
-@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
+    response_class=PlainTextResponse,
     responses={
         200: {"description": "Prometheus text, or OpenMetrics by the Accept header", "content": {"text/plain": {}}},
         **ACCESS_REFUSALS,
@@ -186,7 +184,6 @@ async def metrics(request: Request, daemon: RunningDaemon) -> Response:
     return await bounded_response(page_parts(blocks, daemon, openmetrics), OPENMETRICS if openmetrics else TEXT)
 
 
-@router.head("/status", include_in_schema=False)
 @router.get(
     "/status",
     summary="The state of the daemon, for people",

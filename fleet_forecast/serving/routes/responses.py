@@ -10,10 +10,11 @@ from starlette.requests import HTTPConnection
 
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.json_bytes import to_json
-from fleet_forecast.serving.query_parameters import refuse_unknown_parameters
+from fleet_forecast.serving.query_parameters import refuse_ignored_parameters
 from fleet_forecast.serving.storage.errors import HistoryBusyError, HistoryUnavailableError, PartlyStoredError
 
 JSON = "application/json"
+LONGEST_NAME = 253  # characters that a message shows
 UtcTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Starter = Annotated[bool, Field(description="whether this is the starter model, which was not trained on this fleet")]
 Responses = dict[int | str, dict[str, Any]]
@@ -22,7 +23,7 @@ Responses = dict[int | str, dict[str, Any]]
 async def running_daemon(connection: HTTPConnection) -> Daemon:
     """The daemon that serves this request or WebSocket. Every route that reads data has it, so it checks the query."""
     if isinstance(connection, Request) and connection.scope["query_string"]:
-        refuse_unknown_parameters(connection)
+        refuse_ignored_parameters(connection)
     daemon: Daemon = connection.app.state.daemon
     return daemon
 
@@ -31,10 +32,10 @@ RunningDaemon = Annotated[Daemon, Depends(running_daemon)]
 
 
 class InvalidParameter(BaseModel):
-    """A query parameter that cannot be used."""
+    """A query parameter, or a field of the body, that cannot be used; `body` is all of it."""
 
     field: str
-    value: Annotated[str | None, Field(description="missing for a parameter that is unknown or missing")] = None
+    value: Annotated[str | None, Field(description="missing for what is unknown or missing, and for objects")] = None
     reason: str
 
 
@@ -49,7 +50,7 @@ def refusal(description: str) -> dict[str, Any]:
     return {"model": Refusal, "description": description}
 
 
-INVALID_PARAMETER = refusal("a parameter is unknown or has a wrong value")
+INVALID_PARAMETER = refusal("a parameter is unknown, repeated, or has a wrong value")
 ACCESS_REFUSALS: Responses = {  # and of unknown parameters: every route has these
     400: refusal("a header that access depends on is repeated"),
     401: refusal("no token, or a wrong one"),
@@ -85,16 +86,18 @@ def not_stored(problem: HistoryBusyError | HistoryUnavailableError) -> str:
     return f"not stored: {problem}"
 
 
-def unknown_server() -> Response:
+def unknown_server(name: str) -> Response:
     """404 for a name of which no sample was received."""
-    return json_response({"detail": "no such server: no sample of this name was received"}, 404)
+    return json_response(
+        {"detail": f"no such server {name[:LONGEST_NAME]!r}: no sample of this name was received"}, 404
+    )
 
 
 def no_forecast(daemon: Daemon, name: str) -> Response:
     """The reason why a server has no forecast: 503 if it will have one soon, else 404."""
     server = daemon.store.servers.get(name)
     if server is None:
-        return unknown_server()
+        return unknown_server(name)
     if daemon.forecasts.engine is None:
         return retry_later("no model is loaded; see /readyz")
     complete_step = daemon.forecasts.complete_step(daemon.store.step_seconds)

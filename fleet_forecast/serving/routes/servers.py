@@ -172,7 +172,7 @@ async def delete(daemon: RunningDaemon, name: str) -> Response:
     except HistoryUnavailableError as problem:
         return retry_later(f"not deleted: {problem}")
     if not known:
-        return unknown_server()
+        return unknown_server(name)
     LOG.info("server deleted", extra={"server": name})
     return json_response({"deleted": name})
 

@@ -10,9 +10,18 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from fleet_forecast.contract.definitions import PROFILES
-from fleet_forecast.intervals.silences import Silence
+from fleet_forecast.intervals.silences import EXCLUDE, Silence
+from fleet_forecast.iso_time import iso_milliseconds
 from fleet_forecast.serving.daemon import Daemon
-from fleet_forecast.serving.delivery.silence_book import KnownSilence, SilencesError, as_fields, profile_note
+from fleet_forecast.serving.delivery.silence_book import (
+    KEPT_SECONDS,
+    KnownSilence,
+    SilencesError,
+    as_fields,
+    profile_note,
+    server_note,
+)
+from fleet_forecast.serving.query_parameters import wrong_body
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     BODY_REFUSALS,
@@ -39,7 +48,7 @@ class SilenceInfo(Silence):
     id: str
     source: Annotated[Literal["file", "api"], Field(description="file: the rules file, where it is changed")]
     active: Annotated[bool, Field(description="whether it covers this moment")]
-    note: Annotated[str | None, Field(description="of a profile that is not known; null otherwise")]
+    note: Annotated[str | None, Field(description="of a profile or servers that are not known; null otherwise")]
 
 
 class SilencesResponse(BaseModel):
@@ -76,6 +85,7 @@ async def silences(daemon: RunningDaemon) -> Response:
     responses={**ADMIN_REFUSALS, 413: BODY_REFUSALS[413], 422: INVALID_PARAMETER},
 )
 async def add(daemon: RunningDaemon, silence: Silence) -> Response:
+    _refuse_past(silence, daemon.clock())
     try:
         known = await asyncio.to_thread(daemon.silences.add, silence)
     except SilencesError as problem:
@@ -102,6 +112,17 @@ async def delete(daemon: RunningDaemon, silence_id: str) -> Response:
     return json_response({"deleted": silence_id})
 
 
+def _refuse_past(silence: Silence, now: float) -> None:
+    """Raise RequestValidationError for a silence that has ended; it would have no effect.
+
+    Measurements may be excluded afterwards, for as long as silences are kept.
+    """
+    kept = KEPT_SECONDS if silence.kind == EXCLUDE else 0
+    if silence.until is not None and silence.until + kept <= now:
+        remedy = "give a later time; exclude older measurements from training with tft_trainer.py --exclusions"
+        raise wrong_body(f"is in the past; {remedy}", "until", iso_milliseconds(silence.until))
+
+
 def _silence(daemon: Daemon, known: KnownSilence) -> dict[str, Any]:
     engine = daemon.forecasts.engine
     trained = engine.config.profiles if engine else ()
@@ -110,6 +131,6 @@ def _silence(daemon: Daemon, known: KnownSilence) -> dict[str, Any]:
         "id": known.silence_id,
         "source": "file" if known.of_file else "api",
         "active": known.silence.is_active(daemon.clock()),
-        "note": profile_note(known.silence, profiles),
+        "note": profile_note(known.silence, profiles) or server_note(known.silence, list(daemon.store.servers)),
         **as_fields(known.silence),
     }

@@ -21,6 +21,7 @@ from fleet_forecast.serving.alerting.threshold_detector import SERVERS_AT_ONCE, 
 from fleet_forecast.serving.daemon import Daemon
 from fleet_forecast.serving.forecasts.selection import parse_selection
 from fleet_forecast.serving.forecasts.snapshot import ServerForecast
+from fleet_forecast.serving.query_parameters import wrong_parameter
 from fleet_forecast.serving.routes.responses import (
     ACCESS_REFUSALS,
     INVALID_PARAMETER,
@@ -79,6 +80,7 @@ class HeatMapResponse(BaseModel):
     bin_seconds: int
     unit: Annotated[str | None, Field(description="of quantiles; null for probabilities")]
     servers: list[HeatMapRow]
+    note: Annotated[str | None, Field(description="why no risk is known; null otherwise")]
     next: Annotated[str | None, Field(description="`after` of the following page; null on the last one")]
 
 
@@ -94,9 +96,11 @@ async def heat_map(daemon: RunningDaemon, query: Annotated[HeatMapQuery, Query()
     metrics = None if query.metric is None else [query.metric]
     parse_selection(model, metrics)  # refuses what is not forecast
     if query.value == "quantile" and query.metric is None:
-        return json_response({"detail": "metric: value=quantile needs one, such as metric=cpu_pct"}, 422)
+        raise wrong_parameter("metric", "value=quantile needs one, such as metric=cpu_pct")
     if query.value == "risk" and query.metric is not None:
-        return json_response({"detail": "metric: the risk of an incident is that of the server; leave metric out"}, 422)
+        raise wrong_parameter("metric", "the risk of an incident is that of the server; leave metric out", query.metric)
+    if query.value != "quantile" and "level" in query.model_fields_set:
+        raise wrong_parameter("level", "applies to value=quantile only; add that, or leave level out")
     return json_response(await asyncio.to_thread(_page, daemon, query))
 
 
@@ -116,8 +120,19 @@ def _page(daemon: Daemon, query: HeatMapQuery) -> dict[str, Any]:
         "bin_seconds": BIN_SECONDS,
         "unit": METRIC_SPECS[query.metric].unit if query.value == "quantile" and query.metric else None,
         "servers": _risk_rows(daemon, page) if query.value == "risk" else _metric_rows(daemon, page, query),
+        "note": _note(daemon, query),
         "next": page[-1].server_name if len(chosen) > query.limit else None,
     }
+
+
+def _note(daemon: Daemon, query: HeatMapQuery) -> str | None:
+    """Why the values are null for every server."""
+    engine = daemon.forecasts.engine
+    if query.value != "risk" or (engine is not None and engine.risk_model is not None):
+        return None
+    if engine is None:
+        return "no model is loaded; see /readyz"
+    return f"model {engine.model_id} has no risk model; train one without --no-risk-model"
 
 
 def _same_shape(forecasts: Sequence[ServerForecast]) -> list[list[ServerForecast]]:

@@ -45,6 +45,6 @@ class PastForecastsResponse(BaseModel):
 )
 async def past_forecasts(daemon: RunningDaemon, name: str) -> Response:
     if name not in daemon.store.servers:
-        return unknown_server()
+        return unknown_server(name)
     forecasts = await asyncio.to_thread(daemon.archive.of_server, name)
     return json_response({"server_name": name, "forecasts": forecasts})

@@ -92,7 +92,7 @@ def test_the_margins_decide():
     assert outcome(1.019, 1.09) == []
     assert outcome(0.95, None) == []
     assert "2.1 % higher" in outcome(1.021, 1.09)[0]
-    assert "may be 12 % higher (7 servers show no more)" in outcome(1.0, 1 + (TOLERATED_PCT + 2) / 100)[0]
+    assert "may be 12 % higher (7 servers cannot show more)" in outcome(1.0, 1 + (TOLERATED_PCT + 2) / 100)[0]
     assert "covers 67.9 %" in outcome(1.0, 1.0, 67.9)[0]
     assert outcome(1.0, 1.0, 91.9) == []
 

@@ -168,6 +168,21 @@ def test_probes_pages_and_metrics_support_head(guarded):
         assert guarded.head(path, headers=TOKEN_HEADER).status_code == 200
 
 
+def test_head_is_possible_wherever_get_is_and_allow_is_true(guarded):
+    for path in ("/", "/openapi.json", "/api/v1/servers", "/api/v1/forecasts", "/api/v1/servers/nobody/history"):
+        got, head = (guarded.request(each, path, headers=TOKEN_HEADER) for each in ("GET", "HEAD"))
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+    assert guarded.head("/api/v1/events", headers=TOKEN_HEADER).headers["allow"] == "GET"
+    for path, allowed in (
+        ("/healthz", "GET, HEAD"),
+        ("/api/v1/silences", "GET, HEAD, POST"),
+        ("/api/v1/reload", "POST"),
+    ):
+        token = SENT["the admin token" if path == "/api/v1/reload" else "the token"]
+        refused = guarded.delete(path, headers={"authorization": token})
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed), path
+
+
 HOSTILE = (
     "../../../../etc/passwd",
     "..%2f..%2fetc%2fpasswd",

@@ -62,6 +62,17 @@ def test_a_record_without_another_value_is_rejected():
     assert (batch.samples, batch.left_out, batch.rejected[0].field) == ([], [], "cpu_pct")
 
 
+def test_a_record_without_a_known_metric_is_rejected_with_the_unknown_fields():
+    (rejected,) = check_records(
+        [{"timestamp": TIME, "server_name": "s1", "cpu": 5, "x" * 300: 1}], TimeLimits()
+    ).rejected
+    assert rejected.field == "metrics"
+    assert rejected.reason.startswith("a record has at least one metric of cpu_pct, mem_pct")
+    assert rejected.reason.endswith("; unknown: cpu, " + "x" * 100)
+    (nothing,) = check_records([{"timestamp": TIME, "server_name": "s1"}], TimeLimits()).rejected
+    assert "unknown" not in nothing.reason
+
+
 def test_a_value_that_rounding_took_beyond_a_limit_is_the_limit_with_a_notice():
     batch = check_records(records([100.4, -0.05, 50]), TimeLimits())
     assert cpu_of(batch) == [100, 0, 50]

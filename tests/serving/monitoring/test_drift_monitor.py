@@ -162,7 +162,7 @@ def test_a_new_profile_is_a_reason_at_once_and_a_training_is_recommended_with_it
         fleet.servers[f"mf{number}"] = KnownServer(100 + number, f"mf{number}", None)
     fleet.hour()
     assert fleet.monitor.advice.reasons == ()
-    assert "no rule matches the names of 1 servers (7 %)" in fleet.monitor.advice.remarks[0]
+    assert "no rule matches the names of 1 server (7 %)" in fleet.monitor.advice.remarks[0]
     fleet.servers["mf2"] = KnownServer(102, "mf2", None)
     fleet.history_steps = {"mf2": 23}
     fleet.hour()

@@ -1,5 +1,6 @@
 """Forecasts of servers and of the fleet, from the last cycle."""
 
+import io
 import time
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleet_forecast.iso_time import iso
+from fleet_forecast.serving.forecasts.tables import ARROW_STREAM, PARQUET, wanted_table
 from tests.serving.daemon_client import ADMIN, STEP, complete_start, daemon, forecast_of, post, record, wait_for
 from tests.serving.fake_engine import FakeConfig, FakeEngine
 
@@ -133,6 +135,7 @@ def test_a_query_selects_servers_profiles_metrics_quantiles_and_horizons(client)
         ({"horizon": "soon"}, "horizon"),
         ({"horizon": "99999999999999h"}, "horizon"),
         ({"horizon": "²h"}, "horizon"),
+        ({"horizon": "7m"}, "horizon: 7m is not a whole number of the model's steps of 5m; use 5m or 10m"),
         ({"quantile": "0.55"}, "quantile"),
         ({"quantile": "nan"}, "quantile"),
         ({"limit": "0"}, "limit"),
@@ -146,8 +149,42 @@ def test_a_wrong_query_is_refused_by_name(client, query, named):
     assert named in answer.text
 
 
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (PARQUET, PARQUET),
+        (f"{PARQUET};q=0", None),
+        (f"{PARQUET}; q=0.5, application/json", None),
+        (f"{PARQUET};q=0.5, {ARROW_STREAM}", ARROW_STREAM),
+        (f"{ARROW_STREAM}, {PARQUET}, */*;q=0.1", ARROW_STREAM),
+        (f"{PARQUET};q=high", None),
+        ("*/*", None),
+        ("", None),
+    ],
+)
+def test_the_format_is_the_one_with_the_highest_weight(accept, wanted):
+    assert wanted_table(accept) == wanted
+
+
+def test_a_table_without_a_forecast_has_the_columns_of_one_with_forecasts(client):
+    def table():
+        answer = client.get("/api/v1/forecasts", params=query, headers={"accept": PARQUET})
+        assert answer.status_code == 200
+        return pq.read_table(io.BytesIO(answer.content))
+
+    query = {"quantile": 0.5, "profile": "nosuch"}
+    before = table()
+    post(client, record())
+    forecast_of(client)
+    empty, query = table(), {"quantile": 0.5}
+    assert before.schema == empty.schema == table().schema
+    assert (before.num_rows, empty.num_rows) == (0, 0)
+
+
 def test_an_unknown_server_is_404(client):
-    assert client.get("/api/v1/servers/nobody/forecast").status_code == 404
+    answer = client.get("/api/v1/servers/nobody%00/forecast")
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == r"no such server 'nobody\x00': no sample of this name was received"
 
 
 def test_a_forecast_that_is_not_finite_keeps_the_last_one(tmp_path):
@@ -210,12 +247,12 @@ def test_a_table_omits_forecasts_of_an_earlier_model(tmp_path):
         wait_for(lambda: client.get("/api/v1/forecasts").json()["model"] == "second")
         assert forecast_of(client)["model"] == "first"
         answer = client.get("/api/v1/forecasts", headers={"accept": "application/vnd.apache.parquet"})
-        assert (answer.status_code, answer.headers["x-next"]) == (204, "")
+        assert (answer.status_code, answer.headers["x-next"]) == (200, "")
+        assert pq.read_table(io.BytesIO(answer.content)).num_rows == 0
 
 
 @pytest.mark.parametrize("kind", ["application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"])
 def test_tables_have_the_values_of_the_json(client, kind):
-    assert client.get("/api/v1/forecasts", headers={"accept": kind}).status_code == 204
     post(client, *(record(name, cpu_pct=30.0) for name in ("ppml0001", "ppdb002", "ppdb003")))
     wait_for(lambda: client.get("/status").json()["servers"]["forecast"] == 3)
     query = {"metric": ["cpu_pct", "mem_pct"], "quantile": [0.1, 0.9], "horizon": ["15m", "1h"]}

@@ -61,7 +61,7 @@ def test_the_heat_map_has_the_risk_of_the_first_horizon_that_has_the_half_hour(c
     assert row["values"] == by_hand[:half_hours]
     assert row["metric"] is None
     refused = client.get("/api/v1/heat-map?value=risk&metric=cpu_pct")
-    assert (refused.status_code, refused.json()["detail"][:7]) == (422, "metric:")
+    assert (refused.status_code, refused.json()["detail"][0]["field"]) == (422, "metric")
 
 
 def test_the_model_shows_what_it_was_trained_on_and_its_curve(client, risk_model_dir):
@@ -78,6 +78,8 @@ def test_without_a_risk_model_it_is_null(tiny_model_dir, tmp_path):
         assert forecast_of(client, "ppweb001")["incident_risk"] is None
         assert client.get("/api/v1/model").json()["risk_model"] is None
         assert client.get("/api/v1/servers/ppweb001/explain").json()["incident_risk"] is None
-        (row,) = client.get("/api/v1/heat-map?value=risk").json()["servers"]
+        page = client.get("/api/v1/heat-map?value=risk").json()
+        (row,) = page["servers"]
         assert set(row["values"]) == {None}
+        assert "has no risk model; train one without --no-risk-model" in page["note"]
         assert "fleet_incident_risk" not in client.get("/metrics").text

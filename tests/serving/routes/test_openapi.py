@@ -87,6 +87,10 @@ def test_responses_to_records_are_what_their_models_describe(served):
 def test_a_reload_is_what_its_model_describes(served):
     headers = {"authorization": "Bearer " + ADMIN.decode(), "content-type": "application/json"}
     assert_described(served.post("/api/v1/reload", headers=headers).json(), ReloadResponse)
+    refused = served.post("/api/v1/reload", headers=headers, json={"model": "x"})
+    assert refused.status_code == 422
+    assert_described(refused.json(), Refusal)
+    assert "takes no body" in refused.json()["detail"][0]["reason"]
 
 
 def test_an_added_silence_is_what_its_model_describes(served):
@@ -144,10 +148,26 @@ def test_the_model_of_a_record_accepts_what_the_validation_accepts(change):
     assert accepted_by_the_model(changed) == (not validated.rejected and not validated.left_out)
 
 
+NOT_JSON = {
+    "/healthz": "text/plain",
+    "/readyz": "text/plain",
+    "/metrics": "text/plain",
+    "/api/v1/events": "text/event-stream",
+}
+
+
+def test_what_is_not_json_is_declared_as_what_it_is(served):
+    paths = served.get("/openapi.json").json()["paths"]
+    for path, media_type in NOT_JSON.items():
+        assert paths[path]["get"]["responses"]["200"]["content"].keys() == {media_type}
+        if path != "/api/v1/events":
+            assert served.get(path).headers["content-type"].startswith(media_type)
+
+
 def test_every_response_of_200_with_json_has_a_model(served):
     document = served.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             content = operation["responses"].get("200", {}).get("content", {}).get("application/json")
-            if content is not None and path not in ("/healthz", "/readyz", "/metrics", "/api/v1/events"):
+            if content is not None:
                 assert content["schema"]["$ref"].startswith("#/components/schemas/"), (method, path)

@@ -34,6 +34,33 @@ def test_a_misspelt_parameter_is_named_with_those_of_the_route(client, path, rea
     assert answer.json() == {"detail": [{"field": "horizn", "reason": reason}]}
 
 
+SINGLE = "is given 2 times and takes one value; give it once"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "reason"),
+    [
+        ("/api/v1/forecasts?limit=3&limit=4", "limit", SINGLE),
+        ("/api/v1/servers/ppml0001/series?metric=cpu_pct&metric=mem_pct", "metric", SINGLE),
+        ("/api/v1/heat-map?value=risk&value=breach", "value", SINGLE),
+        ("/api/v1/heat-map?value=breach&level=0.5", "level", "applies to value=quantile only; add that, or leave"),
+        ("/api/v1/servers/ppml0001/history?hours=1&limit=5", "limit", "applies to samples as received; add raw=true"),
+    ],
+)
+def test_a_parameter_that_would_be_ignored_is_refused(client, path, field, reason):
+    answer = client.get(path)
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert problem["field"] == field
+    assert reason in problem["reason"]
+
+
+def test_a_list_may_be_repeated(client):
+    for path in ("/api/v1/servers", "/api/v1/heat-map", "/api/v1/forecasts", "/api/v1/alerts"):
+        assert client.get(f"{path}?profile=web_api&profile=database").status_code == 200, path
+    assert client.get("/api/v1/forecasts?metric=cpu_pct&metric=mem_pct&horizon=5m&horizon=10m").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("query", "value", "reason"),
     [

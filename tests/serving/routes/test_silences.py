@@ -1,5 +1,6 @@
 """Silences and recent alerts over HTTP."""
 
+import re
 import time
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_silence_of_the_api_covers_an_alert_and_holds_over_a_restart(tmp_path)
         ]
     with daemon(tmp_path, admin_token=ADMIN, rules=FILE_RULES) as client:
         from_file, again = client.get("/api/v1/silences").json()["silences"]
-        assert (from_file["source"], from_file["active"], again) == ("file", False, added)
+        assert (from_file["source"], from_file["active"], again) == ("file", False, added | {"note": None})
         (alert,) = wait_for(lambda: alerts(client, "silenced"))
         assert client.delete(f"/api/v1/silences/{added['id']}", headers=AS_ADMIN).json() == {"deleted": added["id"]}
         assert alerts(client, "silenced") == []
@@ -71,13 +72,23 @@ def test_silences_are_read_with_the_token_and_changed_with_the_admin_token(guard
         ({"server": "a"}, "from or until is missing"),
         ({"server": "a", "from": "today", "until": "2026-01-01T00:00:00Z"}, "the time 'today' is not a time"),
         (until_tomorrow() | {"pattern": "a("}, "not a regular expression"),
-        ({"server": "a", "rack": 7}, "Extra inputs are not permitted"),
+        ({"server": "a", "rack": 7}, "unknown field; use server, profile, pattern, from, until, weekly, comment, kind"),
+        ([1], 'is not a JSON object; write {"name": value, ...}'),
+        ({"server": "a", "weekly": {"days": ["sun"], "start": "2:00", "end": "03:00"}}, "'2:00' is not a time of day"),
+        ({"server": "a", "weekly": {"days": ["sun"], "start": "02:00", "end": "03:00"}}, "is missing; add it"),
+        ({"server": "a", "kind": "mute"}, "it should be 'silence' or 'exclude'"),
+        ({"server": "a", "weekly": {"day": ["sun"]}}, "unknown field; use days, start, end, timezone"),
+        ({"server": "a", "from": "2020-01-01T00:00:00Z", "until": "2020-01-02T00:00:00Z"}, "is in the past; give a la"),
     ],
 )  # fmt: skip
 def test_a_wrong_silence_is_refused_with_its_reason(guarded, body, reason):
     got = guarded.post("/api/v1/silences", json=body, headers=AS_ADMIN)
     assert got.status_code == 422
-    assert any(reason in problem["reason"] for problem in got.json()["detail"])
+    problems = got.json()["detail"]
+    assert any(reason in problem["reason"] for problem in problems)
+    for problem in problems:
+        assert problem["field"]
+        assert not re.search("Input|String|Value error|Field|Extra", problem["reason"])
 
 
 @pytest.mark.parametrize("body", [b'{"server": "\\ud800"}', b'{"server": "a", "from": NaN}', b"[" * 100_000])
@@ -106,5 +117,11 @@ def test_a_profile_that_no_server_has_is_noted_and_the_silence_is_kept(guarded):
     assert added["note"].startswith(
         "no server has the profile 'databse'; correct it unless such servers will come: conductor_mgmt,"
     )
-    for known in ({"profile": "database"}, {"server": "databse"}):
+    sample = {"records": [record("ppdb001")]}
+    as_client = {"authorization": "Bearer " + TOKEN.decode()}
+    assert guarded.post("/api/v1/metrics", json=sample, headers=as_client).json()["accepted"] == 1
+    for known in ({"profile": "database"}, {"server": "ppdb001"}, {"pattern": "ppdb.*"}):
         assert guarded.post("/api/v1/silences", json=until_tomorrow(**known), headers=AS_ADMIN).json()["note"] is None
+    for unknown, named in (({"server": "ppdb01"}, "'ppdb01'"), ({"pattern": "ppbd.*"}, "the pattern 'ppbd.*'")):
+        added = guarded.post("/api/v1/silences", json=until_tomorrow(**unknown), headers=AS_ADMIN).json()
+        assert added["note"] == f"{named} matches no known server; correct it unless such servers will come"
