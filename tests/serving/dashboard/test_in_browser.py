@@ -171,9 +171,9 @@ def test_a_part_of_a_name_finds_the_servers_that_have_it(scene, open_page):
     page.get_by_label("Find a server").fill("PPD")
     page.keyboard.press("Enter")
     expect(page.locator(".empty")).to_contain_text("2 servers with this in the name")
-    assert page.locator(".names a").all_text_contents() == ["ppdb001", "ppdb002"]
-    assert page.evaluate("document.activeElement.id") == "main"
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "none"
+    expect(page.locator(".names a")).to_have_text(["ppdb001", "ppdb002"])
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.locator("#main")).to_have_css("outline-style", "none")
 
 
 def test_an_injected_incident_turns_the_heat_map_and_opens_an_alert_while_the_page_is_open(scene, open_page):
