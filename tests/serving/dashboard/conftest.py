@@ -9,7 +9,7 @@ from tests.serving.dashboard.chromium import FLAGS, PROGRAM
 EXPECTED_PROBLEMS = ("401", "404", "409", "Authorization: Bearer", "net::ERR_", "Failed to fetch")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, the thread has a running event loop, and asyncio.run has to fail
 def browser():
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=PROGRAM, args=list(FLAGS))
