@@ -100,7 +100,8 @@ def loss_of_hourly_quantiles(source: WindowSource, unseen: Batch, origins: np.nd
     return pinball_loss(torch.from_numpy(quantiles).mT[:, None], torch.from_numpy(unseen.targets)).item()
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_trained_embedding_of_the_unknown_profile_is_better_than_random_ones(seed: int) -> None:
     grid = fleet_of_morning_and_afternoon_profiles(seed)
     scaling = fit_scaling(
