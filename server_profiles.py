@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -368,8 +368,8 @@ def match_profile(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> Pro
 
 def has_own_rule(server_name: str, rules: ProfileRules) -> bool:
     """Whether a rule of the fleet file gives the profile, rather than a built-in pattern or none."""
-    rule = match_profile(server_name, rules).rule or ""
-    return rule.startswith("pin ") or rule.endswith("(fleet file)")
+    own = replace(rules, patterns=rules.patterns[: rules.added])
+    return match_profile(server_name, own).rule is not None
 
 
 def infer_profile_from_name(server_name: str, rules: ProfileRules = BUILT_IN_RULES) -> str:

@@ -14,13 +14,22 @@ servers say little about the variation of a single one.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
 from fleet_forecast.features.masked_statistics import count_over_steps
 
 KNOT_LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # of the map; the levels of a forecast may differ
-NORMAL_SCORES = tuple(statistics.NormalDist().inv_cdf(level) for level in KNOT_LEVELS)
+_NORMAL = statistics.NormalDist()
+
+
+def normal_scores(levels: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles of the normal distribution."""
+    return tuple(_NORMAL.inv_cdf(level) for level in levels)
+
+
+NORMAL_SCORES = normal_scores(KNOT_LEVELS)
 MEDIAN_KNOT = KNOT_LEVELS.index(0.5)
 PRIOR_STEPS = 24.0  # weight of the prior, in measured steps
 SMALLEST_GAP = 0.03  # between neighbouring quantiles, standardised: keeps the map strictly increasing

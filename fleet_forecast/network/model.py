@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 from pytorch_forecasting import TemporalFusionTransformer
 from torch import Tensor, nn
 
 from fleet_forecast.contract.forecast_spec import QUANTILE_LEVELS
+from fleet_forecast.features.quantile_map import normal_scores
 from fleet_forecast.features.scaling import FleetScaling
 from fleet_forecast.features.window_batch import NetworkInputs, WindowBatch, Windows
 from fleet_forecast.features.windows import WindowSpec
@@ -19,7 +18,6 @@ from fleet_forecast.network.outputs import NetworkOutput
 from fleet_forecast.network.quantile_map import map_scores_asinh
 
 WindowTensors = WindowBatch[Tensor]
-NORMAL = statistics.NormalDist()
 
 
 class ForecastModel(nn.Module):
@@ -39,8 +37,7 @@ class ForecastModel(nn.Module):
         The output layer starts with zero weights (as in Fixup, Zhang et al. 2019, arXiv:1901.09321) and with the normal
         scores of the quantile levels as bias, so that training learns deviations from the prior only.
         """
-        scores = [NORMAL.inv_cdf(level) for level in QUANTILE_LEVELS]
-        raw = raw_of(torch.tensor(scores)[:, None])[:, 0]
+        raw = raw_of(torch.tensor(normal_scores(QUANTILE_LEVELS))[:, None])[:, 0]
         with torch.no_grad():  # of each metric: weight [quantile, hidden] and bias [quantile]
             for parameter in self.network.get_submodule("output_layer").parameters():
                 parameter.copy_(raw if parameter.ndim == 1 else torch.zeros_like(parameter))

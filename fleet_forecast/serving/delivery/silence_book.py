@@ -123,12 +123,15 @@ def profile_note(silence: Silence, known: Collection[str]) -> str | None:
 
 def server_note(silence: Silence, known: Collection[str]) -> str | None:
     """The note on a silence of a server or a pattern that is, or matches, none of the known servers."""
-    if silence.profile is not None or silence.server in known or any(silence.concerns(name, None) for name in known):
+    if silence.server is not None:
+        given, is_known = repr(silence.server[:100]), silence.server in known
+    elif silence.pattern is not None:
+        names = list(known)  # a copy: other threads add servers meanwhile
+        given = f"the pattern {silence.pattern[:100]!r}"
+        is_known = any(silence.concerns(name, None) for name in names)
+    else:
         return None
-    given = (
-        repr(silence.server[:100]) if silence.server is not None else f"the pattern {(silence.pattern or '')[:100]!r}"
-    )
-    return f"{given} matches no known server; correct it unless such servers will come"
+    return None if is_known else f"{given} matches no known server; correct it unless such servers will come"
 
 
 def as_fields(silence: Silence) -> dict[str, Any]:

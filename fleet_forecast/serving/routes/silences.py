@@ -74,7 +74,9 @@ async def silences(daemon: RunningDaemon) -> Response:
     def listed() -> list[dict[str, Any]]:
         return [_silence(daemon, known) for known in daemon.silences.known]
 
-    return json_response({"silences": await asyncio.to_thread(listed)})  # a thousand of them take 0.2 s
+    return json_response(
+        {"silences": await asyncio.to_thread(listed)}
+    )  # a pattern without a match takes 25 ms for 20,000 servers
 
 
 @router.post(
@@ -91,7 +93,7 @@ async def add(daemon: RunningDaemon, silence: Silence) -> Response:
     except SilencesError as problem:
         return json_response({"detail": str(problem)}, 409)
     LOG.info("silence added", extra={"silence": known.silence_id})
-    return json_response(_silence(daemon, known))
+    return json_response(await asyncio.to_thread(_silence, daemon, known))
 
 
 @router.delete(
@@ -131,6 +133,6 @@ def _silence(daemon: Daemon, known: KnownSilence) -> dict[str, Any]:
         "id": known.silence_id,
         "source": "file" if known.of_file else "api",
         "active": known.silence.is_active(daemon.clock()),
-        "note": profile_note(known.silence, profiles) or server_note(known.silence, list(daemon.store.servers)),
+        "note": profile_note(known.silence, profiles) or server_note(known.silence, daemon.store.servers),
         **as_fields(known.silence),
     }

@@ -83,7 +83,7 @@ class Feed:
         elapsed = state.seconds_since_start or 0.0
         if state.attempt_number > 1 and elapsed - self._reported_seconds < REPORT_EVERY_SECONDS:
             return
-        self._reported_seconds = elapsed if state.attempt_number > 1 else 0.0
+        self._reported_seconds = elapsed
         problem = state.outcome.exception() if state.outcome else None
         since = f" for {elapsed:.0f} s" if state.attempt_number > 1 else ""
         self.report(f"{self.url}: {problem}{since}; trying again until it accepts the samples")
